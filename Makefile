@@ -1,0 +1,69 @@
+# Everything runs in .venv, made on demand from requirements.lock. `make` lists the targets.
+
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+UV     ?= .cache/lock/bin/uv
+DIST   ?= dist
+
+BIN       := .venv/bin
+INSTALLED := .venv/.installed
+TYPED     := $(wildcard mandrake_sessions migrations tests/typing benchmarks)
+PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-long check lint types layers format bench lock wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(INSTALLED) ## make .venv with the locked tools and this checkout
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(INSTALLED) ## show the library at work
+	@$(BIN)/mandrake-sessions demo
+
+test: $(INSTALLED) ## run the tests
+	@$(BIN)/python -m pytest
+
+test-long: $(INSTALLED) ## run the tests, the long ones too
+	@$(BIN)/python -m pytest -m "long or not long"
+
+check: lint types layers ## lint, format, types, layers
+
+lint: $(INSTALLED) ## ruff: rules and format
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff .; exit 1; }
+
+types: $(INSTALLED) ## mypy --strict
+	@$(BIN)/mypy $(TYPED)
+
+layers: $(INSTALLED) ## import-linter: who may import whom
+	@out=$$($(BIN)/lint-imports --no-logo --cache-dir .cache/import-linter) || { echo "$$out"; exit 1; }
+
+format: $(INSTALLED) ## mend what ruff can mend
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format --quiet .
+
+bench: $(INSTALLED) ## run the benchmarks and print what they measure
+	@$(BIN)/python -m pytest -s benchmarks
+
+wheel: $(INSTALLED) ## build the wheel into dist
+	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(DIST) .
+
+lock: $(UV) ## refresh requirements.lock
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make lock" --extra cli --group dev \
+		--output-file requirements.lock pyproject.toml
+
+.cache/lock/bin/uv:
+	@$(PYTHON) -m venv .cache/lock
+	@.cache/lock/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13,<0.14'
+
+clean: ## remove .venv, caches and what was built
+	@rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks dist build
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
