@@ -1,0 +1,382 @@
+"""Every exception of the library.
+
+::
+
+    MandrakeSessionsError
+    ├── InvalidArgumentError (also ValueError)
+    ├── NotInitializedError
+    ├── ReentrantScopeError
+    ├── NotFoundError
+    │   ├── SessionNotFoundError · RoundNotFoundError · RequestNotFoundError
+    │   └── ResponseNotFoundError · TurnNotFoundError · WorkspaceNotFoundError
+    ├── AlreadyExistsError
+    │   ├── SessionAlreadyExistsError · RoundAlreadyExistsError · RequestAlreadyExistsError
+    │   └── ResponseAlreadyExistsError · TurnAlreadyExistsError · WorkspaceAlreadyExistsError
+    ├── StaleRevisionError
+    ├── TurnFinishedError
+    ├── ImportSourceError
+    ├── ShutdownHookError
+    └── DatabaseError                 path · operation · result_code · attempts
+        ├── DatabaseOpenError
+        │   ├── DatabaseFolderError · DatabasePathError · DatabaseMissingError
+        │   ├── NotADatabaseError · UnrecognizedDatabaseError
+        │   └── UnsupportedSQLiteError · OptionsConflictError
+        ├── MigrationError
+        │   └── SchemaTooNewError
+        ├── DatabaseBusyError         phase · waited · phases
+        ├── ReadOnlyDatabaseError
+        ├── StorageFullError          free_bytes
+        ├── CorruptDatabaseError
+        ├── DatabaseIOError
+        ├── DatabaseMovedError
+        ├── StatementError
+        │   └── ConstraintViolationError
+        ├── TransactionLostError
+        ├── CommitOutcomeUnknownError result
+        ├── BackupError
+        └── HandleReleasedError · PoolClosedError · ForkedPoolError
+
+The docstring of a class is its message when none is given. What a program needs to decide is in
+attributes; no error carries the value of a parameter, because that value is somebody's text.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+
+class MandrakeSessionsError(Exception):
+    """Something in mandrake_sessions failed."""
+
+    default_message: ClassVar[str] = "Something in mandrake_sessions failed."
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.default_message = (inspect.getdoc(cls) or cls.__name__).split("\n\n")[0]
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.default_message)
+
+    @property
+    def message(self) -> str:
+        """What went wrong, without the context."""
+        return str(self.args[0])
+
+
+class InvalidArgumentError(MandrakeSessionsError, ValueError):
+    """An argument has the wrong type or is out of range; nothing was written."""
+
+
+class NotInitializedError(MandrakeSessionsError):
+    """The manager is not open: call init() or use it as a context manager."""
+
+
+class ReentrantScopeError(MandrakeSessionsError):
+    """This thread already works on this database; pass the open transaction on instead."""
+
+
+class NotFoundError(MandrakeSessionsError):
+    """There is no such row."""
+
+    entity: ClassVar[str] = "row"
+
+    def __init__(self, id: str | None = None, message: str | None = None) -> None:
+        self.id = id
+        super().__init__(message or f"There is no {self.entity} with the id {id!r}.")
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.entity = cls.__name__.removesuffix("NotFoundError").lower()
+
+
+class SessionNotFoundError(NotFoundError):
+    """There is no such session."""
+
+
+class RoundNotFoundError(NotFoundError):
+    """There is no such round."""
+
+
+class RequestNotFoundError(NotFoundError):
+    """There is no such request."""
+
+
+class ResponseNotFoundError(NotFoundError):
+    """There is no such response."""
+
+
+class TurnNotFoundError(NotFoundError):
+    """There is no such turn."""
+
+
+class WorkspaceNotFoundError(NotFoundError):
+    """There is no such workspace."""
+
+
+class AlreadyExistsError(MandrakeSessionsError):
+    """The id, name or path is taken."""
+
+    entity: ClassVar[str] = "row"
+
+    def __init__(self, id: str | None = None, message: str | None = None) -> None:
+        self.id = id
+        super().__init__(message or f"There is already a {self.entity} with the id {id!r}.")
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.entity = cls.__name__.removesuffix("AlreadyExistsError").lower()
+
+
+class SessionAlreadyExistsError(AlreadyExistsError):
+    """The id of the session is taken."""
+
+
+class RoundAlreadyExistsError(AlreadyExistsError):
+    """The id of the round is taken."""
+
+
+class RequestAlreadyExistsError(AlreadyExistsError):
+    """The id of the request is taken."""
+
+
+class ResponseAlreadyExistsError(AlreadyExistsError):
+    """The id of the response is taken."""
+
+
+class TurnAlreadyExistsError(AlreadyExistsError):
+    """The id or index of the turn is taken."""
+
+
+class WorkspaceAlreadyExistsError(AlreadyExistsError):
+    """The name or path of the workspace is taken."""
+
+
+class StaleRevisionError(MandrakeSessionsError):
+    """Somebody was faster: the row or conversation is not at the expected revision or index.
+
+    Attributes:
+        expected: the revision or index the caller named.
+        actual: the one that was found.
+    """
+
+    def __init__(self, *, expected: int, actual: int, message: str | None = None) -> None:
+        self.expected = expected
+        self.actual = actual
+        super().__init__(message or f"Somebody was faster: expected {expected}, found {actual}.")
+
+
+class TurnFinishedError(MandrakeSessionsError):
+    """The turn has ended; a finished turn never goes back to streaming."""
+
+
+class ImportSourceError(MandrakeSessionsError):
+    """The source cannot be imported: it is not the expected kind, or it is in use."""
+
+
+class ShutdownHookError(MandrakeSessionsError):
+    """The shutdown hook cannot be installed here: signal handlers belong to the main thread."""
+
+
+class DatabaseError(MandrakeSessionsError):
+    """A database operation failed.
+
+    Attributes:
+        path: the database file.
+        operation: what was being done, such as ``create_round`` or ``open``.
+        result_code: SQLite's extended result code, where SQLite gave one.
+        attempts: how often it was tried.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        path: str | Path | None = None,
+        operation: str | None = None,
+        result_code: int | None = None,
+        attempts: int = 1,
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.operation = operation
+        self.result_code = result_code
+        self.attempts = attempts
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        context = {
+            "path": self.path,
+            "operation": self.operation,
+            "result_code": self.result_code,
+            "attempts": self.attempts if self.attempts > 1 else None,
+        }
+        told = ", ".join(f"{name}={value}" for name, value in context.items() if value is not None)
+        return f"{self.message} ({told})" if told else self.message
+
+
+class DatabaseOpenError(DatabaseError):
+    """The database could not be opened."""
+
+
+class DatabaseFolderError(DatabaseOpenError):
+    """The folder of the database cannot be made or written."""
+
+
+class DatabasePathError(DatabaseOpenError):
+    """The path cannot name a database file."""
+
+
+class DatabaseMissingError(DatabaseOpenError):
+    """There is no database file at this path."""
+
+
+class NotADatabaseError(DatabaseOpenError):
+    """The file is not a SQLite database; it was left as it is."""
+
+
+class UnrecognizedDatabaseError(DatabaseOpenError):
+    """The file is a SQLite database of another program; it was left as it is."""
+
+
+class UnsupportedSQLiteError(DatabaseOpenError):
+    """This SQLite can lose committed data (WAL-reset bug); install apsw 3.51.3 or newer."""
+
+
+class OptionsConflictError(DatabaseOpenError):
+    """The database is open with other options than those asked for."""
+
+
+class MigrationError(DatabaseError):
+    """The schema could not be brought to the revision asked for; nothing was changed."""
+
+
+class SchemaTooNewError(MigrationError):
+    """The database was written by a newer version of mandrake_sessions; upgrade the package."""
+
+
+class DatabaseBusyError(DatabaseError):
+    """The database stayed busy until the deadline; raise busy_timeout or find who holds it.
+
+    Attributes:
+        phase: where the deadline passed: ``queue`` (others of this process), ``begin`` (another
+            process holds the write lock), ``body`` (the work itself) or ``open``.
+        waited: seconds in all.
+        phases: seconds by phase.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        phase: str = "begin",
+        waited: float = 0.0,
+        phases: Mapping[str, float] | None = None,
+        path: str | Path | None = None,
+        operation: str | None = None,
+        result_code: int | None = None,
+        attempts: int = 1,
+    ) -> None:
+        self.phase = phase
+        self.waited = waited
+        self.phases = dict(phases or {phase: waited})
+        super().__init__(
+            message,
+            path=path,
+            operation=operation,
+            result_code=result_code,
+            attempts=attempts,
+        )
+
+    def __str__(self) -> str:
+        spent = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in self.phases.items())
+        return f"{super().__str__()} [waited {self.waited:.3f} s: {spent}]"
+
+
+class ReadOnlyDatabaseError(DatabaseError):
+    """The database file cannot be written."""
+
+
+class StorageFullError(DatabaseError):
+    """The disk is full; the transaction was undone, earlier commits stand, reading goes on.
+
+    Attributes:
+        free_bytes: what the file system had free when it was asked, if it answered.
+    """
+
+    free_bytes: int | None = None
+
+
+class CorruptDatabaseError(DatabaseError):
+    """The database file is damaged; writing is refused and nothing is repaired by itself."""
+
+
+class DatabaseIOError(DatabaseError):
+    """The operating system failed to read or write the database file."""
+
+
+class DatabaseMovedError(DatabaseError):
+    """The file under the open database was moved, replaced or deleted; open it again."""
+
+
+class StatementError(DatabaseError):
+    """SQLite refused a statement."""
+
+
+class ConstraintViolationError(StatementError):
+    """A row would break a constraint of the schema.
+
+    Attributes:
+        columns: what the constraint is about, such as ``("rounds.id",)``; never a value.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        columns: tuple[str, ...] = (),
+        path: str | Path | None = None,
+        operation: str | None = None,
+        result_code: int | None = None,
+        attempts: int = 1,
+    ) -> None:
+        self.columns = columns
+        super().__init__(
+            message,
+            path=path,
+            operation=operation,
+            result_code=result_code,
+            attempts=attempts,
+        )
+
+
+class TransactionLostError(DatabaseError):
+    """SQLite ended the transaction; nothing of this unit was stored, and it may be tried again."""
+
+
+class CommitOutcomeUnknownError(DatabaseError):
+    """The COMMIT failed in a way that may have stored the data: look the ids up before a replay.
+
+    Attributes:
+        result: what the call would have returned, with the ids to look for; None where the
+            transaction was a block of the caller's.
+    """
+
+    result: object = None
+
+
+class BackupError(DatabaseError):
+    """The backup could not be made; the target was left as it was."""
+
+
+class HandleReleasedError(DatabaseError):
+    """The handle was released; acquire a new one."""
+
+
+class PoolClosedError(DatabaseError):
+    """The pool is closed or closing and takes no new work."""
+
+
+class ForkedPoolError(DatabaseError):
+    """The handle was made before a fork; acquire a new one in the child."""

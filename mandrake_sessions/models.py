@@ -1,0 +1,295 @@
+"""What callers see: frozen records of sessions, rounds, requests, responses, turns and workspaces.
+
+Times are kept as they are stored, integer microseconds UTC, and become aware datetimes when they
+are read: a history of 1,000 rounds carries 8,000 of them and most are never looked at.
+
+The fields of a record stand in the order in which ``records`` selects its columns, so that a row
+becomes a record by position: by keyword it takes three times as long.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from mandrake_sessions.ids import to_datetime
+
+
+class Unset(enum.Enum):
+    """The type of ``UNSET``."""
+
+    UNSET = "UNSET"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = Unset.UNSET
+"""Leave this field alone. ``None`` means NULL: it clears the field."""
+
+
+class TurnStatus(enum.StrEnum):
+    """Where a turn stands; ``streaming`` is the only one that can still change."""
+
+    STREAMING = "streaming"
+    COMPLETED = "completed"
+    ERROR = "error"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the turn has ended."""
+        return self is not TurnStatus.STREAMING
+
+
+class Entity(enum.StrEnum):
+    """What a recorded change is about."""
+
+    SESSION = "session"
+    ROUND = "round"
+    REQUEST = "request"
+    TURN = "turn"
+
+
+class ChangeOp(enum.StrEnum):
+    """What happened to it."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+
+
+class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One tool call and its result.
+
+    Attributes:
+        call: what was called, as the host described it.
+        response: what came back; None while there is no result.
+        raw: the stored text where it could not be parsed, otherwise None.
+    """
+
+    call: Any = msgspec.field(default_factory=dict)
+    response: Any = None
+    raw: str | None = None
+
+
+class _Timed:
+    """When a row was made and last changed; the two fields are the record's own, at its end."""
+
+    __slots__ = ()
+    created_us: int
+    updated_us: int
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was made, UTC."""
+        return to_datetime(self.created_us)
+
+    @property
+    def updated_at(self) -> datetime:
+        """When it last changed, UTC."""
+        return to_datetime(self.updated_us)
+
+
+class Session(_Timed, msgspec.Struct, frozen=True):
+    """One conversation thread.
+
+    Attributes:
+        next_round_index: the index the next round will get; it never goes back.
+        revision: how often the session's own fields were changed.
+    """
+
+    id: str
+    title: str | None
+    description: str | None
+    metadata: dict[str, Any]
+    next_round_index: int
+    revision: int
+    created_us: int
+    updated_us: int
+
+
+class Request(_Timed, msgspec.Struct, frozen=True):
+    """What the user asked."""
+
+    id: str
+    round_id: str
+    content: str
+    created_us: int
+    updated_us: int
+
+
+class Response(_Timed, msgspec.Struct, frozen=True):
+    """What answers a request: a sequence of turns."""
+
+    id: str
+    round_id: str
+    created_us: int
+    updated_us: int
+
+
+class Round(_Timed, msgspec.Struct, frozen=True):
+    """One request and the response to it; ``index`` counts from 0 inside its session."""
+
+    id: str
+    session_id: str
+    index: int
+    request: Request
+    response: Response
+    created_us: int
+    updated_us: int
+
+
+class Turn(_Timed, msgspec.Struct, frozen=True):
+    """One part of a response: text, tool calls with their results, tokens, costs and a status.
+
+    Attributes:
+        index: counts from 0 inside its response, and is never given twice.
+        raw_response: what the model sent, before the host took it apart.
+        error_message: what went wrong, where ``status`` is ``error``.
+        current_tokens: tokens received so far; ``expected_tokens`` is the host's guess of all.
+        revision: how often the turn's own fields were changed.
+    """
+
+    id: str
+    response_id: str
+    index: int
+    content: str
+    raw_response: str
+    tool_calls: tuple[ToolCall, ...]
+    status: TurnStatus
+    error_message: str | None
+    stream_started_us: int
+    stream_ended_us: int | None
+    current_tokens: int
+    expected_tokens: int | None
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int | None
+    cache_write_tokens: int | None
+    input_cost: float
+    output_cost: float
+    model: str | None
+    revision: int
+    created_us: int
+    updated_us: int
+
+    @property
+    def stream_started_at(self) -> datetime:
+        """When streaming began, UTC."""
+        return to_datetime(self.stream_started_us)
+
+    @property
+    def stream_ended_at(self) -> datetime | None:
+        """When streaming ended, UTC; None while it goes on."""
+        return None if self.stream_ended_us is None else to_datetime(self.stream_ended_us)
+
+
+class NewTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished turn to be stored by ``record_round``; the fields are those of ``Turn``.
+
+    Attributes:
+        started_at: when streaming began, aware; now when None.
+        id: the id of the turn; a new one when None.
+    """
+
+    content: str = ""
+    raw_response: str = ""
+    tool_calls: Sequence[ToolCall | Mapping[str, Any]] = ()
+    status: TurnStatus | str = TurnStatus.COMPLETED
+    error_message: str | None = None
+    started_at: datetime | None = None
+    current_tokens: int = 0
+    expected_tokens: int | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    input_cost: float = 0.0
+    output_cost: float = 0.0
+    model: str | None = None
+    id: str | None = None
+
+
+class Exchange(Round, frozen=True):
+    """A round with the turns of its response, in index order."""
+
+    turns: tuple[Turn, ...]
+
+
+class SessionHistory(msgspec.Struct, frozen=True):
+    """A session with all its rounds and turns, in index order."""
+
+    session: Session
+    rounds: tuple[Exchange, ...]
+
+
+class StreamingStatus(msgspec.Struct, frozen=True):
+    """Whether a response is still being streamed.
+
+    Attributes:
+        turns: how many turns the response has; 0 is told apart from complete.
+        streaming: how many of them are streaming.
+    """
+
+    response_id: str
+    turns: int
+    streaming: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there are turns and none is streaming."""
+        return self.turns > 0 and self.streaming == 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the response has no turn yet."""
+        return self.turns == 0
+
+
+class SessionUsage(msgspec.Struct, frozen=True):
+    """What a session used: tokens and costs over all its turns."""
+
+    session_id: str
+    rounds: int
+    turns: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    input_cost: float
+    output_cost: float
+
+    @property
+    def total_cost(self) -> float:
+        """Input and output cost together."""
+        return self.input_cost + self.output_cost
+
+
+class Workspace(msgspec.Struct, frozen=True):
+    """A registered workspace: a directory with a ``.ws`` folder.
+
+    Attributes:
+        last_opened_us: None until its database was opened for the first time.
+    """
+
+    id: str
+    name: str
+    path: str
+    description: str | None
+    created_us: int
+    last_opened_us: int | None
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was registered, UTC."""
+        return to_datetime(self.created_us)
+
+    @property
+    def last_opened_at(self) -> datetime | None:
+        """When a host last opened it, UTC."""
+        return None if self.last_opened_us is None else to_datetime(self.last_opened_us)

@@ -1,0 +1,105 @@
+"""A session's rounds with their turns, in a fixed number of statements whatever their number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import bindparam, select
+
+from mandrake_sessions import arguments, schema
+from mandrake_sessions.database.statement import Row, Statement
+from mandrake_sessions.database.transaction import ReadTransaction, ReadUnit
+from mandrake_sessions.models import Exchange, SessionHistory, Turn
+from mandrake_sessions.records.rounds import SELECT_ROUNDS, round_fields
+from mandrake_sessions.records.sessions import get_session, require_session
+from mandrake_sessions.records.turn_rows import TURN_COLUMNS, turn_from
+
+_ROUND = schema.rounds.c
+_TURN = schema.turns.c
+_OF_SESSION = _ROUND.session_id == bindparam("session_id")
+_PAGE = Statement(
+    SELECT_ROUNDS.where(_OF_SESSION, _ROUND.index > bindparam("after"))
+    .order_by(_ROUND.index)
+    .limit(bindparam("limit"))
+)
+_LAST = Statement(
+    SELECT_ROUNDS.where(_OF_SESSION).order_by(_ROUND.index.desc()).limit(bindparam("limit"))
+)
+# The order is that of two indexes walked one inside the other; nothing is sorted.
+_TURNS = Statement(
+    select(*TURN_COLUMNS)
+    .select_from(schema.rounds.join(schema.responses).join(schema.turns))
+    .where(_OF_SESSION, _ROUND.index.between(bindparam("first"), bindparam("last")))
+    .order_by(_ROUND.index, _TURN.index)
+)
+
+
+def render_session_history(session_id: str, *, last: int | None = None) -> ReadUnit[SessionHistory]:
+    """Return a session with its rounds and their turns, all in index order.
+
+    Args:
+        session_id: the id of the session.
+        last: how many of the last rounds, 1 to 10,000; all of them when None.
+
+    Returns:
+        The session, its rounds and their turns, as they were at one moment.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of range.
+        SessionNotFoundError: there is no such session.
+    """
+    get = get_session(session_id)
+    values = {
+        "session_id": session_id,
+        "after": -1,
+        "limit": arguments.optional_limit("last", last),
+    }
+
+    def work(tx: ReadTransaction) -> SessionHistory:
+        session = get(tx)
+        rows = tx.rows(_PAGE, values) if last is None else tx.rows(_LAST, values)[::-1]
+        return SessionHistory(session, tuple(_exchanges(tx, session_id, rows)))
+
+    return work
+
+
+def history_page(session_id: str, after_index: int | None, limit: int) -> ReadUnit[list[Exchange]]:
+    """Return a page of a session's rounds with their turns, in index order.
+
+    Args:
+        session_id: the id of the session.
+        after_index: the index of the last round of the page before; None for the first page.
+        limit: rounds of the page, 1 to 10,000.
+
+    Returns:
+        The rounds of the page with their turns; fewer than ``limit`` on the last page.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of range.
+        SessionNotFoundError: there is no such session.
+    """
+    values: dict[str, Any] = {
+        "session_id": arguments.lookup_id("session_id", session_id),
+        "after": arguments.after_index("after_index", after_index),
+        "limit": arguments.limit("limit", limit),
+    }
+
+    def work(tx: ReadTransaction) -> list[Exchange]:
+        rows = tx.rows(_PAGE, values)
+        if not rows:
+            require_session(tx, session_id)
+        return _exchanges(tx, session_id, rows)
+
+    return work
+
+
+def _exchanges(tx: ReadTransaction, session_id: str, rows: list[Row]) -> list[Exchange]:
+    if not rows:
+        return []
+    rounds = [round_fields(row) for row in rows]
+    first, last = rounds[0][2], rounds[-1][2]
+    turns: dict[str, list[Turn]] = {fields[4].id: [] for fields in rounds}
+    values = {"session_id": session_id, "first": first, "last": last}
+    for turn in map(turn_from, tx.rows(_TURNS, values)):
+        turns[turn.response_id].append(turn)
+    return [Exchange(*fields, tuple(turns[fields[4].id])) for fields in rounds]

@@ -1,0 +1,110 @@
+"""Requests and responses, by their own ids."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from sqlalchemy import bindparam, select
+
+from mandrake_sessions import arguments, schema
+from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.database.transaction import (
+    ReadTransaction,
+    ReadUnit,
+    WriteTransaction,
+    WriteUnit,
+)
+from mandrake_sessions.errors import RequestNotFoundError, ResponseNotFoundError
+from mandrake_sessions.ids import now
+from mandrake_sessions.models import UNSET, ChangeOp, Entity, Request, Response, Unset
+from mandrake_sessions.records.changes import record_change
+from mandrake_sessions.records.columns import columns_of, update_row
+
+_REQUEST_COLUMNS = columns_of(Request, schema.requests)
+_REQUEST_BY_ID = Statement(select(*_REQUEST_COLUMNS).where(schema.requests.c.id == bindparam("id")))
+_RESPONSE_BY_ID = Statement(
+    select(*columns_of(Response, schema.responses)).where(schema.responses.c.id == bindparam("id"))
+)
+
+
+@cache
+def _update(names: tuple[str, ...]) -> Statement:
+    return Statement(update_row(schema.requests, names).returning(*_REQUEST_COLUMNS))
+
+
+def get_request(id: str) -> ReadUnit[Request]:
+    """Return a request.
+
+    Args:
+        id: the id of the request.
+
+    Returns:
+        The request.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+        RequestNotFoundError: there is no such request.
+    """
+    values = {"id": arguments.lookup_id("id", id)}
+
+    def work(tx: ReadTransaction) -> Request:
+        row = tx.row(_REQUEST_BY_ID, values)
+        if row is None:
+            raise RequestNotFoundError(id)
+        return Request(*row)
+
+    return work
+
+
+def update_request(id: str, *, content: str | Unset = UNSET) -> WriteUnit[Request]:
+    """Change the given fields of a request; with none given nothing changes.
+
+    Args:
+        id: the id of the request.
+        content: the new text of what the user asked.
+
+    Returns:
+        The request as it is now.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of range.
+        RequestNotFoundError: there is no such request.
+    """
+    get = get_request(id)
+    given = {} if content is UNSET else {"content": arguments.text("content", content)}
+    statement = _update(tuple(given))
+    values = given | {"id": id, "now": now()}
+
+    def work(tx: WriteTransaction) -> Request:
+        row = tx.row(statement, values) if given else None
+        if row is None:
+            return get(tx)
+        request = Request(*row)
+        record_change(tx, Entity.REQUEST, id, ChangeOp.UPDATE, parent_id=request.round_id)
+        return request
+
+    return work
+
+
+def get_response(id: str) -> ReadUnit[Response]:
+    """Return a response; ``list_turns`` returns what it consists of.
+
+    Args:
+        id: the id of the response.
+
+    Returns:
+        The response.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+        ResponseNotFoundError: there is no such response.
+    """
+    values = {"id": arguments.lookup_id("id", id)}
+
+    def work(tx: ReadTransaction) -> Response:
+        row = tx.row(_RESPONSE_BY_ID, values)
+        if row is None:
+            raise ResponseNotFoundError(id)
+        return Response(*row)
+
+    return work

@@ -1,0 +1,313 @@
+"""Sessions: create, read, list, update, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import msgspec
+import structlog
+from sqlalchemy import Integer, Text, bindparam, delete, func, insert, select, tuple_, update
+
+from mandrake_sessions import arguments, schema
+from mandrake_sessions.database.statement import Row, Statement
+from mandrake_sessions.database.transaction import (
+    ReadTransaction,
+    ReadUnit,
+    WriteTransaction,
+    WriteUnit,
+)
+from mandrake_sessions.errors import (
+    ConstraintViolationError,
+    InvalidArgumentError,
+    SessionAlreadyExistsError,
+    SessionNotFoundError,
+    StaleRevisionError,
+)
+from mandrake_sessions.ids import now
+from mandrake_sessions.models import UNSET, ChangeOp, Entity, Session, Unset
+from mandrake_sessions.records.changes import record_change
+from mandrake_sessions.records.columns import columns_of, later, update_row, values_of
+
+_C = schema.sessions.c
+_COLUMNS = columns_of(Session, schema.sessions)
+_INSERT = Statement(insert(schema.sessions))
+_BY_ID = Statement(select(*_COLUMNS).where(_C.id == bindparam("id")))
+_EXISTS = Statement(select(_C.id).where(_C.id == bindparam("id")))
+_COUNT = Statement(select(func.count()).select_from(schema.sessions))
+_DELETE = Statement(delete(schema.sessions).where(_C.id == bindparam("id")))
+_TOUCH = Statement(
+    update(schema.sessions)
+    .values(updated_at=later(schema.sessions))
+    .where(_C.id == bindparam("id"))
+)
+# A row value and not an OR of two comparisons: SQLite then starts in the index where the page does.
+_PAGE = Statement(
+    select(*_COLUMNS)
+    .where(
+        tuple_(_C.updated_at, _C.id)
+        < tuple_(bindparam("before_time", type_=Integer), bindparam("before_id", type_=Text))
+    )
+    .order_by(_C.updated_at.desc(), _C.id.desc())
+    .limit(bindparam("limit"))
+    .offset(bindparam("offset"))
+)
+_metadata_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+@cache
+def _update(names: tuple[str, ...]) -> Statement:
+    return Statement(update_row(schema.sessions, names).returning(*_COLUMNS))
+
+
+def session_from(row: Row) -> Session:
+    """Return the session of a row."""
+    id, title, description, metadata, *rest = row
+    return Session(
+        id, title, description, {} if metadata == "{}" else _read_metadata(metadata, id), *rest
+    )
+
+
+def _read_metadata(stored: str, session_id: str) -> dict[str, Any]:
+    try:
+        return _metadata_decoder.decode(stored)
+    except (msgspec.MsgspecError, RecursionError):
+        # Another program's writing. One such row must not make every list of sessions fail.
+        structlog.get_logger(__name__).warning("metadata_unreadable", session_id=session_id)
+        return {}
+
+
+def create_session(
+    title: str | None = None,
+    description: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    id: str | None = None,
+) -> WriteUnit[Session]:
+    """Create a session.
+
+    Args:
+        title: what a list shows.
+        description: what it is about.
+        metadata: the host's own facts, a mapping of JSON values.
+        id: the id it shall have, 1 to 255 characters; a new UUIDv7 when None.
+
+    Returns:
+        The new session.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of range.
+        SessionAlreadyExistsError: the id is taken.
+    """
+    moment = now()
+    plain, encoded = arguments.json_object("metadata", metadata)
+    session = Session(
+        id=arguments.fresh_id("id", id),
+        title=arguments.optional_text("title", title),
+        description=arguments.optional_text("description", description),
+        metadata=plain,
+        next_round_index=0,
+        revision=0,
+        created_us=moment,
+        updated_us=moment,
+    )
+
+    def work(tx: WriteTransaction) -> Session:
+        add_session(tx, session, encoded)
+        return session
+
+    return work
+
+
+def add_session(tx: WriteTransaction, session: Session, encoded_metadata: str) -> None:
+    """Insert a complete session and its change row."""
+    try:
+        tx.run(_INSERT, values_of(session) | {_C.metadata.name: encoded_metadata})
+    except ConstraintViolationError as violation:
+        if str(_C.id) in violation.columns:
+            raise SessionAlreadyExistsError(session.id) from violation
+        raise
+    record_change(tx, Entity.SESSION, session.id, ChangeOp.CREATE, parent_id=session.id)
+
+
+def get_session(id: str) -> ReadUnit[Session]:
+    """Return a session.
+
+    Args:
+        id: the id of the session.
+
+    Returns:
+        The session.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+        SessionNotFoundError: there is no such session.
+    """
+    find = find_session(id)
+
+    def work(tx: ReadTransaction) -> Session:
+        session = find(tx)
+        if session is None:
+            raise SessionNotFoundError(id)
+        return session
+
+    return work
+
+
+def find_session(id: str) -> ReadUnit[Session | None]:
+    """Return a session, or None if there is none.
+
+    Args:
+        id: the id of the session.
+
+    Returns:
+        The session or None.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+    """
+    values = {"id": arguments.lookup_id("id", id)}
+
+    def work(tx: ReadTransaction) -> Session | None:
+        row = tx.row(_BY_ID, values)
+        return None if row is None else session_from(row)
+
+    return work
+
+
+def list_sessions(
+    *, limit: int = 100, offset: int = 0, after: Session | None = None
+) -> ReadUnit[list[Session]]:
+    """Return a page of sessions, the one that changed last first, ties by id descending.
+
+    Args:
+        limit: sessions of the page, 1 to 10,000.
+        offset: sessions left out in front; each costs a step, ``after`` costs none.
+        after: the last session of the page before, as it was returned then.
+
+    Returns:
+        The sessions of the page.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of range.
+    """
+    if not (after is None or isinstance(after, Session)):
+        raise InvalidArgumentError("after must be a Session.")
+    values = {
+        "limit": arguments.limit("limit", limit),
+        "offset": arguments.offset("offset", offset),
+        "before_time": arguments.MAX_COUNT if after is None else after.updated_us,
+        "before_id": "" if after is None else after.id,
+    }
+
+    def work(tx: ReadTransaction) -> list[Session]:
+        return [session_from(row) for row in tx.rows(_PAGE, values)]
+
+    return work
+
+
+def count_sessions() -> ReadUnit[int]:
+    """Return how many sessions there are.
+
+    Returns:
+        The number of sessions.
+    """
+
+    def work(tx: ReadTransaction) -> int:
+        row = tx.row(_COUNT)
+        assert row is not None
+        return int(row[0])
+
+    return work
+
+
+def update_session(
+    id: str,
+    *,
+    title: str | Unset | None = UNSET,
+    description: str | Unset | None = UNSET,
+    metadata: Mapping[str, Any] | Unset | None = UNSET,
+    expected_revision: int | None = None,
+) -> WriteUnit[Session]:
+    """Change the given fields of a session; with none given nothing changes.
+
+    Args:
+        id: the id of the session.
+        title: the new title; None clears it.
+        description: the new description; None clears it.
+        metadata: the new metadata, which replaces the old; None clears it.
+        expected_revision: the revision the session must still have.
+
+    Returns:
+        The session as it is now.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of range.
+        SessionNotFoundError: there is no such session.
+        StaleRevisionError: the session is not at the expected revision.
+    """
+    given: dict[str, Any] = {}
+    if title is not UNSET:
+        given["title"] = arguments.optional_text("title", title)
+    if description is not UNSET:
+        given["description"] = arguments.optional_text("description", description)
+    if metadata is not UNSET:
+        _, given["metadata"] = arguments.json_object("metadata", metadata)
+    statement = _update(tuple(given))
+    values = given | {
+        "id": arguments.lookup_id("id", id),
+        "expected_revision": arguments.optional_count("expected_revision", expected_revision),
+        "now": now(),
+    }
+    get = get_session(id)
+
+    def work(tx: WriteTransaction) -> Session:
+        row = tx.row(statement, values) if given else None
+        if row is None:
+            session = get(tx)
+            if expected_revision is not None and session.revision != expected_revision:
+                raise StaleRevisionError(expected=expected_revision, actual=session.revision)
+            return session
+        record_change(tx, Entity.SESSION, id, ChangeOp.UPDATE, parent_id=id)
+        return session_from(row)
+
+    return work
+
+
+def delete_session(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
+    """Delete a session with its rounds, requests, responses and turns.
+
+    Args:
+        id: the id of the session.
+        missing_ok: whether to return False, rather than raise, if there is none.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+        SessionNotFoundError: there is no such session.
+    """
+    values = {"id": arguments.lookup_id("id", id)}
+
+    def work(tx: WriteTransaction) -> bool:
+        if tx.run(_DELETE, values):
+            record_change(tx, Entity.SESSION, id, ChangeOp.DELETE, parent_id=id)
+            return True
+        if missing_ok:
+            return False
+        raise SessionNotFoundError(id)
+
+    return work
+
+
+def require_session(tx: ReadTransaction, id: str) -> None:
+    """Raise ``SessionNotFoundError`` unless there is such a session."""
+    if tx.row(_EXISTS, {"id": id}) is None:
+        raise SessionNotFoundError(id)
+
+
+def touch_session(tx: WriteTransaction, id: str, moment: int) -> None:
+    """Move ``updated_at`` on: a round or turn of the session has begun, ended or gone."""
+    tx.run(_TOUCH, {"id": id, "now": moment})

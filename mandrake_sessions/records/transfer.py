@@ -1,0 +1,188 @@
+"""Complete records put in as they are, with their ids, indexes and times: for importers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import pairwise
+
+import msgspec
+from sqlalchemy import Integer, bindparam, func, select, update
+
+from mandrake_sessions import arguments, schema
+from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.database.transaction import (
+    ReadTransaction,
+    ReadUnit,
+    WriteTransaction,
+    WriteUnit,
+)
+from mandrake_sessions.errors import InvalidArgumentError, SessionNotFoundError
+from mandrake_sessions.models import Entity, Exchange, Request, Response, Session, Turn
+from mandrake_sessions.records.rounds import add_round
+from mandrake_sessions.records.sessions import add_session
+from mandrake_sessions.records.turn_rows import add_turn, checked_fields
+
+_SESSION = schema.sessions.c
+_TABLES = {
+    Entity.SESSION: schema.sessions,
+    Entity.ROUND: schema.rounds,
+    Entity.REQUEST: schema.requests,
+    Entity.TURN: schema.turns,
+}
+_EXISTS = {
+    entity: Statement(select(table.c.id).where(table.c.id == bindparam("id")))
+    for entity, table in _TABLES.items()
+}
+# The times of an imported session are those of its source, so ``updated_at`` stays.
+_RAISE_INDEX = Statement(
+    update(schema.sessions)
+    .values(
+        next_round_index=func.max(
+            _SESSION.next_round_index, bindparam("next_round_index", type_=Integer)
+        )
+    )
+    .where(_SESSION.id == bindparam("session_id"))
+)
+
+
+def find_existing_ids(entity: Entity, ids: Collection[str]) -> ReadUnit[frozenset[str]]:
+    """Return those of the ids that exist.
+
+    Args:
+        entity: what the ids are of.
+        ids: the ids asked for.
+
+    Returns:
+        The ids that are in the database.
+
+    Raises:
+        InvalidArgumentError: an id is not a string.
+    """
+    statement = _EXISTS[entity]
+    wanted = [arguments.lookup_id("ids", id) for id in ids]
+
+    def work(tx: ReadTransaction) -> frozenset[str]:
+        return frozenset(id for id in wanted if tx.row(statement, {"id": id}) is not None)
+
+    return work
+
+
+def insert_session(session: Session) -> WriteUnit[Session]:
+    """Insert a session as it is, without its rounds.
+
+    Args:
+        session: the session; its rounds raise ``next_round_index`` where it is too low.
+
+    Returns:
+        The session that was stored.
+
+    Raises:
+        InvalidArgumentError: a field has the wrong type or is out of range.
+        SessionAlreadyExistsError: the id is taken.
+    """
+    plain, encoded = arguments.json_object("metadata", session.metadata)
+    stored = Session(
+        id=arguments.fresh_id("id", session.id),
+        title=arguments.optional_text("title", session.title),
+        description=arguments.optional_text("description", session.description),
+        metadata=plain,
+        next_round_index=arguments.index("next_round_index", session.next_round_index),
+        revision=arguments.index("revision", session.revision),
+        created_us=arguments.stored_moment("created_us", session.created_us),
+        updated_us=arguments.stored_moment("updated_us", session.updated_us),
+    )
+
+    def work(tx: WriteTransaction) -> Session:
+        add_session(tx, stored, encoded)
+        return stored
+
+    return work
+
+
+def insert_exchange(exchange: Exchange) -> WriteUnit[Exchange]:
+    """Insert a round as it is, with its request, response and turns.
+
+    The counters of the session and the response are raised above the indexes that come in.
+
+    Args:
+        exchange: the round with its turns in index order.
+
+    Returns:
+        The round that was stored.
+
+    Raises:
+        InvalidArgumentError: a field has the wrong type or is out of range, or the parts do not
+            belong together.
+        SessionNotFoundError: there is no such session.
+        RoundAlreadyExistsError: the id of the round, or its index in the session, is taken.
+        RequestAlreadyExistsError: the id of the request is taken.
+        ResponseAlreadyExistsError: the id of the response is taken.
+        TurnAlreadyExistsError: the id of a turn is taken.
+    """
+    turns = [_checked_turn(turn, exchange.response.id) for turn in exchange.turns]
+    if any(second.index <= first.index for (first, _), (second, _) in pairwise(turns)):
+        raise InvalidArgumentError("turns must be in index order, each index once.")
+    stored = Exchange(
+        id=arguments.fresh_id("id", exchange.id),
+        session_id=arguments.lookup_id("session_id", exchange.session_id),
+        index=arguments.index("index", exchange.index),
+        request=_checked_request(exchange.request, exchange.id),
+        response=_checked_response(exchange.response, exchange.id),
+        created_us=arguments.stored_moment("created_us", exchange.created_us),
+        updated_us=arguments.stored_moment("updated_us", exchange.updated_us),
+        turns=tuple(turn for turn, _ in turns),
+    )
+    counters = {"session_id": stored.session_id, "next_round_index": stored.index + 1}
+    next_turn_index = stored.turns[-1].index + 1 if stored.turns else 0
+
+    def work(tx: WriteTransaction) -> Exchange:
+        if not tx.run(_RAISE_INDEX, counters):
+            raise SessionNotFoundError(stored.session_id)
+        add_round(tx, stored, next_turn_index=next_turn_index)
+        for turn, encoded_calls in turns:
+            add_turn(tx, turn, encoded_calls)
+        return stored
+
+    return work
+
+
+def _checked_request(request: Request, round_id: str) -> Request:
+    _require_parent("request.round_id", request.round_id, round_id)
+    return Request(
+        id=arguments.fresh_id("request.id", request.id),
+        round_id=request.round_id,
+        content=arguments.text("request.content", request.content),
+        created_us=arguments.stored_moment("request.created_us", request.created_us),
+        updated_us=arguments.stored_moment("request.updated_us", request.updated_us),
+    )
+
+
+def _checked_response(response: Response, round_id: str) -> Response:
+    _require_parent("response.round_id", response.round_id, round_id)
+    return Response(
+        id=arguments.fresh_id("response.id", response.id),
+        round_id=response.round_id,
+        created_us=arguments.stored_moment("response.created_us", response.created_us),
+        updated_us=arguments.stored_moment("response.updated_us", response.updated_us),
+    )
+
+
+def _checked_turn(turn: Turn, response_id: str) -> tuple[Turn, str]:
+    _require_parent("turn.response_id", turn.response_id, response_id)
+    calls, encoded_calls = arguments.tool_calls("tool_calls", turn.tool_calls)
+    fields = checked_fields(turn)
+    if fields["status"].is_finished is (turn.stream_ended_us is None):
+        raise InvalidArgumentError("stream_ended_us must be None while streaming, and only then.")
+    arguments.fresh_id("turn.id", turn.id)
+    arguments.index("turn.index", turn.index)
+    arguments.index("revision", turn.revision)
+    for name in ("stream_started_us", "created_us", "updated_us"):
+        arguments.stored_moment(name, getattr(turn, name))
+    if turn.stream_ended_us is not None:
+        arguments.stored_moment("stream_ended_us", turn.stream_ended_us)
+    return msgspec.structs.replace(turn, tool_calls=calls, **fields), encoded_calls
+
+
+def _require_parent(name: str, given: str, expected: str) -> None:
+    if given != expected:
+        raise InvalidArgumentError(f"{name} must be the id of what it belongs to.")

@@ -1,0 +1,168 @@
+"""Changes of a turn, and which status may follow which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Final
+
+from sqlalchemy import bindparam, func, or_
+
+from mandrake_sessions import arguments, schema
+from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.database.transaction import WriteTransaction, WriteUnit
+from mandrake_sessions.errors import StaleRevisionError, TurnFinishedError
+from mandrake_sessions.ids import now
+from mandrake_sessions.models import (
+    UNSET,
+    ChangeOp,
+    Entity,
+    ToolCall,
+    Turn,
+    TurnStatus,
+    Unset,
+)
+from mandrake_sessions.records.changes import record_change
+from mandrake_sessions.records.columns import update_row
+from mandrake_sessions.records.sessions import touch_session
+from mandrake_sessions.records.turn_rows import (
+    FIELD_CHECKS,
+    TURN_COLUMNS,
+    turn_from,
+)
+from mandrake_sessions.records.turns import get_turn
+
+_C = schema.turns.c
+
+MOVES: Final[dict[TurnStatus, frozenset[TurnStatus]]] = {
+    TurnStatus.STREAMING: frozenset(TurnStatus),
+    TurnStatus.COMPLETED: frozenset({TurnStatus.COMPLETED}),
+    TurnStatus.ERROR: frozenset({TurnStatus.ERROR}),
+    TurnStatus.INTERRUPTED: frozenset({TurnStatus.INTERRUPTED}),
+}
+"""Which status may follow which: one that has ended stays as it is."""
+
+
+@cache
+def _update(names: tuple[str, ...], status: TurnStatus | None) -> Statement:
+    changed = update_row(schema.turns, names)
+    if status is not None:
+        sources = [source for source in TurnStatus if status in MOVES[source]]
+        changed = changed.where(or_(*(_C.status == source.value for source in sources)))
+        if status.is_finished:
+            # The end is the first one: a turn that is finished again keeps it.
+            changed = changed.values(
+                stream_ended_at=func.coalesce(_C.stream_ended_at, bindparam("now"))
+            )
+    return Statement(changed.returning(*TURN_COLUMNS))
+
+
+def update_turn(
+    id: str,
+    *,
+    content: str | Unset = UNSET,
+    raw_response: str | Unset = UNSET,
+    tool_calls: Sequence[ToolCall | Mapping[str, Any]] | Unset = UNSET,
+    status: TurnStatus | str | Unset = UNSET,
+    error_message: str | Unset | None = UNSET,
+    current_tokens: int | Unset = UNSET,
+    expected_tokens: int | Unset | None = UNSET,
+    input_tokens: int | Unset = UNSET,
+    output_tokens: int | Unset = UNSET,
+    cache_read_tokens: int | Unset | None = UNSET,
+    cache_write_tokens: int | Unset | None = UNSET,
+    input_cost: float | Unset = UNSET,
+    output_cost: float | Unset = UNSET,
+    model: str | Unset | None = UNSET,
+    expected_revision: int | None = None,
+) -> WriteUnit[Turn]:
+    """Change the given fields of a turn; with none given nothing changes.
+
+    A status other than ``streaming`` ends the turn. The other fields of a turn that has ended may
+    still be changed: usage often arrives late.
+
+    Args:
+        id: the id of the turn.
+        content: the whole text.
+        raw_response: what the model sent, before the host took it apart.
+        tool_calls: ``ToolCall``, or mappings with ``call`` and ``response``; they replace the old.
+        status: ``streaming``, or how it ended.
+        error_message: what went wrong; None clears it.
+        current_tokens: tokens received so far.
+        expected_tokens: the host's guess of all; None clears it.
+        input_tokens: tokens that were read.
+        output_tokens: tokens that were written.
+        cache_read_tokens: input tokens from the provider's cache; None clears it.
+        cache_write_tokens: input tokens that were put into it; None clears it.
+        input_cost: cost of the input, in the host's currency.
+        output_cost: cost of the output, in the host's currency.
+        model: the model that answers; None clears it.
+        expected_revision: the revision the turn must still have.
+
+    Returns:
+        The turn as it is now.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of range.
+        TurnNotFoundError: there is no such turn.
+        TurnFinishedError: the turn has ended, and its status would change.
+        StaleRevisionError: the turn is not at the expected revision.
+    """
+    fields = {
+        "content": content,
+        "raw_response": raw_response,
+        "status": status,
+        "error_message": error_message,
+        "current_tokens": current_tokens,
+        "expected_tokens": expected_tokens,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "cache_read_tokens": cache_read_tokens,
+        "cache_write_tokens": cache_write_tokens,
+        "input_cost": input_cost,
+        "output_cost": output_cost,
+        "model": model,
+    }
+    given = {
+        name: FIELD_CHECKS[name](name, value)
+        for name, value in fields.items()
+        if value is not UNSET
+    }
+    if tool_calls is not UNSET:
+        _, given["tool_calls"] = arguments.tool_calls("tool_calls", tool_calls)
+    arguments.optional_count("expected_revision", expected_revision)
+    return _prepare_update(id, given, expected_revision)
+
+
+def _prepare_update(
+    id: str, given: dict[str, Any], expected_revision: int | None
+) -> WriteUnit[Turn]:
+    moment = now()
+    status: TurnStatus | None = given.get("status")
+    statement = _update(tuple(given), status)
+    values = given | {"id": id, "expected_revision": expected_revision, "now": moment}
+    get = get_turn(id)
+
+    def work(tx: WriteTransaction) -> Turn:
+        row = tx.row(statement, values) if given else None
+        if row is None:
+            turn = get(tx)
+            _require_changeable(turn, status, expected_revision)
+            return turn
+        turn = turn_from(row)
+        session_id = record_change(tx, Entity.TURN, id, ChangeOp.UPDATE, parent_id=turn.response_id)
+        if status is not None and turn.stream_ended_us == moment:
+            touch_session(tx, session_id, moment)
+        return turn
+
+    return work
+
+
+def _require_changeable(
+    turn: Turn, status: TurnStatus | None, expected_revision: int | None
+) -> None:
+    """Raise what kept the UPDATE from finding its row."""
+    if expected_revision is not None and turn.revision != expected_revision:
+        raise StaleRevisionError(expected=expected_revision, actual=turn.revision)
+    if status is not None and status not in MOVES[turn.status]:
+        raise TurnFinishedError

@@ -1,0 +1,329 @@
+"""Turns: create, read, list, delete, and whether a response is still being streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Integer, bindparam, delete, func, literal_column, select, update
+
+from mandrake_sessions import arguments, schema
+from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.database.transaction import (
+    ReadTransaction,
+    ReadUnit,
+    WriteTransaction,
+    WriteUnit,
+)
+from mandrake_sessions.errors import (
+    InvalidArgumentError,
+    MandrakeSessionsError,
+    ResponseNotFoundError,
+    TurnAlreadyExistsError,
+    TurnNotFoundError,
+)
+from mandrake_sessions.ids import now
+from mandrake_sessions.models import (
+    ChangeOp,
+    Entity,
+    NewTurn,
+    StreamingStatus,
+    ToolCall,
+    Turn,
+    TurnStatus,
+)
+from mandrake_sessions.records.changes import record_change
+from mandrake_sessions.records.columns import later
+from mandrake_sessions.records.sessions import touch_session
+from mandrake_sessions.records.turn_rows import (
+    TURN_COLUMNS,
+    add_turn,
+    prepare_turn,
+    turn_from,
+)
+
+_C = schema.turns.c
+_RESPONSE = schema.responses.c
+_WANTED_INDEX = func.coalesce(bindparam("index", type_=Integer), _RESPONSE.next_turn_index)
+
+# One statement takes the next index or a later one that was asked for, and moves the counter on.
+_TAKE_INDEX = Statement(
+    update(schema.responses)
+    .values(next_turn_index=_WANTED_INDEX + 1, updated_at=later(schema.responses))
+    .where(_RESPONSE.id == bindparam("response_id"), _RESPONSE.next_turn_index <= _WANTED_INDEX)
+    .returning(_RESPONSE.next_turn_index)
+)
+_RESPONSE_EXISTS = Statement(select(_RESPONSE.id).where(_RESPONSE.id == bindparam("response_id")))
+_AT_INDEX = Statement(
+    select(_C.id).where(_C.response_id == bindparam("response_id"), _C.index == bindparam("index"))
+)
+_BY_ID = Statement(select(*TURN_COLUMNS).where(_C.id == bindparam("id")))
+_OF_RESPONSE = select(*TURN_COLUMNS).where(_C.response_id == bindparam("response_id"))
+_LATEST = Statement(_OF_RESPONSE.order_by(_C.index.desc()).limit(1))
+_PAGE = Statement(
+    _OF_RESPONSE.where(_C.index > bindparam("after"))
+    .order_by(_C.index)
+    .limit(bindparam("limit"))
+    .offset(bindparam("offset"))
+)
+_DELETE = Statement(delete(schema.turns).where(_C.id == bindparam("id")).returning(_C.response_id))
+_COUNT_TURNS = (
+    select(func.count()).where(_C.response_id == _RESPONSE.id).correlate(schema.responses)
+)
+# The status is part of the text: with a parameter SQLite could not use the partial index.
+_IS_STREAMING = _C.status == literal_column(f"'{TurnStatus.STREAMING}'")
+_STREAMING_STATUS = Statement(
+    select(
+        _RESPONSE.id,
+        _COUNT_TURNS.scalar_subquery(),
+        _COUNT_TURNS.where(_IS_STREAMING).scalar_subquery(),
+    ).where(_RESPONSE.id == bindparam("response_id"))
+)
+
+
+def create_turn(
+    response_id: str,
+    *,
+    content: str = "",
+    raw_response: str = "",
+    tool_calls: Sequence[ToolCall | Mapping[str, Any]] = (),
+    status: TurnStatus | str = TurnStatus.STREAMING,
+    error_message: str | None = None,
+    index: int | None = None,
+    started_at: datetime | None = None,
+    current_tokens: int = 0,
+    expected_tokens: int | None = None,
+    input_tokens: int = 0,
+    output_tokens: int = 0,
+    cache_read_tokens: int | None = None,
+    cache_write_tokens: int | None = None,
+    input_cost: float = 0.0,
+    output_cost: float = 0.0,
+    model: str | None = None,
+    id: str | None = None,
+) -> WriteUnit[Turn]:
+    """Add a turn to a response; it is streaming unless another status is given.
+
+    Args:
+        response_id: the response it belongs to.
+        content: the text so far.
+        raw_response: what the model sent, before the host took it apart.
+        tool_calls: ``ToolCall``, or mappings with ``call`` and ``response``.
+        status: ``streaming``, or how it ended if it has.
+        error_message: what went wrong.
+        index: the index it shall have; the next one when None. A later one leaves a gap.
+        started_at: when streaming began, aware; now when None.
+        current_tokens: tokens received so far.
+        expected_tokens: the host's guess of all.
+        input_tokens: tokens that were read.
+        output_tokens: tokens that were written.
+        cache_read_tokens: input tokens that came from the provider's cache.
+        cache_write_tokens: input tokens that were put into it.
+        input_cost: cost of the input, in the host's currency.
+        output_cost: cost of the output, in the host's currency.
+        model: the model that answers.
+        id: the id the turn shall have, 1 to 255 characters; a new UUIDv7 when None.
+
+    Returns:
+        The new turn.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of range, or a turn that
+            was deleted had the index.
+        ResponseNotFoundError: there is no such response.
+        TurnAlreadyExistsError: the id or the index is taken.
+    """
+    moment = now()
+    new = NewTurn(
+        content=content,
+        raw_response=raw_response,
+        tool_calls=tool_calls,
+        status=status,
+        error_message=error_message,
+        started_at=started_at,
+        current_tokens=current_tokens,
+        expected_tokens=expected_tokens,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cache_read_tokens=cache_read_tokens,
+        cache_write_tokens=cache_write_tokens,
+        input_cost=input_cost,
+        output_cost=output_cost,
+        model=model,
+        id=id,
+    )
+    arguments.lookup_id("response_id", response_id)
+    prepared, encoded_calls = prepare_turn(new, response_id, 0, moment)
+    values = {
+        "response_id": response_id,
+        "index": arguments.optional_index("index", index),
+        "now": moment,
+    }
+
+    def work(tx: WriteTransaction) -> Turn:
+        row = tx.row(_TAKE_INDEX, values)
+        if row is None:
+            raise _why_no_index(tx, response_id, values)
+        turn = msgspec.structs.replace(prepared, index=row[0] - 1)
+        add_turn(tx, turn, encoded_calls)
+        session_id = record_change(tx, Entity.TURN, turn.id, ChangeOp.CREATE, parent_id=response_id)
+        touch_session(tx, session_id, moment)
+        return turn
+
+    return work
+
+
+def _why_no_index(
+    tx: ReadTransaction, response_id: str, values: Mapping[str, Any]
+) -> MandrakeSessionsError:
+    if tx.row(_RESPONSE_EXISTS, values) is None:
+        return ResponseNotFoundError(response_id)
+    row = tx.row(_AT_INDEX, values)
+    if row is None:
+        return InvalidArgumentError("index was given before; an index is never given twice.")
+    return TurnAlreadyExistsError(row[0], "The response has a turn of this index.")
+
+
+def get_turn(id: str) -> ReadUnit[Turn]:
+    """Return a turn.
+
+    Args:
+        id: the id of the turn.
+
+    Returns:
+        The turn.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+        TurnNotFoundError: there is no such turn.
+    """
+    values = {"id": arguments.lookup_id("id", id)}
+
+    def work(tx: ReadTransaction) -> Turn:
+        row = tx.row(_BY_ID, values)
+        if row is None:
+            raise TurnNotFoundError(id)
+        return turn_from(row)
+
+    return work
+
+
+def get_latest_turn(response_id: str) -> ReadUnit[Turn]:
+    """Return the newest turn of a response.
+
+    Args:
+        response_id: the id of the response.
+
+    Returns:
+        The turn with the highest index.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+        ResponseNotFoundError: there is no such response.
+        TurnNotFoundError: the response has no turn.
+    """
+    values = {"response_id": arguments.lookup_id("response_id", response_id)}
+
+    def work(tx: ReadTransaction) -> Turn:
+        row = tx.row(_LATEST, values)
+        if row is None:
+            _require_response(tx, response_id)
+            raise TurnNotFoundError(message="The response has no turn.")
+        return turn_from(row)
+
+    return work
+
+
+def list_turns(
+    response_id: str, *, limit: int | None = None, offset: int = 0, after: int | None = None
+) -> ReadUnit[list[Turn]]:
+    """Return turns of a response in index order.
+
+    Args:
+        response_id: the id of the response.
+        limit: turns of the page, 1 to 10,000; all of them when None.
+        offset: turns left out in front; each costs a step, ``after`` costs none.
+        after: the index of the last turn of the page before.
+
+    Returns:
+        The turns.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of range.
+        ResponseNotFoundError: there is no such response.
+    """
+    values: dict[str, Any] = {
+        "response_id": arguments.lookup_id("response_id", response_id),
+        "limit": arguments.optional_limit("limit", limit),
+        "offset": arguments.offset("offset", offset),
+        "after": arguments.after_index("after", after),
+    }
+
+    def work(tx: ReadTransaction) -> list[Turn]:
+        rows = tx.rows(_PAGE, values)
+        if not rows:
+            _require_response(tx, response_id)
+        return [turn_from(row) for row in rows]
+
+    return work
+
+
+def delete_turn(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
+    """Delete a turn; its index is not given again.
+
+    Args:
+        id: the id of the turn.
+        missing_ok: whether to return False, rather than raise, if there is none.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+        TurnNotFoundError: there is no such turn.
+    """
+    values = {"id": arguments.lookup_id("id", id)}
+    moment = now()
+
+    def work(tx: WriteTransaction) -> bool:
+        row = tx.row(_DELETE, values)
+        if row is not None:
+            session_id = record_change(tx, Entity.TURN, id, ChangeOp.DELETE, parent_id=row[0])
+            touch_session(tx, session_id, moment)
+            return True
+        if missing_ok:
+            return False
+        raise TurnNotFoundError(id)
+
+    return work
+
+
+def get_streaming_status(response_id: str) -> ReadUnit[StreamingStatus]:
+    """Return whether a response is still being streamed.
+
+    Args:
+        response_id: the id of the response.
+
+    Returns:
+        How many turns it has and how many of them are streaming.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+        ResponseNotFoundError: there is no such response.
+    """
+    values = {"response_id": arguments.lookup_id("response_id", response_id)}
+
+    def work(tx: ReadTransaction) -> StreamingStatus:
+        row = tx.row(_STREAMING_STATUS, values)
+        if row is None:
+            raise ResponseNotFoundError(response_id)
+        return StreamingStatus(*row)
+
+    return work
+
+
+def _require_response(tx: ReadTransaction, id: str) -> None:
+    if tx.row(_RESPONSE_EXISTS, {"response_id": id}) is None:
+        raise ResponseNotFoundError(id)

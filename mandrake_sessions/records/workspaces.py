@@ -1,0 +1,184 @@
+"""The registry of workspaces, filled in the system database only."""
+
+from __future__ import annotations
+
+from sqlalchemy import bindparam, delete, insert, select, update
+
+from mandrake_sessions import arguments, schema
+from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.database.transaction import (
+    ReadTransaction,
+    ReadUnit,
+    WriteTransaction,
+    WriteUnit,
+)
+from mandrake_sessions.errors import (
+    ConstraintViolationError,
+    WorkspaceAlreadyExistsError,
+    WorkspaceNotFoundError,
+)
+from mandrake_sessions.ids import now
+from mandrake_sessions.models import Workspace
+from mandrake_sessions.records.columns import columns_of, values_of
+
+_C = schema.workspaces.c
+_COLUMNS = columns_of(Workspace, schema.workspaces)
+_INSERT = Statement(insert(schema.workspaces))
+_BY_ID = Statement(select(*_COLUMNS).where(_C.id == bindparam("id")))
+_BY_NAME = Statement(select(*_COLUMNS).where(_C.name == bindparam("name")))
+_ALL = Statement(select(*_COLUMNS).order_by(_C.name))
+_OPENED = Statement(
+    update(schema.workspaces)
+    .values(last_opened_at=bindparam("now"))
+    .where(_C.id == bindparam("id"))
+    .returning(*_COLUMNS)
+)
+_DELETE = Statement(delete(schema.workspaces).where(_C.id == bindparam("id")).returning(*_COLUMNS))
+
+
+def register_workspace(
+    name: str, path: str, description: str | None = None, *, id: str | None = None
+) -> WriteUnit[Workspace]:
+    """Enter a workspace into the registry; no folder is made.
+
+    Args:
+        name: 1 to 64 letters, digits, ``-`` and ``_``, starting with a letter or digit.
+        path: the absolute path of its directory, spelled in one way only.
+        description: what it is for.
+        id: the id it shall have, 1 to 255 characters; a new UUIDv7 when None.
+
+    Returns:
+        The registered workspace.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of range.
+        WorkspaceAlreadyExistsError: the id, name or path is taken.
+    """
+    workspace = Workspace(
+        id=arguments.fresh_id("id", id),
+        name=arguments.workspace_name("name", name),
+        path=arguments.text("path", path),
+        description=arguments.optional_text("description", description),
+        created_us=now(),
+        last_opened_us=None,
+    )
+
+    def work(tx: WriteTransaction) -> Workspace:
+        try:
+            tx.run(_INSERT, values_of(workspace))
+        except ConstraintViolationError as violation:
+            for column in (_C.id, _C.name, _C.path):
+                if str(column) in violation.columns:
+                    raise WorkspaceAlreadyExistsError(
+                        workspace.id, f"There is already a workspace with this {column.name}."
+                    ) from violation
+            raise
+        return workspace
+
+    return work
+
+
+def get_workspace_row(id: str) -> ReadUnit[Workspace]:
+    """Return a registered workspace.
+
+    Args:
+        id: the id of the workspace.
+
+    Returns:
+        The workspace.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+        WorkspaceNotFoundError: there is no such workspace.
+    """
+    values = {"id": arguments.lookup_id("id", id)}
+
+    def work(tx: ReadTransaction) -> Workspace:
+        row = tx.row(_BY_ID, values)
+        if row is None:
+            raise WorkspaceNotFoundError(id)
+        return Workspace(*row)
+
+    return work
+
+
+def find_workspace_by_name(name: str) -> ReadUnit[Workspace | None]:
+    """Return the registered workspace of a name, or None if there is none.
+
+    Args:
+        name: the name of the workspace; case counts.
+
+    Returns:
+        The workspace or None.
+
+    Raises:
+        InvalidArgumentError: the name breaks the rule of names.
+    """
+    values = {"name": arguments.workspace_name("name", name)}
+
+    def work(tx: ReadTransaction) -> Workspace | None:
+        row = tx.row(_BY_NAME, values)
+        return None if row is None else Workspace(*row)
+
+    return work
+
+
+def list_workspace_rows() -> ReadUnit[list[Workspace]]:
+    """Return the registered workspaces by name.
+
+    Returns:
+        All of them.
+    """
+
+    def work(tx: ReadTransaction) -> list[Workspace]:
+        return [Workspace(*row) for row in tx.rows(_ALL)]
+
+    return work
+
+
+def mark_workspace_opened(id: str) -> WriteUnit[Workspace]:
+    """Note that the workspace's database is opened now.
+
+    Args:
+        id: the id of the workspace.
+
+    Returns:
+        The workspace as it is now.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+        WorkspaceNotFoundError: there is no such workspace.
+    """
+    values = {"id": arguments.lookup_id("id", id), "now": now()}
+
+    def work(tx: WriteTransaction) -> Workspace:
+        row = tx.row(_OPENED, values)
+        if row is None:
+            raise WorkspaceNotFoundError(id)
+        return Workspace(*row)
+
+    return work
+
+
+def unregister_workspace_row(id: str) -> WriteUnit[Workspace]:
+    """Take a workspace out of the registry; its files stay as they are.
+
+    Args:
+        id: the id of the workspace.
+
+    Returns:
+        The workspace as it was registered.
+
+    Raises:
+        InvalidArgumentError: the id is not a string.
+        WorkspaceNotFoundError: there is no such workspace.
+    """
+    values = {"id": arguments.lookup_id("id", id)}
+
+    def work(tx: WriteTransaction) -> Workspace:
+        row = tx.row(_DELETE, values)
+        if row is None:
+            raise WorkspaceNotFoundError(id)
+        return Workspace(*row)
+
+    return work
