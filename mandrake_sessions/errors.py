@@ -45,7 +45,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class MandrakeSessionsError(Exception):
@@ -64,6 +64,19 @@ class MandrakeSessionsError(Exception):
     def message(self) -> str:
         """What went wrong, without the context."""
         return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copied for other threads, and sent between processes, whatever its arguments were.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(
+    kind: type[MandrakeSessionsError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> MandrakeSessionsError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class InvalidArgumentError(MandrakeSessionsError, ValueError):

@@ -1,0 +1,357 @@
+"""Opens one file: pragmas set and read back, identity taken, nothing left behind on failure."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import apsw
+
+from mandrake_sessions.database.faults import extended_code, primary_code, translate, translate_os
+from mandrake_sessions.database.guard import require_safe_sqlite
+from mandrake_sessions.database.waiting import Budget, pause, retry_busy
+from mandrake_sessions.errors import (
+    DatabaseError,
+    DatabaseFolderError,
+    DatabaseMissingError,
+    DatabaseMovedError,
+    DatabaseOpenError,
+    DatabasePathError,
+    ReadOnlyDatabaseError,
+    UnrecognizedDatabaseError,
+)
+from mandrake_sessions.options import DatabaseOptions, Durability
+from mandrake_sessions.schema import APPLICATION_ID
+
+Identity = tuple[int, int]
+"""Device and inode: what a file is, whatever it is called."""
+
+_SYNCHRONOUS = {Durability.FAST: 1, Durability.DURABLE: 2}
+_JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
+_PROGRESS_STEPS = 20_000
+_NONE = apsw.SQLITE_TXN_NONE
+
+_SETTINGS = {
+    "foreign_keys": (apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 1),
+    "double_quoted_strings": (apsw.SQLITE_DBCONFIG_DQS_DML, 0),
+    "double_quoted_strings_in_ddl": (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
+    "trusted_schema": (apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0),
+}
+"""Settings without a statement: name, SQLite's switch, what it must be."""
+
+
+class Connection:
+    """One SQLite connection, to be used by the holder of its lease and nobody else.
+
+    Attributes:
+        path: the real path of the file.
+        identity: its device and inode at opening.
+        deadline: when the work of the present holder must be done (``time.monotonic``); the busy
+            handler and every statement look at it.
+        interruptible: whether a statement may be interrupted when the deadline passes. Not inside
+            a shared transaction: SQLite would end it for everyone.
+        is_cancelled: whether the connection is being closed under its holder.
+        busy_waits: how often it looked at a lock of another process.
+        on_backlog: told how many frames the WAL has, after each commit, inside the commit.
+        wal_frames: frames in the WAL after the last commit of this connection.
+    """
+
+    def __init__(self, raw: apsw.Connection, path: Path, identity: Identity) -> None:
+        self.raw = raw
+        self.path = path
+        self.identity = identity
+        self.deadline = 0.0
+        self.interruptible = True
+        self.is_cancelled = False
+        self.busy_waits = 0
+        self.wal_frames = 0
+        self._moved = ctypes.c_int(0)
+        self._moved_address = ctypes.addressof(self._moved)
+        self.on_backlog: Callable[[int], None] | None = None
+        self._cursor = raw.cursor()
+        # Bound once: these run for every statement.
+        self.execute = self._cursor.execute
+        self.txn_state = raw.txn_state
+
+    # -- what SQLite calls back -------------------------------------------------------------
+
+    def on_busy(self, _attempt: int) -> bool:
+        """Wait one pace for another process's lock; False gives up."""
+        self.busy_waits += 1
+        return pause(self.deadline)
+
+    def on_progress(self) -> bool:
+        """Return whether the running statement must stop."""
+        return self.interruptible and monotonic() >= self.deadline
+
+    def on_commit(self, _raw: apsw.Connection, _schema: str, frames: int) -> int:
+        """Count the WAL's frames: checkpoints are made elsewhere, off the commit path."""
+        self.wal_frames = frames
+        if self.on_backlog is not None:
+            self.on_backlog(frames)
+        return apsw.SQLITE_OK
+
+    # -- what the layer asks ----------------------------------------------------------------
+
+    def has_moved(self) -> bool:
+        """Return whether the file was unlinked, renamed or replaced since it was opened."""
+        self.raw.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, self._moved_address)
+        return self._moved.value != 0
+
+    def in_transaction(self) -> bool:
+        """Return whether a transaction is open, also one that an unfinished SELECT keeps open."""
+        return self.txn_state() != _NONE
+
+    def value(self, sql: str) -> Any:
+        """Return the first column of the first row, or None."""
+        rows = self.execute(sql).fetchall()
+        return rows[0][0] if rows else None
+
+    def query_all(self, sql: str) -> list[tuple[Any, ...]]:
+        """Return all rows of a statement without parameters."""
+        return self.execute(sql).fetchall()
+
+    def header(self) -> bytes:
+        """Return the file's first 100 bytes as they are on disk, not as the cache shows them."""
+        return self.raw.read("main", 0, 0, 100)[1]
+
+    def wal_backlog(self) -> tuple[int, int]:
+        """Return the frames in the WAL and how many of them are in the database already."""
+        return self.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
+
+    def cancel(self) -> None:
+        """Make the present holder's statements fail; the one call another thread may make."""
+        self.is_cancelled = True
+        self.deadline = 0.0
+        self.interruptible = True
+        self.raw.interrupt()
+
+    def close(self, *, abandon: bool = False) -> None:
+        """Close the connection.
+
+        Args:
+            abandon: never write to the file again, not even a checkpoint: it is not ours any more.
+        """
+        if abandon:
+            self.raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        self._cursor.close(True)
+        self.raw.close(True)
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return the one spelling of a database's path, following symbolic links.
+
+    Raises:
+        DatabasePathError: it cannot name a file: empty, in memory, a URI, a loop of links.
+    """
+    text: object = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise DatabasePathError("The path of a database is a text of at least one character.")
+    if text == ":memory:" or text.startswith("file:"):
+        raise DatabasePathError(
+            "A database lives in a file; for one that goes away use a temporary folder."
+        )
+    expanded = os.path.abspath(os.path.expanduser(text))
+    try:
+        try:
+            return Path(os.path.realpath(expanded, strict=True))
+        except FileNotFoundError:
+            return Path(os.path.realpath(expanded))
+    except OSError as error:
+        raise translate_os(error, Path(expanded)) from error
+
+
+def identify(path: Path) -> Identity | None:
+    """Return the identity of the file at ``path``, or None where there is none.
+
+    It asks the folder and never opens the file: closing a file drops every POSIX lock that this
+    process holds on it, SQLite's too.
+
+    Raises:
+        DatabasePathError: there is something, but not a regular file.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise translate_os(error, path) from error
+    if not path.is_file():
+        raise DatabasePathError("The path names a folder or a device, not a file.", path=path)
+    return found.st_dev, found.st_ino
+
+
+def make_file(path: Path) -> Identity:
+    """Make the file, readable by its owner only, and its folders; return its identity.
+
+    A file that exists, also one that another process makes at this moment, is left as it is.
+    """
+    try:
+        _make_folder(path.parent)
+        # Before SQLite, so that the -wal and -shm files, which take its mode, are private too.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if not path.parent.is_dir():
+            raise DatabaseFolderError(path=path, operation="open") from None
+    except OSError as error:
+        raise translate_os(error, path) from error
+    identity = identify(path)
+    if identity is None:
+        raise DatabaseMovedError(path=path, operation="open")
+    return identity
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each readable by its owner only."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+
+
+def open_connection(
+    path: Path,
+    identity: Identity,
+    options: DatabaseOptions,
+    budget: Budget,
+    *,
+    auxiliary: bool = False,
+) -> Connection:
+    """Open the file, set what the rules ask for, and read it back.
+
+    Args:
+        path: as ``real_path`` gave it.
+        identity: what the file must still be when it is open.
+        options: durability and sizes.
+        budget: the time it may take, waiting for other processes.
+        auxiliary: a second connection, which only reads.
+
+    Raises:
+        DatabaseOpenError: one of its kinds; the file is as it was.
+        DatabaseBusyError: another process held it until the deadline.
+    """
+    require_safe_sqlite(path)
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+    try:
+        raw = apsw.Connection(str(path), flags=flags, vfs=options.vfs)
+    except apsw.Error as error:
+        raise _opening_error(error, path) from error
+    connection = Connection(raw, path, identity)
+    try:
+        connection.deadline = budget.deadline
+        _configure(connection, options, budget, auxiliary=auxiliary)
+        if connection.has_moved() or identify(path) != identity:
+            raise DatabaseMovedError(path=path, operation="open")
+    except BaseException as error:
+        with contextlib.suppress(apsw.Error):
+            connection.close(abandon=True)
+        if isinstance(error, apsw.Error):
+            raise _opening_error(error, path) from error
+        raise
+    return connection
+
+
+def _opening_error(error: apsw.Error, path: Path) -> DatabaseError:
+    """Return what a failed opening means; nothing is ever reset or repaired because of it."""
+    if primary_code(error) == apsw.SQLITE_CANTOPEN and identify(path) is None:
+        return DatabaseMissingError(path=path, operation="open", result_code=extended_code(error))
+    return translate(error, path, "open")
+
+
+def _configure(
+    connection: Connection, options: DatabaseOptions, budget: Budget, *, auxiliary: bool
+) -> None:
+    raw, path = connection.raw, connection.path
+    raw.set_busy_handler(connection.on_busy)
+    # Reads the header: here a file that is no database is told from one that is.
+    retry_busy(lambda: connection.value("PRAGMA schema_version"), budget, path, "open", "open")
+    # Before anything is set: another program's database must stay as it is.
+    is_ours = connection.value("PRAGMA application_id") == APPLICATION_ID
+    if not is_ours and connection.value("SELECT count(*) FROM sqlite_schema"):
+        raise UnrecognizedDatabaseError(path=path, operation="open")
+    if raw.readonly("main"):
+        # SQLite opens an unwritable file without complaint and would fail at the first write.
+        raise ReadOnlyDatabaseError(path=path, operation="open")
+    # The busy handler is not asked while the journal mode changes (3 of 48 openings failed).
+    mode = retry_busy(
+        lambda: connection.value("PRAGMA journal_mode=wal"), budget, path, "open", "open"
+    )
+    if mode != "wal":
+        raise DatabaseOpenError(
+            f"The file system does not allow WAL (journal mode {mode}).", path=path
+        )
+    lost = [
+        name
+        for name, wanted in pragmas(options, auxiliary=auxiliary).items()
+        if _set_pragma(connection, name, wanted) != wanted
+    ]
+    lost += [
+        name
+        for name, (setting, wanted) in _SETTINGS.items()
+        if raw.config(setting, wanted) != wanted
+    ]
+    if lost:
+        raise DatabaseOpenError(f"SQLite did not accept: {', '.join(lost)}.", path=path)
+    raw.set_wal_hook(connection.on_commit)
+    raw.set_progress_handler(connection.on_progress, _PROGRESS_STEPS)
+
+
+def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:
+    """Return the pragmas a connection must have."""
+    return {
+        "synchronous": _SYNCHRONOUS[options.durability],
+        # A failing automatic checkpoint is reported as the COMMIT's own error (33 of 95 faults).
+        "wal_autocheckpoint": 0,
+        "journal_size_limit": _JOURNAL_SIZE_LIMIT,
+        "mmap_size": 0,
+        "cache_size": -(options.cache_bytes // 1024),
+        "query_only": int(auxiliary),
+    }
+
+
+def _set_pragma(connection: Connection, name: str, wanted: int) -> int:
+    """Set a pragma and return what it is then; some answer the setting itself."""
+    answered = connection.value(f"PRAGMA {name}={wanted}")
+    if answered is None:
+        answered = connection.value(f"PRAGMA {name}")
+    # The mapped size of a file system that cannot map is no answer at all.
+    return int(answered or 0)
+
+
+def lost_settings(
+    connection: Connection, options: DatabaseOptions, *, auxiliary: bool
+) -> list[str]:
+    """Return which settings a connection does not have (any more)."""
+    lost = [
+        name
+        for name, wanted in pragmas(options, auxiliary=auxiliary).items()
+        if int(connection.value(f"PRAGMA {name}") or 0) != wanted
+    ]
+    return lost + [
+        name
+        for name, (setting, wanted) in _SETTINGS.items()
+        if connection.raw.config(setting, -1) != wanted
+    ]
+
+
+@contextlib.contextmanager
+def foreign_keys_off(connection: Connection) -> Iterator[None]:
+    """Switch foreign keys off around a migration.
+
+    Inside a transaction the pragma does nothing, and with it on, rebuilding ``sessions`` deleted
+    every round by cascade.
+    """
+    switch, _ = _SETTINGS["foreign_keys"]
+    connection.raw.config(switch, 0)
+    try:
+        yield
+    finally:
+        if connection.raw.config(switch, 1) != 1:
+            raise DatabaseOpenError("Foreign keys cannot be switched on.", path=connection.path)

@@ -1,0 +1,375 @@
+"""One open database file: its two connections, the checks at each lease, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import enum
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import get_ident
+from typing import TypeVar
+
+import apsw
+import structlog
+
+from mandrake_sessions.database import migrate
+from mandrake_sessions.database.checkpoint import Checkpointer
+from mandrake_sessions.database.connection import Connection, Identity, open_connection
+from mandrake_sessions.database.guard import bury, caller_outside, current_pid
+from mandrake_sessions.database.lease import MakeError
+from mandrake_sessions.database.maintenance import Maintenance
+from mandrake_sessions.database.scope import Lane, WriteLane
+from mandrake_sessions.database.transaction import (
+    ReadTransaction,
+    ReadUnit,
+    WriteTransaction,
+    WriteUnit,
+)
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseMovedError,
+    ForkedPoolError,
+    MandrakeSessionsError,
+    PoolClosedError,
+    ReentrantScopeError,
+)
+from mandrake_sessions.options import DatabaseOptions
+
+T = TypeVar("T")
+
+OnStuck = Callable[[int], None] | None
+"""Told the thread that holds a lease when its work is interrupted for closing."""
+
+_OPTIMIZE_PATIENCE = 0.05
+_CHECKPOINT_BUDGET = 5.0
+
+
+class FileState(enum.Enum):
+    """Where an open file stands; it moves down only."""
+
+    OPEN = "open"
+    RETIRED = "retired"
+    CLOSED = "closed"
+
+
+class DatabaseFile:
+    """The one read-write connection of a file, and the auxiliary one that only reads.
+
+    Args:
+        main: the open read-write connection.
+        options: how the file is used.
+        maintenance: runs its checkpoints.
+        on_retired: told when the file under the connection is not the one that was opened.
+
+    Attributes:
+        state: whether new work is taken.
+        is_refusing: set, without any lock, by a signal's handler: no new call is let in.
+        damage: the first sign that the file is corrupt; writing is refused from then on.
+    """
+
+    def __init__(
+        self,
+        main: Connection,
+        options: DatabaseOptions,
+        maintenance: Maintenance,
+        on_retired: Callable[[DatabaseFile], None],
+    ) -> None:
+        self.path: Path = main.path
+        self.identity: Identity = main.identity
+        self.options = options
+        self.state = FileState.OPEN
+        self.damage: DatabaseError | None = None
+        self.is_refusing = False
+        self._pid = current_pid()
+        self._on_retired = on_retired
+        self._refusal: MakeError | None = None
+        self._main = WriteLane(
+            main,
+            options,
+            check=self._check,
+            on_unclean=self._retire_unclean,
+            on_corrupt=self._latch_damage,
+        )
+        self._auxiliary: Lane | None = None
+        self._auxiliary_mutex = threading.Lock()
+        self.checkpointer = Checkpointer(
+            options.checkpoint_frames,
+            options.wal_limit_bytes,
+            lambda: maintenance.call_later(("checkpoint", self), 0.0, self.checkpoint),
+        )
+        main.on_backlog = self.checkpointer.note
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        identity: Identity,
+        options: DatabaseOptions,
+        maintenance: Maintenance,
+        on_retired: Callable[[DatabaseFile], None],
+    ) -> DatabaseFile:
+        """Open the file and bring its schema to the newest revision."""
+        budget = Budget(options.busy_timeout)
+        main = open_connection(path, identity, options, budget)
+        try:
+            migrate.bring_to_head(main, budget)
+        except BaseException:
+            with contextlib.suppress(apsw.Error):
+                main.close()
+            raise
+        return cls(main, options, maintenance, on_retired)
+
+    # -- work -------------------------------------------------------------------------------
+
+    def budget(self, timeout: float | None) -> Budget:
+        """Return the budget of a call that starts now."""
+        return Budget(self.options.busy_timeout if timeout is None else timeout)
+
+    def fetch(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
+        """Run a short read: on the main connection if it is free this moment.
+
+        A connection that is free has no transaction open, so nothing uncommitted is ever seen.
+        """
+        self._admit(operation)
+        budget = self.budget(timeout)
+        was_free, result = self._main.fetch_now(work, budget, operation)
+        if was_free:
+            return result  # type: ignore[return-value]  # T itself may be None
+        return self._auxiliary_lane(budget).fetch(work, budget, operation)
+
+    def read(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
+        """Run a long read in one snapshot on the auxiliary connection; no writer waits for it."""
+        self._admit(operation)
+        budget = self.budget(timeout)
+        with self._auxiliary_lane(budget).snapshot(budget, operation) as tx:
+            return work(tx)
+
+    def transact(
+        self,
+        work: WriteUnit[T],
+        operation: str,
+        timeout: float | None = None,
+        *,
+        may_join: bool = True,
+    ) -> T:
+        """Run a unit of writing work, which may share its COMMIT with others."""
+        self._admit(operation)
+        self._refuse_if_damaged()
+        return self._main.transact(work, self.budget(timeout), operation, may_join=may_join)
+
+    @contextlib.contextmanager
+    def read_scope(self, timeout: float | None = None) -> Iterator[ReadTransaction]:
+        """Lend a snapshot for a block."""
+        operation = f"read() at {caller_outside()}"
+        self._admit(operation)
+        budget = self.budget(timeout)
+        with self._auxiliary_lane(budget).snapshot(budget, operation) as tx:
+            yield tx
+
+    @contextlib.contextmanager
+    def write_scope(self, timeout: float | None = None) -> Iterator[WriteTransaction]:
+        """Lend a write transaction for a block."""
+        operation = f"write() at {caller_outside()}"
+        self._admit(operation)
+        self._refuse_if_damaged()
+        with self._main.scope(self.budget(timeout), operation) as tx:
+            yield tx
+
+    @contextlib.contextmanager
+    def exclusive(self, operation: str, budget: Budget) -> Iterator[Connection]:
+        """Lend the main connection with no transaction open."""
+        self._admit(operation)
+        self._refuse_if_damaged()
+        with self._main.exclusive(budget, operation) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def exclusive_auxiliary(self, operation: str, budget: Budget) -> Iterator[Connection]:
+        """Lend the auxiliary connection with no transaction open."""
+        self._admit(operation)
+        with self._auxiliary_lane(budget).exclusive(budget, operation) as connection:
+            yield connection
+
+    def checkpoint(self) -> None:
+        """Copy the WAL into the database as far as readers allow; nobody waits for it."""
+        try:
+            with self.exclusive_auxiliary("checkpoint", Budget(_CHECKPOINT_BUDGET)) as connection:
+                self.checkpointer.run(connection, connection.deadline)
+        except (DatabaseBusyError, DatabaseMovedError, PoolClosedError):
+            # Readers need the connection, or it is going away: the next commit asks again.
+            self.checkpointer.postpone()
+
+    def lanes(self) -> list[Lane]:
+        """Return the lanes that exist."""
+        return [self._main] if self._auxiliary is None else [self._main, self._auxiliary]
+
+    @property
+    def writer(self) -> WriteLane:
+        """The lane of the read-write connection, for its figures."""
+        return self._main
+
+    # -- checks -----------------------------------------------------------------------------
+
+    def _check(self, connection: Connection, operation: str) -> None:
+        """Make sure, at every lease, that this is still our process, our file, and open.
+
+        A live connection does not notice a dead file: with the file gone, INSERT still succeeded.
+        """
+        if self._pid != current_pid():
+            raise ForkedPoolError(path=self.path, operation=operation)
+        if self._refusal is not None:
+            raise self._refusal()
+        if connection.has_moved():
+            self.retire("the file was moved, replaced or deleted")
+            raise DatabaseMovedError(path=self.path, operation=operation)
+
+    def _admit(self, operation: str) -> None:
+        """Let a new call in, unless it can only wait for itself."""
+        if self._pid != current_pid():
+            raise ForkedPoolError(path=self.path, operation=operation)
+        if self.is_refusing:
+            raise self._closed_error()
+        me = get_ident()
+        for lane in (self._main, self._auxiliary):
+            if lane is not None and lane.queue.holder == me:
+                raise ReentrantScopeError(
+                    f"{operation} at {caller_outside()} needs the database, which this thread "
+                    f"already holds for {lane.queue.operation}; pass the open transaction on."
+                )
+
+    def _refuse_if_damaged(self) -> None:
+        if self.damage is not None:
+            raise copy.copy(self.damage)
+
+    def _latch_damage(self, error: DatabaseError) -> None:
+        if self.damage is None:
+            self.damage = copy.copy(error)
+            structlog.get_logger(__name__).error(
+                "database_corrupt", path=str(self.path), result_code=error.result_code
+            )
+
+    def _auxiliary_lane(self, budget: Budget) -> Lane:
+        """Return the auxiliary lane, opening its connection when it is first needed."""
+        if self._auxiliary is None:
+            with self._auxiliary_mutex:
+                if self._auxiliary is None:
+                    self._auxiliary = self._open_auxiliary(budget)
+        return self._auxiliary
+
+    def _open_auxiliary(self, budget: Budget) -> Lane:
+        if self._refusal is not None:
+            raise self._refusal()
+        try:
+            connection = open_connection(
+                self.path, self.identity, self.options, budget, auxiliary=True
+            )
+        except DatabaseMovedError:
+            self.retire("the file was moved, replaced or deleted")
+            raise
+        return Lane(
+            connection,
+            check=self._check,
+            on_unclean=self._retire_unclean,
+            on_corrupt=self._latch_damage,
+        )
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def retire(self, reason: str) -> None:
+        """Take no more work: the next acquire opens the file that is there then."""
+        if self.state is not FileState.OPEN:
+            return
+        self.state = FileState.RETIRED
+        structlog.get_logger(__name__).warning(
+            "database_retired", path=str(self.path), reason=reason
+        )
+        self._refuse(lambda: DatabaseMovedError(path=self.path), waiters_too=True)
+        self._on_retired(self)
+
+    def _retire_unclean(self, reason: str) -> None:
+        self.retire(reason)
+
+    def _refuse(self, make_error: MakeError, *, waiters_too: bool) -> None:
+        self._refusal = make_error
+        for lane in self.lanes():
+            lane.queue.refuse(make_error, waiters_too=waiters_too)
+
+    def refuse_new_work(self) -> None:
+        """Refuse who comes from now on; who waits or works already goes on."""
+        if self.state is FileState.OPEN:
+            for lane in self.lanes():
+                lane.queue.refuse(self._closed_error, waiters_too=False)
+
+    def _closed_error(self) -> MandrakeSessionsError:
+        return PoolClosedError(path=self.path)
+
+    def close(self, timeout: float, on_stuck: OnStuck = None) -> None:
+        """Let what is under way end, interrupt what does not, and close both connections.
+
+        Args:
+            timeout: seconds; the first half is for the work to end by itself.
+            on_stuck: told the thread that holds a lease when it is interrupted.
+
+        Raises:
+            DatabaseBusyError: a holder did not let go; its connection is left open.
+            ExceptionGroup: several parts failed.
+        """
+        if self.state is FileState.CLOSED:
+            return
+        abandon = self.state is FileState.RETIRED
+        self.refuse_new_work()
+        failures: list[Exception] = []
+        half = Budget(timeout / 2)
+        whole = Budget(timeout)
+        with self._auxiliary_mutex:
+            lanes = self.lanes()
+        for lane in reversed(lanes):
+            try:
+                self._take_for_closing(lane, half, whole, on_stuck)
+                _close_lane(lane, whole, abandon=abandon)
+            except MandrakeSessionsError as error:
+                failures.append(error)
+        self.state = FileState.CLOSED
+        self._refusal = self._closed_error
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise ExceptionGroup(f"closing {self.path} failed", failures)
+
+    def _take_for_closing(self, lane: Lane, half: Budget, whole: Budget, on_stuck: OnStuck) -> None:
+        try:
+            lane.queue.acquire(half, "close", even_refused=True)
+        except DatabaseBusyError:
+            lane.queue.refuse(self._closed_error, waiters_too=True)
+            lane.connection.cancel()
+            if on_stuck is not None:
+                on_stuck(lane.queue.holder)
+            lane.queue.acquire(whole, "close", even_refused=True)
+
+    def drop_after_fork(self) -> None:
+        """Keep the parent's connections alive and untouched in a child."""
+        self.state = FileState.CLOSED
+        for lane in self.lanes():
+            bury(lane)
+
+
+def _close_lane(lane: Lane, budget: Budget, *, abandon: bool) -> None:
+    """Close a connection whose lease the caller holds; the lease is never given back."""
+    connection = lane.connection
+    if not abandon and isinstance(lane, WriteLane):
+        connection.deadline = Budget(min(budget.left(), _OPTIMIZE_PATIENCE)).deadline
+        connection.interruptible = True
+        # What it would improve can wait for another day; what blocks it must not block closing.
+        with contextlib.suppress(apsw.Error):
+            connection.query_all("PRAGMA optimize")
+    connection.deadline = budget.deadline
+    try:
+        connection.close(abandon=abandon)
+    except apsw.Error as error:
+        raise DatabaseError(
+            "The connection did not close cleanly.", path=connection.path, operation="close"
+        ) from error

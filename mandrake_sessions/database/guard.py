@@ -1,0 +1,111 @@
+"""What must never happen unseen: a second SQLite library, an unsafe SQLite, a fork."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from mandrake_sessions.errors import UnsupportedSQLiteError
+
+_FIXED = (3, 51, 3)
+_BACK_PORTS = {(3, 50): 7, (3, 44): 6}
+_FIRST_WAL = (3, 7, 0)
+
+
+def is_safe_sqlite(version: str) -> bool:
+    """Return whether this SQLite is free of the WAL-reset bug, which loses committed data.
+
+    The bug is in 3.7.0 to 3.51.2; 3.50.7 and 3.44.6 have the fix too.
+    """
+    major, minor, patch = (int(part) for part in version.split(".")[:3])
+    if (major, minor, patch) >= _FIXED or (major, minor, patch) < _FIRST_WAL:
+        return True
+    back_port = _BACK_PORTS.get((major, minor))
+    return back_port is not None and patch >= back_port
+
+
+def require_safe_sqlite(path: Path) -> None:
+    """Raise UnsupportedSQLiteError where the SQLite that APSW carries can lose data."""
+    version = apsw.sqlite_lib_version()
+    if not is_safe_sqlite(version):
+        raise UnsupportedSQLiteError(
+            f"SQLite {version} can lose committed data (WAL-reset bug); install apsw 3.51.3 "
+            "or newer.",
+            path=path,
+            operation="open",
+        )
+
+
+def second_sqlite() -> str | None:
+    """Return where a second SQLite library is in this process, or None.
+
+    Two libraries on one file lose data without an error: closing the one drops the other's locks.
+    Where the system does not tell what is mapped (only Linux does), the standard library's module
+    stands for it.
+    """
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            mapped = {line.split(maxsplit=5)[-1].strip() for line in maps if "sqlite" in line}
+    except OSError:
+        module = sys.modules.get("_sqlite3")
+        return None if module is None else str(getattr(module, "__file__", "_sqlite3"))
+    for library in sorted(mapped):
+        if Path(library).name.startswith(("libsqlite3", "_sqlite3")) and library != apsw.__file__:
+            return library
+    return None
+
+
+class _Process:
+    """Which process this is, known without a system call."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.in_child: list[Callable[[], None]] = []
+        self.graveyard: list[Any] = []
+
+    def forked(self) -> None:
+        self.pid = os.getpid()
+        for tell in self.in_child:
+            tell()
+
+
+_process = _Process()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process.forked)
+
+
+def current_pid() -> int:
+    """Return this process's id; about 40 ns where ``os.getpid`` takes 150."""
+    return _process.pid
+
+
+def after_fork(tell: Callable[[], None]) -> None:
+    """Have ``tell`` called in a child right after a fork."""
+    _process.in_child.append(tell)
+
+
+def bury(connection: object) -> None:
+    """Keep a parent's object alive for ever in a forked child.
+
+    Closing it there, or letting it be collected, would close the parent's files and drop what it
+    has locked.
+    """
+    _process.graveyard.append(connection)
+
+
+def caller_outside() -> str:
+    """Return ``file:line`` of the nearest frame outside this package: where the host called."""
+    package = str(Path(__file__).parent.parent) + os.sep
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(package) and not name.endswith(f"{os.sep}contextlib.py"):
+            break
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,0 +1,251 @@
+"""Brings a schema to a revision, inside one BEGIN IMMEDIATE: of eight openers one migrates.
+
+Alembic is imported when there is something to do: opening a database of this version costs two
+reads of its first pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import sqlalchemy
+
+from mandrake_sessions.database.connection import (
+    Connection,
+    foreign_keys_off,
+    identify,
+    make_file,
+    open_connection,
+    real_path,
+)
+from mandrake_sessions.database.dialect import lend, typed_cause
+from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.revisions import (
+    RUN,
+    Direction,
+    Run,
+    make_environment,
+    run_migrations,
+    write_sql,
+)
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.errors import (
+    CommitOutcomeUnknownError,
+    CorruptDatabaseError,
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseIOError,
+    DatabaseMissingError,
+    DatabaseMovedError,
+    MigrationError,
+    PoolClosedError,
+    ReadOnlyDatabaseError,
+    StorageFullError,
+)
+from mandrake_sessions.options import DatabaseOptions
+from mandrake_sessions.schema import APPLICATION_ID, HEAD
+
+_OPERATION = "migrate"
+_NOT_THE_MIGRATIONS_FAULT = (
+    MigrationError,
+    CommitOutcomeUnknownError,
+    CorruptDatabaseError,
+    DatabaseBusyError,
+    DatabaseIOError,
+    DatabaseMovedError,
+    PoolClosedError,
+    ReadOnlyDatabaseError,
+    StorageFullError,
+)
+
+
+# -- asking -------------------------------------------------------------------------------------
+
+
+def current(connection: Connection) -> str | None:
+    """Return the revision of the database, or None for a fresh one.
+
+    Raises:
+        DatabaseError: it cannot be read.
+    """
+    try:
+        # Both come in the same transaction: with our id there is the table.
+        if connection.value("PRAGMA application_id") != APPLICATION_ID:
+            return None
+        revision = connection.value("SELECT version_num FROM alembic_version")
+    except apsw.Error as error:
+        raise translate(error, connection.path, _OPERATION) from error
+    return None if revision is None else str(revision)
+
+
+def is_at_head(connection: Connection) -> bool:
+    """Return whether the database has the schema of this version; raises what ``current`` does."""
+    return current(connection) == HEAD
+
+
+# -- migrating ----------------------------------------------------------------------------------
+
+
+def bring_to_head(connection: Connection, budget: Budget) -> None:
+    """Bring an opened database to the schema of this version; raises what ``upgrade`` does."""
+    if not is_at_head(connection):
+        upgrade(connection, budget)
+
+
+def upgrade(
+    connection: Connection,
+    budget: Budget,
+    revision: str = "head",
+    *,
+    scripts: Path | None = None,
+) -> None:
+    """Bring a database up to a revision; if it is there already, nothing happens.
+
+    Args:
+        connection: the read-write one, with no transaction open; its lease is the caller's.
+        budget: for what others hold. The steps themselves take the time they take: a large table
+            that is rebuilt for longer could otherwise never be opened again.
+        revision: as Alembic names it.
+        scripts: the folder of the migration scripts; None for ours.
+
+    Raises:
+        SchemaTooNewError: the database is at a revision that the scripts do not know.
+        MigrationError: a step failed; the ``__cause__`` says why. Nothing was changed.
+        DatabaseBusyError: others held the database until the deadline.
+        DatabaseError: the disk is full, the file damaged or the like. Nothing was changed.
+        CommitOutcomeUnknownError: the last moment failed: open it again to see.
+    """
+    _migrate(connection, budget, "upgrade", revision, scripts)
+
+
+def downgrade(
+    connection: Connection, budget: Budget, revision: str, *, scripts: Path | None = None
+) -> None:
+    """Bring a database down to a revision, ``base`` for none; else as ``upgrade``."""
+    _migrate(connection, budget, "downgrade", revision, scripts)
+
+
+def offline_sql(
+    direction: Direction, revisions: str = "base:head", *, scripts: Path | None = None
+) -> str:
+    """Return a migration as an SQL script.
+
+    Args:
+        direction: ``upgrade`` or ``downgrade``.
+        revisions: ``from:to``, as Alembic names them.
+        scripts: the folder of the migration scripts; None for ours.
+
+    Raises:
+        MigrationError: there are no such revisions, or a step needs a database to look at.
+    """
+    start, _, end = revisions.partition(":")
+    buffer = io.StringIO()
+    try:
+        environment = make_environment(direction, end, scripts, starting_rev=start, as_sql=True)
+        write_sql(environment, output_buffer=buffer)
+    except DatabaseError:
+        raise
+    except Exception as error:
+        raise MigrationError(operation="offline_sql") from error
+    return buffer.getvalue()
+
+
+def _migrate(
+    connection: Connection,
+    budget: Budget,
+    direction: Direction,
+    revision: str,
+    scripts: Path | None,
+) -> None:
+    with migrating(connection, budget) as borrowed:
+        # Not by Alembic's commands: they put another global, ``alembic.context``, under us.
+        environment = make_environment(direction, revision, scripts)
+        run_migrations(environment, borrowed, budget)
+
+
+# -- lending ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def migrating(connection: Connection, budget: Budget) -> Iterator[sqlalchemy.Connection]:
+    """Lend a connection for one migration, in one transaction; raises what ``upgrade`` does.
+
+    Foreign keys are off, and checked before COMMIT if a step was made.
+    """
+    run = Run()
+    try:
+        with foreign_keys_off(connection), lend(connection, budget, _OPERATION) as borrowed:
+            connection.interruptible = False
+            borrowed.info[RUN] = run
+            yield borrowed
+            if run.steps:
+                _require_references(connection, borrowed)
+    except BaseException as error:
+        if run.backup is not None and not isinstance(error, CommitOutcomeUnknownError):
+            # The file is as it was: it is its own backup.
+            run.backup.unlink(missing_ok=True)
+        if not isinstance(error, Exception):
+            raise
+        found = _meaning(error, connection)
+        if found is error:
+            raise
+        raise found from error
+
+
+@contextlib.contextmanager
+def migrating_file(path: str, *, create: bool) -> Iterator[sqlalchemy.Connection]:
+    """Lend a connection to the file at ``path`` for one migration, for the ``alembic`` command.
+
+    The connection is a new one, also when a pool of this process has the file open: APSW is the
+    only SQLite here, so its close takes nothing from the pool's connection, and the two meet in
+    SQLite as two processes do. The pool itself cannot lend a file at another revision: opening
+    brings it to head.
+
+    Args:
+        path: of the database.
+        create: whether a missing file is made.
+
+    Raises:
+        DatabaseOpenError: the file cannot be opened.
+        MigrationError: and what else ``upgrade`` raises.
+    """
+    options = DatabaseOptions()
+    budget = Budget(options.busy_timeout)
+    real = real_path(path)
+    identity = make_file(real) if create else identify(real)
+    if identity is None:
+        raise DatabaseMissingError(path=real, operation=_OPERATION)
+    connection = open_connection(real, identity, options, budget)
+    try:
+        with migrating(connection, budget) as borrowed:
+            yield borrowed
+    finally:
+        connection.close()
+
+
+def _require_references(connection: Connection, borrowed: sqlalchemy.Connection) -> None:
+    broken = borrowed.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+    if broken:
+        tables = ", ".join(sorted({str(row[0]) for row in broken}))
+        raise MigrationError(
+            f"The migration would leave {len(broken)} rows without the row they refer to, in "
+            f"{tables}; nothing was changed.",
+            path=connection.path,
+            operation=_OPERATION,
+        )
+
+
+def _meaning(error: Exception, connection: Connection) -> DatabaseError:
+    """Return the typed error for what ended a migration.
+
+    A full disk or a damaged file is not the migration's fault and keeps its own error.
+    """
+    typed = typed_cause(error)
+    if isinstance(typed, _NOT_THE_MIGRATIONS_FAULT):
+        return typed
+    code = None if typed is None else typed.result_code
+    return MigrationError(path=connection.path, operation=_OPERATION, result_code=code)

@@ -1,0 +1,49 @@
+"""Removes a database's files when nobody has it open, in this process or another."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import apsw
+
+from mandrake_sessions.database.connection import Connection, Identity, identify
+from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.waiting import Budget, retry_busy
+from mandrake_sessions.errors import DatabaseMovedError
+
+
+def remove(path: Path, identity: Identity, budget: Budget) -> None:
+    """Remove the database and its ``-wal`` and ``-shm``; nobody in this process has it open.
+
+    Every open connection to a WAL database holds a shared lock on it. So whoever gets the
+    exclusive lock is alone, and nobody can open the file until it is gone; one who opens it in
+    that moment finds, when the lock is free, that the file has moved.
+
+    Raises:
+        DatabaseBusyError: another process has it open; nothing was removed.
+        DatabaseError: the files cannot be removed.
+    """
+    raw = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    connection = Connection(raw, path, identity)
+    try:
+        connection.deadline = budget.deadline
+        raw.set_busy_handler(connection.on_busy)
+        retry_busy(lambda: _lock_out_everybody(connection), budget, path, "delete", "open")
+        if identify(path) != identity:
+            raise DatabaseMovedError(path=path, operation="delete")
+        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+            name.unlink(missing_ok=True)
+    except OSError as error:
+        raise translate_os(error, path) from error
+    finally:
+        with contextlib.suppress(apsw.Error):
+            connection.close(abandon=True)
+
+
+def _lock_out_everybody(connection: Connection) -> None:
+    connection.query_all("PRAGMA locking_mode=EXCLUSIVE")
+    # Leaving WAL needs the exclusive lock, and in this locking mode it is kept.
+    connection.query_all("PRAGMA journal_mode=DELETE")
+    connection.query_all("BEGIN EXCLUSIVE")
+    connection.query_all("ROLLBACK")

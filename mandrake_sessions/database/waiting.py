@@ -1,0 +1,99 @@
+"""How long we wait for other processes, and what may be tried again.
+
+One budget covers a call: the queue, BEGIN and the body. While another process holds a lock we
+look again at a constant pace: SQLite's own growing pauses starve whoever has waited longest (with
+8 processes the longest wait was 1.1 s against 0.1 s).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import TypeVar
+
+import apsw
+
+from mandrake_sessions.database.faults import extended_code, primary_code, translate
+from mandrake_sessions.errors import DatabaseBusyError
+
+PACE = 0.001
+"""Seconds between two looks at a lock that another process holds."""
+
+T = TypeVar("T")
+
+
+class Budget:
+    """The time one call may take, and where it went.
+
+    Args:
+        seconds: from now; 0 means: only what needs no waiting.
+    """
+
+    __slots__ = ("deadline", "phases", "started")
+
+    def __init__(self, seconds: float) -> None:
+        self.started = monotonic()
+        self.deadline = self.started + seconds
+        self.phases: dict[str, float] | None = None
+
+    def left(self) -> float:
+        """Return the seconds that are left, never less than 0."""
+        return max(0.0, self.deadline - monotonic())
+
+    def spent(self, phase: str, since: float) -> None:
+        """Note that the time from ``since`` until now went into ``phase``."""
+        if self.phases is None:
+            self.phases = {}
+        self.phases[phase] = self.phases.get(phase, 0.0) + monotonic() - since
+
+    def exceeded(
+        self, phase: str, path: Path, operation: str, *, code: int | None = None, attempts: int = 1
+    ) -> DatabaseBusyError:
+        """Return the error that says the budget ran out in ``phase``, and where it went."""
+        waited = monotonic() - self.started
+        phases = dict(self.phases or {})
+        phases[phase] = phases.get(phase, 0.0) + max(0.0, waited - sum(phases.values()))
+        return DatabaseBusyError(
+            phase=phase,
+            waited=waited,
+            phases=phases,
+            path=path,
+            operation=operation,
+            result_code=code,
+            attempts=attempts,
+        )
+
+
+def pause(deadline: float) -> bool:
+    """Wait one pace; return False, at once, when the deadline has passed."""
+    if monotonic() >= deadline:
+        return False
+    time.sleep(PACE)
+    return True
+
+
+def retry_busy(work: Callable[[], T], budget: Budget, path: Path, operation: str, phase: str) -> T:
+    """Call ``work`` until it meets no BUSY, at most until the budget's deadline.
+
+    Only for what has changed nothing and yielded nothing when it fails: opening a file, switching
+    it to WAL, BEGIN IMMEDIATE, the first statement of a read. After BEGIN IMMEDIATE no statement
+    can be BUSY, so nothing in the body of a write is ever tried again.
+
+    Raises:
+        DatabaseBusyError: it was still busy at the deadline.
+        DatabaseError: what else SQLite said.
+    """
+    attempts = 1
+    while True:
+        try:
+            return work()
+        except apsw.Error as error:
+            if primary_code(error) != apsw.SQLITE_BUSY:
+                raise translate(error, path, operation, attempts) from error
+            if not pause(budget.deadline):
+                raise budget.exceeded(
+                    phase, path, operation, code=extended_code(error), attempts=attempts
+                ) from error
+        attempts += 1

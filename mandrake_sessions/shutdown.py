@@ -1,0 +1,262 @@
+"""The graceful shutdown hook: a signal closes everything once, then the former handler runs.
+
+A Python signal handler runs inside the main thread, perhaps while that holds a lease or waits for
+one. So ours only refuses new work and wakes a closing thread, which does the rest and then sends
+the signal once more, to be handled as if we had never been there::
+
+    main thread       ─ work ─┐handler: refuse, wake┌─ work ends or is interrupted ─┐former handler
+    closing thread     waits  └─► close managers, close pools, report ─ signal again ┘
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import enum
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from time import monotonic
+from types import FrameType
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from mandrake_sessions.database.guard import current_pid
+from mandrake_sessions.database.pool import ConnectionPool, default_pool
+from mandrake_sessions.errors import ShutdownHookError
+
+DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DEFAULT_TIMEOUT = 10.0
+"""Seconds that closing may take in all."""
+
+_Former = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+
+class Closeable(Protocol):
+    """What a hook can close: the managers, or anything of the host's."""
+
+    def close(self) -> object:
+        """Close it; called once, in the closing thread."""
+
+
+class ShutdownReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How a shutdown went.
+
+    Attributes:
+        signal: the signal that asked for it.
+        seconds: how long it took.
+        failures: what could not be closed; empty when everything was.
+    """
+
+    signal: int
+    seconds: float
+    failures: tuple[Exception, ...]
+
+
+class _State(enum.Enum):
+    WAITING = "waiting"
+    CLOSING = "closing"
+    UNWINDING = "unwinding"
+    FINISHED = "finished"
+
+
+class ShutdownHook:
+    """What ``install_shutdown_hook`` returns; ``uninstall()`` takes it back.
+
+    Attributes:
+        report: how the shutdown went, None before it is over.
+    """
+
+    def __init__(self, signals: Iterable[int], timeout: float) -> None:
+        self.report: ShutdownReport | None = None
+        self._timeout = timeout
+        self._pid = current_pid()
+        self._state = _State.WAITING
+        self._closeables: list[Closeable] = []
+        self._pools: list[ConnectionPool] = []
+        # Its put() may be interrupted by itself, which is what a handler needs.
+        self._received: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._finished = threading.Event()
+        self._former: dict[int, _Former] = {}
+        try:
+            for number in signals:
+                self._former[number] = signal.signal(number, self._handle)
+        except ValueError as error:
+            raise ShutdownHookError from error
+        self._thread = threading.Thread(
+            target=self._wait_and_close, name="mandrake-shutdown", daemon=True
+        )
+        self._thread.start()
+        atexit.register(self._let_it_finish)
+
+    def add(self, closeables: Iterable[Closeable], pool: ConnectionPool) -> None:
+        """Close these too; what is known already is closed once."""
+        self._closeables += [each for each in closeables if each not in self._closeables]
+        if pool not in self._pools:
+            self._pools.append(pool)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its handlers stand and no signal has come yet."""
+        return (
+            self._state is _State.WAITING
+            and self._pid == current_pid()
+            and all(signal.getsignal(number) == self._handle for number in self._former)
+        )
+
+    def wait(self, timeout: float | None = None) -> ShutdownReport | None:
+        """Wait until a shutdown that has begun is over; None if it is not after ``timeout``."""
+        self._finished.wait(timeout)
+        return self.report
+
+    def uninstall(self) -> None:
+        """Put the former handlers back and end the closing thread; main thread only."""
+        self._restore()
+        atexit.unregister(self._let_it_finish)
+        if self._state is _State.WAITING:
+            self._received.put(None)
+            self._thread.join()
+
+    # -- in the main thread, inside a signal ---------------------------------------------------
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._pid != current_pid():
+            # A forked child inherits the handler, but neither the thread nor anything to close.
+            self._run_former(number, frame)
+        elif self._state is _State.WAITING:
+            self._state = _State.CLOSING
+            for pool in self._pools:
+                pool.refuse_new_work()
+            self._received.put(number)
+        elif self._state is _State.UNWINDING:
+            # The main thread holds a lease and does not end by itself.
+            self._state = _State.CLOSING
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + number)
+        elif self._state is _State.FINISHED:
+            self._run_former(number, frame)
+        # While it is closing, further signals change nothing: it is bounded in time.
+
+    def _run_former(self, number: int, frame: FrameType | None) -> None:
+        former = self._former.get(number)
+        self._restore()
+        if callable(former):
+            former(number, frame)
+        elif former == signal.SIG_DFL:
+            os.kill(os.getpid(), number)
+
+    def _restore(self) -> None:
+        for number, former in self._former.items():
+            # Whoever put a handler of their own over ours keeps it. None: it was not Python's.
+            if former is not None and signal.getsignal(number) == self._handle:
+                signal.signal(number, former)
+
+    # -- in the closing thread -----------------------------------------------------------------
+
+    def _wait_and_close(self) -> None:
+        number = self._received.get()
+        if number is None:
+            return
+        began = monotonic()
+        failures: list[Exception] = []
+        # In a thread of its own, so that a part which hangs cannot hold the report back.
+        worker = threading.Thread(
+            target=self._close_all, args=(began, failures, number), daemon=True
+        )
+        worker.start()
+        worker.join(self._timeout + 1.0)
+        if worker.is_alive():
+            failures.append(TimeoutError("closing did not end in time"))
+        self.report = ShutdownReport(
+            signal=number, seconds=monotonic() - began, failures=tuple(failures)
+        )
+        log = structlog.get_logger(__name__)
+        for failure in failures:
+            log.error("shutdown_failed", error=type(failure).__name__, detail=str(failure))
+        log.info(
+            "shutdown_finished", signal=number, seconds=self.report.seconds, failed=len(failures)
+        )
+        self._state = _State.FINISHED
+        self._finished.set()
+        _signal_main_thread(number)
+
+    def _close_all(self, began: float, failures: list[Exception], number: int) -> None:
+        for closeable in self._closeables:
+            try:
+                closeable.close()
+            except Exception as error:  # noqa: BLE001  # one part must not keep the rest open
+                failures.append(error)
+        for pool in self._pools:
+            left = max(0.0, began + self._timeout - monotonic())
+            try:
+                pool.close(left, on_stuck=lambda thread: self._unwind(thread, number))
+            except ExceptionGroup as group:
+                failures.extend(group.exceptions)
+            except Exception as error:  # noqa: BLE001  # as above
+                failures.append(error)
+
+    def _unwind(self, thread: int, number: int) -> None:
+        """Have the main thread leave the block in which it holds a lease."""
+        if thread == threading.main_thread().ident:
+            self._state = _State.UNWINDING
+            _signal_main_thread(number)
+
+    def _let_it_finish(self) -> None:
+        """At exit: a shutdown that has begun goes on to its end, and to the signal's."""
+        if self._state is not _State.WAITING and self._pid == current_pid():
+            self._thread.join()
+
+
+def _signal_main_thread(number: int) -> None:
+    """Send a signal to the main thread itself, which may be waiting in a system call."""
+    if hasattr(signal, "pthread_kill"):
+        main = threading.main_thread().ident
+        if main is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pthread_kill(main, number)
+    else:
+        signal.raise_signal(number)
+
+
+_installed: ShutdownHook | None = None
+
+
+def install_shutdown_hook(
+    *closeables: Closeable,
+    pool: ConnectionPool | None = None,
+    signals: Iterable[int] = DEFAULT_SIGNALS,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> ShutdownHook:
+    """Close everything when a signal asks the process to end; call it in the main thread.
+
+    On the first of the signals new work is refused with ``PoolClosedError``. Work under way gets
+    half of ``timeout`` to end by itself, then it is interrupted and rolled back; a main thread
+    that holds a lease is unwound by ``KeyboardInterrupt`` (SIGINT) or ``SystemExit``. Then the
+    ``closeables`` and the pool's files are closed, also if some of them fail, and the former
+    handler runs: where that is the system's default, the process ends by the signal.
+
+    Calling it again adds what is to be closed to the hook that is installed. Works in scripts,
+    beside threads, and under asyncio.
+
+    Args:
+        closeables: managers, or anything with ``close()``, closed in this order.
+        pool: the pool to close after them; None for the process's ``default_pool()``.
+        signals: which signals, SIGINT and SIGTERM by default.
+        timeout: seconds that closing may take in all.
+
+    Returns:
+        The hook; ``uninstall()`` takes it back, ``report`` says how a shutdown went.
+
+    Raises:
+        ShutdownHookError: this is not the main thread.
+    """
+    global _installed  # noqa: PLW0603  # signal handlers are the process's, and so is the hook
+    if _installed is None or not _installed.is_installed:
+        _installed = ShutdownHook(signals, timeout)
+    _installed.add(closeables, default_pool() if pool is None else pool)
+    return _installed

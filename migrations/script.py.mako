@@ -1,0 +1,26 @@
+"""${message}.
+
+Revision ${up_revision}, after ${down_revision | comma,n}; ${create_date}.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+${imports if imports else ""}
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+branch_labels = ${repr(branch_labels)}
+depends_on = ${repr(depends_on)}
+
+# True if upgrade() or downgrade() rebuilds a table (batch_alter_table, other than to add a
+# column): a backup is made beside the file first. See README.md.
+rebuilds_tables = False
+
+
+def upgrade() -> None:
+    ${upgrades if upgrades else "pass"}
+
+
+def downgrade() -> None:
+    ${downgrades if downgrades else "pass"}
