@@ -230,7 +230,8 @@ def _put_in_place(partial: Path, path: Path, *, overwrite: bool) -> None:
             if os.path.lexists(path):
                 raise
             os.rename(partial, path)
-    if hasattr(os, "O_DIRECTORY"):
+    # Not every system can; the copy has its name either way, so a failure here is none of it.
+    with contextlib.suppress(OSError, AttributeError):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)

@@ -61,15 +61,16 @@ class Checkpointer:
         """Make a passive checkpoint, and a truncating one if the file has grown too large."""
         self.runs += 1
         try:
-            frames, done = auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+            frames, _ = auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
             if frames * _FRAME_BYTES > self._limit_bytes:
                 auxiliary.deadline = min(deadline, monotonic() + _TRUNCATE_PATIENCE)
-                frames, done = auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self.failure = None
         except apsw.Error as error:
             if primary_code(error) != apsw.SQLITE_BUSY:
                 self.failure = extended_code(error)
-            frames, done = auxiliary.wal_backlog()
+        # What came meanwhile counts too: a checkpoint answers with what it found at its beginning.
+        frames, done = auxiliary.wal_backlog()
         self.backlog = max(0, frames - done)
         # Readers and writers can keep the WAL from beginning anew: ask again only when as many
         # new frames have come.

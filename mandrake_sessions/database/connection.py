@@ -23,6 +23,7 @@ from mandrake_sessions.errors import (
     DatabaseOpenError,
     DatabasePathError,
     ReadOnlyDatabaseError,
+    StatementError,
     UnrecognizedDatabaseError,
 )
 from mandrake_sessions.options import DatabaseOptions, Durability
@@ -156,7 +157,8 @@ def real_path(path: str | os.PathLike[str]) -> Path:
         raise DatabasePathError(
             "A database lives in a file; for one that goes away use a temporary folder."
         )
-    expanded = os.path.abspath(os.path.expanduser(text))
+    # Not abspath: it would fold ``..`` before links are followed.
+    expanded = os.path.expanduser(text)
     try:
         try:
             return Path(os.path.realpath(expanded, strict=True))
@@ -262,7 +264,13 @@ def _opening_error(error: apsw.Error, path: Path) -> DatabaseError:
     """Return what a failed opening means; nothing is ever reset or repaired because of it."""
     if primary_code(error) == apsw.SQLITE_CANTOPEN and identify(path) is None:
         return DatabaseMissingError(path=path, operation="open", result_code=extended_code(error))
-    return translate(error, path, "open")
+    found = translate(error, path, "open")
+    if isinstance(found, StatementError):
+        # Not a statement of anybody's: an unknown VFS, a file system without what WAL needs.
+        return DatabaseOpenError(
+            found.message, path=path, operation="open", result_code=found.result_code
+        )
+    return found
 
 
 def _configure(
@@ -272,9 +280,13 @@ def _configure(
     raw.set_busy_handler(connection.on_busy)
     # Reads the header: here a file that is no database is told from one that is.
     retry_busy(lambda: connection.value("PRAGMA schema_version"), budget, path, "open", "open")
-    # Before anything is set: another program's database must stay as it is.
-    is_ours = connection.value("PRAGMA application_id") == APPLICATION_ID
-    if not is_ours and connection.value("SELECT count(*) FROM sqlite_schema"):
+    # Before anything is set: another program's database must stay as it is. Asked twice, because
+    # another process may be making ours this moment.
+    if (
+        not _is_ours(connection)
+        and connection.value("SELECT count(*) FROM sqlite_schema")
+        and not _is_ours(connection)
+    ):
         raise UnrecognizedDatabaseError(path=path, operation="open")
     if raw.readonly("main"):
         # SQLite opens an unwritable file without complaint and would fail at the first write.
@@ -301,6 +313,10 @@ def _configure(
         raise DatabaseOpenError(f"SQLite did not accept: {', '.join(lost)}.", path=path)
     raw.set_wal_hook(connection.on_commit)
     raw.set_progress_handler(connection.on_progress, _PROGRESS_STEPS)
+
+
+def _is_ours(connection: Connection) -> bool:
+    return bool(connection.value("PRAGMA application_id") == APPLICATION_ID)
 
 
 def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:

@@ -197,8 +197,14 @@ class DatabaseFile:
     def checkpoint(self) -> None:
         """Copy the WAL into the database as far as readers allow; nobody waits for it."""
         try:
-            with self.exclusive_auxiliary("checkpoint", Budget(_CHECKPOINT_BUDGET)) as connection:
-                self.checkpointer.run(connection, connection.deadline)
+            budget = Budget(_CHECKPOINT_BUDGET)
+            with self.exclusive_auxiliary("checkpoint", budget) as connection:
+                self.checkpointer.run(connection, budget.deadline)
+                if 0 < self.checkpointer.backlog < self.options.checkpoint_frames:
+                    # Frames that came meanwhile keep the WAL from beginning anew, and a file that
+                    # grows makes each fsync about twice as dear: finish them while nobody writes.
+                    with self._main.exclusive(budget, "checkpoint"):
+                        self.checkpointer.run(connection, budget.deadline)
         except (DatabaseBusyError, DatabaseMovedError, PoolClosedError):
             # Readers need the connection, or it is going away: the next commit asks again.
             self.checkpointer.postpone()

@@ -6,6 +6,7 @@ units that ran in one transaction until they all learn its outcome.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -59,13 +60,11 @@ class LeaseQueue:
         """How many threads wait."""
         return len(self._waiters)
 
-    def try_acquire(self, operation: str) -> bool:
+    def try_acquire(self, operation: str, *, even_refused: bool = False) -> bool:
         """Take the lease if it is free and nobody waits for it."""
         with self._mutex:
-            if self.holder or self._waiters:
+            if not self._is_free(even_refused=even_refused):
                 return False
-            if self._refusal is not None:
-                raise self._refusal()
             self.holder = get_ident()
             self.operation = operation
             return True
@@ -85,32 +84,40 @@ class LeaseQueue:
             DatabaseBusyError: the deadline passed; this waiter will never be given the lease.
             PoolClosedError: or what else the queue refuses work with.
         """
-        with self._mutex:
-            if self._refusal is not None and not even_refused:
-                raise self._refusal()
-            if not self.holder and not self._waiters:
-                self.holder = get_ident()
-                self.operation = operation
-                return
-            waiter = _Waiter(operation, may_join)
-            self._waiters.append(waiter)
+        if self.try_acquire(operation, even_refused=even_refused):
+            return
+        waiter = _Waiter(operation, may_join)
         since = monotonic()
         try:
+            if not self._enqueue(waiter, even_refused=even_refused):
+                return
             waiter.wake.acquire(timeout=max(0.0, budget.deadline - since))
+            budget.spent("queue", since)
+            self.longest_wait = max(self.longest_wait, monotonic() - since)
+            if waiter.refusal is None and not waiter.granted and self._withdraw(waiter):
+                self.timeouts += 1
+                raise budget.exceeded("queue", self._path, operation)
+            if waiter.refusal is not None:
+                raise waiter.refusal()
         except BaseException:
             # A signal's handler raised. If the lease came in the same moment it stays with this
             # thread, perhaps with a shared transaction open: the caller sees it in ``holder``.
             self._withdraw(waiter)
             raise
-        budget.spent("queue", since)
-        self.longest_wait = max(self.longest_wait, monotonic() - since)
-        if waiter.refusal is not None:
-            raise waiter.refusal()
-        if not waiter.granted and self._withdraw(waiter):
-            self.timeouts += 1
-            raise budget.exceeded("queue", self._path, operation)
-        if waiter.refusal is not None:
-            raise waiter.refusal()
+
+    def _enqueue(self, waiter: _Waiter, *, even_refused: bool) -> bool:
+        """Stand in the queue; False if the lease was free after all and is the waiter's now."""
+        with self._mutex:
+            if self._is_free(even_refused=even_refused):
+                self._grant(waiter)
+                return False
+            self._waiters.append(waiter)
+            return True
+
+    def _is_free(self, *, even_refused: bool) -> bool:
+        if self._refusal is not None and not even_refused:
+            raise self._refusal()
+        return not self.holder and not self._waiters
 
     def release(self) -> None:
         """Give the lease to the first waiter, or make it free. No transaction may be open."""
@@ -149,7 +156,9 @@ class LeaseQueue:
         with self._mutex:
             if waiter.granted or waiter.refusal is not None:
                 return False
-            self._waiters.remove(waiter)
+            # It is not there if the interruption came before it stood in the queue.
+            with contextlib.suppress(ValueError):
+                self._waiters.remove(waiter)
             return True
 
 

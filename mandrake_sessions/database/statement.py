@@ -35,7 +35,7 @@ class Statement:
 
     @cached_property
     def _compiled(self) -> SQLCompiler:
-        compiled = self._core.compile(dialect=_DIALECT)
+        compiled = self._core.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
         assert isinstance(compiled, SQLCompiler)
         return compiled
 
