@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 import apsw
+import structlog
 
 from mandrake_sessions.database.faults import extended_code, primary_code, translate, translate_os
 from mandrake_sessions.database.guard import require_safe_sqlite
@@ -94,7 +95,10 @@ class Connection:
         """Count the WAL's frames: checkpoints are made elsewhere, off the commit path."""
         self.wal_frames = frames
         if self.on_backlog is not None:
-            self.on_backlog(frames)
+            try:
+                self.on_backlog(frames)
+            except Exception:  # noqa: BLE001  # it would come out of a COMMIT that has succeeded
+                structlog.get_logger(__name__).exception("checkpoint_not_asked_for")
         return apsw.SQLITE_OK
 
     # -- what the layer asks ----------------------------------------------------------------
@@ -107,6 +111,15 @@ class Connection:
     def in_transaction(self) -> bool:
         """Return whether a transaction is open, also one that an unfinished SELECT keeps open."""
         return self.txn_state() != _NONE
+
+    def has_broken_references(self) -> bool:
+        """Return whether a deferred foreign key would make the COMMIT fail."""
+        return self.raw.status(apsw.SQLITE_DBSTATUS_DEFERRED_FKS)[0] != 0
+
+    def recent_sql(self) -> list[str]:
+        """Return the last statements, without their values, for the log of a fault."""
+        entries: Any = self.raw.cache_stats(include_entries=True)["entries"]
+        return [entry["query"] for entry in entries[-3:]]
 
     def value(self, sql: str) -> Any:
         """Return the first column of the first row, or None."""

@@ -17,7 +17,7 @@ import structlog
 from mandrake_sessions.database import migrate
 from mandrake_sessions.database.checkpoint import Checkpointer
 from mandrake_sessions.database.connection import Connection, Identity, open_connection
-from mandrake_sessions.database.guard import bury, caller_outside, current_pid
+from mandrake_sessions.database.guard import bury, caller_outside, callers_outside, current_pid
 from mandrake_sessions.database.lease import MakeError
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.scope import Lane, WriteLane
@@ -91,7 +91,7 @@ class DatabaseFile:
             main,
             options,
             check=self._check,
-            on_unclean=self._retire_unclean,
+            on_unclean=self.retire,
             on_corrupt=self._latch_damage,
         )
         self._auxiliary: Lane | None = None
@@ -242,10 +242,7 @@ class DatabaseFile:
         me = get_ident()
         for lane in (self._main, self._auxiliary):
             if lane is not None and lane.queue.holder == me:
-                raise ReentrantScopeError(
-                    f"{operation} at {caller_outside()} needs the database, which this thread "
-                    f"already holds for {lane.queue.operation}; pass the open transaction on."
-                )
+                raise _reentrant(operation, lane.queue.operation)
 
     def _refuse_if_damaged(self) -> None:
         if self.damage is not None:
@@ -279,25 +276,28 @@ class DatabaseFile:
         return Lane(
             connection,
             check=self._check,
-            on_unclean=self._retire_unclean,
+            on_unclean=self.retire,
             on_corrupt=self._latch_damage,
         )
 
     # -- the end ----------------------------------------------------------------------------
 
-    def retire(self, reason: str) -> None:
-        """Take no more work: the next acquire opens the file that is there then."""
+    def retire(self, reason: str, **details: object) -> None:
+        """Take no more work: the next acquire opens the file that is there then.
+
+        Args:
+            reason: for people.
+            details: for the log.
+        """
         if self.state is not FileState.OPEN:
             return
         self.state = FileState.RETIRED
         structlog.get_logger(__name__).warning(
-            "database_retired", path=str(self.path), reason=reason
+            "database_retired", path=str(self.path), reason=reason, **details
         )
-        self._refuse(lambda: DatabaseMovedError(path=self.path), waiters_too=True)
+        message = f"The open database is not used any more: {reason}; open it again."
+        self._refuse(lambda: DatabaseMovedError(message, path=self.path), waiters_too=True)
         self._on_retired(self)
-
-    def _retire_unclean(self, reason: str) -> None:
-        self.retire(reason)
 
     def _refuse(self, make_error: MakeError, *, waiters_too: bool) -> None:
         self._refusal = make_error
@@ -361,6 +361,19 @@ class DatabaseFile:
         self.state = FileState.CLOSED
         for lane in self.lanes():
             bury(lane)
+
+
+def _reentrant(inner: str, outer: str) -> ReentrantScopeError:
+    """Return the error that names both places; the outer call is on this thread's own stack."""
+    places = [*callers_outside(), "", ""]
+    if " at " not in inner:
+        inner = f"{inner} at {places[0]}"
+    if " at " not in outer:
+        outer = f"{outer} at {places[1]}"
+    return ReentrantScopeError(
+        f"{inner} needs the database, which this thread already holds for {outer}; "
+        "pass the open transaction on."
+    )
 
 
 def _close_lane(lane: Lane, budget: Budget, *, abandon: bool) -> None:

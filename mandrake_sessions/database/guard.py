@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import apsw
@@ -99,13 +100,22 @@ def bury(connection: object) -> None:
     _process.graveyard.append(connection)
 
 
+_PACKAGE = str(Path(__file__).parent.parent) + os.sep
+
+
 def caller_outside() -> str:
     """Return ``file:line`` of the nearest frame outside this package: where the host called."""
-    package = str(Path(__file__).parent.parent) + os.sep
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
+    return next(callers_outside())
+
+
+def callers_outside() -> Iterator[str]:
+    """Yield ``file:line`` of each place where the host called into this package, inner first."""
+    frame: FrameType | None = sys._getframe(1)
+    was_inside = True
+    while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(package) and not name.endswith(f"{os.sep}contextlib.py"):
-            break
+        is_inside = name.startswith(_PACKAGE) or name.endswith(f"{os.sep}contextlib.py")
+        if was_inside and not is_inside:
+            yield f"{name}:{frame.f_lineno}"
+        was_inside = is_inside
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -33,6 +33,7 @@ from mandrake_sessions.database.transaction import (
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
+    ConstraintViolationError,
     CorruptDatabaseError,
     DatabaseError,
     TransactionLostError,
@@ -60,7 +61,7 @@ class Lane:
         connection: Connection,
         *,
         check: Callable[[Connection, str], None],
-        on_unclean: Callable[[str], None],
+        on_unclean: Callable[..., None],
         on_corrupt: Callable[[DatabaseError], None],
     ) -> None:
         self.connection = connection
@@ -93,7 +94,7 @@ class Lane:
     def _fetch(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
         connection = self.connection
         self._check(connection, operation)
-        connection.deadline = budget.deadline
+        connection.deadline = budget.body_deadline
         connection.interruptible = True
         tx = ReadTransaction(connection, budget, operation)
         try:
@@ -112,7 +113,7 @@ class Lane:
             self.queue.acquire(budget, operation)
             connection = self.connection
             self._check(connection, operation)
-            connection.deadline = budget.deadline
+            connection.deadline = budget.body_deadline
             connection.interruptible = True
             tx = ReadTransaction(connection, budget, operation)
             connection.execute("BEGIN")
@@ -135,7 +136,7 @@ class Lane:
         try:
             self.queue.acquire(budget, operation)
             self._check(self.connection, operation)
-            self.connection.deadline = budget.deadline
+            self.connection.deadline = budget.body_deadline
             self.connection.interruptible = True
             yield self.connection
         finally:
@@ -147,7 +148,11 @@ class Lane:
         connection = self.connection
         if connection.in_transaction():
             rollback(connection)
-            self._on_unclean("a transaction was open when the lease was given back")
+            self._on_unclean(
+                "a transaction was open when its lease was given back",
+                operation=self.queue.operation,
+                recent_sql=connection.recent_sql(),
+            )
         self.queue.release()
 
 
@@ -160,7 +165,7 @@ class WriteLane(Lane):
         options: DatabaseOptions,
         *,
         check: Callable[[Connection, str], None],
-        on_unclean: Callable[[str], None],
+        on_unclean: Callable[..., None],
         on_corrupt: Callable[[DatabaseError], None],
     ) -> None:
         super().__init__(connection, check=check, on_unclean=on_unclean, on_corrupt=on_corrupt)
@@ -206,7 +211,7 @@ class WriteLane(Lane):
             self.queue.acquire(budget, operation, may_join=may_join)
             is_joined = self._group is not None
             if is_joined:
-                connection.deadline = budget.deadline
+                connection.deadline = budget.body_deadline
                 connection.interruptible = False
                 connection.execute("SAVEPOINT unit")
             else:
@@ -219,6 +224,11 @@ class WriteLane(Lane):
                 tx.end()
             if not connection.raw.in_transaction:
                 raise TransactionLostError(path=connection.path, operation=operation)
+            if (is_joined or self.queue.waiting) and connection.has_broken_references():
+                # Found at the COMMIT, it would undo everybody's work.
+                raise ConstraintViolationError(
+                    "FOREIGN KEY constraint failed", path=connection.path, operation=operation
+                )
             if is_joined:
                 connection.execute("RELEASE unit")
             try:

@@ -11,7 +11,7 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Select
+from sqlalchemy import SelectBase
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -31,7 +31,7 @@ class Statement:
 
     def __init__(self, core: ClauseElement) -> None:
         self._core = core
-        self.is_read = isinstance(core, Select)
+        self.is_read = isinstance(core, SelectBase)
 
     @cached_property
     def _compiled(self) -> SQLCompiler:

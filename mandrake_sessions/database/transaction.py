@@ -208,6 +208,7 @@ def begin_immediate(connection: Connection, budget: Budget, operation: str) -> N
             code=extended_code(error),
             attempts=connection.busy_waits - looks + 1,
         ) from error
+    connection.deadline = budget.body_deadline
     if connection.busy_waits != looks:
         budget.spent("begin", since)
 

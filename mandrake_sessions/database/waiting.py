@@ -21,6 +21,9 @@ from mandrake_sessions.errors import DatabaseBusyError
 PACE = 0.001
 """Seconds between two looks at a lock that another process holds."""
 
+LEAST_BODY = 0.1
+"""Seconds that work gets though its budget is smaller: what got the lease can use it."""
+
 T = TypeVar("T")
 
 
@@ -29,13 +32,18 @@ class Budget:
 
     Args:
         seconds: from now; 0 means: only what needs no waiting.
+
+    Attributes:
+        deadline: when waiting for others ends.
+        body_deadline: when the work itself must be done; never sooner than ``LEAST_BODY``.
     """
 
-    __slots__ = ("deadline", "phases", "started")
+    __slots__ = ("body_deadline", "deadline", "phases", "started")
 
     def __init__(self, seconds: float) -> None:
         self.started = monotonic()
         self.deadline = self.started + seconds
+        self.body_deadline = self.started + (max(LEAST_BODY, seconds))
         self.phases: dict[str, float] | None = None
 
     def left(self) -> float:

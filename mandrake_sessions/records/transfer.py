@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from itertools import pairwise
 
 import msgspec
@@ -17,22 +16,30 @@ from mandrake_sessions.database.transaction import (
     WriteUnit,
 )
 from mandrake_sessions.errors import InvalidArgumentError, SessionNotFoundError
-from mandrake_sessions.models import Entity, Exchange, Request, Response, Session, Turn
+from mandrake_sessions.models import Exchange, Request, Response, Session, Turn
 from mandrake_sessions.records.rounds import add_round
 from mandrake_sessions.records.sessions import add_session
 from mandrake_sessions.records.turn_rows import add_turn, checked_fields
 
 _SESSION = schema.sessions.c
-_TABLES = {
-    Entity.SESSION: schema.sessions,
-    Entity.ROUND: schema.rounds,
-    Entity.REQUEST: schema.requests,
-    Entity.TURN: schema.turns,
-}
-_EXISTS = {
-    entity: Statement(select(table.c.id).where(table.c.id == bindparam("id")))
-    for entity, table in _TABLES.items()
-}
+_ROUND = schema.rounds.c
+_INDEX = select(_ROUND.index)
+_INDEX_BY_ID = Statement(_INDEX.where(_ROUND.id == bindparam("id")))
+_INDEX_BY_REQUEST = Statement(
+    _INDEX.select_from(schema.rounds.join(schema.requests)).where(
+        schema.requests.c.id == bindparam("request_id")
+    )
+)
+_INDEX_BY_RESPONSE = Statement(
+    _INDEX.select_from(schema.rounds.join(schema.responses)).where(
+        schema.responses.c.id == bindparam("response_id")
+    )
+)
+_AT_INDEX = Statement(
+    select(_ROUND.id).where(
+        _ROUND.session_id == bindparam("session_id"), _ROUND.index == bindparam("index")
+    )
+)
 # The times of an imported session are those of its source, so ``updated_at`` stays.
 _RAISE_INDEX = Statement(
     update(schema.sessions)
@@ -45,24 +52,49 @@ _RAISE_INDEX = Statement(
 )
 
 
-def find_existing_ids(entity: Entity, ids: Collection[str]) -> ReadUnit[frozenset[str]]:
-    """Return those of the ids that exist.
+def find_exchange_index(exchange: Exchange, *, by_parts: bool = False) -> ReadUnit[int | None]:
+    """Return the index under which a round is there already, or None if it is not.
 
     Args:
-        entity: what the ids are of.
-        ids: the ids asked for.
+        exchange: the round asked for.
+        by_parts: whether a round that has its request or its response is the same one too.
 
     Returns:
-        The ids that are in the database.
-
-    Raises:
-        InvalidArgumentError: an id is not a string.
+        The index in the session it is in, or None.
     """
-    statement = _EXISTS[entity]
-    wanted = [arguments.lookup_id("ids", id) for id in ids]
+    values = {
+        "id": exchange.id,
+        "request_id": exchange.request.id,
+        "response_id": exchange.response.id,
+    }
+    statements = [_INDEX_BY_ID]
+    if by_parts:
+        statements += [_INDEX_BY_REQUEST, _INDEX_BY_RESPONSE]
 
-    def work(tx: ReadTransaction) -> frozenset[str]:
-        return frozenset(id for id in wanted if tx.row(statement, {"id": id}) is not None)
+    def work(tx: ReadTransaction) -> int | None:
+        for statement in statements:
+            row = tx.row(statement, values)
+            if row is not None:
+                return int(row[0])
+        return None
+
+    return work
+
+
+def is_index_free(session_id: str, index: int) -> ReadUnit[bool]:
+    """Return whether a session has no round of an index.
+
+    Args:
+        session_id: the session.
+        index: the index asked for.
+
+    Returns:
+        Whether a round could be stored there.
+    """
+    values = {"session_id": session_id, "index": index}
+
+    def work(tx: ReadTransaction) -> bool:
+        return tx.row(_AT_INDEX, values) is None
 
     return work
 

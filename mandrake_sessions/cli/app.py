@@ -1,0 +1,176 @@
+"""The command as a whole: its parts, its log, and how every error of theirs ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import structlog
+import typer
+from typer.core import TyperGroup
+
+from mandrake_sessions.cli import importing, maintenance, sessions, workspaces
+from mandrake_sessions.cli.demo import command as demo
+from mandrake_sessions.cli.errors import EXIT_CODES, CommandError, ExitCode, Failure
+from mandrake_sessions.cli.output import print_json
+
+PROGRAM = "mandrake-sessions"
+TRACEBACK_VARIABLE = "MANDRAKE_TRACEBACK"
+
+# Where Typer's own usage errors descend from; it does not export the class by a name of its own.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class Program(TyperGroup):
+    """Ends every command with its exit code and at most one line, never with a traceback."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Run a command line and exit."""
+        given = list(sys.argv[1:] if args is None else args)
+        _require_streams()
+        options.update(standalone_mode=False, prog_name=PROGRAM, obj=given)
+        try:
+            code = super().main(given, *rest, **options) or ExitCode.OK
+        except typer.Abort:
+            code = _tell(CommandError("Not done.", ExitCode.FAILED), given)
+        except _UsageError as error:
+            code = _tell_usage(error, given)
+        except KeyboardInterrupt:
+            code = _interrupted(given)
+        sys.exit(code)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, and turn what it raises into its exit code."""
+        try:
+            super().invoke(ctx)
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort, _UsageError):
+            raise
+        except KeyboardInterrupt:
+            raise typer.Exit(_interrupted(_arguments(ctx))) from None
+        except BrokenPipeError:
+            _hush()
+            raise typer.Exit(ExitCode.BROKEN_PIPE) from None
+        except Exception as error:
+            if os.environ.get(TRACEBACK_VARIABLE):
+                raise
+            raise typer.Exit(_tell(error, _arguments(ctx))) from None
+
+
+def _arguments(ctx: Any) -> list[str]:
+    given: list[str] = ctx.obj
+    return given
+
+
+def _tell(error: BaseException, given: Sequence[str]) -> int:
+    """Say what went wrong, in JSON on stdout or in one line on stderr; return the exit code."""
+    failure = Failure(error)
+    try:
+        if _wants_json(given):
+            print_json(failure.document())
+        else:
+            print(f"{PROGRAM}: {failure}", file=sys.stderr)
+    except BrokenPipeError:
+        _hush()
+    return failure.code
+
+
+def _tell_usage(error: Exception, given: Sequence[str]) -> int:
+    context = getattr(error, "ctx", None)
+    path = PROGRAM if context is None else context.command_path
+    message = getattr(error, "format_message", error.__str__)()
+    return _tell(CommandError(message, ExitCode.USAGE, f"See {path} --help."), given)
+
+
+def _interrupted(given: Sequence[str]) -> int:
+    return _tell(CommandError("Interrupted.", ExitCode.INTERRUPTED), given)
+
+
+def _wants_json(given: Sequence[str]) -> bool:
+    # Not from the parsed options: an error in them must be told as JSON too.
+    options = given[: given.index("--")] if "--" in given else given
+    return "--json" in options
+
+
+def _require_streams() -> None:
+    """Have something to print to, also where the caller has closed it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as we run
+
+
+def _hush() -> None:
+    """Let the interpreter's last flush go nowhere instead of complaining."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+app = typer.Typer(
+    name=PROGRAM,
+    cls=Program,
+    help="The session store for agent hosts: one SQLite file per workspace.",
+    epilog=f"Exit codes: {EXIT_CODES}.",
+    no_args_is_help=False,
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    ctx: typer.Context,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what the library does to stderr.")
+    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    _configure_log(logging.INFO if verbose else logging.WARNING)
+    if version:
+        print(f"{PROGRAM} {_version()}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+        raise typer.Exit(ExitCode.USAGE)
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("mandrake-sessions")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _configure_log(level: int) -> None:
+    """Send the library's events to stderr; stdout is for what was asked for."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        # Looked up for each logger: tests replace the stream.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
+
+
+app.add_typer(sessions.app, name="sessions")
+app.add_typer(workspaces.app, name="workspaces")
+importing.register(app)
+maintenance.register(app)
+demo.register(app)
+
+
+def run() -> None:
+    """Run the command with this process's arguments."""
+    app()

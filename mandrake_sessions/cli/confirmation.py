@@ -1,0 +1,23 @@
+"""Asks before something is lost."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from mandrake_sessions.cli.errors import CommandError, ExitCode
+
+
+def confirm(question: str, *, yes: bool, as_json: bool) -> None:
+    """Return if the person agrees, or has agreed with ``--yes``.
+
+    Raises:
+        CommandError: there is nobody to ask.
+        typer.Abort: the answer was no.
+    """
+    if yes:
+        return
+    if as_json or not sys.stdin.isatty():
+        raise CommandError(f"{question} Not without --yes.", ExitCode.USAGE)
+    typer.confirm(question, abort=True, err=True)

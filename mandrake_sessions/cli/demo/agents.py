@@ -1,0 +1,327 @@
+"""The agents and readers of the demo: threads that do what a host's would."""
+
+from __future__ import annotations
+
+import random
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import TypeVar
+
+import msgspec
+
+from mandrake_sessions.cli.demo.ledger import Entry, Ledger, entries_of
+from mandrake_sessions.errors import (
+    HandleReleasedError,
+    NotInitializedError,
+    PoolClosedError,
+)
+from mandrake_sessions.ids import new_id
+from mandrake_sessions.manager import SessionManager
+from mandrake_sessions.models import (
+    Exchange,
+    NewTurn,
+    Round,
+    SessionHistory,
+    Turn,
+    TurnStatus,
+)
+
+T = TypeVar("T")
+
+_MODEL = "demo-model"
+_PROSE = (
+    "the nightly job waits for a lock that the backup holds so every run ends a little later "
+    "than the one before until it meets the morning 日本語 naïve café ✓ and someone looks"
+)
+_WORDS = _PROSE.split()
+_READ_LAST = 20
+# What a call raises that comes while, or after, everything is closed; it has written nothing.
+_REFUSALS = (PoolClosedError, NotInitializedError, HandleReleasedError)
+_MANY_ERRORS = 100
+
+
+class Place(msgspec.Struct, frozen=True):
+    """One database of the demo and the sessions in it."""
+
+    name: str
+    sessions: SessionManager
+    session_ids: tuple[str, ...]
+
+
+class Stage:
+    """What agents and readers share.
+
+    Args:
+        places: the databases.
+        ledger: where acknowledgements go.
+        is_closing: whether the shutdown has begun: only then a refusal is none of our errors.
+    """
+
+    def __init__(
+        self, places: tuple[Place, ...], ledger: Ledger, is_closing: Callable[[], bool]
+    ) -> None:
+        self.places = places
+        self.ledger = ledger
+        self.is_closing = is_closing
+        self.errors: list[str] = []
+
+    def fail(self, who: str, problem: BaseException | str) -> None:
+        """Note an error, which the demo promises not to see."""
+        told = problem if isinstance(problem, str) else f"{type(problem).__name__}: {problem}"
+        if len(self.errors) < _MANY_ERRORS:
+            self.errors.append(f"{who}: {told}")
+
+
+class RefusedError(Exception):
+    """A call was refused because of the shutdown."""
+
+
+class FailedError(Exception):
+    """A call failed, and the stage knows."""
+
+
+class Agent(threading.Thread):
+    """Adds rounds with growing answers until it is refused.
+
+    Attributes:
+        rounds: rounds acknowledged.
+        turns: turns acknowledged.
+        updates: updates acknowledged.
+        longest_call: the longest call, in seconds.
+    """
+
+    def __init__(self, number: int, stage: Stage) -> None:
+        super().__init__(name=f"agent-{number}", daemon=True)
+        self.rounds = self.turns = self.updates = 0
+        self.longest_call = 0.0
+        self._number = number
+        self._stage = stage
+        self._random = random.Random(number)
+
+    def run(self) -> None:
+        """Work: first in one database, then in the next, in every manner there is."""
+        styles = (self._stream, self._stream, self._record, self._stream, self._in_transaction)
+        try:
+            exchange = self._number
+            while True:
+                place = self._stage.places[exchange % len(self._stage.places)]
+                session_id = self._random.choice(place.session_ids)
+                question = f"agent {self._number}, question {exchange}: why is it late?"
+                try:
+                    styles[exchange % len(styles)](place, session_id, question)
+                except FailedError:
+                    if len(self._stage.errors) >= _MANY_ERRORS:
+                        return
+                exchange += 1
+        except RefusedError:
+            self._knock_everywhere()
+
+    # -- one exchange -----------------------------------------------------------------------
+
+    def _stream(self, place: Place, session_id: str, question: str) -> None:
+        """Ask, then let the answer grow with every update."""
+        round_ = self._ask(place, session_id, question)
+        turn_id = new_id()
+        turn = self._call(
+            place,
+            "create_turn",
+            Entry(database=place.name, call="create_turn", kind="turn", id=turn_id),
+            lambda: place.sessions.create_turn(round_.response.id, id=turn_id, model=_MODEL),
+        )
+        self.turns += 1
+        for content in self._growing_answer():
+            turn = self._update(place, turn, content)
+        self._finish(place, turn)
+
+    def _ask(self, place: Place, session_id: str, question: str) -> Round:
+        round_id = new_id()
+        round_ = self._call(
+            place,
+            "create_round",
+            Entry(database=place.name, call="create_round", kind="round", id=round_id),
+            lambda: place.sessions.create_round(session_id, question, id=round_id),
+        )
+        self.rounds += 1
+        return round_
+
+    def _update(self, place: Place, turn: Turn, content: str) -> Turn:
+        updated = self._call(
+            place,
+            "update_turn",
+            self._update_of(place, turn),
+            lambda: place.sessions.update_turn(
+                turn.id,
+                content=content,
+                current_tokens=len(content) // 4,
+                expected_revision=turn.revision,
+            ),
+        )
+        self.updates += 1
+        return updated
+
+    def _finish(self, place: Place, turn: Turn) -> None:
+        written = len(turn.content) // 4
+        self._call(
+            place,
+            "update_turn",
+            self._update_of(place, turn),
+            lambda: place.sessions.update_turn(
+                turn.id,
+                status=TurnStatus.COMPLETED,
+                input_tokens=812,
+                output_tokens=written,
+                input_cost=0.0024,
+                output_cost=written * 15e-6,
+            ),
+        )
+        self.updates += 1
+
+    def _record(self, place: Place, session_id: str, question: str) -> None:
+        """Store a finished exchange in one call: a tool is asked first, then it answers."""
+        round_id = new_id()
+        *_, answer = self._growing_answer()
+        call = {"call": {"name": "read_log", "lines": 40}, "response": {"ok": True}}
+        turns = [
+            NewTurn(content="", tool_calls=[call], output_tokens=12, model=_MODEL),
+            NewTurn(content=answer, output_tokens=len(answer) // 4, model=_MODEL),
+        ]
+        self._call(
+            place,
+            "record_round",
+            Entry(database=place.name, call="record_round", kind="round", id=round_id),
+            lambda: place.sessions.record_round(session_id, question, turns, id=round_id),
+        )
+        self.rounds += 1
+        self.turns += len(turns)
+
+    def _in_transaction(self, place: Place, session_id: str, question: str) -> None:
+        """Store question and answer in one transaction block: both, or neither."""
+        round_id = new_id()
+        *_, answer = self._growing_answer()
+
+        def block() -> Exchange:
+            with place.sessions.transaction() as tx:
+                round_ = tx.create_round(session_id, question, id=round_id)
+                turn = tx.create_turn(
+                    round_.response.id,
+                    content=answer,
+                    status=TurnStatus.COMPLETED,
+                    output_tokens=len(answer) // 4,
+                    model=_MODEL,
+                )
+            fields = {name: getattr(round_, name) for name in round_.__struct_fields__}
+            return Exchange(**fields, turns=(turn,))
+
+        self._call(
+            place,
+            "transaction",
+            Entry(database=place.name, call="transaction", kind="round", id=round_id),
+            block,
+        )
+        self.rounds += 1
+        self.turns += 1
+
+    def _growing_answer(self) -> Iterator[str]:
+        text = ""
+        for _ in range(self._random.randint(4, 16)):
+            words = self._random.choices(_WORDS, k=self._random.randint(8, 32))
+            text += " ".join(words) + " "
+            yield text
+
+    # -- one call ---------------------------------------------------------------------------
+
+    def _update_of(self, place: Place, turn: Turn) -> Entry:
+        return Entry(
+            database=place.name,
+            call="update_turn",
+            kind="turn",
+            id=turn.id,
+            revision=turn.revision + 1,
+        )
+
+    def _call(self, place: Place, call: str, intent: Entry, work: Callable[[], T]) -> T:
+        """Make a call, and note what came of it."""
+        began = monotonic()
+        try:
+            made = work()
+        except _REFUSALS as error:
+            if not self._stage.is_closing():
+                self._stage.fail(f"{self.name} {call}", error)
+                raise FailedError from error
+            self._stage.ledger.note([msgspec.structs.replace(intent, refused=True)])
+            raise RefusedError from error
+        except Exception as error:  # whatever it is, it is one too many
+            self._stage.fail(f"{self.name} {call}", error)
+            raise FailedError from error
+        self.longest_call = max(self.longest_call, monotonic() - began)
+        assert isinstance(made, Round | Turn)
+        self._stage.ledger.note(entries_of(place.name, call, made))
+        return made
+
+    def _knock_everywhere(self) -> None:
+        """Try each database once more: none of them may take anything now."""
+        for place in self._stage.places:
+            try:
+                self._ask(place, place.session_ids[0], f"{self.name} at a closed door")
+            except RefusedError:
+                continue
+            except FailedError:
+                return
+            self._stage.fail(self.name, f"{place.name} took a round after it had refused one")
+
+
+class Reader(threading.Thread):
+    """Renders histories until it is refused, and checks what must always hold.
+
+    Attributes:
+        histories: histories rendered.
+    """
+
+    def __init__(self, number: int, stage: Stage) -> None:
+        super().__init__(name=f"reader-{number}", daemon=True)
+        self.histories = 0
+        self._stage = stage
+        self._random = random.Random(-number)
+        # Of each turn the last look: revision, characters and checksum of its content.
+        self._seen: dict[str, tuple[int, int, int]] = {}
+
+    def run(self) -> None:
+        """Read one session after the other, newest changes first."""
+        try:
+            while True:
+                place = self._random.choice(self._stage.places)
+                for session in place.sessions.list_sessions(limit=2):
+                    history = place.sessions.render_session_history(session.id, last=_READ_LAST)
+                    self._check(history)
+                    self.histories += 1
+        except _REFUSALS as error:
+            if not self._stage.is_closing():
+                self._stage.fail(self.name, error)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is one too many
+            self._stage.fail(self.name, error)
+
+    def _check(self, history: SessionHistory) -> None:
+        last = history.session.next_round_index
+        indexes = [exchange.index for exchange in history.rounds]
+        if indexes != list(range(last - len(indexes), last)):
+            self._stage.fail(self.name, f"round indexes have gaps: {indexes} before {last}")
+        for exchange in history.rounds:
+            of_turns = [turn.index for turn in exchange.turns]
+            if of_turns != list(range(len(of_turns))):
+                self._stage.fail(self.name, f"turn indexes have gaps: {of_turns}")
+            for turn in exchange.turns:
+                self._check_growth(turn)
+
+    def _check_growth(self, turn: Turn) -> None:
+        revision, length, checksum = self._seen.get(turn.id, (0, 0, zlib.crc32(b"")))
+        if turn.revision < revision:
+            self._stage.fail(self.name, f"turn {turn.id} went back to revision {turn.revision}")
+        if zlib.crc32(turn.content[:length].encode()) != checksum:
+            self._stage.fail(self.name, f"turn {turn.id} lost text it had")
+        self._seen[turn.id] = (
+            turn.revision,
+            len(turn.content),
+            zlib.crc32(turn.content.encode()),
+        )

@@ -1,0 +1,158 @@
+"""What a command's exit code means, and what a person can do about an error."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from mandrake_sessions import errors
+
+
+class ExitCode(enum.IntEnum):
+    """How a command ended; scripts may rely on these."""
+
+    def __new__(cls, value: int, meaning: str) -> ExitCode:
+        """Make a code with its meaning."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.meaning = meaning
+        return code
+
+    meaning: str
+
+    OK = 0, "done"
+    FAILED = 1, "it failed, or was declined"
+    USAGE = 2, "wrong arguments, a missing --yes, or the extra 'cli' is not installed"
+    NOT_FOUND = 3, "no such session, workspace, database or file"
+    BUSY = 4, "the database stayed busy until the deadline"
+    UNUSABLE = 5, "damaged, no database of ours, newer schema, not writable, disk full"
+    EXISTS = 6, "the name, path or file is taken"
+    INTERRUPTED = 130, "SIGINT (Ctrl-C)"
+    BROKEN_PIPE = 141, "the reader of the output went away"
+
+
+EXIT_CODES: Final = "; ".join(f"{code.value} {code.meaning}" for code in ExitCode)
+"""All of them in a sentence, for ``--help``."""
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked; for what the library itself would not refuse."""
+
+    def __init__(self, message: str, code: ExitCode, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+    @property
+    def type(self) -> str:
+        """Its name for scripts, such as ``UsageError`` or ``NotFoundError``."""
+        return f"{self.code.name.title().replace('_', '')}Error"
+
+
+# The first that fits counts, so a kind stands before the kind it descends from.
+_MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
+    (errors.InvalidArgumentError, ExitCode.USAGE, "See --help."),
+    (
+        errors.WorkspaceNotFoundError,
+        ExitCode.NOT_FOUND,
+        "`mandrake-sessions workspaces list` shows those there are.",
+    ),
+    (
+        errors.SessionNotFoundError,
+        ExitCode.NOT_FOUND,
+        "`mandrake-sessions sessions list` shows those there are.",
+    ),
+    (errors.NotFoundError, ExitCode.NOT_FOUND, ""),
+    (
+        errors.DatabaseMissingError,
+        ExitCode.NOT_FOUND,
+        "Check --root, --workspace and --database; `import` and `workspaces create` make one.",
+    ),
+    (errors.WorkspaceAlreadyExistsError, ExitCode.EXISTS, "Choose another name or path."),
+    (errors.AlreadyExistsError, ExitCode.EXISTS, ""),
+    (
+        errors.DatabaseBusyError,
+        ExitCode.BUSY,
+        "Another program holds it: try again, or wait longer with --timeout.",
+    ),
+    (
+        errors.SchemaTooNewError,
+        ExitCode.UNUSABLE,
+        "pip install --upgrade mandrake-sessions",
+    ),
+    (errors.MigrationError, ExitCode.UNUSABLE, ""),
+    (
+        errors.CorruptDatabaseError,
+        ExitCode.UNUSABLE,
+        "Restore a backup; keep the damaged file and its -wal until you have.",
+    ),
+    (
+        errors.NotADatabaseError,
+        ExitCode.UNUSABLE,
+        "Name a database of mandrake_sessions; `import` reads one of the original system.",
+    ),
+    (
+        errors.UnrecognizedDatabaseError,
+        ExitCode.UNUSABLE,
+        "Name a database of mandrake_sessions; `import` reads one of the original system.",
+    ),
+    (errors.DatabaseFolderError, ExitCode.UNUSABLE, "Check the folder and who may write it."),
+    (errors.DatabasePathError, ExitCode.USAGE, "Name a file."),
+    (errors.ReadOnlyDatabaseError, ExitCode.UNUSABLE, "Check who may write the file."),
+    (errors.StorageFullError, ExitCode.UNUSABLE, "Free some space and try again."),
+    (errors.ImportSourceError, ExitCode.UNUSABLE, "Nothing was imported."),
+    (errors.DatabaseOpenError, ExitCode.UNUSABLE, ""),
+    (errors.DatabaseIOError, ExitCode.UNUSABLE, "Check the disk."),
+    (errors.DatabaseMovedError, ExitCode.UNUSABLE, "Try again."),
+    (errors.CommitOutcomeUnknownError, ExitCode.FAILED, "Look whether it is there first."),
+    (errors.MandrakeSessionsError, ExitCode.FAILED, ""),
+    (FileNotFoundError, ExitCode.NOT_FOUND, ""),
+    (FileExistsError, ExitCode.EXISTS, ""),
+    (OSError, ExitCode.FAILED, ""),
+)
+
+
+class Failure:
+    """An error as a person and a script are told of it.
+
+    Attributes:
+        type: the name of its class, or of its kind.
+        message: what went wrong, on one line.
+        hint: what to do, on one line, or nothing.
+        code: the exit code.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        # Of several, as closing may give, the first; the others are in the log.
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        self.type = error.type if isinstance(error, CommandError) else type(error).__name__
+        message = str(error)
+        if isinstance(error, errors.MigrationError) and error.__cause__ is not None:
+            # Which revision is unknown, which step failed: only Alembic says so.
+            message = f"{message}: {str(error.__cause__).partition(chr(10))[0]}"
+        self.message = " ".join(message.split()) or self.type
+        self.code, self.hint = _meaning(error)
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+    def document(self) -> dict[str, object]:
+        """Return it for ``--json``."""
+        return {
+            "error": {
+                "type": self.type,
+                "message": self.message,
+                "hint": self.hint,
+                "exit_code": int(self.code),
+            }
+        }
+
+
+def _meaning(error: BaseException) -> tuple[ExitCode, str]:
+    if isinstance(error, CommandError):
+        return error.code, error.hint
+    for kind, code, hint in _MEANINGS:
+        if isinstance(error, kind):
+            return code, hint
+    return ExitCode.FAILED, "This is a bug: MANDRAKE_TRACEBACK=1 shows where."

@@ -1,0 +1,207 @@
+"""``health``, ``backup``, ``migrate``: looking after a database."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from mandrake_sessions import schema
+from mandrake_sessions.cli.confirmation import confirm
+from mandrake_sessions.cli.errors import CommandError, ExitCode
+from mandrake_sessions.cli.output import (
+    document_of,
+    print_fields,
+    print_json,
+    print_table,
+    print_text,
+)
+from mandrake_sessions.cli.target import (
+    TIMEOUT,
+    Database,
+    Json,
+    Root,
+    Timeout,
+    WorkspaceName,
+    Yes,
+    database_path,
+    open_sessions,
+)
+from mandrake_sessions.database import migrate as migrations
+from mandrake_sessions.database.connection import (
+    Connection,
+    identify,
+    open_connection,
+    real_path,
+)
+from mandrake_sessions.database.health import HealthCheck, HealthReport, HealthStatus
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.errors import BackupError, DatabaseMissingError
+from mandrake_sessions.manager import SessionManager
+from mandrake_sessions.options import DatabaseOptions
+
+_COPY_SECONDS = 3600.0
+"""What a copy of a large database may take; ``--timeout`` is for waiting, not for copying."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.command()(health)
+    app.command()(backup)
+    app.command()(migrate)
+
+
+def health(
+    *,
+    root: Root = None,
+    workspace: WorkspaceName = None,
+    database: Database = None,
+    integrity: Annotated[
+        bool,
+        typer.Option("--integrity", help="Check every page too, on a copy; takes its time."),
+    ] = False,
+    timeout: Timeout = TIMEOUT,
+    as_json: Json = False,
+) -> None:
+    """Look at a database without changing it; exit code 5 if it cannot be used."""
+    with open_sessions(root, workspace, database, timeout) as sessions:
+        report = sessions.health()
+        if integrity:
+            report = HealthReport(report.path, (*report.checks, _check_integrity(sessions)))
+    if as_json:
+        print_json(
+            {
+                **document_of(report),
+                "status": report.status,
+                "is_usable": report.is_usable,
+            }
+        )
+    else:
+        print_table(
+            ("check", "status", "detail"),
+            [(each.name, each.status, each.detail) for each in report.checks],
+        )
+        print_fields([("\ndatabase", report.path), ("status", report.status)])
+    if not report.is_usable:
+        raise typer.Exit(ExitCode.UNUSABLE)
+
+
+def _check_integrity(sessions: SessionManager) -> HealthCheck:
+    with TemporaryDirectory(prefix="mandrake-integrity-") as folder:
+        try:
+            sessions.backup(Path(folder) / "copy.sqlite", timeout=_COPY_SECONDS)
+        except BackupError as error:
+            return HealthCheck("integrity", HealthStatus.FAILED, error.message)
+    return HealthCheck("integrity", HealthStatus.OK)
+
+
+def backup(
+    target: Annotated[Path, typer.Argument(help="The file to make; its folder must exist.")],
+    *,
+    root: Root = None,
+    workspace: WorkspaceName = None,
+    database: Database = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+    ] = False,
+    timeout: Timeout = TIMEOUT,
+    as_json: Json = False,
+) -> None:
+    """Copy a database to a file while work goes on, and check the copy."""
+    if os.path.lexists(target) and not overwrite:
+        raise CommandError(
+            f"There is already something at {target}.",
+            ExitCode.EXISTS,
+            "Choose another file, or give --overwrite.",
+        )
+    with open_sessions(root, workspace, database, timeout) as sessions:
+        source = sessions.path
+        copy = sessions.backup(target, overwrite=overwrite, timeout=_COPY_SECONDS)
+    size = copy.stat().st_size
+    if as_json:
+        print_json({"source": source, "backup": copy, "bytes": size})
+    else:
+        print_fields([("source", source), ("backup", copy), ("bytes", size)])
+
+
+def migrate(
+    *,
+    root: Root = None,
+    workspace: WorkspaceName = None,
+    database: Database = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REV",
+            help="The revision to reach, as Alembic names it: head, base, 0001, +1, -1. "
+            "With --sql also FROM:TO.",
+            show_default=False,
+        ),
+    ] = None,
+    downgrade: Annotated[
+        bool, typer.Option("--downgrade", help="Go down to --revision; data may be lost.")
+    ] = False,
+    sql: Annotated[
+        bool, typer.Option("--sql", help="Print the SQL and touch no database.")
+    ] = False,
+    yes: Yes = False,
+    timeout: Timeout = TIMEOUT,
+    as_json: Json = False,
+) -> None:
+    """Bring a database's schema to a revision; every other command does so when it opens one."""
+    if downgrade and revision is None:
+        raise typer.BadParameter("--downgrade needs the --revision to go down to.")
+    if sql:
+        _print_sql(revision, downgrade=downgrade, as_json=as_json)
+        return
+    wanted = revision or "head"
+    if ":" in wanted:
+        raise typer.BadParameter("FROM:TO is for --sql; a database knows where it is.")
+    path = real_path(database_path(root, workspace, database, timeout))
+    budget = Budget(timeout)
+    with _opened_as_it_is(path, timeout, budget) as connection:
+        before = migrations.current(connection)
+        if downgrade:
+            confirm(
+                f"Take {path} from revision {before} down to {wanted}? Data may be lost.",
+                yes=yes,
+                as_json=as_json,
+            )
+            migrations.downgrade(connection, Budget(timeout), wanted)
+        else:
+            migrations.upgrade(connection, budget, wanted)
+        after = migrations.current(connection)
+    if as_json:
+        print_json({"database": path, "from": before, "to": after, "head": schema.HEAD})
+    else:
+        print_fields([("database", path), ("from", before), ("to", after), ("head", schema.HEAD)])
+
+
+def _print_sql(revision: str | None, *, downgrade: bool, as_json: bool) -> None:
+    span = revision or "head"
+    if ":" not in span:
+        span = f"{schema.HEAD if downgrade else 'base'}:{span}"
+    script = migrations.offline_sql("downgrade" if downgrade else "upgrade", span)
+    if as_json:
+        print_json({"revisions": span, "sql": script})
+    else:
+        print_text(script.rstrip("\n"))
+
+
+@contextlib.contextmanager
+def _opened_as_it_is(path: Path, timeout: float, budget: Budget) -> Iterator[Connection]:
+    """Open a database with the schema it has: a pool would bring it to the newest first."""
+    identity = identify(path)
+    if identity is None:
+        raise DatabaseMissingError(path=path, operation="migrate")
+    options = DatabaseOptions(busy_timeout=timeout)
+    connection = open_connection(path, identity, options, budget)
+    try:
+        yield connection
+    finally:
+        connection.close()

@@ -1,0 +1,114 @@
+"""Which database a command is about, and how it is opened."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mandrake_sessions.cli.errors import CommandError, ExitCode
+from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.errors import WorkspaceNotFoundError
+from mandrake_sessions.hosts import MandrakeManager, workspace_database
+from mandrake_sessions.manager import SessionManager
+from mandrake_sessions.models import Workspace
+from mandrake_sessions.options import DatabaseOptions, PoolOptions
+
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory of the system database; $MANDRAKE_DIR, or ~/.mandrake, when not given.",
+        show_default=False,
+    ),
+]
+WorkspaceName = Annotated[
+    str | None,
+    typer.Option(
+        "--workspace",
+        "-w",
+        metavar="NAME",
+        help="A registered workspace; the system's own database when not given.",
+        show_default=False,
+    ),
+]
+Database = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A database file itself, instead of --root and --workspace.",
+        show_default=False,
+    ),
+]
+Timeout = Annotated[
+    float, typer.Option(metavar="SECONDS", help="How long to wait for a busy database.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Limit = Annotated[int, typer.Option(metavar="N", help="Rows at most, 1 to 10000.")]
+
+TIMEOUT = 30.0
+
+
+def new_pool(timeout: float) -> ConnectionPool:
+    """Return a pool for one command: nobody comes back, so nothing lingers."""
+    return ConnectionPool(PoolOptions(database=DatabaseOptions(busy_timeout=timeout), linger=0.0))
+
+
+@contextlib.contextmanager
+def open_mandrake(
+    root: Path | None, timeout: float, *, create: bool = False
+) -> Iterator[MandrakeManager]:
+    """Open a system for a block.
+
+    Args:
+        root: its directory; None for the default one.
+        timeout: seconds to wait for a busy database.
+        create: whether a system that is not there is made.
+    """
+    with new_pool(timeout) as pool:
+        mandrake = MandrakeManager(root, pool=pool)
+        mandrake.sessions.create = create
+        with mandrake:
+            yield mandrake
+
+
+@contextlib.contextmanager
+def open_sessions(
+    root: Path | None, workspace: str | None, database: Path | None, timeout: float
+) -> Iterator[SessionManager]:
+    """Open the database a command is about for a block; one that is not there is not made."""
+    path = database_path(root, workspace, database, timeout)
+    with new_pool(timeout) as pool, SessionManager(path, pool=pool, create=False) as sessions:
+        yield sessions
+
+
+def database_path(
+    root: Path | None, workspace: str | None, database: Path | None, timeout: float
+) -> Path:
+    """Return the file a command is about."""
+    if database is not None:
+        if root is not None or workspace is not None:
+            raise CommandError(
+                "--database names the file itself: leave --root and --workspace away.",
+                ExitCode.USAGE,
+            )
+        return database
+    if workspace is None:
+        return MandrakeManager(root).sessions.path
+    with open_mandrake(root, timeout) as mandrake:
+        return workspace_database(require_workspace(mandrake, workspace).path)
+
+
+def require_workspace(mandrake: MandrakeManager, name: str) -> Workspace:
+    """Return the registered workspace of a name.
+
+    Raises:
+        WorkspaceNotFoundError: there is none.
+    """
+    found = mandrake.find_workspace(name)
+    if found is None:
+        raise WorkspaceNotFoundError(message=f"There is no workspace named {name!r}.")
+    return found

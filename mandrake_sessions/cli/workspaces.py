@@ -1,0 +1,118 @@
+"""``workspaces list | create | delete``: the registry in the system's database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mandrake_sessions.cli.confirmation import confirm
+from mandrake_sessions.cli.output import document_of, print_json, print_table, print_text
+from mandrake_sessions.cli.target import (
+    TIMEOUT,
+    Json,
+    Limit,
+    Root,
+    Timeout,
+    Yes,
+    open_mandrake,
+    require_workspace,
+)
+from mandrake_sessions.hosts import workspace_database
+from mandrake_sessions.models import Workspace
+
+app = typer.Typer(help="List, create and delete workspaces.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="1 to 64 letters, digits, '-' and '_'.")]
+
+
+def workspace_document(workspace: Workspace) -> dict[str, Any]:
+    """Return a workspace for JSON, with the path of its database."""
+    return {**document_of(workspace), "database": workspace_database(workspace.path)}
+
+
+@app.command("list")
+def list_(
+    *, root: Root = None, limit: Limit = 100, timeout: Timeout = TIMEOUT, as_json: Json = False
+) -> None:
+    """List the registered workspaces by name."""
+    if not 1 <= limit <= 10_000:
+        raise typer.BadParameter("limit must be a whole number from 1 to 10000.")
+    with open_mandrake(root, timeout) as mandrake:
+        known = mandrake.list_workspaces()
+    shown = known[:limit]
+    if as_json:
+        print_json(
+            {"workspaces": [workspace_document(each) for each in shown], "total": len(known)}
+        )
+        return
+    print_table(
+        ("name", "path", "last opened (UTC)", "description"),
+        [(each.name, each.path, each.last_opened_at, each.description) for each in shown],
+    )
+    print_text(f"\n{len(shown)} of {len(known)} workspaces")
+
+
+@app.command()
+def create(
+    name: Name,
+    *,
+    root: Root = None,
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Its directory; ROOT/workspaces/NAME when not given.",
+            show_default=False,
+        ),
+    ] = None,
+    description: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What it is for.", show_default=False)
+    ] = None,
+    timeout: Timeout = TIMEOUT,
+    as_json: Json = False,
+) -> None:
+    """Register a workspace and make its database; the system is made if it is not there."""
+    with open_mandrake(root, timeout, create=True) as mandrake:
+        made = mandrake.create_workspace(name, description, path).workspace
+    assert made is not None  # one that was registered has its entry
+    if as_json:
+        print_json({"workspace": workspace_document(made)})
+    else:
+        print_text(f"Created workspace {made.name} in {made.path}.")
+
+
+@app.command()
+def delete(
+    name: Name,
+    *,
+    root: Root = None,
+    keep_files: Annotated[
+        bool, typer.Option("--keep-files", help="Only take it out of the registry.")
+    ] = False,
+    yes: Yes = False,
+    timeout: Timeout = TIMEOUT,
+    as_json: Json = False,
+) -> None:
+    """Delete a workspace's database and take it out of the registry."""
+    with open_mandrake(root, timeout) as mandrake:
+        workspace = require_workspace(mandrake, name)
+        if keep_files:
+            mandrake.unregister_workspace(workspace.id)
+        else:
+            confirm(
+                f"Delete workspace {name!r} with every session in "
+                f"{workspace_database(workspace.path)}?",
+                yes=yes,
+                as_json=as_json,
+            )
+            mandrake.delete_workspace(workspace.id)
+    if as_json:
+        print_json({"deleted": workspace_document(workspace), "files_kept": keep_files})
+    elif keep_files:
+        print_text(
+            f"Took workspace {name} out of the registry; its files stay in {workspace.path}."
+        )
+    else:
+        print_text(f"Deleted workspace {name}.")

@@ -1,0 +1,202 @@
+"""Copies a database that is not ours, with what belongs to it, and leaves no trace at it.
+
+Opening it where it is would leave one: read-only, a crashed WAL database gets a ``-shm``;
+read-write, its ``-wal`` goes; immutable, the rows in the ``-wal`` are missed.
+
+Whether somebody has it open is asked of the operating system, and no lock is taken for it. What
+cannot be seen: a connection in a rollback-journal mode that is idle, and one in any mode that was
+opened and has not read yet, hold no lock; their next write changes the file, and is noticed if it
+falls between the two looks at sizes and times around the copying. Locks are seen on Linux; on other
+systems only the changes are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from mandrake_sessions.database.connection import Identity, identify
+from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.errors import DatabaseMissingError, ImportSourceError
+
+_OPERATION: Final = "import"
+_ATTEMPTS: Final = 3
+_BLOCK: Final = 1024 * 1024
+
+# Where SQLite locks (os_unix.c): PENDING, RESERVED and the 510 SHARED bytes of the database, the
+# eight WAL locks and the "dead man's switch" of the -shm. A WAL connection that has read once
+# holds a SHARED byte of the database for as long as it is open.
+_DATABASE_LOCKS: Final = (0x40000000, 512)
+_SHM_LOCKS: Final = (120, 9)
+
+_COPIED: Final = ("", "-wal", "-journal")
+_ALL: Final = (*_COPIED, "-shm")
+_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+@contextlib.contextmanager
+def private_copy(path: Path) -> Iterator[Path]:
+    """Copy a database into a private temporary folder, which goes when the block ends.
+
+    The folder is made where ``tempfile`` makes it (``TMPDIR``) and needs room for the whole
+    database.
+
+    Args:
+        path: the database, as ``real_path`` gave it.
+
+    Returns:
+        The path of the copy.
+
+    Raises:
+        DatabaseMissingError: there is no file.
+        DatabasePathError: it is not a regular file.
+        ImportSourceError: it is in use, changed while it was copied, or cannot be read.
+        StorageFullError: there is no room for the copy.
+    """
+    with _private_folder() as folder:
+        copy = Path(folder) / "source.sqlite"
+        for _ in range(_ATTEMPTS):
+            if _copy_once(path, copy):
+                break
+        else:
+            raise ImportSourceError(f"{path} is in use: it changed while it was copied.")
+        yield copy
+
+
+def find_user(path: Path) -> str | None:
+    """Return who has a database open, as far as that can be seen without disturbing them.
+
+    Args:
+        path: the database, as ``real_path`` gave it.
+
+    Returns:
+        A phrase such as ``process 4711``, or None.
+
+    Raises:
+        OSError: a file of it cannot be opened.
+    """
+    # First, because the file may be opened only if this process has not: closing it again would
+    # drop the locks that SQLite holds for this process.
+    if _is_open_here(path):
+        return "this process"
+    for suffix, (start, length) in (("", _DATABASE_LOCKS), ("-shm", _SHM_LOCKS)):
+        with contextlib.suppress(FileNotFoundError), _opened(f"{path}{suffix}") as file:
+            pid = _lock_holder(file, start, length)
+            if pid is not None:
+                return f"process {pid}" if pid > 0 else "another process"
+    return None
+
+
+def _private_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="mandrake-import-")
+    except OSError as error:
+        raise translate_os(error, Path(error.filename or tempfile.gettempdir())) from error
+
+
+def _copy_once(path: Path, copy: Path) -> bool:
+    """Copy the files; return whether they stayed as they were meanwhile."""
+    if identify(path) is None:
+        raise DatabaseMissingError(path=path, operation=_OPERATION)
+    try:
+        before = _states(path)
+        _require_unused(path)
+        for suffix in _COPIED:
+            part = Path(f"{copy}{suffix}")
+            part.unlink(missing_ok=True)
+            if before[suffix] is not None:
+                with _opened(f"{path}{suffix}") as file:
+                    _copy_file(file, part)
+        _require_unused(path)
+        return before == _states(path)
+    except FileNotFoundError:
+        # Gone between two looks: a process that ended took its -wal with it.
+        return False
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ImportSourceError(f"{path} cannot be read: {reason}.") from error
+
+
+def _require_unused(path: Path) -> None:
+    user = find_user(path)
+    if user is not None:
+        raise ImportSourceError(f"{path} is in use by {user}; close it there first.")
+
+
+def _states(path: Path) -> dict[str, tuple[int, ...] | None]:
+    """Return what tells that a file was changed, for each file that is copied."""
+    states: dict[str, tuple[int, ...] | None] = {}
+    for suffix in _COPIED:
+        try:
+            found = os.stat(f"{path}{suffix}")
+        except FileNotFoundError:
+            states[suffix] = None
+        else:
+            states[suffix] = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return states
+
+
+def _copy_file(file: int, target: Path) -> None:
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb", buffering=0) as copy:
+            while block := os.read(file, _BLOCK):
+                rest = memoryview(block)
+                while rest:
+                    rest = rest[copy.write(rest) or 0 :]
+    except OSError as error:
+        raise translate_os(error, target) from error
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    file = os.open(path, _FLAGS)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _is_open_here(path: Path) -> bool:
+    """Return whether a file descriptor of this process is one of the database's files."""
+    identities: set[Identity] = set()
+    for suffix in _ALL:
+        with contextlib.suppress(OSError):
+            found = os.stat(f"{path}{suffix}")
+            identities.add((found.st_dev, found.st_ino))
+    for descriptor in _descriptors():
+        with contextlib.suppress(OSError):
+            mine = os.fstat(descriptor)
+            if (mine.st_dev, mine.st_ino) in identities:
+                return True
+    return False
+
+
+def _descriptors() -> Iterable[int]:
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            return [int(name) for name in os.listdir(folder)]
+    return ()
+
+
+def _lock_holder(file: int, start: int, length: int) -> int | None:
+    """Return the process that holds a lock in a range of bytes, or None; it is only asked."""
+    if not sys.platform.startswith("linux") or struct.calcsize("P") != 8:
+        return None
+    import fcntl
+
+    # struct flock: type, whence, start, length, pid.
+    layout = "hhqqi4x"
+    asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    try:
+        answer = struct.unpack(layout, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    except OSError:
+        # A file system without locks.
+        return None
+    return None if answer[0] == fcntl.F_UNLCK else int(answer[4])

@@ -1,0 +1,212 @@
+"""What the tests share: real files, a trace of statements, threads and child processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+import pytest
+from hypothesis import HealthCheck, settings
+
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabaseOptions,
+    Durability,
+    PoolOptions,
+    Response,
+    SessionManager,
+)
+
+T = TypeVar("T")
+PROJECT = Path(__file__).parent.parent
+
+# The examples are the same in every run, so a failure is one of the change that is tested; `-m
+# long` looks further.
+settings.register_profile(
+    "mandrake",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("mandrake")
+
+
+class StatementLog:
+    """The statements of every connection that is opened while it listens, in their order."""
+
+    def __init__(self) -> None:
+        self.connections: list[apsw.Connection] = []
+        self._statements: list[str] = []
+
+    def attach(self, connection: apsw.Connection) -> None:
+        """Listen to a connection; the way of ``apsw.connection_hooks``."""
+        self.connections.append(connection)
+        # Not trace_v2: it tells a cascading DELETE once for each table.
+        connection.exec_trace = self._note
+
+    def _note(self, _cursor: object, sql: str, _bindings: object) -> bool:
+        self._statements.append(sql)
+        return True
+
+    def __len__(self) -> int:
+        return len(self._statements)
+
+    def take(self) -> list[str]:
+        """Return what was executed since the last time."""
+        taken, self._statements = self._statements, []
+        return taken
+
+    def take_work(self) -> list[str]:
+        """Return what ``take`` does, without pragmas and what begins and ends a transaction."""
+        control = ("PRAGMA", "BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")
+        return [sql for sql in self.take() if not sql.startswith(control)]
+
+
+class Child:
+    """A Python process that runs a script, and talks with the test in lines of JSON."""
+
+    PRELUDE = (
+        "import json, sys\n"
+        "def tell(value): print(json.dumps(value), flush=True)\n"
+        "def hear(): return json.loads(sys.stdin.readline())\n"
+    )
+
+    def __init__(self, script: str, *arguments: object, **environment: str) -> None:
+        variables = os.environ | {"PYTHONPATH": str(PROJECT)} | environment
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", self.PRELUDE + script, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=variables,
+        )
+
+    def hear(self) -> Any:
+        """Wait for what the child tells."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the child ended with {self.process.wait()} and told nothing"
+        return json.loads(line)
+
+    def tell(self, value: object = None) -> None:
+        """Tell the child something; it waits for it in ``hear()``."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{json.dumps(value)}\n")
+        self.process.stdin.flush()
+
+    def finish(self) -> None:
+        """Wait for the child's end, which must be a good one."""
+        assert self.process.wait() == 0
+
+    def stop(self) -> None:
+        """End the child, whatever it does."""
+        self.process.kill()
+        # What was told to a child that is gone cannot be flushed any more.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.__exit__(None, None, None)
+
+
+def dump_database(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Return every row of every table, as a reader of its own sees the file.
+
+    What ``PRAGMA optimize`` leaves at closing is not among them.
+    """
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        connection.set_busy_timeout(5000)
+        schema = "SELECT * FROM sqlite_schema WHERE tbl_name NOT LIKE 'sqlite_stat_' ORDER BY name"
+        entries = connection.execute(schema).fetchall()
+        names = [name for kind, name, *_ in entries if kind == "table"]
+        return {"sqlite_schema": entries} | {
+            name: sorted(connection.execute(f'SELECT * FROM "{name}"').fetchall(), key=repr)
+            for name in names
+        }
+    finally:
+        connection.close()
+
+
+def run_in_threads(count: int, work: Callable[[int], T]) -> list[T]:
+    """Call ``work(0)`` to ``work(count - 1)`` at once, each in a thread; return their results."""
+    barrier = threading.Barrier(count)
+
+    def start(number: int) -> T:
+        barrier.wait()
+        return work(number)
+
+    with ThreadPoolExecutor(count) as executor:
+        return list(executor.map(start, range(count)))
+
+
+@pytest.fixture
+def statements() -> Iterator[StatementLog]:
+    """A trace of every connection that the test opens."""
+    log = StatementLog()
+    apsw.connection_hooks.append(log.attach)
+    yield log
+    apsw.connection_hooks.remove(log.attach)
+    for connection in log.connections:
+        with contextlib.suppress(apsw.ConnectionClosedError):
+            connection.exec_trace = None
+
+
+@pytest.fixture
+def start_child() -> Iterator[Callable[..., Child]]:
+    """Starts a ``Child``; those that still run at the end of the test are stopped."""
+    children: list[Child] = []
+
+    def start(script: str, *arguments: object, **environment: str) -> Child:
+        children.append(Child(script, *arguments, **environment))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.stop()
+
+
+@pytest.fixture
+def dump() -> Callable[[Path], dict[str, list[tuple[Any, ...]]]]:
+    """``dump_database``."""
+    return dump_database
+
+
+@pytest.fixture
+def in_threads() -> Callable[[int, Callable[[int], T]], list[T]]:
+    """``run_in_threads``."""
+    return run_in_threads
+
+
+@pytest.fixture
+def pool() -> Iterator[ConnectionPool]:
+    """A pool that keeps nothing open, and does not wait for the disk."""
+    options = DatabaseOptions(durability=Durability.FAST, busy_timeout=20.0)
+    with ConnectionPool(PoolOptions(database=options, linger=0)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the database of ``sessions`` is."""
+    return tmp_path / "db.sqlite"
+
+
+@pytest.fixture
+def sessions(path: Path, pool: ConnectionPool) -> Iterator[SessionManager]:
+    """An open SessionManager of a new database."""
+    with SessionManager(path, pool=pool) as manager:
+        yield manager
+
+
+@pytest.fixture
+def response(sessions: SessionManager) -> Response:
+    """A response without turns, of the only round of the only session."""
+    return sessions.create_round(sessions.create_session("A talk").id, "Hello?").response

@@ -1,0 +1,79 @@
+"""Databases for the tests of the layer: a pool, a handle, a lock of another process."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from database_kit import FaultVFS
+
+from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions
+from mandrake_sessions.database.handle import DatabaseHandle
+
+_numbers = itertools.count()
+
+FOREIGN = """
+import apsw, select
+connection = apsw.Connection(sys.argv[1])
+connection.execute("BEGIN IMMEDIATE")
+tell("held")
+# As long as it is told to, or until it hears a line.
+select.select([sys.stdin], [], [], float(sys.argv[2]) or None)
+connection.execute("ROLLBACK")
+connection.close()
+tell("gone")
+"""
+
+
+@pytest.fixture
+def make_pool() -> Iterator[Callable[..., ConnectionPool]]:
+    """Makes pools: ``make_pool(linger=0, database={...})``; they are closed in the end."""
+    pools = []
+
+    def make(*, database: dict[str, Any] | None = None, **options: Any) -> ConnectionPool:
+        asked = {"durability": Durability.FAST, "busy_timeout": 20.0, **(database or {})}
+        pool_options = {"linger": 0, "close_timeout": 5.0, **options}
+        pools.append(ConnectionPool(PoolOptions(database=DatabaseOptions(**asked), **pool_options)))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def handle(pool: ConnectionPool, path: Path) -> Iterator[DatabaseHandle]:
+    """A handle on a new database."""
+    with pool.acquire(path) as handle:
+        yield handle
+
+
+@pytest.fixture
+def grouping(make_pool: Callable[..., ConnectionPool], path: Path) -> Iterator[DatabaseHandle]:
+    """A handle on a new database whose groups are never closed by time."""
+    pool = make_pool(database={"group_max_seconds": 600.0})
+    with pool.acquire(path) as handle:
+        yield handle
+
+
+@pytest.fixture
+def vfs() -> Iterator[FaultVFS]:
+    """A file system that can be made to fail; ``DatabaseOptions(vfs=vfs.name)``."""
+    vfs = FaultVFS(f"fault-{next(_numbers)}")
+    yield vfs
+    vfs.unregister()
+
+
+@pytest.fixture
+def hold_write_lock(start_child: Callable[..., Any]) -> Callable[..., Any]:
+    """Has another process hold the write lock: until told, or for some seconds."""
+
+    def hold(path: Path, seconds: float = 0) -> Any:
+        child = start_child(FOREIGN, path, seconds)
+        assert child.hear() == "held"
+        return child
+
+    return hold

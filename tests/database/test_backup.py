@@ -1,0 +1,415 @@
+"""Backups: a copy that stands by itself, or none, and the target as it was."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+
+import apsw
+import pytest
+
+from mandrake_sessions.database import backup as module
+from mandrake_sessions.database import migrate
+from mandrake_sessions.database.backup import backup, verify
+from mandrake_sessions.database.connection import (
+    Connection,
+    make_file,
+    open_connection,
+    real_path,
+)
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.errors import (
+    BackupError,
+    DatabaseBusyError,
+    DatabaseMissingError,
+    PoolClosedError,
+    StorageFullError,
+)
+from mandrake_sessions.options import DatabaseOptions
+
+Open = Callable[..., Connection]
+NOTE = "INSERT INTO notes (text) VALUES (?)"
+
+
+@pytest.fixture
+def open_file(tmp_path: Path) -> Iterator[Open]:
+    """Opens a connection to ``tmp_path/name`` and closes it in the end."""
+    opened = []
+
+    def open_it(name: str = "db.sqlite", *, auxiliary: bool = False) -> Connection:
+        path = real_path(tmp_path / name)
+        connection = open_connection(
+            path, make_file(path), DatabaseOptions(), Budget(10), auxiliary=auxiliary
+        )
+        opened.append(connection)
+        return connection
+
+    yield open_it
+    for connection in opened:
+        connection.close()
+
+
+@pytest.fixture
+def writer(open_file: Open) -> Connection:
+    """The read-write connection of a database with 40 rows of 4 kB."""
+    connection = open_file()
+    migrate.bring_to_head(connection, Budget(10))
+    connection.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)")
+    for _ in range(40):
+        connection.execute(NOTE, ("x" * 4000,))
+    return connection
+
+
+@pytest.fixture
+def source(writer: Connection, open_file: Open) -> Connection:
+    """The auxiliary connection of that database."""
+    return open_file(auxiliary=True)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    (tmp_path / "copies").mkdir()
+    return tmp_path / "copies" / "copy.sqlite"
+
+
+def rows(path: Path) -> int:
+    raw = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return len(raw.execute("SELECT id FROM notes").fetchall())
+    finally:
+        raw.close()
+
+
+def names(target: Path) -> list[str]:
+    return sorted(os.listdir(target.parent))
+
+
+# -- the copy -----------------------------------------------------------------------------------
+
+
+def test_the_copy_stands_by_itself(source: Connection, target: Path) -> None:
+    assert backup(source, target, Budget(10)) == target
+
+    assert names(target) == [target.name]
+    assert rows(target) == 40
+    assert verify(target) == []
+    # Nor does reading it leave anything beside it.
+    assert names(target) == [target.name]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert not source.in_transaction()
+
+
+def test_the_copy_is_not_in_wal_mode(source: Connection, target: Path) -> None:
+    backup(source, target, Budget(10))
+
+    raw = apsw.Connection(str(target), flags=apsw.SQLITE_OPEN_READONLY)
+    assert raw.execute("PRAGMA journal_mode").fetchall() == [("delete",)]
+    raw.close()
+
+
+def test_the_copy_can_be_opened_as_a_database(
+    source: Connection, open_file: Open, target: Path
+) -> None:
+    backup(source, target, Budget(10))
+
+    copy = open_file("copies/copy.sqlite")
+    assert migrate.is_at_head(copy)
+    stamp = "SELECT value FROM meta WHERE key = 'stamp'"
+    assert copy.value(stamp) == source.value(stamp)
+
+
+def test_what_is_in_the_wal_is_copied(writer: Connection, source: Connection, target: Path) -> None:
+    assert source.wal_backlog()[0] > 0
+
+    backup(source, target, Budget(10))
+
+    assert rows(target) == 40
+
+
+def test_writers_go_on_and_the_copy_is_of_its_beginning(
+    writer: Connection, source: Connection, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit after every step: unguarded, SQLite began again 300 times and never ended."""
+    monkeypatch.setattr(module, "_PAGES_PER_STEP", 5)
+    told: list[tuple[int, int]] = []
+
+    def commit_meanwhile(done: int, total: int) -> None:
+        told.append((done, total))
+        writer.execute(NOTE, ("meanwhile",))
+
+    backup(source, target, Budget(10), progress=commit_meanwhile)
+
+    totals = {total for _, total in told}
+    assert len(totals) == 1
+    assert [done for done, _ in told[:-1]] == list(range(5, totals.pop(), 5))[: len(told) - 1]
+    assert told[-1][0] == told[-1][1]
+    assert len(told) > 5
+    assert rows(target) == 40
+    assert writer.value("SELECT count(*) FROM notes") == 40 + len(told)
+
+
+def test_another_process_writing_all_the_time_does_not_hold_it_up(
+    writer: Connection, source: Connection, target: Path
+) -> None:
+    code = f"""
+import sys, apsw
+raw = apsw.Connection({str(writer.path)!r})
+raw.set_busy_timeout(10_000)
+print("ready", flush=True)
+while True:
+    raw.execute("INSERT INTO notes (text) VALUES (randomblob(2000))")
+    print("one", flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert process.stdout.readline() == b"one\n"
+
+        def wait_for_a_commit(done: int, total: int) -> None:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"one\n"
+
+        try:
+            backup(source, target, Budget(20), progress=wait_for_a_commit)
+        finally:
+            process.kill()
+
+    assert verify(target) == []
+    assert rows(target) >= 41
+
+
+# -- the target ---------------------------------------------------------------------------------
+
+
+def test_an_existing_target_is_refused(source: Connection, target: Path) -> None:
+    target.write_bytes(b"somebody's")
+
+    with pytest.raises(BackupError, match="exists"):
+        backup(source, target, Budget(10))
+
+    assert target.read_bytes() == b"somebody's"
+    assert names(target) == [target.name]
+
+
+def test_an_existing_target_is_replaced_on_request(source: Connection, target: Path) -> None:
+    target.write_bytes(b"somebody's")
+
+    backup(source, target, Budget(10), overwrite=True)
+
+    assert rows(target) == 40
+    assert names(target) == [target.name]
+
+
+def test_a_target_that_appears_meanwhile_is_not_replaced(source: Connection, target: Path) -> None:
+    with pytest.raises(BackupError, match="exists"):
+        backup(source, target, Budget(10), progress=lambda *_: target.touch())
+
+    assert target.read_bytes() == b""
+    assert names(target) == [target.name]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_database_itself_is_refused(
+    writer: Connection, source: Connection, tmp_path: Path, overwrite: bool
+) -> None:
+    symlink, hard_link = tmp_path / "symlink", tmp_path / "hard-link"
+    symlink.symlink_to(writer.path)
+    os.link(writer.path, hard_link)
+
+    for same in (writer.path, symlink, hard_link, tmp_path / "x" / ".." / "db.sqlite"):
+        with pytest.raises(BackupError, match="itself"):
+            backup(source, same, Budget(10), overwrite=overwrite)
+
+    assert writer.value("SELECT count(*) FROM notes") == 40
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+def test_a_target_with_a_log_beside_it_is_refused(
+    source: Connection, target: Path, suffix: str
+) -> None:
+    """SQLite would replay what another database left there into the copy."""
+    target.write_bytes(b"")
+    log = Path(f"{target}{suffix}")
+    log.write_bytes(b"")
+
+    with pytest.raises(BackupError, match=suffix):
+        backup(source, target, Budget(10), overwrite=True)
+
+    assert names(target) == sorted([target.name, log.name])
+
+
+@pytest.mark.parametrize("path", ["", ":memory:", "file:x.sqlite", "."])
+def test_a_target_that_names_no_file_is_refused(source: Connection, path: str) -> None:
+    with pytest.raises(BackupError):
+        backup(source, path, Budget(10))
+
+
+def test_a_missing_folder_is_refused(source: Connection, tmp_path: Path) -> None:
+    with pytest.raises(BackupError):
+        backup(source, tmp_path / "nowhere" / "copy.sqlite", Budget(10))
+
+    assert not (tmp_path / "nowhere").exists()
+
+
+# -- failures -----------------------------------------------------------------------------------
+
+
+def test_the_time_may_be_up(source: Connection, target: Path) -> None:
+    target.write_bytes(b"as it was")
+
+    with pytest.raises(BackupError) as caught:
+        backup(source, target, Budget(0), overwrite=True)
+
+    assert isinstance(caught.value.__cause__, DatabaseBusyError)
+    assert target.read_bytes() == b"as it was"
+    assert names(target) == [target.name]
+    assert not source.in_transaction()
+
+
+def test_the_callback_may_stop_it(source: Connection, target: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        assert len(names(target)) == 1
+        assert stat.S_IMODE((target.parent / names(target)[0]).stat().st_mode) == 0o600
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError):
+        backup(source, target, Budget(10), progress=stop)
+
+    assert names(target) == []
+    assert not source.in_transaction()
+
+
+def test_a_connection_closed_meanwhile_stops_it(
+    source: Connection, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAGES_PER_STEP", 1)
+
+    with pytest.raises(PoolClosedError):
+        backup(source, target, Budget(10), progress=lambda *_: source.cancel())
+
+    assert names(target) == []
+
+
+def test_a_damaged_database_gives_no_copy(
+    writer: Connection, source: Connection, target: Path
+) -> None:
+    writer.execute("PRAGMA writable_schema = on")
+    writer.execute("CREATE INDEX by_text ON notes (text)")
+    # An index that does not have what the table has.
+    writer.execute(
+        "UPDATE sqlite_schema SET sql = replace(sql, '(text)', '(id)') WHERE name = 'by_text'"
+    )
+
+    with pytest.raises(BackupError, match="damaged"):
+        backup(source, target, Budget(10))
+
+    assert names(target) == []
+
+
+def test_a_copy_with_orphans_is_refused(
+    writer: Connection, source: Connection, target: Path
+) -> None:
+    writer.raw.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 0)
+    writer.execute("INSERT INTO turn_chunks VALUES ('nobody', 1, '', '')")
+
+    with pytest.raises(BackupError, match="turn_chunks"):
+        backup(source, target, Budget(10))
+
+    assert names(target) == []
+
+
+class FullDisk(apsw.VFS):
+    """A file system on which a copy finds no space."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "")
+
+    def xOpen(self, name: apsw.URIFilename | str | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+        return FullDiskFile("", name, flags)
+
+
+class FullDiskFile(apsw.VFSFile):
+    def __init__(self, vfs: str, name: apsw.URIFilename | str | None, flags: list[int]) -> None:
+        path = name if isinstance(name, str) or name is None else name.filename()
+        self.is_copy = ".partial-" in (path or "")
+        super().__init__(vfs, name, flags)
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+        if self.is_copy:
+            raise apsw.exception_for(apsw.SQLITE_FULL)
+        super().xWrite(data, offset)
+
+
+def test_a_full_disk_leaves_nothing_behind(writer: Connection, target: Path) -> None:
+    vfs = FullDisk("full-disk")
+    source = open_connection(
+        writer.path, writer.identity, DatabaseOptions(vfs="full-disk"), Budget(10), auxiliary=True
+    )
+
+    with pytest.raises(BackupError) as caught:
+        backup(source, target, Budget(10))
+
+    source.close()
+    vfs.unregister()
+    assert isinstance(caught.value.__cause__, StorageFullError)
+    assert caught.value.result_code == apsw.SQLITE_FULL
+    assert names(target) == []
+
+
+def test_a_source_in_a_transaction_is_refused(source: Connection, target: Path) -> None:
+    source.deadline = monotonic() + 10
+    source.execute("BEGIN")
+
+    with pytest.raises(BackupError):
+        backup(source, target, Budget(10))
+
+    # It was not ours to end.
+    assert source.raw.in_transaction
+    assert names(target) == []
+    source.execute("ROLLBACK")
+
+
+# -- verify -------------------------------------------------------------------------------------
+
+
+def test_verify_finds_a_damaged_page(source: Connection, target: Path) -> None:
+    backup(source, target, Budget(10))
+    data = bytearray(target.read_bytes())
+    data[4096 * 3 : 4096 * 4] = os.urandom(4096)
+    target.write_bytes(data)
+
+    assert verify(target)
+    assert bytearray(target.read_bytes()) == data
+
+
+def test_verify_tells_what_is_no_database(target: Path) -> None:
+    target.write_bytes(b"certainly not a database" * 1000)
+
+    assert verify(target)
+
+
+def test_verify_wants_a_file(target: Path) -> None:
+    with pytest.raises(DatabaseMissingError):
+        verify(target)
+
+    assert names(target) == []
+
+
+def test_verify_reads_the_log_a_crash_has_left(
+    writer: Connection, source: Connection, target: Path
+) -> None:
+    """All of it is in the -wal yet: without that the file would be empty, or damaged."""
+    source.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+    writer.raw.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 0)
+    writer.execute("INSERT INTO turn_chunks VALUES ('nobody', 1, '', '')")
+    path = writer.path
+    writer.close(abandon=True)
+    source.close(abandon=True)
+
+    assert [problem for problem in verify(path) if "turn_chunks" in problem]
+    assert Path(f"{path}-wal").stat().st_size > 0
