@@ -16,6 +16,7 @@ from mandrake_sessions.database.faults import extended_code, primary_code
 
 _TRUNCATE_PATIENCE = 0.1
 _FRAME_BYTES = 4096 + 24
+_ROUNDS = 4
 
 
 class Checkpointer:
@@ -58,10 +59,19 @@ class Checkpointer:
         self._ask_above = self._frames
 
     def run(self, auxiliary: Connection, deadline: float) -> None:
-        """Make a passive checkpoint, and a truncating one if the file has grown too large."""
+        """Copy what is in the WAL into the database, and truncate the file if it is too large.
+
+        A passive checkpoint copies what it finds at its beginning. A busy writer adds frames
+        meanwhile, fewer each time because there is less to copy: so it is repeated until little
+        is left, a few times at most, for readers can hold frames back for long.
+        """
         self.runs += 1
         try:
-            frames, _ = auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+            for _ in range(_ROUNDS):
+                before = self.backlog
+                frames = self._passive(auxiliary)
+                if self.backlog <= self._frames // 4 or self.backlog == before:
+                    break
             if frames * _FRAME_BYTES > self._limit_bytes:
                 auxiliary.deadline = min(deadline, monotonic() + _TRUNCATE_PATIENCE)
                 auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
@@ -69,9 +79,17 @@ class Checkpointer:
         except apsw.Error as error:
             if primary_code(error) != apsw.SQLITE_BUSY:
                 self.failure = extended_code(error)
-        # What came meanwhile counts too: a checkpoint answers with what it found at its beginning.
+        frames = self._measure(auxiliary)
+        # Readers can keep the WAL from beginning anew: ask again only when as many new frames
+        # have come.
+        self._ask_above = frames + self._frames
+
+    def _passive(self, auxiliary: Connection) -> int:
+        auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+        return self._measure(auxiliary)
+
+    def _measure(self, auxiliary: Connection) -> int:
+        """Take note of how much is left to copy; return the frames in the WAL."""
         frames, done = auxiliary.wal_backlog()
         self.backlog = max(0, frames - done)
-        # Readers and writers can keep the WAL from beginning anew: ask again only when as many
-        # new frames have come.
-        self._ask_above = frames + self._frames
+        return frames

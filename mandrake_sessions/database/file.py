@@ -200,9 +200,9 @@ class DatabaseFile:
             budget = Budget(_CHECKPOINT_BUDGET)
             with self.exclusive_auxiliary("checkpoint", budget) as connection:
                 self.checkpointer.run(connection, budget.deadline)
-                if 0 < self.checkpointer.backlog < self.options.checkpoint_frames:
-                    # Frames that came meanwhile keep the WAL from beginning anew, and a file that
-                    # grows makes each fsync about twice as dear: finish them while nobody writes.
+                if self.checkpointer.backlog:
+                    # Frames that came meanwhile keep the WAL from beginning anew, and in a file
+                    # that grows each fsync is about twice as dear: finish while nobody writes.
                     with self._main.exclusive(budget, "checkpoint"):
                         self.checkpointer.run(connection, budget.deadline)
         except (DatabaseBusyError, DatabaseMovedError, PoolClosedError):

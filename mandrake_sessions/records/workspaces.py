@@ -67,12 +67,13 @@ def register_workspace(
         try:
             tx.run(_INSERT, values_of(workspace))
         except ConstraintViolationError as violation:
-            for column in (_C.id, _C.name, _C.path):
-                if str(column) in violation.columns:
-                    raise WorkspaceAlreadyExistsError(
-                        workspace.id, f"There is already a workspace with this {column.name}."
-                    ) from violation
-            raise
+            if not violation.columns or violation.columns[0].split(".")[0] != _C.id.table.name:
+                raise
+            # SQLite names one column though several may be taken: the name says most.
+            taken = "name" if tx.row(_BY_NAME, {"name": workspace.name}) else "id or path"
+            raise WorkspaceAlreadyExistsError(
+                workspace.id, f"There is already a workspace with this {taken}."
+            ) from violation
         return workspace
 
     return work
