@@ -8,6 +8,7 @@ which is somebody's text. It happens before a lease is taken, so a refused call 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -30,6 +31,9 @@ MAX_JSON_DEPTH: Final = 200
 
 MAX_LIMIT: Final = 10_000
 """Rows of one page."""
+
+MAX_SECONDS: Final = 86_400
+"""One day; threads cannot wait for any length of time everywhere."""
 
 MAX_COUNT: Final = 2**63 - 1
 """The largest integer that SQLite stores."""
@@ -95,6 +99,37 @@ def workspace_name(name: str, value: object) -> str:
             "and start with a letter or digit."
         )
     return _exact_str(value)
+
+
+def flag(name: str, value: object) -> bool:
+    """Return True or False, given as such."""
+    if type(value) is not bool:
+        raise InvalidArgumentError(f"{name} must be True or False.")
+    return value
+
+
+def seconds(name: str, value: object) -> float:
+    """Return a time that threads can wait: 0 to ``MAX_SECONDS``."""
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not 0 <= value <= MAX_SECONDS
+    ):
+        raise InvalidArgumentError(f"{name} must be a number of seconds from 0 to {MAX_SECONDS}.")
+    return value
+
+
+def optional_instance(name: str, value: object, kind: type) -> None:
+    """Make sure that ``value`` is None or a ``kind``."""
+    if value is not None and not isinstance(value, kind):
+        raise InvalidArgumentError(f"{name} must be a {kind.__name__} or None.")
+
+
+def path(name: str, value: object) -> str | os.PathLike[str]:
+    """Return what names a file or folder."""
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidArgumentError(f"{name} must be a str or os.PathLike.")
+    return value
 
 
 def count(name: str, value: object) -> int:

@@ -17,7 +17,6 @@ from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.transaction import WriteUnit
 from mandrake_sessions.errors import (
     DatabaseFolderError,
-    InvalidArgumentError,
     MandrakeSessionsError,
 )
 from mandrake_sessions.manager import SessionManager
@@ -46,6 +45,10 @@ def workspace_database(path: Root) -> Path:
     return Path(path).expanduser() / _WORKSPACE_FOLDER / _DATABASE
 
 
+def _folder(path: object) -> Path:
+    return Path(arguments.path("path", path)).expanduser()
+
+
 class WorkspaceManager:
     """One workspace: a directory with a ``.ws`` folder, and its conversations.
 
@@ -72,7 +75,7 @@ class WorkspaceManager:
         workspace: Workspace | None = None,
         logger: structlog.stdlib.BoundLogger | None = None,
     ) -> None:
-        self.path = Path(path).expanduser()
+        self.path = _folder(path)
         self.workspace = workspace
         self.sessions = SessionManager(
             workspace_database(self.path),
@@ -130,9 +133,7 @@ class MandrakeManager:
         options: DatabaseOptions | None = None,
         logger: structlog.stdlib.BoundLogger | None = None,
     ) -> None:
-        if root is not None and not isinstance(root, str | os.PathLike):
-            raise InvalidArgumentError("root must be a str or os.PathLike.")
-        self.root = default_root() if root is None else Path(root).expanduser()
+        self.root = default_root() if root is None else _folder(root)
         self._pool = pool
         self._options = options
         self._logger = logger
@@ -199,7 +200,7 @@ class MandrakeManager:
             DatabaseOpenError: its database cannot be made; it is not registered then.
         """
         arguments.workspace_name("name", name)
-        folder = self.root / _WORKSPACES / name if path is None else Path(path).expanduser()
+        folder = self.root / _WORKSPACES / name if path is None else _folder(path)
         return self._register(name, description, folder)
 
     def adopt_workspace(
@@ -218,7 +219,7 @@ class MandrakeManager:
             WorkspaceAlreadyExistsError: the name or the path is registered already.
         """
         arguments.workspace_name("name", name)
-        folder = Path(path).expanduser()
+        folder = _folder(path)
         if not folder.is_dir():
             raise DatabaseFolderError("There is no such directory.", path=folder)
         return self._register(name, description, folder)
@@ -319,11 +320,14 @@ class MandrakeManager:
             WorkspaceNotFoundError: no workspace has this id.
             DatabaseBusyError: somebody else had it open until the deadline; nothing was deleted.
         """
+        if timeout is not None:
+            arguments.seconds("timeout", timeout)
         with self._mutex:
             workspace = self.sessions.handle.fetch(
                 workspaces.get_workspace_row(id), "delete_workspace"
             )
-            known = self._open.pop(id, None)
+            # It stays known until it is deleted: should that fail, get_workspace() opens it again.
+            known = self._open.get(id)
             if known is not None:
                 known.close()
         database = workspace_database(workspace.path)
@@ -332,6 +336,8 @@ class MandrakeManager:
             database.parent.rmdir()
             if database.parents[2] == self.root / _WORKSPACES:
                 database.parents[1].rmdir()
+        with self._mutex:
+            self._open.pop(id, None)
         return self._transact(workspaces.unregister_workspace_row(id), "delete_workspace")
 
     def sessions_for(self, workspace_id: str | None) -> SessionManager:

@@ -9,13 +9,14 @@ docstring, whoever offers it.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
 
@@ -41,9 +42,23 @@ from mandrake_sessions.records import (
 
 P = ParamSpec("P")
 T = TypeVar("T")
+M = TypeVar("M", bound=Callable[..., Any])
 
 HISTORY_PAGE = 100
 """Rounds that ``iter_session_history`` reads under one lease."""
+
+
+def _with_signature(method: M, prepare: Callable[..., object]) -> M:
+    """Have a method tell its own signature, and not that of the function that prepares its work."""
+    told = inspect.signature(prepare)
+    # "WriteUnit[Session]" is what the function returns, "Session" the method.
+    returns = str(told.return_annotation).partition("[")[2].removesuffix("]")
+    myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    method.__signature__ = told.replace(  # type: ignore[attr-defined]
+        parameters=[myself, *told.parameters.values()], return_annotation=returns
+    )
+    method.__annotations__ = {**method.__annotations__, "return": returns}
+    return method
 
 
 def _writes(
@@ -56,7 +71,7 @@ def _writes(
         handle = self.handle
         return handle.transact(prepare(*args, **kwargs), prepare.__name__, may_join=True)
 
-    return method
+    return _with_signature(method, prepare)
 
 
 def _fetches(
@@ -69,7 +84,7 @@ def _fetches(
         handle = self.handle
         return handle.fetch(prepare(*args, **kwargs), prepare.__name__)
 
-    return method
+    return _with_signature(method, prepare)
 
 
 def _queries(
@@ -82,7 +97,7 @@ def _queries(
         handle = self.handle
         return handle.query(prepare(*args, **kwargs), prepare.__name__)
 
-    return method
+    return _with_signature(method, prepare)
 
 
 def _within(
@@ -99,7 +114,7 @@ def _within(
         with self.database.savepoint():
             return unit(self.database)
 
-    return method
+    return _with_signature(method, prepare)
 
 
 def _seen_within(
@@ -111,7 +126,7 @@ def _seen_within(
     def method(self: SessionTransaction, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return prepare(*args, **kwargs)(self.database)
 
-    return method
+    return _with_signature(method, prepare)
 
 
 class SessionTransaction:
@@ -188,8 +203,10 @@ class SessionManager:
         create: bool = True,
         logger: structlog.stdlib.BoundLogger | None = None,
     ) -> None:
-        if not isinstance(path, str | os.PathLike):
-            raise InvalidArgumentError("path must be a str or os.PathLike.")
+        arguments.path("path", path)
+        arguments.optional_instance("pool", pool, ConnectionPool)
+        arguments.optional_instance("options", options, DatabaseOptions)
+        arguments.flag("create", create)
         self._path = path
         self._pool = pool
         self._options = options
@@ -256,6 +273,8 @@ class SessionManager:
         Raises:
             DatabaseBusyError: somebody else had it open until the deadline; nothing was removed.
         """
+        if timeout is not None:
+            arguments.seconds("timeout", timeout)
         self.close()
         (self._pool or default_pool()).remove(self._path, timeout=timeout)
 
@@ -365,6 +384,8 @@ class SessionManager:
             DatabaseBusyError: the budget was used up; nothing was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
+        if not callable(work):
+            raise InvalidArgumentError("work must be callable.")
         return self.handle.transact(
             lambda database: work(SessionTransaction(database)), "transact", timeout
         )

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import enum
-import math
 
 import msgspec
 
+from mandrake_sessions import arguments
 from mandrake_sessions.errors import InvalidArgumentError
 
 
-def _require_seconds(options: msgspec.Struct, *names: str) -> None:
+def _require_count(options: msgspec.Struct, *names: str) -> None:
     for name in names:
-        value = getattr(options, name)
-        # One day: threads cannot wait for longer than a C long of nanoseconds everywhere.
-        if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= 86_400:
-            raise InvalidArgumentError(f"{name} must be a number of seconds from 0 to 86400.")
-
-
-def _require_count(options: msgspec.Struct, *names: str, least: int) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if type(value) is not int or value < least:
-            raise InvalidArgumentError(f"{name} must be a whole number of at least {least}.")
+        if arguments.count(name, getattr(options, name)) == 0:
+            raise InvalidArgumentError(f"{name} must be at least 1.")
 
 
 class Durability(enum.Enum):
@@ -64,10 +55,13 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def __post_init__(self) -> None:
         if not isinstance(self.durability, Durability):
             raise InvalidArgumentError("durability must be a Durability.")
-        _require_seconds(self, "busy_timeout", "group_max_seconds")
+        arguments.seconds("busy_timeout", self.busy_timeout)
+        arguments.seconds("group_max_seconds", self.group_max_seconds)
         _require_count(
-            self, "group_max_units", "checkpoint_frames", "wal_limit_bytes", "cache_bytes", least=1
+            self, "group_max_units", "checkpoint_frames", "wal_limit_bytes", "cache_bytes"
         )
+        if self.vfs is not None and not arguments.text("vfs", self.vfs):
+            raise InvalidArgumentError("vfs must be the name of a VFS.")
 
 
 class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,5 +83,6 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         if not isinstance(self.database, DatabaseOptions):
             raise InvalidArgumentError("database must be DatabaseOptions.")
-        _require_seconds(self, "linger", "close_timeout")
-        _require_count(self, "max_idle", least=0)
+        arguments.seconds("linger", self.linger)
+        arguments.seconds("close_timeout", self.close_timeout)
+        arguments.count("max_idle", self.max_idle)

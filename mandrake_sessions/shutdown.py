@@ -84,7 +84,9 @@ class ShutdownHook:
         self._former: dict[int, _Former] = {}
         try:
             for number in signals:
-                self._former[number] = signal.signal(number, self._handle)
+                # Ignored, as under nohup, stays ignored.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._handle)
         except ValueError as error:
             raise ShutdownHookError from error
         self._thread = threading.Thread(
@@ -182,8 +184,8 @@ class ShutdownHook:
             "shutdown_finished", signal=number, seconds=self.report.seconds, failed=len(failures)
         )
         self._state = _State.FINISHED
-        self._finished.set()
         _signal_main_thread(number)
+        self._finished.set()
 
     def _close_all(self, began: float, failures: list[Exception], number: int) -> None:
         for closeable in self._closeables:

@@ -75,11 +75,14 @@ class Checkpointer:
             if frames * _FRAME_BYTES > self._limit_bytes:
                 auxiliary.deadline = min(deadline, monotonic() + _TRUNCATE_PATIENCE)
                 auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            frames = self._measure(auxiliary)
             self.failure = None
         except apsw.Error as error:
+            # Beside a busy writer even looking can be BUSY: the next commit asks again.
             if primary_code(error) != apsw.SQLITE_BUSY:
                 self.failure = extended_code(error)
-        frames = self._measure(auxiliary)
+            self.postpone()
+            return
         # Readers can keep the WAL from beginning anew: ask again only when as many new frames
         # have come.
         self._ask_above = frames + self._frames

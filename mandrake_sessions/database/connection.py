@@ -13,6 +13,7 @@ from typing import Any
 import apsw
 import structlog
 
+from mandrake_sessions import arguments
 from mandrake_sessions.database.faults import extended_code, primary_code, translate, translate_os
 from mandrake_sessions.database.guard import require_safe_sqlite
 from mandrake_sessions.database.waiting import Budget, pause, retry_busy
@@ -23,6 +24,7 @@ from mandrake_sessions.errors import (
     DatabaseMovedError,
     DatabaseOpenError,
     DatabasePathError,
+    NotADatabaseError,
     ReadOnlyDatabaseError,
     StatementError,
     UnrecognizedDatabaseError,
@@ -36,6 +38,9 @@ Identity = tuple[int, int]
 _SYNCHRONOUS = {Durability.FAST: 1, Durability.DURABLE: 2}
 _JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 _PROGRESS_STEPS = 20_000
+_SMALLEST_PAGE = 512
+_MAGIC = b"SQLite format 3\0"
+_WAL_FORMAT = b"\2\2"
 _NONE = apsw.SQLITE_TXN_NONE
 
 _SETTINGS = {
@@ -58,6 +63,7 @@ class Connection:
         interruptible: whether a statement may be interrupted when the deadline passes. Not inside
             a shared transaction: SQLite would end it for everyone.
         is_cancelled: whether the connection is being closed under its holder.
+        is_forked: whether it is a parent's connection in a forked child.
         busy_waits: how often it looked at a lock of another process.
         on_backlog: told how many frames the WAL has, after each commit, inside the commit.
         wal_frames: frames in the WAL after the last commit of this connection.
@@ -70,6 +76,7 @@ class Connection:
         self.deadline = 0.0
         self.interruptible = True
         self.is_cancelled = False
+        self.is_forked = False
         self.busy_waits = 0
         self.wal_frames = 0
         self._moved = ctypes.c_int(0)
@@ -145,6 +152,11 @@ class Connection:
         self.interruptible = True
         self.raw.interrupt()
 
+    def forget_after_fork(self) -> None:
+        """Make every use in a forked child fail: the connection is its parent's."""
+        self.is_forked = True
+        self.deadline = 0.0
+
     def close(self, *, abandon: bool = False) -> None:
         """Close the connection.
 
@@ -163,9 +175,11 @@ def real_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         DatabasePathError: it cannot name a file: empty, in memory, a URI, a loop of links.
     """
-    text: object = os.fspath(path)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise DatabasePathError("The path of a database is a text of at least one character.")
+    text: object = os.fspath(arguments.path("path", path))
+    if not isinstance(text, str) or not text or "\0" in text or not _is_utf8(text):
+        raise DatabasePathError(
+            "The path of a database is a text of at least one character, and UTF-8."
+        )
     if text == ":memory:" or text.startswith("file:"):
         raise DatabasePathError(
             "A database lives in a file; for one that goes away use a temporary folder."
@@ -179,6 +193,15 @@ def real_path(path: str | os.PathLike[str]) -> Path:
             return Path(os.path.realpath(expanded))
     except OSError as error:
         raise translate_os(error, Path(expanded)) from error
+
+
+def _is_utf8(text: str) -> bool:
+    # Python can name files that are not UTF-8, SQLite cannot.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def identify(path: Path) -> Identity | None:
@@ -291,6 +314,11 @@ def _configure(
 ) -> None:
     raw, path = connection.raw, connection.path
     raw.set_busy_handler(connection.on_busy)
+    # Before the first read of a WAL database, which makes a -wal and a -shm beside it.
+    _require_ours(connection)
+    if raw.readonly("main"):
+        # SQLite opens an unwritable file without complaint and would fail at the first write.
+        raise ReadOnlyDatabaseError(path=path, operation="open")
     # Reads the header: here a file that is no database is told from one that is.
     retry_busy(lambda: connection.value("PRAGMA schema_version"), budget, path, "open", "open")
     # Before anything is set: another program's database must stay as it is. Asked twice, because
@@ -301,9 +329,6 @@ def _configure(
         and not _is_ours(connection)
     ):
         raise UnrecognizedDatabaseError(path=path, operation="open")
-    if raw.readonly("main"):
-        # SQLite opens an unwritable file without complaint and would fail at the first write.
-        raise ReadOnlyDatabaseError(path=path, operation="open")
     # The busy handler is not asked while the journal mode changes (3 of 48 openings failed).
     mode = retry_busy(
         lambda: connection.value("PRAGMA journal_mode=wal"), budget, path, "open", "open"
@@ -330,6 +355,21 @@ def _configure(
 
 def _is_ours(connection: Connection) -> bool:
     return bool(connection.value("PRAGMA application_id") == APPLICATION_ID)
+
+
+def _require_ours(connection: Connection) -> None:
+    """Look at the header on disk: what has one, no -wal and not our mark is another program's."""
+    path = connection.path
+    size = path.stat().st_size
+    if 0 < size < _SMALLEST_PAGE:
+        # SQLite would take a file of one byte for an empty one.
+        raise NotADatabaseError(path=path, operation="open")
+    if size == 0 or os.path.lexists(f"{path}-wal") or os.path.lexists(f"{path}-journal"):
+        return
+    header = connection.header()
+    application = int.from_bytes(header[68:72], "big")
+    if header[:16] == _MAGIC and header[18:20] == _WAL_FORMAT and application != APPLICATION_ID:
+        raise UnrecognizedDatabaseError(path=path, operation="open")
 
 
 def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:

@@ -39,9 +39,16 @@ _MEANINGS: dict[int, type[DatabaseError]] = {
 }
 
 
+_BY_CLASS = {type(apsw.exception_for(code)): code for code in _MEANINGS}
+
+
 def extended_code(error: apsw.Error) -> int:
-    """Return the extended result code, or 0 for an error that APSW itself raised."""
-    return int(getattr(error, "extendedresult", 0) or getattr(error, "result", 0) or 0)
+    """Return the extended result code, or 0 for an error that APSW itself raised.
+
+    One that a VFS written in Python raised carries no code, but its class does.
+    """
+    code = int(getattr(error, "extendedresult", 0) or getattr(error, "result", 0) or 0)
+    return code or _BY_CLASS.get(type(error), 0)
 
 
 def primary_code(error: apsw.Error) -> int:

@@ -14,10 +14,16 @@ from typing import TypeVar
 import apsw
 import structlog
 
+from mandrake_sessions import arguments
 from mandrake_sessions.database import migrate
 from mandrake_sessions.database.checkpoint import Checkpointer
-from mandrake_sessions.database.connection import Connection, Identity, open_connection
-from mandrake_sessions.database.guard import bury, caller_outside, callers_outside, current_pid
+from mandrake_sessions.database.connection import (
+    Connection,
+    Identity,
+    identify,
+    open_connection,
+)
+from mandrake_sessions.database.guard import bury, caller_outside, callers_outside
 from mandrake_sessions.database.lease import MakeError
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.scope import Lane, WriteLane
@@ -32,11 +38,11 @@ from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseError,
     DatabaseMovedError,
-    ForkedPoolError,
     MandrakeSessionsError,
     PoolClosedError,
     ReentrantScopeError,
 )
+from mandrake_sessions.ids import new_id
 from mandrake_sessions.options import DatabaseOptions
 
 T = TypeVar("T")
@@ -63,7 +69,7 @@ class DatabaseFile:
         main: the open read-write connection.
         options: how the file is used.
         maintenance: runs its checkpoints.
-        on_retired: told when the file under the connection is not the one that was opened.
+        on_retired: told, perhaps by a holder of the lease, that it must be closed.
 
     Attributes:
         state: whether new work is taken.
@@ -76,7 +82,7 @@ class DatabaseFile:
         main: Connection,
         options: DatabaseOptions,
         maintenance: Maintenance,
-        on_retired: Callable[[DatabaseFile], None],
+        on_retired: Callable[[], None],
     ) -> None:
         self.path: Path = main.path
         self.identity: Identity = main.identity
@@ -84,7 +90,11 @@ class DatabaseFile:
         self.state = FileState.OPEN
         self.damage: DatabaseError | None = None
         self.is_refusing = False
-        self._pid = current_pid()
+        self._is_moved = False
+        # SQLite makes them when it opens the file and keeps them as long as that is open.
+        self._companions = [
+            (companion, identify(companion)) for companion in _companions(main.path)
+        ]
         self._on_retired = on_retired
         self._refusal: MakeError | None = None
         self._main = WriteLane(
@@ -110,7 +120,7 @@ class DatabaseFile:
         identity: Identity,
         options: DatabaseOptions,
         maintenance: Maintenance,
-        on_retired: Callable[[DatabaseFile], None],
+        on_retired: Callable[[], None],
     ) -> DatabaseFile:
         """Open the file and bring its schema to the newest revision."""
         budget = Budget(options.busy_timeout)
@@ -127,7 +137,9 @@ class DatabaseFile:
 
     def budget(self, timeout: float | None) -> Budget:
         """Return the budget of a call that starts now."""
-        return Budget(self.options.busy_timeout if timeout is None else timeout)
+        if timeout is None:
+            return Budget(self.options.busy_timeout)
+        return Budget(arguments.seconds("timeout", timeout))
 
     def fetch(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
         """Run a short read: on the main connection if it is free this moment.
@@ -221,23 +233,19 @@ class DatabaseFile:
     # -- checks -----------------------------------------------------------------------------
 
     def _check(self, connection: Connection, operation: str) -> None:
-        """Make sure, at every lease, that this is still our process, our file, and open.
+        """Make sure, at every lease, that this is still our file, and open.
 
         A live connection does not notice a dead file: with the file gone, INSERT still succeeded.
         """
-        if self._pid != current_pid():
-            raise ForkedPoolError(path=self.path, operation=operation)
         if self._refusal is not None:
             raise self._refusal()
         if connection.has_moved():
-            self.retire("the file was moved, replaced or deleted")
+            self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation=operation)
 
     def _admit(self, operation: str) -> None:
         """Let a new call in, unless it can only wait for itself."""
-        if self._pid != current_pid():
-            raise ForkedPoolError(path=self.path, operation=operation)
-        if self.is_refusing:
+        if self.is_refusing or self.state is FileState.CLOSED:
             raise self._closed_error()
         me = get_ident()
         for lane in (self._main, self._auxiliary):
@@ -260,7 +268,12 @@ class DatabaseFile:
         if self._auxiliary is None:
             with self._auxiliary_mutex:
                 if self._auxiliary is None:
-                    self._auxiliary = self._open_auxiliary(budget)
+                    lane = self._open_auxiliary(budget)
+                    if self._refusal is not None:
+                        # close() did not wait for it.
+                        lane.connection.close(abandon=True)
+                        raise self._refusal()
+                    self._auxiliary = lane
         return self._auxiliary
 
     def _open_auxiliary(self, budget: Budget) -> Lane:
@@ -271,7 +284,7 @@ class DatabaseFile:
                 self.path, self.identity, self.options, budget, auxiliary=True
             )
         except DatabaseMovedError:
-            self.retire("the file was moved, replaced or deleted")
+            self.retire_moved()
             raise
         return Lane(
             connection,
@@ -297,7 +310,12 @@ class DatabaseFile:
         )
         message = f"The open database is not used any more: {reason}; open it again."
         self._refuse(lambda: DatabaseMovedError(message, path=self.path), waiters_too=True)
-        self._on_retired(self)
+        self._on_retired()
+
+    def retire_moved(self) -> None:
+        """Retire because the path does not name the open file any more."""
+        self._is_moved = True
+        self.retire("the file was moved, replaced or deleted")
 
     def _refuse(self, make_error: MakeError, *, waiters_too: bool) -> None:
         self._refusal = make_error
@@ -326,17 +344,20 @@ class DatabaseFile:
         """
         if self.state is FileState.CLOSED:
             return
-        abandon = self.state is FileState.RETIRED
         self.refuse_new_work()
         failures: list[Exception] = []
         half = Budget(timeout / 2)
         whole = Budget(timeout)
-        with self._auxiliary_mutex:
-            lanes = self.lanes()
-        for lane in reversed(lanes):
+        opening = not self._auxiliary_mutex.acquire(timeout=half.left())
+        self._refusal = self._refusal or self._closed_error
+        if not opening:
+            self._auxiliary_mutex.release()
+        for lane in reversed(self.lanes()):
             try:
                 self._take_for_closing(lane, half, whole, on_stuck)
-                _close_lane(lane, whole, abandon=abandon)
+                if self._is_moved and lane is self._main:
+                    self._save_moved_file(whole)
+                _close_lane(lane, whole, abandon=self._is_moved)
             except MandrakeSessionsError as error:
                 failures.append(error)
         self.state = FileState.CLOSED
@@ -356,11 +377,42 @@ class DatabaseFile:
                 on_stuck(lane.queue.holder)
             lane.queue.acquire(whole, "close", even_refused=True)
 
+    def _save_moved_file(self, budget: Budget) -> None:
+        """Complete the file that went away, and keep its log from the one that took its place.
+
+        SQLite finds a log by its name: it would replay ours into whatever file is there now.
+        """
+        connection = self._main.connection
+        connection.deadline = budget.deadline
+        try:
+            connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+            frames, done = connection.wal_backlog()
+            is_saved = frames == done
+        except apsw.Error:
+            is_saved = False
+        for companion, identity in self._companions:
+            if identity is None or identify(companion) != identity:
+                continue
+            if is_saved:
+                companion.unlink(missing_ok=True)
+            else:
+                aside = companion.with_name(f"{companion.name}.of-moved-file-{new_id()}")
+                companion.rename(aside)
+                structlog.get_logger(__name__).error(
+                    "database_log_set_aside", path=str(self.path), log=str(aside)
+                )
+
     def drop_after_fork(self) -> None:
         """Keep the parent's connections alive and untouched in a child."""
         self.state = FileState.CLOSED
         for lane in self.lanes():
+            lane.connection.forget_after_fork()
             bury(lane)
+
+
+def _companions(path: Path) -> tuple[Path, Path]:
+    """Return the names of the log and of its index, which SQLite makes beside the file."""
+    return path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
 
 
 def _reentrant(inner: str, outer: str) -> ReentrantScopeError:

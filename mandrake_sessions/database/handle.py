@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from mandrake_sessions import arguments
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import caller_outside, current_pid
 from mandrake_sessions.database.health import HealthReport, check_health
@@ -20,7 +21,7 @@ from mandrake_sessions.database.transaction import (
     WriteTransaction,
     WriteUnit,
 )
-from mandrake_sessions.errors import HandleReleasedError
+from mandrake_sessions.errors import ForkedPoolError, HandleReleasedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,6 +141,8 @@ class DatabaseHandle:
         """
         from mandrake_sessions.database.backup import backup
 
+        arguments.flag("overwrite", overwrite)
+        arguments.path("target", target)
         file = self._open_file()
         budget = file.budget(timeout)
         with file.exclusive_auxiliary("backup", budget) as connection:
@@ -167,6 +170,8 @@ class DatabaseHandle:
             self._give_back()
 
     def _open_file(self) -> DatabaseFile:
+        if self._pid != current_pid():
+            raise ForkedPoolError(path=self.path)
         if self._is_released:
             raise HandleReleasedError(path=self.path)
         return self._file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Hashable
 from time import monotonic
@@ -12,7 +13,7 @@ Task = Callable[[], None]
 
 
 class Maintenance:
-    """Runs tasks later, one after the other, in a thread that starts when it is first needed.
+    """Runs tasks later, one after the other, in a thread of its own.
 
     A task has a key; asking again for the same key keeps the earlier time. A task that raises is
     logged and harms no other.
@@ -23,53 +24,59 @@ class Maintenance:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._condition = threading.Condition()
-        self._tasks: dict[Hashable, tuple[float, Task]] = {}
+        self._mutex = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_stopping = False
+        # Asking takes no lock of ours: a finalizer or a signal's handler may do it at any time.
+        self._asked: queue.SimpleQueue[tuple[Hashable, float, Task] | None] = queue.SimpleQueue()
 
-    def call_later(self, key: Hashable, seconds: float, task: Task) -> None:
-        """Have ``task`` run in ``seconds``; does nothing once the thread was stopped."""
-        due = monotonic() + seconds
-        with self._condition:
-            if self._is_stopping:
-                return
-            known = self._tasks.get(key)
-            if known is None or due < known[0]:
-                self._tasks[key] = (due, task)
-                self._condition.notify()
-            if self._thread is None:
+    def start(self) -> None:
+        """Start the thread if it does not run."""
+        with self._mutex:
+            if self._thread is None and not self._is_stopping:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
 
-    def stop(self) -> None:
-        """Drop what has not begun, and wait for the task under way."""
-        with self._condition:
+    def call_later(self, key: Hashable, seconds: float, task: Task) -> None:
+        """Have ``task`` run in ``seconds``; does nothing once the thread was stopped."""
+        self._asked.put((key, monotonic() + seconds, task))
+
+    def stop(self, timeout: float) -> None:
+        """Drop what has not begun, and wait ``timeout`` seconds for the task under way."""
+        with self._mutex:
             self._is_stopping = True
-            self._tasks.clear()
-            self._condition.notify()
             thread = self._thread
+        self._asked.put(None)
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(timeout)
 
     def _run(self) -> None:
-        while (task := self._next()) is not None:
+        waiting: dict[Hashable, tuple[float, Task]] = {}
+        while True:
             try:
-                task()
-            except Exception:  # noqa: BLE001  # one task must not end the thread of all
-                structlog.get_logger(__name__).exception("maintenance_failed")
+                asked = self._asked.get(timeout=_until_next(waiting))
+            except queue.Empty:
+                _run_due(waiting)
+                continue
+            if asked is None or self._is_stopping:
+                return
+            key, due, task = asked
+            if key not in waiting or due < waiting[key][0]:
+                waiting[key] = (due, task)
 
-    def _next(self) -> Task | None:
-        """Wait for the next task that is due; None when the thread shall end."""
-        with self._condition:
-            while not self._is_stopping:
-                if not self._tasks:
-                    self._condition.wait()
-                    continue
-                key, (due, task) = min(self._tasks.items(), key=lambda item: item[1][0])
-                pause = due - monotonic()
-                if pause <= 0:
-                    del self._tasks[key]
-                    return task
-                self._condition.wait(pause)
-            return None
+
+def _until_next(waiting: dict[Hashable, tuple[float, Task]]) -> float | None:
+    """Return the seconds until the next task is due; None if there is none."""
+    if not waiting:
+        return None
+    return max(0.0, min(due for due, _ in waiting.values()) - monotonic())
+
+
+def _run_due(waiting: dict[Hashable, tuple[float, Task]]) -> None:
+    now = monotonic()
+    for key in [key for key, (due, _) in waiting.items() if due <= now]:
+        _, task = waiting.pop(key)
+        try:
+            task()
+        except Exception:  # noqa: BLE001  # one task must not end the thread of all
+            structlog.get_logger(__name__).exception("maintenance_failed")

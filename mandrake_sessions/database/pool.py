@@ -1,17 +1,12 @@
 """Hands out one connection per database file, whoever asks, and closes it after the last one.
 
-A slot is a file's place in the pool. What happens to slots is decided under the pool's lock; the
-opening and closing happen outside it::
-
-    OPENING ──► OPEN ──► CLOSING ──► (gone)
-       └──► (gone, with the error for everyone who waited)
+What happens to a slot is decided under the pool's lock; the opening and closing happen outside it.
 """
 
 from __future__ import annotations
 
 import atexit
 import copy
-import enum
 import os
 import threading
 import weakref
@@ -21,12 +16,20 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
+from mandrake_sessions import arguments
 from mandrake_sessions.database.connection import Identity, identify, make_file, real_path
-from mandrake_sessions.database.file import DatabaseFile, FileState, OnStuck
+from mandrake_sessions.database.file import DatabaseFile, OnStuck
 from mandrake_sessions.database.guard import after_fork, bury, caller_outside
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.removal import remove
+from mandrake_sessions.database.slots import (
+    Slot,
+    SlotState,
+    begin_closing,
+    lingered_enough,
+    too_many_idle,
+)
 from mandrake_sessions.database.stats import PoolStats, database_stats
 from mandrake_sessions.database.waiting import Budget, pause
 from mandrake_sessions.errors import (
@@ -40,29 +43,7 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.options import DatabaseOptions, PoolOptions
 
 _IDLE = "close idle files"
-
-
-class _SlotState(enum.Enum):
-    OPENING = "opening"
-    OPEN = "open"
-    CLOSING = "closing"
-
-
-class _Slot:
-    """A file's place in the pool, from the first acquire to its closing."""
-
-    __slots__ = ("changed", "error", "file", "identity", "idle_since", "path", "refs", "state")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.identity: Identity | None = None
-        self.state = _SlotState.OPENING
-        self.file: DatabaseFile | None = None
-        self.error: MandrakeSessionsError | None = None
-        self.refs = 0
-        self.idle_since = 0.0
-        # Set when it is open, has failed to open, or is closed.
-        self.changed = threading.Event()
+_FORGOTTEN = "count forgotten handles"
 
 
 class ConnectionPool:
@@ -73,17 +54,16 @@ class ConnectionPool:
     """
 
     def __init__(self, options: PoolOptions | None = None) -> None:
+        arguments.optional_instance("options", options, PoolOptions)
         self.options = options or PoolOptions()
         self._reset()
         _living.add(self)
 
     def _reset(self) -> None:
         self._mutex = threading.Lock()
-        self._slots: dict[Path, _Slot] = {}
-        # Files that are not what their path names any more, until their last handle is gone.
-        self._retired: set[_Slot] = set()
-        # Handles that were collected without a release; __del__ must not take a lock.
-        self._forgotten: deque[_Slot] = deque()
+        self._slots: dict[Path, Slot] = {}
+        # Handles that were collected without a release.
+        self._forgotten: deque[Slot] = deque()
         self._maintenance = Maintenance("mandrake-pool")
         self._is_closed = False
         self._opened = 0
@@ -114,6 +94,8 @@ class ConnectionPool:
             MigrationError: its schema cannot be brought to this version's.
             DatabaseBusyError: other processes held it until the deadline.
         """
+        arguments.optional_instance("options", options, DatabaseOptions)
+        arguments.flag("create", create)
         real = real_path(path)
         place = caller_outside()
         self._reap_forgotten()
@@ -123,19 +105,17 @@ class ConnectionPool:
                 self._require_open(real)
                 slot = self._slots.get(real)
                 if slot is None:
-                    slot = self._slots[real] = _Slot(real)
+                    slot = self._slots[real] = Slot(real)
                     break
-                if slot.state is _SlotState.OPEN and slot.file is not None:
-                    if slot.identity == identity and slot.file.state is FileState.OPEN:
+                stale = None
+                if slot.state is SlotState.OPEN and slot.file is not None:
+                    if slot.identity == identity:
                         self._require_same_options(slot.file, options)
                         slot.refs += 1
                         return self._handle(slot, slot.file, place)
                     stale = slot.file
-                else:
-                    stale = None
             if stale is not None:
-                stale.retire("another file has taken its place")
-                continue
+                stale.retire_moved()
             slot.changed.wait()
             if slot.error is not None:
                 raise copy.copy(slot.error)
@@ -143,7 +123,7 @@ class ConnectionPool:
         return self._open(slot, options or self.options.database, create, place)
 
     def _open(
-        self, slot: _Slot, options: DatabaseOptions, create: bool, place: str
+        self, slot: Slot, options: DatabaseOptions, create: bool, place: str
     ) -> DatabaseHandle:
         """Open the file of a new slot; everybody else who wants it waits for ``changed``."""
         try:
@@ -153,8 +133,10 @@ class ConnectionPool:
             with self._mutex:
                 self._claim(slot, identity)
             file = DatabaseFile.open(
-                slot.path, identity, options, self._maintenance, self._forget_retired
+                slot.path, identity, options, self._maintenance, lambda: self._retire(slot)
             )
+            slot.file = file
+            self._maintenance.start()
         except BaseException as error:
             with self._mutex:
                 self._slots.pop(slot.path, None)
@@ -163,19 +145,26 @@ class ConnectionPool:
             slot.changed.set()
             raise
         with self._mutex:
-            slot.file = file
-            slot.refs = 1
-            slot.state = _SlotState.OPEN
             self._opened += 1
+            is_late = self._is_closed
+            if is_late:
+                begin_closing([slot])
+            else:
+                slot.refs = 1
+                slot.state = SlotState.OPEN
+        if is_late:
+            # The pool was closed meanwhile, and has perhaps not waited for this file.
+            self._close_slots([slot])
+            raise PoolClosedError(path=slot.path, operation="acquire")
         slot.changed.set()
         return self._handle(slot, file, place)
 
-    def _handle(self, slot: _Slot, file: DatabaseFile, place: str) -> DatabaseHandle:
+    def _handle(self, slot: Slot, file: DatabaseFile, place: str) -> DatabaseHandle:
         return DatabaseHandle(
-            file, lambda: self._give_back(slot), lambda: self._forgotten.append(slot), place
+            file, lambda: self._give_back(slot), lambda: self._note_forgotten(slot), place
         )
 
-    def _claim(self, slot: _Slot, identity: Identity) -> None:
+    def _claim(self, slot: Slot, identity: Identity) -> None:
         """Make sure that no other name of the same file is open: each would have its own WAL."""
         for other in self._slots.values():
             if other is not slot and other.identity == identity:
@@ -192,60 +181,35 @@ class ConnectionPool:
         if options is not None and options != file.options:
             raise OptionsConflictError(path=file.path, operation="acquire")
 
-    def _give_back(self, slot: _Slot) -> None:
+    def _give_back(self, slot: Slot) -> None:
         """Count one handle less."""
         with self._mutex:
             slot.refs -= 1
             closing = self._choose_to_close(slot)
         self._close_slots(closing)
 
-    def _choose_to_close(self, slot: _Slot) -> list[_Slot]:
+    def _choose_to_close(self, slot: Slot) -> list[Slot]:
         """Decide, under the lock, which files to close now that ``slot`` has one handle less."""
-        if slot.refs or slot.state is not _SlotState.OPEN:
+        if slot.refs or slot.state is not SlotState.OPEN:
             return []
-        if slot in self._retired:
-            self._retired.discard(slot)
-            self._begin_closing([slot])
-            return [slot]
         slot.idle_since = monotonic()
-        idle = [each for each in self._slots.values() if self._is_idle(each)]
-        if self.options.linger == 0:
-            closing = idle
-        else:
-            idle.sort(key=lambda each: each.idle_since)
-            closing = idle[: max(0, len(idle) - self.options.max_idle)]
-            self._maintenance.call_later(_IDLE, self.options.linger, self._close_idle)
-        self._begin_closing(closing)
+        self._maintenance.call_later(_IDLE, self.options.linger, self._close_idle)
+        closing = too_many_idle(self._slots.values(), self.options)
+        begin_closing(closing)
         return closing
-
-    @staticmethod
-    def _begin_closing(slots: list[_Slot]) -> None:
-        """Whoever wants one of these files from now on waits until it is closed."""
-        for slot in slots:
-            slot.state = _SlotState.CLOSING
-            slot.changed.clear()
-
-    @staticmethod
-    def _is_idle(slot: _Slot) -> bool:
-        return slot.state is _SlotState.OPEN and slot.refs == 0
 
     def _close_idle(self) -> None:
         """Close what has lingered long enough, and come back for the rest."""
         self._reap_forgotten()
-        now = monotonic()
         with self._mutex:
-            idle = [slot for slot in self._slots.values() if self._is_idle(slot)]
-            due = [slot for slot in idle if slot.idle_since + self.options.linger <= now]
-            self._begin_closing(due)
-            later = [slot.idle_since for slot in idle if slot.state is _SlotState.OPEN]
-        if later:
-            self._maintenance.call_later(
-                _IDLE, min(later) + self.options.linger - now, self._close_idle
-            )
+            due, seconds = lingered_enough(self._slots.values(), self.options)
+            begin_closing(due)
+        if seconds is not None:
+            self._maintenance.call_later(_IDLE, seconds, self._close_idle)
         self._close_slots(due)
 
     def _close_slots(
-        self, slots: list[_Slot], timeout: float | None = None, on_stuck: OnStuck = None
+        self, slots: list[Slot], timeout: float | None = None, on_stuck: OnStuck = None
     ) -> None:
         """Close files that nobody else can reach any more.
 
@@ -270,19 +234,20 @@ class ConnectionPool:
         if failures:
             raise ExceptionGroup("closing databases failed", failures)
 
-    def _forget_retired(self, file: DatabaseFile) -> None:
-        """Let the next acquire open anew; called by a file that retires."""
-        closing = []
+    def _retire(self, slot: Slot) -> None:
+        """Close a file that must not be used any more; the next acquire waits, and opens anew.
+
+        Not here: this thread may hold the file's lease.
+        """
         with self._mutex:
-            for slot in list(self._slots.values()):
-                if slot.file is file:
-                    del self._slots[slot.path]
-                    self._retired.add(slot)
-                    # Nobody waits for a retired slot to change.
-                    slot.changed.set()
-                    if self._is_idle(slot):
-                        closing = self._choose_to_close(slot)
-        self._close_slots(closing)
+            if slot.state is SlotState.OPEN:
+                begin_closing([slot])
+                self._maintenance.call_later(slot, 0.0, lambda: self._close_slots([slot]))
+
+    def _note_forgotten(self, slot: Slot) -> None:
+        """Count a handle that was collected later: a finalizer must not take a lock."""
+        self._forgotten.append(slot)
+        self._maintenance.call_later(_FORGOTTEN, 0.0, self._reap_forgotten)
 
     def _reap_forgotten(self) -> None:
         while self._forgotten:
@@ -304,7 +269,7 @@ class ConnectionPool:
         """
         real = real_path(path)
         seconds = self.options.database.busy_timeout if timeout is None else timeout
-        budget = Budget(seconds)
+        budget = Budget(arguments.seconds("timeout", seconds))
         slot = self._reserve(real, budget)
         try:
             identity = identify(real)
@@ -315,7 +280,7 @@ class ConnectionPool:
                 del self._slots[real]
             slot.changed.set()
 
-    def _reserve(self, real: Path, budget: Budget) -> _Slot:
+    def _reserve(self, real: Path, budget: Budget) -> Slot:
         """Put a slot in the way of every acquire, once nobody has the file open."""
         while True:
             self._reap_forgotten()
@@ -323,12 +288,12 @@ class ConnectionPool:
                 self._require_open(real)
                 slot = self._slots.get(real)
                 if slot is None:
-                    slot = self._slots[real] = _Slot(real)
+                    slot = self._slots[real] = Slot(real)
                     return slot
-                idle = self._is_idle(slot)
-                if idle:
-                    self._begin_closing([slot])
-            if idle:
+                was_idle = slot.is_idle
+                if was_idle:
+                    begin_closing([slot])
+            if was_idle:
                 self._close_slots([slot])
             elif not pause(budget.deadline):
                 raise budget.exceeded("queue", real, "delete")
@@ -341,7 +306,7 @@ class ConnectionPool:
             slots = [slot for slot in self._slots.values() if slot.file is not None]
             opened, closed = self._opened, self._closed
             handles = sum(slot.refs for slot in slots)
-            idle = sum(1 for slot in slots if self._is_idle(slot))
+            idle = sum(1 for slot in slots if slot.is_idle)
         return PoolStats(
             opened=opened,
             closed=closed,
@@ -375,30 +340,30 @@ class ConnectionPool:
         Raises:
             ExceptionGroup: what failed; everything else is closed all the same.
         """
-        deadline = monotonic() + (self.options.close_timeout if timeout is None else timeout)
+        seconds = self.options.close_timeout if timeout is None else timeout
+        deadline = monotonic() + arguments.seconds("timeout", seconds)
         with self._mutex:
             self._is_closed = True
-            slots = [*self._slots.values(), *self._retired]
-            self._retired.clear()
+            slots = list(self._slots.values())
         # One that is opening or closing this moment is somebody else's until it is done.
         failures: list[Exception] = [
             DatabaseBusyError(phase="open", path=slot.path, operation="close")
             for slot in slots
-            if slot.state is not _SlotState.OPEN
+            if slot.state is not SlotState.OPEN
             and not slot.changed.wait(max(0.0, deadline - monotonic()))
         ]
         with self._mutex:
-            mine = [slot for slot in slots if slot.state is _SlotState.OPEN]
-            self._begin_closing(mine)
+            mine = [slot for slot in slots if slot.state is SlotState.OPEN]
+            begin_closing(mine)
         for slot in mine:
             if slot.file is not None:
                 slot.file.refuse_new_work()
-        self._maintenance.stop()
         for slot in mine:
             try:
                 self._close_slots([slot], max(0.0, deadline - monotonic()), on_stuck)
             except ExceptionGroup as group:
                 failures.extend(group.exceptions)
+        self._maintenance.stop(max(0.0, deadline - monotonic()))
         if failures:
             raise ExceptionGroup("closing the pool failed", failures)
 
@@ -422,7 +387,7 @@ class ConnectionPool:
 
     def _drop_after_fork(self) -> None:
         """Begin anew in a child: the parent's files are kept alive and never touched."""
-        for slot in (*self._slots.values(), *self._retired):
+        for slot in self._slots.values():
             bury(slot)
             if slot.file is not None:
                 slot.file.drop_after_fork()
@@ -452,8 +417,14 @@ def _in_child() -> None:
 
 
 def _at_exit() -> None:
+    failures: list[Exception] = []
     for pool in tuple(_living):
-        pool.close()
+        try:
+            pool.close()
+        except ExceptionGroup as group:
+            failures.extend(group.exceptions)
+    if failures:
+        raise ExceptionGroup("closing the pools at exit failed", failures)
 
 
 after_fork(_in_child)

@@ -146,7 +146,7 @@ class Lane:
     def _release(self) -> None:
         """Give the lease back clean: with a transaction open nobody else may have it."""
         connection = self.connection
-        if connection.in_transaction():
+        if connection.in_transaction() and not connection.is_forked:
             rollback(connection)
             self._on_unclean(
                 "a transaction was open when its lease was given back",
@@ -297,9 +297,11 @@ class WriteLane(Lane):
             failure = _again(error)
             raise
         finally:
-            self._release()
-            if group is not None:
-                group.settle(failure)
+            try:
+                self._release()
+            finally:
+                if group is not None:
+                    group.settle(failure)
 
     def _undo(self, error: BaseException, operation: str) -> None:
         """Undo this thread's unit, and let the others of its group go on."""
@@ -318,10 +320,12 @@ class WriteLane(Lane):
             return
         self._group = None
         rollback(self.connection)
-        self._release()
         lost = TransactionLostError(path=self.connection.path, operation=operation)
         lost.__cause__ = error
-        group.settle(_again(lost))
+        try:
+            self._release()
+        finally:
+            group.settle(_again(lost))
 
     def _undo_to_savepoint(self) -> bool:
         """Return whether only this unit was undone: not if SQLite has ended the transaction."""

@@ -20,6 +20,7 @@ from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     DatabaseError,
+    ForkedPoolError,
     PoolClosedError,
     StatementError,
     StorageFullError,
@@ -95,6 +96,8 @@ class ReadTransaction:
                 path=path,
                 operation=self.operation,
             )
+        if self._connection.is_forked:
+            return ForkedPoolError(path=path, operation=self.operation)
         if self._connection.is_cancelled:
             return PoolClosedError(path=path, operation=self.operation)
         return self._budget.exceeded("body", path, self.operation)
@@ -215,6 +218,8 @@ def begin_immediate(connection: Connection, budget: Budget, operation: str) -> N
 
 def rollback(connection: Connection) -> None:
     """Undo the open transaction, if there is one; what caused it is never hidden."""
+    if connection.is_forked:
+        return
     if connection.raw.in_transaction or connection.in_transaction():
         with contextlib.suppress(apsw.Error):
             connection.execute("ROLLBACK")
@@ -230,6 +235,8 @@ def commit(connection: Connection, operation: str) -> None:
         DatabaseError: nothing of it is stored, for another reason.
     """
     path = connection.path
+    if connection.is_forked:
+        raise ForkedPoolError(path=path, operation=operation)
     if not connection.raw.in_transaction:
         raise TransactionLostError(path=path, operation=operation)
     try:

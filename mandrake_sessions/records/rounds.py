@@ -366,6 +366,7 @@ def delete_round(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
         InvalidArgumentError: the id is not a string.
         RoundNotFoundError: there is no such round.
     """
+    arguments.flag("missing_ok", missing_ok)
     values = {"id": arguments.lookup_id("id", id)}
     moment = now()
 

@@ -289,6 +289,7 @@ def delete_session(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
         InvalidArgumentError: the id is not a string.
         SessionNotFoundError: there is no such session.
     """
+    arguments.flag("missing_ok", missing_ok)
     values = {"id": arguments.lookup_id("id", id)}
 
     def work(tx: WriteTransaction) -> bool:

@@ -284,6 +284,7 @@ def delete_turn(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
         InvalidArgumentError: the id is not a string.
         TurnNotFoundError: there is no such turn.
     """
+    arguments.flag("missing_ok", missing_ok)
     values = {"id": arguments.lookup_id("id", id)}
     moment = now()
 

@@ -1,0 +1,271 @@
+"""What the tests of the database layer share: small statements, threads, a failing disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+import apsw
+from sqlalchemy import bindparam, func, insert, literal, select
+
+from mandrake_sessions import ids, schema
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.lease import LeaseQueue
+from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.database.transaction import WriteTransaction
+
+T = TypeVar("T")
+
+PATIENCE = 20.0
+"""Seconds after which a test gives up on what must happen; nothing waits for so long."""
+
+_meta = schema.meta.c
+ADD = Statement(insert(schema.meta).values(key=bindparam("key"), value=bindparam("value")))
+_counter = select(literal(1).label("n")).cte("counter", recursive=True)
+_counter = _counter.union_all(select(_counter.c.n + 1).where(_counter.c.n < 10**9))
+ENDLESS = Statement(select(func.count()).select_from(_counter))
+"""A SELECT that runs for minutes."""
+KEYS = Statement(select(_meta.key))
+_FACTS = {"stamp", "created_by", "created_at"}
+
+
+def endless_insert() -> Statement:
+    """Return an INSERT that runs for minutes."""
+    numbers = select(literal(1).label("n")).cte("numbers", recursive=True)
+    numbers = numbers.union_all(select(numbers.c.n + 1).where(numbers.c.n < 10**9))
+    rows = select(func.hex(func.randomblob(8)), literal("x")).select_from(numbers)
+    return Statement(insert(schema.meta).from_select(["key", "value"], rows))
+
+
+def add(tx: WriteTransaction, key: str, value: str = "") -> str:
+    """Store a row and return its key."""
+    tx.run(ADD, {"key": key, "value": value})
+    return key
+
+
+def adding(key: str, value: str = "") -> Callable[[WriteTransaction], str]:
+    """Return a unit that stores a row."""
+    return lambda tx: add(tx, key, value)
+
+
+def keys(handle: DatabaseHandle) -> set[str]:
+    """Return the keys that are stored."""
+    return {row[0] for row in handle.query(lambda tx: tx.rows(KEYS))} - _FACTS
+
+
+def file_of(handle: DatabaseHandle) -> DatabaseFile:
+    """Return the open file behind a handle."""
+    return handle._file
+
+
+def queue_of(handle: DatabaseHandle) -> LeaseQueue:
+    """Return the queue in front of the read-write connection."""
+    return handle._file.writer.queue
+
+
+def raw_of(handle: DatabaseHandle) -> apsw.Connection:
+    """Return the read-write connection itself."""
+    return handle._file.writer.connection.raw
+
+
+def new_key() -> str:
+    """Return a key nobody else has."""
+    return ids.new_id()
+
+
+class Task(Generic[T]):
+    """A function in a thread of its own, with its result."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._value: T | None = None
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._work()
+        except BaseException as error:  # noqa: BLE001  # the one who asks gets it
+            self.error = error
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has returned or raised."""
+        return not self.thread.is_alive()
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self.thread.join(PATIENCE)
+        assert self.is_over, "the thread hangs"
+
+    def result(self) -> T:
+        """Wait for its end; return what it returned or raise what it raised."""
+        self.join()
+        if self.error is not None:
+            raise self.error
+        return self._value  # type: ignore[return-value]  # T itself may be None
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for what nothing announces: look until it is so."""
+    deadline = monotonic() + PATIENCE
+    never = threading.Event()
+    while not condition():
+        assert monotonic() < deadline, "it did not happen"
+        never.wait(0.0005)
+
+
+def until_set(event: threading.Event) -> None:
+    """Wait for an event that must come."""
+    assert event.wait(PATIENCE), "it did not happen"
+
+
+def queued(handle: DatabaseHandle, count: int) -> None:
+    """Wait until ``count`` threads are in the writers' queue."""
+    until(lambda: queue_of(handle).waiting == count)
+
+
+class Held:
+    """A lease on the writer held by a thread of its own until ``let_go``.
+
+    Args:
+        handle: whose database.
+        work: what it does first; None for nothing.
+        kind: ``write`` for a block, ``unit`` for a unit that others may join.
+        after: what it does once it is let go.
+    """
+
+    def __init__(
+        self,
+        handle: DatabaseHandle,
+        work: Callable[[WriteTransaction], Any] | None = None,
+        kind: str = "write",
+        after: Callable[[WriteTransaction], Any] | None = None,
+    ) -> None:
+        self._has_it = threading.Event()
+        self._may_go = threading.Event()
+
+        def unit(tx: WriteTransaction) -> Any:
+            found = work(tx) if work is not None else None
+            if not self._may_go.is_set():
+                self._has_it.set()
+            until_set(self._may_go)
+            return found if after is None else after(tx)
+
+        def block() -> Any:
+            with handle.write() as tx:
+                return unit(tx)
+
+        def shared() -> Any:
+            return handle.transact(unit, "held", may_join=True)
+
+        self.task = Task(block if kind == "write" else shared)
+        until(lambda: self._has_it.is_set() or self.task.is_over)
+
+    def let_go(self) -> None:
+        """Let the unit end."""
+        self._may_go.set()
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()
+        self.task.join()
+
+
+def descriptors(path: Path | None = None) -> list[str]:
+    """Return what this process has open, or what of it belongs to a database file."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+        except FileNotFoundError:
+            continue
+    return sorted(each for each in found if path is None or each.startswith(str(path)))
+
+
+def open_connections(path: Path) -> int:
+    """Return how many connections of this process have a database file open."""
+    return sum(1 for each in descriptors(path) if each == str(path))
+
+
+class _FaultFile(apsw.VFSFile):
+    def __init__(self, vfs: FaultVFS, filename: str | apsw.URIFilename, flags: list[int]) -> None:
+        super().__init__("", filename, flags)
+        self._vfs = vfs
+        name = filename.filename() if isinstance(filename, apsw.URIFilename) else filename
+        self._kind = "wal" if (name or "").endswith("-wal") else "db"
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802  # SQLite's name
+        self._vfs.meet(self._kind, "write")
+        super().xWrite(data, offset)
+
+    def xSync(self, flags: int) -> None:  # noqa: N802  # SQLite's name
+        self._vfs.meet(self._kind, "sync")
+        super().xSync(flags)
+
+    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802  # SQLite's name
+        self._vfs.meet(self._kind, "read")
+        return super().xRead(amount, offset)
+
+
+class FaultVFS(apsw.VFS):
+    """A file system that fails where it is told to.
+
+    Attributes:
+        met: how often each operation was asked for, such as ``("wal", "sync")``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.met: dict[tuple[str, str], int] = {}
+        self._failing: dict[tuple[str, str], Callable[[], apsw.Error | None]] = {}
+        super().__init__(name, "")
+
+    def xOpen(self, name: str | apsw.URIFilename, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+        return _FaultFile(self, name, flags)
+
+    def meet(self, kind: str, operation: str) -> None:
+        """Count an operation; raise if it is to fail."""
+        self.met[kind, operation] = self.met.get((kind, operation), 0) + 1
+        fails = self._failing.get((kind, operation))
+        if fails is not None and (error := fails()) is not None:
+            raise error
+
+    @contextmanager
+    def failing(
+        self, kind: str, operation: str, code: int = apsw.SQLITE_IOERR_WRITE
+    ) -> Iterator[None]:
+        """Let an operation fail with a result code, again and again."""
+        self._failing[kind, operation] = lambda: failure(code)
+        try:
+            yield
+        finally:
+            del self._failing[kind, operation]
+
+    @contextmanager
+    def watching(
+        self, kind: str, operation: str, look: Callable[[], apsw.Error | None]
+    ) -> Iterator[None]:
+        """Have a function called at each operation, which may return an error for it."""
+        self._failing[kind, operation] = look
+        try:
+            yield
+        finally:
+            del self._failing[kind, operation]
+
+
+def failure(code: int) -> apsw.Error:
+    """Return the error that makes SQLite see a result code."""
+    error = apsw.exception_for(code)
+    error.result = code & 0xFF
+    error.extendedresult = code
+    return error

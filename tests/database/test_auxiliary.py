@@ -1,0 +1,148 @@
+"""The auxiliary connection: long reads beside the writer (DESIGN 6.3)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import pytest
+from database_kit import (
+    KEYS,
+    Held,
+    Task,
+    adding,
+    keys,
+    open_connections,
+    queue_of,
+    until_set,
+)
+
+from mandrake_sessions import DatabaseBusyError
+from mandrake_sessions.database.handle import DatabaseHandle
+
+
+def count(tx: Any) -> int:
+    return len(tx.rows(KEYS)) - 3
+
+
+def test_it_is_opened_when_it_is_first_needed(handle: DatabaseHandle) -> None:
+    handle.transact(adding("a"))
+    assert handle.fetch(count) == 1
+    assert open_connections(handle.path) == 1
+    assert handle.query(count) == 1
+    assert open_connections(handle.path) == 2
+
+
+def test_many_first_readers_open_it_once(handle: DatabaseHandle, in_threads: Any) -> None:
+    assert in_threads(8, lambda _: handle.query(count)) == [0] * 8
+    assert open_connections(handle.path) == 2
+
+
+def test_a_writer_commits_while_a_snapshot_is_held(handle: DatabaseHandle) -> None:
+    """And the snapshot goes on showing what it showed."""
+    handle.transact(adding("before"))
+    with handle.read() as tx:
+        assert count(tx) == 1
+        for number in range(5):
+            Task(lambda number=number: handle.transact(adding(f"key {number}"))).result()
+        assert handle.stats().commits == 6
+        assert count(tx) == 1
+    assert len(keys(handle)) == 6
+
+
+def test_a_short_read_takes_the_writers_connection_when_it_is_free(handle: DatabaseHandle) -> None:
+    """So it does not wait for a long read."""
+    with handle.read() as tx:
+        assert count(tx) == 0
+        Task(lambda: handle.transact(adding("a"))).result()
+        assert Task(lambda: handle.fetch(count, timeout=1.0)).result() == 1
+
+
+def test_a_short_read_does_not_wait_for_a_writer(handle: DatabaseHandle) -> None:
+    with Held(handle, adding("a")):
+        assert handle.fetch(count, timeout=1.0) == 0
+
+
+def test_long_reads_wait_for_each_other_in_a_queue_of_their_own(handle: DatabaseHandle) -> None:
+    with handle.read():
+        began = monotonic()
+        with pytest.raises(DatabaseBusyError) as caught:
+            Task(lambda: handle.query(count, "count", 0.1)).result()
+        assert monotonic() - began < 0.2
+        assert caught.value.phase == "queue"
+        assert queue_of(handle).waiting == 0
+
+
+def test_a_query_is_one_snapshot(handle: DatabaseHandle) -> None:
+    """Between two statements of one query another thread commits.
+
+    ::
+
+        reader   first SELECT ............ second SELECT: the same
+        writer                 commit ─┘
+    """
+    read_once, written = threading.Event(), threading.Event()
+
+    def twice(tx: Any) -> tuple[int, int]:
+        first = count(tx)
+        read_once.set()
+        until_set(written)
+        return first, count(tx)
+
+    reader = Task(lambda: handle.query(twice))
+    until_set(read_once)
+    handle.transact(adding("a"))
+    written.set()
+    assert reader.result() == (0, 0)
+    assert handle.query(count) == 1
+
+
+def test_an_invariant_over_two_rows_never_breaks_for_a_reader(handle: DatabaseHandle) -> None:
+    """Each unit stores a pair; nobody ever sees an odd number."""
+    over = threading.Event()
+
+    def pair(number: int) -> Callable[[Any], None]:
+        def unit(tx: Any) -> None:
+            adding(f"{number} left")(tx)
+            adding(f"{number} right")(tx)
+
+        return unit
+
+    def read(way: Callable[..., int]) -> int:
+        reads = 0
+        while not over.is_set():
+            assert way(count) % 2 == 0
+            reads += 1
+        return reads
+
+    def snapshot(work: Callable[[Any], int]) -> int:
+        with handle.read() as tx:
+            return work(tx)
+
+    readers = [
+        Task(lambda way=way: read(way))
+        for way in (handle.fetch, handle.query, snapshot, handle.fetch)
+    ]
+    writers = [
+        Task(
+            lambda start=start: [
+                handle.transact(pair(number), may_join=True)
+                for number in range(start, start + 100)
+            ]
+        )
+        for start in (0, 1000, 2000)
+    ]
+    for writer in writers:
+        writer.join()
+    over.set()
+    assert all(reader.result() > 0 for reader in readers)
+    assert handle.query(count) == 600
+
+
+def test_what_was_acknowledged_is_seen_by_every_way_of_reading(handle: DatabaseHandle) -> None:
+    for number in range(50):
+        handle.transact(adding(f"key {number}"), may_join=True)
+        assert handle.query(count) == number + 1
+        assert handle.fetch(count) == number + 1

@@ -1,0 +1,238 @@
+"""fork: the child drops everything without closing it, the parent notices nothing (RULES 18)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from database_kit import keys
+
+from mandrake_sessions import ConnectionPool
+
+PRELUDE = """
+import os, threading
+from pathlib import Path
+from mandrake_sessions import *
+from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.schema import meta
+from sqlalchemy import bindparam, insert, select
+ADD = Statement(insert(meta).values(key=bindparam("key"), value=""))
+KEYS = Statement(select(meta.c.key).where(meta.c.value == ""))
+path = Path(sys.argv[1])
+def add(handle, key):
+    handle.transact(lambda tx: tx.run(ADD, {"key": key}), may_join=True)
+def keys(handle):
+    return sorted(row[0] for row in handle.query(lambda tx: tx.rows(KEYS)))
+def locks():
+    inodes = {str(each.stat().st_ino) for each in path.parent.iterdir()}
+    lines = [line.split()[1:] for line in Path("/proc/locks").read_text().splitlines()]
+    mine = [x for x in lines if x[4].split(":")[-1] in inodes and int(x[3]) == os.getpid()]
+    return sorted(" ".join(x) for x in mine)
+def error_of(work):
+    try:
+        work()
+    except Exception as error:
+        return type(error).__name__
+pool = ConnectionPool()
+handle = pool.acquire(path)
+add(handle, "before")
+keys(handle)
+before = locks()
+assert before
+"""
+
+IN_CHILD = """
+child = os.fork()
+if child == 0:
+    {child}
+    {end}
+assert os.waitpid(child, 0)[1] == 0
+tell(locks() == before)
+add(handle, "parent after")
+tell(keys(handle))
+handle.release()
+pool.close()
+tell(sorted(each.name for each in path.parent.iterdir()))
+"""
+
+ENDS = {"at once": "os._exit(0)", "through the interpreter": "sys.exit(0)"}
+
+
+def run(start_child: Callable[..., Any], path: Path, child: str, end: str) -> Any:
+    body = "\n    ".join(child.strip().splitlines())
+    return start_child(PRELUDE + IN_CHILD.format(child=body, end=ENDS[end]), path)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_rule_18_old_handles_are_refused_in_the_child(
+    start_child: Callable[..., Any], path: Path, end: str
+) -> None:
+    child = run(
+        start_child,
+        path,
+        """
+calls = [
+    lambda: add(handle, "child"),
+    lambda: keys(handle),
+    lambda: handle.fetch(lambda tx: None),
+    lambda: handle.write().__enter__(),
+    lambda: handle.read().__enter__(),
+    lambda: handle.sqlalchemy().__enter__(),
+    lambda: handle.backup("never.sqlite"),
+]
+tell([error_of(call) for call in calls])
+tell(error_of(handle.release))
+tell(error_of(handle.release))
+""",
+        end,
+    )
+    assert child.hear() == ["ForkedPoolError"] * 7
+    assert child.hear() is None
+    assert child.hear() == "HandleReleasedError"
+    assert child.hear() is True
+    assert child.hear() == ["before", "parent after"]
+    assert child.hear() == ["db.sqlite"]
+    child.finish()
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_rule_18_the_child_may_open_anew(
+    start_child: Callable[..., Any], path: Path, end: str
+) -> None:
+    child = run(
+        start_child,
+        path,
+        """
+with pool.acquire(path) as mine:
+    add(mine, "child")
+    tell(keys(mine))
+pool.close()
+tell(handle.path == path)
+del handle
+""",
+        end,
+    )
+    assert child.hear() == ["before", "child"]
+    assert child.hear() is True
+    assert child.hear() is True
+    assert child.hear() == ["before", "child", "parent after"]
+    assert child.hear() == ["db.sqlite"]
+    child.finish()
+
+
+def test_rule_18_health_and_stats_of_an_old_handle_are_refused_too(
+    start_child: Callable[..., Any], path: Path
+) -> None:
+    child = run(
+        start_child,
+        path,
+        "tell([error_of(handle.health), error_of(handle.stats)])",
+        "at once",
+    )
+    assert child.hear() == ["ForkedPoolError"] * 2
+    for _ in range(3):
+        child.hear()
+    child.finish()
+
+
+def test_rule_18_a_fork_while_every_lock_of_ours_is_held(
+    start_child: Callable[..., Any], path: Path
+) -> None:
+    """Other threads write, read and acquire all the time; each child opens anew at once."""
+    child = start_child(
+        PRELUDE
+        + """
+over = threading.Event()
+written = []
+def write(number):
+    count = 0
+    while not over.is_set():
+        with pool.acquire(path) as mine:
+            add(mine, f"{number} {count}")
+            written.append(f"{number} {count}")
+            keys(mine)
+            count += 1
+threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+for thread in threads:
+    thread.start()
+for turn in range(10):
+    pid = os.fork()
+    if pid == 0:
+        with pool.acquire(path) as mine:
+            add(mine, f"child {turn}")
+        pool.close()
+        default_pool().close()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+over.set()
+for thread in threads:
+    thread.join()
+found = set(keys(handle))
+tell(set(written) <= found)
+tell(sum(1 for key in found if key.startswith("child")))
+handle.release()
+pool.close()
+""",
+        path,
+    )
+    assert child.hear() is True
+    assert child.hear() == 10
+    child.finish()
+
+
+def test_rule_18_a_fork_inside_a_transaction_leaves_it_to_the_parent(
+    start_child: Callable[..., Any], path: Path, pool: ConnectionPool
+) -> None:
+    child = start_child(
+        PRELUDE
+        + """
+with handle.write() as tx:
+    tx.run(ADD, {"key": "in the block"})
+    pid = os.fork()
+    if pid == 0:
+        tell(error_of(lambda: add(handle, "child")))
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+tell(keys(handle))
+handle.release()
+pool.close()
+""",
+        path,
+    )
+    assert child.hear() == "ForkedPoolError"
+    assert child.hear() == ["before", "in the block"]
+    child.finish()
+    with pool.acquire(path) as handle:
+        assert keys(handle) == {"before", "in the block"}
+
+
+def test_rule_18_a_block_left_in_the_child_harms_nobody(
+    start_child: Callable[..., Any], path: Path
+) -> None:
+    """fork inside ``with handle.write()``: the child leaves the block too, by the code's order."""
+    child = start_child(
+        PRELUDE
+        + """
+pid = 0
+try:
+    with handle.write() as tx:
+        tx.run(ADD, {"key": "in the block"})
+        pid = os.fork()
+        if pid:
+            assert os.waitpid(pid, 0)[1] == 0
+except ForkedPoolError:
+    assert pid == 0
+if pid == 0:
+    os._exit(0)
+tell(locks() == before)
+tell(keys(handle))
+handle.release()
+pool.close()
+""",
+        path,
+    )
+    assert child.hear() is True
+    assert child.hear() == ["before", "in the block"]
+    child.finish()

@@ -1,0 +1,286 @@
+"""A live connection does not notice a dead file: the lease does (RULES 19)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+from database_kit import (
+    Held,
+    Task,
+    add,
+    adding,
+    descriptors,
+    file_of,
+    keys,
+    open_connections,
+    queued,
+    raw_of,
+)
+from structlog.testing import capture_logs
+
+from mandrake_sessions import ConnectionPool, DatabaseMovedError
+from mandrake_sessions.database import guard
+from mandrake_sessions.database.guard import caller_outside
+from mandrake_sessions.database.handle import DatabaseHandle
+
+MakePool = Callable[..., ConnectionPool]
+
+
+def unlink(path: Path) -> None:
+    path.unlink()
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("renamed.sqlite"))
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other.sqlite")
+    with ConnectionPool() as pool, pool.acquire(other) as handle:
+        handle.transact(adding("other's"))
+    os.replace(other, path)
+
+
+def move_the_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("renamed"))
+
+
+WAYS = [unlink, rename, replace, move_the_folder]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "db.sqlite"
+
+
+def calls(handle: DatabaseHandle) -> dict[str, Callable[[], object]]:
+    def write() -> None:
+        with handle.write() as tx:
+            add(tx, "lost")
+
+    def lent(read_only: bool) -> None:
+        with handle.sqlalchemy(read_only=read_only):
+            pass
+
+    return {
+        "transact": lambda: handle.transact(adding("lost")),
+        "write": write,
+        "fetch": lambda: handle.fetch(lambda tx: None),
+        "query": lambda: keys(handle),
+        "sqlalchemy": lambda: lent(False),
+        "sqlalchemy read": lambda: lent(True),
+    }
+
+
+@pytest.mark.parametrize("call", ["transact", "write", "fetch", "query", "sqlalchemy"])
+@pytest.mark.parametrize("move", WAYS)
+def test_rule_19_a_moved_file_is_noticed_by_the_next_lease(
+    make_pool: MakePool, path: Path, move: Callable[[Path], None], call: str
+) -> None:
+    pool = make_pool()
+    with pool.acquire(path) as handle:
+        handle.transact(adding("ours"))
+        keys(handle)
+        move(path)
+        with pytest.raises(DatabaseMovedError) as caught:
+            calls(handle)[call]()
+        assert caught.value.path == path
+        # The generation is retired, for every way to use it.
+        for each in calls(handle).values():
+            with pytest.raises(DatabaseMovedError):
+                each()
+
+
+@pytest.mark.parametrize("move", WAYS)
+def test_rule_19_the_next_acquire_opens_what_is_there_then(
+    make_pool: MakePool, path: Path, move: Callable[[Path], None]
+) -> None:
+    """Nothing of the old file is written into the new one, nor is its -wal removed."""
+    pool = make_pool()
+    old = pool.acquire(path)
+    old.transact(adding("ours"))
+    keys(old)
+    move(path)
+    with pytest.raises(DatabaseMovedError):
+        old.transact(adding("lost"))
+    with pool.acquire(path) as new:
+        assert file_of(new) is not file_of(old)
+        found = keys(new)
+        assert found == ({"other's"} if move is replace else found & {"ours"})
+        new.transact(adding("new"))
+        wal = path.with_name("db.sqlite-wal")
+        assert wal.exists()
+        size = wal.stat()
+        # Closes the old generation.
+        old.release()
+        assert (wal.stat().st_ino, wal.stat().st_size) == (size.st_ino, size.st_size)
+        new.transact(adding("newer"))
+        assert keys(new) == found | {"new", "newer"}
+        assert open_connections(path) == 2
+    with make_pool().acquire(path) as again:
+        assert keys(again) == found | {"new", "newer"}
+        assert raw_of(again).pragma("integrity_check") == "ok"
+    assert [each for each in descriptors() if "db.sqlite" in each] == []
+
+
+@pytest.mark.parametrize("move", WAYS)
+def test_rule_19_an_acquire_alone_notices_it(
+    make_pool: MakePool, path: Path, move: Callable[[Path], None]
+) -> None:
+    pool = make_pool()
+    with pool.acquire(path) as old:
+        move(path)
+        with pool.acquire(path) as new:
+            assert file_of(new) is not file_of(old)
+            new.transact(adding("new"))
+        with pytest.raises(DatabaseMovedError):
+            old.transact(adding("lost"))
+
+
+def test_rule_19_a_lingering_file_that_was_moved_is_not_handed_out(
+    make_pool: MakePool, path: Path
+) -> None:
+    pool = make_pool(linger=3600.0)
+    with pool.acquire(path) as handle:
+        handle.transact(adding("ours"))
+    replace(path)
+    with pool.acquire(path) as handle:
+        assert keys(handle) == {"other's"}
+
+
+def test_rule_19_who_waits_when_it_is_noticed_is_told_too(make_pool: MakePool, path: Path) -> None:
+    with make_pool().acquire(path) as handle:
+        with Held(handle) as held:
+            tasks = [Task(lambda: handle.transact(adding("lost"))) for _ in range(3)]
+            queued(handle, 3)
+            path.unlink()
+            held.let_go()
+            for task in tasks:
+                with pytest.raises(DatabaseMovedError):
+                    task.result()
+
+
+def test_rule_19_a_checkpoint_that_finds_an_idle_file_moved_closes_it_at_once(
+    make_pool: MakePool, path: Path
+) -> None:
+    """The lease that notices it is held by the very thread that would close the file."""
+    pool = make_pool(linger=3600.0, close_timeout=4.0)
+    with pool.acquire(path) as handle:
+        handle.transact(adding("a"))
+        keys(handle)
+        file = file_of(handle)
+    path.unlink()
+    began = monotonic()
+    file.checkpoint()
+    assert monotonic() - began < 1.0
+    began = monotonic()
+    pool.close()
+    assert monotonic() - began < 1.0
+    assert [each for each in descriptors() if str(path) in each] == []
+
+
+def test_rule_29_a_retirement_is_one_event(make_pool: MakePool, path: Path) -> None:
+    with make_pool().acquire(path) as handle:
+        path.unlink()
+        with capture_logs() as logs:
+            for each in calls(handle).values():
+                with pytest.raises(DatabaseMovedError):
+                    each()
+    (event,) = logs
+    assert event["event"] == "database_retired"
+    assert event["path"] == str(path)
+    assert event["log_level"] == "warning"
+
+
+def test_rule_19_what_was_committed_before_is_in_the_moved_file(
+    make_pool: MakePool, path: Path
+) -> None:
+    """With its -wal: moved by somebody who knows that they belong together."""
+    pool = make_pool()
+    old = pool.acquire(path)
+    old.transact(adding("ours"))
+    for name in ("db.sqlite", "db.sqlite-wal"):
+        path.with_name(name).rename(path.with_name(name.replace("db", "moved")))
+    with pytest.raises(DatabaseMovedError):
+        old.transact(adding("lost"))
+    old.release()
+    with pool.acquire(path.with_name("moved.sqlite")) as handle:
+        assert keys(handle) == {"ours"}
+
+
+def test_rule_01_a_second_sqlite_library_is_found(start_child: Callable[..., Any]) -> None:
+    child = start_child(
+        """
+from mandrake_sessions.database.guard import second_sqlite
+tell(second_sqlite())
+__import__("sqlite{}".format(3))
+tell(second_sqlite())
+"""
+    )
+    assert child.hear() is None
+    assert "sqlite3" in child.hear()
+    child.finish()
+
+
+def test_rule_01_where_maps_are_not_told_the_module_stands_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_maps(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(guard, "open", no_maps, raising=False)
+    monkeypatch.delitem(sys.modules, "_sqlite3", raising=False)
+    assert guard.second_sqlite() is None
+    monkeypatch.setitem(sys.modules, "_sqlite3", os)
+    assert guard.second_sqlite() == os.__file__
+
+
+def test_rule_01_importing_the_library_loads_no_second_sqlite() -> None:
+    script = "import sys, mandrake_sessions; print([m for m in sys.modules if 'sqlite3' in m])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert done.stdout.strip() == b"[]"
+
+
+def test_the_place_of_a_call_is_the_hosts() -> None:
+    assert f"{__file__}:" in caller_outside()
+
+
+def test_locks_are_unchanged_by_every_public_call(make_pool: MakePool, path: Path) -> None:
+    """``/proc/locks``: closing any descriptor of the file would drop all of them."""
+    pool = make_pool(linger=3600.0)
+    with pool.acquire(path) as handle:
+        handle.transact(adding("a"))
+        keys(handle)
+        before = locks(path)
+        assert before
+        for each in calls(handle).values():
+            try:
+                each()
+            except Exception as error:  # noqa: BLE001
+                assert "UNIQUE" in str(error)  # noqa: PT017
+            assert locks(path) == before
+        handle.health()
+        assert locks(path) == before
+        handle.stats()
+        handle.backup(path.with_name("copy.sqlite"))
+        assert locks(path) == before
+        pool.acquire(path).release()
+        assert locks(path) == before
+
+
+def locks(path: Path, pid: int | None = None) -> list[str]:
+    files = {path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")}
+    inodes = {str(each.stat().st_ino) for each in files if each.exists()}
+    found = []
+    for line in Path("/proc/locks").read_text().splitlines():
+        _, *fields = line.split()
+        if fields[4].split(":")[-1] in inodes and int(fields[3]) == (pid or os.getpid()):
+            found.append(" ".join(fields))
+    return sorted(found)

@@ -1,0 +1,359 @@
+"""The lease: one holder, first come first served, and a deadline that is one (RULES 7 to 9)."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+from database_kit import Task, until, until_set
+
+from mandrake_sessions.database import lease
+from mandrake_sessions.database.lease import Group, LeaseQueue
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.errors import DatabaseBusyError, PoolClosedError, TransactionLostError
+
+WAITERS = 20
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> LeaseQueue:
+    return LeaseQueue(tmp_path / "db.sqlite")
+
+
+def waiting(queue: LeaseQueue, seconds: float = 20.0, **options: Any) -> Task[None]:
+    """Return a thread that is in the queue."""
+    before = queue.waiting
+    task = Task(lambda: queue.acquire(Budget(seconds), "wait", **options))
+    until(lambda: queue.waiting > before or task.is_over)
+    return task
+
+
+def test_rule_08_twenty_waiters_get_the_lease_in_the_order_they_came(queue: LeaseQueue) -> None:
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        queue.acquire(Budget(20), f"work {number}")
+        order.append(number)
+        queue.release()
+
+    queue.acquire(Budget(1), "first")
+    tasks = []
+    for number in range(WAITERS):
+        tasks.append(Task(lambda number=number: work(number)))
+        until(lambda number=number: queue.waiting == number + 1)
+    queue.release()
+    for task in tasks:
+        task.result()
+    assert order == list(range(WAITERS))
+    assert queue.holder == 0
+
+
+def test_rule_07_never_more_than_one_holder(queue: LeaseQueue) -> None:
+    inside = 0
+    most = 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(200):
+            queue.acquire(Budget(20), "work")
+            inside += 1
+            most = max(most, inside)
+            inside -= 1
+            queue.release()
+
+    for task in [Task(work) for _ in range(8)]:
+        task.result()
+    assert most == 1
+    assert queue.holder == 0
+    assert queue.waiting == 0
+
+
+def test_rule_08_a_free_lease_goes_to_nobody_who_would_overtake(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    task = waiting(queue)
+    assert not queue.try_acquire("overtake")
+    queue.release()
+    task.result()
+    assert queue.holder == task.thread.ident
+
+
+def test_rule_08_the_deadline_ends_the_wait_in_time(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    began = monotonic()
+    with pytest.raises(DatabaseBusyError) as caught:
+        Task(lambda: queue.acquire(Budget(0.2), "late")).result()
+    assert 0.2 <= monotonic() - began < 0.3
+    assert caught.value.phase == "queue"
+    assert caught.value.operation == "late"
+    assert 0.2 <= caught.value.waited < 0.3
+    assert list(caught.value.phases) == ["queue"]
+    assert queue.timeouts == 1
+    assert queue.waiting == 0
+
+
+def test_rule_08_a_waiter_that_timed_out_is_never_given_the_lease(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    late = waiting(queue, 0.05)
+    next_one = waiting(queue)
+    with pytest.raises(DatabaseBusyError):
+        late.result()
+    queue.release()
+    next_one.result()
+    assert queue.holder == next_one.thread.ident
+
+
+def test_rule_08_a_lease_that_comes_with_the_deadline_is_taken(queue: LeaseQueue) -> None:
+    """The wait ends by time; before the waiter can leave the queue, the lease is granted.
+
+    ::
+
+        waiter   acquire ─ deadline ................. withdraw: no, it is mine ─ returns
+        holder            (held) ─ release: grant ─┘
+    """
+    queue.acquire(Budget(1), "first")
+    at_the_deadline, granted = threading.Event(), threading.Event()
+    withdraw = queue._withdraw
+
+    def withdraw_late(waiter: lease._Waiter) -> bool:
+        at_the_deadline.set()
+        until_set(granted)
+        return withdraw(waiter)
+
+    queue._withdraw = withdraw_late  # type: ignore[method-assign]
+    waiter = waiting(queue, 0.05)
+    until_set(at_the_deadline)
+    queue.release()
+    granted.set()
+    waiter.result()
+    assert queue.holder == waiter.thread.ident
+    assert queue.timeouts == 0
+
+
+def test_rule_08_a_refusal_that_comes_with_the_deadline_is_told(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    at_the_deadline, refused = threading.Event(), threading.Event()
+    withdraw = queue._withdraw
+
+    def withdraw_late(waiter: lease._Waiter) -> bool:
+        at_the_deadline.set()
+        until_set(refused)
+        return withdraw(waiter)
+
+    queue._withdraw = withdraw_late  # type: ignore[method-assign]
+    waiter = waiting(queue, 0.05)
+    until_set(at_the_deadline)
+    queue.refuse(PoolClosedError, waiters_too=True)
+    refused.set()
+    with pytest.raises(PoolClosedError):
+        waiter.result()
+    assert queue.waiting == 0
+
+
+def test_rule_08_a_waiter_that_withdrew_first_is_passed_over(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    gone = lease._Waiter("gone", may_join=False)
+    queue._waiters.append(gone)
+    next_one = waiting(queue)
+    assert queue._withdraw(gone)
+    queue.release()
+    next_one.result()
+    assert not gone.granted
+    assert queue.holder == next_one.thread.ident
+
+
+def test_a_budget_of_nothing_takes_what_is_free(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(0), "free")
+    with pytest.raises(DatabaseBusyError):
+        Task(lambda: queue.acquire(Budget(0), "taken")).result()
+
+
+def test_refusing_lets_those_who_wait_go_on_unless_it_is_told_otherwise(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    waiter = waiting(queue)
+    queue.refuse(PoolClosedError, waiters_too=False)
+    with pytest.raises(PoolClosedError):
+        queue.acquire(Budget(1), "newcomer")
+    with pytest.raises(PoolClosedError):
+        LeaseQueue.acquire(queue, Budget(1), "newcomer", may_join=True)
+    queue.release()
+    waiter.result()
+
+
+def test_refusing_wakes_every_waiter_with_an_error_of_its_own(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    waiters = [waiting(queue) for _ in range(5)]
+    queue.refuse(PoolClosedError, waiters_too=True)
+    errors = []
+    for waiter in waiters:
+        with pytest.raises(PoolClosedError) as caught:
+            waiter.result()
+        errors.append(caught.value)
+    assert len({id(error) for error in errors}) == 5
+    queue.release()
+    assert queue.holder == 0
+
+
+def test_who_closes_gets_the_lease_of_a_queue_that_refuses(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    queue.refuse(PoolClosedError, waiters_too=False)
+    closer = waiting(queue, even_refused=True)
+    queue.release()
+    closer.result()
+    assert queue.holder == closer.thread.ident
+
+
+def test_rule_17_an_open_transaction_goes_only_to_who_may_join_it(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    alone = waiting(queue)
+    assert not queue.hand_over()
+    queue.release()
+    alone.result()
+
+
+def test_rule_17_an_open_transaction_does_not_overtake_the_first_waiter(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    alone = waiting(queue)
+    joiner = waiting(queue, may_join=True)
+    assert not queue.hand_over()
+    queue.release()
+    alone.result()
+    assert not joiner.is_over
+    queue.release()
+    joiner.result()
+
+
+@pytest.mark.parametrize("stop_at", range(1, 4))
+def test_rule_18_an_interruption_anywhere_in_the_queue_leaves_nobody_in_it(
+    queue: LeaseQueue, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    """Ctrl-C runs its handler after any call: the clock stands for all of them here.
+
+    Whoever is interrupted either holds the lease, which its caller sees, or is not in the queue.
+    Otherwise the lease is given to somebody who will never give it back.
+    """
+    queue.acquire(Budget(1), "first")
+    calls = itertools.count(1)
+    me: list[int] = []
+
+    def interrupted() -> float:
+        if threading.get_ident() in me and next(calls) == stop_at:
+            raise KeyboardInterrupt
+        return monotonic()
+
+    def wait() -> None:
+        budget = Budget(0.05)
+        me.append(threading.get_ident())
+        queue.acquire(budget, "interrupted")
+
+    monkeypatch.setattr(lease, "monotonic", interrupted)
+    task = Task(wait)
+    task.join()
+    assert isinstance(task.error, KeyboardInterrupt | DatabaseBusyError)
+    assert queue.waiting == 0
+    queue.release()
+    assert queue.holder == 0
+
+
+def test_rule_18_ctrl_c_while_waiting_leaves_the_queue(
+    start_child: Callable[..., Any], path: Path
+) -> None:
+    child = start_child(
+        """
+import os, signal, threading
+from mandrake_sessions import ConnectionPool
+handle = ConnectionPool().acquire(sys.argv[1])
+queue = handle._file.writer.queue
+has_it, may_go = threading.Event(), threading.Event()
+def hold():
+    with handle.write():
+        has_it.set()
+        may_go.wait()
+def interrupt():
+    while not queue.waiting:
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+holder = threading.Thread(target=hold)
+holder.start()
+has_it.wait()
+threading.Thread(target=interrupt).start()
+try:
+    handle.transact(lambda tx: None, may_join=True)
+except KeyboardInterrupt:
+    tell(queue.waiting)
+may_go.set()
+holder.join()
+handle.transact(lambda tx: None)
+tell(queue.holder)
+handle.release()
+""",
+        path,
+    )
+    assert child.hear() == 0
+    assert child.hear() == 0
+    child.finish()
+
+
+# -- groups ---------------------------------------------------------------------------------
+
+
+def test_rule_17_a_group_is_bounded_in_count_and_in_time() -> None:
+    group = Group(600)
+    group.units = 3
+    assert not group.is_full(4)
+    assert group.is_full(3)
+    assert Group(0).is_full(1000)
+
+
+def test_rule_17_every_member_of_a_group_learns_its_failure_anew() -> None:
+    group = Group(600)
+    tickets = [group.join() for _ in range(3)]
+    tasks = [Task(lambda ticket=ticket: group.wait(ticket)) for ticket in tickets]
+    group.settle(TransactionLostError)
+    errors = set()
+    for task in tasks:
+        with pytest.raises(TransactionLostError) as caught:
+            task.result()
+        errors.add(id(caught.value))
+    assert len(errors) == 3
+
+
+def test_a_group_that_committed_tells_nothing_but_that() -> None:
+    group = Group(600)
+    ticket = group.join()
+    group.settle(None)
+    group.wait(ticket)
+    assert group.is_shared
+
+
+def test_a_ticket_that_is_taken_back_is_not_waited_for() -> None:
+    group = Group(600)
+    group.leave(group.join())
+    assert not group.is_shared
+
+
+def test_rule_17_ctrl_c_while_waiting_for_the_outcome_comes_after_it(
+    start_child: Callable[..., Any],
+) -> None:
+    child = start_child(
+        """
+import os, signal, threading
+from mandrake_sessions.database.lease import Group
+class Ticket:
+    def acquire(self):
+        if not settled:
+            settled.append(True)
+            raise KeyboardInterrupt
+settled = []
+try:
+    Group(1).wait(Ticket())
+except KeyboardInterrupt:
+    tell(settled)
+"""
+    )
+    assert child.hear() == [True]
+    child.finish()

@@ -1,0 +1,814 @@
+"""The pool: one connection per file, counted, lingering, closed once (RULES 3, 21, 22)."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import apsw
+import pytest
+from database_kit import (
+    ENDLESS,
+    KEYS,
+    Held,
+    Task,
+    adding,
+    descriptors,
+    file_of,
+    keys,
+    open_connections,
+    queue_of,
+    queued,
+    raw_of,
+    until,
+    until_set,
+)
+from sqlalchemy import text
+
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabaseBusyError,
+    DatabaseMissingError,
+    DatabaseMovedError,
+    DatabaseOptions,
+    Durability,
+    HandleReleasedError,
+    MandrakeSessionsError,
+    OptionsConflictError,
+    PoolClosedError,
+    default_pool,
+)
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.statement import Statement
+
+MakePool = Callable[..., ConnectionPool]
+
+
+# -- counting -------------------------------------------------------------------------------
+
+
+def test_rule_21_all_handles_on_a_file_share_its_connection(
+    pool: ConnectionPool, path: Path
+) -> None:
+    handles = [pool.acquire(path) for _ in range(5)]
+    assert open_connections(path) == 1
+    assert (pool.stats().handles, pool.stats().opened) == (5, 1)
+    for left in range(4, -1, -1):
+        handles.pop().release()
+        assert pool.stats().handles == left
+        assert open_connections(path) == (1 if left else 0)
+    assert (pool.stats().opened, pool.stats().closed) == (1, 1)
+
+
+def test_rule_21_releasing_twice_raises_and_counts_once(pool: ConnectionPool, path: Path) -> None:
+    first, second = pool.acquire(path), pool.acquire(path)
+    first.release()
+    with pytest.raises(HandleReleasedError):
+        first.release()
+    assert pool.stats().handles == 1
+    second.transact(adding("a"))
+    second.release()
+
+
+def test_a_handle_may_be_released_inside_its_block(pool: ConnectionPool, path: Path) -> None:
+    with pool.acquire(path) as handle:
+        handle.release()
+    assert pool.stats().handles == 0
+
+
+def test_rule_21_a_forgotten_handle_warns_with_its_place_and_is_reaped(
+    make_pool: MakePool, path: Path
+) -> None:
+    pool = make_pool()
+    with pytest.warns(ResourceWarning, match=r"test_pool\.py:\d+"):
+        pool.acquire(path)
+        gc.collect()
+    pool.acquire(path).release()
+    assert pool.stats().handles == 0
+    assert open_connections(path) == 0
+
+
+def test_rule_21_a_forgotten_handle_is_reaped_without_another_call(
+    make_pool: MakePool, path: Path
+) -> None:
+    """A host that forgets its only handle calls nothing more."""
+    pool = make_pool(linger=0.01)
+    with pytest.warns(ResourceWarning):
+        pool.acquire(path)
+        gc.collect()
+    until(lambda: open_connections(path) == 0)
+
+
+def test_a_released_handle_keeps_nothing_alive(pool: ConnectionPool, path: Path) -> None:
+    handle = pool.acquire(path)
+    file = weakref.ref(file_of(handle))
+    handle.release()
+    del handle
+    gc.collect()
+    assert file() is None
+
+
+# -- lingering ------------------------------------------------------------------------------
+
+
+def test_rule_21_a_file_lingers_and_is_found_open_again(make_pool: MakePool, path: Path) -> None:
+    pool = make_pool(linger=3600.0)
+    with pool.acquire(path) as first:
+        file = file_of(first)
+    assert pool.stats().idle == 1
+    assert open_connections(path) == 1
+    with pool.acquire(path) as second:
+        assert file_of(second) is file
+        assert pool.stats().idle == 0
+    pool.close()
+    assert open_connections(path) == 0
+
+
+def test_rule_21_after_the_linger_it_is_closed(make_pool: MakePool, path: Path) -> None:
+    pool = make_pool(linger=0.05)
+    pool.acquire(path).release()
+    began = monotonic()
+    until(lambda: pool.stats().closed == 1)
+    assert 0.04 < monotonic() - began < 1.0
+    assert descriptors(path) == []
+    assert pool.stats().idle == 0
+
+
+def test_rule_21_an_acquire_ends_the_linger(make_pool: MakePool, path: Path) -> None:
+    pool = make_pool(linger=0.05)
+    pool.acquire(path).release()
+    other = path.with_name("other.sqlite")
+    with pool.acquire(path) as handle:
+        file = file_of(handle)
+        # Released a moment later, so once it is closed the first one's time is over too.
+        pool.acquire(other).release()
+        until(lambda: pool.stats().closed == 1)
+        assert open_connections(other) == 0
+        handle.transact(adding("a"))
+        assert file_of(handle) is file
+
+
+def test_rule_21_above_the_limit_the_oldest_idle_file_is_closed(
+    make_pool: MakePool, tmp_path: Path
+) -> None:
+    pool = make_pool(linger=3600.0, max_idle=2)
+    paths = [tmp_path / f"{number}.sqlite" for number in range(4)]
+    handles = [pool.acquire(path) for path in paths]
+    for number in (1, 3, 0, 2):
+        handles[number].release()
+    assert [open_connections(path) for path in paths] == [1, 0, 1, 0]
+    assert pool.stats().idle == 2
+    assert pool.stats().closed == 2
+
+
+def test_rule_21_files_with_handles_are_never_closed_by_the_limit(
+    make_pool: MakePool, tmp_path: Path
+) -> None:
+    pool = make_pool(linger=3600.0, max_idle=0)
+    handles = [pool.acquire(tmp_path / f"{number}.sqlite") for number in range(5)]
+    for number, handle in enumerate(handles):
+        handle.transact(adding(f"{number}"))
+    pool.acquire(tmp_path / "other.sqlite").release()
+    assert len(pool.stats().databases) == 5
+    for handle in handles:
+        handle.release()
+    assert pool.stats().databases == ()
+
+
+# -- options --------------------------------------------------------------------------------
+
+
+def test_options_other_than_those_it_is_open_with_are_a_conflict(
+    pool: ConnectionPool, path: Path
+) -> None:
+    with pool.acquire(path) as handle:
+        with pytest.raises(OptionsConflictError):
+            pool.acquire(path, options=DatabaseOptions(durability=Durability.DURABLE))
+        pool.acquire(path, options=file_of(handle).options).release()
+        pool.acquire(path).release()
+    with pool.acquire(path, options=DatabaseOptions(busy_timeout=7.0)) as handle:
+        assert file_of(handle).options.busy_timeout == 7.0
+
+
+# -- opening from several threads -----------------------------------------------------------
+
+
+def test_rule_04_two_first_openers_open_once(
+    pool: ConnectionPool, path: Path, in_threads: Any
+) -> None:
+    handles = in_threads(8, lambda _: pool.acquire(path))
+    assert len({id(file_of(handle)) for handle in handles}) == 1
+    assert pool.stats().opened == 1
+    assert open_connections(path) == 1
+    for handle in handles:
+        handle.release()
+
+
+def test_a_slow_opening_holds_up_no_other_file(
+    pool: ConnectionPool, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go = threading.Event()
+    really_open = DatabaseFile.open
+
+    def slow(opened: Path, *args: Any) -> DatabaseFile:
+        if opened == path:
+            until_set(may_go)
+        return really_open(opened, *args)
+
+    monkeypatch.setattr(DatabaseFile, "open", slow)
+    task = Task(lambda: pool.acquire(path))
+    until(lambda: path in pool._slots)
+    pool.acquire(tmp_path / "other.sqlite").release()
+    assert not task.is_over
+    may_go.set()
+    task.result().release()
+
+
+@pytest.mark.parametrize("linger", [0.0, 0.001])
+def test_rule_21_acquire_against_last_release(
+    make_pool: MakePool, path: Path, linger: float
+) -> None:
+    """Eight threads come and go; never is there a second connection, and none is left."""
+    pool = make_pool(linger=linger)
+    pool.acquire(path).release()
+    most = 0
+    over = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not over.is_set():
+            most = max(most, open_connections(path))
+
+    def come_and_go(number: int) -> None:
+        chance = random.Random(number)
+        for turn in range(40):
+            with pool.acquire(path) as handle:
+                if chance.random() < 0.3:
+                    handle.transact(adding(f"{number} {turn}"), may_join=True)
+                    written.append(f"{number} {turn}")
+
+    written: list[str] = []
+    watcher = Task(watch)
+    tasks = [Task(lambda number=number: come_and_go(number)) for number in range(8)]
+    for task in tasks:
+        task.result()
+    over.set()
+    watcher.result()
+    # While a connection opens its file, SQLite has it open a second time for a moment.
+    assert most <= 2
+    until(lambda: open_connections(path) == 0)
+    assert pool.stats().opened == pool.stats().closed
+    with pool.acquire(path) as handle:
+        assert keys(handle) == set(written)
+
+
+def test_rule_21_never_two_read_write_connections_at_once(
+    make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, counted where connections are opened and closed."""
+    pool = make_pool()
+    living = 0
+    most = 0
+    mutex = threading.Lock()
+    really_open, really_close = DatabaseFile.open, DatabaseFile.close
+
+    def opening(*args: Any) -> DatabaseFile:
+        nonlocal living, most
+        with mutex:
+            living += 1
+            most = max(most, living)
+        return really_open(*args)
+
+    def closing(self: DatabaseFile, *args: Any) -> None:
+        nonlocal living
+        really_close(self, *args)
+        with mutex:
+            living -= 1
+
+    monkeypatch.setattr(DatabaseFile, "open", opening)
+    monkeypatch.setattr(DatabaseFile, "close", closing)
+
+    def come_and_go() -> None:
+        for _ in range(30):
+            pool.acquire(path).release()
+
+    for task in [Task(come_and_go) for _ in range(8)]:
+        task.result()
+    assert most == 1
+    assert living == 0
+
+
+# -- removing -------------------------------------------------------------------------------
+
+
+def test_remove_takes_the_file_and_what_belongs_to_it(make_pool: MakePool, path: Path) -> None:
+    pool = make_pool(linger=3600.0)
+    with pool.acquire(path) as handle:
+        handle.transact(adding("a"))
+    pool.remove(path)
+    assert list(path.parent.iterdir()) == []
+    pool.remove(path)
+    with pool.acquire(path) as handle:
+        assert keys(handle) == set()
+
+
+def test_remove_waits_for_handles(pool: ConnectionPool, path: Path) -> None:
+    handle = pool.acquire(path)
+    task = Task(lambda: pool.remove(path, timeout=10))
+    with pytest.raises(DatabaseBusyError) as caught:
+        pool.remove(path, timeout=0.1)
+    assert 0.1 <= caught.value.waited < 0.2
+    assert path.exists()
+    assert not task.is_over
+    handle.transact(adding("a"))
+    handle.release()
+    task.result()
+    assert not path.exists()
+
+
+def test_remove_waits_for_other_processes(
+    pool: ConnectionPool, path: Path, start_child: Callable[..., Any]
+) -> None:
+    pool.acquire(path).release()
+    child = start_child(
+        """
+import apsw
+connection = apsw.Connection(sys.argv[1])
+connection.execute("SELECT * FROM meta").fetchall()
+tell("open")
+hear()
+connection.close()
+""",
+        path,
+    )
+    assert child.hear() == "open"
+    with pytest.raises(DatabaseBusyError):
+        pool.remove(path, timeout=0.1)
+    assert path.exists()
+    task = Task(lambda: pool.remove(path, timeout=10))
+    child.tell()
+    task.result()
+    assert list(path.parent.iterdir()) == []
+    assert descriptors(path) == []
+
+
+def test_an_acquire_while_a_file_is_removed_waits_and_finds_it_gone(
+    pool: ConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mandrake_sessions.database import pool as pool_module
+
+    with pool.acquire(path) as handle:
+        handle.transact(adding("a"))
+    in_it, may_go = threading.Event(), threading.Event()
+    really_remove = pool_module.remove
+
+    def slow(*args: Any) -> None:
+        in_it.set()
+        until_set(may_go)
+        really_remove(*args)
+
+    monkeypatch.setattr(pool_module, "remove", slow)
+    removing = Task(lambda: pool.remove(path))
+    until_set(in_it)
+    missing = Task(lambda: pool.acquire(path, create=False))
+    until(lambda: not missing.is_over)
+    may_go.set()
+    removing.result()
+    with pytest.raises(DatabaseMissingError):
+        missing.result()
+    with pool.acquire(path) as handle:
+        assert keys(handle) == set()
+
+
+# -- closing --------------------------------------------------------------------------------
+
+
+def test_rule_22_a_closed_pool_refuses_everything(make_pool: MakePool, path: Path) -> None:
+    pool = make_pool()
+    handle = pool.acquire(path)
+    pool.close()
+    assert pool.is_closed
+    with pytest.raises(PoolClosedError):
+        pool.acquire(path)
+    with pytest.raises(PoolClosedError):
+        pool.remove(path)
+    for attempt in (
+        lambda: handle.transact(adding("a")),
+        lambda: handle.write().__enter__(),
+        lambda: handle.read().__enter__(),
+        lambda: handle.fetch(lambda tx: None),
+        lambda: handle.query(lambda tx: None),
+        lambda: handle.sqlalchemy().__enter__(),
+    ):
+        with pytest.raises(PoolClosedError):
+            attempt()
+    handle.release()
+    with pytest.raises(HandleReleasedError):
+        handle.release()
+    assert [each.name for each in path.parent.iterdir()] == ["db.sqlite"]
+
+
+def test_rule_22_close_is_idempotent_also_from_many_threads(
+    make_pool: MakePool, path: Path, in_threads: Any
+) -> None:
+    pool = make_pool(linger=3600.0)
+    pool.acquire(path).release()
+    in_threads(6, lambda _: pool.close())
+    pool.close()
+    assert pool.stats().closed == pool.stats().opened == 1
+    assert descriptors(path) == []
+
+
+def test_rule_22_close_lets_work_under_way_end(make_pool: MakePool, path: Path) -> None:
+    """Also what waits already; new work is refused at once."""
+    pool = make_pool(close_timeout=20.0)
+    handle = pool.acquire(path)
+    held = Held(handle, adding("under way"))
+    waiting = [
+        Task(lambda key=key: handle.transact(adding(key), may_join=True)) for key in ("b", "c")
+    ]
+    queued(handle, 2)
+    closing = Task(pool.close)
+    queued(handle, 3)
+    with pytest.raises(PoolClosedError):
+        handle.transact(adding("too late"))
+    held.let_go()
+    held.task.result()
+    assert [task.result() for task in waiting] == ["b", "c"]
+    closing.result()
+    handle.release()
+    assert descriptors(path) == []
+    with make_pool().acquire(path) as handle:
+        assert keys(handle) == {"under way", "b", "c"}
+
+
+def test_rule_22_close_interrupts_a_statement_that_does_not_end(
+    make_pool: MakePool, path: Path
+) -> None:
+    pool = make_pool()
+    handle = pool.acquire(path)
+    running = threading.Event()
+
+    def endless(tx: Any) -> None:
+        running.set()
+        tx.rows(ENDLESS)
+
+    tasks = [Task(lambda: handle.transact(endless)), Task(lambda: handle.query(endless))]
+    until_set(running)
+    until(lambda: [lane.queue.holder for lane in file_of(handle).lanes()].count(0) == 0)
+    began = monotonic()
+    pool.close(timeout=1.0)
+    assert monotonic() - began < 1.2
+    for task in tasks:
+        with pytest.raises(PoolClosedError):
+            task.result()
+    handle.release()
+    assert descriptors(path) == []
+
+
+def test_rule_22_close_ends_a_wait_for_a_foreign_lock(
+    make_pool: MakePool, path: Path, hold_write_lock: Callable[..., Any]
+) -> None:
+    pool = make_pool()
+    handle = pool.acquire(path)
+    hold_write_lock(path)
+    waiting = Task(lambda: handle.transact(adding("a")))
+    until(lambda: handle.stats().retries > 5)
+    pool.close(timeout=0.6)
+    with pytest.raises(PoolClosedError):
+        waiting.result()
+    handle.release()
+    assert open_connections(path) == 0
+
+
+def test_rule_22_a_block_that_hangs_costs_close_its_timeout_and_nobody_else(
+    make_pool: MakePool, tmp_path: Path
+) -> None:
+    """All errors come in one ExceptionGroup; the other files are closed all the same."""
+    pool = make_pool()
+    stuck = [pool.acquire(tmp_path / f"stuck {number}.sqlite") for number in range(2)]
+    idle = pool.acquire(tmp_path / "idle.sqlite")
+    idle.transact(adding("a"))
+    helds = [Held(handle, adding("never")) for handle in stuck]
+    waiting = Task(lambda: stuck[0].transact(adding("never either")))
+    queued(stuck[0], 1)
+    began = monotonic()
+    with pytest.raises(ExceptionGroup) as caught:
+        pool.close(timeout=0.6)
+    assert 0.6 <= monotonic() - began < 0.9
+    assert [type(error) for error in caught.value.exceptions] == [DatabaseBusyError] * 2
+    with pytest.raises(PoolClosedError):
+        waiting.result()
+    assert sorted(each.name for each in tmp_path.glob("idle*")) == ["idle.sqlite"]
+    for held in helds:
+        held.let_go()
+        held.task.join()
+    pool.close()
+    for handle in (*stuck, idle):
+        handle.release()
+
+
+def test_rule_22_a_connection_whose_holder_let_go_too_late_is_closed_by_the_next_close(
+    make_pool: MakePool, path: Path
+) -> None:
+    pool = make_pool()
+    handle = pool.acquire(path)
+    held = Held(handle, adding("never"))
+    with pytest.raises(ExceptionGroup):
+        pool.close(timeout=0.1)
+    held.let_go()
+    held.task.join()
+    pool.close()
+    handle.release()
+    del held, handle
+    gc.collect()
+    assert descriptors(path) == []
+
+
+def test_rule_22_close_is_bounded_while_a_checkpoint_waits_for_a_reader(
+    make_pool: MakePool, path: Path
+) -> None:
+    """The maintenance thread waits for the auxiliary connection, which a reader keeps."""
+    pool = make_pool(database={"checkpoint_frames": 1})
+    handle = pool.acquire(path)
+    reading, may_go = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with handle.read() as tx:
+            tx.rows(KEYS)
+            reading.set()
+            until_set(may_go)
+
+    reader = Task(read)
+    until_set(reading)
+    handle.transact(adding("a"))
+    until(lambda: file_of(handle).lanes()[1].queue.waiting == 1)
+    began = monotonic()
+    with contextlib.suppress(ExceptionGroup):
+        pool.close(timeout=0.6)
+    took = monotonic() - began
+    may_go.set()
+    reader.join()
+    pool.close()
+    handle.release()
+    assert took < 1.0
+
+
+@pytest.fixture
+def slow_auxiliary(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
+    """Has the opening of auxiliary connections wait: ``(is in it, may go)``."""
+    from mandrake_sessions.database import file as file_module
+
+    in_it, may_go = threading.Event(), threading.Event()
+    really_open = file_module.open_connection
+
+    def slow(*args: Any, **options: Any) -> Any:
+        if options.get("auxiliary"):
+            in_it.set()
+            until_set(may_go)
+        return really_open(*args, **options)
+
+    monkeypatch.setattr(file_module, "open_connection", slow)
+    yield in_it, may_go
+    may_go.set()
+
+
+def test_rule_22_close_is_bounded_while_the_auxiliary_connection_opens(
+    make_pool: MakePool, path: Path, slow_auxiliary: tuple[Any, Any]
+) -> None:
+    in_it, may_go = slow_auxiliary
+    pool = make_pool()
+    handle = pool.acquire(path)
+    reader = Task(lambda: handle.query(lambda tx: None))
+    until_set(in_it)
+    began = monotonic()
+    closing = Task(lambda: pool.close(timeout=0.4))
+    closing.thread.join(1.0)
+    took = monotonic() - began
+    may_go.set()
+    closing.join()
+    reader.join()
+    handle.release()
+    assert took < 0.8
+    until(lambda: descriptors(path) == [])
+
+
+def test_rule_22_a_reader_let_in_before_close_opens_nothing_after_it(
+    make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let in, then delayed until the file is closed.
+
+    ::
+
+        reader   admitted ...................... opens the auxiliary connection? no
+        closer             close ─ all closed ─┘
+    """
+    pool = make_pool()
+    handle = pool.acquire(path)
+    file = file_of(handle)
+    admitted, may_go = threading.Event(), threading.Event()
+    really_look = file._auxiliary_lane
+
+    def late(*args: Any) -> Any:
+        admitted.set()
+        until_set(may_go)
+        return really_look(*args)
+
+    monkeypatch.setattr(file, "_auxiliary_lane", late)
+    reader = Task(lambda: handle.query(lambda tx: None))
+    until_set(admitted)
+    closing = Task(pool.close)
+    until(lambda: closing.is_over or file.state.name == "CLOSED" or open_connections(path) == 0)
+    may_go.set()
+    closing.result()
+    with pytest.raises(PoolClosedError):
+        reader.result()
+    handle.release()
+    assert descriptors(path) == []
+
+
+def test_rule_22_an_opening_that_ends_after_close_is_closed_too(
+    make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_it, may_go = threading.Event(), threading.Event()
+    really_open = DatabaseFile.open
+
+    def slow(*args: Any) -> DatabaseFile:
+        in_it.set()
+        until_set(may_go)
+        return really_open(*args)
+
+    monkeypatch.setattr(DatabaseFile, "open", slow)
+    pool = make_pool()
+    opener = Task(lambda: pool.acquire(path))
+    until_set(in_it)
+    began = monotonic()
+    with pytest.raises(ExceptionGroup) as caught:
+        pool.close(timeout=0.2)
+    assert monotonic() - began < 0.4
+    assert isinstance(caught.value.exceptions[0], DatabaseBusyError)
+    assert caught.value.exceptions[0].phase == "open"
+    may_go.set()
+    opener.join()
+    if opener.error is None:
+        opener.result().release()
+    assert isinstance(opener.error, PoolClosedError)
+    assert open_connections(path) == 0
+
+
+def test_rule_22_a_connection_that_does_not_close_is_told_and_the_rest_is_closed(
+    make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mandrake_sessions.database.connection import Connection
+
+    pool = make_pool(linger=3600.0)
+    for name in ("bad", "good"):
+        pool.acquire(tmp_path / f"{name}.sqlite").release()
+    really_close = Connection.close
+
+    def close(self: Connection, *, abandon: bool = False) -> None:
+        really_close(self, abandon=abandon)
+        if self.path.name == "bad.sqlite":
+            raise apsw.IOError("injected")
+
+    monkeypatch.setattr(Connection, "close", close)
+    with pytest.raises(ExceptionGroup) as caught:
+        pool.close()
+    assert [type(error).__name__ for error in caught.value.exceptions] == ["DatabaseError"]
+    assert open_connections(tmp_path / "good.sqlite") == 0
+    pool.close()
+
+
+def test_rule_22_closing_while_threads_come_and_go(make_pool: MakePool, path: Path) -> None:
+    """Whatever they meet is a typed error, what was acknowledged is stored, nothing stays open."""
+    for turn in range(5):
+        pool = make_pool(linger=0.001)
+        acknowledged: list[str] = []
+        busy = threading.Event()
+
+        def work(
+            number: int,
+            turn: int = turn,
+            pool: ConnectionPool = pool,
+            acknowledged: list[str] = acknowledged,
+            busy: threading.Event = busy,
+        ) -> None:
+            with contextlib.suppress(PoolClosedError):
+                for count in range(10_000):
+                    with pool.acquire(path) as handle:
+                        key = f"{turn} {number} {count}"
+                        handle.transact(adding(key), may_join=True)
+                        acknowledged.append(key)
+                        handle.query(lambda tx: tx.rows(KEYS))
+                    if len(acknowledged) > 20:
+                        busy.set()
+
+        tasks = [Task(lambda number=number: work(number)) for number in range(6)]
+        until_set(busy)
+        pool.close(timeout=10)
+        for task in tasks:
+            task.result()
+        assert descriptors(path) == []
+        with make_pool().acquire(path) as handle:
+            assert set(acknowledged) <= keys(handle)
+
+
+def test_the_default_pool_is_one_and_is_replaced_when_it_was_closed() -> None:
+    pool = default_pool()
+    assert default_pool() is pool
+    pool.close()
+    assert default_pool() is not pool
+    default_pool().close()
+
+
+def test_rule_22_at_exit_every_pool_is_closed_though_one_fails(
+    tmp_path: Path, start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        """
+import threading
+from mandrake_sessions import ConnectionPool, PoolOptions
+pools = [ConnectionPool(PoolOptions(close_timeout=0.3, linger=3600)) for _ in range(9)]
+handles = [pool.acquire(f"{sys.argv[1]}/{number}.sqlite") for number, pool in enumerate(pools)]
+has_it = threading.Event()
+def hang():
+    with handles[4].write():
+        has_it.set()
+        threading.Event().wait()
+threading.Thread(target=hang, daemon=True).start()
+has_it.wait()
+# What is collected at the interpreter's end would close the files too.
+import builtins
+builtins.kept = (pools, handles)
+tell("ready")
+""",
+        tmp_path,
+    )
+    assert child.hear() == "ready"
+    child.process.wait(20)
+    left = {each.name for each in tmp_path.glob("*-wal")}
+    assert left <= {"4.sqlite-wal"}
+
+
+def test_a_pool_that_is_not_used_starts_no_thread(make_pool: MakePool, path: Path) -> None:
+    before = threading.active_count()
+    pool = make_pool(linger=0)
+    with pool.acquire(path) as handle:
+        handle.transact(adding("a"))
+    assert threading.active_count() == before
+    pool.close()
+
+
+def test_the_maintenance_thread_ends_with_the_pool(make_pool: MakePool, path: Path) -> None:
+    before = set(threading.enumerate())
+    pool = make_pool(linger=3600.0)
+    pool.acquire(path).release()
+    assert {thread.name for thread in set(threading.enumerate()) - before} == {"mandrake-pool"}
+    pool.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_stats_tell_what_a_database_did(handle: DatabaseHandle, pool: ConnectionPool) -> None:
+    for number in range(3):
+        handle.transact(adding(f"{number}"))
+    (stats,) = pool.stats().databases
+    assert stats == handle.stats()
+    assert (stats.path, stats.units, stats.commits, stats.waiting) == (handle.path, 3, 3, 0)
+    assert stats.wal_frames > 3
+    with Held(handle):
+        task = Task(lambda: handle.transact(adding("waits")))
+        queued(handle, 1)
+        assert handle.stats().waiting == 1
+    task.result()
+    assert handle.stats().longest_wait > 0
+    assert queue_of(handle).operation == "transact"
+
+
+def test_stats_count_the_handles_of_a_retired_file(
+    make_pool: MakePool, path: Path
+) -> None:
+    pool = make_pool()
+    handle = pool.acquire(path)
+    path.rename(path.with_name("moved.sqlite"))
+    with pytest.raises(DatabaseMovedError):
+        handle.transact(adding("a"))
+    with pool.acquire(path) as anew:
+        assert pool.stats().handles == 2
+        assert raw_of(anew) is not raw_of(handle)
+    handle.release()
+    assert pool.stats().handles == 0
+
+
+def test_an_operation_that_fails_is_always_a_typed_error(pool: ConnectionPool, path: Path) -> None:
+    with pool.acquire(path) as handle:
+        bad = Statement(text("SELEC 1"))
+        with pytest.raises(MandrakeSessionsError):
+            handle.transact(lambda tx: tx.rows(bad))

@@ -1,0 +1,715 @@
+"""Scopes: one lease and one transaction, one budget, no hidden re-entrancy, a clean return."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import apsw
+import pytest
+import sqlalchemy
+from database_kit import (
+    ADD,
+    ENDLESS,
+    KEYS,
+    Held,
+    Task,
+    add,
+    adding,
+    endless_insert,
+    file_of,
+    keys,
+    open_connections,
+    queue_of,
+    queued,
+    raw_of,
+    until,
+)
+from sqlalchemy import bindparam, select, text, union_all
+from structlog.testing import capture_logs
+
+from mandrake_sessions import (
+    ConnectionPool,
+    ConstraintViolationError,
+    DatabaseBusyError,
+    DatabaseMovedError,
+    HandleReleasedError,
+    ReentrantScopeError,
+    StatementError,
+    TransactionLostError,
+    schema,
+)
+from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.database.transaction import ReadTransaction
+
+MakePool = Callable[..., ConnectionPool]
+DELETE = Statement(schema.meta.delete())
+
+
+class OddError(Exception):
+    """A host's own."""
+
+
+# -- what a block stores --------------------------------------------------------------------
+
+
+def test_a_block_commits_when_it_ends(handle: DatabaseHandle) -> None:
+    with handle.write() as tx:
+        add(tx, "a")
+        add(tx, "b")
+        assert raw_of(handle).txn_state() == apsw.SQLITE_TXN_WRITE
+    assert keys(handle) == {"a", "b"}
+    assert handle.stats().commits == 1
+
+
+def test_a_body_that_raises_rolls_back_and_is_not_hidden(handle: DatabaseHandle) -> None:
+    with pytest.raises(OddError) as caught, handle.write() as tx:
+        add(tx, "a")
+        raise OddError("mine")
+    assert caught.value.args == ("mine",)
+    assert caught.value.__cause__ is None
+    assert keys(handle) == set()
+    handle.transact(adding("b"))
+    assert keys(handle) == {"b"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_what_is_no_exception_rolls_back_too(
+    handle: DatabaseHandle, error: type[BaseException]
+) -> None:
+    def work(tx: Any) -> None:
+        add(tx, "a")
+        raise error
+
+    with pytest.raises(error):
+        handle.transact(work)
+    with pytest.raises(error), handle.write() as tx:
+        work(tx)
+    assert keys(handle) == set()
+    assert queue_of(handle).holder == 0
+
+
+def test_rule_16_a_rollback_never_hides_the_cause(handle: DatabaseHandle) -> None:
+    with pytest.raises(OddError), handle.write() as tx:
+        add(tx, "a")
+        raw_of(handle).execute("ROLLBACK")
+        raise OddError
+    assert keys(handle) == set()
+
+
+def test_rule_12_a_write_takes_the_write_lock_at_once(
+    handle: DatabaseHandle, statements: Any, path: Path, make_pool: MakePool
+) -> None:
+    with make_pool().acquire(path.with_name("traced.sqlite")) as traced:
+        statements.take()
+        with traced.write():
+            assert raw_of(traced).txn_state() == apsw.SQLITE_TXN_WRITE
+        traced.transact(lambda tx: None)
+        assert statements.take() == ["BEGIN IMMEDIATE", "COMMIT"] * 2
+
+
+def test_a_constraint_is_named_without_the_value(handle: DatabaseHandle) -> None:
+    handle.transact(adding("secret"))
+    with pytest.raises(ConstraintViolationError) as caught:
+        handle.transact(adding("secret"))
+    assert caught.value.columns == ("meta.key",)
+    assert "secret" not in str(caught.value)
+
+
+# -- savepoints -----------------------------------------------------------------------------
+
+
+def test_a_savepoint_that_raises_undoes_only_its_own(handle: DatabaseHandle) -> None:
+    with handle.write() as tx:
+        add(tx, "a")
+        with pytest.raises(OddError), tx.savepoint():
+            add(tx, "b")
+            raise OddError
+        add(tx, "c")
+    assert keys(handle) == {"a", "c"}
+
+
+def test_savepoints_nest(handle: DatabaseHandle) -> None:
+    with handle.write() as tx:
+        with tx.savepoint():
+            add(tx, "outer")
+            with pytest.raises(OddError), tx.savepoint():
+                add(tx, "inner")
+                with tx.savepoint():
+                    add(tx, "innermost")
+                raise OddError
+            with tx.savepoint():
+                add(tx, "second")
+        with pytest.raises(OddError), tx.savepoint():
+            with tx.savepoint():
+                add(tx, "released")
+            raise OddError
+    assert keys(handle) == {"outer", "second"}
+
+
+def test_rule_16_a_savepoint_whose_transaction_is_gone_does_not_hide_why(
+    handle: DatabaseHandle,
+) -> None:
+    with pytest.raises(OddError), handle.write() as tx, tx.savepoint():
+        raw_of(handle).execute("ROLLBACK")
+        raise OddError
+
+
+def test_a_savepoint_works_in_a_unit_that_joined(grouping: DatabaseHandle) -> None:
+    def unit(tx: Any) -> None:
+        add(tx, "kept")
+        with contextlib.suppress(OddError), tx.savepoint():
+            add(tx, "undone")
+            raise OddError
+
+    with Held(grouping, adding("first"), kind="unit"):
+        joiner = Task(lambda: grouping.transact(unit, may_join=True))
+        queued(grouping, 1)
+    joiner.result()
+    assert keys(grouping) == {"first", "kept"}
+    assert grouping.stats().commits == 1
+
+
+# -- reading --------------------------------------------------------------------------------
+
+
+def reading_ways(handle: DatabaseHandle) -> dict[str, Callable[[Callable[[Any], Any]], Any]]:
+    def block(work: Callable[[Any], Any]) -> Any:
+        with handle.read() as tx:
+            return work(tx)
+
+    return {"fetch": handle.fetch, "query": handle.query, "block": block}
+
+
+@pytest.mark.parametrize("way", ["fetch", "query", "block"])
+def test_rule_12_a_read_scope_cannot_write(handle: DatabaseHandle, way: str) -> None:
+    read = reading_ways(handle)[way]
+    handle.transact(adding("a"))
+    with pytest.raises(StatementError, match="does not write"):
+        read(lambda tx: tx.rows(DELETE))
+    with pytest.raises(AttributeError):
+        read(lambda tx: tx.run(DELETE))
+    assert keys(handle) == {"a"}
+
+
+def test_rule_12_the_snapshot_connection_itself_refuses_to_write(handle: DatabaseHandle) -> None:
+    def write_past_us(tx: ReadTransaction) -> None:
+        tx._connection.execute("DELETE FROM meta")
+
+    with pytest.raises(apsw.ReadOnlyError):
+        handle.query(write_past_us)
+    with pytest.raises(apsw.ReadOnlyError), handle.read() as tx:
+        write_past_us(tx)
+
+
+def test_a_read_scope_takes_every_kind_of_select(handle: DatabaseHandle) -> None:
+    key = schema.meta.c.key
+    both = Statement(
+        union_all(
+            select(key).where(key == bindparam("one")), select(key).where(key == bindparam("two"))
+        )
+    )
+    handle.transact(adding("a"))
+    assert handle.fetch(lambda tx: tx.rows(both, {"one": "a", "two": "a"})) == [("a",), ("a",)]
+
+
+@pytest.mark.parametrize("way", ["fetch", "query", "block"])
+def test_decision_6_3_a_read_sees_nothing_that_is_not_committed(
+    handle: DatabaseHandle, way: str
+) -> None:
+    handle.transact(adding("before"))
+    read = reading_ways(handle)[way]
+    with Held(handle, adding("not yet")):
+        assert {row[0] for row in read(lambda tx: tx.rows(KEYS))} >= {"before"}
+        assert "not yet" not in {row[0] for row in read(lambda tx: tx.rows(KEYS))}
+    assert "not yet" in {row[0] for row in read(lambda tx: tx.rows(KEYS))}
+
+
+def test_decision_6_3_a_read_sees_nothing_of_an_open_group(grouping: DatabaseHandle) -> None:
+    """While the lease of a shared transaction passes from thread to thread."""
+    with Held(grouping, adding("first"), kind="unit") as first:
+        second = Held.__new__(Held)
+        started = Task(lambda: Held.__init__(second, grouping, adding("second"), kind="unit"))
+        queued(grouping, 1)
+        first.let_go()
+        # The second unit has joined: the first one's row is in the open transaction.
+        started.result()
+        assert grouping.fetch(lambda tx: len(tx.rows(KEYS))) == 3
+        assert grouping.query(lambda tx: len(tx.rows(KEYS))) == 3
+        assert not first.task.is_over
+        second.let_go()
+    second.task.result()
+    assert keys(grouping) == {"first", "second"}
+
+
+def test_a_statement_with_a_constant_list_is_compiled_whole(handle: DatabaseHandle) -> None:
+    handle.transact(adding("a"))
+    listed = Statement(select(schema.meta.c.key).where(schema.meta.c.key.in_(["a", "b"])))
+    assert handle.fetch(lambda tx: tx.rows(listed)) == [("a",)]
+
+
+# -- use after the end ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["write", "transact", "read", "fetch", "query"])
+def test_a_transaction_is_of_no_use_after_its_scope(handle: DatabaseHandle, way: str) -> None:
+    if way in ("write", "read"):
+        with getattr(handle, way)() as tx:
+            pass
+    else:
+        tx = getattr(handle, way)(lambda tx: tx)
+    with pytest.raises(StatementError, match="scope has ended"):
+        tx.rows(KEYS)
+    if way in ("write", "transact"):
+        with pytest.raises(StatementError, match="scope has ended"):
+            tx.run(ADD, {"key": "late", "value": ""})
+        with pytest.raises(StatementError, match="scope has ended"), tx.savepoint():
+            pass
+        # Nor inside the next one, which has the same connection.
+        with handle.write(), pytest.raises(StatementError, match="scope has ended"):
+            tx.run(ADD, {"key": "late", "value": ""})
+    assert keys(handle) == set()
+
+
+def test_a_lent_sqlalchemy_connection_is_of_no_use_after_its_scope(handle: DatabaseHandle) -> None:
+    with handle.sqlalchemy() as connection:
+        connection.execute(text("SELECT 1"))
+    with pytest.raises((sqlalchemy.exc.SQLAlchemyError, StatementError)):
+        connection.execute(text("DELETE FROM meta"))
+
+
+@pytest.mark.parametrize("way", ["write", "read"])
+def test_a_scope_may_be_left_in_another_thread(handle: DatabaseHandle, way: str) -> None:
+    """Not a way to write code, but what a generator or an executor does to a block."""
+    scope = getattr(handle, way)()
+    tx = Task(scope.__enter__).result()
+    if way == "write":
+        Task(lambda: add(tx, "a")).result()
+    Task(lambda: scope.__exit__(None, None, None)).result()
+    assert [lane.queue.holder for lane in file_of(handle).lanes() if lane.queue.holder] == []
+    Task(lambda: handle.transact(adding("b"))).result()
+    assert keys(handle) == ({"a", "b"} if way == "write" else {"b"})
+
+
+@pytest.mark.parametrize("way", ["write", "read"])
+def test_a_scope_left_by_an_error_in_another_thread_is_given_back(
+    handle: DatabaseHandle, way: str
+) -> None:
+    scope = getattr(handle, way)()
+    tx = Task(scope.__enter__).result()
+    if way == "write":
+        Task(lambda: add(tx, "a")).result()
+    error = OddError()
+    leave = Task(lambda: scope.__exit__(OddError, error, None))
+    leave.join()
+    assert leave.error is None or leave.error is error
+    assert [lane.queue.holder for lane in file_of(handle).lanes() if lane.queue.holder] == []
+    handle.transact(adding("b"), timeout=2.0)
+    assert keys(handle) == {"b"}
+
+
+# -- RULES 10 -------------------------------------------------------------------------------
+
+
+def inner_ways(handle: DatabaseHandle) -> dict[str, Callable[[], object]]:
+    def enter(scope: AbstractContextManager[object]) -> None:
+        with scope:
+            pass
+
+    return {
+        "write": lambda: enter(handle.write()),
+        "read": lambda: enter(handle.read()),
+        "transact": lambda: handle.transact(lambda tx: None),
+        "joining": lambda: handle.transact(lambda tx: None, may_join=True),
+        "fetch": lambda: handle.fetch(lambda tx: None),
+        "query": lambda: handle.query(lambda tx: None),
+        "sqlalchemy": lambda: enter(handle.sqlalchemy()),
+        "backup": lambda: handle.backup("never.sqlite"),
+    }
+
+
+INNER = ["write", "read", "transact", "joining", "fetch", "query", "sqlalchemy", "backup"]
+OUTER = ["write", "read", "transact", "fetch", "query", "sqlalchemy"]
+
+
+@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("inner", INNER)
+def test_rule_10_a_second_scope_in_the_same_thread_is_refused(
+    handle: DatabaseHandle, outer: str, inner: str
+) -> None:
+    attempt = inner_ways(handle)[inner]
+
+    def body(_tx: object) -> None:
+        with pytest.raises(ReentrantScopeError):
+            attempt()
+
+    if outer in ("write", "read", "sqlalchemy"):
+        with getattr(handle, outer)() as tx:
+            body(tx)
+    else:
+        getattr(handle, outer)(body)
+    handle.transact(adding("a"))
+    assert keys(handle) == {"a"}
+
+
+@pytest.mark.parametrize("outer", OUTER)
+def test_rule_10_the_error_names_both_places(handle: DatabaseHandle, outer: str) -> None:
+    if outer in ("write", "read", "sqlalchemy"):
+        with getattr(handle, outer)():
+            with pytest.raises(ReentrantScopeError) as caught:
+                handle.fetch(lambda tx: None)
+            second = f"{__file__}:{line_number(-1)}"
+            first = f"{__file__}:{line_number(-4)}"
+    else:
+        places = []
+
+        def body(_tx: object) -> ReentrantScopeError:
+            with pytest.raises(ReentrantScopeError) as caught:
+                handle.fetch(lambda tx: None)
+            places.append(f"{__file__}:{line_number(-1)}")
+            return caught
+
+        caught = getattr(handle, outer)(body)
+        first = f"{__file__}:{line_number(-1)}"
+        (second,) = places
+    message = str(caught.value)
+    assert second in message
+    assert first in message
+    assert message.count(second) == 1
+
+
+def line_number(relative: int) -> int:
+    frame = inspect.currentframe()
+    assert frame is not None
+    assert frame.f_back is not None
+    return frame.f_back.f_lineno + relative
+
+
+def test_rule_10_another_thread_and_another_database_are_free(
+    handle: DatabaseHandle, pool: ConnectionPool, path: Path
+) -> None:
+    with pool.acquire(path.with_name("other.sqlite")) as other, handle.write() as tx:
+        with other.write() as other_tx:
+            add(other_tx, "there")
+        add(tx, "here")
+        assert Task(lambda: keys(handle)).result() == set()
+    assert keys(handle) == {"here"}
+
+
+def test_rule_10_two_handles_on_one_database_are_one(
+    handle: DatabaseHandle, pool: ConnectionPool, path: Path
+) -> None:
+    with pool.acquire(path) as second, handle.write(), pytest.raises(ReentrantScopeError):
+        second.transact(lambda tx: None)
+
+
+def test_a_released_handle_does_nothing(handle: DatabaseHandle, pool: ConnectionPool) -> None:
+    second = pool.acquire(handle.path)
+    second.release()
+    for attempt in inner_ways(second).values():
+        with pytest.raises(HandleReleasedError):
+            attempt()
+    for name in ("health", "stats", "release"):
+        with pytest.raises(HandleReleasedError):
+            getattr(second, name)()
+
+
+# -- RULES 11 -------------------------------------------------------------------------------
+
+
+def leave_a_transaction(handle: DatabaseHandle) -> None:
+    def work(_tx: object) -> None:
+        raw_of(handle).execute("BEGIN IMMEDIATE")
+        raw_of(handle).execute("INSERT INTO meta VALUES ('forgotten', '')")
+
+    handle.fetch(work)
+
+
+def leave_a_select(handle: DatabaseHandle) -> None:
+    def work(tx: Any) -> None:
+        cursor = raw_of(handle).cursor()
+        cursor.execute("SELECT key FROM meta")
+        next(cursor)
+        kept.append(cursor)
+
+    kept: list[Any] = []
+    handle.transact(work)
+    cursors.append(kept)
+
+
+def leave_a_select_in_a_snapshot(handle: DatabaseHandle) -> None:
+    def work(tx: ReadTransaction) -> None:
+        cursor = tx._connection.raw.cursor()
+        cursor.execute("SELECT key FROM meta")
+        next(cursor)
+        cursors.append(cursor)
+
+    handle.query(work)
+
+
+cursors: list[Any] = []
+
+
+@pytest.mark.parametrize(
+    ("leave", "operation"),
+    [
+        (leave_a_transaction, "fetch"),
+        (leave_a_select, "transact"),
+        (leave_a_select_in_a_snapshot, "query"),
+    ],
+)
+def test_rule_11_a_connection_that_is_given_back_unclean_is_retired(
+    pool: ConnectionPool, path: Path, leave: Callable[[DatabaseHandle], None], operation: str
+) -> None:
+    """Rolled back, logged with what left it so, never used again."""
+    with pool.acquire(path) as handle:
+        handle.transact(adding("before"))
+        keys(handle)
+        with capture_logs() as logs:
+            leave(handle)
+        with pytest.raises(DatabaseMovedError):
+            handle.transact(adding("lost"))
+        with pytest.raises(DatabaseMovedError):
+            keys(handle)
+        with pool.acquire(path) as anew:
+            assert file_of(anew) is not file_of(handle)
+            assert keys(anew) == {"before"}
+            anew.transact(adding("after"))
+    cursors.clear()
+    assert open_connections(path) == 0
+    with pool.acquire(path) as anew:
+        assert keys(anew) == {"before", "after"}
+    (event,) = [log for log in logs if log["event"] == "database_retired"]
+    assert event["path"] == str(path)
+    assert event["operation"] == operation
+
+
+def test_rule_11_the_error_of_an_unclean_retirement_does_not_say_moved(
+    handle: DatabaseHandle,
+) -> None:
+    leave_a_transaction(handle)
+    with pytest.raises(DatabaseMovedError) as caught:
+        handle.transact(adding("lost"))
+    assert "moved, replaced or deleted" not in str(caught.value)
+
+
+@pytest.mark.parametrize("way", ["fetch", "query", "transact"])
+def test_rule_11_every_scope_ends_with_no_transaction(handle: DatabaseHandle, way: str) -> None:
+    getattr(handle, way)(lambda tx: tx.rows(KEYS))
+    with contextlib.suppress(OddError):
+        getattr(handle, way)(raise_odd)
+    for lane in file_of(handle).lanes():
+        assert lane.connection.txn_state() == apsw.SQLITE_TXN_NONE
+
+
+def raise_odd(_tx: object) -> None:
+    raise OddError
+
+
+# -- RULES 9: the budget --------------------------------------------------------------------
+
+
+def test_rule_09_the_time_was_spent_in_the_queue(handle: DatabaseHandle) -> None:
+    with Held(handle):
+        began = monotonic()
+        with pytest.raises(DatabaseBusyError) as caught:
+            handle.transact(adding("a"), "create", 0.2)
+        took = monotonic() - began
+    assert 0.2 <= took < 0.3
+    assert caught.value.phase == "queue"
+    assert set(caught.value.phases) == {"queue"}
+    assert caught.value.operation == "create"
+    assert caught.value.path == handle.path
+    assert handle.stats().timeouts == 1
+
+
+def test_rule_09_the_time_was_spent_in_begin(
+    handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
+) -> None:
+    """A foreign process holds the write lock: the error comes at the deadline."""
+    hold_write_lock(handle.path)
+    for attempt in (
+        lambda: handle.transact(adding("a"), "create", 0.3),
+        lambda: handle.write(0.3).__enter__(),
+        lambda: handle.sqlalchemy(0.3).__enter__(),
+    ):
+        began = monotonic()
+        with pytest.raises(DatabaseBusyError) as caught:
+            attempt()
+        assert 0.3 <= monotonic() - began < 0.4
+        assert caught.value.phase == "begin"
+        assert caught.value.phases["begin"] > 0.25
+        assert 0.3 <= caught.value.waited < 0.4
+        assert caught.value.result_code == apsw.SQLITE_BUSY
+        assert caught.value.attempts > 50
+    assert handle.stats().retries > 150
+
+
+def test_rule_09_the_time_was_spent_in_the_body(handle: DatabaseHandle) -> None:
+    began = monotonic()
+    with pytest.raises(DatabaseBusyError) as caught:
+        handle.transact(lambda tx: tx.rows(ENDLESS), "count", 0.2)
+    assert 0.2 <= monotonic() - began < 0.3
+    assert caught.value.phase == "body"
+    assert caught.value.operation == "count"
+    assert caught.value.phases["body"] > 0.15
+
+
+def test_rule_09_phases_say_how_much_each_took(handle: DatabaseHandle) -> None:
+    """Some time in the queue, the rest in the body."""
+    with Held(handle) as held:
+        task = Task(lambda: handle.transact(lambda tx: tx.rows(ENDLESS), "count", 1.0))
+        queued(handle, 1)
+        since = monotonic()
+        until(lambda: monotonic() - since > 0.1)
+        held.let_go()
+        held.task.join()
+        task.join()
+    error = task.error
+    assert isinstance(error, DatabaseBusyError)
+    assert error.phase == "body"
+    assert error.phases["queue"] >= 0.1
+    assert error.phases["body"] > 0.5
+    assert sum(error.phases.values()) == pytest.approx(error.waited, abs=0.01)
+
+
+@pytest.mark.parametrize("method", ["sqlalchemy", "write"])
+def test_rule_09_one_budget_for_the_queue_and_begin(
+    handle: DatabaseHandle, hold_write_lock: Callable[..., Any], method: str
+) -> None:
+    """0.4 s in the queue leave 0.2 s for BEGIN."""
+    with Held(handle) as held:
+        began = monotonic()
+        task = Task(lambda: getattr(handle, method)(0.6).__enter__())
+        queued(handle, 1)
+        until(lambda: monotonic() - began > 0.4)
+        # The write lock goes to the foreign process while ours is still waited for.
+        raw_of(handle).execute("ROLLBACK")
+        hold_write_lock(handle.path)
+        raw_of(handle).execute("BEGIN")
+        held.let_go()
+        task.join()
+        took = monotonic() - began
+    assert isinstance(task.error, DatabaseBusyError)
+    assert 0.6 <= took < 0.7
+    assert task.error.phases["queue"] >= 0.35
+    assert task.error.phases["begin"] < 0.3
+
+
+@pytest.mark.parametrize("way", ["fetch", "query"])
+def test_rule_09_a_long_read_is_stopped_at_the_deadline(handle: DatabaseHandle, way: str) -> None:
+    began = monotonic()
+    with pytest.raises(DatabaseBusyError) as caught:
+        getattr(handle, way)(lambda tx: tx.rows(ENDLESS), "count", 0.2)
+    assert 0.2 <= monotonic() - began < 0.3
+    assert caught.value.phase == "body"
+    assert keys(handle) == set()
+
+
+def test_rule_09_a_long_insert_is_stopped_and_leaves_nothing(handle: DatabaseHandle) -> None:
+    began = monotonic()
+    with pytest.raises(DatabaseBusyError) as caught:
+        handle.transact(lambda tx: tx.run(endless_insert()), "fill", 0.2)
+    assert 0.2 <= monotonic() - began < 0.4
+    assert caught.value.phase == "body"
+    assert keys(handle) == set()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_rule_09_a_long_statement_of_sqlalchemy_is_stopped(
+    handle: DatabaseHandle, read_only: bool
+) -> None:
+    endless = text(
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+    )
+    began = monotonic()
+    with (
+        pytest.raises(sqlalchemy.exc.OperationalError) as caught,
+        handle.sqlalchemy(0.2, read_only=read_only) as connection,
+    ):
+        connection.execute(endless)
+    assert 0.2 <= monotonic() - began < 0.3
+    assert caught.value.orig is not None
+    assert isinstance(caught.value.orig.__cause__, DatabaseBusyError)
+    assert keys(handle) == set()
+
+
+def test_rule_09_a_block_that_takes_too_long_is_told_at_its_next_statement(
+    handle: DatabaseHandle,
+) -> None:
+    with pytest.raises(DatabaseBusyError) as caught, handle.write(0.05) as tx:
+        add(tx, "a")
+        until(lambda: monotonic() > file_of(handle).writer.connection.deadline)
+        add(tx, "b")
+    assert caught.value.phase == "body"
+    assert keys(handle) == set()
+
+
+def test_rule_09_a_budget_of_nothing_does_what_needs_no_waiting(handle: DatabaseHandle) -> None:
+    """As ``Budget`` says of 0."""
+    handle.transact(adding("a"), timeout=0)
+    assert handle.fetch(lambda tx: len(tx.rows(KEYS)), timeout=0) == 4
+    with Held(handle), pytest.raises(DatabaseBusyError):
+        handle.transact(adding("b"), timeout=0)
+
+
+def test_a_lost_transaction_lets_no_statement_through(handle: DatabaseHandle) -> None:
+    """Each would be stored by itself."""
+
+    def work(tx: Any) -> None:
+        with contextlib.suppress(DatabaseBusyError):
+            tx.run(endless_insert())
+        add(tx, "alone")
+
+    with pytest.raises((TransactionLostError, DatabaseBusyError)):
+        handle.transact(work, timeout=0.1)
+    assert keys(handle) == set()
+
+
+def test_a_block_that_swallows_the_loss_of_its_transaction_is_told(handle: DatabaseHandle) -> None:
+    with pytest.raises(TransactionLostError), handle.write() as tx:
+        add(tx, "a")
+        raw_of(handle).execute("ROLLBACK")
+    assert keys(handle) == set()
+
+
+# -- other processes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(3.0, marks=pytest.mark.long)])
+def test_issue_2_6_our_write_waits_for_a_foreign_one_and_succeeds(
+    handle: DatabaseHandle, hold_write_lock: Callable[..., Any], seconds: float
+) -> None:
+    child = hold_write_lock(handle.path, seconds)
+    began = monotonic()
+    handle.transact(adding("a"))
+    # The child began to count before it told us that it holds the lock.
+    assert seconds - 0.3 < monotonic() - began < seconds + 0.2
+    assert child.hear() == "gone"
+    assert keys(handle) == {"a"}
+    assert handle.stats().retries > 100
+
+
+def test_issue_2_6_reads_do_not_wait_for_a_foreign_writer(
+    handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
+) -> None:
+    handle.transact(adding("a"))
+    hold_write_lock(handle.path)
+    assert keys(handle) == {"a"}
+    assert handle.fetch(lambda tx: len(tx.rows(KEYS)), timeout=0.5) == 4
+
+
+def test_rule_13_the_wait_looks_at_a_constant_pace(
+    handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
+) -> None:
+    """About a millisecond: SQLite's own pauses grow to 100, and starve who waits longest."""
+    hold_write_lock(handle.path)
+    with pytest.raises(DatabaseBusyError) as caught:
+        handle.transact(adding("a"), timeout=0.5)
+    assert caught.value.attempts > 150

@@ -1,0 +1,156 @@
+"""M51 and M52 with several processes on one registry."""
+
+import pytest
+
+from mandrake_sessions import DatabaseBusyError, MandrakeManager
+
+REGISTER = """
+from mandrake_sessions import *
+with MandrakeManager(sys.argv[1]) as mandrake:
+    tell("ready")
+    while (names := hear()) is not None:
+        outcomes = []
+        for name in names:
+            try:
+                work = mandrake.create_workspace(name)
+                work.sessions.create_session("mine")
+                outcomes.append(work.id)
+            except WorkspaceAlreadyExistsError:
+                outcomes.append(None)
+        tell(outcomes)
+"""
+
+HOLD = """
+from mandrake_sessions import *
+with MandrakeManager(sys.argv[1]) as mandrake:
+    work = mandrake.get_workspace(sys.argv[2])
+    session = work.sessions.create_session("of the child")
+    tell(session.id)
+    while (asked := hear()) is not None:
+        try:
+            if asked == "close":
+                work.close()
+                default_pool().close()
+            if asked == "write":
+                work.sessions.create_session("written")
+            if asked == "open and write":
+                work.init().sessions.create_session("written")
+            if asked == "get and write":
+                mandrake.get_workspace(sys.argv[2]).sessions.create_session("written")
+            if asked == "new and write":
+                with MandrakeManager(sys.argv[1]) as other:
+                    other.sessions_for(sys.argv[2]).create_session("written")
+            tell("done")
+        except MandrakeSessionsError as error:
+            tell(type(error).__name__)
+"""
+
+
+def ask(child, value):
+    child.tell(value)
+    return child.hear()
+
+
+def finish(*children):
+    for child in children:
+        child.tell(None)
+    for child in children:
+        child.finish()
+
+
+@pytest.fixture
+def registrars(tmp_path, start_child):
+    """Two processes that open the same fresh registry at once."""
+    children = [start_child(REGISTER, tmp_path / "root") for _ in range(2)]
+    assert [child.hear() for child in children] == ["ready", "ready"]
+    return children
+
+
+def test_m51_of_two_processes_who_want_the_same_names_one_gets_each(tmp_path, pool, registrars):
+    names = [f"workspace-{number}" for number in range(20)]
+    # They meet in the middle as well as at each name.
+    for child, order in zip(registrars, (names, names[::-1]), strict=True):
+        child.tell(order)
+    first, second = registrars[0].hear(), registrars[1].hear()[::-1]
+    finish(*registrars)
+
+    assert all((a is None) is not (b is None) for a, b in zip(first, second, strict=True))
+    winners = {name: a or b for name, a, b in zip(names, first, second, strict=True)}
+    with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
+        assert {each.name: each.id for each in mandrake.list_workspaces()} == winners
+        for id in winners.values():
+            assert mandrake.get_workspace(id).sessions.count_sessions() == 1
+
+
+def test_m51_two_processes_register_different_names_at_once(tmp_path, pool, registrars):
+    for letter, child in zip("ab", registrars, strict=True):
+        child.tell([f"{letter}-{number}" for number in range(15)])
+    made = [child.hear() for child in registrars]
+    finish(*registrars)
+
+    with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
+        listed = mandrake.list_workspaces()
+        assert [each.name for each in listed] == sorted(
+            f"{letter}-{number}" for letter in "ab" for number in range(15)
+        )
+        assert {each.id for each in listed} == {*made[0], *made[1]}
+
+
+def test_m52_delete_while_another_process_holds_it_deletes_nothing(tmp_path, pool, start_child):
+    with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
+        work = mandrake.create_workspace("work")
+        child = start_child(HOLD, tmp_path / "root", work.id)
+        session_id = child.hear()
+
+        with pytest.raises(DatabaseBusyError) as caught:
+            mandrake.delete_workspace(work.id, timeout=0.2)
+
+        assert caught.value.waited >= 0.2
+        assert ask(child, "write") == "done"
+        assert mandrake.find_workspace("work") is not None
+        again = mandrake.get_workspace(work.id)
+        assert again.sessions.get_session(session_id).title == "of the child"
+        assert again.sessions.count_sessions() == 2
+        finish(child)
+
+
+@pytest.mark.parametrize("attempt", ["write", "open and write", "get and write", "new and write"])
+def test_m52_no_write_of_another_process_is_accepted_after_a_deletion(
+    tmp_path, pool, start_child, attempt
+):
+    with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
+        work = mandrake.create_workspace("work")
+        child = start_child(HOLD, tmp_path / "root", work.id)
+        child.hear()
+        assert ask(child, "close") == "done"
+
+        mandrake.delete_workspace(work.id, timeout=30)
+
+        assert ask(child, attempt).endswith("Error")
+        assert not work.sessions.path.exists()
+        assert mandrake.list_workspaces() == []
+        finish(child)
+
+
+def test_m52_a_deletion_and_another_process_that_goes_on_writing(tmp_path, pool, start_child):
+    """Either the write is stored in a database that stays, or it is refused: never lost."""
+    with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
+        work = mandrake.create_workspace("work")
+        child = start_child(HOLD, tmp_path / "root", work.id)
+        child.hear()
+        for _ in range(10):
+            assert ask(child, "close") == "done"
+            child.tell("open and write")
+            try:
+                mandrake.delete_workspace(work.id, timeout=0.05)
+            except DatabaseBusyError:
+                assert child.hear() == "done"
+                continue
+            assert child.hear().endswith("Error")
+            assert not work.sessions.path.exists()
+            break
+        else:
+            assert ask(child, "close") == "done"
+            count = mandrake.get_workspace(work.id).sessions.count_sessions()
+            assert count == 11
+        finish(child)

@@ -1,0 +1,339 @@
+"""M01 to M06: opening, closing and deleting one database."""
+
+import inspect
+import threading
+
+import apsw
+import pytest
+from sqlalchemy import text
+
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabaseBusyError,
+    DatabaseFolderError,
+    DatabaseMissingError,
+    DatabaseOpenError,
+    DatabaseOptions,
+    Durability,
+    MigrationError,
+    NotADatabaseError,
+    NotInitializedError,
+    PoolOptions,
+    SchemaTooNewError,
+    SessionManager,
+    schema,
+)
+
+HOLD = """
+from mandrake_sessions import SessionManager
+with SessionManager(sys.argv[1]) as sessions:
+    tell("open")
+    hear()
+from mandrake_sessions import default_pool
+default_pool().close()
+tell("closed")
+"""
+
+METHODS = dict(inspect.getmembers(SessionManager, inspect.isfunction))
+NEEDS_DATABASE = [
+    name for name in METHODS if not name.startswith("_") and name not in {"init", "close", "delete"}
+]
+
+
+def call(manager, name):
+    """Call a method with an id, or whatever a text may stand for, for each required argument."""
+    required = [
+        parameter.name
+        for parameter in inspect.signature(METHODS[name]).parameters.values()
+        if parameter.default is parameter.empty and parameter.name != "self"
+    ]
+    values = {"work": lambda tx: None}
+    result = getattr(manager, name)(*(values.get(each, "some-id") for each in required))
+    if name == "transaction":
+        with result:
+            pass
+    elif inspect.isgenerator(result):
+        list(result)
+
+
+def test_m01_nothing_is_opened_before_init(path, pool, statements):
+    manager = SessionManager(path, pool=pool)
+
+    assert not manager.is_initialized
+    assert not path.exists()
+    assert statements.connections == []
+    assert pool.stats().opened == 0
+
+
+@pytest.mark.parametrize("name", NEEDS_DATABASE)
+def test_m01_every_method_before_init_and_after_close_raises(path, pool, name):
+    manager = SessionManager(path, pool=pool)
+    with pytest.raises(NotInitializedError):
+        call(manager, name)
+
+    manager.init().close()
+
+    with pytest.raises(NotInitializedError):
+        call(manager, name)
+
+
+@pytest.mark.parametrize("name", ["get_session", "create_round", "count_sessions", "transact"])
+def test_a_method_tells_its_own_signature(path, name):
+    """As editors, ``help()`` and callers that bind arguments see it, with ``self`` bound."""
+    bound = inspect.signature(getattr(SessionManager(path), name))
+
+    assert list(inspect.signature(METHODS[name]).parameters) == ["self", *bound.parameters]
+    first = {"get_session": "id", "create_round": "session_id", "transact": "work"}.get(name)
+    assert next(iter(bound.parameters), None) == first
+    assert "Unit" not in str(bound.return_annotation)
+
+
+def test_m01_the_handle_before_init_raises(path, pool):
+    with pytest.raises(NotInitializedError):
+        _ = SessionManager(path, pool=pool).handle
+
+
+def test_m02_init_makes_the_parent_folders_for_their_owner_only(tmp_path, pool):
+    path = tmp_path / "a" / "b" / "db.sqlite"
+
+    with SessionManager(path, pool=pool):
+        modes = [each.stat().st_mode & 0o777 for each in (path.parent.parent, path.parent, path)]
+
+    assert modes == [0o700, 0o700, 0o600]
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("durable", 2), ("fast", 1)])
+def test_m03_the_file_is_opened_in_wal_with_foreign_keys_on(path, pool, durability, synchronous):
+    options = DatabaseOptions(durability=Durability(durability))
+    # A migration switches foreign keys too, so it is the second opening that counts.
+    SessionManager(path, pool=pool).init().close()
+    with (
+        SessionManager(path, pool=pool, options=options) as sessions,
+        sessions.handle.sqlalchemy() as connection,
+    ):
+        found = {
+            name: connection.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "foreign_keys", "synchronous", "wal_autocheckpoint")
+        }
+
+    assert found == {
+        "journal_mode": "wal",
+        "foreign_keys": 1,
+        "synchronous": synchronous,
+        "wal_autocheckpoint": 0,
+    }
+
+
+def test_m03_wal_is_verified_where_the_file_system_has_none(path, pool):
+    # This VFS locks with a file beside the database and has no shared memory, so no WAL.
+    options = DatabaseOptions(vfs="unix-dotfile", busy_timeout=1.0)
+    manager = SessionManager(path, pool=pool, options=options)
+
+    with pytest.raises(DatabaseOpenError, match="WAL"):
+        manager.init()
+
+    assert pool.stats().databases == ()
+    SessionManager(path, pool=pool).init().close()
+
+
+def test_m03_a_row_without_its_parent_is_refused(sessions):
+    sessions.close()
+    sessions.init()
+    insert = text("INSERT INTO rounds VALUES ('r', 'nobody', 0, 1, 1)")
+
+    with (
+        pytest.raises(Exception, match="FOREIGN KEY"),
+        sessions.handle.sqlalchemy() as connection,
+    ):
+        connection.execute(insert)
+
+
+def test_m04_opening_brings_the_schema_to_head(path, sessions, dump):
+    tables = dump(path)
+
+    assert tables.keys() - {"sqlite_schema"} == {*schema.metadata.tables, "alembic_version"}
+    assert tables["alembic_version"] == [(schema.HEAD,)]
+
+
+def test_m05_a_second_init_changes_nothing(path, pool, statements, dump):
+    manager = SessionManager(path, pool=pool).init()
+    handle, before = manager.handle, dump(path)
+    statements.take()
+
+    assert manager.init() is manager
+
+    assert manager.handle is handle
+    assert statements.take() == []
+    assert pool.stats().handles == 1
+    assert dump(path) == before
+    manager.close()
+    assert not manager.is_initialized
+
+
+def test_m05_wal_and_shm_stand_beside_the_open_file(path, sessions):
+    sessions.create_session()
+
+    names = sorted(each.name for each in path.parent.iterdir())
+
+    assert names == ["db.sqlite", "db.sqlite-shm", "db.sqlite-wal"]
+
+
+# That closing ends trackers and watchers too comes with the issue that brings them (live/).
+def test_m06_close_is_idempotent_and_init_works_again(path, pool):
+    manager = SessionManager(path, pool=pool)
+    manager.close()
+    session = manager.init().create_session("kept")
+    manager.close()
+    manager.close()
+
+    assert not manager.is_initialized
+    assert [each.name for each in path.parent.iterdir()] == ["db.sqlite"]
+    with manager:
+        assert manager.get_session(session.id) == session
+
+
+def test_m06_delete_removes_the_three_files_and_init_makes_a_new_database(path, pool):
+    manager = SessionManager(path, pool=pool).init()
+    manager.create_session()
+
+    manager.delete()
+
+    assert list(path.parent.iterdir()) == []
+    with pytest.raises(NotInitializedError):
+        manager.count_sessions()
+    with manager:
+        assert manager.count_sessions() == 0
+
+
+def test_m06_delete_of_what_is_not_there_is_no_error(path, pool):
+    SessionManager(path, pool=pool).delete()
+
+    assert list(path.parent.iterdir()) == []
+
+
+def test_m06_delete_ends_the_idle_hold_of_its_own_process(path):
+    options = DatabaseOptions(durability=Durability.FAST)
+    with ConnectionPool(PoolOptions(linger=3600, database=options)) as pool:
+        SessionManager(path, pool=pool).init().close()
+        assert pool.stats().idle == 1
+
+        SessionManager(path, pool=pool).delete(timeout=0)
+
+        assert pool.stats().idle == 0
+    assert not path.exists()
+
+
+def test_m06_delete_beside_another_holder_of_this_process_removes_nothing(path, pool, sessions):
+    session = sessions.create_session("kept")
+
+    with pytest.raises(DatabaseBusyError):
+        SessionManager(path, pool=pool).delete(timeout=0)
+
+    assert sessions.get_session(session.id) == session
+    assert sessions.create_session("and goes on").title == "and goes on"
+
+
+def test_m06_delete_beside_another_process_removes_nothing(path, pool, sessions, start_child, dump):
+    sessions.create_session("kept")
+    child = start_child(HOLD, path)
+    assert child.hear() == "open"
+    before = dump(path)
+
+    with pytest.raises(DatabaseBusyError) as caught:
+        sessions.delete(timeout=0.2)
+
+    assert caught.value.waited >= 0.2
+    assert dump(path) == before
+    assert sessions.init().count_sessions() == 1
+
+
+def test_m06_delete_waits_for_another_process_that_lets_go(
+    path, pool, sessions, start_child, monkeypatch
+):
+    child = start_child(HOLD, path)
+    assert child.hear() == "open"
+    waits = waiting_event(monkeypatch)
+    deletion = threading.Thread(target=sessions.delete)
+
+    deletion.start()
+    assert waits.wait(30)
+    assert path.exists()
+    child.tell("let go")
+    assert child.hear() == "closed"
+    deletion.join()
+
+    assert not path.exists()
+
+
+def waiting_event(monkeypatch):
+    """Return an event that is set when somebody waits for another process."""
+    import time
+
+    waits, sleep = threading.Event(), time.sleep
+
+    def noting(seconds):
+        waits.set()
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", noting)
+    return waits
+
+
+def test_m06_who_opens_while_it_is_deleted_finds_it_gone(path, pool, sessions):
+    other = SessionManager(path, pool=pool, create=False).init()
+    other.close()
+    sessions.delete()
+
+    with pytest.raises(DatabaseMissingError):
+        other.init()
+
+    assert not path.exists()
+
+
+def test_m06_a_folder_a_database_and_a_migration_fail_with_their_own_errors(tmp_path, pool):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DatabaseFolderError):
+        SessionManager(tmp_path / "file" / "db.sqlite", pool=pool).init()
+
+    (tmp_path / "garbage.sqlite").write_bytes(b"not a database, but longer than a header" * 30)
+    with pytest.raises(NotADatabaseError):
+        SessionManager(tmp_path / "garbage.sqlite", pool=pool).init()
+
+    # The tables are there and the revision is not: the first step must fail.
+    broken = change_revision(tmp_path / "broken.sqlite", pool, "DELETE FROM alembic_version")
+    with pytest.raises(MigrationError) as caught:
+        SessionManager(broken, pool=pool).init()
+    assert caught.type is MigrationError
+
+
+def test_m06_a_database_of_a_newer_version_is_refused_unchanged(tmp_path, pool, dump):
+    newer = change_revision(
+        tmp_path / "db.sqlite", pool, "UPDATE alembic_version SET version_num = '9999'"
+    )
+    before = dump(newer)
+
+    with pytest.raises(SchemaTooNewError):
+        SessionManager(newer, pool=pool).init()
+
+    assert dump(newer) == before
+
+
+def change_revision(path, pool, statement):
+    SessionManager(path, pool=pool).init().close()
+    connection = apsw.Connection(str(path))
+    connection.execute(statement)
+    connection.close()
+    return path
+
+
+def test_a_failed_opening_lets_the_next_one_succeed(path, pool):
+    path.write_bytes(b"not a database, but longer than a header" * 30)
+    manager = SessionManager(path, pool=pool)
+    with pytest.raises(NotADatabaseError):
+        manager.init()
+    assert not manager.is_initialized
+
+    path.unlink()
+
+    assert manager.init().count_sessions() == 0
+    manager.close()

@@ -1,0 +1,300 @@
+"""What can be read from the sources, and from what an import and an opening do (RULES 1)."""
+
+import ast
+import importlib
+import inspect
+import re
+
+import pytest
+from conftest import PROJECT
+
+import mandrake_sessions
+from mandrake_sessions import SessionManager
+
+SOURCES = {
+    str(path.relative_to(PROJECT)): path
+    for folder in ("mandrake_sessions", "migrations")
+    for path in sorted((PROJECT / folder).rglob("*.py"))
+}
+SECOND_SQLITE = {"sqlite3", "_sqlite3", "pysqlite3", "pysqlite2", "aiosqlite", "sqlcipher3"}
+EXTRAS = {"typer", "rich", "click"}
+# A URL, or the name of a driver, that would bring the standard library's SQLite.
+FORBIDDEN_TEXT = re.compile(
+    r"sqlite(\+\w+)?:/|pysqlite|aiosqlite|_sqlite3\b.*import", re.IGNORECASE
+)
+
+# Modules and functions that open files by themselves. Closing one drops SQLite's locks on it.
+FILE_MODULES = {"shutil", "hashlib", "tempfile", "fileinput", "mmap", "io", "zipfile", "tarfile"}
+FILE_CALLS = {
+    "open",
+    "fdopen",
+    "read_bytes",
+    "read_text",
+    "write_bytes",
+    "write_text",
+    "copyfile",
+    "copy2",
+    "touch",
+    "sendfile",
+    "truncate",
+}
+# What may be used nevertheless, and why it touches no file that SQLite has open.
+ALLOWED = {
+    "mandrake_sessions/database/faults.py": {"shutil": "disk_usage asks the folder"},
+    "mandrake_sessions/database/guard.py": {"open": "reads /proc/self/maps"},
+    "mandrake_sessions/database/connection.py": {"open": "makes a new file with O_EXCL"},
+    "mandrake_sessions/database/backup.py": {
+        "open": "makes a new file with O_EXCL, and opens a folder for fsync"
+    },
+    "mandrake_sessions/database/migrate.py": {"io": "StringIO for the SQL of offline mode"},
+    "mandrake_sessions/importers/source.py": {
+        "open": "copies another system's database, after it has seen that this process has it not",
+        "tempfile": "a private folder for that copy",
+    },
+    "mandrake_sessions/cli/app.py": {"open": "/dev/null in the place of a closed stream"},
+    "mandrake_sessions/cli/maintenance.py": {"tempfile": "a folder for a database of its own"},
+    "mandrake_sessions/cli/demo/command.py": {"tempfile": "a folder for the demo's databases"},
+    "mandrake_sessions/cli/demo/ledger.py": {
+        "hashlib": "digests of answers",
+        "open": "the ledger, a text file of its own",
+        "read_bytes": "the ledger again",
+    },
+}
+# Our own functions of these names, which open through SQLite.
+OWN_OPEN = {"DatabaseFile"}
+
+# Modules above the limit, each with its reason.
+LONG_MODULES = {
+    "mandrake_sessions/database/pool.py": "one lock and the table of slots behind it",
+    "mandrake_sessions/database/dialect.py": "one adapter: cursor, connection and dialect",
+}
+MOST_LINES = 400
+
+
+def imported(tree):
+    """Every module that is imported anywhere in a file, with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", node.lineno
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+        elif isinstance(node, ast.Call) and called(node) in {"import_module", "__import__"}:
+            for argument in node.args:
+                if isinstance(argument, ast.Constant):
+                    yield str(argument.value), node.lineno
+
+
+def called(node):
+    function = node.func
+    if isinstance(function, ast.Attribute):
+        owner = function.value
+        is_own = isinstance(owner, ast.Name) and owner.id in OWN_OPEN
+        return None if is_own else function.attr
+    return function.id if isinstance(function, ast.Name) else None
+
+
+def string_constants(tree):
+    """Every text of the program; docstrings say what is forbidden and why."""
+    documentation = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if is_text and id(node) not in documentation:
+            yield node.value, node.lineno
+
+
+def second_sqlite(tree):
+    """Where a second SQLite library comes in."""
+    found = [
+        (name, line)
+        for name, line in imported(tree)
+        if SECOND_SQLITE & {name.split(".")[0], name.split(".")[-1]} or "pysqlite" in name
+    ]
+    return found + [each for each in string_constants(tree) if FORBIDDEN_TEXT.search(each[0])]
+
+
+def file_access(tree):
+    """Which modules and functions that open files are used."""
+    modules = {name.split(".")[0] for name, _ in imported(tree)} & FILE_MODULES
+    calls = {called(node) for node in ast.walk(tree) if isinstance(node, ast.Call)} & FILE_CALLS
+    return modules | calls
+
+
+@pytest.fixture(scope="module")
+def trees():
+    return {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
+
+
+def test_the_sources_are_found():
+    assert {"mandrake_sessions/manager.py", "migrations/env.py"} < SOURCES.keys()
+    assert len(SOURCES) > 40
+
+
+def test_no_second_sqlite_library_is_used(trees):
+    found = {name: second_sqlite(tree) for name, tree in trees.items()}
+
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sqlite3",
+        "import sqlite3.dbapi2 as db",
+        "def f():\n    from sqlite3 import connect",
+        "from sqlalchemy.dialects.sqlite import pysqlite",
+        "import importlib\nimportlib.import_module('aiosqlite')",
+        "create_engine('sqlite:///db.sqlite')",
+        "url = f'sqlite+aiosqlite:///{path}'",
+        "registry.load('sqlite.pysqlite')",
+    ],
+)
+def test_the_search_for_a_second_library_finds(source):
+    assert second_sqlite(ast.parse(source))
+
+
+def test_no_database_file_is_opened_beside_sqlite(trees):
+    found = {name: file_access(tree) - ALLOWED.get(name, {}).keys() for name, tree in trees.items()}
+
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+def test_what_is_allowed_is_still_needed(trees):
+    assert {name: set(reasons) for name, reasons in ALLOWED.items()} == {
+        name: file_access(trees[name]) & reasons.keys() for name, reasons in ALLOWED.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["open(path)", "path.open('rb')", "import shutil", "os.open(path, 0)", "p.read_bytes()"],
+)
+def test_the_search_for_opened_files_finds(source):
+    assert file_access(ast.parse(source))
+
+
+def test_no_module_is_longer_than_it_should_be():
+    lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in SOURCES.items()}
+    long = {name: count for name, count in lines.items() if count > MOST_LINES}
+
+    assert long.keys() == LONG_MODULES.keys(), long
+
+
+def test_every_module_opens_with_a_docstring(trees):
+    empty = {name for name, tree in trees.items() if not tree.body}
+
+    assert [n for n, tree in trees.items() if n not in empty and not ast.get_docstring(tree)] == []
+
+
+def test_every_public_name_is_there_and_documented():
+    names = mandrake_sessions.__all__
+    assert len(names) == len(set(names))
+    undocumented = []
+    for name in names:
+        value = getattr(mandrake_sessions, name)
+        if not inspect.isclass(value):
+            continue
+        members = [(name, value)] + [
+            (f"{name}.{each}", member)
+            for each, member in vars(value).items()
+            if not each.startswith("_") and (callable(member) or isinstance(member, property))
+        ]
+        undocumented += [each for each, member in members if not own_docstring(member)]
+    assert undocumented == []
+    for name in ("default_pool", "install_shutdown_hook"):
+        assert getattr(mandrake_sessions, name).__doc__
+
+
+def own_docstring(member):
+    # What is inherited from object or a base class says nothing of this one.
+    return member.__dict__.get("__doc__") if inspect.isclass(member) else member.__doc__
+
+
+def test_every_error_is_public_and_drawn_in_the_tree():
+    errors = importlib.import_module("mandrake_sessions.errors")
+    classes = [
+        name
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and value.__module__ == errors.__name__
+    ]
+
+    assert set(classes) <= set(mandrake_sessions.__all__)
+    assert [name for name in classes if not re.search(rf"\b{name}\b", errors.__doc__)] == []
+    assert all(
+        issubclass(getattr(errors, name), mandrake_sessions.MandrakeSessionsError)
+        for name in classes
+    )
+
+
+# -- what an import and an opening do ---------------------------------------------------------
+
+ROUND = """
+from mandrake_sessions import SessionManager
+with SessionManager(sys.argv[1]) as sessions:
+    session = sessions.create_session("title", metadata={"a": 1})
+    response = sessions.create_round(session.id, "question").response
+    turn = sessions.create_turn(response.id, tool_calls=[{"call": {}}])
+    sessions.update_turn(turn.id, status="completed")
+    assert sessions.render_session_history(session.id).rounds[0].turns
+tell(sorted(sys.modules))
+"""
+
+
+def test_a_round_in_a_database_at_head_loads_no_alembic_and_no_second_sqlite(
+    path, pool, start_child
+):
+    SessionManager(path, pool=pool).init().close()
+    child = start_child(ROUND, path)
+    loaded = {name.split(".")[0] for name in child.hear()}
+    child.finish()
+
+    assert "mandrake_sessions" in loaded
+    assert loaded & {*SECOND_SQLITE, "alembic", "mako", "typer", "click"} == set()
+
+
+def test_a_new_database_loads_alembic_but_no_second_sqlite(path, start_child):
+    child = start_child(ROUND, path)
+    loaded = {name.split(".")[0] for name in child.hear()}
+    child.finish()
+
+    assert "alembic" in loaded
+    assert loaded & {*SECOND_SQLITE, "typer"} == set()
+
+
+def test_the_library_works_where_the_extras_and_sqlite3_are_not_installed(path, start_child):
+    """Not by looking at what is loaded: structlog loads rich where it is there."""
+    missing = [*SECOND_SQLITE, *EXTRAS]
+    child = start_child(f"sys.modules.update(dict.fromkeys({missing!r}))\n{ROUND}", path)
+
+    assert "mandrake_sessions" in child.hear()
+    child.finish()
+
+
+def test_only_the_command_imports_what_its_extra_brings(trees):
+    importers = {
+        name
+        for name, tree in trees.items()
+        if {module.split(".")[0] for module, _ in imported(tree)} & EXTRAS
+    }
+
+    assert [name for name in importers if not name.startswith("mandrake_sessions/cli/")] == []
+
+
+def test_opening_a_database_at_head_takes_a_handful_of_statements(path, pool, statements):
+    SessionManager(path, pool=pool).init().close()
+    statements.take()
+
+    with SessionManager(path, pool=pool):
+        issued = statements.take()
+
+    assert issued
+    assert len(issued) <= 15, issued
+    assert not [sql for sql in issued if not sql.startswith(("PRAGMA", "SELECT"))]
