@@ -281,7 +281,7 @@ class MandrakeManager:
         return manager
 
     def _transact(self, unit: WriteUnit[T], operation: str) -> T:
-        return self.sessions.handle.transact(unit, operation, may_join=True)
+        return self.sessions.handle.transact(unit, operation, delegable=True)
 
     def list_workspaces(self) -> list[Workspace]:
         """Return the registered workspaces by name."""

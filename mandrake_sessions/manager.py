@@ -69,7 +69,7 @@ def _writes(
     @wraps(prepare)
     def method(self: SessionManager, /, *args: P.args, **kwargs: P.kwargs) -> T:
         handle = self.handle
-        return handle.transact(prepare(*args, **kwargs), prepare.__name__, may_join=True)
+        return handle.transact(prepare(*args, **kwargs), prepare.__name__, delegable=True)
 
     return _with_signature(method, prepare)
 

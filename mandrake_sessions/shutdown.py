@@ -54,7 +54,7 @@ class ShutdownReport(msgspec.Struct, frozen=True, kw_only=True):
 
     signal: int
     seconds: float
-    failures: tuple[Exception, ...]
+    failures: tuple[BaseException, ...]
 
 
 class _State(enum.Enum):
@@ -82,13 +82,16 @@ class ShutdownHook:
         self._received: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._finished = threading.Event()
         self._former: dict[int, _Former] = {}
+        if threading.current_thread() is not threading.main_thread():
+            raise ShutdownHookError
         try:
             for number in signals:
                 # Ignored, as under nohup, stays ignored.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._former[number] = signal.signal(number, self._handle)
-        except ValueError as error:
-            raise ShutdownHookError from error
+        except (ValueError, OSError) as error:
+            self._restore()
+            raise ShutdownHookError("One of the signals cannot be handled.") from error
         self._thread = threading.Thread(
             target=self._wait_and_close, name="mandrake-shutdown", daemon=True
         )
@@ -165,7 +168,7 @@ class ShutdownHook:
         if number is None:
             return
         began = monotonic()
-        failures: list[Exception] = []
+        failures: list[BaseException] = []
         # In a thread of its own, so that a part which hangs cannot hold the report back.
         worker = threading.Thread(
             target=self._close_all, args=(began, failures, number), daemon=True
@@ -187,14 +190,13 @@ class ShutdownHook:
         _signal_main_thread(number)
         self._finished.set()
 
-    def _close_all(self, began: float, failures: list[Exception], number: int) -> None:
+    def _close_all(self, began: float, failures: list[BaseException], number: int) -> None:
+        deadline = began + self._timeout
         for closeable in self._closeables:
-            try:
-                closeable.close()
-            except Exception as error:  # noqa: BLE001  # one part must not keep the rest open
-                failures.append(error)
+            # Half of what is left, so that one which hangs leaves time for the others.
+            _close_within((deadline - monotonic()) / 2, closeable, failures)
         for pool in self._pools:
-            left = max(0.0, began + self._timeout - monotonic())
+            left = max(0.0, deadline - monotonic())
             try:
                 pool.close(left, on_stuck=lambda thread: self._unwind(thread, number))
             except ExceptionGroup as group:
@@ -212,6 +214,22 @@ class ShutdownHook:
         """At exit: a shutdown that has begun goes on to its end, and to the signal's."""
         if self._state is not _State.WAITING and self._pid == current_pid():
             self._thread.join()
+
+
+def _close_within(seconds: float, closeable: Closeable, failures: list[BaseException]) -> None:
+    """Close a part in a thread of its own, and go on without it if it does not end in time."""
+
+    def close() -> None:
+        try:
+            closeable.close()
+        except BaseException as error:  # noqa: BLE001  # one part must not keep the rest open
+            failures.append(error)
+
+    thread = threading.Thread(target=close, daemon=True)
+    thread.start()
+    thread.join(max(0.0, seconds))
+    if thread.is_alive():
+        failures.append(TimeoutError(f"closing {type(closeable).__name__} did not end in time"))
 
 
 def _signal_main_thread(number: int) -> None:

@@ -69,25 +69,25 @@ class DatabaseHandle:
         operation: str = "transact",
         timeout: float | None = None,
         *,
-        may_join: bool = False,
+        delegable: bool = False,
     ) -> T:
         """Run a unit of writing work and return its result once it is committed.
 
-        It may share its COMMIT with units that come after it, and is called again if that
+        It may share its COMMIT with units that wait for it, and is called again if that
         transaction was lost; so it does database work only.
 
         Args:
             work: called with the open transaction, in this thread.
             operation: names it in errors.
             timeout: seconds for the queue, BEGIN and the work.
-            may_join: whether it may also run in a transaction that other threads already wait
-                for. Only for work that takes no lock of its own: one of them could hold it.
+            delegable: whether the thread that holds the lease may run it for this one. Only for
+                work that takes no lock of its own: that thread's caller could hold it.
 
         Raises:
             DatabaseBusyError: the budget was used up; nothing was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
-        return self._open_file().transact(work, operation, timeout, may_join=may_join)
+        return self._open_file().transact(work, operation, timeout, delegable=delegable)
 
     def read(self, timeout: float | None = None) -> AbstractContextManager[ReadTransaction]:
         """Lend a snapshot for a block."""

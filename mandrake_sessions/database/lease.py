@@ -1,38 +1,92 @@
 """The FIFO queue in front of a connection, and the group that shares one COMMIT.
 
-Nothing here knows SQL. The queue decides who may use the connection; a group is what connects the
-units that ran in one transaction until they all learn its outcome.
+Nothing here knows SQL. The queue decides who may use the connection. A waiter may bring work that
+the holder of the lease can do for it: then the holder takes the waiter out of the queue, runs the
+work in its own transaction, and wakes it when the outcome is known.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from threading import get_ident
 from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import MandrakeSessionsError
 
+if TYPE_CHECKING:
+    from mandrake_sessions.database.transaction import WriteUnit
+
 MakeError = Callable[[], MandrakeSessionsError]
 
 
-class _Waiter:
-    """A thread in the queue. Its lock is held from the beginning; who releases it wakes it."""
+class Waiter:
+    """A thread in the queue, and the work it brought, if any.
 
-    __slots__ = ("granted", "may_join", "operation", "refusal", "thread", "wake")
+    Its lock is held from the beginning; who releases it wakes the thread.
 
-    def __init__(self, operation: str, may_join: bool) -> None:
+    Attributes:
+        work: what the holder of the lease may run for it; None for what only it can do.
+        context: the caller's context variables, for the work to see.
+        is_taken: whether a holder took the work; from then on only the outcome counts.
+        is_settled: whether the outcome is known.
+        result: what the work returned.
+        failure: what is raised in the waiting thread.
+    """
+
+    __slots__ = (
+        "budget",
+        "context",
+        "failure",
+        "is_granted",
+        "is_settled",
+        "is_taken",
+        "operation",
+        "refusal",
+        "result",
+        "thread",
+        "wake",
+        "work",
+    )
+
+    def __init__(self, budget: Budget, operation: str, work: WriteUnit[Any] | None) -> None:
+        self.budget = budget
         self.operation = operation
-        self.may_join = may_join
+        self.work = work
+        self.context = None if work is None else contextvars.copy_context()
         self.thread = get_ident()
-        self.granted = False
+        self.is_granted = False
+        self.is_taken = False
+        self.is_settled = False
         self.refusal: MakeError | None = None
+        self.result: Any = None
+        self.failure: BaseException | None = None
         self.wake = threading.Lock()
         self.wake.acquire()
+
+    def wait_for_outcome(self) -> None:
+        """Wait until the work's transaction has ended, past any deadline: it may be committed."""
+        interruption: BaseException | None = None
+        while True:
+            try:
+                self.wake.acquire()
+                break
+            except BaseException as error:  # noqa: BLE001  # a signal: the outcome comes first
+                interruption = error
+        if interruption is not None:
+            raise interruption
+
+    def outcome(self) -> Any:
+        """Return what the work returned, or raise what it raised."""
+        if self.failure is not None:
+            raise self.failure
+        return self.result
 
 
 class LeaseQueue:
@@ -42,7 +96,8 @@ class LeaseQueue:
         holder: the thread that has the lease, 0 for none. A thread may ask without a lock whether
             it is the holder itself: only it can change that answer.
         operation: what the holder does, or the last one did.
-        longest_wait: seconds the longest wait took.
+        longest_wait: seconds the longest wait took, for the lease or for an outcome.
+        timeouts: how many waiters gave up at their deadline.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +107,7 @@ class LeaseQueue:
         self.timeouts = 0
         self._path = path
         self._mutex = threading.Lock()
-        self._waiters: deque[_Waiter] = deque()
+        self._waiters: deque[Waiter] = deque()
         self._refusal: MakeError | None = None
 
     @property
@@ -70,42 +125,86 @@ class LeaseQueue:
             return True
 
     def acquire(
-        self, budget: Budget, operation: str, *, may_join: bool = False, even_refused: bool = False
-    ) -> None:
+        self,
+        budget: Budget,
+        operation: str,
+        *,
+        work: WriteUnit[Any] | None = None,
+        even_refused: bool = False,
+    ) -> Waiter | None:
         """Wait for the lease, at most until the budget's deadline.
+
+        If a signal's handler raises while it waits, and the lease came in the same moment, the
+        lease stays with this thread: the caller sees it in ``holder``.
 
         Args:
             budget: the deadline; the time spent here is noted in it as ``queue``.
             operation: for the error.
-            may_join: whether the lease may arrive with a shared transaction open.
+            work: what the holder of the lease may run for this thread while it waits.
             even_refused: for who closes the queue, and must get the lease all the same.
+
+        Returns:
+            None with the lease; the waiter, with its outcome, if a holder has run the work.
 
         Raises:
             DatabaseBusyError: the deadline passed; this waiter will never be given the lease.
             PoolClosedError: or what else the queue refuses work with.
         """
         if self.try_acquire(operation, even_refused=even_refused):
-            return
-        waiter = _Waiter(operation, may_join)
+            return None
+        waiter = Waiter(budget, operation, work)
         since = monotonic()
         try:
             if not self._enqueue(waiter, even_refused=even_refused):
-                return
-            waiter.wake.acquire(timeout=max(0.0, budget.deadline - since))
-            budget.spent("queue", since)
-            self.longest_wait = max(self.longest_wait, monotonic() - since)
-            if waiter.refusal is None and not waiter.granted and self._withdraw(waiter):
-                self.timeouts += 1
-                raise budget.exceeded("queue", self._path, operation)
-            if waiter.refusal is not None:
-                raise waiter.refusal()
+                return None
+            if not waiter.wake.acquire(timeout=max(0.0, budget.deadline - since)):
+                if self._withdraw(waiter):
+                    self.timeouts += 1
+                    raise budget.exceeded("queue", self._path, operation)
+                # The lease, a refusal or a holder came in the same moment.
+                waiter.wait_for_outcome()
         except BaseException:
-            # A signal's handler raised. If the lease came in the same moment it stays with this
-            # thread, perhaps with a shared transaction open: the caller sees it in ``holder``.
-            self._withdraw(waiter)
+            if not self._withdraw(waiter) and waiter.is_taken and not waiter.is_settled:
+                waiter.wait_for_outcome()
             raise
+        budget.spent("queue", since)
+        self.longest_wait = max(self.longest_wait, monotonic() - since)
+        if waiter.refusal is not None:
+            raise waiter.refusal()
+        return waiter if waiter.is_taken else None
 
-    def _enqueue(self, waiter: _Waiter, *, even_refused: bool) -> bool:
+    def take_work(self, group: Group) -> Waiter | None:
+        """Move the first waiter into ``group`` if its work can be done for it now."""
+        with self._mutex:
+            if not self._waiters:
+                return None
+            first = self._waiters[0]
+            if first.work is None or monotonic() >= first.budget.deadline:
+                return None
+            # In this order: whatever interrupts us, the group wakes whom the queue has lost.
+            group.members.append(first)
+            first.is_taken = True
+            return self._waiters.popleft()
+
+    def release(self) -> None:
+        """Give the lease to the first waiter, or make it free. No transaction may be open."""
+        with self._mutex:
+            if self._waiters:
+                self._grant(self._waiters.popleft())
+            else:
+                self.holder = 0
+
+    def refuse(self, make_error: MakeError, *, waiters_too: bool) -> None:
+        """Refuse who comes from now on, and those who wait already if ``waiters_too``."""
+        with self._mutex:
+            self._refusal = make_error
+            if waiters_too:
+                while self._waiters:
+                    waiter = self._waiters.popleft()
+                    waiter.refusal = make_error
+                    waiter.wake.release()
+
+    def _enqueue(self, waiter: Waiter, *, even_refused: bool) -> bool:
         """Stand in the queue; False if the lease was free after all and is the waiter's now."""
         with self._mutex:
             if self._is_free(even_refused=even_refused):
@@ -119,42 +218,16 @@ class LeaseQueue:
             raise self._refusal()
         return not self.holder and not self._waiters
 
-    def release(self) -> None:
-        """Give the lease to the first waiter, or make it free. No transaction may be open."""
-        with self._mutex:
-            if self._waiters:
-                self._grant(self._waiters.popleft())
-            else:
-                self.holder = 0
-
-    def hand_over(self) -> bool:
-        """Give the lease to the first waiter if it may join an open transaction."""
-        with self._mutex:
-            if not self._waiters or not self._waiters[0].may_join:
-                return False
-            self._grant(self._waiters.popleft())
-            return True
-
-    def refuse(self, make_error: MakeError, *, waiters_too: bool) -> None:
-        """Refuse who comes from now on, and those who wait already if ``waiters_too``."""
-        with self._mutex:
-            self._refusal = make_error
-            if waiters_too:
-                while self._waiters:
-                    waiter = self._waiters.popleft()
-                    waiter.refusal = make_error
-                    waiter.wake.release()
-
-    def _grant(self, waiter: _Waiter) -> None:
+    def _grant(self, waiter: Waiter) -> None:
         self.holder = waiter.thread
         self.operation = waiter.operation
-        waiter.granted = True
+        waiter.is_granted = True
         waiter.wake.release()
 
-    def _withdraw(self, waiter: _Waiter) -> bool:
-        """Leave the queue; False if the lease or a refusal came in the same moment."""
+    def _withdraw(self, waiter: Waiter) -> bool:
+        """Leave the queue; False if the lease, a refusal or a holder came in the same moment."""
         with self._mutex:
-            if waiter.granted or waiter.refusal is not None:
+            if waiter.is_granted or waiter.is_taken or waiter.refusal is not None:
                 return False
             # It is not there if the interruption came before it stood in the queue.
             with contextlib.suppress(ValueError):
@@ -163,61 +236,24 @@ class LeaseQueue:
 
 
 class Group:
-    """The units that share one transaction, from the first one's BEGIN to the COMMIT.
+    """The waiters whose work ran in one transaction; they all learn how it ended."""
 
-    A unit joins before it passes the lease on, and then waits; the one that ends the transaction
-    settles the group for all of them. Only the holder of the lease touches a group that is not
-    settled.
-    """
+    __slots__ = ("_closes_at", "_most", "members")
 
-    __slots__ = ("_closes_at", "_failure", "_members", "units")
-
-    def __init__(self, seconds: float) -> None:
-        self.units = 0
+    def __init__(self, most: int, seconds: float) -> None:
+        self.members: list[Waiter] = []
+        self._most = most
         self._closes_at = monotonic() + seconds
-        self._members: list[threading.Lock] = []
-        self._failure: MakeError | None = None
 
     @property
-    def is_shared(self) -> bool:
-        """Whether somebody waits for the outcome."""
-        return bool(self._members)
+    def is_full(self) -> bool:
+        """Whether it must end now: groups are bounded in count and in time."""
+        return len(self.members) + 1 >= self._most or monotonic() >= self._closes_at
 
-    def is_full(self, most: int) -> bool:
-        """Whether no further unit may join: groups are bounded in count and in time."""
-        return self.units >= most or monotonic() >= self._closes_at
-
-    def join(self) -> threading.Lock:
-        """Return the ticket to ``wait`` with."""
-        ticket = threading.Lock()
-        ticket.acquire()
-        self._members.append(ticket)
-        return ticket
-
-    def leave(self, ticket: threading.Lock) -> None:
-        """Take a ticket back: nobody was there to pass the lease to."""
-        self._members.remove(ticket)
-
-    def settle(self, failure: MakeError | None) -> None:
-        """Tell every member how the transaction ended: None for committed."""
-        self._failure = failure
-        for ticket in self._members:
-            ticket.release()
-
-    def wait(self, ticket: threading.Lock) -> None:
-        """Wait for the outcome, past any deadline: the unit has run and may be committed.
-
-        Raises:
-            MandrakeSessionsError: the transaction failed.
-        """
-        interruption: BaseException | None = None
-        while True:
-            try:
-                ticket.acquire()
-                break
-            except BaseException as error:  # noqa: BLE001  # a signal: the outcome comes first
-                interruption = error
-        if interruption is not None:
-            raise interruption
-        if self._failure is not None:
-            raise self._failure()
+    def settle(self, failure: Callable[[Waiter], BaseException] | None) -> None:
+        """Wake every member; those whose own work did not fail get ``failure``, if any."""
+        for waiter in self.members:
+            if waiter.failure is None and failure is not None:
+                waiter.failure = failure(waiter)
+            waiter.is_settled = True
+            waiter.wake.release()

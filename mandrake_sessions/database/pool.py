@@ -36,6 +36,7 @@ from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseMissingError,
     DatabasePathError,
+    ForkedPoolError,
     MandrakeSessionsError,
     OptionsConflictError,
     PoolClosedError,
@@ -166,6 +167,12 @@ class ConnectionPool:
 
     def _claim(self, slot: Slot, identity: Identity) -> None:
         """Make sure that no other name of the same file is open: each would have its own WAL."""
+        if identity in _unusable_in_child:
+            raise ForkedPoolError(
+                "The parent was using this file when it forked; this process cannot open it.",
+                path=slot.path,
+                operation="open",
+            )
         for other in self._slots.values():
             if other is not slot and other.identity == identity:
                 raise DatabasePathError(
@@ -185,6 +192,9 @@ class ConnectionPool:
         """Count one handle less."""
         with self._mutex:
             slot.refs -= 1
+            if self._is_closed:
+                # close() closes it, and knows how to interrupt who is in the way.
+                return
             closing = self._choose_to_close(slot)
         self._close_slots(closing)
 
@@ -202,6 +212,8 @@ class ConnectionPool:
         """Close what has lingered long enough, and come back for the rest."""
         self._reap_forgotten()
         with self._mutex:
+            if self._is_closed:
+                return
             due, seconds = lingered_enough(self._slots.values(), self.options)
             begin_closing(due)
         if seconds is not None:
@@ -386,15 +398,18 @@ class ConnectionPool:
     # -- fork -------------------------------------------------------------------------------
 
     def _drop_after_fork(self) -> None:
-        """Begin anew in a child: the parent's files are kept alive and never touched."""
+        """Begin anew in a child; a file that was in use at the fork cannot be opened in it."""
         for slot in self._slots.values():
             bury(slot)
-            if slot.file is not None:
-                slot.file.drop_after_fork()
+            was_dropped = slot.file is not None and slot.file.drop_after_fork()
+            if not was_dropped and slot.identity is not None:
+                _unusable_in_child.add(slot.identity)
         bury(self._maintenance)
         self._reset()
 
 
+# What a parent was using at the fork: SQLite's own state of it is the parent's, for ever.
+_unusable_in_child: set[Identity] = set()
 _living: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 _default_mutex = threading.Lock()
 _default: ConnectionPool | None = None

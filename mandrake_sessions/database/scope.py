@@ -1,12 +1,14 @@
 """One lease, one transaction: how units and blocks of work run on a connection.
 
-A unit that finds others waiting leaves its transaction open behind a savepoint and passes the
-lease on; the last one, or the one that fills the group, commits for all, and nobody is
-acknowledged before. Each unit runs in its own caller's thread::
+A unit that finds others waiting when its own work is done runs theirs too, each behind a savepoint,
+and commits once for all; nobody is acknowledged before::
 
-    thread A   lease ─ BEGIN ─ work ─┐ waits ............................ ┌─ returns
-    thread B   queue ................└─ SAVEPOINT ─ work ─ RELEASE ─┐ ... ├─ returns
-    thread C   queue ...............................................└─ work ─ COMMIT ─ returns
+    thread A   lease ─ BEGIN ─ A's work ─ (savepoint) B's work ─ C's work ─ COMMIT ─ returns
+    thread B   queue ............................................................... returns
+    thread C   queue ............................................................... returns
+
+Only the library's own work is run for another thread. A host's code could want a lock that its
+caller holds, so it runs in its caller's thread, as the first of a transaction.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from threading import get_ident
 from typing import TypeVar
 
 import apsw
 
 from mandrake_sessions.database.connection import Connection
-from mandrake_sessions.database.lease import Group, LeaseQueue, MakeError
+from mandrake_sessions.database.lease import Group, LeaseQueue, Waiter
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -170,23 +173,20 @@ class WriteLane(Lane):
     ) -> None:
         super().__init__(connection, check=check, on_unclean=on_unclean, on_corrupt=on_corrupt)
         self._options = options
-        # The transaction left open by the unit before, while the lease is passed on.
-        self._group: Group | None = None
         self.commits = 0
         self.units = 0
         self.replays = 0
 
     def transact(
-        self, work: WriteUnit[T], budget: Budget, operation: str, *, may_join: bool = True
+        self, work: WriteUnit[T], budget: Budget, operation: str, *, delegable: bool = True
     ) -> T:
         """Run work as a unit and return its result once it is committed.
 
         Args:
-            work: called in this thread, and again if the transaction it shared was lost.
+            work: may be called again if the transaction it shared was lost.
             budget: for the queue, BEGIN and the body.
             operation: for errors.
-            may_join: whether it may run in a transaction that others wait for already. Not for a
-                host's own code: it could want a lock that one of those others holds.
+            delegable: whether the thread that holds the lease may run it for this one.
 
         Raises:
             TransactionLostError: SQLite ended its transaction each time.
@@ -194,7 +194,7 @@ class WriteLane(Lane):
         for left in range(_REPLAYS, -1, -1):
             try:
                 return self._transact(
-                    work, budget, operation, may_join=may_join and left > 0, alone=left == 0
+                    work, budget, operation, delegable=delegable and left > 0, alone=left == 0
                 )
             except TransactionLostError:
                 if left == 0:
@@ -203,44 +203,84 @@ class WriteLane(Lane):
         raise AssertionError("unreachable")
 
     def _transact(
-        self, work: WriteUnit[T], budget: Budget, operation: str, *, may_join: bool, alone: bool
+        self, work: WriteUnit[T], budget: Budget, operation: str, *, delegable: bool, alone: bool
     ) -> T:
         connection = self.connection
         owner = get_ident()
+        group: Group | None = None
         try:
-            self.queue.acquire(budget, operation, may_join=may_join)
-            is_joined = self._group is not None
-            if is_joined:
-                connection.deadline = budget.body_deadline
-                connection.interruptible = False
-                connection.execute("SAVEPOINT unit")
-            else:
-                self._check(connection, operation)
-                begin_immediate(connection, budget, operation)
-            tx = WriteTransaction(connection, budget, operation)
+            waiter = self.queue.acquire(budget, operation, work=work if delegable else None)
+            if waiter is not None:
+                done: T = waiter.outcome()
+                return done
+            self._check(connection, operation)
+            begin_immediate(connection, budget, operation)
+            result = self._run(work, budget, operation)
+            self.units += 1
+            if self.queue.waiting and not alone:
+                self._require_whole_references(operation)
+                group = Group(self._options.group_max_units, self._options.group_max_seconds)
+                self._run_for_others(group)
             try:
-                result = work(tx)
-            finally:
-                tx.end()
-            if not connection.raw.in_transaction:
-                raise TransactionLostError(path=connection.path, operation=operation)
-            if (is_joined or self.queue.waiting) and connection.has_broken_references():
-                # Found at the COMMIT, it would undo everybody's work.
-                raise ConstraintViolationError(
-                    "FOREIGN KEY constraint failed", path=connection.path, operation=operation
-                )
-            if is_joined:
-                connection.execute("RELEASE unit")
-            try:
-                self._settle(operation, alone=alone)
+                self._commit(operation, group)
             except CommitOutcomeUnknownError as error:
                 error.result = result
                 raise
             return result
         except BaseException as error:
             if self.queue.holder == owner:
-                self._undo(error, operation)
+                self._undo(error, operation, group)
             raise
+
+    def _run(self, work: WriteUnit[T], budget: Budget, operation: str) -> T:
+        """Run one unit's work in the open transaction."""
+        tx = WriteTransaction(self.connection, budget, operation)
+        try:
+            result = work(tx)
+        finally:
+            tx.end()
+        if not self.connection.raw.in_transaction:
+            raise TransactionLostError(path=self.connection.path, operation=operation)
+        return result
+
+    def _run_for_others(self, group: Group) -> None:
+        """Run what the threads in the queue brought, as long as the group takes it.
+
+        Raises:
+            TransactionLostError: SQLite ended the transaction; everybody's work is undone.
+        """
+        while not group.is_full and (waiter := self.queue.take_work(group)) is not None:
+            try:
+                self._run_for(waiter)
+            except Exception as error:
+                waiter.failure = error
+                if isinstance(error, CorruptDatabaseError):
+                    self._on_corrupt(error)
+                if not self._undo_to_savepoint():
+                    lost = TransactionLostError(
+                        path=self.connection.path, operation=waiter.operation
+                    )
+                    raise lost from error
+
+    def _run_for(self, waiter: Waiter) -> None:
+        connection = self.connection
+        connection.deadline = waiter.budget.body_deadline
+        # An interrupted statement would end the transaction for everybody.
+        connection.interruptible = False
+        connection.execute("SAVEPOINT unit")
+        assert waiter.work is not None
+        assert waiter.context is not None
+        waiter.result = waiter.context.run(self._run, waiter.work, waiter.budget, waiter.operation)
+        self._require_whole_references(waiter.operation)
+        connection.execute("RELEASE unit")
+        self.units += 1
+
+    def _require_whole_references(self, operation: str) -> None:
+        """Find a broken deferred reference now: at the COMMIT it would undo everybody's work."""
+        if self.connection.has_broken_references():
+            raise ConstraintViolationError(
+                "FOREIGN KEY constraint failed", path=self.connection.path, operation=operation
+            )
 
     @contextlib.contextmanager
     def scope(self, budget: Budget, operation: str) -> Iterator[WriteTransaction]:
@@ -263,69 +303,35 @@ class WriteLane(Lane):
                 self._undo(error, operation)
             raise
 
-    def _settle(self, operation: str, *, alone: bool) -> None:
-        """Pass the lease on with the transaction open if others wait, otherwise commit."""
-        self.units += 1
-        group = self._group
-        if group is not None:
-            group.units += 1
-        if self.queue.waiting and not alone:
-            if group is None:
-                group = Group(self._options.group_max_seconds)
-                group.units = 1
-            if not group.is_full(self._options.group_max_units):
-                self._group = group
-                ticket = group.join()
-                if self.queue.hand_over():
-                    # From here on another thread holds the lease, and settles the group.
-                    group.wait(ticket)
-                    return
-                group.leave(ticket)
-        self._commit(operation)
-
-    def _commit(self, operation: str) -> None:
+    def _commit(self, operation: str, group: Group | None = None) -> None:
         """Commit for every unit of the group, and give the lease back."""
-        group, self._group = self._group, None
-        failure: MakeError | None = lambda: CommitOutcomeUnknownError(  # noqa: E731
-            path=self.connection.path, operation=operation
-        )
+        path = self.connection.path
+        failure: DatabaseError | None = CommitOutcomeUnknownError(path=path, operation=operation)
         try:
             commit(self.connection, operation)
             self.commits += 1
             failure = None
         except DatabaseError as error:
-            failure = _again(error)
+            failure = error
             raise
         finally:
-            try:
-                self._release()
-            finally:
-                if group is not None:
-                    group.settle(failure)
+            self._release_and_settle(group, failure)
 
-    def _undo(self, error: BaseException, operation: str) -> None:
-        """Undo this thread's unit, and let the others of its group go on."""
+    def _undo(self, error: BaseException, operation: str, group: Group | None = None) -> None:
+        """Undo the open transaction; the other units of its group are run again."""
         if isinstance(error, CorruptDatabaseError):
             self._on_corrupt(error)
-        group = self._group
-        if group is None:
-            rollback(self.connection)
-            self._release()
-            return
-        if self._undo_to_savepoint():
-            if not group.is_full(self._options.group_max_units) and self.queue.hand_over():
-                return
-            with contextlib.suppress(DatabaseError):  # its members are told by the group
-                self._commit(operation)
-            return
-        self._group = None
         rollback(self.connection)
         lost = TransactionLostError(path=self.connection.path, operation=operation)
         lost.__cause__ = error
+        self._release_and_settle(group, lost)
+
+    def _release_and_settle(self, group: Group | None, failure: DatabaseError | None) -> None:
         try:
             self._release()
         finally:
-            group.settle(_again(lost))
+            if group is not None:
+                group.settle(None if failure is None else partial(_again, failure))
 
     def _undo_to_savepoint(self) -> bool:
         """Return whether only this unit was undone: not if SQLite has ended the transaction."""
@@ -339,12 +345,10 @@ class WriteLane(Lane):
         return True
 
 
-def _again(error: DatabaseError) -> MakeError:
-    """Return what makes the same error anew: each thread raises one of its own."""
-
-    def make() -> DatabaseError:
-        again = copy.copy(error)
-        again.__cause__ = error.__cause__
-        return again
-
-    return make
+def _again(error: DatabaseError, waiter: Waiter) -> DatabaseError:
+    """Return the error anew for a waiter: each thread raises one of its own."""
+    again = copy.copy(error)
+    again.__cause__ = error.__cause__
+    if isinstance(again, CommitOutcomeUnknownError):
+        again.result = waiter.result
+    return again

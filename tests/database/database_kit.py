@@ -164,7 +164,7 @@ class Held:
                 return unit(tx)
 
         def shared() -> Any:
-            return handle.transact(unit, "held", may_join=True)
+            return handle.transact(unit, "held", delegable=True)
 
         self.task = Task(block if kind == "write" else shared)
         until(lambda: self._has_it.is_set() or self.task.is_over)

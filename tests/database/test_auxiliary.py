@@ -128,7 +128,7 @@ def test_an_invariant_over_two_rows_never_breaks_for_a_reader(handle: DatabaseHa
     writers = [
         Task(
             lambda start=start: [
-                handle.transact(pair(number), may_join=True)
+                handle.transact(pair(number), delegable=True)
                 for number in range(start, start + 100)
             ]
         )
@@ -143,6 +143,6 @@ def test_an_invariant_over_two_rows_never_breaks_for_a_reader(handle: DatabaseHa
 
 def test_what_was_acknowledged_is_seen_by_every_way_of_reading(handle: DatabaseHandle) -> None:
     for number in range(50):
-        handle.transact(adding(f"key {number}"), may_join=True)
+        handle.transact(adding(f"key {number}"), delegable=True)
         assert handle.query(count) == number + 1
         assert handle.fetch(count) == number + 1

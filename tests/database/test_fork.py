@@ -22,7 +22,7 @@ ADD = Statement(insert(meta).values(key=bindparam("key"), value=""))
 KEYS = Statement(select(meta.c.key).where(meta.c.value == ""))
 path = Path(sys.argv[1])
 def add(handle, key):
-    handle.transact(lambda tx: tx.run(ADD, {"key": key}), may_join=True)
+    handle.transact(lambda tx: tx.run(ADD, {"key": key}), delegable=True)
 def keys(handle):
     return sorted(row[0] for row in handle.query(lambda tx: tx.rows(KEYS)))
 def locks():
@@ -137,48 +137,152 @@ def test_rule_18_health_and_stats_of_an_old_handle_are_refused_too(
     child.finish()
 
 
-def test_rule_18_a_fork_while_every_lock_of_ours_is_held(
+def test_rule_18_the_child_has_locks_of_its_own(
     start_child: Callable[..., Any], path: Path
 ) -> None:
-    """Other threads write, read and acquire all the time; each child opens anew at once."""
+    """SQLite's list of open files is inherited: what is in it is not locked once more."""
+    child = run(
+        start_child,
+        path,
+        """
+with pool.acquire(path) as mine:
+    tell(keys(mine))
+    tell(locks() == sorted(line.replace(str(os.getppid()), str(os.getpid())) for line in before))
+pool.close()
+""",
+        "at once",
+    )
+    assert child.hear() == ["before"]
+    assert child.hear() is True
+    for _ in range(3):
+        child.hear()
+    child.finish()
+
+
+def test_rule_18_a_parent_that_closes_first_takes_nothing_from_the_child(
+    start_child: Callable[..., Any], path: Path, pool: ConnectionPool
+) -> None:
+    """Were the child without a lock, the parent would take the -wal away from under it.
+
+    ::
+
+        parent   fork ............ close: not the last one
+        child    └─ open ─ write ........................ write: acknowledged ─ end
+    """
     child = start_child(
         PRELUDE
         + """
-over = threading.Event()
-written = []
-def write(number):
-    count = 0
-    while not over.is_set():
-        with pool.acquire(path) as mine:
-            add(mine, f"{number} {count}")
-            written.append(f"{number} {count}")
-            keys(mine)
-            count += 1
-threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-for thread in threads:
-    thread.start()
-for turn in range(10):
-    pid = os.fork()
-    if pid == 0:
-        with pool.acquire(path) as mine:
-            add(mine, f"child {turn}")
-        pool.close()
-        default_pool().close()
-        os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
-over.set()
-for thread in threads:
-    thread.join()
-found = set(keys(handle))
-tell(set(written) <= found)
-tell(sum(1 for key in found if key.startswith("child")))
+(first, one), (second, two) = os.pipe(), os.pipe()
+pid = os.fork()
+if pid == 0:
+    mine = pool.acquire(path)
+    add(mine, "child 1")
+    os.write(one, b"x")
+    os.read(second, 1)
+    add(mine, "child 2")
+    os._exit(0)
+os.read(first, 1)
+handle.release()
+pool.close()
+os.write(two, b"x")
+assert os.waitpid(pid, 0)[1] == 0
+tell("over")
+""",
+        path,
+    )
+    assert child.hear() == "over"
+    child.finish()
+    with pool.acquire(path) as handle:
+        assert keys(handle) == {"before", "child 1", "child 2"}
+
+
+@pytest.mark.parametrize("kind", ["write", "read"])
+def test_rule_18_a_fork_while_another_thread_is_at_work(
+    start_child: Callable[..., Any], path: Path, kind: str
+) -> None:
+    """The child finds the other thread's locks for ever, or waits for the parent, or is refused."""
+    child = start_child(
+        PRELUDE
+        + """
+has_it, may_go = threading.Event(), threading.Event()
+def work():
+    with getattr(handle, sys.argv[2])() as tx:
+        tx.rows(KEYS)
+        has_it.set()
+        may_go.wait()
+thread = threading.Thread(target=work)
+thread.start()
+has_it.wait()
+first, one = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.write(one, b"x")
+    try:
+        with pool.acquire(path, options=DatabaseOptions(busy_timeout=3.0)) as mine:
+            add(mine, "child")
+    except ForkedPoolError:
+        tell("refused")
+    else:
+        tell("written")
+    os._exit(0)
+os.read(first, 1)
+may_go.set()
+thread.join()
+assert os.waitpid(pid, 0)[1] == 0
+tell(keys(handle))
+handle.release()
+pool.close()
+""",
+        path,
+        kind,
+    )
+    outcome = child.hear()
+    assert child.hear() == (["before", "child"] if outcome == "written" else ["before"])
+    child.finish()
+
+
+def test_rule_18_a_fork_while_every_lock_of_ours_is_held(
+    start_child: Callable[..., Any], path: Path
+) -> None:
+    """Locks in Python, not in SQLite: the child opens another file at once."""
+    child = start_child(
+        PRELUDE
+        + """
+from mandrake_sessions.database import pool as pool_module
+file = handle._file
+held = [pool._mutex, pool_module._default_mutex]
+held += [lane.queue._mutex for lane in file.lanes()]
+has_them, may_go = threading.Event(), threading.Event()
+def hold():
+    for lock in held:
+        lock.acquire()
+    has_them.set()
+    may_go.wait()
+    for lock in held:
+        lock.release()
+thread = threading.Thread(target=hold)
+thread.start()
+has_them.wait()
+pid = os.fork()
+if pid == 0:
+    tell(error_of(lambda: add(handle, "child")))
+    other = path.with_name("other.sqlite")
+    for each in (pool, default_pool()):
+        with each.acquire(other) as mine:
+            tell(keys(mine))
+        each.close()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+may_go.set()
+thread.join()
 handle.release()
 pool.close()
 """,
         path,
     )
-    assert child.hear() is True
-    assert child.hear() == 10
+    assert child.hear() == "ForkedPoolError"
+    assert child.hear() == []
+    assert child.hear() == []
     child.finish()
 
 

@@ -13,7 +13,7 @@ import pytest
 from database_kit import Task, until, until_set
 
 from mandrake_sessions.database import lease
-from mandrake_sessions.database.lease import Group, LeaseQueue
+from mandrake_sessions.database.lease import Group, LeaseQueue, Waiter
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseBusyError, PoolClosedError, TransactionLostError
 
@@ -119,7 +119,7 @@ def test_rule_08_a_lease_that_comes_with_the_deadline_is_taken(queue: LeaseQueue
     at_the_deadline, granted = threading.Event(), threading.Event()
     withdraw = queue._withdraw
 
-    def withdraw_late(waiter: lease._Waiter) -> bool:
+    def withdraw_late(waiter: Waiter) -> bool:
         at_the_deadline.set()
         until_set(granted)
         return withdraw(waiter)
@@ -139,7 +139,7 @@ def test_rule_08_a_refusal_that_comes_with_the_deadline_is_told(queue: LeaseQueu
     at_the_deadline, refused = threading.Event(), threading.Event()
     withdraw = queue._withdraw
 
-    def withdraw_late(waiter: lease._Waiter) -> bool:
+    def withdraw_late(waiter: Waiter) -> bool:
         at_the_deadline.set()
         until_set(refused)
         return withdraw(waiter)
@@ -156,13 +156,13 @@ def test_rule_08_a_refusal_that_comes_with_the_deadline_is_told(queue: LeaseQueu
 
 def test_rule_08_a_waiter_that_withdrew_first_is_passed_over(queue: LeaseQueue) -> None:
     queue.acquire(Budget(1), "first")
-    gone = lease._Waiter("gone", may_join=False)
+    gone = Waiter(Budget(20), "gone", None)
     queue._waiters.append(gone)
     next_one = waiting(queue)
     assert queue._withdraw(gone)
     queue.release()
     next_one.result()
-    assert not gone.granted
+    assert not gone.is_granted
     assert queue.holder == next_one.thread.ident
 
 
@@ -179,7 +179,7 @@ def test_refusing_lets_those_who_wait_go_on_unless_it_is_told_otherwise(queue: L
     with pytest.raises(PoolClosedError):
         queue.acquire(Budget(1), "newcomer")
     with pytest.raises(PoolClosedError):
-        LeaseQueue.acquire(queue, Budget(1), "newcomer", may_join=True)
+        LeaseQueue.acquire(queue, Budget(1), "newcomer", work=nothing)
     queue.release()
     waiter.result()
 
@@ -207,24 +207,59 @@ def test_who_closes_gets_the_lease_of_a_queue_that_refuses(queue: LeaseQueue) ->
     assert queue.holder == closer.thread.ident
 
 
-def test_rule_17_an_open_transaction_goes_only_to_who_may_join_it(queue: LeaseQueue) -> None:
+def test_rule_17_only_the_first_waiter_s_work_is_taken(queue: LeaseQueue) -> None:
+    """Work behind one that must have the lease itself would overtake it."""
     queue.acquire(Budget(1), "first")
     alone = waiting(queue)
-    assert not queue.hand_over()
+    worker = waiting(queue, work=nothing)
+    assert queue.take_work() is None
     queue.release()
     alone.result()
+    assert queue.take_work() is not None
+    assert queue.waiting == 0
+    assert not worker.is_over
 
 
-def test_rule_17_an_open_transaction_does_not_overtake_the_first_waiter(queue: LeaseQueue) -> None:
+def test_rule_17_work_that_was_taken_is_waited_for_past_the_deadline(queue: LeaseQueue) -> None:
+    """::
+
+    waiter   acquire ─ deadline ......................... outcome
+    holder           └─ takes the work ─ (runs) ─ settles ─┘
+    """
     queue.acquire(Budget(1), "first")
-    alone = waiting(queue)
-    joiner = waiting(queue, may_join=True)
-    assert not queue.hand_over()
-    queue.release()
-    alone.result()
-    assert not joiner.is_over
-    queue.release()
-    joiner.result()
+    deadline = monotonic() + 0.1
+    worker = waiting(queue, 0.1, work=nothing)
+    waiter = queue.take_work()
+    assert waiter is not None
+    until(lambda: monotonic() > deadline + 0.1)
+    assert not worker.is_over
+    waiter.result = "done"
+    group = Group(10, 600)
+    group.members.append(waiter)
+    group.settle(None)
+    assert worker.result() is waiter
+    assert waiter.outcome() == "done"
+    assert queue.holder != worker.thread.ident
+    assert queue.timeouts == 0
+
+
+def test_rule_08_work_whose_deadline_has_passed_is_not_taken(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    late = Waiter(Budget(0), "late", nothing)
+    queue._waiters.append(late)
+    assert queue.take_work() is None
+    assert queue._withdraw(late)
+
+
+def test_rule_08_work_that_was_withdrawn_is_never_done(queue: LeaseQueue) -> None:
+    queue.acquire(Budget(1), "first")
+    with pytest.raises(DatabaseBusyError):
+        waiting(queue, 0.05, work=nothing).result()
+    assert queue.take_work() is None
+
+
+def nothing(_tx: object) -> None:
+    pass
 
 
 @pytest.mark.parametrize("stop_at", range(1, 4))
@@ -282,7 +317,7 @@ holder.start()
 has_it.wait()
 threading.Thread(target=interrupt).start()
 try:
-    handle.transact(lambda tx: None, may_join=True)
+    handle.transact(lambda tx: None, delegable=True)
 except KeyboardInterrupt:
     tell(queue.waiting)
 may_go.set()
@@ -301,59 +336,62 @@ handle.release()
 # -- groups ---------------------------------------------------------------------------------
 
 
+def member(failure: BaseException | None = None) -> Waiter:
+    waiter = Waiter(Budget(20), "member", nothing)
+    waiter.is_taken = True
+    waiter.failure = failure
+    return waiter
+
+
 def test_rule_17_a_group_is_bounded_in_count_and_in_time() -> None:
-    group = Group(600)
-    group.units = 3
-    assert not group.is_full(4)
-    assert group.is_full(3)
-    assert Group(0).is_full(1000)
+    group = Group(3, 600)
+    assert not group.is_full
+    group.members.append(member())
+    assert not group.is_full
+    # The leader is one of the three.
+    group.members.append(member())
+    assert group.is_full
+    assert Group(1000, 0).is_full
 
 
-def test_rule_17_every_member_of_a_group_learns_its_failure_anew() -> None:
-    group = Group(600)
-    tickets = [group.join() for _ in range(3)]
-    tasks = [Task(lambda ticket=ticket: group.wait(ticket)) for ticket in tickets]
-    group.settle(TransactionLostError)
-    errors = set()
+def test_rule_17_every_member_learns_how_its_group_ended() -> None:
+    own = ValueError("its own")
+    group = Group(10, 600)
+    group.members += [member(), member(own), member()]
+    tasks = [Task(each.wait_for_outcome) for each in group.members]
+    group.settle(lambda waiter: TransactionLostError(operation=waiter.operation))
     for task in tasks:
-        with pytest.raises(TransactionLostError) as caught:
-            task.result()
-        errors.add(id(caught.value))
-    assert len(errors) == 3
+        task.result()
+    first, second, third = (each.failure for each in group.members)
+    assert isinstance(first, TransactionLostError)
+    assert isinstance(third, TransactionLostError)
+    assert first is not third
+    assert second is own
+    for each in group.members:
+        with pytest.raises((TransactionLostError, ValueError)):
+            each.outcome()
 
 
-def test_a_group_that_committed_tells_nothing_but_that() -> None:
-    group = Group(600)
-    ticket = group.join()
+def test_rule_17_a_group_that_committed_gives_everybody_their_result() -> None:
+    group = Group(10, 600)
+    group.members.append(member())
+    group.members[0].result = 17
     group.settle(None)
-    group.wait(ticket)
-    assert group.is_shared
+    group.members[0].wait_for_outcome()
+    assert group.members[0].outcome() == 17
 
 
-def test_a_ticket_that_is_taken_back_is_not_waited_for() -> None:
-    group = Group(600)
-    group.leave(group.join())
-    assert not group.is_shared
+def test_rule_17_ctrl_c_while_waiting_for_the_outcome_comes_after_it() -> None:
+    class Interrupted:
+        looked = 0
 
+        def acquire(self) -> None:
+            self.looked += 1
+            if self.looked == 1:
+                raise KeyboardInterrupt
 
-def test_rule_17_ctrl_c_while_waiting_for_the_outcome_comes_after_it(
-    start_child: Callable[..., Any],
-) -> None:
-    child = start_child(
-        """
-import os, signal, threading
-from mandrake_sessions.database.lease import Group
-class Ticket:
-    def acquire(self):
-        if not settled:
-            settled.append(True)
-            raise KeyboardInterrupt
-settled = []
-try:
-    Group(1).wait(Ticket())
-except KeyboardInterrupt:
-    tell(settled)
-"""
-    )
-    assert child.hear() == [True]
-    child.finish()
+    waiter = member()
+    waiter.wake = Interrupted()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        waiter.wait_for_outcome()
+    assert waiter.wake.looked == 2  # type: ignore[attr-defined]

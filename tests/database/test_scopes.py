@@ -169,7 +169,7 @@ def test_a_savepoint_works_in_a_unit_that_joined(grouping: DatabaseHandle) -> No
             raise OddError
 
     with Held(grouping, adding("first"), kind="unit"):
-        joiner = Task(lambda: grouping.transact(unit, may_join=True))
+        joiner = Task(lambda: grouping.transact(unit, delegable=True))
         queued(grouping, 1)
     joiner.result()
     assert keys(grouping) == {"first", "kept"}
@@ -326,7 +326,7 @@ def inner_ways(handle: DatabaseHandle) -> dict[str, Callable[[], object]]:
         "write": lambda: enter(handle.write()),
         "read": lambda: enter(handle.read()),
         "transact": lambda: handle.transact(lambda tx: None),
-        "joining": lambda: handle.transact(lambda tx: None, may_join=True),
+        "joining": lambda: handle.transact(lambda tx: None, delegable=True),
         "fetch": lambda: handle.fetch(lambda tx: None),
         "query": lambda: handle.query(lambda tx: None),
         "sqlalchemy": lambda: enter(handle.sqlalchemy()),

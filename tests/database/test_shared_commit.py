@@ -1,8 +1,9 @@
-"""The shared COMMIT: one transaction, a savepoint each, nobody acknowledged before it (RULES 17)."""
+"""The shared COMMIT: a savepoint for each unit, nobody acknowledged before it (RULES 17)."""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,13 +63,13 @@ class Gathering:
         self.held = Held(handle, kind="unit", after=first)
         self.tasks: list[Task[Any]] = [self.held.task]
 
-    def put(self, *units: Unit, may_join: bool = True, timeout: float | None = None) -> None:
+    def put(self, *units: Unit, delegable: bool = True, timeout: float | None = None) -> None:
         seconds = self.timeout if timeout is None else timeout
         for unit in units:
             self.tasks.append(
                 Task(
                     lambda unit=unit: self.handle.transact(
-                        unit, "unit", seconds, may_join=may_join
+                        unit, "unit", seconds, delegable=delegable
                     )
                 )
             )
@@ -122,15 +123,63 @@ def test_rule_17_units_that_wait_share_one_commit(
     assert keys(grouping) == set(names(10))
 
 
-def test_rule_17_each_unit_runs_in_its_callers_thread(grouping: DatabaseHandle) -> None:
+def test_rule_17_host_code_runs_in_its_callers_thread(grouping: DatabaseHandle) -> None:
     def unit(_tx: object) -> int:
         return threading.get_ident()
 
     gathering = Gathering(grouping, unit)
-    gathering.put(unit, unit, unit)
-    assert gathering.go() == [None] * 4
+    gathering.put(unit, unit)
+    gathering.put(unit, unit, delegable=False)
+    assert gathering.go() == [None] * 5
     ran_in = [task.result() for task in gathering.tasks]
-    assert ran_in == [task.thread.ident for task in gathering.tasks]
+    assert ran_in[3:] == [task.thread.ident for task in gathering.tasks[3:]]
+
+
+def test_rule_17_a_unit_sees_its_callers_context_wherever_it_runs(
+    grouping: DatabaseHandle,
+) -> None:
+    """Loggers and tracers of hosts keep theirs in context variables."""
+
+    def calling(name: str) -> Callable[[], str]:
+        def call() -> str:
+            caller.set(name)
+            return grouping.transact(lambda tx: caller.get(), delegable=True)
+
+        return call
+
+    with Held(grouping, kind="unit"):
+        tasks = []
+        for number, name in enumerate(names(3)):
+            tasks.append(Task(calling(name)))
+            queued(grouping, number + 1)
+    assert [task.result() for task in tasks] == names(3)
+
+
+caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="nobody")
+
+
+def test_rule_18_ctrl_c_in_the_one_who_commits_for_others_leaves_nobody_waiting(
+    grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler runs when a call returns: here, when a waiter's work was just taken."""
+    queue = queue_of(grouping)
+    really_take = queue.take_work
+
+    def take(*args: Any) -> Any:
+        taken = really_take(*args)
+        if taken is not None and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        return taken
+
+    interrupted: list[bool] = []
+    monkeypatch.setattr(queue, "take_work", take)
+    gathering = Gathering(grouping, adding("first"))
+    gathering.put(adding("second"), adding("third"))
+    errors = gathering.go()
+    assert isinstance(errors[0], KeyboardInterrupt)
+    assert errors[1] is errors[2] is None
+    assert keys(grouping) == {"second", "third"}
 
 
 def test_rule_17_units_see_what_the_units_before_them_wrote(grouping: DatabaseHandle) -> None:
@@ -163,11 +212,9 @@ def test_rule_17_nobody_is_acknowledged_before_the_commit(
     assert returned == [False] * 3
 
 
-def test_rule_17_one_unit_alone_commits_alone(
-    grouping: DatabaseHandle, commits: list[str]
-) -> None:
+def test_rule_17_one_unit_alone_commits_alone(grouping: DatabaseHandle, commits: list[str]) -> None:
     for name in names(3):
-        grouping.transact(adding(name), may_join=True)
+        grouping.transact(adding(name), delegable=True)
     assert commits.count("COMMIT") == 3
     assert "SAVEPOINT unit" not in commits
     assert grouping.stats().commits == 3
@@ -273,20 +320,24 @@ def test_issue_2_6_a_constraint_in_a_joined_unit_harms_no_other(grouping: Databa
     assert keys(grouping) == {"first", "third"}
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_rule_17_a_unit_that_is_interrupted_harms_no_other(
-    grouping: DatabaseHandle, error: type[BaseException]
+def test_rule_18_ctrl_c_while_another_thread_s_unit_runs_is_the_holders(
+    grouping: DatabaseHandle,
 ) -> None:
-    def interrupted(tx: WriteTransaction) -> None:
-        add(tx, "interrupted")
-        raise error
+    """Signals come in the main thread: it is undone, and what it ran for others runs again."""
 
+    def interrupted(tx: WriteTransaction) -> None:
+        add(tx, "second")
+        if not times:
+            times.append(1)
+            raise KeyboardInterrupt
+
+    times: list[int] = []
     gathering = Gathering(grouping, adding("first"))
     gathering.put(interrupted, adding("third"))
     errors = gathering.go()
-    assert isinstance(errors[1], error)
-    assert errors[0] is errors[2] is None
-    assert keys(grouping) == {"first", "third"}
+    assert isinstance(errors[0], KeyboardInterrupt)
+    assert errors[1] is errors[2] is None
+    assert keys(grouping) == {"second", "third"}
 
 
 def test_rule_17_a_deferred_constraint_of_one_unit_harms_no_other(
@@ -297,7 +348,7 @@ def test_rule_17_a_deferred_constraint_of_one_unit_harms_no_other(
     def deferring(tx: WriteTransaction) -> None:
         tx._connection.execute("PRAGMA defer_foreign_keys = ON")
         tx._connection.execute(
-            "INSERT INTO rounds(id, session_id, \"index\", created_at, updated_at)"
+            'INSERT INTO rounds(id, session_id, "index", created_at, updated_at)'
             " VALUES ('r', 'nobody', 0, 0, 0)"
         )
 
@@ -326,7 +377,7 @@ def test_rule_17_a_unit_past_its_deadline_still_learns_its_outcome(
     # Its own budget: what Held took is the default one.
     deadline = monotonic() + 0.2
     file_of(grouping).writer.connection.deadline = deadline
-    second = Task(lambda: grouping.transact(long, may_join=True))
+    second = Task(lambda: grouping.transact(long, delegable=True))
     queued(grouping, 1)
     held.let_go()
     until(lambda: monotonic() > deadline + 0.1)
@@ -355,9 +406,9 @@ def test_rule_17_a_units_own_short_budget_does_not_end_its_wait_for_the_outcome(
 
     held = Held(grouping, adding("first"), kind="unit")
     began = monotonic()
-    second = Task(lambda: grouping.transact(short, "short", 0.5, may_join=True))
+    second = Task(lambda: grouping.transact(short, "short", 0.5, delegable=True))
     queued(grouping, 1)
-    third = Task(lambda: grouping.transact(long, "long", may_join=True))
+    third = Task(lambda: grouping.transact(long, "long", delegable=True))
     queued(grouping, 2)
     held.let_go()
     until_set(in_it)
@@ -591,9 +642,12 @@ def test_rule_15_a_failed_commit_of_one_unit_tells_its_result_and_code(
     assert caught.value.result == "a"
     assert caught.value.operation == "create_a"
     assert caught.value.result_code == apsw.SQLITE_IOERR_FSYNC
-    with vfs.failing("wal", "sync"), pytest.raises(CommitOutcomeUnknownError) as caught:
-        with durable.write() as tx:
-            add(tx, "b")
+    with (
+        vfs.failing("wal", "sync"),
+        pytest.raises(CommitOutcomeUnknownError) as caught,
+        durable.write() as tx,
+    ):
+        add(tx, "b")
     assert caught.value.result is None
 
 
@@ -670,7 +724,7 @@ def test_rule_17_host_code_never_runs_in_a_transaction_that_others_wait_for(
     grouping: DatabaseHandle, commits: list[str]
 ) -> None:
     gathering = Gathering(grouping, adding("first"))
-    gathering.put(adding("host"), may_join=False)
+    gathering.put(adding("host"), delegable=False)
     gathering.put(adding("joins the host's"))
     assert gathering.go() == [None] * 3
     assert commits.count("COMMIT") == 2
@@ -690,7 +744,7 @@ def test_rule_17_the_classic_deadlock_does_not_happen(grouping: DatabaseHandle) 
 
     def caller() -> None:
         with lock:
-            grouping.transact(adding("caller"), may_join=True)
+            grouping.transact(adding("caller"), delegable=True)
 
     def fn(tx: WriteTransaction) -> None:
         assert lock.acquire(timeout=10), "deadlock"
@@ -711,4 +765,4 @@ def test_rule_17_the_classic_deadlock_does_not_happen(grouping: DatabaseHandle) 
 
 
 def caller_without(handle: DatabaseHandle) -> Callable[[], str]:
-    return lambda: handle.transact(adding("without"), may_join=True)
+    return lambda: handle.transact(adding("without"), delegable=True)

@@ -54,7 +54,7 @@ class Storm:
                         self.acknowledged.add(key)
 
     def join(self, key: str, _chance: random.Random) -> bool:
-        assert self.handle.transact(adding(key), "join", may_join=True) == key
+        assert self.handle.transact(adding(key), "join", delegable=True) == key
         return True
 
     def fail(self, key: str, _chance: random.Random) -> bool:
@@ -62,7 +62,7 @@ class Storm:
             add(tx, key)
             raise OddError
 
-        self.handle.transact(unit, "fail", may_join=True)
+        self.handle.transact(unit, "fail", delegable=True)
         return False
 
     def lose(self, key: str, chance: random.Random) -> bool:
@@ -75,7 +75,7 @@ class Storm:
                 how_often -= 1
                 raw_of(self.handle).execute("ROLLBACK")
 
-        self.handle.transact(unit, "lose", may_join=True)
+        self.handle.transact(unit, "lose", delegable=True)
         return True
 
     def solo(self, key: str, _chance: random.Random) -> bool:
@@ -90,7 +90,7 @@ class Storm:
         return True
 
     def hurry(self, key: str, chance: random.Random) -> bool:
-        self.handle.transact(adding(key), "hurry", chance.random() * 0.004, may_join=True)
+        self.handle.transact(adding(key), "hurry", chance.random() * 0.004, delegable=True)
         return True
 
     def fetch(self, _key: str, _chance: random.Random) -> bool:

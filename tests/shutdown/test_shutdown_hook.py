@@ -1,0 +1,810 @@
+"""M56: a signal closes everything once, wherever the main thread is, and then has its effect."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from mandrake_sessions import (
+    ConnectionPool,
+    SessionManager,
+    ShutdownHookError,
+    install_shutdown_hook,
+)
+
+# A timeout of 2 s for closing: work under way gets one of them to end by itself.
+PRELUDE = """
+import asyncio, os, signal, threading, time
+from pathlib import Path
+import structlog
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+from mandrake_sessions import *
+path = Path(sys.argv[1])
+said = threading.Lock()
+def say(value):
+    # One line at a time, and no second time when a signal's handler speaks inside it.
+    with said:
+        tell(value)
+def wal():
+    return path.with_name(path.name + "-wal").exists()
+def wait_for_signals():
+    while True:
+        signal.pause()
+def when_closing(do):
+    def look():
+        while not pool.is_closed:
+            time.sleep(0.001)
+        do()
+    threading.Thread(target=look, daemon=True).start()
+pool = ConnectionPool(PoolOptions(database=DatabaseOptions(busy_timeout=60.0)))
+sessions = SessionManager(path, pool=pool).init()
+sessions.create_session(id="before")
+"""
+INSTALL = "hook = install_shutdown_hook(sessions, pool=pool, timeout=2.0)\n"
+FOREIGN = """
+import apsw
+connection = apsw.Connection(sys.argv[1])
+connection.execute("BEGIN IMMEDIATE")
+tell("held")
+hear()
+connection.close()
+"""
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(start_child: Callable[..., Any], path: Path) -> Run:
+    """Starts a script with an open database and, if asked, the hook."""
+
+    def start(script: str, *arguments: object, hook: str = INSTALL) -> Any:
+        return start_child(PRELUDE + hook + script, path, *arguments)
+
+    return start
+
+
+def ends_by(child: Any, number: int, *, within: float = 8.0) -> float:
+    """Assert that the child dies of the signal; return how long it took."""
+    began = monotonic()
+    assert child.process.wait(within) == -number
+    return monotonic() - began
+
+
+def left(path: Path) -> list[str]:
+    return sorted(each.name for each in path.parent.iterdir())
+
+
+def stored(path: Path) -> set[str]:
+    """Return the ids of the sessions that a fresh opening finds; the files were closed cleanly."""
+    assert left(path) == ["db.sqlite"]
+    with ConnectionPool() as pool, SessionManager(path, pool=pool) as sessions:
+        assert sessions.health().is_usable
+        return {session.id for session in sessions.list_sessions(limit=10_000)}
+
+
+# -- where the main thread is ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how", ["wait_for_signals()", "time.sleep(600)", "threading.Event().wait()"]
+)
+def test_m56_an_idle_script_dies_of_the_signal_after_closing(
+    run: Run, path: Path, how: str
+) -> None:
+    child = run(f"tell('ready'); {how}")
+    assert child.hear() == "ready"
+    assert left(path) == ["db.sqlite", "db.sqlite-shm", "db.sqlite-wal"]
+    child.process.terminate()
+    assert ends_by(child, signal.SIGTERM) < 1.5
+    assert stored(path) == {"before"}
+
+
+def test_m56_ctrl_c_is_a_keyboard_interrupt_after_closing(run: Run, path: Path) -> None:
+    child = run(
+        """
+try:
+    tell("ready")
+    wait_for_signals()
+except KeyboardInterrupt:
+    tell(wal())
+    tell(str(hook.report.signal == signal.SIGINT))
+"""
+    )
+    assert child.hear() == "ready"
+    child.process.send_signal(signal.SIGINT)
+    assert child.hear() is False
+    assert child.hear() == "True"
+    assert child.process.wait(8) == 0
+    assert stored(path) == {"before"}
+
+
+def test_m56_a_keyboard_interrupt_nobody_catches_ends_the_script(run: Run, path: Path) -> None:
+    child = run("tell('ready'); wait_for_signals()")
+    assert child.hear() == "ready"
+    child.process.send_signal(signal.SIGINT)
+    ends_by(child, signal.SIGINT)
+    assert stored(path) == {"before"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_m56_a_former_handler_is_called_once_after_closing(
+    run: Run, path: Path, number: signal.Signals
+) -> None:
+    child = run(
+        f"""
+calls = []
+def former(number, frame):
+    calls.append(number)
+    tell([number, wal(), hook.report is not None, len(hook.report.failures)])
+number = signal.Signals({int(number)})
+signal.signal(number, former)
+hook = install_shutdown_hook(sessions, pool=pool, signals=[number], timeout=2.0)
+tell("ready")
+while not calls:
+    signal.pause()
+hook.wait()
+# Back in place: a second signal is the host's alone.
+os.kill(os.getpid(), number)
+tell(calls)
+tell(signal.getsignal(number) is former)
+""",
+        hook="",
+    )
+    assert child.hear() == "ready"
+    child.process.send_signal(number)
+    assert child.hear() == [number, False, True, 0]
+    assert child.hear() == [number, False, True, 0]
+    assert child.hear() == [number, number]
+    assert child.hear() is True
+    assert child.process.wait(8) == 0
+    assert stored(path) == {"before"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_m56_a_block_that_ends_by_itself_is_committed(
+    run: Run, path: Path, number: signal.Signals
+) -> None:
+    child = run(
+        """
+when_closing(lambda: say("closing"))
+with sessions.transaction() as tx:
+    say("in the block")
+    hear()
+    tx.create_session(id="in the block")
+say("committed")
+try:
+    sessions.create_session(id="after")
+except (PoolClosedError, NotInitializedError) as error:
+    say("refused")
+wait_for_signals()
+"""
+    )
+    assert child.hear() == "in the block"
+    child.process.send_signal(number)
+    assert child.hear() == "closing"
+    child.tell()
+    assert child.hear() == "committed"
+    assert child.hear() == "refused"
+    ends_by(child, number)
+    assert stored(path) == {"before", "in the block"}
+
+
+@pytest.mark.parametrize(
+    "hang",
+    ["time.sleep(600)", pytest.param("threading.Event().wait()", marks=pytest.mark.long), "spin()"],
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_m56_a_block_that_hangs_is_unwound_and_rolled_back(
+    run: Run, path: Path, number: signal.Signals, hang: str
+) -> None:
+    child = run(
+        f"""
+def spin():
+    while True:
+        pass
+try:
+    with sessions.transaction() as tx:
+        tx.create_session(id="in the block")
+        tell("in the block")
+        {hang}
+except BaseException as error:
+    tell(type(error).__name__)
+    raise
+"""
+    )
+    assert child.hear() == "in the block"
+    child.process.send_signal(number)
+    assert child.hear() == ("KeyboardInterrupt" if number == signal.SIGINT else "SystemExit")
+    assert ends_by(child, number) < 3.5
+    assert stored(path) == {"before"}
+
+
+def test_m56_a_block_that_goes_on_for_ever_is_stopped_at_its_next_call(
+    run: Run, path: Path
+) -> None:
+    child = run(
+        """
+try:
+    with sessions.transaction() as tx:
+        tell("in the block")
+        count = 0
+        while True:
+            tx.create_session(id=f"session {count}")
+            count += 1
+except BaseException as error:
+    tell(type(error).__name__)
+wait_for_signals()
+"""
+    )
+    assert child.hear() == "in the block"
+    child.process.terminate()
+    assert child.hear() in ("PoolClosedError", "SystemExit")
+    ends_by(child, signal.SIGTERM)
+    assert stored(path) == {"before"}
+
+
+def test_m56_a_block_is_unwound_also_when_the_pool_keeps_nothing_open(run: Run, path: Path) -> None:
+    """With ``linger=0`` the manager's own close already closes the file."""
+    child = run(
+        """
+pool = ConnectionPool(PoolOptions(linger=0))
+sessions.close()
+sessions = SessionManager(path, pool=pool).init()
+hook = install_shutdown_hook(sessions, pool=pool, timeout=2.0)
+try:
+    with sessions.transaction() as tx:
+        tx.create_session(id="in the block")
+        tell("in the block")
+        time.sleep(600)
+except BaseException as error:
+    tell(type(error).__name__)
+    raise
+""",
+        hook="",
+    )
+    assert child.hear() == "in the block"
+    child.process.terminate()
+    assert child.hear() == "SystemExit"
+    assert ends_by(child, signal.SIGTERM) < 4
+    assert stored(path) == {"before"}
+
+
+WAITING = """
+has_it, may_go = threading.Event(), threading.Event()
+def hold():
+    with sessions.transaction() as tx:
+        tx.create_session(id="the worker's")
+        has_it.set()
+        may_go.wait()
+threading.Thread(target=hold, daemon=True).start()
+has_it.wait()
+def look():
+    while not sessions.stats().waiting:
+        pass
+    say("waiting")
+threading.Thread(target=look, daemon=True).start()
+"""
+
+
+def test_m56_the_main_thread_waits_in_the_queue_and_gets_its_turn(run: Run, path: Path) -> None:
+    child = run(
+        WAITING
+        + """
+when_closing(may_go.set)
+sessions.create_session(id="the main thread's")
+say("stored")
+wait_for_signals()
+"""
+    )
+    assert child.hear() == "waiting"
+    child.process.terminate()
+    assert child.hear() == "stored"
+    ends_by(child, signal.SIGTERM)
+    assert stored(path) == {"before", "the worker's", "the main thread's"}
+
+
+def test_m56_the_main_thread_waits_in_the_queue_behind_one_that_hangs(run: Run, path: Path) -> None:
+    """Bounded, and what could not be closed is told."""
+    child = run(
+        WAITING
+        + """
+try:
+    sessions.create_session(id="the main thread's")
+except PoolClosedError:
+    say("refused")
+def former(number, frame):
+    say([type(failure).__name__ for failure in hook.report.failures])
+    os._exit(7)
+signal.signal(signal.SIGTERM, former)
+hook._former[signal.SIGTERM] = former
+signal.signal(signal.SIGTERM, hook._handle)
+wait_for_signals()
+"""
+    )
+    assert child.hear() == "waiting"
+    child.process.terminate()
+    assert child.hear() == "refused"
+    assert child.hear() == ["DatabaseBusyError"]
+    assert child.process.wait(8) == 7
+
+
+def test_m56_the_main_thread_waits_for_another_process(
+    run: Run, path: Path, start_child: Callable[..., Any]
+) -> None:
+    child = run(
+        """
+def look():
+    while not sessions.stats().retries:
+        pass
+    say("waiting")
+say("ready")
+hear()
+threading.Thread(target=look, daemon=True).start()
+try:
+    sessions.create_session(id="never")
+except (PoolClosedError, SystemExit) as error:
+    say(type(error).__name__)
+    raise
+"""
+    )
+    assert child.hear() == "ready"
+    foreign = start_child(FOREIGN, path)
+    assert foreign.hear() == "held"
+    child.tell()
+    assert child.hear() == "waiting"
+    child.process.terminate()
+    assert child.hear() in ("PoolClosedError", "SystemExit")
+    assert ends_by(child, signal.SIGTERM) < 4
+    foreign.tell()
+    foreign.finish()
+    assert stored(path) == {"before"}
+
+
+def test_m56_the_main_thread_waits_for_a_lock_of_its_own(run: Run, path: Path) -> None:
+    """Without a lease it is left alone; the process dies of the signal all the same."""
+    child = run(
+        """
+lock = threading.Lock()
+lock.acquire()
+tell("ready")
+lock.acquire()
+"""
+    )
+    assert child.hear() == "ready"
+    child.process.terminate()
+    assert ends_by(child, signal.SIGTERM) < 1.5
+    assert stored(path) == {"before"}
+
+
+def test_rule_18_the_handler_takes_no_lock_that_its_own_thread_may_hold(
+    run: Run, path: Path
+) -> None:
+    child = run(
+        """
+from mandrake_sessions.database import pool as pool_module
+from mandrake_sessions.database.file import DatabaseFile
+install_shutdown_hook()
+(file,) = [slot.file for slot in pool._slots.values()]
+locks = [pool._mutex, pool_module._default_mutex, file._auxiliary_mutex]
+locks += [lane.queue._mutex for lane in file.lanes()]
+for lock in locks:
+    lock.acquire()
+signal.raise_signal(signal.SIGTERM)
+tell("handled")
+for lock in locks:
+    lock.release()
+wait_for_signals()
+"""
+    )
+    assert child.hear() == "handled"
+    ends_by(child, signal.SIGTERM)
+    assert stored(path) == {"before"}
+
+
+# -- threads and loops ----------------------------------------------------------------------
+
+
+def acknowledged(child: Any) -> set[str]:
+    """Return every id that was told until the child's end."""
+    told = set()
+    assert child.process.stdout is not None
+    for line in child.process.stdout:
+        if line.endswith("\n"):
+            told.add(json.loads(line))
+    return told
+
+
+def test_m56_every_row_that_worker_threads_were_acknowledged_is_there(run: Run, path: Path) -> None:
+    child = run(
+        """
+def work(number):
+    count = 0
+    try:
+        while True:
+            session = sessions.create_session(id=f"{number} {count}")
+            say(session.id)
+            count += 1
+    except (PoolClosedError, NotInitializedError):
+        pass
+for number in range(6):
+    threading.Thread(target=work, args=(number,), daemon=True).start()
+wait_for_signals()
+"""
+    )
+    first = {child.hear() for _ in range(60)}
+    child.process.terminate()
+    told = first | acknowledged(child)
+    ends_by(child, signal.SIGTERM)
+    found = stored(path)
+    assert told <= found
+    # A thread may die between its COMMIT and its line.
+    assert len(found - told - {"before"}) <= 6
+
+
+def test_m56_threads_that_are_no_daemons_are_let_end(run: Run, path: Path) -> None:
+    """The main thread has ended; the interpreter waits for the others."""
+    child = run(
+        """
+def work():
+    count = 0
+    try:
+        while True:
+            say(sessions.create_session(id=f"{count}").id)
+            count += 1
+    except (PoolClosedError, NotInitializedError):
+        pass
+threading.Thread(target=work).start()
+"""
+    )
+    first = {child.hear() for _ in range(20)}
+    child.process.terminate()
+    told = first | acknowledged(child)
+    ends_by(child, signal.SIGTERM)
+    assert told <= stored(path)
+
+
+@pytest.mark.parametrize("place", ["before the loop", "in the loop"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_m56_an_asyncio_program(run: Run, path: Path, number: signal.Signals, place: str) -> None:
+    child = run(
+        f"""
+async def work(number):
+    count = 0
+    try:
+        while True:
+            session = await asyncio.to_thread(sessions.create_session, id=f"{{number}} {{count}}")
+            say(session.id)
+            count += 1
+    except (PoolClosedError, NotInitializedError):
+        pass
+async def main():
+    if {place == "in the loop"}:
+        install_shutdown_hook(sessions, pool=pool, timeout=2.0)
+    await asyncio.gather(*[work(number) for number in range(4)])
+    await asyncio.Event().wait()
+if {place == "before the loop"}:
+    install_shutdown_hook(sessions, pool=pool, timeout=2.0)
+asyncio.run(main())
+""",
+        hook="",
+    )
+    first = {child.hear() for _ in range(40)}
+    child.process.send_signal(number)
+    told = first | acknowledged(child)
+    ends_by(child, number)
+    assert told <= stored(path)
+
+
+# -- what is closed -------------------------------------------------------------------------
+
+BAD = """
+class Bad:
+    def close(self):
+        {close}
+class Good:
+    def close(self):
+        say("good closed")
+def former(number, frame):
+    say([type(failure).__name__ for failure in hook.report.failures])
+    say(wal())
+    say(hook.report.seconds < 4)
+    os._exit(7)
+signal.signal(signal.SIGTERM, former)
+hook = install_shutdown_hook(Bad(), Good(), sessions, pool=pool, timeout=1.0)
+say("ready")
+wait_for_signals()
+"""
+
+
+def test_m56_a_part_that_raises_keeps_nothing_else_open(run: Run, path: Path) -> None:
+    child = run(BAD.format(close="raise ValueError('injected')"), hook="")
+    assert child.hear() == "ready"
+    child.process.terminate()
+    assert child.hear() == "good closed"
+    assert child.hear() == ["ValueError"]
+    assert child.hear() is False
+    assert child.hear() is True
+    assert child.process.wait(8) == 7
+    assert stored(path) == {"before"}
+
+
+def test_m56_a_part_that_hangs_keeps_nothing_else_open(run: Run, path: Path) -> None:
+    child = run(BAD.format(close="threading.Event().wait()"), hook="")
+    assert child.hear() == "ready"
+    began = monotonic()
+    child.process.terminate()
+    assert child.hear() == "good closed"
+    assert child.hear() == ["TimeoutError"]
+    assert child.hear() is False
+    assert child.hear() is True
+    assert monotonic() - began < 4
+    assert child.process.wait(8) == 7
+    assert stored(path) == {"before"}
+
+
+@pytest.mark.parametrize("error", ["SystemExit", "KeyboardInterrupt", "BaseException"])
+def test_m56_a_part_that_raises_no_exception_keeps_nothing_else_open(
+    run: Run, path: Path, error: str
+) -> None:
+    child = run(BAD.format(close=f"raise {error}"), hook="")
+    assert child.hear() == "ready"
+    child.process.terminate()
+    assert child.hear() == "good closed"
+    assert len(child.hear()) == 1
+    assert child.hear() is False
+
+
+def test_m56_several_pools_and_files_are_closed(run: Run, path: Path) -> None:
+    child = run(
+        """
+second = ConnectionPool()
+managers = [SessionManager(path.with_name(f"{n}.sqlite"), pool=second).init() for n in range(3)]
+third = SessionManager(path.with_name("default.sqlite")).init()
+install_shutdown_hook(*managers, pool=second)
+assert install_shutdown_hook(third) is hook
+tell("ready")
+wait_for_signals()
+"""
+    )
+    assert child.hear() == "ready"
+    child.process.terminate()
+    ends_by(child, signal.SIGTERM)
+    names = ["0.sqlite", "1.sqlite", "2.sqlite", "db.sqlite", "default.sqlite"]
+    assert left(path) == names
+
+
+def test_m56_installing_again_adds_and_closes_each_once(run: Run, path: Path) -> None:
+    child = run(
+        """
+class Part:
+    def close(self):
+        say("closed")
+part = Part()
+handler = signal.getsignal(signal.SIGTERM)
+for _ in range(3):
+    assert install_shutdown_hook(part, sessions, pool=pool) is hook
+assert signal.getsignal(signal.SIGTERM) == handler
+assert hook.is_installed
+say([thread.name for thread in threading.enumerate()].count("mandrake-shutdown"))
+wait_for_signals()
+"""
+    )
+    assert child.hear() == 1
+    child.process.terminate()
+    assert child.hear() == "closed"
+    assert acknowledged(child) == set()
+    ends_by(child, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_m56_a_second_signal_while_closing_changes_nothing(
+    run: Run, path: Path, second: signal.Signals
+) -> None:
+    child = run(
+        """
+class Slow:
+    def close(self):
+        say("closing")
+        hear()
+        say("closed")
+hook = install_shutdown_hook(Slow(), sessions, pool=pool, timeout=10.0)
+say("ready")
+wait_for_signals()
+""",
+        hook="",
+    )
+    assert child.hear() == "ready"
+    child.process.terminate()
+    assert child.hear() == "closing"
+    for _ in range(3):
+        child.process.send_signal(second)
+    child.tell()
+    assert child.hear() == "closed"
+    ends_by(child, signal.SIGTERM)
+    assert acknowledged(child) == set()
+    assert stored(path) == {"before"}
+
+
+def test_m56_a_script_that_ends_while_closing_is_closed_first(run: Run, path: Path) -> None:
+    child = run(
+        """
+class Slow:
+    def close(self):
+        say("closing")
+        hear()
+hook = install_shutdown_hook(Slow(), sessions, pool=pool, timeout=10.0)
+say("ready")
+signal.pause()
+say("the end")
+""",
+        hook="",
+    )
+    assert child.hear() == "ready"
+    child.process.terminate()
+    assert {child.hear(), child.hear()} == {"closing", "the end"}
+    child.tell()
+    ends_by(child, signal.SIGTERM)
+    assert stored(path) == {"before"}
+
+
+def test_m56_without_a_signal_the_hook_changes_no_exit_code(run: Run, path: Path) -> None:
+    child = run("sys.exit(3)")
+    assert child.process.wait(8) == 3
+    assert stored(path) == {"before"}
+
+
+# -- taking it back, and where it cannot be -------------------------------------------------
+
+
+def test_m56_uninstall_puts_everything_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    threads = threading.active_count()
+    with ConnectionPool() as pool:
+        hook = install_shutdown_hook(pool=pool)
+        assert hook.is_installed
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+        hook.uninstall()
+        assert not hook.is_installed
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+        assert threading.active_count() == threads
+        # And again.
+        again = install_shutdown_hook(pool=pool)
+        assert again is not hook
+        again.uninstall()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert hook.report is None
+
+
+def test_m56_a_handler_put_over_ours_is_kept_by_uninstall() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def theirs(*_: object) -> None:
+        pass
+
+    with ConnectionPool() as pool:
+        hook = install_shutdown_hook(pool=pool)
+        try:
+            signal.signal(signal.SIGTERM, theirs)
+            assert not hook.is_installed
+            hook.uninstall()
+            assert signal.getsignal(signal.SIGTERM) is theirs
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def test_m56_outside_the_main_thread_it_cannot_be_installed() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    errors: list[BaseException] = []
+
+    def install() -> None:
+        try:
+            install_shutdown_hook()
+        except ShutdownHookError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=install)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("bad", [signal.SIGKILL, 9999])
+def test_m56_a_signal_that_cannot_be_handled_leaves_the_others_alone(bad: int) -> None:
+    """Half a hook would swallow SIGTERM: its handler has no thread to wake."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(ShutdownHookError):
+            install_shutdown_hook(signals=[signal.SIGTERM, bad])
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_m56_a_signal_that_is_ignored_stays_ignored() -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with ConnectionPool() as pool:
+            hook = install_shutdown_hook(pool=pool, signals=[signal.SIGUSR1])
+            assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+            hook.uninstall()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+# -- forked children ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_rule_18_a_forked_child_dies_of_the_signal_and_the_parent_goes_on(
+    run: Run, path: Path, number: signal.Signals
+) -> None:
+    child = run(
+        f"""
+import multiprocessing
+def idle():
+    tell(os.getpid())
+    wait_for_signals()
+one = os.fork()
+if one == 0:
+    idle()
+os.kill(one, 0)
+def finish_one():
+    _, status = os.waitpid(one, 0)
+    return os.waitstatus_to_exitcode(status)
+hear()
+os.kill(one, {int(number)})
+tell(finish_one())
+two = multiprocessing.get_context("fork").Process(target=idle)
+two.start()
+hear()
+os.kill(two.pid, {int(number)})
+two.join()
+tell(two.exitcode)
+sessions.create_session(id="the parent's")
+tell(hook.is_installed)
+wait_for_signals()
+"""
+    )
+    for _ in range(2):
+        assert child.hear() > 0
+        child.tell()
+        # A KeyboardInterrupt that nobody catches: -2 for os.fork, 1 for multiprocessing.
+        assert child.hear() in ((-number,) if number == signal.SIGTERM else (-number, 1))
+    assert child.hear() is True
+    child.process.terminate()
+    ends_by(child, signal.SIGTERM)
+    assert stored(path) == {"before", "the parent's"}
+
+
+def test_rule_18_a_forked_child_may_install_its_own(run: Run, path: Path) -> None:
+    child = run(
+        """
+pid = os.fork()
+if pid == 0:
+    mine = ConnectionPool()
+    theirs = SessionManager(path.with_name("child.sqlite"), pool=mine).init()
+    own = install_shutdown_hook(theirs, pool=mine)
+    assert own is not hook and own.is_installed
+    tell("ready")
+    wait_for_signals()
+hear()
+os.kill(pid, signal.SIGTERM)
+tell(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+tell(sorted(each.name for each in path.parent.glob("child*")))
+"""
+    )
+    assert child.hear() == "ready"
+    child.tell()
+    # Its former handler is its parent's, whose former is the system's.
+    assert child.hear() == -signal.SIGTERM
+    assert child.hear() == ["child.sqlite"]
+    assert child.process.wait(8) == 0
