@@ -74,6 +74,8 @@ def fresh_id(name: str, value: object) -> str:
 
 def text(name: str, value: object) -> str:
     """Return a text of at most ``MAX_TEXT_BYTES`` in UTF-8."""
+    if type(value) is str and value.isascii() and len(value) <= MAX_TEXT_BYTES:
+        return value
     if not isinstance(value, str):
         raise InvalidArgumentError(f"{name} must be a string.")
     if not _is_utf8(value):

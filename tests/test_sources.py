@@ -4,13 +4,14 @@ import ast
 import importlib
 import inspect
 import re
+from pathlib import Path
 
 import pytest
-from conftest import PROJECT
 
 import mandrake_sessions
 from mandrake_sessions import SessionManager
 
+PROJECT = Path(__file__).parent.parent
 SOURCES = {
     str(path.relative_to(PROJECT)): path
     for folder in ("mandrake_sessions", "migrations")

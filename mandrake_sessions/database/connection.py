@@ -289,6 +289,10 @@ def open_connection(
             raise DatabaseMovedError(path=path, operation="open")
     except BaseException as error:
         with contextlib.suppress(apsw.Error):
+            # A log that was there stays as it is; an empty one of ours goes away again.
+            has_log = connection.has_moved() or connection.wal_backlog()[0] > 0
+            connection.close(abandon=has_log)
+        with contextlib.suppress(apsw.Error):
             connection.close(abandon=True)
         if isinstance(error, apsw.Error):
             raise _opening_error(error, path) from error
@@ -368,7 +372,10 @@ def _require_ours(connection: Connection) -> None:
         return
     header = connection.header()
     application = int.from_bytes(header[68:72], "big")
-    if header[:16] == _MAGIC and header[18:20] == _WAL_FORMAT and application != APPLICATION_ID:
+    # One page: a file of ours that was switched to WAL, and its schema is not made yet.
+    pages = int.from_bytes(header[28:32], "big")
+    is_wal = header[:16] == _MAGIC and header[18:20] == _WAL_FORMAT
+    if is_wal and pages > 1 and application != APPLICATION_ID:
         raise UnrecognizedDatabaseError(path=path, operation="open")
 
 

@@ -76,6 +76,7 @@ class DatabaseFile:
     Attributes:
         state: whether new work is taken.
         is_refusing: set, without any lock, by a signal's handler: no new call is let in.
+        stamp: the random number in the file's header that tells it from other databases.
         damage: the first sign that the file is corrupt; writing is refused from then on.
     """
 
@@ -92,6 +93,7 @@ class DatabaseFile:
         self.state = FileState.OPEN
         self.damage: DatabaseError | None = None
         self.is_refusing = False
+        self.stamp = int(main.value("PRAGMA user_version"))
         self._is_moved = False
         self._is_closing = False
         # SQLite makes them when it opens the file and keeps them as long as that is open.
@@ -254,9 +256,10 @@ class DatabaseFile:
         if self.is_refusing or self.state is FileState.CLOSED:
             raise self._closed_error()
         me = get_ident()
-        for lane in (self._main, self._auxiliary):
-            if lane is not None and lane.queue.holder == me:
-                raise _reentrant(operation, lane.queue.operation)
+        if self._main.queue.holder == me:
+            raise _reentrant(operation, self._main.queue.operation)
+        if self._auxiliary is not None and self._auxiliary.queue.holder == me:
+            raise _reentrant(operation, self._auxiliary.queue.operation)
 
     def _refuse_if_damaged(self) -> None:
         if self.damage is not None:

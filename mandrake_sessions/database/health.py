@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -74,8 +75,12 @@ def check_health(file: DatabaseFile) -> HealthReport:
     checks = [_check_sqlite(), _check_disk(file), _check_checkpoints(file), _check_damage(file)]
     try:
         with file.exclusive_auxiliary("health", Budget(_PATIENCE)) as connection:
-            looks = (_check_header, _check_size, _check_schema)
-            checks += [_guarded(look, connection) for look in looks]
+            looks: dict[str, Callable[[Connection], HealthCheck]] = {
+                "header": partial(_check_header, file.stamp),
+                "size": _check_size,
+                "schema": _check_schema,
+            }
+            checks += [_guarded(name, look, connection) for name, look in looks.items()]
             checks.append(_check_settings(connection, file, auxiliary=True))
     except DatabaseError as error:
         checks.append(_unavailable("reading", error))
@@ -95,8 +100,9 @@ def _unavailable(name: str, error: DatabaseError) -> HealthCheck:
     )
 
 
-def _guarded(look: Callable[[Connection], HealthCheck], connection: Connection) -> HealthCheck:
-    name = look.__name__.removeprefix("_check_")
+def _guarded(
+    name: str, look: Callable[[Connection], HealthCheck], connection: Connection
+) -> HealthCheck:
     try:
         return look(connection)
     except apsw.Error as error:
@@ -140,7 +146,7 @@ def _check_damage(file: DatabaseFile) -> HealthCheck:
     )
 
 
-def _check_header(connection: Connection) -> HealthCheck:
+def _check_header(expected: int, connection: Connection) -> HealthCheck:
     """Whether the file on disk, not the cached pages, is still the database that was opened."""
     header = connection.header()
     application = int.from_bytes(header[68:72], "big")
@@ -149,7 +155,6 @@ def _check_header(connection: Connection) -> HealthCheck:
     if application not in (0, schema.APPLICATION_ID):
         return HealthCheck("header", HealthStatus.FAILED, "another program's database is there")
     stamp = int.from_bytes(header[60:64], "big")
-    expected = connection.value("PRAGMA user_version")
     # 0: the page that carries it has not been checkpointed into the file yet.
     if stamp not in (0, expected):
         return HealthCheck("header", HealthStatus.FAILED, "another database was copied over it")

@@ -305,17 +305,17 @@ class WriteLane(Lane):
 
     def _commit(self, operation: str, group: Group | None = None) -> None:
         """Commit for every unit of the group, and give the lease back."""
-        path = self.connection.path
-        failure: DatabaseError | None = CommitOutcomeUnknownError(path=path, operation=operation)
         try:
             commit(self.connection, operation)
-            self.commits += 1
-            failure = None
         except DatabaseError as error:
-            failure = error
+            self._release_and_settle(group, error)
             raise
-        finally:
-            self._release_and_settle(group, failure)
+        except BaseException:
+            unknown = CommitOutcomeUnknownError(path=self.connection.path, operation=operation)
+            self._release_and_settle(group, unknown)
+            raise
+        self.commits += 1
+        self._release_and_settle(group, None)
 
     def _undo(self, error: BaseException, operation: str, group: Group | None = None) -> None:
         """Undo the open transaction; the other units of its group are run again."""

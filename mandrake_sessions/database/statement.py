@@ -20,6 +20,8 @@ _DIALECT = SQLiteDialect(paramstyle="qmark")
 
 Values = Mapping[str, Any]
 Row = tuple[Any, ...]
+Bound = tuple[str, Row]
+"""The text of a statement with its parameters, ready to run."""
 
 
 class Statement:
@@ -62,3 +64,7 @@ class Statement:
         if constants:
             return lambda values: pick({**constants, **values})
         return pick
+
+    def bound(self, values: Values) -> Bound:
+        """Return the statement with its values, ready to run."""
+        return self.sql, self.bind(values)

@@ -7,7 +7,7 @@ failed for want of space and no transaction is left.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import monotonic
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -15,7 +15,7 @@ import apsw
 
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import extended_code, free_bytes, primary_code, translate
-from mandrake_sessions.database.statement import Row, Statement, Values
+from mandrake_sessions.database.statement import Bound, Row, Statement, Values
 from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
@@ -74,8 +74,8 @@ class ReadTransaction:
         """Let no further statement through: the scope is over."""
         self._ended = True
 
-    def _require_usable(self, statement: Statement) -> None:
-        if not statement.is_read:
+    def _require_usable(self, statement: Statement | None = None) -> None:
+        if statement is None or not statement.is_read:
             raise StatementError(
                 "A read scope does not write.",
                 path=self._connection.path,
@@ -114,7 +114,11 @@ class WriteTransaction(ReadTransaction):
     __slots__ = ("_lost",)
 
     def __init__(self, connection: Connection, budget: Budget, operation: str) -> None:
-        super().__init__(connection, budget, operation)
+        # Not through super(): this runs for every call.
+        self._connection = connection
+        self._budget = budget
+        self._ended = False
+        self.operation = operation
         self._lost = False
 
     def run(self, statement: Statement, values: Values = _NO_VALUES) -> int:
@@ -130,6 +134,21 @@ class WriteTransaction(ReadTransaction):
         except apsw.Error as error:
             raise self._failed(error) from error
         return self._connection.raw.changes()
+
+    def run_all(self, bound: Iterable[Bound]) -> None:
+        """Run several statements, bound to their values before; raises what ``run`` does."""
+        self._require_usable()
+        execute = self._connection.execute
+        try:
+            for sql, row in bound:
+                execute(sql, row)
+        except apsw.Error as error:
+            raise self._failed(error) from error
+
+    def insert(self, statement: Statement, values: Values) -> int:
+        """Run an INSERT of one row and return its number; raises what ``run`` does."""
+        self.run_all((statement.bound(values),))
+        return self._connection.raw.last_insert_rowid()
 
     @contextlib.contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -152,7 +171,7 @@ class WriteTransaction(ReadTransaction):
         except apsw.Error as error:
             raise self._failed(error) from error
 
-    def _require_usable(self, _statement: Statement) -> None:
+    def _require_usable(self, _statement: Statement | None = None) -> None:
         if self._ended or self._lost or monotonic() >= self._connection.deadline:
             raise self._stopped()
 

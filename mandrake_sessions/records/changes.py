@@ -31,7 +31,12 @@ def _insert_change(session_id: Select[Any]) -> Statement:
     )
 
 
-_OF_SESSION = _insert_change(select(bindparam("parent_id", type_=Text)))
+# The session is known: no RETURNING, which would cost a table of its own.
+_OF_SESSION = Statement(
+    insert(schema.changes).values(
+        {c.name: bindparam(c.name) for c in (_C.session_id, _C.entity, _C.id, _C.op)}
+    )
+)
 _OF_ROUND = _insert_change(
     select(schema.rounds.c.session_id).where(schema.rounds.c.id == bindparam("parent_id"))
 )
@@ -41,12 +46,7 @@ _OF_RESPONSE = _insert_change(
     .where(schema.responses.c.id == bindparam("parent_id"))
 )
 # An entity is changed under the parent that its own row names; SQLite finds the session of it.
-_INSERT = {
-    Entity.SESSION: _OF_SESSION,
-    Entity.ROUND: _OF_SESSION,
-    Entity.REQUEST: _OF_ROUND,
-    Entity.TURN: _OF_RESPONSE,
-}
+_INSERT = {Entity.REQUEST: _OF_ROUND, Entity.TURN: _OF_RESPONSE}
 
 
 def record_change(
@@ -65,9 +65,15 @@ def record_change(
     Returns:
         The id of the session it belongs to.
     """
-    row = tx.row(_INSERT[entity], {"parent_id": parent_id, "entity": entity, "id": id, "op": op})
-    assert row is not None
-    seq, session_id = row
+    if entity in _INSERT:
+        values = {"parent_id": parent_id, "entity": entity, "id": id, "op": op}
+        row = tx.row(_INSERT[entity], values)
+        assert row is not None
+        seq, session_id = row
+    else:
+        session_id = parent_id
+        values = {"session_id": session_id, "entity": entity, "id": id, "op": op}
+        seq = tx.insert(_OF_SESSION, values)
     if seq % TRIM_EVERY == 0:
         tx.run(_TRIM, {"last": seq - KEPT_CHANGES})
     return str(session_id)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Integer, bindparam, delete, func, insert, select, update
 
 from mandrake_sessions import arguments, schema
-from mandrake_sessions.database.statement import Row, Statement
+from mandrake_sessions.database.statement import Bound, Row, Statement
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -41,7 +41,7 @@ from mandrake_sessions.models import (
 from mandrake_sessions.records.changes import record_change
 from mandrake_sessions.records.columns import columns_of, later, values_of
 from mandrake_sessions.records.sessions import require_session, touch_session
-from mandrake_sessions.records.turn_rows import add_turn, prepare_turn
+from mandrake_sessions.records.turn_rows import add_turn, prepare_turn, turn_insert
 
 _SESSION = schema.sessions.c
 _ROUND = schema.rounds.c
@@ -124,11 +124,12 @@ def create_round(
     moment = now()
     new = _prepare_round(session_id, content, id, moment)
     arguments.optional_index("expected_index", expected_index)
+    inserts = round_inserts(new, next_turn_index=0)
 
     def work(tx: WriteTransaction) -> Round:
         index = _take_index(tx, session_id, moment, expected_index)
         round_ = Round(new.id, session_id, index, new.request, new.response, moment, moment)
-        add_round(tx, round_, next_turn_index=0)
+        add_round(tx, round_, inserts)
         return round_
 
     return work
@@ -169,6 +170,8 @@ def record_round(
         for index, turn in enumerate(arguments.new_turns("turns", turns))
     ]
     stored = tuple(turn for turn, _ in prepared)
+    inserts = round_inserts(new, next_turn_index=len(stored))
+    turn_inserts = [(turn, turn_insert(turn, encoded)) for turn, encoded in prepared]
     if any(turn.status is TurnStatus.STREAMING for turn in stored):
         raise InvalidArgumentError("turns must be finished; create_turn makes one that streams.")
 
@@ -177,9 +180,9 @@ def record_round(
         exchange = Exchange(
             new.id, session_id, index, new.request, new.response, moment, moment, stored
         )
-        add_round(tx, exchange, next_turn_index=len(stored))
-        for turn, encoded_calls in prepared:
-            add_turn(tx, turn, encoded_calls)
+        add_round(tx, exchange, inserts)
+        for turn, insert_turn in turn_inserts:
+            add_turn(tx, turn, insert_turn)
         return exchange
 
     return work
@@ -207,21 +210,34 @@ def _take_index(
     raise StaleRevisionError(expected=expected_index, actual=row[0])
 
 
-def add_round(tx: WriteTransaction, round_: Round, *, next_turn_index: int) -> None:
-    """Insert a complete round with its request and response, and its change row."""
+def round_inserts(round_: Round, *, next_turn_index: int) -> list[Bound]:
+    """Return what stores a round's request and response: all of it that needs no index."""
+    request, response = round_.request, round_.response
+    return [
+        _INSERT_REQUEST.bound(values_of(request)),
+        _INSERT_RESPONSE.bound(values_of(response) | {"next_turn_index": next_turn_index}),
+    ]
+
+
+def add_round(tx: WriteTransaction, round_: Round, inserts: Iterable[Bound]) -> None:
+    """Insert a round with what hangs on it, and its change row.
+
+    Args:
+        tx: the transaction.
+        round_: with its index.
+        inserts: those of its request and response.
+    """
+    insert_round = _INSERT_ROUND.bound(
+        {
+            "id": round_.id,
+            "session_id": round_.session_id,
+            "index": round_.index,
+            "created_at": round_.created_us,
+            "updated_at": round_.updated_us,
+        }
+    )
     try:
-        tx.run(
-            _INSERT_ROUND,
-            {
-                "id": round_.id,
-                "session_id": round_.session_id,
-                "index": round_.index,
-                "created_at": round_.created_us,
-                "updated_at": round_.updated_us,
-            },
-        )
-        tx.run(_INSERT_REQUEST, values_of(round_.request))
-        tx.run(_INSERT_RESPONSE, values_of(round_.response) | {"next_turn_index": next_turn_index})
+        tx.run_all((insert_round, *inserts))
     except ConstraintViolationError as violation:
         taken = _taken(violation, round_)
         if taken is None:

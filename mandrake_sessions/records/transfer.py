@@ -17,9 +17,9 @@ from mandrake_sessions.database.transaction import (
 )
 from mandrake_sessions.errors import InvalidArgumentError, SessionNotFoundError
 from mandrake_sessions.models import Exchange, Request, Response, Session, Turn
-from mandrake_sessions.records.rounds import add_round
+from mandrake_sessions.records.rounds import add_round, round_inserts
 from mandrake_sessions.records.sessions import add_session
-from mandrake_sessions.records.turn_rows import add_turn, checked_fields
+from mandrake_sessions.records.turn_rows import add_turn, checked_fields, turn_insert
 
 _SESSION = schema.sessions.c
 _ROUND = schema.rounds.c
@@ -170,9 +170,9 @@ def insert_exchange(exchange: Exchange) -> WriteUnit[Exchange]:
     def work(tx: WriteTransaction) -> Exchange:
         if not tx.run(_RAISE_INDEX, counters):
             raise SessionNotFoundError(stored.session_id)
-        add_round(tx, stored, next_turn_index=next_turn_index)
+        add_round(tx, stored, round_inserts(stored, next_turn_index=next_turn_index))
         for turn, encoded_calls in turns:
-            add_turn(tx, turn, encoded_calls)
+            add_turn(tx, turn, turn_insert(turn, encoded_calls))
         return stored
 
     return work

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import bindparam, insert
 
 from mandrake_sessions import arguments, schema
-from mandrake_sessions.database.statement import Row, Statement
+from mandrake_sessions.database.statement import Bound, Row, Statement
 from mandrake_sessions.database.transaction import WriteTransaction
 from mandrake_sessions.errors import ConstraintViolationError, TurnAlreadyExistsError
 from mandrake_sessions.models import NewTurn, ToolCall, Turn, TurnStatus
@@ -44,6 +44,8 @@ FIELD_CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "model": arguments.optional_text,
 }
 """The fields a caller may set and what may stand in them; ``tool_calls`` is the one besides."""
+
+_DEFAULTS: Final[dict[str, Any]] = {name: getattr(NewTurn(), name) for name in FIELD_CHECKS}
 
 
 def turn_from(row: Row) -> Turn:
@@ -80,7 +82,13 @@ def read_tool_calls(stored: str, turn_id: str) -> tuple[ToolCall, ...]:
 
 def checked_fields(turn: NewTurn | Turn) -> dict[str, Any]:
     """Return the fields of ``FIELD_CHECKS`` as they are stored."""
-    return {name: check(name, getattr(turn, name)) for name, check in FIELD_CHECKS.items()}
+    fields = dict(_DEFAULTS)
+    for name, default in _DEFAULTS.items():
+        value = getattr(turn, name)
+        # Most fields are left as they are, and a default needs no check.
+        if value is not default:
+            fields[name] = FIELD_CHECKS[name](name, value)
+    return fields
 
 
 def prepare_turn(new: NewTurn, response_id: str, index: int, moment: int) -> tuple[Turn, str]:
@@ -103,10 +111,15 @@ def prepare_turn(new: NewTurn, response_id: str, index: int, moment: int) -> tup
     return turn, encoded_calls
 
 
-def add_turn(tx: WriteTransaction, turn: Turn, encoded_calls: str) -> None:
-    """Insert a complete turn; its change row, or its round's, is the caller's."""
+def turn_insert(turn: Turn, encoded_calls: str) -> Bound:
+    """Return what stores a complete turn."""
+    return _INSERT.bound(values_of(turn) | {_C.tool_calls.name: encoded_calls})
+
+
+def add_turn(tx: WriteTransaction, turn: Turn, insert_turn: Bound) -> None:
+    """Insert a turn; its change row, or its round's, is the caller's."""
     try:
-        tx.run(_INSERT, values_of(turn) | {_C.tool_calls.name: encoded_calls})
+        tx.run_all((insert_turn,))
     except ConstraintViolationError as violation:
         if str(_C.id) in violation.columns:
             raise TurnAlreadyExistsError(turn.id) from violation

@@ -42,6 +42,7 @@ from mandrake_sessions.records.turn_rows import (
     add_turn,
     prepare_turn,
     turn_from,
+    turn_insert,
 )
 
 _C = schema.turns.c
@@ -167,7 +168,7 @@ def create_turn(
         if row is None:
             raise _why_no_index(tx, response_id, values)
         turn = msgspec.structs.replace(prepared, index=row[0] - 1)
-        add_turn(tx, turn, encoded_calls)
+        add_turn(tx, turn, turn_insert(turn, encoded_calls))
         session_id = record_change(tx, Entity.TURN, turn.id, ChangeOp.CREATE, parent_id=response_id)
         touch_session(tx, session_id, moment)
         return turn

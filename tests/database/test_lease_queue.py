@@ -212,10 +212,10 @@ def test_rule_17_only_the_first_waiter_s_work_is_taken(queue: LeaseQueue) -> Non
     queue.acquire(Budget(1), "first")
     alone = waiting(queue)
     worker = waiting(queue, work=nothing)
-    assert queue.take_work() is None
+    assert queue.take_work(Group(10, 600)) is None
     queue.release()
     alone.result()
-    assert queue.take_work() is not None
+    assert queue.take_work(Group(10, 600)) is not None
     assert queue.waiting == 0
     assert not worker.is_over
 
@@ -229,13 +229,13 @@ def test_rule_17_work_that_was_taken_is_waited_for_past_the_deadline(queue: Leas
     queue.acquire(Budget(1), "first")
     deadline = monotonic() + 0.1
     worker = waiting(queue, 0.1, work=nothing)
-    waiter = queue.take_work()
+    group = Group(10, 600)
+    waiter = queue.take_work(group)
     assert waiter is not None
+    assert group.members == [waiter]
     until(lambda: monotonic() > deadline + 0.1)
     assert not worker.is_over
     waiter.result = "done"
-    group = Group(10, 600)
-    group.members.append(waiter)
     group.settle(None)
     assert worker.result() is waiter
     assert waiter.outcome() == "done"
@@ -247,7 +247,7 @@ def test_rule_08_work_whose_deadline_has_passed_is_not_taken(queue: LeaseQueue) 
     queue.acquire(Budget(1), "first")
     late = Waiter(Budget(0), "late", nothing)
     queue._waiters.append(late)
-    assert queue.take_work() is None
+    assert queue.take_work(Group(10, 600)) is None
     assert queue._withdraw(late)
 
 
@@ -255,7 +255,7 @@ def test_rule_08_work_that_was_withdrawn_is_never_done(queue: LeaseQueue) -> Non
     queue.acquire(Budget(1), "first")
     with pytest.raises(DatabaseBusyError):
         waiting(queue, 0.05, work=nothing).result()
-    assert queue.take_work() is None
+    assert queue.take_work(Group(10, 600)) is None
 
 
 def nothing(_tx: object) -> None:

@@ -263,8 +263,7 @@ def test_rule_21_acquire_against_last_release(
         task.result()
     over.set()
     watcher.result()
-    # While a connection opens its file, SQLite has it open a second time for a moment.
-    assert most <= 2
+    assert most == 1
     until(lambda: open_connections(path) == 0)
     assert pool.stats().opened == pool.stats().closed
     with pool.acquire(path) as handle:

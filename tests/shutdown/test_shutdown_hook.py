@@ -254,8 +254,9 @@ def test_m56_a_block_is_unwound_also_when_the_pool_keeps_nothing_open(run: Run, 
     """With ``linger=0`` the manager's own close already closes the file."""
     child = run(
         """
-pool = ConnectionPool(PoolOptions(linger=0))
 sessions.close()
+pool.close()
+pool = ConnectionPool(PoolOptions(linger=0))
 sessions = SessionManager(path, pool=pool).init()
 hook = install_shutdown_hook(sessions, pool=pool, timeout=2.0)
 try:
