@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 import structlog
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection import real_path
+from mandrake_sessions.database.paths import real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.transaction import WriteUnit
 from mandrake_sessions.errors import (

@@ -21,9 +21,9 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import structlog
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection import real_path
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health import HealthReport
+from mandrake_sessions.database.paths import real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.stats import DatabaseStats
 from mandrake_sessions.database.transaction import ReadUnit, WriteTransaction, WriteUnit

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import apsw
 
-from mandrake_sessions.database.connection import Connection, identify, real_path
+from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate, translate_os
+from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.transaction import rollback
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (

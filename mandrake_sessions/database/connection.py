@@ -13,17 +13,15 @@ from typing import Any
 import apsw
 import structlog
 
-from mandrake_sessions import arguments
-from mandrake_sessions.database.faults import extended_code, primary_code, translate, translate_os
+from mandrake_sessions.database.faults import extended_code, primary_code, translate
 from mandrake_sessions.database.guard import require_safe_sqlite
+from mandrake_sessions.database.paths import Identity, identify
 from mandrake_sessions.database.waiting import Budget, pause, retry_busy
 from mandrake_sessions.errors import (
     DatabaseError,
-    DatabaseFolderError,
     DatabaseMissingError,
     DatabaseMovedError,
     DatabaseOpenError,
-    DatabasePathError,
     NotADatabaseError,
     ReadOnlyDatabaseError,
     StatementError,
@@ -31,9 +29,6 @@ from mandrake_sessions.errors import (
 )
 from mandrake_sessions.options import DatabaseOptions, Durability
 from mandrake_sessions.schema import APPLICATION_ID
-
-Identity = tuple[int, int]
-"""Device and inode: what a file is, whatever it is called."""
 
 _SYNCHRONOUS = {Durability.FAST: 1, Durability.DURABLE: 2}
 _JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
@@ -167,91 +162,6 @@ class Connection:
             self.raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._cursor.close(True)
         self.raw.close(True)
-
-
-def real_path(path: str | os.PathLike[str]) -> Path:
-    """Return the one spelling of a database's path, following symbolic links.
-
-    Raises:
-        DatabasePathError: it cannot name a file: empty, in memory, a URI, a loop of links.
-    """
-    text: object = os.fspath(arguments.path("path", path))
-    if not isinstance(text, str) or not text or "\0" in text or not _is_utf8(text):
-        raise DatabasePathError(
-            "The path of a database is a text of at least one character, and UTF-8."
-        )
-    if text == ":memory:" or text.startswith("file:"):
-        raise DatabasePathError(
-            "A database lives in a file; for one that goes away use a temporary folder."
-        )
-    # Not abspath: it would fold ``..`` before links are followed.
-    expanded = os.path.expanduser(text)
-    try:
-        try:
-            return Path(os.path.realpath(expanded, strict=True))
-        except FileNotFoundError:
-            return Path(os.path.realpath(expanded))
-    except OSError as error:
-        raise translate_os(error, Path(expanded)) from error
-
-
-def _is_utf8(text: str) -> bool:
-    # Python can name files that are not UTF-8, SQLite cannot.
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def identify(path: Path) -> Identity | None:
-    """Return the identity of the file at ``path``, or None where there is none.
-
-    It asks the folder and never opens the file: closing a file drops every POSIX lock that this
-    process holds on it, SQLite's too.
-
-    Raises:
-        DatabasePathError: there is something, but not a regular file.
-    """
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise translate_os(error, path) from error
-    if not path.is_file():
-        raise DatabasePathError("The path names a folder or a device, not a file.", path=path)
-    return found.st_dev, found.st_ino
-
-
-def make_file(path: Path) -> Identity:
-    """Make the file, readable by its owner only, and its folders; return its identity.
-
-    A file that exists, also one that another process makes at this moment, is left as it is.
-    """
-    try:
-        _make_folder(path.parent)
-        # Before SQLite, so that the -wal and -shm files, which take its mode, are private too.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        if not path.parent.is_dir():
-            raise DatabaseFolderError(path=path, operation="open") from None
-    except OSError as error:
-        raise translate_os(error, path) from error
-    identity = identify(path)
-    if identity is None:
-        raise DatabaseMovedError(path=path, operation="open")
-    return identity
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each readable by its owner only."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        each.mkdir(mode=0o700, exist_ok=True)
 
 
 def open_connection(

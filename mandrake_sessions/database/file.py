@@ -17,15 +17,17 @@ import structlog
 from mandrake_sessions import arguments
 from mandrake_sessions.database import migrate
 from mandrake_sessions.database.checkpoint import Checkpointer
-from mandrake_sessions.database.connection import (
-    Connection,
-    Identity,
-    identify,
-    open_connection,
+from mandrake_sessions.database.closing import (
+    OnStuck,
+    close_lane,
+    save_moved_file,
+    take_for_closing,
 )
-from mandrake_sessions.database.guard import bury, caller_outside, callers_outside
+from mandrake_sessions.database.connection import Connection, open_connection
+from mandrake_sessions.database.guard import bury, caller_outside, reentrant_error
 from mandrake_sessions.database.lease import MakeError
 from mandrake_sessions.database.maintenance import Maintenance
+from mandrake_sessions.database.paths import Identity, companions, identify
 from mandrake_sessions.database.scope import Lane, WriteLane
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
@@ -40,17 +42,11 @@ from mandrake_sessions.errors import (
     DatabaseMovedError,
     MandrakeSessionsError,
     PoolClosedError,
-    ReentrantScopeError,
 )
-from mandrake_sessions.ids import new_id
 from mandrake_sessions.options import DatabaseOptions
 
 T = TypeVar("T")
 
-OnStuck = Callable[[int], None] | None
-"""Told the thread that holds a lease when its work is interrupted for closing."""
-
-_OPTIMIZE_PATIENCE = 0.05
 _CHECKPOINT_BUDGET = 5.0
 # Finishing costs the writers one or two milliseconds: rarer, a lone writer gained 25 %.
 _FINISH_ABOVE = 4_000
@@ -97,9 +93,7 @@ class DatabaseFile:
         self._is_moved = False
         self._is_closing = False
         # SQLite makes them when it opens the file and keeps them as long as that is open.
-        self._companions = [
-            (companion, identify(companion)) for companion in _companions(main.path)
-        ]
+        self._logs = [(log, identify(log)) for log in companions(main.path)]
         self._on_retired = on_retired
         self._refusal: MakeError | None = None
         self._main = WriteLane(
@@ -257,9 +251,9 @@ class DatabaseFile:
             raise self._closed_error()
         me = get_ident()
         if self._main.queue.holder == me:
-            raise _reentrant(operation, self._main.queue.operation)
+            raise reentrant_error(operation, self._main.queue.operation)
         if self._auxiliary is not None and self._auxiliary.queue.holder == me:
-            raise _reentrant(operation, self._auxiliary.queue.operation)
+            raise reentrant_error(operation, self._auxiliary.queue.operation)
 
     def _refuse_if_damaged(self) -> None:
         if self.damage is not None:
@@ -365,10 +359,10 @@ class DatabaseFile:
             self._auxiliary_mutex.release()
         for lane in reversed(self.lanes()):
             try:
-                self._take_for_closing(lane, half, whole, on_stuck)
+                take_for_closing(lane, half, whole, self._closed_error, on_stuck)
                 if self._is_moved and lane is self._main:
-                    self._save_moved_file(whole)
-                _close_lane(lane, whole, abandon=self._is_moved)
+                    save_moved_file(lane.connection, self._logs, whole)
+                close_lane(lane, whole, abandon=self._is_moved)
             except MandrakeSessionsError as error:
                 failures.append(error)
         self.state = FileState.CLOSED
@@ -377,41 +371,6 @@ class DatabaseFile:
             raise failures[0]
         if failures:
             raise ExceptionGroup(f"closing {self.path} failed", failures)
-
-    def _take_for_closing(self, lane: Lane, half: Budget, whole: Budget, on_stuck: OnStuck) -> None:
-        try:
-            lane.queue.acquire(half, "close", even_refused=True)
-        except DatabaseBusyError:
-            lane.queue.refuse(self._closed_error, waiters_too=True)
-            lane.connection.cancel()
-            if on_stuck is not None:
-                on_stuck(lane.queue.holder)
-            lane.queue.acquire(whole, "close", even_refused=True)
-
-    def _save_moved_file(self, budget: Budget) -> None:
-        """Complete the file that went away, and keep its log from the one that took its place.
-
-        SQLite finds a log by its name: it would replay ours into whatever file is there now.
-        """
-        connection = self._main.connection
-        connection.deadline = budget.deadline
-        try:
-            connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
-            frames, done = connection.wal_backlog()
-            is_saved = frames == done
-        except apsw.Error:
-            is_saved = False
-        for companion, identity in self._companions:
-            if identity is None or identify(companion) != identity:
-                continue
-            if is_saved:
-                companion.unlink(missing_ok=True)
-            else:
-                aside = companion.with_name(f"{companion.name}.of-moved-file-{new_id()}")
-                companion.rename(aside)
-                structlog.get_logger(__name__).error(
-                    "database_log_set_aside", path=str(self.path), log=str(aside)
-                )
 
     def drop_after_fork(self) -> bool:
         """Let go of the parent's connections in a child; return whether all could be closed.
@@ -431,39 +390,3 @@ class DatabaseFile:
                 with contextlib.suppress(apsw.Error):
                     lane.connection.close(abandon=True)
         return not in_use
-
-
-def _companions(path: Path) -> tuple[Path, Path]:
-    """Return the names of the log and of its index, which SQLite makes beside the file."""
-    return path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
-
-
-def _reentrant(inner: str, outer: str) -> ReentrantScopeError:
-    """Return the error that names both places; the outer call is on this thread's own stack."""
-    places = [*callers_outside(), "", ""]
-    if " at " not in inner:
-        inner = f"{inner} at {places[0]}"
-    if " at " not in outer:
-        outer = f"{outer} at {places[1]}"
-    return ReentrantScopeError(
-        f"{inner} needs the database, which this thread already holds for {outer}; "
-        "pass the open transaction on."
-    )
-
-
-def _close_lane(lane: Lane, budget: Budget, *, abandon: bool) -> None:
-    """Close a connection whose lease the caller holds; the lease is never given back."""
-    connection = lane.connection
-    if not abandon and isinstance(lane, WriteLane):
-        connection.deadline = Budget(min(budget.left(), _OPTIMIZE_PATIENCE)).deadline
-        connection.interruptible = True
-        # What it would improve can wait for another day; what blocks it must not block closing.
-        with contextlib.suppress(apsw.Error):
-            connection.query_all("PRAGMA optimize")
-    connection.deadline = budget.deadline
-    try:
-        connection.close(abandon=abandon)
-    except apsw.Error as error:
-        raise DatabaseError(
-            "The connection did not close cleanly.", path=connection.path, operation="close"
-        ) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 import apsw
 
-from mandrake_sessions.errors import UnsupportedSQLiteError
+from mandrake_sessions.errors import ReentrantScopeError, UnsupportedSQLiteError
 
 _FIXED = (3, 51, 3)
 _BACK_PORTS = {(3, 50): 7, (3, 44): 6}
@@ -119,3 +119,16 @@ def callers_outside() -> Iterator[str]:
             yield f"{name}:{frame.f_lineno}"
         was_inside = is_inside
         frame = frame.f_back
+
+
+def reentrant_error(inner: str, outer: str) -> ReentrantScopeError:
+    """Return the error that names both places; the outer call is on this thread's own stack."""
+    places = [*callers_outside(), "", ""]
+    if " at " not in inner:
+        inner = f"{inner} at {places[0]}"
+    if " at " not in outer:
+        outer = f"{outer} at {places[1]}"
+    return ReentrantScopeError(
+        f"{inner} needs the database, which this thread already holds for {outer}; "
+        "pass the open transaction on."
+    )

@@ -14,16 +14,10 @@ from pathlib import Path
 import apsw
 import sqlalchemy
 
-from mandrake_sessions.database.connection import (
-    Connection,
-    foreign_keys_off,
-    identify,
-    make_file,
-    open_connection,
-    real_path,
-)
+from mandrake_sessions.database.connection import Connection, foreign_keys_off, open_connection
 from mandrake_sessions.database.dialect import lend, typed_cause
 from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.paths import identify, make_file, real_path
 from mandrake_sessions.database.revisions import (
     RUN,
     Direction,

@@ -17,11 +17,12 @@ from types import TracebackType
 from typing import Self
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection import Identity, identify, make_file, real_path
-from mandrake_sessions.database.file import DatabaseFile, OnStuck
+from mandrake_sessions.database.closing import OnStuck
+from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import after_fork, bury, caller_outside
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.maintenance import Maintenance
+from mandrake_sessions.database.paths import Identity, identify, make_file, real_path
 from mandrake_sessions.database.removal import remove
 from mandrake_sessions.database.slots import (
     Slot,

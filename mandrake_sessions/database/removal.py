@@ -7,8 +7,9 @@ from pathlib import Path
 
 import apsw
 
-from mandrake_sessions.database.connection import Connection, Identity, identify
+from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.paths import Identity, companions, identify
 from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import DatabaseMovedError
 
@@ -32,7 +33,7 @@ def remove(path: Path, identity: Identity, budget: Budget) -> None:
         retry_busy(lambda: _lock_out_everybody(connection), budget, path, "delete", "open")
         if identify(path) != identity:
             raise DatabaseMovedError(path=path, operation="delete")
-        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        for name in (path, *companions(path)):
             name.unlink(missing_ok=True)
     except OSError as error:
         raise translate_os(error, path) from error

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from time import monotonic
 
-from mandrake_sessions.database.connection import Identity
 from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.paths import Identity
 from mandrake_sessions.errors import MandrakeSessionsError
 from mandrake_sessions.options import PoolOptions
 

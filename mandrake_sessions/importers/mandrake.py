@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from mandrake_sessions.database.connection import identify, real_path
 from mandrake_sessions.database.foreign import open_foreign
 from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.errors import ImportSourceError, InvalidArgumentError
 from mandrake_sessions.ids import now
 from mandrake_sessions.importers.origin import Draft, Origin

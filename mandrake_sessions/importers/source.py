@@ -21,8 +21,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from mandrake_sessions.database.connection import Identity, identify
 from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.paths import Identity, identify
 from mandrake_sessions.errors import DatabaseMissingError, ImportSourceError
 
 _OPERATION: Final = "import"

@@ -16,12 +16,8 @@ import pytest
 from mandrake_sessions.database import backup as module
 from mandrake_sessions.database import migrate
 from mandrake_sessions.database.backup import backup, verify
-from mandrake_sessions.database.connection import (
-    Connection,
-    make_file,
-    open_connection,
-    real_path,
-)
+from mandrake_sessions.database.connection import Connection, open_connection
+from mandrake_sessions.database.paths import make_file, real_path
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     BackupError,

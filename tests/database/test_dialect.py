@@ -14,13 +14,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from mandrake_sessions.database.connection import (
-    Connection,
-    make_file,
-    open_connection,
-    real_path,
-)
+from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.dialect import lend, lent_connection, typed_cause
+from mandrake_sessions.database.paths import make_file, real_path
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     ConstraintViolationError,
@@ -443,7 +439,8 @@ import sys
 import sqlalchemy as sa
 from sqlalchemy import orm
 from mandrake_sessions.database import migrate
-from mandrake_sessions.database.connection import make_file, open_connection, real_path
+from mandrake_sessions.database.connection import open_connection
+from mandrake_sessions.database.paths import make_file, real_path
 from mandrake_sessions.database.dialect import lend
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.options import DatabaseOptions

@@ -30,14 +30,9 @@ from alembic.script import ScriptDirectory
 
 from mandrake_sessions.database import migrate, revisions
 from mandrake_sessions.database.backup import verify
-from mandrake_sessions.database.connection import (
-    Connection,
-    identify,
-    make_file,
-    open_connection,
-    real_path,
-)
+from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.dialect import lend
+from mandrake_sessions.database.paths import identify, make_file, real_path
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
@@ -365,7 +360,8 @@ def test_a_process_killed_in_a_step_leaves_the_file_as_it_was(
     code = f"""
 from pathlib import Path
 from mandrake_sessions.database import migrate, revisions
-from mandrake_sessions.database.connection import make_file, open_connection, real_path
+from mandrake_sessions.database.connection import open_connection
+from mandrake_sessions.database.paths import make_file, real_path
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.options import DatabaseOptions
 path = real_path({str(tmp_path / "db.sqlite")!r})

@@ -47,9 +47,10 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.database import connection as connection_module
 from mandrake_sessions.database import guard
-from mandrake_sessions.database.connection import Connection, lost_settings, real_path
+from mandrake_sessions.database.connection import Connection, lost_settings
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.paths import real_path
 
 ROOT = pytest.mark.skipif(
     hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere"

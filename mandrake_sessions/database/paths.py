@@ -1,0 +1,103 @@
+"""What a path names: one spelling for each database, and the identity of its file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mandrake_sessions import arguments
+from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.errors import DatabaseFolderError, DatabaseMovedError, DatabasePathError
+
+Identity = tuple[int, int]
+"""Device and inode: what a file is, whatever it is called."""
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return the one spelling of a database's path, following symbolic links.
+
+    Raises:
+        DatabasePathError: it cannot name a file: empty, in memory, a URI, a loop of links.
+    """
+    text: object = os.fspath(arguments.path("path", path))
+    if not isinstance(text, str) or not text or "\0" in text or not _is_utf8(text):
+        raise DatabasePathError(
+            "The path of a database is a text of at least one character, and UTF-8."
+        )
+    if text == ":memory:" or text.startswith("file:"):
+        raise DatabasePathError(
+            "A database lives in a file; for one that goes away use a temporary folder."
+        )
+    # Not abspath: it would fold ``..`` before links are followed.
+    expanded = os.path.expanduser(text)
+    try:
+        try:
+            return Path(os.path.realpath(expanded, strict=True))
+        except FileNotFoundError:
+            return Path(os.path.realpath(expanded))
+    except OSError as error:
+        raise translate_os(error, Path(expanded)) from error
+
+
+def _is_utf8(text: str) -> bool:
+    # Python can name files that are not UTF-8, SQLite cannot.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def identify(path: Path) -> Identity | None:
+    """Return the identity of the file at ``path``, or None where there is none.
+
+    It asks the folder and never opens the file: closing a file drops every POSIX lock that this
+    process holds on it, SQLite's too.
+
+    Raises:
+        DatabasePathError: there is something, but not a regular file.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise translate_os(error, path) from error
+    if not path.is_file():
+        raise DatabasePathError("The path names a folder or a device, not a file.", path=path)
+    return found.st_dev, found.st_ino
+
+
+def make_file(path: Path) -> Identity:
+    """Make the file, readable by its owner only, and its folders; return its identity.
+
+    A file that exists, also one that another process makes at this moment, is left as it is.
+    """
+    try:
+        _make_folder(path.parent)
+        # Before SQLite, so that the -wal and -shm files, which take its mode, are private too.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if not path.parent.is_dir():
+            raise DatabaseFolderError(path=path, operation="open") from None
+    except OSError as error:
+        raise translate_os(error, path) from error
+    identity = identify(path)
+    if identity is None:
+        raise DatabaseMovedError(path=path, operation="open")
+    return identity
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each readable by its owner only."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+
+
+def companions(path: Path) -> tuple[Path, Path]:
+    """Return the names of the log and of its index, which SQLite makes beside the file."""
+    return path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
