@@ -221,6 +221,8 @@ def json_object(name: str, value: object) -> tuple[dict[str, Any], str]:
 
 def tool_calls(name: str, value: object) -> tuple[tuple[ToolCall, ...], str]:
     """Return tool calls, independent of the caller's objects, and as JSON text."""
+    if value == ():
+        return (), "[]"
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise InvalidArgumentError(f"{name} must be a sequence of ToolCall or mappings.")
     if not value:
@@ -231,9 +233,14 @@ def tool_calls(name: str, value: object) -> tuple[tuple[ToolCall, ...], str]:
 
 def new_turns(name: str, value: object) -> tuple[NewTurn, ...]:
     """Return the turns of a finished exchange."""
-    if not isinstance(value, Sequence) or not all(isinstance(turn, NewTurn) for turn in value):
+    # The usual kinds first: asking an abstract class costs more than all the rest.
+    if not isinstance(value, list | tuple) and not isinstance(value, Sequence):
         raise InvalidArgumentError(f"{name} must be a sequence of NewTurn.")
-    return tuple(value)
+    turns = tuple(value)
+    for turn in turns:
+        if not isinstance(turn, NewTurn):
+            raise InvalidArgumentError(f"{name} must be a sequence of NewTurn.")
+    return turns
 
 
 def _tool_call(name: str, item: object) -> ToolCall:

@@ -29,6 +29,8 @@ class Checkpointer:
 
     Attributes:
         backlog: frames that are not in the database file yet, as of the last checkpoint.
+        written: pages that the writer has put into the WAL in all.
+        wal_frames: frames in the WAL, as of the last checkpoint.
         failure: extended result code of the last checkpoint if it failed.
         runs: how many checkpoints were made.
     """
@@ -37,26 +39,24 @@ class Checkpointer:
         self._frames = frames
         self._limit_bytes = limit_bytes
         self._ask = ask
-        self._ask_above = frames
-        self._noted = 0
+        self.written = 0
+        self._ask_at = frames
         self.backlog = 0
+        self.wal_frames = 0
         self.failure: int | None = None
         self.runs = 0
 
-    def note(self, frames: int) -> None:
-        """Take note of the WAL's frames after a commit; called inside it, so it only counts."""
-        if frames < self._noted:
-            # The WAL has begun anew.
-            self._ask_above = self._frames
-        self._noted = frames
-        if frames >= self._ask_above:
+    def note(self, written: int) -> None:
+        """Take note, after a commit, of the pages its connection has written in all."""
+        self.written = written
+        if written >= self._ask_at:
             # Not again until this one has run.
-            self._ask_above = 1 << 62
+            self._ask_at = 1 << 62
             self._ask()
 
     def postpone(self) -> None:
         """Ask again at the next commit: the checkpoint could not begin."""
-        self._ask_above = self._frames
+        self._ask_at = self.written
 
     def run(self, auxiliary: Connection, deadline: float) -> None:
         """Copy what is in the WAL into the database, and truncate the file if it is too large.
@@ -69,13 +69,13 @@ class Checkpointer:
         try:
             for _ in range(_ROUNDS):
                 before = self.backlog
-                frames = self._passive(auxiliary)
+                self._passive(auxiliary)
                 if self.backlog <= self._frames // 4 or self.backlog == before:
                     break
-            if frames * _FRAME_BYTES > self._limit_bytes:
+            if self.wal_frames * _FRAME_BYTES > self._limit_bytes:
                 auxiliary.deadline = min(deadline, monotonic() + _TRUNCATE_PATIENCE)
                 auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            frames = self._measure(auxiliary)
+            self._measure(auxiliary)
             self.failure = None
         except apsw.Error as error:
             # Beside a busy writer even looking can be BUSY: the next commit asks again.
@@ -83,16 +83,14 @@ class Checkpointer:
                 self.failure = extended_code(error)
             self.postpone()
             return
-        # Readers can keep the WAL from beginning anew: ask again only when as many new frames
-        # have come.
-        self._ask_above = frames + self._frames
+        # Readers can hold frames back for long: ask again only when as many new ones have come.
+        self._ask_at = self.written + self._frames
 
-    def _passive(self, auxiliary: Connection) -> int:
+    def _passive(self, auxiliary: Connection) -> None:
         auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
-        return self._measure(auxiliary)
+        self._measure(auxiliary)
 
-    def _measure(self, auxiliary: Connection) -> int:
-        """Take note of how much is left to copy; return the frames in the WAL."""
-        frames, done = auxiliary.wal_backlog()
-        self.backlog = max(0, frames - done)
-        return frames
+    def _measure(self, auxiliary: Connection) -> None:
+        """Take note of how long the WAL is and how much is left to copy."""
+        self.wal_frames, done = auxiliary.wal_backlog()
+        self.backlog = max(0, self.wal_frames - done)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import apsw
-import structlog
 
 from mandrake_sessions.database.faults import extended_code, primary_code, translate
 from mandrake_sessions.database.guard import require_safe_sqlite
@@ -60,8 +59,6 @@ class Connection:
         is_cancelled: whether the connection is being closed under its holder.
         is_forked: whether it is a parent's connection in a forked child.
         busy_waits: how often it looked at a lock of another process.
-        on_backlog: told how many frames the WAL has, after each commit, inside the commit.
-        wal_frames: frames in the WAL after the last commit of this connection.
     """
 
     def __init__(self, raw: apsw.Connection, path: Path, identity: Identity) -> None:
@@ -73,10 +70,8 @@ class Connection:
         self.is_cancelled = False
         self.is_forked = False
         self.busy_waits = 0
-        self.wal_frames = 0
         self._moved = ctypes.c_int(0)
         self._moved_address = ctypes.addressof(self._moved)
-        self.on_backlog: Callable[[int], None] | None = None
         self._cursor = raw.cursor()
         # Bound once: these run for every statement.
         self.execute = self._cursor.execute
@@ -92,16 +87,6 @@ class Connection:
     def on_progress(self) -> bool:
         """Return whether the running statement must stop."""
         return self.interruptible and monotonic() >= self.deadline
-
-    def on_commit(self, _raw: apsw.Connection, _schema: str, frames: int) -> int:
-        """Count the WAL's frames: checkpoints are made elsewhere, off the commit path."""
-        self.wal_frames = frames
-        if self.on_backlog is not None:
-            try:
-                self.on_backlog(frames)
-            except Exception:  # noqa: BLE001  # it would come out of a COMMIT that has succeeded
-                structlog.get_logger(__name__).exception("checkpoint_not_asked_for")
-        return apsw.SQLITE_OK
 
     # -- what the layer asks ----------------------------------------------------------------
 
@@ -135,6 +120,10 @@ class Connection:
     def header(self) -> bytes:
         """Return the file's first 100 bytes as they are on disk, not as the cache shows them."""
         return self.raw.read("main", 0, 0, 100)[1]
+
+    def pages_written(self) -> int:
+        """Return how many pages this connection has written to the WAL since it was opened."""
+        return self.raw.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
 
     def wal_backlog(self) -> tuple[int, int]:
         """Return the frames in the WAL and how many of them are in the database already."""
@@ -263,7 +252,6 @@ def _configure(
     ]
     if lost:
         raise DatabaseOpenError(f"SQLite did not accept: {', '.join(lost)}.", path=path)
-    raw.set_wal_hook(connection.on_commit)
     raw.set_progress_handler(connection.on_progress, _PROGRESS_STEPS)
 
 

@@ -102,6 +102,7 @@ class DatabaseFile:
             check=self._check,
             on_unclean=self.retire,
             on_corrupt=self._latch_damage,
+            on_commit=self._note_commit,
         )
         self._auxiliary: Lane | None = None
         self._auxiliary_mutex = threading.Lock()
@@ -110,7 +111,6 @@ class DatabaseFile:
             options.wal_limit_bytes,
             lambda: maintenance.call_later(("checkpoint", self), 0.0, self.checkpoint),
         )
-        main.on_backlog = self.checkpointer.note
 
     @classmethod
     def open(
@@ -211,7 +211,7 @@ class DatabaseFile:
             budget = Budget(_CHECKPOINT_BUDGET)
             with self.exclusive_auxiliary("checkpoint", budget) as connection:
                 self.checkpointer.run(connection, budget.deadline)
-                if self._main.connection.wal_frames >= _FINISH_ABOVE:
+                if self.checkpointer.wal_frames >= _FINISH_ABOVE:
                     # Frames that came meanwhile keep the WAL from beginning anew, and in a file
                     # that grows each fsync is about twice as dear: finish while nobody writes.
                     with self._main.exclusive(budget, "checkpoint"):
@@ -244,6 +244,13 @@ class DatabaseFile:
         if connection.has_moved():
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation=operation)
+
+    def _note_commit(self) -> None:
+        """Count towards the next checkpoint; the COMMIT has succeeded whatever happens here."""
+        try:
+            self.checkpointer.note(self._main.connection.pages_written())
+        except Exception:  # noqa: BLE001  # as the docstring says
+            structlog.get_logger(__name__).exception("checkpoint_not_asked_for")
 
     def _admit(self, operation: str) -> None:
         """Let a new call in, unless it can only wait for itself."""

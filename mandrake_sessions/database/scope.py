@@ -170,9 +170,11 @@ class WriteLane(Lane):
         check: Callable[[Connection, str], None],
         on_unclean: Callable[..., None],
         on_corrupt: Callable[[DatabaseError], None],
+        on_commit: Callable[[], None],
     ) -> None:
         super().__init__(connection, check=check, on_unclean=on_unclean, on_corrupt=on_corrupt)
         self._options = options
+        self._on_commit = on_commit
         self.commits = 0
         self.units = 0
         self.replays = 0
@@ -315,6 +317,7 @@ class WriteLane(Lane):
             self._release_and_settle(group, unknown)
             raise
         self.commits += 1
+        self._on_commit()
         self._release_and_settle(group, None)
 
     def _undo(self, error: BaseException, operation: str, group: Group | None = None) -> None:

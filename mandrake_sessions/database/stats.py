@@ -21,7 +21,7 @@ class DatabaseStats(msgspec.Struct, frozen=True, kw_only=True):
         longest_wait: the longest wait in the queue.
         waiting: threads in the queues this moment.
         checkpoints: checkpoints made by this process.
-        wal_frames: frames in the WAL after the last commit.
+        pages_written: pages written to the WAL by this process.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class DatabaseStats(msgspec.Struct, frozen=True, kw_only=True):
     longest_wait: float
     waiting: int
     checkpoints: int
-    wal_frames: int
+    pages_written: int
 
 
 class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,5 +68,5 @@ def database_stats(file: DatabaseFile) -> DatabaseStats:
         longest_wait=max(lane.queue.longest_wait for lane in lanes),
         waiting=sum(lane.queue.waiting for lane in lanes),
         checkpoints=file.checkpointer.runs,
-        wal_frames=writer.connection.wal_frames,
+        pages_written=file.checkpointer.written,
     )

@@ -1,13 +1,26 @@
-"""Which columns a record is read from and written to, and the UPDATE that changes some of them."""
+"""Which columns a record is read from and written to: its INSERT, and the UPDATE of some."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, ColumnElement, Integer, Table, Update, bindparam, func, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    Table,
+    Update,
+    bindparam,
+    func,
+    insert,
+    update,
+)
+
+from mandrake_sessions.database.statement import Bound, Row, Statement
 
 
 def columns_of(record: type[msgspec.Struct], table: Table) -> tuple[Column[Any], ...]:
@@ -15,9 +28,34 @@ def columns_of(record: type[msgspec.Struct], table: Table) -> tuple[Column[Any],
     return tuple(table.c[name] for name in _column_names(record))
 
 
-def values_of(record: msgspec.Struct) -> dict[str, Any]:
-    """Return a record's fields by the names of their columns."""
-    return dict(zip(_column_names(type(record)), msgspec.structs.astuple(record), strict=True))
+class RecordInsert(Statement):
+    """The INSERT of a record: each column from the field that carries it.
+
+    Args:
+        record: the kind of record.
+        table: where it is stored.
+        extra: a column whose value is given beside the record, if there is one.
+    """
+
+    def __init__(
+        self, record: type[msgspec.Struct], table: Table, extra: Column[Any] | None = None
+    ) -> None:
+        fields = dict(zip(_column_names(record), record.__struct_fields__, strict=True))
+        names = {*fields} if extra is None else {*fields, extra.name}
+        # In the table's order, which is the order the compiler gives the parameters.
+        ordered = [column.name for column in table.columns if column.name in names]
+        super().__init__(insert(table).values({name: bindparam(name) for name in ordered}))
+        self._extra_at = None if extra is None else ordered.index(extra.name)
+        self._fields: Callable[[msgspec.Struct], Row] = attrgetter(
+            *(fields[name] for name in ordered if extra is None or name != extra.name)
+        )
+
+    def of(self, record: msgspec.Struct, extra: object = None) -> Bound:
+        """Return the statement with a record's values, ready to run."""
+        row = self._fields(record)
+        if self._extra_at is None:
+            return self.sql, row
+        return self.sql, (*row[: self._extra_at], extra, *row[self._extra_at :])
 
 
 @cache

@@ -39,7 +39,7 @@ from mandrake_sessions.models import (
     TurnStatus,
 )
 from mandrake_sessions.records.changes import record_change
-from mandrake_sessions.records.columns import columns_of, later, values_of
+from mandrake_sessions.records.columns import RecordInsert, columns_of, later
 from mandrake_sessions.records.sessions import require_session, touch_session
 from mandrake_sessions.records.turn_rows import add_turn, prepare_turn, turn_insert
 
@@ -61,8 +61,8 @@ _NEXT_INDEX = Statement(
     select(_SESSION.next_round_index).where(_SESSION.id == bindparam("session_id"))
 )
 _INSERT_ROUND = Statement(insert(schema.rounds))
-_INSERT_REQUEST = Statement(insert(schema.requests))
-_INSERT_RESPONSE = Statement(insert(schema.responses))
+_INSERT_REQUEST = RecordInsert(Request, schema.requests)
+_INSERT_RESPONSE = RecordInsert(Response, schema.responses, extra=_RESPONSE.next_turn_index)
 
 # The columns in the order of round_fields().
 SELECT_ROUNDS = select(
@@ -212,10 +212,9 @@ def _take_index(
 
 def round_inserts(round_: Round, *, next_turn_index: int) -> list[Bound]:
     """Return what stores a round's request and response: all of it that needs no index."""
-    request, response = round_.request, round_.response
     return [
-        _INSERT_REQUEST.bound(values_of(request)),
-        _INSERT_RESPONSE.bound(values_of(response) | {"next_turn_index": next_turn_index}),
+        _INSERT_REQUEST.of(round_.request),
+        _INSERT_RESPONSE.of(round_.response, next_turn_index),
     ]
 
 

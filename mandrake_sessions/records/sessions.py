@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import Integer, Text, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import Integer, Text, bindparam, delete, func, select, tuple_, update
 
 from mandrake_sessions import arguments, schema
 from mandrake_sessions.database.statement import Row, Statement
@@ -28,11 +28,11 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.ids import now
 from mandrake_sessions.models import UNSET, ChangeOp, Entity, Session, Unset
 from mandrake_sessions.records.changes import record_change
-from mandrake_sessions.records.columns import columns_of, later, update_row, values_of
+from mandrake_sessions.records.columns import RecordInsert, columns_of, later, update_row
 
 _C = schema.sessions.c
 _COLUMNS = columns_of(Session, schema.sessions)
-_INSERT = Statement(insert(schema.sessions))
+_INSERT = RecordInsert(Session, schema.sessions, extra=_C.metadata)
 _BY_ID = Statement(select(*_COLUMNS).where(_C.id == bindparam("id")))
 _EXISTS = Statement(select(_C.id).where(_C.id == bindparam("id")))
 _COUNT = Statement(select(func.count()).select_from(schema.sessions))
@@ -123,7 +123,7 @@ def create_session(
 def add_session(tx: WriteTransaction, session: Session, encoded_metadata: str) -> None:
     """Insert a complete session and its change row."""
     try:
-        tx.run(_INSERT, values_of(session) | {_C.metadata.name: encoded_metadata})
+        tx.run_all((_INSERT.of(session, encoded_metadata),))
     except ConstraintViolationError as violation:
         if str(_C.id) in violation.columns:
             raise SessionAlreadyExistsError(session.id) from violation

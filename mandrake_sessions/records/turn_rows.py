@@ -7,21 +7,18 @@ from typing import Any, Final
 
 import msgspec
 import structlog
-from sqlalchemy import bindparam, insert
 
 from mandrake_sessions import arguments, schema
-from mandrake_sessions.database.statement import Bound, Row, Statement
+from mandrake_sessions.database.statement import Bound, Row
 from mandrake_sessions.database.transaction import WriteTransaction
 from mandrake_sessions.errors import ConstraintViolationError, TurnAlreadyExistsError
 from mandrake_sessions.models import NewTurn, ToolCall, Turn, TurnStatus
-from mandrake_sessions.records.columns import columns_of, values_of
+from mandrake_sessions.records.columns import RecordInsert, columns_of
 
 _C = schema.turns.c
 TURN_COLUMNS = columns_of(Turn, schema.turns)
 
-_INSERT = Statement(
-    insert(schema.turns).values({column.name: bindparam(column.name) for column in TURN_COLUMNS})
-)
+_INSERT = RecordInsert(Turn, schema.turns, extra=_C.tool_calls)
 
 # TurnStatus("completed") takes ten times as long as looking it up.
 _STATUS: Final = {status.value: status for status in TurnStatus}
@@ -113,7 +110,7 @@ def prepare_turn(new: NewTurn, response_id: str, index: int, moment: int) -> tup
 
 def turn_insert(turn: Turn, encoded_calls: str) -> Bound:
     """Return what stores a complete turn."""
-    return _INSERT.bound(values_of(turn) | {_C.tool_calls.name: encoded_calls})
+    return _INSERT.of(turn, encoded_calls)
 
 
 def add_turn(tx: WriteTransaction, turn: Turn, insert_turn: Bound) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, select, update
 
 from mandrake_sessions import arguments, schema
 from mandrake_sessions.database.statement import Statement
@@ -19,11 +19,11 @@ from mandrake_sessions.errors import (
 )
 from mandrake_sessions.ids import now
 from mandrake_sessions.models import Workspace
-from mandrake_sessions.records.columns import columns_of, values_of
+from mandrake_sessions.records.columns import RecordInsert, columns_of
 
 _C = schema.workspaces.c
 _COLUMNS = columns_of(Workspace, schema.workspaces)
-_INSERT = Statement(insert(schema.workspaces))
+_INSERT = RecordInsert(Workspace, schema.workspaces)
 _BY_ID = Statement(select(*_COLUMNS).where(_C.id == bindparam("id")))
 _BY_NAME = Statement(select(*_COLUMNS).where(_C.name == bindparam("name")))
 _ALL = Statement(select(*_COLUMNS).order_by(_C.name))
@@ -65,7 +65,7 @@ def register_workspace(
 
     def work(tx: WriteTransaction) -> Workspace:
         try:
-            tx.run(_INSERT, values_of(workspace))
+            tx.run_all((_INSERT.of(workspace),))
         except ConstraintViolationError as violation:
             if not violation.columns or violation.columns[0].split(".")[0] != _C.id.table.name:
                 raise
