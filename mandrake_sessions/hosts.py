@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 import structlog
@@ -102,12 +101,7 @@ class WorkspaceManager:
     def __enter__(self) -> Self:
         return self.init()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -171,12 +165,7 @@ class MandrakeManager:
     def __enter__(self) -> Self:
         return self.init()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- workspaces -------------------------------------------------------------------------

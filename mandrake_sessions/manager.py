@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
@@ -188,7 +187,8 @@ class SessionManager:
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a file that is not there.
-        logger: a structlog logger of the host's; None for the library's own.
+        logger: a structlog logger of the host's, told when the manager is opened, closed and
+            deleted; None for silence.
 
     Attributes:
         create: as given; what the next ``init()`` does.
@@ -211,7 +211,7 @@ class SessionManager:
         self._pool = pool
         self._options = options
         self.create = create
-        self._logger = logger or structlog.get_logger(__name__)
+        self._logger = logger
         self._mutex = threading.Lock()
         self._handle: DatabaseHandle | None = None
 
@@ -254,6 +254,7 @@ class SessionManager:
             if self._handle is None:
                 pool = self._pool or default_pool()
                 self._handle = pool.acquire(self._path, options=self._options, create=self.create)
+                self._tell("sessions_opened")
         return self
 
     def close(self) -> None:
@@ -262,6 +263,7 @@ class SessionManager:
             handle, self._handle = self._handle, None
         if handle is not None:
             handle.release()
+            self._tell("sessions_closed")
 
     def delete(self, *, timeout: float | None = None) -> None:
         """Close, then remove the database file with its ``-wal`` and ``-shm``.
@@ -277,16 +279,17 @@ class SessionManager:
             arguments.seconds("timeout", timeout)
         self.close()
         (self._pool or default_pool()).remove(self._path, timeout=timeout)
+        self._tell("sessions_deleted")
+
+    def _tell(self, event: str) -> None:
+        """Log what happened to the manager itself, where the host gave a logger for that."""
+        if self._logger is not None:
+            self._logger.info(event, path=str(self._path))
 
     def __enter__(self) -> Self:
         return self.init()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- records ----------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import weakref
 from collections import deque
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 from typing import Self
 
 from mandrake_sessions import arguments
@@ -388,12 +387,7 @@ class ConnectionPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- fork -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import threading
 
 import apsw
 import pytest
+import structlog
 from sqlalchemy import text
 
 from mandrake_sessions import (
@@ -337,3 +338,20 @@ def test_a_failed_opening_lets_the_next_one_succeed(path, pool):
 
     assert manager.init().count_sessions() == 0
     manager.close()
+
+
+def test_a_logger_of_the_host_is_told_what_happens_to_the_manager(path, pool):
+    with structlog.testing.capture_logs() as told:
+        sessions = SessionManager(path, pool=pool, logger=structlog.get_logger("host"))
+        sessions.init()
+        sessions.init()
+        sessions.close()
+        sessions.close()
+        sessions.delete()
+
+    assert [log["event"] for log in told] == [
+        "sessions_opened",
+        "sessions_closed",
+        "sessions_deleted",
+    ]
+    assert all(log["path"] == str(path) for log in told)
