@@ -37,17 +37,18 @@ def wal():
 def wait_for_signals():
     while True:
         signal.pause()
+class Closing:
+    todo = []
+    def close(self):
+        for do in self.todo:
+            do()
 def when_closing(do):
-    def look():
-        while not pool.is_closed:
-            time.sleep(0.001)
-        do()
-    threading.Thread(target=look, daemon=True).start()
+    Closing.todo.append(do)
 pool = ConnectionPool(PoolOptions(database=DatabaseOptions(busy_timeout=60.0)))
 sessions = SessionManager(path, pool=pool).init()
 sessions.create_session(id="before")
 """
-INSTALL = "hook = install_shutdown_hook(sessions, pool=pool, timeout=2.0)\n"
+INSTALL = "hook = install_shutdown_hook(Closing(), sessions, pool=pool, timeout=2.0)\n"
 FOREIGN = """
 import apsw
 connection = apsw.Connection(sys.argv[1])
