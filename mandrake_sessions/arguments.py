@@ -50,8 +50,10 @@ _TOOL_CALL_KEYS: Final = frozenset({"call", "response", "raw"})
 
 def lookup_id(name: str, value: object) -> str:
     """Return an id to look something up by: any text that a database can hold."""
-    if not isinstance(value, str) or not _is_utf8(value):
-        raise InvalidArgumentError(f"{name} must be a string without lone surrogates.")
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"{name} must be the id itself, a string.")
+    if not _is_utf8(value):
+        raise InvalidArgumentError(f"{name} must not contain lone surrogates.")
     return value
 
 

@@ -183,9 +183,6 @@ class ShutdownHook:
         log = structlog.get_logger(__name__)
         for failure in failures:
             log.error("shutdown_failed", error=type(failure).__name__, detail=str(failure))
-        log.info(
-            "shutdown_finished", signal=number, seconds=self.report.seconds, failed=len(failures)
-        )
         self._state = _State.FINISHED
         _signal_main_thread(number)
         self._finished.set()

@@ -82,7 +82,8 @@ def _tell(error: BaseException, given: Sequence[str]) -> int:
 def _tell_usage(error: Exception, given: Sequence[str]) -> int:
     context = getattr(error, "ctx", None)
     path = PROGRAM if context is None else context.command_path
-    message = getattr(error, "format_message", error.__str__)()
+    # A group of commands without a command says nothing of itself.
+    message = getattr(error, "format_message", error.__str__)() or "A command is missing."
     return _tell(CommandError(message, ExitCode.USAGE, f"See {path} --help."), given)
 
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mandrake_sessions.cli.errors import CommandError, ExitCode
 from mandrake_sessions.cli.output import document_of, print_fields, print_json, print_text
 from mandrake_sessions.cli.target import (
     TIMEOUT,
@@ -21,7 +22,7 @@ from mandrake_sessions.cli.target import (
     WorkspaceName,
     open_mandrake,
 )
-from mandrake_sessions.errors import DatabaseMissingError, MandrakeSessionsError
+from mandrake_sessions.errors import MandrakeSessionsError
 from mandrake_sessions.hosts import MandrakeManager
 from mandrake_sessions.manager import SessionManager
 
@@ -67,7 +68,7 @@ def import_(
     source = source.expanduser()
     if not source.exists():
         # Before anything is made for it.
-        raise DatabaseMissingError("There is no file to import.", path=source)
+        raise CommandError("There is no file to import.", ExitCode.NOT_FOUND, "Check FILE.")
     with (
         open_mandrake(root, timeout, create=True) as mandrake,
         _target(mandrake, workspace) as sessions,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.file import DatabaseFile, FileState
 from mandrake_sessions.database.guard import caller_outside, current_pid
 from mandrake_sessions.database.health import HealthReport, check_health
 from mandrake_sessions.database.stats import DatabaseStats, database_stats
@@ -186,6 +186,9 @@ class DatabaseHandle:
         if getattr(self, "_is_released", True) or self._pid != current_pid():
             return
         self._is_released = True
+        if self._file.state is FileState.CLOSED:
+            # The pool was closed under it, as at a shutdown: nothing is left open.
+            return
         self._forget()
         warnings.warn(
             f"A database handle was never released; it was acquired at {self._acquired_at}.",

@@ -129,7 +129,8 @@ class ConnectionPool:
         """Open the file of a new slot; everybody else who wants it waits for ``changed``."""
         try:
             identity = make_file(slot.path) if create else identify(slot.path)
-            if identity is None:
+            # An empty file is no database yet, and must not become one where none may be made.
+            if identity is None or (not create and slot.path.stat().st_size == 0):
                 raise DatabaseMissingError(path=slot.path, operation="open")
             with self._mutex:
                 self._claim(slot, identity)

@@ -65,7 +65,7 @@ def database(root: Path, session: Session) -> Path:
         (("migrate", "--downgrade"), ExitCode.USAGE, "UsageError"),
         (("demo", "--durability", "none"), ExitCode.USAGE, "UsageError"),
         (("demo-verify", "/nowhere"), ExitCode.NOT_FOUND, "NotFoundError"),
-        (("import", "/nowhere"), ExitCode.NOT_FOUND, "DatabaseMissingError"),
+        (("import", "/nowhere"), ExitCode.NOT_FOUND, "NotFoundError"),
     ],
 )
 def test_each_error_has_its_exit_code(

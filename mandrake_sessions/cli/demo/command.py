@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,6 +297,14 @@ def _print_closing(
         print_text("\nThe demo failed.", style="bold red")
     print_text(
         f"The databases and their log stay in {place}\n"
-        f"  mandrake-sessions sessions list --root {place}\n"
-        f"  mandrake-sessions demo-verify {place}"
+        f"  {_program()} sessions list --root {place}\n"
+        f"  {_program()} demo-verify {place}"
     )
+
+
+def _program() -> str:
+    """Return how this command was called, so that what is printed can be typed."""
+    called = Path(sys.argv[0])
+    if shutil.which(called.name) is not None or called.name == "__main__.py":
+        return "mandrake-sessions"
+    return os.path.relpath(called)
