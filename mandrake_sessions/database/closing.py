@@ -21,6 +21,7 @@ OnStuck = Callable[[int], None] | None
 """Told the thread that holds a lease when its work is interrupted for closing."""
 
 _OPTIMIZE_PATIENCE = 0.05
+_LAST_PATIENCE = 0.25
 
 
 def take_for_closing(
@@ -45,7 +46,8 @@ def take_for_closing(
         lane.connection.cancel()
         if on_stuck is not None:
             on_stuck(lane.queue.holder)
-        lane.queue.acquire(whole, "close", even_refused=True)
+        patience = Budget(max(whole.left(), _LAST_PATIENCE))
+        lane.queue.acquire(patience, "close", even_refused=True)
 
 
 def close_lane(lane: Lane, budget: Budget, *, abandon: bool) -> None:

@@ -82,11 +82,11 @@ class Connection:
     def on_busy(self, _attempt: int) -> bool:
         """Wait one pace for another process's lock; False gives up."""
         self.busy_waits += 1
-        return pause(self.deadline)
+        return not self.is_cancelled and pause(self.deadline)
 
     def on_progress(self) -> bool:
         """Return whether the running statement must stop."""
-        return self.interruptible and monotonic() >= self.deadline
+        return self.is_cancelled or (self.interruptible and monotonic() >= self.deadline)
 
     # -- what the layer asks ----------------------------------------------------------------
 
@@ -132,8 +132,6 @@ class Connection:
     def cancel(self) -> None:
         """Make the present holder's statements fail; the one call another thread may make."""
         self.is_cancelled = True
-        self.deadline = 0.0
-        self.interruptible = True
         self.raw.interrupt()
 
     def forget_after_fork(self) -> None:

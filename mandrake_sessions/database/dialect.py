@@ -180,7 +180,9 @@ class LentConnection:
         be stored by itself.
         """
         connection = self.connection
-        in_time = not connection.interruptible or monotonic() < connection.deadline
+        in_time = not connection.is_cancelled and (
+            not connection.interruptible or monotonic() < connection.deadline
+        )
         if self._ended or not in_time or not connection.raw.in_transaction:
             error = self._stopped()
             kind = Driver.InterfaceError if self._ended else Driver.OperationalError

@@ -37,10 +37,13 @@ from mandrake_sessions.database.transaction import (
 )
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
+    CorruptDatabaseError,
     DatabaseBusyError,
     DatabaseError,
     DatabaseMovedError,
+    ForkedPoolError,
     MandrakeSessionsError,
+    NotADatabaseError,
     PoolClosedError,
 )
 from mandrake_sessions.options import DatabaseOptions
@@ -276,13 +279,17 @@ class DatabaseFile:
     def _auxiliary_lane(self, budget: Budget) -> Lane:
         """Return the auxiliary lane, opening its connection when it is first needed."""
         if self._auxiliary is None:
-            with self._auxiliary_mutex:
+            if not self._auxiliary_mutex.acquire(timeout=budget.left()):
+                raise budget.exceeded("open", self.path, "open")
+            try:
                 if self._auxiliary is None:
                     lane = self._open_auxiliary(budget)
                     if self._is_closing:
                         lane.connection.close(abandon=True)
                         raise self._closed_error()
                     self._auxiliary = lane
+            finally:
+                self._auxiliary_mutex.release()
         return self._auxiliary
 
     def _open_auxiliary(self, budget: Budget) -> Lane:
@@ -296,6 +303,9 @@ class DatabaseFile:
             )
         except DatabaseMovedError:
             self.retire_moved()
+            raise
+        except (CorruptDatabaseError, NotADatabaseError) as error:
+            self._latch_damage(error)
             raise
         return Lane(
             connection,
@@ -316,12 +326,12 @@ class DatabaseFile:
         if self.state is not FileState.OPEN:
             return
         self.state = FileState.RETIRED
-        structlog.get_logger(__name__).warning(
-            "database_retired", path=str(self.path), reason=reason, **details
-        )
         message = f"The open database is not used any more: {reason}; open it again."
         self._refuse(lambda: DatabaseMovedError(message, path=self.path), waiters_too=True)
         self._on_retired()
+        structlog.get_logger(__name__).warning(
+            "database_retired", path=str(self.path), reason=reason, **details
+        )
 
     def retire_moved(self) -> None:
         """Retire because the path does not name the open file any more."""
@@ -364,6 +374,8 @@ class DatabaseFile:
         self._is_closing = True
         if was_opened:
             self._auxiliary_mutex.release()
+        # Also the auxiliary lane that came since the first time.
+        self.refuse_new_work()
         for lane in reversed(self.lanes()):
             try:
                 take_for_closing(lane, half, whole, self._closed_error, on_stuck)
@@ -388,12 +400,15 @@ class DatabaseFile:
         used is kept alive and untouched, because its state is that of the parent's transaction.
         """
         self.state = FileState.CLOSED
-        in_use = [lane for lane in self.lanes() if lane.queue.holder]
+        # Held: another thread was just opening the auxiliary connection.
+        is_clean = not self._auxiliary_mutex.locked()
         for lane in self.lanes():
             lane.connection.forget_after_fork()
-            if lane in in_use:
+            try:
+                if lane.queue.holder:
+                    raise ForkedPoolError(path=self.path)
+                lane.connection.close(abandon=True)
+            except (ForkedPoolError, apsw.Error):
                 bury(lane)
-            else:
-                with contextlib.suppress(apsw.Error):
-                    lane.connection.close(abandon=True)
-        return not in_use
+                is_clean = False
+        return is_clean

@@ -94,8 +94,8 @@ def after_fork(tell: Callable[[], None]) -> None:
 def bury(connection: object) -> None:
     """Keep a parent's object alive for ever in a forked child.
 
-    Closing it there, or letting it be collected, would close the parent's files and drop what it
-    has locked.
+    What it was doing at the fork is the parent's: closing it, or letting it be collected, would
+    end a transaction in memory that both processes share.
     """
     _process.graveyard.append(connection)
 

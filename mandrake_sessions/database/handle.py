@@ -76,7 +76,7 @@ class DatabaseHandle:
         transaction was lost; so it does database work only.
 
         Args:
-            work: called with the open transaction, in this thread.
+            work: called with the open transaction; in this thread, unless it is delegable.
             operation: names it in errors.
             timeout: seconds for the queue, BEGIN and the work.
             delegable: whether the thread that holds the lease may run it for this one. Only for

@@ -238,11 +238,13 @@ class LeaseQueue:
 class Group:
     """The waiters whose work ran in one transaction; they all learn how it ended."""
 
-    __slots__ = ("_closes_at", "_most", "members")
+    __slots__ = ("_closes_at", "_failure", "_is_decided", "_most", "members")
 
     def __init__(self, most: int, seconds: float) -> None:
         self.members: list[Waiter] = []
         self._most = most
+        self._is_decided = False
+        self._failure: Callable[[Waiter], BaseException] | None = None
         self._closes_at = monotonic() + seconds
 
     @property
@@ -250,10 +252,25 @@ class Group:
         """Whether it must end now: groups are bounded in count and in time."""
         return len(self.members) + 1 >= self._most or monotonic() >= self._closes_at
 
-    def settle(self, failure: Callable[[Waiter], BaseException] | None) -> None:
-        """Wake every member; those whose own work did not fail get ``failure``, if any."""
-        for waiter in self.members:
-            if waiter.failure is None and failure is not None:
-                waiter.failure = failure(waiter)
-            waiter.is_settled = True
-            waiter.wake.release()
+    def decide(self, failure: Callable[[Waiter], BaseException] | None) -> None:
+        """Note how the transaction ended, None for committed; what was noted first stands."""
+        if not self._is_decided:
+            self._failure, self._is_decided = failure, True
+
+    def settle(self) -> None:
+        """Wake every member; those whose own work did not fail get the group's failure, if any."""
+        interruption: BaseException | None = None
+        while True:
+            try:
+                for waiter in self.members:
+                    if waiter.failure is None and self._failure is not None:
+                        waiter.failure = self._failure(waiter)
+                    waiter.is_settled = True
+                    # Unlocked: it was woken before an interruption.
+                    with contextlib.suppress(RuntimeError):
+                        waiter.wake.release()
+                break
+            except BaseException as error:  # noqa: BLE001  # a signal: nobody may be left asleep
+                interruption = error
+        if interruption is not None:
+            raise interruption

@@ -34,8 +34,9 @@ class Maintenance:
         """Start the thread if it does not run."""
         with self._mutex:
             if self._thread is None and not self._is_stopping:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
 
     def call_later(self, key: Hashable, seconds: float, task: Task) -> None:
         """Have ``task`` run in ``seconds``; does nothing once the thread was stopped."""

@@ -116,6 +116,9 @@ class ConnectionPool:
                         return self._handle(slot, slot.file, place)
                     stale = slot.file
             if stale is not None:
+                if identify(real) == stale.identity:
+                    # The look was older than the file: it was made, or made anew, meanwhile.
+                    continue
                 stale.retire_moved()
             slot.changed.wait()
             if slot.error is not None:
@@ -134,11 +137,11 @@ class ConnectionPool:
                 raise DatabaseMissingError(path=slot.path, operation="open")
             with self._mutex:
                 self._claim(slot, identity)
+            self._maintenance.start()
             file = DatabaseFile.open(
                 slot.path, identity, options, self._maintenance, lambda: self._retire(slot)
             )
             slot.file = file
-            self._maintenance.start()
         except BaseException as error:
             with self._mutex:
                 self._slots.pop(slot.path, None)
@@ -253,7 +256,7 @@ class ConnectionPool:
         Not here: this thread may hold the file's lease.
         """
         with self._mutex:
-            if slot.state is SlotState.OPEN:
+            if slot.state is SlotState.OPEN and not self._is_closed:
                 begin_closing([slot])
                 self._maintenance.call_later(slot, 0.0, lambda: self._close_slots([slot]))
 

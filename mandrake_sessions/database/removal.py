@@ -33,7 +33,7 @@ def remove(path: Path, identity: Identity, budget: Budget) -> None:
         retry_busy(lambda: _lock_out_everybody(connection), budget, path, "delete", "open")
         if identify(path) != identity:
             raise DatabaseMovedError(path=path, operation="delete")
-        for name in (path, *companions(path)):
+        for name in (*companions(path), path):
             name.unlink(missing_ok=True)
     except OSError as error:
         raise translate_os(error, path) from error

@@ -316,6 +316,9 @@ class WriteLane(Lane):
             unknown = CommitOutcomeUnknownError(path=self.connection.path, operation=operation)
             self._release_and_settle(group, unknown)
             raise
+        if group is not None:
+            # At once: whatever interrupts this thread from here on, it is committed.
+            group.decide(None)
         self.commits += 1
         self._on_commit()
         self._release_and_settle(group, None)
@@ -330,11 +333,13 @@ class WriteLane(Lane):
         self._release_and_settle(group, lost)
 
     def _release_and_settle(self, group: Group | None, failure: DatabaseError | None) -> None:
+        if group is not None:
+            group.decide(None if failure is None else partial(_again, failure))
         try:
             self._release()
         finally:
             if group is not None:
-                group.settle(None if failure is None else partial(_again, failure))
+                group.settle()
 
     def _undo_to_savepoint(self) -> bool:
         """Return whether only this unit was undone: not if SQLite has ended the transaction."""

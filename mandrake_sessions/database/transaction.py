@@ -81,7 +81,7 @@ class ReadTransaction:
                 path=self._connection.path,
                 operation=self.operation,
             )
-        if self._ended or monotonic() >= self._connection.deadline:
+        if self._ended or self._connection.is_cancelled or monotonic() >= self._connection.deadline:
             raise self._stopped()
 
     def _may_retry(self, error: apsw.Error) -> bool:
@@ -172,7 +172,13 @@ class WriteTransaction(ReadTransaction):
             raise self._failed(error) from error
 
     def _require_usable(self, _statement: Statement | None = None) -> None:
-        if self._ended or self._lost or monotonic() >= self._connection.deadline:
+        connection = self._connection
+        if (
+            self._ended
+            or self._lost
+            or connection.is_cancelled
+            or monotonic() >= connection.deadline
+        ):
             raise self._stopped()
 
     def _may_retry(self, _error: apsw.Error) -> bool:

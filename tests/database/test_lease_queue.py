@@ -236,7 +236,8 @@ def test_rule_17_work_that_was_taken_is_waited_for_past_the_deadline(queue: Leas
     until(lambda: monotonic() > deadline + 0.1)
     assert not worker.is_over
     waiter.result = "done"
-    group.settle(None)
+    group.decide(None)
+    group.settle()
     assert worker.result() is waiter
     assert waiter.outcome() == "done"
     assert queue.holder != worker.thread.ident
@@ -359,7 +360,8 @@ def test_rule_17_every_member_learns_how_its_group_ended() -> None:
     group = Group(10, 600)
     group.members += [member(), member(own), member()]
     tasks = [Task(each.wait_for_outcome) for each in group.members]
-    group.settle(lambda waiter: TransactionLostError(operation=waiter.operation))
+    group.decide(lambda waiter: TransactionLostError(operation=waiter.operation))
+    group.settle()
     for task in tasks:
         task.result()
     first, second, third = (each.failure for each in group.members)
@@ -376,7 +378,8 @@ def test_rule_17_a_group_that_committed_gives_everybody_their_result() -> None:
     group = Group(10, 600)
     group.members.append(member())
     group.members[0].result = 17
-    group.settle(None)
+    group.decide(None)
+    group.settle()
     group.members[0].wait_for_outcome()
     assert group.members[0].outcome() == 17
 
