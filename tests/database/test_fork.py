@@ -340,3 +340,30 @@ pool.close()
     assert child.hear() is True
     assert child.hear() == ["before", "in the block"]
     child.finish()
+
+
+def test_rule_18_a_fork_while_the_auxiliary_connection_opens(
+    start_child: Callable[..., Any], path: Path
+) -> None:
+    """Another thread is just opening it: the child must not open the file without locks."""
+    child = start_child(
+        PRELUDE
+        + """
+file = handle._file
+with file._auxiliary_mutex:
+    pid = os.fork()
+if pid == 0:
+    try:
+        pool.acquire(path)
+    except ForkedPoolError:
+        os._exit(0)
+    os._exit(1)
+assert os.waitpid(pid, 0)[1] == 0
+tell(keys(handle))
+handle.release()
+pool.close()
+""",
+        path,
+    )
+    assert child.hear() == ["before"]
+    child.finish()

@@ -794,3 +794,32 @@ def test_an_operation_that_fails_is_always_a_typed_error(pool: ConnectionPool, p
         bad = Statement(text("SELEC 1"))
         with pytest.raises(MandrakeSessionsError):
             handle.transact(lambda tx: tx.rows(bad))
+
+
+def test_an_empty_file_is_no_database_where_none_may_be_made(
+    make_pool: MakePool, path: Path
+) -> None:
+    path.touch()
+    with pytest.raises(DatabaseMissingError):
+        make_pool().acquire(path, create=False)
+    assert path.stat().st_size == 0
+
+
+def test_a_removal_that_is_interrupted_leaves_no_log_without_its_database(
+    make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite would replay a log that is left into the next database of the name."""
+    pool = make_pool()
+    pool.acquire(path).release()
+    path.with_name(f"{path.name}-shm").touch()
+    removed: list[str] = []
+    really_unlink = Path.unlink
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        removed.append(self.name.removeprefix(path.name))
+        really_unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    pool.remove(path)
+    assert removed[-1] == ""
+    assert sorted(removed) == ["", "-shm", "-wal"]
