@@ -323,7 +323,7 @@ class MandrakeManager:
         (self._pool or default_pool()).remove(database, timeout=timeout)
         with contextlib.suppress(OSError):  # a folder that holds something else stays
             database.parent.rmdir()
-            if database.parents[2] == self.root / _WORKSPACES:
+            if database.parents[2] == real_path(self.root / _WORKSPACES):
                 database.parents[1].rmdir()
         with self._mutex:
             self._open.pop(id, None)

@@ -219,8 +219,9 @@ class SessionManager:
 
     @property
     def path(self) -> Path:
-        """The real path of the database file."""
-        return real_path(self._path)
+        """The real path of the database file; while it is open, that of the open file."""
+        handle = self._handle
+        return real_path(self._path) if handle is None else handle.path
 
     @property
     def is_initialized(self) -> bool:
@@ -277,8 +278,10 @@ class SessionManager:
         """
         if timeout is not None:
             arguments.seconds("timeout", timeout)
+        # Asked before it is closed: a relative path could name another file by now.
+        path = self.path
         self.close()
-        (self._pool or default_pool()).remove(self._path, timeout=timeout)
+        (self._pool or default_pool()).remove(path, timeout=timeout)
         self._tell("sessions_deleted")
 
     def _tell(self, event: str) -> None:

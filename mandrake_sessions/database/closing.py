@@ -10,6 +10,7 @@ import apsw
 import structlog
 
 from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.lease import MakeError
 from mandrake_sessions.database.paths import Identity, identify
 from mandrake_sessions.database.scope import Lane, WriteLane
@@ -91,10 +92,14 @@ def save_moved_file(
         if identity is None or identify(log) != identity:
             continue
         if is_saved:
-            log.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                log.unlink()
         else:
             aside = log.with_name(f"{log.name}.of-moved-file-{new_id()}")
-            log.rename(aside)
+            try:
+                log.rename(aside)
+            except OSError as error:
+                raise translate_os(error, log) from error
             structlog.get_logger(__name__).error(
                 "database_log_set_aside", path=str(connection.path), log=str(aside)
             )

@@ -129,11 +129,11 @@ class DatabaseFile:
         main = open_connection(path, identity, options, budget)
         try:
             migrate.bring_to_head(main, budget)
+            return cls(main, options, maintenance, on_retired)
         except BaseException:
             with contextlib.suppress(apsw.Error):
                 main.close()
             raise
-        return cls(main, options, maintenance, on_retired)
 
     # -- work -------------------------------------------------------------------------------
 
@@ -225,6 +225,9 @@ class DatabaseFile:
             if not isinstance(error, DatabaseBusyError | DatabaseMovedError | PoolClosedError):
                 self.checkpointer.failure = error.result_code or 0
             self.checkpointer.postpone()
+        except BaseException:
+            self.checkpointer.postpone()
+            raise
 
     def lanes(self) -> list[Lane]:
         """Return the lanes that exist."""

@@ -99,6 +99,7 @@ class ConnectionPool:
         arguments.flag("create", create)
         real = real_path(path)
         place = caller_outside()
+        budget = Budget((options or self.options.database).busy_timeout)
         self._reap_forgotten()
         while True:
             identity = identify(real)
@@ -120,7 +121,8 @@ class ConnectionPool:
                     # The look was older than the file: it was made, or made anew, meanwhile.
                     continue
                 stale.retire_moved()
-            slot.changed.wait()
+            if not slot.changed.wait(budget.left()):
+                raise budget.exceeded("open", real, "acquire")
             if slot.error is not None:
                 raise copy.copy(slot.error)
             # Otherwise it was opened, closed or given up: look again.
@@ -310,7 +312,7 @@ class ConnectionPool:
                 if was_idle:
                     begin_closing([slot])
             if was_idle:
-                self._close_slots([slot])
+                self._close_slots([slot], budget.left())
             elif not pause(budget.deadline):
                 raise budget.exceeded("queue", real, "delete")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import apsw
 
 from mandrake_sessions.database.connection import Connection
-from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.paths import Identity, companions, identify
 from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import DatabaseMovedError
@@ -25,7 +25,10 @@ def remove(path: Path, identity: Identity, budget: Budget) -> None:
         DatabaseBusyError: another process has it open; nothing was removed.
         DatabaseError: the files cannot be removed.
     """
-    raw = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        raw = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    except apsw.Error as error:
+        raise translate(error, path, "delete") from error
     connection = Connection(raw, path, identity)
     try:
         connection.deadline = budget.deadline

@@ -149,14 +149,16 @@ class Lane:
     def _release(self) -> None:
         """Give the lease back clean: with a transaction open nobody else may have it."""
         connection = self.connection
-        if connection.in_transaction() and not connection.is_forked:
-            rollback(connection)
-            self._on_unclean(
-                "a transaction was open when its lease was given back",
-                operation=self.queue.operation,
-                recent_sql=connection.recent_sql(),
-            )
-        self.queue.release()
+        try:
+            if connection.in_transaction() and not connection.is_forked:
+                rollback(connection)
+                self._on_unclean(
+                    "a transaction was open when its lease was given back",
+                    operation=self.queue.operation,
+                    recent_sql=connection.recent_sql(),
+                )
+        finally:
+            self.queue.release()
 
 
 class WriteLane(Lane):
@@ -325,12 +327,12 @@ class WriteLane(Lane):
 
     def _undo(self, error: BaseException, operation: str, group: Group | None = None) -> None:
         """Undo the open transaction; the other units of its group are run again."""
-        if isinstance(error, CorruptDatabaseError):
-            self._on_corrupt(error)
         rollback(self.connection)
         lost = TransactionLostError(path=self.connection.path, operation=operation)
         lost.__cause__ = error
         self._release_and_settle(group, lost)
+        if isinstance(error, CorruptDatabaseError):
+            self._on_corrupt(error)
 
     def _release_and_settle(self, group: Group | None, failure: DatabaseError | None) -> None:
         if group is not None:

@@ -355,3 +355,17 @@ def test_a_logger_of_the_host_is_told_what_happens_to_the_manager(path, pool):
         "sessions_deleted",
     ]
     assert all(log["path"] == str(path) for log in told)
+
+
+def test_m06_delete_removes_its_own_file_also_from_another_folder(tmp_path, pool, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    SessionManager(there / "db.sqlite", pool=pool).init().close()
+    monkeypatch.chdir(here)
+    sessions = SessionManager("db.sqlite", pool=pool).init()
+    monkeypatch.chdir(there)
+    sessions.delete()
+
+    assert not (here / "db.sqlite").exists()
+    assert (there / "db.sqlite").exists()
