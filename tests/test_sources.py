@@ -54,7 +54,10 @@ ALLOWED = {
     },
     "mandrake_sessions/cli/app.py": {"open": "/dev/null in the place of a closed stream"},
     "mandrake_sessions/cli/maintenance.py": {"tempfile": "a folder for a database of its own"},
-    "mandrake_sessions/cli/demo/command.py": {"tempfile": "a folder for the demo's databases"},
+    "mandrake_sessions/cli/demo/command.py": {
+        "tempfile": "a folder for the demo's databases",
+        "shutil": "looks for a command on the PATH",
+    },
     "mandrake_sessions/cli/demo/ledger.py": {
         "hashlib": "digests of answers",
         "open": "the ledger, a text file of its own",
