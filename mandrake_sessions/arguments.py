@@ -45,7 +45,7 @@ _FIRST_MOMENT: Final = to_microseconds(datetime.min.replace(tzinfo=UTC))
 _LAST_MOMENT: Final = to_microseconds(datetime.max.replace(tzinfo=UTC))
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _STATUS: Final[dict[str, TurnStatus]] = {status.value: status for status in TurnStatus}
-_TOOL_CALL_KEYS: Final = frozenset({"call", "response", "raw"})
+_TOOL_CALL_KEYS: Final = frozenset({"call", "response", "raw", "is_interrupted"})
 
 
 def lookup_id(name: str, value: object) -> str:
@@ -230,7 +230,7 @@ def tool_calls(name: str, value: object) -> tuple[tuple[ToolCall, ...], str]:
     if not value:
         return (), "[]"
     calls = tuple(_tool_call(name, item) for item in value)
-    return calls, _encode(name, [_stored_tool_call(call) for call in calls])
+    return calls, _encode(name, [stored_tool_call(call) for call in calls])
 
 
 def new_turns(name: str, value: object) -> tuple[NewTurn, ...]:
@@ -248,8 +248,10 @@ def new_turns(name: str, value: object) -> tuple[NewTurn, ...]:
 def _tool_call(name: str, item: object) -> ToolCall:
     if isinstance(item, ToolCall):
         call, response, raw = item.call, item.response, item.raw
+        is_interrupted = item.is_interrupted
     elif isinstance(item, Mapping) and "call" in item and item.keys() <= _TOOL_CALL_KEYS:
         call, response, raw = item["call"], item.get("response"), item.get("raw")
+        is_interrupted = item.get("is_interrupted", False)
     else:
         raise InvalidArgumentError(
             f"{name} must hold ToolCall, or mappings with 'call' and 'response'."
@@ -259,12 +261,18 @@ def _tool_call(name: str, item: object) -> ToolCall:
         _plain(name, call, MAX_JSON_DEPTH - 2),
         _plain(name, response, MAX_JSON_DEPTH - 2),
         optional_text(name, raw),
+        flag(f"is_interrupted of {name}", is_interrupted),
     )
 
 
-def _stored_tool_call(call: ToolCall) -> dict[str, Any]:
+def stored_tool_call(call: ToolCall) -> dict[str, Any]:
+    """Return a tool call as its JSON text holds it: rare fields only where they say something."""
     stored = {"call": call.call, "response": call.response}
-    return stored if call.raw is None else {**stored, "raw": call.raw}
+    if call.raw is not None:
+        stored["raw"] = call.raw
+    if call.is_interrupted:
+        stored["is_interrupted"] = True
+    return stored
 
 
 def _plain(name: str, value: Any, depth: int) -> Any:

@@ -14,6 +14,8 @@
     │   └── ResponseAlreadyExistsError · TurnAlreadyExistsError · WorkspaceAlreadyExistsError
     ├── StaleRevisionError
     ├── TurnFinishedError
+    ├── TurnInterruptedError · TurnBeingWrittenError
+    ├── StreamBackpressureError
     ├── ImportSourceError
     ├── ShutdownHookError
     └── DatabaseError                 path · operation · result_code · attempts
@@ -183,6 +185,18 @@ class StaleRevisionError(MandrakeSessionsError):
 
 class TurnFinishedError(MandrakeSessionsError):
     """The turn has ended; a finished turn never goes back to streaming."""
+
+
+class TurnInterruptedError(MandrakeSessionsError):
+    """The turn was ended by somebody else while it was being written; its text is kept."""
+
+
+class TurnBeingWrittenError(MandrakeSessionsError):
+    """A TurnWriter is writing the text of this turn; only its status and other fields change."""
+
+
+class StreamBackpressureError(MandrakeSessionsError):
+    """The stream holds max_buffered_bytes that are not stored yet; the text was not taken."""
 
 
 class ImportSourceError(MandrakeSessionsError):

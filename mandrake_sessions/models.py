@@ -72,11 +72,13 @@ class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         call: what was called, as the host described it.
         response: what came back; None while there is no result.
         raw: the stored text where it could not be parsed, otherwise None.
+        is_interrupted: whether the turn ended before the result came.
     """
 
     call: Any = msgspec.field(default_factory=dict)
     response: Any = None
     raw: str | None = None
+    is_interrupted: bool = False
 
 
 class _Timed:

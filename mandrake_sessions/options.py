@@ -40,6 +40,9 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         checkpoint_frames: WAL frames (4 KiB each) above which a passive checkpoint is made.
         wal_limit_bytes: size of the ``-wal`` file above which it is truncated.
         cache_bytes: page cache of each connection.
+        flush_interval: how long text of a streaming turn may stay in memory before it is stored.
+        flush_bytes: bytes of a streaming turn that are stored at once, before the interval is over.
+        max_buffered_bytes: bytes of a streaming turn that may wait to be stored; more is refused.
         vfs: the name of a registered SQLite VFS other than the default one, for fault injection.
     """
 
@@ -50,6 +53,9 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     checkpoint_frames: int = 1000
     wal_limit_bytes: int = 64 * 1024 * 1024
     cache_bytes: int = 8 * 1024 * 1024
+    flush_interval: float = 0.05
+    flush_bytes: int = 16 * 1024
+    max_buffered_bytes: int = 8 * 1024 * 1024
     vfs: str | None = None
 
     def __post_init__(self) -> None:
@@ -57,8 +63,16 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise InvalidArgumentError("durability must be a Durability.")
         arguments.seconds("busy_timeout", self.busy_timeout)
         arguments.seconds("group_max_seconds", self.group_max_seconds)
+        if arguments.seconds("flush_interval", self.flush_interval) == 0:
+            raise InvalidArgumentError("flush_interval must be more than 0 seconds.")
         _require_count(
-            self, "group_max_units", "checkpoint_frames", "wal_limit_bytes", "cache_bytes"
+            self,
+            "group_max_units",
+            "checkpoint_frames",
+            "wal_limit_bytes",
+            "cache_bytes",
+            "flush_bytes",
+            "max_buffered_bytes",
         )
         if self.vfs is not None and not arguments.text("vfs", self.vfs):
             raise InvalidArgumentError("vfs must be the name of a VFS.")

@@ -59,6 +59,7 @@ class Connection:
         is_cancelled: whether the connection is being closed under its holder.
         is_forked: whether it is a parent's connection in a forked child.
         busy_waits: how often it looked at a lock of another process.
+        owner: the id under which this process has claimed the file, None before it has.
     """
 
     def __init__(self, raw: apsw.Connection, path: Path, identity: Identity) -> None:
@@ -70,6 +71,7 @@ class Connection:
         self.is_cancelled = False
         self.is_forked = False
         self.busy_waits = 0
+        self.owner: str | None = None
         self._moved = ctypes.c_int(0)
         self._moved_address = ctypes.addressof(self._moved)
         self._cursor = raw.cursor()

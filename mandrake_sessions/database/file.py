@@ -23,9 +23,10 @@ from mandrake_sessions.database.closing import (
     save_moved_file,
     take_for_closing,
 )
+from mandrake_sessions.database.companion import Attached, C, Companion
 from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.guard import bury, caller_outside, reentrant_error
-from mandrake_sessions.database.lease import MakeError
+from mandrake_sessions.database.lease import Bring, MakeError
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.paths import Identity, companions, identify
 from mandrake_sessions.database.scope import Lane, WriteLane
@@ -95,6 +96,7 @@ class DatabaseFile:
         self.stamp = int(main.value("PRAGMA user_version"))
         self._is_moved = False
         self._is_closing = False
+        self._is_ending = False
         # SQLite makes them when it opens the file and keeps them as long as that is open.
         self._logs = [(log, identify(log)) for log in companions(main.path)]
         self._on_retired = on_retired
@@ -109,6 +111,7 @@ class DatabaseFile:
         )
         self._auxiliary: Lane | None = None
         self._auxiliary_mutex = threading.Lock()
+        self._attached = Attached(main.path)
         self.checkpointer = Checkpointer(
             options.checkpoint_frames,
             options.wal_limit_bytes,
@@ -169,11 +172,29 @@ class DatabaseFile:
         timeout: float | None = None,
         *,
         delegable: bool = True,
+        even_refused: bool = False,
+        bring: Bring | None = None,
     ) -> T:
-        """Run a unit of writing work, which may share its COMMIT with others."""
-        self._admit(operation)
+        """Run a unit of writing work, which may share its COMMIT with others.
+
+        Args:
+            work: the unit.
+            operation: for errors.
+            timeout: seconds; None for the ``busy_timeout``.
+            delegable: whether the thread that holds the lease may run it for this one.
+            even_refused: for the last writes of what closes with the file.
+            bring: gives further work of this thread's callers for the same COMMIT.
+        """
+        self._admit(operation, even_refused=even_refused)
         self._refuse_if_damaged()
-        return self._main.transact(work, self.budget(timeout), operation, delegable=delegable)
+        return self._main.transact(
+            work,
+            self.budget(timeout),
+            operation,
+            delegable=delegable,
+            even_refused=even_refused,
+            bring=bring,
+        )
 
     @contextlib.contextmanager
     def read_scope(self, timeout: float | None = None) -> Iterator[ReadTransaction]:
@@ -199,7 +220,11 @@ class DatabaseFile:
         self._admit(operation)
         self._refuse_if_damaged()
         with self._main.exclusive(budget, operation) as connection:
-            yield connection
+            try:
+                yield connection
+            finally:
+                # What is committed with a lent connection is not seen one by one.
+                self._attached.committed()
 
     @contextlib.contextmanager
     def exclusive_auxiliary(self, operation: str, budget: Budget) -> Iterator[Connection]:
@@ -238,6 +263,64 @@ class DatabaseFile:
         """The lane of the read-write connection, for its figures."""
         return self._main
 
+    # -- companion and claim ----------------------------------------------------------------
+
+    @property
+    def companion(self) -> Companion | None:
+        """What the layers above keep with the open file; None until it is made."""
+        return self._attached.companion
+
+    def companion_of(self, make: Callable[[DatabaseFile], C]) -> C:
+        """Return the file's companion, made now if it has none.
+
+        Args:
+            make: called once in the life of the open file; it takes no lease.
+
+        Raises:
+            PoolClosedError: there is none, and the file is closed or closing.
+            DatabaseMovedError: there is none, and the file takes no more work.
+        """
+        return self._attached.companion_of(lambda: make(self), self._require_usable)
+
+    @property
+    def owner(self) -> str | None:
+        """The id under which this process has claimed the file, None before it has."""
+        claim = self._attached.claim
+        return None if claim is None else claim.id
+
+    def claim(self) -> str:
+        """Return the id of this process's claim on the file, which is made the first time.
+
+        It may make a file, so it is called before a lease is taken.
+
+        Raises:
+            PoolClosedError: the file is closed.
+            DatabaseError: the owner's file cannot be made.
+        """
+        # Also while the file closes: a transaction under way goes on.
+        id = self._attached.claimed(self._require_open)
+        for lane in self.lanes():
+            lane.connection.owner = id
+        return id
+
+    def release_claim(self) -> None:
+        """Let the claim end with the file: no turn of this process is streaming in it any more.
+
+        Otherwise it stays until the process ends, so that nobody takes those turns for dead.
+        """
+        self._attached.is_claim_over = True
+
+    def require_no_lease(self, operation: str) -> None:
+        """Make sure that this thread can wait for the file: not while it holds its lease.
+
+        Raises:
+            ReentrantScopeError: it does.
+        """
+        me = get_ident()
+        for lane in self.lanes():
+            if lane.queue.holder == me:
+                raise reentrant_error(operation, lane.queue.operation)
+
     # -- checks -----------------------------------------------------------------------------
 
     def _check(self, connection: Connection, operation: str) -> None:
@@ -257,10 +340,22 @@ class DatabaseFile:
             self.checkpointer.note(self._main.connection.pages_written())
         except Exception:  # noqa: BLE001  # as the docstring says
             structlog.get_logger(__name__).exception("checkpoint_not_asked_for")
+        self._attached.committed()
 
-    def _admit(self, operation: str) -> None:
+    def _require_open(self) -> None:
+        if self.state is FileState.CLOSED:
+            raise self._closed_error()
+
+    def _require_usable(self) -> None:
+        self._require_open()
+        if self.is_refusing or self._is_ending:
+            raise self._closed_error()
+        if self._refusal is not None:
+            raise self._refusal()
+
+    def _admit(self, operation: str, *, even_refused: bool = False) -> None:
         """Let a new call in, unless it can only wait for itself."""
-        if self.is_refusing or self.state is FileState.CLOSED:
+        if (self.is_refusing and not even_refused) or self.state is FileState.CLOSED:
             raise self._closed_error()
         me = get_ident()
         if self._main.queue.holder == me:
@@ -291,6 +386,7 @@ class DatabaseFile:
                         lane.connection.close(abandon=True)
                         raise self._closed_error()
                     self._auxiliary = lane
+                    lane.connection.owner = self.owner
             finally:
                 self._auxiliary_mutex.release()
         return self._auxiliary
@@ -331,6 +427,7 @@ class DatabaseFile:
         self.state = FileState.RETIRED
         message = f"The open database is not used any more: {reason}; open it again."
         self._refuse(lambda: DatabaseMovedError(message, path=self.path), waiters_too=True)
+        self._attached.retired()
         self._on_retired()
         structlog.get_logger(__name__).warning(
             "database_retired", path=str(self.path), reason=reason, **details
@@ -372,6 +469,9 @@ class DatabaseFile:
         failures: list[Exception] = []
         half = Budget(timeout / 2)
         whole = Budget(timeout)
+        # First: it stores what is in memory, and its threads would be in the way.
+        self._is_ending = True
+        failures.extend(self._attached.close_companion(half.deadline))
         # Whoever opens the auxiliary connection this moment is waited for, or closes it again.
         was_opened = self._auxiliary_mutex.acquire(timeout=half.left())
         self._is_closing = True
@@ -387,12 +487,15 @@ class DatabaseFile:
                 close_lane(lane, whole, abandon=self._is_moved)
             except MandrakeSessionsError as error:
                 failures.append(error)
-        self.state = FileState.CLOSED
+        self._attached.end(self._note_closed, is_moved=self._is_moved)
         self._refusal = self._closed_error
-        if len(failures) == 1:
+        if len(failures) == 1 and isinstance(failures[0], MandrakeSessionsError):
             raise failures[0]
         if failures:
             raise ExceptionGroup(f"closing {self.path} failed", failures)
+
+    def _note_closed(self) -> None:
+        self.state = FileState.CLOSED
 
     def drop_after_fork(self) -> bool:
         """Let go of the parent's connections in a child; return whether all could be closed.
@@ -403,6 +506,7 @@ class DatabaseFile:
         used is kept alive and untouched, because its state is that of the parent's transaction.
         """
         self.state = FileState.CLOSED
+        self._attached.forget_after_fork()
         # Held: another thread was just opening the auxiliary connection.
         is_clean = not self._auxiliary_mutex.locked()
         for lane in self.lanes():

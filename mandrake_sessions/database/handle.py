@@ -54,6 +54,11 @@ class DatabaseHandle:
         """The real path of the database file."""
         return self._file.path
 
+    @property
+    def file(self) -> DatabaseFile:
+        """The open file itself, for what lives as long as it is open: streams and watchers."""
+        return self._open_file()
+
     def fetch(self, work: ReadUnit[T], operation: str = "fetch", timeout: float | None = None) -> T:
         """Run a short read and return its result; each statement sees what is committed."""
         return self._open_file().fetch(work, operation, timeout)

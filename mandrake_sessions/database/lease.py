@@ -2,7 +2,8 @@
 
 Nothing here knows SQL. The queue decides who may use the connection. A waiter may bring work that
 the holder of the lease can do for it: then the holder takes the waiter out of the queue, runs the
-work in its own transaction, and wakes it when the outcome is known.
+work in its own transaction, and wakes it when the outcome is known. An errand is such work without
+a thread that waits: the holder itself brings it along.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 from time import monotonic
@@ -34,6 +36,7 @@ class Waiter:
     Attributes:
         work: what the holder of the lease may run for it; None for what only it can do.
         context: the caller's context variables, for the work to see.
+        even_refused: whether it stays in a queue that refuses work.
         is_taken: whether a holder took the work; from then on only the outcome counts.
         is_settled: whether the outcome is known.
         result: what the work returned.
@@ -43,6 +46,7 @@ class Waiter:
     __slots__ = (
         "budget",
         "context",
+        "even_refused",
         "failure",
         "is_granted",
         "is_settled",
@@ -67,6 +71,7 @@ class Waiter:
         self.refusal: MakeError | None = None
         self.result: Any = None
         self.failure: BaseException | None = None
+        self.even_refused = False
         self.wake = threading.Lock()
         self.wake.acquire()
 
@@ -87,6 +92,55 @@ class Waiter:
         if self.failure is not None:
             raise self.failure
         return self.result
+
+    def rouse(self) -> None:
+        """Wake the thread; it may have been woken before."""
+        with contextlib.suppress(RuntimeError):
+            self.wake.release()
+
+
+class Errand(Waiter):
+    """Work that a thread brings along when it takes the lease; nobody stands in the queue for it.
+
+    Args:
+        budget: the time its caller gave.
+        operation: for errors.
+        work: run behind a savepoint, in the thread that brought it.
+        context: the caller's context variables.
+        settled: told once, with the lease given back, that the outcome is known. It is quick and
+            does not raise.
+    """
+
+    __slots__ = ("_settled",)
+
+    def __init__(
+        self,
+        budget: Budget,
+        operation: str,
+        work: WriteUnit[Any],
+        context: contextvars.Context,
+        settled: Callable[[Errand], None],
+    ) -> None:
+        # Not through super(), which would copy a context and make a lock for each call.
+        self.budget = budget
+        self.operation = operation
+        self.work = work
+        self.context = context
+        self.is_taken = True
+        self.is_settled = False
+        self.result = None
+        self.failure = None
+        self._settled: Callable[[Errand], None] | None = settled
+
+    def rouse(self) -> None:
+        """Tell the outcome."""
+        settled, self._settled = self._settled, None
+        if settled is not None:
+            settled(self)
+
+
+Bring = Callable[[], Waiter | None]
+"""Returns the next errand for a transaction that is open, None when there is none."""
 
 
 class LeaseQueue:
@@ -153,6 +207,7 @@ class LeaseQueue:
         if self.try_acquire(operation, even_refused=even_refused):
             return None
         waiter = Waiter(budget, operation, work)
+        waiter.even_refused = even_refused
         since = monotonic()
         try:
             if not self._enqueue(waiter, even_refused=even_refused):
@@ -199,10 +254,25 @@ class LeaseQueue:
         with self._mutex:
             self._refusal = make_error
             if waiters_too:
-                while self._waiters:
-                    waiter = self._waiters.popleft()
-                    waiter.refusal = make_error
+                stay = [waiter for waiter in self._waiters if waiter.even_refused]
+                for waiter in self._waiters:
+                    if not waiter.even_refused:
+                        waiter.refusal = make_error
+                        waiter.wake.release()
+                self._waiters = deque(stay)
+
+    def give_up(self, thread: int) -> bool:
+        """End the waiting of a thread now, as if its deadline had passed; return if it waited."""
+        with self._mutex:
+            for waiter in self._waiters:
+                if waiter.thread == thread:
+                    self._waiters.remove(waiter)
+                    waiter.refusal = partial(
+                        waiter.budget.exceeded, "queue", self._path, waiter.operation
+                    )
                     waiter.wake.release()
+                    return True
+        return False
 
     def _enqueue(self, waiter: Waiter, *, even_refused: bool) -> bool:
         """Stand in the queue; False if the lease was free after all and is the waiter's now."""
@@ -266,9 +336,8 @@ class Group:
                     if waiter.failure is None and self._failure is not None:
                         waiter.failure = self._failure(waiter)
                     waiter.is_settled = True
-                    # Unlocked: it was woken before an interruption.
-                    with contextlib.suppress(RuntimeError):
-                        waiter.wake.release()
+                    # Again after an interruption: it may have been woken before.
+                    waiter.rouse()
                 break
             except BaseException as error:  # noqa: BLE001  # a signal: nobody may be left asleep
                 interruption = error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import apsw
 
+from mandrake_sessions.database import owner
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.paths import Identity, companions, identify
@@ -15,7 +16,7 @@ from mandrake_sessions.errors import DatabaseMovedError
 
 
 def remove(path: Path, identity: Identity, budget: Budget) -> None:
-    """Remove the database and its ``-wal`` and ``-shm``; nobody in this process has it open.
+    """Remove a database with the files beside it; nobody in this process has it open.
 
     Every open connection to a WAL database holds a shared lock on it. So whoever gets the
     exclusive lock is alone, and nobody can open the file until it is gone; one who opens it in
@@ -36,6 +37,8 @@ def remove(path: Path, identity: Identity, budget: Budget) -> None:
         retry_busy(lambda: _lock_out_everybody(connection), budget, path, "delete", "open")
         if identify(path) != identity:
             raise DatabaseMovedError(path=path, operation="delete")
+        # Before the file: afterwards another process could make it anew, and claim it.
+        owner.forget_all(path)
         for name in (*companions(path), path):
             name.unlink(missing_ok=True)
     except OSError as error:

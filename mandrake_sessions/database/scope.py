@@ -8,13 +8,16 @@ and commits once for all; nobody is acknowledged before::
     thread C   queue ............................................................... returns
 
 Only the library's own work is run for another thread. A host's code could want a lock that its
-caller holds, so it runs in its caller's thread, as the first of a transaction.
+caller holds, so it runs in its caller's thread, as the first of a transaction. A thread that works
+for many callers (that of the asyncio face) brings their further work along as errands: they run
+behind savepoints like that of others, but nobody waits in the queue for them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from threading import get_ident
@@ -23,7 +26,7 @@ from typing import TypeVar
 import apsw
 
 from mandrake_sessions.database.connection import Connection
-from mandrake_sessions.database.lease import Group, LeaseQueue, Waiter
+from mandrake_sessions.database.lease import Bring, Group, LeaseQueue, Waiter
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -177,12 +180,21 @@ class WriteLane(Lane):
         super().__init__(connection, check=check, on_unclean=on_unclean, on_corrupt=on_corrupt)
         self._options = options
         self._on_commit = on_commit
+        self._beginning = threading.Lock()
+        self._is_beginning = False
         self.commits = 0
         self.units = 0
         self.replays = 0
 
     def transact(
-        self, work: WriteUnit[T], budget: Budget, operation: str, *, delegable: bool = True
+        self,
+        work: WriteUnit[T],
+        budget: Budget,
+        operation: str,
+        *,
+        delegable: bool = True,
+        even_refused: bool = False,
+        bring: Bring | None = None,
     ) -> T:
         """Run work as a unit and return its result once it is committed.
 
@@ -191,6 +203,9 @@ class WriteLane(Lane):
             budget: for the queue, BEGIN and the body.
             operation: for errors.
             delegable: whether the thread that holds the lease may run it for this one.
+            even_refused: for the last writes of a file that closes and takes no more work.
+            bring: asked for further work of this thread's callers once the transaction is open;
+                not when another thread has run ``work``, nor at the last try.
 
         Raises:
             TransactionLostError: SQLite ended its transaction each time.
@@ -198,7 +213,13 @@ class WriteLane(Lane):
         for left in range(_REPLAYS, -1, -1):
             try:
                 return self._transact(
-                    work, budget, operation, delegable=delegable and left > 0, alone=left == 0
+                    work,
+                    budget,
+                    operation,
+                    delegable=delegable and left > 0,
+                    alone=left == 0,
+                    even_refused=even_refused,
+                    bring=bring,
                 )
             except TransactionLostError:
                 if left == 0:
@@ -206,25 +227,45 @@ class WriteLane(Lane):
                 self.replays += 1
         raise AssertionError("unreachable")
 
+    def give_up(self, thread: int) -> None:
+        """Have a thread stop waiting, in the queue or for another process, as at its deadline.
+
+        Only for a thread whose own work has come to nothing: what it runs is not stopped.
+        """
+        if not self.queue.give_up(thread):
+            with self._beginning:
+                if self._is_beginning and self.queue.holder == thread:
+                    self.connection.deadline = 0.0
+
     def _transact(
-        self, work: WriteUnit[T], budget: Budget, operation: str, *, delegable: bool, alone: bool
+        self,
+        work: WriteUnit[T],
+        budget: Budget,
+        operation: str,
+        *,
+        delegable: bool,
+        alone: bool,
+        even_refused: bool,
+        bring: Bring | None,
     ) -> T:
         connection = self.connection
         owner = get_ident()
         group: Group | None = None
         try:
-            waiter = self.queue.acquire(budget, operation, work=work if delegable else None)
+            waiter = self.queue.acquire(
+                budget, operation, work=work if delegable else None, even_refused=even_refused
+            )
             if waiter is not None:
                 done: T = waiter.outcome()
                 return done
             self._check(connection, operation)
-            begin_immediate(connection, budget, operation)
+            self._begin(budget, operation)
             result = self._run(work, budget, operation)
             self.units += 1
-            if self.queue.waiting and not alone:
+            if not alone and (bring is not None or self.queue.waiting):
                 self._require_whole_references(operation)
                 group = Group(self._options.group_max_units, self._options.group_max_seconds)
-                self._run_for_others(group)
+                self._run_for_others(group, bring)
             try:
                 self._commit(operation, group)
             except CommitOutcomeUnknownError as error:
@@ -235,6 +276,16 @@ class WriteLane(Lane):
             if self.queue.holder == owner:
                 self._undo(error, operation, group)
             raise
+
+    def _begin(self, budget: Budget, operation: str) -> None:
+        """Begin the transaction; ``give_up`` may end the waiting for other processes."""
+        self._is_beginning = True
+        try:
+            begin_immediate(self.connection, budget, operation)
+        finally:
+            # Under the mutex: what is set from here on is the deadline of the work.
+            with self._beginning:
+                self._is_beginning = False
 
     def _run(self, work: WriteUnit[T], budget: Budget, operation: str) -> T:
         """Run one unit's work in the open transaction."""
@@ -247,13 +298,13 @@ class WriteLane(Lane):
             raise TransactionLostError(path=self.connection.path, operation=operation)
         return result
 
-    def _run_for_others(self, group: Group) -> None:
-        """Run what the threads in the queue brought, as long as the group takes it.
+    def _run_for_others(self, group: Group, bring: Bring | None) -> None:
+        """Run our errands and what the threads in the queue brought, as long as the group takes it.
 
         Raises:
             TransactionLostError: SQLite ended the transaction; everybody's work is undone.
         """
-        while not group.is_full and (waiter := self.queue.take_work(group)) is not None:
+        while not group.is_full and (waiter := self._next_work(group, bring)) is not None:
             try:
                 self._run_for(waiter)
             except Exception as error:
@@ -265,6 +316,14 @@ class WriteLane(Lane):
                         path=self.connection.path, operation=waiter.operation
                     )
                     raise lost from error
+
+    def _next_work(self, group: Group, bring: Bring | None) -> Waiter | None:
+        """Move the next errand, or the first waiter of the queue, into the group."""
+        errand = None if bring is None else bring()
+        if errand is None:
+            return self.queue.take_work(group)
+        group.members.append(errand)
+        return errand
 
     def _run_for(self, waiter: Waiter) -> None:
         connection = self.connection

@@ -42,6 +42,11 @@ class ReadTransaction:
         self._ended = False
         self.operation = operation
 
+    @property
+    def owner(self) -> str | None:
+        """The id under which this process has claimed the file, None before it has."""
+        return self._connection.owner
+
     def rows(self, statement: Statement, values: Values = _NO_VALUES) -> list[Row]:
         """Run a statement and return its rows.
 

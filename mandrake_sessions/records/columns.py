@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -34,28 +34,29 @@ class RecordInsert(Statement):
     Args:
         record: the kind of record.
         table: where it is stored.
-        extra: a column whose value is given beside the record, if there is one.
+        extra: columns whose values are given beside the record.
     """
 
     def __init__(
-        self, record: type[msgspec.Struct], table: Table, extra: Column[Any] | None = None
+        self, record: type[msgspec.Struct], table: Table, extra: Sequence[Column[Any]] = ()
     ) -> None:
         fields = dict(zip(_column_names(record), record.__struct_fields__, strict=True))
-        names = {*fields} if extra is None else {*fields, extra.name}
+        beside = [column.name for column in extra]
+        names = {*fields, *beside}
         # In the table's order, which is the order the compiler gives the parameters.
         ordered = [column.name for column in table.columns if column.name in names]
         super().__init__(insert(table).values({name: bindparam(name) for name in ordered}))
-        self._extra_at = None if extra is None else ordered.index(extra.name)
+        of_record = [name for name in ordered if name not in beside]
         self._fields: Callable[[msgspec.Struct], Row] = attrgetter(
-            *(fields[name] for name in ordered if extra is None or name != extra.name)
+            *(fields[name] for name in of_record)
         )
+        given = [*of_record, *beside]
+        self._in_order: Callable[[Row], Row] = itemgetter(*map(given.index, ordered))
 
-    def of(self, record: msgspec.Struct, extra: object = None) -> Bound:
-        """Return the statement with a record's values, ready to run."""
+    def of(self, record: msgspec.Struct, *extra: object) -> Bound:
+        """Return the statement with a record's values and those beside it, ready to run."""
         row = self._fields(record)
-        if self._extra_at is None:
-            return self.sql, row
-        return self.sql, (*row[: self._extra_at], extra, *row[self._extra_at :])
+        return self.sql, self._in_order((*row, *extra)) if extra else row
 
 
 @cache

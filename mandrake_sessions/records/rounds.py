@@ -62,7 +62,7 @@ _NEXT_INDEX = Statement(
 )
 _INSERT_ROUND = Statement(insert(schema.rounds))
 _INSERT_REQUEST = RecordInsert(Request, schema.requests)
-_INSERT_RESPONSE = RecordInsert(Response, schema.responses, extra=_RESPONSE.next_turn_index)
+_INSERT_RESPONSE = RecordInsert(Response, schema.responses, extra=(_RESPONSE.next_turn_index,))
 
 # The columns in the order of round_fields().
 SELECT_ROUNDS = select(

@@ -32,7 +32,7 @@ from mandrake_sessions.records.columns import RecordInsert, columns_of, later, u
 
 _C = schema.sessions.c
 _COLUMNS = columns_of(Session, schema.sessions)
-_INSERT = RecordInsert(Session, schema.sessions, extra=_C.metadata)
+_INSERT = RecordInsert(Session, schema.sessions, extra=(_C.metadata,))
 _BY_ID = Statement(select(*_COLUMNS).where(_C.id == bindparam("id")))
 _EXISTS = Statement(select(_C.id).where(_C.id == bindparam("id")))
 _COUNT = Statement(select(func.count()).select_from(schema.sessions))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -13,12 +13,16 @@ from mandrake_sessions.database.statement import Bound, Row
 from mandrake_sessions.database.transaction import WriteTransaction
 from mandrake_sessions.errors import ConstraintViolationError, TurnAlreadyExistsError
 from mandrake_sessions.models import NewTurn, ToolCall, Turn, TurnStatus
+from mandrake_sessions.records.chunks import TEXTS, whole
 from mandrake_sessions.records.columns import RecordInsert, columns_of
 
 _C = schema.turns.c
-TURN_COLUMNS = columns_of(Turn, schema.turns)
+TURN_COLUMNS: Final = tuple(
+    whole(column.name) if column.name in TEXTS else column
+    for column in columns_of(Turn, schema.turns)
+)
 
-_INSERT = RecordInsert(Turn, schema.turns, extra=_C.tool_calls)
+_INSERT = RecordInsert(Turn, schema.turns, extra=(_C.tool_calls, _C.owner))
 
 # TurnStatus("completed") takes ten times as long as looking it up.
 _STATUS: Final = {status.value: status for status in TurnStatus}
@@ -77,6 +81,21 @@ def read_tool_calls(stored: str, turn_id: str) -> tuple[ToolCall, ...]:
         return (ToolCall(raw=stored),)
 
 
+def unanswered_marked(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+    """Return the tool calls of a turn that has ended: those without a result are marked so."""
+    return tuple(
+        msgspec.structs.replace(call, is_interrupted=True)
+        if call.response is None and call.raw is None
+        else call
+        for call in calls
+    )
+
+
+def encoded_tool_calls(calls: Sequence[ToolCall]) -> str:
+    """Return tool calls that were checked before as they are stored."""
+    return msgspec.json.encode([arguments.stored_tool_call(call) for call in calls]).decode()
+
+
 def checked_fields(turn: NewTurn | Turn) -> dict[str, Any]:
     """Return the fields of ``FIELD_CHECKS`` as they are stored."""
     fields = dict(_DEFAULTS)
@@ -108,9 +127,15 @@ def prepare_turn(new: NewTurn, response_id: str, index: int, moment: int) -> tup
     return turn, encoded_calls
 
 
-def turn_insert(turn: Turn, encoded_calls: str) -> Bound:
-    """Return what stores a complete turn."""
-    return _INSERT.of(turn, encoded_calls)
+def turn_insert(turn: Turn, encoded_calls: str, owner: str | None = None) -> Bound:
+    """Return what stores a complete turn.
+
+    Args:
+        turn: the turn.
+        encoded_calls: its tool calls as JSON text.
+        owner: the id of the process that streams it; None for nobody.
+    """
+    return _INSERT.of(turn, encoded_calls, owner)
 
 
 def add_turn(tx: WriteTransaction, turn: Turn, insert_turn: Bound) -> None:

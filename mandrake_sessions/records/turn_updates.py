@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import bindparam, func, or_
+from sqlalchemy import Integer, bindparam, func, null, or_
 
 from mandrake_sessions import arguments, schema
 from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.database.transaction import WriteTransaction, WriteUnit
-from mandrake_sessions.errors import StaleRevisionError, TurnFinishedError
+from mandrake_sessions.errors import StaleRevisionError, TurnBeingWrittenError, TurnFinishedError
 from mandrake_sessions.ids import now
 from mandrake_sessions.models import (
     UNSET,
@@ -23,6 +23,7 @@ from mandrake_sessions.models import (
     Unset,
 )
 from mandrake_sessions.records.changes import record_change
+from mandrake_sessions.records.chunks import DELETE_CHUNKS, HAS_CHUNKS, TEXTS, whole
 from mandrake_sessions.records.columns import update_row
 from mandrake_sessions.records.sessions import touch_session
 from mandrake_sessions.records.turn_rows import (
@@ -42,6 +43,8 @@ MOVES: Final[dict[TurnStatus, frozenset[TurnStatus]]] = {
 }
 """Which status may follow which: one that has ended stays as it is."""
 
+_FIXED: Final = frozenset(TEXTS)
+
 
 @cache
 def _update(names: tuple[str, ...], status: TurnStatus | None) -> Statement:
@@ -50,11 +53,15 @@ def _update(names: tuple[str, ...], status: TurnStatus | None) -> Statement:
         sources = [source for source in TurnStatus if status in MOVES[source]]
         changed = changed.where(or_(*(_C.status == source.value for source in sources)))
         if status.is_finished:
-            # The end is the first one: a turn that is finished again keeps it.
+            # The end is the first one: a turn that is finished again keeps it. And a clock that
+            # went back does not let a turn end before it began.
+            ended = func.max(_C.stream_started_at, bindparam("now", type_=Integer))
             changed = changed.values(
-                stream_ended_at=func.coalesce(_C.stream_ended_at, bindparam("now"))
-            )
-    return Statement(changed.returning(*TURN_COLUMNS))
+                {name: whole(name) for name in TEXTS if name not in names},
+            ).values(stream_ended_at=func.coalesce(_C.stream_ended_at, ended), owner=null())
+    if not _FIXED.isdisjoint(names):
+        changed = changed.where(~HAS_CHUNKS)
+    return Statement(changed.returning(*TURN_COLUMNS, HAS_CHUNKS))
 
 
 def update_turn(
@@ -78,8 +85,8 @@ def update_turn(
 ) -> WriteUnit[Turn]:
     """Change the given fields of a turn; with none given nothing changes.
 
-    A status other than ``streaming`` ends the turn. The other fields of a turn that has ended may
-    still be changed: usage often arrives late.
+    A status other than ``streaming`` ends the turn, also one that a TurnWriter is writing. The
+    other fields of a turn that has ended may still be changed: usage often arrives late.
 
     Args:
         id: the id of the turn.
@@ -106,6 +113,8 @@ def update_turn(
         InvalidArgumentError: an argument has the wrong type or is out of range.
         TurnNotFoundError: there is no such turn.
         TurnFinishedError: the turn has ended, and its status would change.
+        TurnBeingWrittenError: ``content`` or ``raw_response`` is given, and a TurnWriter writes
+            them.
         StaleRevisionError: the turn is not at the expected revision.
     """
     fields = {
@@ -148,10 +157,14 @@ def _prepare_update(
         if row is None:
             turn = get(tx)
             _require_changeable(turn, status, expected_revision)
+            if not _FIXED.isdisjoint(given):
+                raise TurnBeingWrittenError
             return turn
-        turn = turn_from(row)
+        turn = turn_from(row[:-1])
+        if row[-1] and turn.status.is_finished:
+            tx.run(DELETE_CHUNKS, values)
         session_id = record_change(tx, Entity.TURN, id, ChangeOp.UPDATE, parent_id=turn.response_id)
-        if status is not None and turn.stream_ended_us == moment:
+        if status is not None and turn.stream_ended_us == max(turn.stream_started_us, moment):
             touch_session(tx, session_id, moment)
         return turn
 

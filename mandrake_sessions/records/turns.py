@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Integer, bindparam, delete, func, literal_column, select, update
+from sqlalchemy import Integer, bindparam, delete, func, select, update
 
 from mandrake_sessions import arguments, schema
 from mandrake_sessions.database.statement import Statement
@@ -35,6 +35,7 @@ from mandrake_sessions.models import (
     TurnStatus,
 )
 from mandrake_sessions.records.changes import record_change
+from mandrake_sessions.records.chunks import IS_STREAMING
 from mandrake_sessions.records.columns import later
 from mandrake_sessions.records.sessions import touch_session
 from mandrake_sessions.records.turn_rows import (
@@ -73,13 +74,11 @@ _DELETE = Statement(delete(schema.turns).where(_C.id == bindparam("id")).returni
 _COUNT_TURNS = (
     select(func.count()).where(_C.response_id == _RESPONSE.id).correlate(schema.responses)
 )
-# The status is part of the text: with a parameter SQLite could not use the partial index.
-_IS_STREAMING = _C.status == literal_column(f"'{TurnStatus.STREAMING}'")
 _STREAMING_STATUS = Statement(
     select(
         _RESPONSE.id,
         _COUNT_TURNS.scalar_subquery(),
-        _COUNT_TURNS.where(_IS_STREAMING).scalar_subquery(),
+        _COUNT_TURNS.where(IS_STREAMING).scalar_subquery(),
     ).where(_RESPONSE.id == bindparam("response_id"))
 )
 
@@ -168,7 +167,8 @@ def create_turn(
         if row is None:
             raise _why_no_index(tx, response_id, values)
         turn = msgspec.structs.replace(prepared, index=row[0] - 1)
-        add_turn(tx, turn, turn_insert(turn, encoded_calls))
+        owner = None if turn.status.is_finished else tx.owner
+        add_turn(tx, turn, turn_insert(turn, encoded_calls, owner))
         session_id = record_change(tx, Entity.TURN, turn.id, ChangeOp.CREATE, parent_id=response_id)
         touch_session(tx, session_id, moment)
         return turn

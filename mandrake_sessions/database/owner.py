@@ -1,0 +1,367 @@
+"""Which process owns a streaming turn, and whether that process still lives.
+
+A process claims a database with a small private file beside it, and holds a lock on that file: the
+kernel frees it when the process dies, however it dies, and every pid namespace sees it. Where files
+cannot be locked so, the owner touches its file again and again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import os
+import re
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.guard import after_fork, current_pid
+from mandrake_sessions.errors import DatabaseFolderError
+from mandrake_sessions.ids import new_id
+
+if sys.platform != "win32":
+    import fcntl
+
+HEARTBEAT_INTERVAL: Final = 2.0
+"""Seconds between two touches of an owner whose file cannot be locked; FAT counts in twos."""
+
+_SILENT_INTERVALS: Final = 3
+_HEARTBEAT: Final = b"heartbeat"
+_ATTEMPTS: Final = 20
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# Not through a link, and not waiting for the other end of a pipe: what is there may be a trap.
+_LOOK: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+class Owner:
+    """This process's claim on one database.
+
+    Attributes:
+        id: what the turns it streams carry.
+        path: its file.
+        uses: how many open files count on it.
+    """
+
+    def __init__(self, id: str, path: Path, descriptor: int | None) -> None:
+        self.id = id
+        self.path = path
+        self.uses = 1
+        self.descriptor = descriptor
+        self._database = path.with_name(path.name.removesuffix(f"-owner-{id}"))
+        self._pid = current_pid()
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a lock tells that it lives; otherwise its heartbeat does."""
+        return self.descriptor is not None
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether its file is still there: a folder may have been deleted and made again."""
+        try:
+            found = os.lstat(self.path)
+            if self.descriptor is None:
+                return True
+            return os.path.samestat(found, os.fstat(self.descriptor))
+        except OSError:
+            return False
+
+    def release(self, *, keep: bool = False) -> None:
+        """Count one use less; after the last one the claim is gone.
+
+        Args:
+            keep: whether turns of this process are still streaming in the database: then the
+                claim stays until the process ends, or until a later use releases it.
+        """
+        with _claims.mutex:
+            self.uses -= 1
+            if not self.uses and not keep:
+                _claims.drop(self._database, self)
+
+    def end(self) -> None:
+        """Remove the file, and free its lock; a forked child leaves both to its parent."""
+        if self._pid != current_pid():
+            return
+        # In this order, so that nobody finds it unlocked; Windows wants the other, and has no lock.
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        if self.descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(self.descriptor)
+            self.descriptor = None
+
+
+class _Claims:
+    """The claims of this process, by the real path of the database.
+
+    The mutex is re-entrant and held across a fork: a signal's handler may fork in the midst of a
+    claim, and no child may inherit a locked file that it does not know of.
+    """
+
+    def __init__(self) -> None:
+        self.mutex = threading.RLock()
+        self.owners: dict[Path, Owner] = {}
+        self.heard: dict[Path, tuple[int, float]] = {}
+        self.stop_beating: threading.Event | None = None
+
+    def drop(self, database: Path, owner: Owner) -> None:
+        """Let go of a claim."""
+        if self.owners.get(database) is owner:
+            del self.owners[database]
+        owner.end()
+        if self.stop_beating is not None and all(each.is_locked for each in self.owners.values()):
+            self.stop_beating.set()
+            self.stop_beating = None
+
+    def start_beating(self) -> None:
+        """Have the owners without a lock touched for as long as there are any."""
+        if self.stop_beating is None:
+            stop = self.stop_beating = threading.Event()
+            threading.Thread(
+                target=_beat, args=(self, stop), name="mandrake-heartbeat", daemon=True
+            ).start()
+
+
+_claims = _Claims()
+
+
+def claim(database: Path) -> Owner:
+    """Claim a database for this process, or count one use more of the claim there is.
+
+    Args:
+        database: its real path.
+
+    Raises:
+        DatabaseError: the owner's file cannot be made; each reason has its own subclass.
+    """
+    with _claims.mutex:
+        owner = _claims.owners.get(database)
+        if owner is not None:
+            if owner.is_in_place:
+                owner.uses += 1
+                return owner
+            _claims.drop(database, owner)
+        try:
+            owner = _make(database)
+        except OSError as error:
+            raise translate_os(error, database) from error
+        _claims.owners[database] = owner
+        if not owner.is_locked:
+            _claims.start_beating()
+        return owner
+
+
+def is_alive(database: Path, owner: str) -> bool:
+    """Return whether the process that an owner's id stands for still lives.
+
+    Where its file cannot be locked or looked at, it is alive until it was silent for
+    ``HEARTBEAT_INTERVAL`` three times: ask again later.
+
+    Args:
+        database: the real path of the database.
+        owner: what a turn carries. A text that is not the id of an owner is nobody's.
+    """
+    if _ID.fullmatch(owner) is None:
+        return False
+    with _claims.mutex:
+        own = _claims.owners.get(database)
+        if own is not None and own.id == owner:
+            return True
+    with _looking_at(_file_of(database, owner)) as is_living:
+        return is_living
+
+
+def forget(database: Path, owner: str) -> None:
+    """Remove the file of an owner, if it is dead; what cannot be removed stays."""
+    if _ID.fullmatch(owner) is None:
+        return
+    with _claims.mutex:
+        own = _claims.owners.get(database)
+        if own is not None and own.id == owner:
+            return
+    path = _file_of(database, owner)
+    # Removed while it is locked for looking: who is just claiming with it sees one or the other.
+    with _looking_at(path) as is_living, contextlib.suppress(OSError):
+        if not is_living:
+            path.unlink(missing_ok=True)
+            _claims.heard.pop(path, None)
+
+
+def forget_dead(database: Path) -> None:
+    """Remove the files of all owners that are dead: a process that was killed leaves its own."""
+    for id in _ids_beside(database):
+        forget(database, id)
+
+
+def forget_all(database: Path) -> None:
+    """Remove the files of all owners of a database that is being removed.
+
+    Nobody has it open: a living process can only have kept a claim for turns that go with it.
+    """
+    with _claims.mutex:
+        own = _claims.owners.get(database)
+        if own is not None:
+            _claims.drop(database, own)
+    for id in _ids_beside(database):
+        with contextlib.suppress(OSError):
+            _file_of(database, id).unlink(missing_ok=True)
+
+
+def _ids_beside(database: Path) -> list[str]:
+    prefix = f"{database.name}-owner-"
+    try:
+        with os.scandir(database.parent) as entries:
+            names = [entry.name for entry in entries if entry.name.startswith(prefix)]
+    except OSError:
+        return []
+    return [id for id in (name.removeprefix(prefix) for name in names) if _ID.fullmatch(id)]
+
+
+def _file_of(database: Path, owner: str) -> Path:
+    return database.with_name(f"{database.name}-owner-{owner}")
+
+
+def _make(database: Path) -> Owner:
+    """Make an owner's file and lock it before anybody can know its name."""
+    for _ in range(_ATTEMPTS):
+        id = new_id()
+        path = _file_of(database, id)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            is_locked = _lock(descriptor)
+            if is_locked is False:
+                os.write(descriptor, _HEARTBEAT)
+            # Somebody who removes dead owners' files may have met it before it was locked.
+            is_in_place = is_locked is not None and os.fstat(descriptor).st_nlink > 0
+        except BaseException:
+            _discard(path, descriptor)
+            raise
+        if not is_in_place:
+            _discard(path, descriptor)
+        elif is_locked:
+            return Owner(id, path, descriptor)
+        else:
+            os.close(descriptor)
+            return Owner(id, path, None)
+    raise DatabaseFolderError(
+        "The file of an owner was removed each time it was made.", path=database, operation="claim"
+    )
+
+
+def _discard(path: Path, descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Return True with the lock, None if somebody looks at the file, False if it has no locks."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return None if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else False
+    return True
+
+
+@contextlib.contextmanager
+def _looking_at(path: Path) -> Iterator[bool]:
+    """Look whether the owner of a file lives; inside the block a dead one's file stays locked.
+
+    The lock for looking is a shared one: two that look never take each other for the owner.
+    """
+    try:
+        descriptor = os.open(path, _LOOK)
+    except FileNotFoundError:
+        yield False
+        return
+    except OSError as error:
+        # A link is nobody's file; what may not be opened, or not now, is somebody else's.
+        yield error.errno not in (errno.ELOOP, errno.ENOTDIR)
+        return
+    try:
+        yield _is_living(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_living(path: Path, descriptor: int) -> bool:
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    if os.read(descriptor, len(_HEARTBEAT)) == _HEARTBEAT:
+        return _was_heard(path, found.st_mtime_ns)
+    if sys.platform == "win32":
+        return _was_heard(path, found.st_mtime_ns)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        # Held; or a lock that cannot be asked for from here, and nothing else tells.
+        return True
+    return False
+
+
+def _was_heard(path: Path, touched: int) -> bool:
+    """Return whether an owner may still beat: its time of change against our own patience.
+
+    Two times of change are compared for equality only; no clock is compared with another one's.
+    """
+    present = monotonic()
+    with _claims.mutex:
+        last, since = _claims.heard.get(path, (None, present))
+        if last != touched:
+            _claims.heard[path] = (touched, present)
+            return True
+        return present - since < _SILENT_INTERVALS * HEARTBEAT_INTERVAL
+
+
+def _beat(claims: _Claims, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_INTERVAL):
+        with claims.mutex:
+            silent = [owner.path for owner in claims.owners.values() if not owner.is_locked]
+        for path in silent:
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+
+def _in_child() -> None:
+    """Let go of the parent's claims: as long as a child has the file open, its lock stays.
+
+    Closing frees nothing of the parent's, whose own descriptor keeps the lock; unlocking would.
+    """
+    global _claims  # noqa: PLW0603  # the parent's mutex is held, for ever
+    for owner in _claims.owners.values():
+        if owner.descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(owner.descriptor)
+            owner.descriptor = None
+    _claims = _Claims()
+
+
+def _before_fork() -> None:
+    _claims.mutex.acquire()
+
+
+def _in_parent() -> None:
+    _claims.mutex.release()
+
+
+def _at_exit() -> None:
+    with _claims.mutex:
+        for database, owner in list(_claims.owners.items()):
+            _claims.drop(database, owner)
+
+
+after_fork(_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent)
+atexit.register(_at_exit)

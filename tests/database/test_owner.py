@@ -1,0 +1,468 @@
+"""An owner's file tells whether its process lives: locked while it does, whatever ends it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from database_kit import Task, descriptors, file_of, until
+
+from mandrake_sessions import ConnectionPool, PoolClosedError
+from mandrake_sessions.database import owner
+from mandrake_sessions.database.handle import DatabaseHandle
+
+PRELUDE = """
+import errno, fcntl, os
+from pathlib import Path
+from mandrake_sessions.database import owner
+path = Path(sys.argv[1])
+"""
+CLAIM = """
+tell(owner.claim(path).id)
+hear()
+"""
+STRANGERS = [
+    "",
+    "somebody",
+    "../../etc/passwd",
+    "x" * 5000,
+    "00000000-0000-0000-0000-00000000000G",
+    "{00000000-0000-0000-0000-000000000000}",
+    "00000000-0000-0000-0000-000000000000\n",
+    "\0",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_claim_is_left() -> Iterator[None]:
+    """Ends what a test has claimed, as the end of the process does."""
+    yield
+    owner._at_exit()
+
+
+def files(path: Path) -> list[str]:
+    """Return the names of the owners' files beside a database."""
+    return sorted(each.name for each in path.parent.glob(f"{path.name}-owner-*"))
+
+
+def name_of(path: Path, id: str) -> str:
+    return f"{path.name}-owner-{id}"
+
+
+def test_an_owner_lives_until_it_lets_go(path: Path) -> None:
+    mine = owner.claim(path)
+    assert owner.is_alive(path, mine.id)
+    assert files(path) == [name_of(path, mine.id)]
+    assert stat.S_IMODE(mine.path.stat().st_mode) == 0o600
+    mine.release()
+    assert not owner.is_alive(path, mine.id)
+    assert files(path) == []
+    assert descriptors(path) == []
+
+
+def test_a_process_has_one_claim_on_a_database(path: Path, tmp_path: Path) -> None:
+    first, second = owner.claim(path), owner.claim(path)
+    other = owner.claim(tmp_path / "other.sqlite")
+    assert first.id == second.id != other.id
+    first.release()
+    assert owner.is_alive(path, second.id)
+    second.release()
+    assert not owner.is_alive(path, second.id)
+    assert owner.is_alive(tmp_path / "other.sqlite", other.id)
+
+
+def test_a_kept_claim_outlives_its_last_use_and_is_taken_up_again(path: Path) -> None:
+    first = owner.claim(path)
+    first.release(keep=True)
+    assert owner.is_alive(path, first.id)
+    again = owner.claim(path)
+    assert again.id == first.id
+    again.release()
+    assert files(path) == []
+
+
+def test_another_process_sees_an_owner_live_and_die(
+    path: Path, start_child: Callable[..., Any]
+) -> None:
+    mine = owner.claim(path)
+    ask = "while True:\n    tell(owner.is_alive(path, hear()))\n"
+    child = start_child(PRELUDE + CLAIM + ask, path)
+    theirs = child.hear()
+    child.tell()
+    child.tell(mine.id)
+    assert child.hear() is True
+    assert owner.is_alive(path, theirs)
+    mine.release()
+    child.tell(mine.id)
+    assert child.hear() is False
+    child.process.send_signal(signal.SIGKILL)
+    child.process.wait()
+    assert files(path) == [name_of(path, theirs)]
+    assert not owner.is_alive(path, theirs)
+
+
+def test_the_end_of_a_process_removes_its_file(path: Path, start_child: Callable[..., Any]) -> None:
+    child = start_child(PRELUDE + CLAIM, path)
+    theirs = child.hear()
+    assert files(path) == [name_of(path, theirs)]
+    child.tell()
+    child.finish()
+    assert files(path) == []
+
+
+def test_those_who_look_do_not_take_each_other_for_the_owner(
+    path: Path, start_child: Callable[..., Any], in_threads: Callable[..., list[bool]]
+) -> None:
+    child = start_child(PRELUDE + CLAIM, path)
+    theirs = child.hear()
+    child.process.kill()
+    child.process.wait()
+
+    def look(_number: int) -> bool:
+        return any(owner.is_alive(path, theirs) for _ in range(300))
+
+    assert in_threads(8, look) == [False] * 8
+
+
+SWEEP = """
+import threading
+stop = threading.Event()
+def sweep():
+    while not stop.is_set():
+        owner.forget_dead(path)
+thread = threading.Thread(target=sweep)
+thread.start()
+tell("sweeping")
+hear()
+stop.set()
+thread.join()
+"""
+
+
+def test_one_who_removes_dead_owners_files_meets_one_who_is_just_claiming(
+    path: Path, start_child: Callable[..., Any]
+) -> None:
+    """Whoever has claimed is seen alive afterwards, whatever was swept at the same time.
+
+    ::
+
+        claimer   make the file ......... lock it ... still there? else once more
+        sweeper        ...... find it unlocked: remove it
+    """
+    sweepers = [start_child(PRELUDE + SWEEP, path) for _ in range(2)]
+    assert [each.hear() for each in sweepers] == ["sweeping"] * 2
+    for _ in range(3000):
+        mine = owner.claim(path)
+        assert mine.is_in_place
+        mine.release()
+    for sweeper in sweepers:
+        sweeper.tell()
+        sweeper.finish()
+    assert descriptors(path.parent) == []
+
+
+FORKED = """
+mine = owner.claim(path)
+pid = os.fork()
+if not pid:
+    found = [each for each in os.listdir("/proc/self/fd")
+             if "-owner-" in (os.path.realpath(f"/proc/self/fd/{each}"))]
+    # A release by the child is none: the claim is its parent's.
+    mine.release()
+    tell([os.getpid(), mine.id, found, owner.is_alive(path, mine.id), owner.claim(path).id])
+    os.read(0, 1)
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+def test_rule_18_a_forked_child_does_not_keep_its_parent_alive(
+    path: Path, start_child: Callable[..., Any]
+) -> None:
+    """::
+
+    parent  claim ─ fork ............ kill -9 (dead, though the child goes on)
+    child           └ closes the file ─ claims for itself ............ alive
+    """
+    parent = start_child(PRELUDE + FORKED, path)
+    pid, theirs, inherited, was_alive, of_child = parent.hear()
+    assert inherited == []
+    assert was_alive
+    assert of_child != theirs
+    assert owner.is_alive(path, theirs)
+    parent.process.kill()
+    parent.process.wait()
+    assert not owner.is_alive(path, theirs)
+    assert owner.is_alive(path, of_child)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not owner.is_alive(path, of_child))
+
+
+FORK_AMIDST = """
+import threading
+stop = threading.Event()
+def claim():
+    while not stop.is_set():
+        owner.claim(path).release()
+thread = threading.Thread(target=claim)
+thread.start()
+found = set()
+for _ in range(100):
+    pid = os.fork()
+    if not pid:
+        names = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+        os._exit(any("-owner-" in name for name in names))
+    found.add(os.waitpid(pid, 0)[1])
+stop.set()
+thread.join()
+tell(sorted(found))
+"""
+
+
+def test_rule_18_a_fork_amidst_a_claim_leaves_no_file_open_in_the_child(
+    path: Path, start_child: Callable[..., Any]
+) -> None:
+    child = start_child(PRELUDE + FORK_AMIDST, path)
+    assert child.hear() == [0]
+    child.finish()
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_text_that_is_no_owners_id_names_no_file(path: Path, stranger: str) -> None:
+    with owner._looking_at(path) as is_living:
+        assert not is_living
+    assert not owner.is_alive(path, stranger)
+    owner.forget(path, stranger)
+
+
+def test_what_only_looks_like_an_owners_file_is_nobodys(path: Path, tmp_path: Path) -> None:
+    id = "0198c5b2-1111-7222-8333-444455556666"
+    target = path.with_name(name_of(path, id))
+    somebodys = tmp_path / "precious"
+    somebodys.write_text("kept")
+    target.symlink_to(somebodys)
+    assert not owner.is_alive(path, id)
+    owner.forget_dead(path)
+    assert somebodys.read_text() == "kept"
+    assert not target.is_symlink()
+    os.mkfifo(target)
+    assert not owner.is_alive(path, id)
+    owner.forget_dead(path)
+    target.mkdir()
+    assert not owner.is_alive(path, id)
+    owner.forget_dead(path)
+    assert target.is_dir()
+
+
+def test_a_claim_whose_file_is_gone_is_made_anew(path: Path) -> None:
+    """A folder may be deleted and made again while the process lives."""
+    first = owner.claim(path)
+    first.release(keep=True)
+    first.path.unlink()
+    second = owner.claim(path)
+    assert second.id != first.id
+    assert owner.is_alive(path, second.id)
+    assert not owner.is_alive(path, first.id)
+    assert len(descriptors(path.parent)) == 1
+
+
+# -- where files cannot be locked --------------------------------------------------------------
+
+
+def no_locks(_descriptor: int, _operation: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+NO_LOCKS = """
+def no_locks(descriptor, operation):
+    raise OSError(errno.ENOLCK, "no locks")
+fcntl.flock = no_locks
+owner.HEARTBEAT_INTERVAL = 0.02
+"""
+
+
+@pytest.fixture
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that refuses every lock, and less patience than usual."""
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(owner, "HEARTBEAT_INTERVAL", 0.02)
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_an_owner_lives_as_long_as_its_heart_beats(
+    path: Path, start_child: Callable[..., Any]
+) -> None:
+    child = start_child(PRELUDE + NO_LOCKS + CLAIM, path)
+    theirs = child.hear()
+    beats: set[int] = set()
+
+    def has_beaten() -> bool:
+        beats.add(path.with_name(name_of(path, theirs)).stat().st_mtime_ns)
+        assert owner.is_alive(path, theirs)
+        return len(beats) > 5
+
+    until(has_beaten)
+    child.process.kill()
+    child.process.wait()
+    # What is not known yet is alive.
+    assert owner.is_alive(path, theirs)
+    until(lambda: not owner.is_alive(path, theirs))
+    owner.forget_dead(path)
+    assert files(path) == []
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_a_clock_that_jumps_changes_nothing(path: Path) -> None:
+    mine = owner.claim(path)
+    with owner._claims.mutex:
+        # As another process sees it, whatever the time of change is: the past, or the future.
+        for moment in (0, 2**40, 1):
+            os.utime(mine.path, ns=(moment, moment))
+            with owner._looking_at(mine.path) as is_living:
+                assert is_living
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_the_beating_ends_with_the_claim(path: Path) -> None:
+    mine = owner.claim(path)
+    stop = owner._claims.stop_beating
+    assert stop is not None
+    mine.release()
+    assert stop.is_set()
+    assert owner._claims.stop_beating is None
+    assert files(path) == []
+
+
+def test_one_who_cannot_lock_does_not_call_a_locked_owner_dead(
+    path: Path, start_child: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = start_child(PRELUDE + CLAIM, path).hear()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(owner, "HEARTBEAT_INTERVAL", 0.0)
+    assert all(owner.is_alive(path, theirs) for _ in range(3))
+
+
+# -- the claim of an open file -----------------------------------------------------------------
+
+
+def test_a_transaction_knows_the_owner_once_there_is_a_claim(handle: DatabaseHandle) -> None:
+    file = file_of(handle)
+    assert file.owner is None
+    assert handle.transact(lambda tx: tx.owner) is None
+    assert handle.query(lambda tx: tx.owner) is None
+    id = file.claim()
+    assert file.claim() == id == file.owner
+    assert handle.transact(lambda tx: tx.owner) == id
+    assert handle.query(lambda tx: tx.owner) == id
+    with handle.write() as tx:
+        assert tx.owner == id
+
+
+def test_a_connection_that_is_opened_after_the_claim_knows_it(handle: DatabaseHandle) -> None:
+    id = file_of(handle).claim()
+    assert handle.query(lambda tx: tx.owner) == id
+
+
+def test_a_claim_ends_with_the_file_when_nothing_streams_any_more(
+    pool: ConnectionPool, path: Path
+) -> None:
+    handle = pool.acquire(path)
+    id = file_of(handle).claim()
+    file_of(handle).release_claim()
+    handle.release()
+    assert not owner.is_alive(path, id)
+    assert files(path) == []
+
+
+def test_a_claim_stays_when_something_may_still_stream(pool: ConnectionPool, path: Path) -> None:
+    handle = pool.acquire(path)
+    id = file_of(handle).claim()
+    handle.release()
+    assert owner.is_alive(path, id)
+    # The next one that opens it takes it up, and can let go of it.
+    with pool.acquire(path) as handle:
+        assert file_of(handle).claim() == id
+        file_of(handle).release_claim()
+    assert files(path) == []
+
+
+def test_a_claim_after_the_release_counts(pool: ConnectionPool, path: Path) -> None:
+    handle = pool.acquire(path)
+    file_of(handle).claim()
+    file_of(handle).release_claim()
+    id = file_of(handle).claim()
+    handle.release()
+    assert owner.is_alive(path, id)
+
+
+def test_a_closed_file_is_not_claimed(pool: ConnectionPool, path: Path) -> None:
+    handle = pool.acquire(path)
+    file = file_of(handle)
+    handle.release()
+    with pytest.raises(PoolClosedError):
+        file.claim()
+    assert files(path) == []
+
+
+def test_a_file_that_was_moved_lets_go_of_its_claim(pool: ConnectionPool, path: Path) -> None:
+    with pool.acquire(path) as handle:
+        id = file_of(handle).claim()
+        file_of(handle).retire_moved()
+        until(lambda: not owner.is_alive(path, id))
+    assert files(path) == []
+
+
+KEEPS = """
+from mandrake_sessions import *
+pool = ConnectionPool(PoolOptions(linger=0))
+def claim():
+    with pool.acquire(path) as handle:
+        return handle.file.claim()
+tell(claim())
+hear()
+tell(claim())
+hear()
+"""
+
+
+def test_removing_a_database_removes_what_owners_left(
+    pool: ConnectionPool, path: Path, start_child: Callable[..., Any]
+) -> None:
+    dead = start_child(PRELUDE + CLAIM, path)
+    dead.hear()
+    dead.process.kill()
+    dead.process.wait()
+    living = start_child(PRELUDE + KEEPS, path)
+    first = living.hear()
+    with pool.acquire(path) as handle:
+        file_of(handle).claim()
+    beside = path.with_name(f"{path.name}-owner-manual.txt")
+    beside.touch()
+    assert len(files(path)) == 4
+    pool.remove(path)
+    assert list(path.parent.iterdir()) == [beside]
+    # The living one's claim was of what is gone: it makes another one when it comes back.
+    living.tell()
+    second = living.hear()
+    assert second != first
+    assert owner.is_alive(path, second)
+
+
+def test_threads_claim_a_file_once(
+    handle: DatabaseHandle, path: Path, in_threads: Callable[..., list[str]]
+) -> None:
+    assert len(set(in_threads(8, lambda _number: file_of(handle).claim()))) == 1
+    assert len(files(path)) == 1
+
+
+def test_claiming_does_not_wait_for_a_lease(handle: DatabaseHandle) -> None:
+    with handle.write() as tx:
+        claimed = Task(file_of(handle).claim).result()
+        assert tx.owner == claimed
