@@ -49,9 +49,12 @@ from mandrake_sessions.errors import (
     StaleRevisionError,
     StatementError,
     StorageFullError,
+    StreamBackpressureError,
     TransactionLostError,
     TurnAlreadyExistsError,
+    TurnBeingWrittenError,
     TurnFinishedError,
+    TurnInterruptedError,
     TurnNotFoundError,
     UnrecognizedDatabaseError,
     UnsupportedSQLiteError,
@@ -59,7 +62,11 @@ from mandrake_sessions.errors import (
     WorkspaceNotFoundError,
 )
 from mandrake_sessions.hosts import MandrakeManager, WorkspaceManager
-from mandrake_sessions.manager import SessionManager, SessionTransaction
+from mandrake_sessions.live.subscription import Subscription, Watch
+from mandrake_sessions.live.tool_calls import PendingToolCall
+from mandrake_sessions.live.updates import RoundUpdate, SessionEvent, SessionUpdate, TurnUpdate
+from mandrake_sessions.live.writer import TurnWriter
+from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.models import (
     UNSET,
     Exchange,
@@ -77,6 +84,7 @@ from mandrake_sessions.models import (
     Workspace,
 )
 from mandrake_sessions.options import DatabaseOptions, Durability, PoolOptions
+from mandrake_sessions.session_transaction import SessionTransaction
 from mandrake_sessions.shutdown import ShutdownHook, ShutdownReport, install_shutdown_hook
 
 __all__ = [
@@ -115,6 +123,7 @@ __all__ = [
     "NotFoundError",
     "NotInitializedError",
     "OptionsConflictError",
+    "PendingToolCall",
     "PoolClosedError",
     "PoolOptions",
     "PoolStats",
@@ -129,13 +138,16 @@ __all__ = [
     "Round",
     "RoundAlreadyExistsError",
     "RoundNotFoundError",
+    "RoundUpdate",
     "SchemaTooNewError",
     "Session",
     "SessionAlreadyExistsError",
+    "SessionEvent",
     "SessionHistory",
     "SessionManager",
     "SessionNotFoundError",
     "SessionTransaction",
+    "SessionUpdate",
     "SessionUsage",
     "ShutdownHook",
     "ShutdownHookError",
@@ -143,16 +155,23 @@ __all__ = [
     "StaleRevisionError",
     "StatementError",
     "StorageFullError",
+    "StreamBackpressureError",
     "StreamingStatus",
+    "Subscription",
     "ToolCall",
     "TransactionLostError",
     "Turn",
     "TurnAlreadyExistsError",
+    "TurnBeingWrittenError",
     "TurnFinishedError",
+    "TurnInterruptedError",
     "TurnNotFoundError",
     "TurnStatus",
+    "TurnUpdate",
+    "TurnWriter",
     "UnrecognizedDatabaseError",
     "UnsupportedSQLiteError",
+    "Watch",
     "Workspace",
     "WorkspaceAlreadyExistsError",
     "WorkspaceManager",

@@ -1,21 +1,14 @@
-"""SessionManager: opens the scope, calls the records, and gives back what they made.
-
-The functions in ``records`` prepare a unit of work: arguments are checked and ids made before any
-lease is taken. What stands here is how such a unit is run: by the manager, each as a unit of its
-own, or inside a transaction, together with others. So a method has one signature and one
-docstring, whoever offers it.
-"""
+"""SessionManager: the conversations of one database; each of its methods is a unit of work."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator
-from functools import wraps
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Self, TypeVar
 
 import structlog
 
@@ -25,9 +18,20 @@ from mandrake_sessions.database.health import HealthReport
 from mandrake_sessions.database.paths import real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.stats import DatabaseStats
-from mandrake_sessions.database.transaction import ReadUnit, WriteTransaction, WriteUnit
 from mandrake_sessions.errors import InvalidArgumentError, NotInitializedError
-from mandrake_sessions.models import Exchange
+from mandrake_sessions.live.hub import Hub
+from mandrake_sessions.live.subscription import (
+    Subscription,
+    Watch,
+    add_turn_update_listener,
+    track_streaming_turns,
+    watch_response,
+    watch_session,
+)
+from mandrake_sessions.live.updates import SessionEvent, TurnUpdate
+from mandrake_sessions.live.writer import TurnWriter
+from mandrake_sessions.methods import fetches, queries, writes
+from mandrake_sessions.models import Exchange, Turn
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import (
     history,
@@ -38,142 +42,12 @@ from mandrake_sessions.records import (
     turns,
     usage,
 )
+from mandrake_sessions.session_transaction import SessionTransaction
 
-P = ParamSpec("P")
 T = TypeVar("T")
-M = TypeVar("M", bound=Callable[..., Any])
 
 HISTORY_PAGE = 100
 """Rounds that ``iter_session_history`` reads under one lease."""
-
-
-def _with_signature(method: M, prepare: Callable[..., object]) -> M:
-    """Have a method tell its own signature, and not that of the function that prepares its work."""
-    told = inspect.signature(prepare)
-    # "WriteUnit[Session]" is what the function returns, "Session" the method.
-    returns = str(told.return_annotation).partition("[")[2].removesuffix("]")
-    myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    method.__signature__ = told.replace(  # type: ignore[attr-defined]
-        parameters=[myself, *told.parameters.values()], return_annotation=returns
-    )
-    method.__annotations__ = {**method.__annotations__, "return": returns}
-    return method
-
-
-def _writes(
-    prepare: Callable[P, WriteUnit[T]],
-) -> Callable[Concatenate[SessionManager, P], T]:
-    """Offer a writing unit as a method: it may share its COMMIT with other threads' units."""
-
-    @wraps(prepare)
-    def method(self: SessionManager, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        handle = self.handle
-        return handle.transact(prepare(*args, **kwargs), prepare.__name__, delegable=True)
-
-    return _with_signature(method, prepare)
-
-
-def _fetches(
-    prepare: Callable[P, ReadUnit[T]],
-) -> Callable[Concatenate[SessionManager, P], T]:
-    """Offer a short reading unit as a method."""
-
-    @wraps(prepare)
-    def method(self: SessionManager, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        handle = self.handle
-        return handle.fetch(prepare(*args, **kwargs), prepare.__name__)
-
-    return _with_signature(method, prepare)
-
-
-def _queries(
-    prepare: Callable[P, ReadUnit[T]],
-) -> Callable[Concatenate[SessionManager, P], T]:
-    """Offer a reading unit that may be long as a method: one snapshot, no writer waits for it."""
-
-    @wraps(prepare)
-    def method(self: SessionManager, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        handle = self.handle
-        return handle.query(prepare(*args, **kwargs), prepare.__name__)
-
-    return _with_signature(method, prepare)
-
-
-def _within(
-    prepare: Callable[P, WriteUnit[T]],
-) -> Callable[Concatenate[SessionTransaction, P], T]:
-    """Offer a writing unit as a method of an open transaction.
-
-    Behind a savepoint: a call that raises leaves nothing, also when the block goes on.
-    """
-
-    @wraps(prepare)
-    def method(self: SessionTransaction, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        unit = prepare(*args, **kwargs)
-        with self.database.savepoint():
-            return unit(self.database)
-
-    return _with_signature(method, prepare)
-
-
-def _seen_within(
-    prepare: Callable[P, ReadUnit[T]],
-) -> Callable[Concatenate[SessionTransaction, P], T]:
-    """Offer a reading unit as a method of an open transaction."""
-
-    @wraps(prepare)
-    def method(self: SessionTransaction, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return prepare(*args, **kwargs)(self.database)
-
-    return _with_signature(method, prepare)
-
-
-class SessionTransaction:
-    """Several calls in one transaction: all of them are stored, or none.
-
-    Attributes:
-        database: the transaction of the layer below, for statements of one's own.
-    """
-
-    def __init__(self, database: WriteTransaction) -> None:
-        self.database = database
-
-    create_session = _within(sessions.create_session)
-    get_session = _seen_within(sessions.get_session)
-    find_session = _seen_within(sessions.find_session)
-    list_sessions = _seen_within(sessions.list_sessions)
-    count_sessions = _seen_within(sessions.count_sessions)
-    update_session = _within(sessions.update_session)
-    delete_session = _within(sessions.delete_session)
-
-    create_round = _within(rounds.create_round)
-    record_round = _within(rounds.record_round)
-    get_round = _seen_within(rounds.get_round)
-    get_round_by_response = _seen_within(rounds.get_round_by_response)
-    get_current_round = _seen_within(rounds.get_current_round)
-    list_rounds = _seen_within(rounds.list_rounds)
-    delete_round = _within(rounds.delete_round)
-
-    get_request = _seen_within(requests.get_request)
-    update_request = _within(requests.update_request)
-    get_response = _seen_within(requests.get_response)
-
-    create_turn = _within(turns.create_turn)
-    get_turn = _seen_within(turns.get_turn)
-    get_latest_turn = _seen_within(turns.get_latest_turn)
-    list_turns = _seen_within(turns.list_turns)
-    update_turn = _within(turn_updates.update_turn)
-    delete_turn = _within(turns.delete_turn)
-    get_streaming_status = _seen_within(turns.get_streaming_status)
-
-    render_session_history = _seen_within(history.render_session_history)
-    get_session_usage = _seen_within(usage.get_session_usage)
-
-    @contextlib.contextmanager
-    def savepoint(self) -> Iterator[None]:
-        """Undo what the block did if it raises, and only that."""
-        with self.database.savepoint():
-            yield
 
 
 class SessionManager:
@@ -214,6 +88,7 @@ class SessionManager:
         self._logger = logger
         self._mutex = threading.Lock()
         self._handle: DatabaseHandle | None = None
+        self._hub: Hub | None = None
 
     # -- life -------------------------------------------------------------------------------
 
@@ -254,15 +129,30 @@ class SessionManager:
         with self._mutex:
             if self._handle is None:
                 pool = self._pool or default_pool()
-                self._handle = pool.acquire(self._path, options=self._options, create=self.create)
+                handle = pool.acquire(self._path, options=self._options, create=self.create)
+                try:
+                    hub = Hub.of(handle.file)
+                    hub.recover_at_opening()
+                except BaseException:
+                    handle.release()
+                    raise
+                self._hub, self._handle = hub, handle
                 self._tell("sessions_opened")
         return self
 
     def close(self) -> None:
-        """Give the database back; does nothing when it is closed."""
+        """Give the database back; does nothing when it is closed.
+
+        Subscriptions end. Streams that are still open end as ``interrupted``, with what they hold.
+        """
         with self._mutex:
             handle, self._handle = self._handle, None
-        if handle is not None:
+            hub, self._hub = self._hub, None
+        if handle is None or hub is None:
+            return
+        try:
+            hub.leave(self)
+        finally:
             handle.release()
             self._tell("sessions_closed")
 
@@ -297,36 +187,36 @@ class SessionManager:
 
     # -- records ----------------------------------------------------------------------------
 
-    create_session = _writes(sessions.create_session)
-    get_session = _fetches(sessions.get_session)
-    find_session = _fetches(sessions.find_session)
-    list_sessions = _queries(sessions.list_sessions)
-    count_sessions = _queries(sessions.count_sessions)
-    update_session = _writes(sessions.update_session)
-    delete_session = _writes(sessions.delete_session)
+    create_session = writes(sessions.create_session)
+    get_session = fetches(sessions.get_session)
+    find_session = fetches(sessions.find_session)
+    list_sessions = queries(sessions.list_sessions)
+    count_sessions = queries(sessions.count_sessions)
+    update_session = writes(sessions.update_session)
+    delete_session = writes(sessions.delete_session)
 
-    create_round = _writes(rounds.create_round)
-    record_round = _writes(rounds.record_round)
-    get_round = _fetches(rounds.get_round)
-    get_round_by_response = _fetches(rounds.get_round_by_response)
-    get_current_round = _fetches(rounds.get_current_round)
-    list_rounds = _queries(rounds.list_rounds)
-    delete_round = _writes(rounds.delete_round)
+    create_round = writes(rounds.create_round)
+    record_round = writes(rounds.record_round)
+    get_round = fetches(rounds.get_round)
+    get_round_by_response = fetches(rounds.get_round_by_response)
+    get_current_round = fetches(rounds.get_current_round)
+    list_rounds = queries(rounds.list_rounds)
+    delete_round = writes(rounds.delete_round)
 
-    get_request = _fetches(requests.get_request)
-    update_request = _writes(requests.update_request)
-    get_response = _fetches(requests.get_response)
+    get_request = fetches(requests.get_request)
+    update_request = writes(requests.update_request)
+    get_response = fetches(requests.get_response)
 
-    create_turn = _writes(turns.create_turn)
-    get_turn = _fetches(turns.get_turn)
-    get_latest_turn = _fetches(turns.get_latest_turn)
-    list_turns = _queries(turns.list_turns)
-    update_turn = _writes(turn_updates.update_turn)
-    delete_turn = _writes(turns.delete_turn)
-    get_streaming_status = _fetches(turns.get_streaming_status)
+    create_turn = writes(turns.create_turn, claims=True)
+    get_turn = fetches(turns.get_turn)
+    get_latest_turn = fetches(turns.get_latest_turn)
+    list_turns = queries(turns.list_turns)
+    update_turn = writes(turn_updates.update_turn)
+    delete_turn = writes(turns.delete_turn)
+    get_streaming_status = fetches(turns.get_streaming_status)
 
-    render_session_history = _queries(history.render_session_history)
-    get_session_usage = _queries(usage.get_session_usage)
+    render_session_history = queries(history.render_session_history)
+    get_session_usage = queries(usage.get_session_usage)
 
     def iter_session_history(
         self, session_id: str, *, page_size: int = HISTORY_PAGE
@@ -355,6 +245,175 @@ class SessionManager:
                 return
             after = page[-1].index
 
+    # -- live -------------------------------------------------------------------------------
+
+    @property
+    def subscriptions(self) -> int:
+        """How many watches and listeners of this manager have not ended."""
+        return 0 if self._hub is None else self._hub.follower.subscriptions_of(self)
+
+    @property
+    def _live(self) -> Hub:
+        hub = self._hub
+        if hub is None:
+            raise NotInitializedError
+        return hub
+
+    def stream_turn(
+        self,
+        response_id: str,
+        *,
+        index: int | None = None,
+        started_at: datetime | None = None,
+        expected_tokens: int | None = None,
+        input_tokens: int = 0,
+        model: str | None = None,
+        id: str | None = None,
+        timeout: float | None = None,
+    ) -> TurnWriter:
+        """Begin a turn and return what writes it: ``with sessions.stream_turn(…) as turn:``.
+
+        ``turn.write(text)`` never waits for the file; what was written is stored every
+        ``flush_interval``. Leaving the block completes the turn, leaving it by an exception stores
+        ``error``, by a cancellation ``interrupted``.
+
+        Args:
+            response_id: the response it belongs to.
+            index: the index it shall have; the next one when None. A later one leaves a gap.
+            started_at: when streaming began, aware; now when None.
+            expected_tokens: the host's guess of all.
+            input_tokens: tokens that were read.
+            model: the model that answers.
+            id: the id the turn shall have, 1 to 255 characters; a new UUIDv7 when None.
+            timeout: seconds; None for the ``busy_timeout``.
+
+        Returns:
+            The writer of the new turn, which is stored already.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of range.
+            ResponseNotFoundError: there is no such response.
+            TurnAlreadyExistsError: the id or the index is taken.
+        """
+        return self._live.flusher.begin(
+            response_id,
+            self,
+            id=id,
+            timeout=timeout,
+            index=index,
+            started_at=started_at,
+            expected_tokens=expected_tokens,
+            input_tokens=input_tokens,
+            model=model,
+        )
+
+    def recover_interrupted(self, *, timeout: float | None = None) -> list[Turn]:
+        """End the turns that stream though the process that streamed them is gone.
+
+        Opening does this too. Turns of a process that lives, this one included, are left alone.
+
+        Args:
+            timeout: seconds; None for the ``busy_timeout``.
+
+        Returns:
+            The turns that are ``interrupted`` now, with the text that was stored.
+
+        Raises:
+            DatabaseBusyError: the budget was used up; call it again.
+        """
+        return self._live.recover(timeout)
+
+    def add_turn_update_listener(
+        self, turn_id: str, listener: Callable[[TurnUpdate], object]
+    ) -> Subscription:
+        """Call ``listener`` with every new state of a turn, from now on.
+
+        It is called in a thread of the library's, one state after the other; when it is slow it
+        gets the newest one. What it raises is logged.
+
+        Args:
+            turn_id: the turn.
+            listener: called with a ``TurnUpdate``.
+
+        Returns:
+            The subscription; it ends by ``close()``, with the manager, or when the turn is deleted.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type.
+            TurnNotFoundError: there is no such turn.
+        """
+        return add_turn_update_listener(self._live.follower, self, turn_id, listener)
+
+    def track_streaming_turns(
+        self,
+        response_id: str,
+        listener: Callable[[TurnUpdate], object],
+        *,
+        follow: bool = False,
+    ) -> Subscription:
+        """Call ``listener`` with the present state of each turn of a response, and every new one.
+
+        As ``watch_response``, for code that is called rather than calls.
+
+        Args:
+            response_id: the response.
+            listener: called with a ``TurnUpdate``, in a thread of the library's.
+            follow: whether to go on when the response is complete.
+
+        Returns:
+            The subscription; it ends as ``watch_response`` does.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type.
+            ResponseNotFoundError: there is no such response.
+        """
+        return track_streaming_turns(
+            self._live.follower, self, response_id, listener, follow=follow
+        )
+
+    def watch_response(self, response_id: str, *, follow: bool = False) -> Watch[TurnUpdate]:
+        """Follow a response: ``for update in sessions.watch_response(response_id)``.
+
+        First comes the present state of each turn, then every change, turns that begin later among
+        them, whoever makes it in whatever process. Who is slow gets the newest state of each turn.
+
+        It ends when the response is complete: no turn streams, and the newest one has ended
+        without tool calls, or in ``error`` or ``interrupted``. A turn that ended with tool calls is
+        one whose answer is still to come, however long the tool runs.
+
+        Args:
+            response_id: the response.
+            follow: whether to go on when the response is complete, until ``close()``; for hosts
+                that do not store tool calls.
+
+        Returns:
+            An iterator, also an async one, of ``TurnUpdate``.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type.
+            ResponseNotFoundError: there is no such response.
+        """
+        return watch_response(self._live.follower, self, response_id, follow=follow)
+
+    def watch_session(self, session_id: str, *, last: int = 1) -> Watch[SessionEvent]:
+        """Follow a session: its rounds, its turns, its own fields.
+
+        First comes the present state of its last rounds, then every change, in whatever process it
+        is made, until ``close()`` or until the session is deleted.
+
+        Args:
+            session_id: the session.
+            last: of how many rounds the present state is told, 0 to 10,000.
+
+        Returns:
+            An iterator, also an async one, of ``TurnUpdate``, ``RoundUpdate``, ``SessionUpdate``.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of range.
+            SessionNotFoundError: there is no such session.
+        """
+        return watch_session(self._live.follower, self, session_id, last=last)
+
     # -- working ----------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -372,7 +431,7 @@ class SessionManager:
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
         with self.handle.write(timeout) as database:
-            yield SessionTransaction(database)
+            yield SessionTransaction(database, self.handle.file.claim)
 
     def transact(
         self, work: Callable[[SessionTransaction], T], *, timeout: float | None = None
@@ -392,8 +451,11 @@ class SessionManager:
         """
         if not callable(work):
             raise InvalidArgumentError("work must be callable.")
-        return self.handle.transact(
-            lambda database: work(SessionTransaction(database)), "transact", timeout
+        handle = self.handle
+        return handle.transact(
+            lambda database: work(SessionTransaction(database, handle.file.claim)),
+            "transact",
+            timeout,
         )
 
     def health(self) -> HealthReport:

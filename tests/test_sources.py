@@ -43,6 +43,7 @@ FILE_CALLS = {
 ALLOWED = {
     "mandrake_sessions/database/faults.py": {"shutil": "disk_usage asks the folder"},
     "mandrake_sessions/database/guard.py": {"open": "reads /proc/self/maps"},
+    "mandrake_sessions/database/owner.py": {"open": "an owner's file, never a database"},
     "mandrake_sessions/database/paths.py": {"open": "makes a new file with O_EXCL"},
     "mandrake_sessions/database/backup.py": {
         "open": "makes a new file with O_EXCL, and opens a folder for fsync"
@@ -72,6 +73,7 @@ LONG_MODULES = {
     "mandrake_sessions/database/pool.py": "one lock and the table of slots behind it",
     "mandrake_sessions/database/file.py": "one open file, from its first lease to its last",
     "mandrake_sessions/manager.py": "the table of the methods that each face offers",
+    "mandrake_sessions/errors.py": "every exception, and the tree of them",
     "mandrake_sessions/database/dialect.py": "one adapter: cursor, connection and dialect",
 }
 MOST_LINES = 400
@@ -302,5 +304,6 @@ def test_opening_a_database_at_head_takes_a_handful_of_statements(path, pool, st
         issued = statements.take()
 
     assert issued
-    assert len(issued) <= 15, issued
+    # One of them looks for turns of hosts that have died.
+    assert len(issued) <= 16, issued
     assert not [sql for sql in issued if not sql.startswith(("PRAGMA", "SELECT"))]

@@ -26,10 +26,9 @@ from typing import TypeVar
 import apsw
 
 from mandrake_sessions.database.connection import Connection
-from mandrake_sessions.database.lease import Bring, Group, LeaseQueue, Waiter
+from mandrake_sessions.database.lane import Lane
+from mandrake_sessions.database.lease import Bring, Group, Waiter
 from mandrake_sessions.database.transaction import (
-    ReadTransaction,
-    ReadUnit,
     WriteTransaction,
     WriteUnit,
     begin_immediate,
@@ -46,122 +45,12 @@ from mandrake_sessions.errors import (
 )
 from mandrake_sessions.options import DatabaseOptions
 
+__all__ = ["Lane", "WriteLane"]
+
 T = TypeVar("T")
 
 _REPLAYS = 2
 """How often a unit runs again after its shared transaction was lost, the last time alone."""
-
-
-class Lane:
-    """A connection behind its queue.
-
-    Args:
-        connection: what the lease is for.
-        check: called by every new holder before anything else; raises if the file is not usable.
-        on_unclean: told of a connection that was not given back clean; it must not be used again.
-        on_corrupt: told that SQLite found the file damaged.
-    """
-
-    def __init__(
-        self,
-        connection: Connection,
-        *,
-        check: Callable[[Connection, str], None],
-        on_unclean: Callable[..., None],
-        on_corrupt: Callable[[DatabaseError], None],
-    ) -> None:
-        self.connection = connection
-        self.queue = LeaseQueue(connection.path)
-        self._check = check
-        self._on_unclean = on_unclean
-        self._on_corrupt = on_corrupt
-
-    def fetch(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
-        """Run reading work outside a transaction: each statement sees what is committed."""
-        owner = get_ident()
-        try:
-            self.queue.acquire(budget, operation)
-            return self._fetch(work, budget, operation)
-        finally:
-            if self.queue.holder == owner:
-                self._release()
-
-    def fetch_now(self, work: ReadUnit[T], budget: Budget, operation: str) -> tuple[bool, T | None]:
-        """Do what ``fetch`` does if the connection is free this moment; return whether it was."""
-        owner = get_ident()
-        try:
-            if not self.queue.try_acquire(operation):
-                return False, None
-            return True, self._fetch(work, budget, operation)
-        finally:
-            if self.queue.holder == owner:
-                self._release()
-
-    def _fetch(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
-        connection = self.connection
-        self._check(connection, operation)
-        connection.deadline = budget.body_deadline
-        connection.interruptible = True
-        tx = ReadTransaction(connection, budget, operation)
-        try:
-            return work(tx)
-        except CorruptDatabaseError as error:
-            self._on_corrupt(error)
-            raise
-        finally:
-            tx.end()
-
-    @contextlib.contextmanager
-    def snapshot(self, budget: Budget, operation: str) -> Iterator[ReadTransaction]:
-        """Hold the lease and one read transaction: all statements see the same state."""
-        owner = get_ident()
-        try:
-            self.queue.acquire(budget, operation)
-            connection = self.connection
-            self._check(connection, operation)
-            connection.deadline = budget.body_deadline
-            connection.interruptible = True
-            tx = ReadTransaction(connection, budget, operation)
-            connection.execute("BEGIN")
-            try:
-                yield tx
-            except CorruptDatabaseError as error:
-                self._on_corrupt(error)
-                raise
-            finally:
-                tx.end()
-                rollback(connection)
-        finally:
-            if self.queue.holder == owner:
-                self._release()
-
-    @contextlib.contextmanager
-    def exclusive(self, budget: Budget, operation: str) -> Iterator[Connection]:
-        """Hold the lease with no transaction, for what brings its own: migrations, checkpoints."""
-        owner = get_ident()
-        try:
-            self.queue.acquire(budget, operation)
-            self._check(self.connection, operation)
-            self.connection.deadline = budget.body_deadline
-            self.connection.interruptible = True
-            yield self.connection
-        finally:
-            if self.queue.holder == owner:
-                self._release()
-
-    def _release(self) -> None:
-        """Give the lease back clean: with a transaction open nobody else may have it."""
-        connection = self.connection
-        try:
-            if connection.in_transaction() and not connection.is_forked:
-                rollback(connection)
-                self._on_unclean(
-                    "a transaction was open when its lease was given back",
-                    operation=self.queue.operation,
-                    recent_sql=connection.recent_sql(),
-                )
-        finally:
-            self.queue.release()
 
 
 class WriteLane(Lane):

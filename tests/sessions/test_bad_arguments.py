@@ -68,6 +68,7 @@ BAD = {
     "cost": [None, -0.01, math.nan, math.inf, "1", True, 10**400, 1 + 1j],
     "limit": [None, 0, -1, 1_000_000_000, 1.0, "1", True],
     "optional limit": [0, -1, 1_000_000_000, 1.0, "1", True],
+    "last": [None, -1, 1_000_000_000, 1.0, "1", True],
     "offset": [None, -1, 1.0, "0", True, 2**63],
     "session": [5, "id", {"id": "x"}],
     "status": [None, "done", "", "STREAMING", 5, b"error"],
@@ -83,6 +84,8 @@ BAD = {
         [{"response": 1}],
         [{"call": {}, "more": 1}],
         [ToolCall({}, raw=5)],  # type: ignore[arg-type]
+        [ToolCall({}, is_interrupted=1)],  # type: ignore[arg-type]
+        [{"call": {}, "is_interrupted": None}],
         *([{"call": bad}] for bad in NOT_JSON),
         *([ToolCall({}, bad)] for bad in NOT_JSON),
     ],
@@ -100,6 +103,7 @@ BAD = {
     "flag": [None, "yes", 1, 0.0, []],
     "seconds": NOT_SECONDS,
     "work": [None, 5, "text"],
+    "listener": [None, 5, "text"],
     "path": [None, *NOT_PATH],
     "optional path": NOT_PATH,
     "name": [None, 5, "", "-x", "_x", "a b", "a/b", "..", "x" * 65, "é", "a\n", b"a"],
@@ -115,6 +119,7 @@ BAD = {
 KINDS = {
     "session_id": "id",
     "response_id": "id",
+    "turn_id": "id",
     "metadata": "metadata",
     "index": "index",
     "expected_index": "index",
@@ -125,12 +130,13 @@ KINDS = {
     "turns": "turns",
     "offset": "offset",
     "page_size": "limit",
-    "last": "optional limit",
     "missing_ok": "flag",
+    "follow": "flag",
     "overwrite": "flag",
     "create": "flag",
     "timeout": "seconds",
     "work": "work",
+    "listener": "listener",
     "target": "path",
     "name": "name",
     "pool": "pool",
@@ -163,6 +169,7 @@ def kind_of(owner, method, parameter):
         "workspace_id": "optional text",
         "after": "session" if "Session" in annotation else "after",
         "limit": "optional limit" if may_be_none else "limit",
+        "last": "optional limit" if may_be_none else "last",
         "options": "pool options"
         if (owner, method) == (ConnectionPool, "")
         else "database options",
@@ -227,11 +234,16 @@ def good(sessions, tmp_path):
     }
 
     def value(method, name):
-        if name in {"session_id", "response_id"}:
+        if name in {"session_id", "response_id", "turn_id"}:
             return ids[name.removesuffix("_id")]
         if name == "id":
             return ids[method.split("_")[1]]
-        return {"content": "text", "work": lambda tx: None, "target": tmp_path / "copy"}[name]
+        return {
+            "content": "text",
+            "work": lambda tx: None,
+            "listener": lambda update: None,
+            "target": tmp_path / "copy",
+        }[name]
 
     return value
 
@@ -337,6 +349,9 @@ OPTION_CASES = {
         "checkpoint_frames": [0, -1, 1.0, "1", None],
         "wal_limit_bytes": [0, -1, 1.0, "1", None],
         "cache_bytes": [0, -1, 1.0, "1", None],
+        "flush_interval": [*NOT_SECONDS, None, True, 0, 0.0],
+        "flush_bytes": [0, -1, 1.0, "1", None],
+        "max_buffered_bytes": [0, -1, 1.0, "1", None],
         "vfs": [5, b"unix", ""],
     },
     PoolOptions: {

@@ -27,15 +27,22 @@ from mandrake_sessions import (
     Request,
     Response,
     Round,
+    RoundUpdate,
     Session,
+    SessionEvent,
     SessionHistory,
     SessionManager,
     SessionTransaction,
+    SessionUpdate,
     SessionUsage,
     StreamingStatus,
+    Subscription,
     ToolCall,
     Turn,
     TurnStatus,
+    TurnUpdate,
+    TurnWriter,
+    Watch,
     Workspace,
     WorkspaceManager,
     default_pool,
@@ -164,3 +171,52 @@ def mistakes(sessions: SessionManager, session: Session, turn: Turn) -> None:
     DatabaseOptions(durability="fast")  # type: ignore[arg-type]
     DatabaseOptions(Durability.FAST)  # type: ignore[call-arg]
     MandrakeManager(5)  # type: ignore[arg-type]
+
+
+def streaming(sessions: SessionManager) -> None:
+    with sessions.stream_turn("response", model="any", expected_tokens=3) as turn:
+        assert_type(turn, TurnWriter)
+        assert_type(turn.id, str)
+        turn.write("text")
+        turn.write(7)  # type: ignore[arg-type]
+        call = turn.tool_call({"name": "ls"})
+        call.set_result(["bin"])
+        turn.set_usage(input_tokens=3, output_cost=0.5)
+        turn.flush(timeout=1.0)
+    assert_type(turn.turn, Turn)
+    assert_type(turn.complete(), Turn)
+    assert_type(sessions.recover_interrupted(timeout=1.0), list[Turn])
+    sessions.stream_turn("response", content="text")  # type: ignore[call-arg]
+
+
+def watching(sessions: SessionManager) -> None:
+    for update in sessions.watch_response("response", follow=True):
+        assert_type(update, TurnUpdate)
+        assert_type(update.turn, Turn)
+        assert_type((update.text, update.offset), tuple[str, int])
+        assert_type(update.is_in_flight, bool)
+    with sessions.watch_session("session", last=3) as watch:
+        assert_type(watch, Watch[SessionEvent])
+        assert_type(watch.receive(timeout=1.0), TurnUpdate | RoundUpdate | SessionUpdate | None)
+        for event in watch:
+            match event:
+                case RoundUpdate():
+                    assert_type(event.round, Round | None)
+                case SessionUpdate():
+                    assert_type(event.session, Session | None)
+                case TurnUpdate():
+                    assert_type(event.is_deleted, bool)
+
+    def listener(update: TurnUpdate) -> None: ...
+
+    def wrong(update: int) -> None: ...
+
+    assert_type(sessions.add_turn_update_listener("turn", listener), Subscription)
+    sessions.track_streaming_turns("response", wrong)  # type: ignore[arg-type]
+    with sessions.track_streaming_turns("response", listener) as subscription:
+        subscription()
+
+
+async def watching_in_a_loop(sessions: SessionManager) -> None:
+    async for update in sessions.watch_response("response"):
+        assert_type(update, TurnUpdate)

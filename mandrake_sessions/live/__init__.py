@@ -1,0 +1,1 @@
+"""Streams that are being written, and those who watch them."""

@@ -1,0 +1,128 @@
+"""Runs the listeners of one file in threads of its own: a listener that blocks holds up nobody."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import structlog
+
+from mandrake_sessions.errors import MandrakeSessionsError
+from mandrake_sessions.live.mailbox import Mailbox
+
+_STUCK_AFTER = 0.05
+"""Seconds in one callback after which another thread takes over the rest."""
+_MOST_THREADS = 16
+_IDLE_SECONDS = 2.0
+# So that a listener with much to hear does not keep the others waiting.
+_UPDATES_AT_ONCE = 16
+
+
+class Listener:
+    """A function that is told what its mailbox gets, one update at a time.
+
+    Attributes:
+        mailbox: what it is told.
+        is_scheduled: whether a thread has it, or will; guarded by the announcer.
+        is_asked_again: whether something came while a thread had it.
+    """
+
+    def __init__(self, announcer: Announcer, holder: object, call: Callable[[Any], object]) -> None:
+        self.mailbox = Mailbox(holder, lambda _mailbox: announcer.ask(self))
+        self.call = call
+        self.is_scheduled = False
+        self.is_asked_again = False
+
+
+class Announcer:
+    """One thread for all listeners, and another only while every one is stuck in a callback."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._ready: deque[Listener] = deque()
+        # Since when each thread is in a callback; None for one that is not.
+        self._threads: dict[threading.Thread, float | None] = {}
+        self._is_stopping = False
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are."""
+        return len(self._threads)
+
+    def ask(self, listener: Listener) -> None:
+        """Have a listener told what is in its mailbox."""
+        with self._changed:
+            if listener.is_scheduled:
+                listener.is_asked_again = True
+                return
+            listener.is_scheduled = True
+            self._ready.append(listener)
+            self._see_to_it()
+
+    def look_after(self) -> float | None:
+        """Start another thread if all are stuck; return when to look again, in seconds."""
+        if not self._ready:
+            return None
+        with self._changed:
+            self._see_to_it()
+            return _STUCK_AFTER if self._ready else None
+
+    def stop(self) -> None:
+        """Let the threads end when they have told everything."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+
+    def _see_to_it(self) -> None:
+        self._is_stopping = False
+        self._changed.notify()
+        stuck_since = monotonic() - _STUCK_AFTER
+        if len(self._threads) < _MOST_THREADS and all(
+            since is not None and since <= stuck_since for since in self._threads.values()
+        ):
+            thread = threading.Thread(target=self._run, name="mandrake-listeners", daemon=True)
+            self._threads[thread] = None
+            thread.start()
+
+    def _run(self) -> None:
+        me = threading.current_thread()
+        while True:
+            with self._changed:
+                while not self._ready:
+                    was_asked = not self._is_stopping and self._changed.wait(_IDLE_SECONDS)
+                    if not was_asked and not self._ready:
+                        del self._threads[me]
+                        return
+                listener = self._ready.popleft()
+                listener.is_asked_again = False
+            self._deliver(listener, me)
+            with self._changed:
+                self._threads[me] = None
+                if listener.is_asked_again or not listener.mailbox.is_empty:
+                    self._ready.append(listener)
+                else:
+                    listener.is_scheduled = False
+
+    def _deliver(self, listener: Listener, me: threading.Thread) -> None:
+        for _ in range(_UPDATES_AT_ONCE):
+            self._threads[me] = monotonic()
+            try:
+                update = listener.mailbox.take()
+            except MandrakeSessionsError as error:
+                structlog.get_logger(__name__).warning("listener_ended", error=str(error))
+                return
+            if update is None:
+                return
+            try:
+                listener.call(update)
+            except BaseException as error:  # noqa: BLE001  # what it raises is its own affair
+                # The places and not the message or the values: those may hold somebody's text.
+                structlog.get_logger(__name__).error(
+                    "listener_failed",
+                    error=type(error).__qualname__,
+                    traceback="".join(traceback.format_tb(error.__traceback__)),
+                )

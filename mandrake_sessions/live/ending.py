@@ -1,0 +1,60 @@
+"""How streams end: which of them together, and what becomes of text behind somebody else's end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Final
+
+import structlog
+
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.errors import TurnFinishedError
+from mandrake_sessions.ids import now
+from mandrake_sessions.live.stream import Stream, StreamState
+from mandrake_sessions.models import Turn
+from mandrake_sessions.records.streaming import append_remainder
+
+_FOLDED_AT_ONCE: Final = 1024 * 1024
+"""Characters of the turns that end in one transaction: folding 4 MB took 40 ms, and others wait."""
+
+
+def ending_now(streams: Sequence[Stream]) -> list[Stream]:
+    """Return what ends now: at least one, and what is too much for one transaction later."""
+    ending: list[Stream] = []
+    length = 0
+    for stream in streams:
+        if stream.state is StreamState.ENDING and length < _FOLDED_AT_ONCE:
+            ending.append(stream)
+            length += stream.length
+    return ending
+
+
+def ends_of(streams: Sequence[Stream]) -> list[Future[Turn]]:
+    """Ask for the end of streams, as interrupted where nobody has asked before."""
+    futures = []
+    for stream in streams:
+        with contextlib.suppress(TurnFinishedError):
+            future = stream.await_end()
+            if future is not None:
+                futures.append(future)
+    return futures
+
+
+def keep_remainder(file: DatabaseFile, stream: Stream) -> bool:
+    """Add what is not stored to a turn that somebody else has ended; return whether it is kept."""
+    remainders = stream.remainders()
+    if not remainders:
+        return True
+    unit = append_remainder(stream.turn.id, remainders, now())
+    try:
+        return file.transact(unit, "flush", even_refused=True)
+    except Exception as error:  # noqa: BLE001  # the writer is told all the same
+        structlog.get_logger(__name__).error(
+            "stream_text_not_kept",
+            path=str(file.path),
+            turn_id=stream.turn.id,
+            error=type(error).__name__,
+        )
+        return False

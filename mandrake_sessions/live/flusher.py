@@ -1,0 +1,367 @@
+"""Stores what the TurnWriters of one open file hold: one thread, one transaction for all."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import wait
+from math import inf
+from time import monotonic
+from typing import Any, Final
+
+import structlog
+
+from mandrake_sessions import arguments
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.errors import (
+    CommitOutcomeUnknownError,
+    CorruptDatabaseError,
+    DatabaseMovedError,
+    ForkedPoolError,
+    MandrakeSessionsError,
+    NotADatabaseError,
+    PoolClosedError,
+    ReadOnlyDatabaseError,
+    ReentrantScopeError,
+    StorageFullError,
+    TurnAlreadyExistsError,
+    TurnInterruptedError,
+    TurnNotFoundError,
+)
+from mandrake_sessions.live.ending import ending_now, ends_of, keep_remainder
+from mandrake_sessions.live.stream import Stream
+from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.live.writer import TurnWriter
+from mandrake_sessions.models import Turn, TurnStatus
+from mandrake_sessions.records.streaming import (
+    Chunk,
+    Ending,
+    Outcome,
+    start_stream,
+    store_streams,
+)
+from mandrake_sessions.records.turns import get_turn
+
+_FULL_DISK_PAUSE: Final = 1.0
+"""Seconds until storing is tried again when the disk was full."""
+
+_FATAL: Final = (
+    PoolClosedError,
+    DatabaseMovedError,
+    CorruptDatabaseError,
+    NotADatabaseError,
+    ReadOnlyDatabaseError,
+    ForkedPoolError,
+)
+"""After these nothing can be stored through the open file any more."""
+
+
+class Flusher:
+    """The thread that stores and ends the streams of one open file, while there are any.
+
+    Args:
+        file: the open file.
+        texts: by turn, the text of each stream, for the watchers of this process.
+    """
+
+    def __init__(self, file: DatabaseFile, texts: dict[str, GrowingText]) -> None:
+        self._file = file
+        self.texts = texts
+        self._mutex = threading.Lock()
+        self._streams: dict[str, Stream] = {}
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        self._is_retired = False
+        # Held from the beginning; who releases it wakes the thread. Releasing takes no other lock,
+        # so a writer, a finalizer or a signal's handler may do it at any time.
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._abandoned: deque[Stream] = deque()
+        self._has_failed = False
+        self._retry_at = 0.0
+
+    @property
+    def writers(self) -> int:
+        """How many turns are being written."""
+        return len(self._streams)
+
+    # -- the hosts' side --------------------------------------------------------------------
+
+    def begin(
+        self,
+        response_id: str,
+        holder: object,
+        *,
+        id: str | None = None,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> TurnWriter:
+        """Add a streaming turn to a response, and return what writes it.
+
+        Args:
+            response_id: the response.
+            holder: whose closing ends the stream.
+            id: the id the turn shall have, 1 to 255 characters; a new UUIDv7 when None.
+            timeout: seconds; None for the ``busy_timeout``.
+            fields: what ``records.streaming.start_stream`` takes.
+
+        Raises:
+            TurnAlreadyExistsError: the id or the index is taken.
+            MandrakeSessionsError: what else ``create_turn`` raises.
+        """
+        operation = "stream_turn"
+        turn_id = arguments.fresh_id("id", id)
+        unit = start_stream(response_id, id=turn_id, **fields)
+        file = self._file
+        file.require_no_lease(operation)
+        if id is not None:
+            # The text is known to watchers before the turn is: it must not hide another one's.
+            with contextlib.suppress(TurnNotFoundError):
+                file.fetch(get_turn(turn_id), operation, timeout)
+                raise TurnAlreadyExistsError(turn_id)
+        file.claim()
+        text = GrowingText()
+        with self._mutex:
+            if self._is_closed:
+                raise PoolClosedError(path=file.path)
+            if self.texts.setdefault(turn_id, text) is not text:
+                raise TurnAlreadyExistsError(turn_id)
+        begun: list[Turn] = []
+
+        def work(tx: WriteTransaction) -> Turn:
+            begun.append(unit(tx))
+            return begun[-1]
+
+        try:
+            turn = file.transact(work, operation, timeout)
+        except BaseException as error:
+            may_be_stored = isinstance(error, CommitOutcomeUnknownError)
+            if begun and (may_be_stored or not isinstance(error, Exception)):
+                # Perhaps it is stored: then nobody else would end it.
+                stream = Stream(begun[-1], self, file.options, self.poke, text)
+                stream.ask_for_end(TurnStatus.INTERRUPTED)
+                self._add(stream)
+            else:
+                del self.texts[turn_id]
+            raise
+        stream = Stream(turn, holder, file.options, self.poke, text)
+        self._add(stream)
+        return TurnWriter(stream, file, self.abandon)
+
+    def _add(self, stream: Stream) -> None:
+        with self._mutex:
+            if not self._is_closed:
+                self._streams[stream.turn.id] = stream
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._run, name="mandrake-flusher", daemon=True
+                    )
+                    self._thread.start()
+                return
+        # Closed in the same moment: the next opener finds the turn without an owner.
+        self.texts.pop(stream.turn.id, None)
+        stream.lose(PoolClosedError(path=self._file.path))
+
+    def poke(self) -> None:
+        """Have the thread look who has something; takes no time and no lock."""
+        with contextlib.suppress(RuntimeError):
+            self._wake.release()
+
+    def abandon(self, stream: Stream) -> None:
+        """Have a turn interrupted whose writer was forgotten; a finalizer may call it."""
+        self._abandoned.append(stream)
+        self.poke()
+
+    def close_holder(self, holder: object) -> None:
+        """Store what a manager's writers hold, and end their turns as interrupted.
+
+        Raises:
+            DatabaseBusyError: it took longer than the ``busy_timeout``; it is tried further.
+            DatabaseError: a turn could not be stored; it is tried further.
+        """
+        streams = [stream for stream in self._present() if stream.holder is holder]
+        futures = ends_of(streams)
+        try:
+            self._file.require_no_lease("close")
+        except ReentrantScopeError:
+            # They end when this thread gives its lease back.
+            return
+        budget = self._file.budget(None)
+        if wait(futures, budget.left()).not_done:
+            raise budget.exceeded("queue", self._file.path, "close")
+        for future in futures:
+            failure = future.exception()
+            if failure is not None and not isinstance(
+                failure, TurnInterruptedError | TurnNotFoundError
+            ):
+                raise failure
+
+    def close(self, deadline: float) -> None:
+        """Store what all writers hold, end their turns as interrupted, and end the thread.
+
+        Args:
+            deadline: when it must be done (``time.monotonic``). What is not stored by then is lost
+                with the file; the next opener finds its turn interrupted.
+        """
+        with self._mutex:
+            self._is_closed = True
+            thread = self._thread
+        while futures := ends_of(self._present()):
+            wait(futures, max(0.0, deadline - monotonic()))
+            # One that failed is tried again as long as there is time.
+            left = deadline - monotonic()
+            if left <= 0:
+                break
+            time.sleep(min(left, self._file.options.flush_interval))
+        for stream in self._present():
+            self._drop(stream)
+            structlog.get_logger(__name__).error(
+                "stream_not_ended", path=str(self._file.path), turn_id=stream.turn.id
+            )
+            stream.lose(PoolClosedError(path=self._file.path))
+        self.poke()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(max(0.0, deadline - monotonic()))
+
+    def retired(self) -> None:
+        """Fail the writers: the file takes no more work."""
+        self._is_retired = True
+        self.poke()
+
+    def forget_after_fork(self) -> None:
+        """Let go of the parent's streams in a child; their writers raise there."""
+        error = ForkedPoolError(path=self._file.path)
+        for stream in self._streams.values():
+            stream.forget_after_fork(error)
+        self._mutex = threading.Lock()
+        self._wake = threading.Lock()
+        self._streams = {}
+        self.texts.clear()
+        self._thread = None
+        self._is_closed = True
+
+    # -- the thread -------------------------------------------------------------------------
+
+    def _present(self) -> list[Stream]:
+        with self._mutex:
+            return list(self._streams.values())
+
+    def _run(self) -> None:
+        while True:
+            with self._mutex:
+                streams = list(self._streams.values())
+                if not streams:
+                    self._thread = None
+                    return
+            self._interrupt_abandoned()
+            if self._is_retired:
+                self._lose_all(streams, DatabaseMovedError(path=self._file.path))
+                continue
+            left = self._due_at(streams) - monotonic()
+            if left > 0:
+                self._wake.acquire(timeout=-1 if left == inf else left)
+                continue
+            try:
+                self._flush(streams)
+            except Exception as error:  # noqa: BLE001  # the text is still here, so it goes on
+                structlog.get_logger(__name__).exception("stream_flush_broken")
+                self._note_failure(set(streams), error)
+
+    def _due_at(self, streams: Sequence[Stream]) -> float:
+        due_at = min(stream.due_at for stream in streams)
+        if due_at < self._retry_at and not any(stream.is_awaited for stream in streams):
+            return self._retry_at
+        return due_at
+
+    def _interrupt_abandoned(self) -> None:
+        while self._abandoned:
+            stream = self._abandoned.popleft()
+            with contextlib.suppress(MandrakeSessionsError):
+                stream.await_end()
+
+    def _flush(self, streams: Sequence[Stream]) -> None:
+        """Store, in one transaction, what every stream has, and end those that are to end."""
+        ending = ending_now(streams)
+        chunks = [
+            (each, chunk)
+            for each in streams
+            if (chunk := each.next_chunk(ends_now=each in ending)) is not None
+        ]
+        if not chunks and not ending:
+            return
+        try:
+            outcome = self._store(
+                [chunk for _, chunk in chunks], [each.next_ending() for each in ending]
+            )
+        except _FATAL as error:
+            self._lose_all(streams, error)
+            return
+        except Exception as error:  # noqa: BLE001  # whatever it is, the text is still here
+            self._note_failure({*ending, *(each for each, _ in chunks)}, error)
+            return
+        self._has_failed = False
+        self._retry_at = 0.0
+        for stream, chunk in chunks:
+            if chunk.turn_id not in outcome.failed:
+                stream.note_stored()
+        for stream in ending:
+            turn = outcome.ended.get(stream.turn.id)
+            if turn is not None:
+                self._drop(stream)
+                stream.note_ended(turn)
+        for stream in streams:
+            failure = outcome.failed.get(stream.turn.id)
+            if failure is not None:
+                self._note_lost(stream, failure)
+
+    def _store(self, chunks: Sequence[Chunk], endings: Sequence[Ending]) -> Outcome:
+        owner = self._file.owner
+        if owner is None:
+            raise PoolClosedError(path=self._file.path)
+        unit = store_streams(owner, chunks, endings)
+        # What was taken before the pool began to close is stored while it closes.
+        return self._file.transact(unit, "flush", delegable=True, even_refused=True)
+
+    def _note_failure(self, streams: set[Stream], error: Exception) -> None:
+        pause = self._file.options.flush_interval
+        self._retry_at = monotonic() + (
+            max(pause, _FULL_DISK_PAUSE) if isinstance(error, StorageFullError) else pause
+        )
+        if not self._has_failed:
+            self._has_failed = True
+            structlog.get_logger(__name__).warning(
+                "stream_flush_failed", path=str(self._file.path), error=type(error).__name__
+            )
+        for stream in streams:
+            stream.note_failure(error)
+
+    def _note_lost(self, stream: Stream, failure: Exception) -> None:
+        """Give up one stream: its turn was ended or deleted by somebody else."""
+        if not isinstance(failure, TurnInterruptedError | TurnNotFoundError):
+            self._note_failure({stream}, failure)
+            return
+        # First nothing more is taken, so that what is left is known; then it is kept.
+        stream.refuse(failure)
+        is_kept = isinstance(failure, TurnInterruptedError) and keep_remainder(self._file, stream)
+        self._drop(stream)
+        stream.lose(failure, is_text_kept=is_kept)
+
+    def _lose_all(self, streams: Sequence[Stream], error: BaseException) -> None:
+        structlog.get_logger(__name__).error(
+            "streams_lost",
+            path=str(self._file.path),
+            error=type(error).__name__,
+            turn_ids=[stream.turn.id for stream in streams],
+        )
+        for stream in streams:
+            self._drop(stream)
+            stream.lose(error)
+
+    def _drop(self, stream: Stream) -> None:
+        with self._mutex:
+            self._streams.pop(stream.turn.id, None)
+        self.texts.pop(stream.turn.id, None)

@@ -1,0 +1,376 @@
+"""The thread of one open file that finds out what has changed and hands it to those who watch.
+
+It is woken by the commits of this process, by the notifier for those of others, and by writers
+whose text has grown. There is one as long as somebody watches::
+
+    commit here ──────┐                      ┌─► mailbox ─► iterator, in its caller's thread
+    notifier ─────────┼─► follower reads ────┼─► mailbox ─► async iterator, in its event loop
+    text has grown ───┘   the changes        └─► mailbox ─► listener, in an announcer's thread
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from mandrake_sessions.database import owner
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.transaction import ReadUnit
+from mandrake_sessions.errors import (
+    CorruptDatabaseError,
+    DatabaseMovedError,
+    ForkedPoolError,
+    MandrakeSessionsError,
+    NotADatabaseError,
+    PoolClosedError,
+)
+from mandrake_sessions.live.announcer import Announcer, Listener
+from mandrake_sessions.live.mailbox import Mailbox
+from mandrake_sessions.live.notification import Ladder, notifier
+from mandrake_sessions.live.states import KnownTurn
+from mandrake_sessions.live.targets import Joining
+from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.live.watched import Watched
+from mandrake_sessions.records.recovery import interrupt_turns_of
+
+T = TypeVar("T")
+
+_PACE: Final = 0.001
+"""Seconds from a look at the changes to the next one that other processes' writes ask for."""
+
+_LOOK_SHARE: Final = 3
+"""How many times as long as a look takes the next one waits, however many commits there are."""
+
+_GROWTH_PACE: Final = 0.005
+"""Seconds between two tellings of text in flight: 200 a second is more than an eye sees."""
+
+_GROWTH_PAUSE: Final = 0.0002
+"""Seconds more for each subscriber told: waking 100 threads 200 times a second took 70 % of a core,
+and the writers need it."""
+
+_HEARTBEAT: Final = 1.0
+"""Seconds between two looks at the owners of streams of other processes."""
+
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
+_CLOSE_PATIENCE: Final = 1.0
+
+_ENDS: Final = (
+    CorruptDatabaseError,
+    NotADatabaseError,
+    DatabaseMovedError,
+    PoolClosedError,
+    ForkedPoolError,
+)
+"""Errors of a read after which there is nothing to follow any more."""
+
+
+class Follower:
+    """Tells the subscribers of one open file what has changed.
+
+    Args:
+        file: the open file.
+        texts: the texts of this process's writers, by turn; somebody else adds and removes.
+    """
+
+    def __init__(self, file: DatabaseFile, texts: dict[str, GrowingText]) -> None:
+        self._file = file
+        self._texts = texts
+        self._failure: MandrakeSessionsError | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._mutex = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._members: dict[Mailbox, None] = {}
+        self._announcer = Announcer()
+        self._watched = Watched(self._read, self._texts, self._note_growth, self._drop_member)
+        # What is asked of the thread. Appending takes no lock: a finalizer may do it.
+        self._asked: deque[Callable[[], None]] = deque()
+        self._grown: deque[KnownTurn] = deque()
+        self._signal: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_awake = False
+        self._has_committed = False
+        self._is_notified = False
+        self._ladder = Ladder()
+        self._next_look = 0.0
+        self._next_growth = 0.0
+        self._next_heartbeat = 0.0
+        self._pause = 0.0
+
+    # -- asked by others --------------------------------------------------------------------
+
+    @property
+    def subscriptions(self) -> int:
+        """How many subscribers there are."""
+        return len(self._members)
+
+    def subscriptions_of(self, holder: object) -> int:
+        """Return how many of them belong to one manager."""
+        return sum(mailbox.is_of(holder) for mailbox in tuple(self._members))
+
+    @property
+    def threads(self) -> int:
+        """How many threads serve them, the notifier's not among them."""
+        return (self._thread is not None) + self._announcer.threads
+
+    def require_no_lease(self, operation: str) -> None:
+        """Raise ReentrantScopeError in a thread that holds a lease of the file."""
+        self._file.require_no_lease(operation)
+
+    def subscribe(self, joining: Joining) -> None:
+        """Have a subscriber let in; ``joining`` tells when it is, or why not."""
+        with self._mutex:
+            if self._failure is not None:
+                raise self._failure
+            self._members[joining.mailbox] = None
+            self._asked.append(lambda: self._join(joining))
+            if self._thread is None:
+                self._start()
+        self._rouse()
+
+    def listener(self, holder: object, call: Callable[[Any], object]) -> Listener:
+        """Return a listener whose mailbox can be subscribed."""
+        return Listener(self._announcer, holder, call)
+
+    def leave(self, mailbox: Mailbox) -> None:
+        """Forget a subscriber; takes no lock, so a finalizer may call it."""
+        if mailbox not in self._members:
+            return
+        # In this order: the thread ends when nobody is left and nothing is asked.
+        self._asked.append(lambda: self._watched.leave(mailbox))
+        self._members.pop(mailbox, None)
+        self._rouse()
+
+    def wake(self) -> None:
+        """Note that this process has committed something; takes no lock and does not wait."""
+        if self._members:
+            self._has_committed = True
+            self._rouse()
+
+    def close_holder(self, holder: object) -> None:
+        """End the subscriptions of a manager that closes, after the last states."""
+        mine = [mailbox for mailbox in tuple(self._members) if mailbox.is_of(holder)]
+        if not mine:
+            return
+        self._finish(lambda: self._watched.end_of(holder))
+        for mailbox in mine:
+            mailbox.end()
+            self.leave(mailbox)
+
+    def close(self) -> None:
+        """End every subscription, and the threads: the file is about to close."""
+        closed = PoolClosedError(path=self._file.path)
+        with self._mutex:
+            self._failure = self._failure or closed
+            thread = self._thread
+        if thread is not None:
+            self._finish(lambda: self._end_all(closed))
+            thread.join(_CLOSE_PATIENCE)
+        for mailbox in tuple(self._members):
+            mailbox.end(copy.copy(closed))
+            self._members.pop(mailbox, None)
+        self._announcer.stop()
+
+    def fail(self, error: MandrakeSessionsError) -> None:
+        """End every subscription with an error; only noted here, the caller may hold a lease."""
+        self._failure = error
+        self._asked.append(lambda: self._end_all(error))
+        self._rouse()
+
+    def forget_after_fork(self) -> None:
+        """Let go, in a child, of the threads and subscribers, which are the parent's."""
+        self._failure = ForkedPoolError(path=self._file.path)
+        members = tuple(self._members)
+        self._reset()
+        for mailbox in members:
+            mailbox.forget_after_fork()
+
+    def _finish(self, work: Callable[[], None]) -> None:
+        """Have the thread look once more and then do ``work``; wait for it, but not for ever."""
+        done = threading.Event()
+
+        def work_and_tell() -> None:
+            try:
+                work()
+            finally:
+                done.set()
+
+        with self._mutex:
+            if self._thread is None or self._thread is threading.current_thread():
+                return
+            self._asked.append(work_and_tell)
+        self._rouse()
+        done.wait(_CLOSE_PATIENCE)
+
+    def _rouse(self) -> None:
+        """Wake the thread, once for all that comes before it looks."""
+        if not self._is_awake:
+            self._is_awake = True
+            self._signal.put(None)
+
+    def _note_file(self) -> None:
+        self._is_notified = True
+        self._rouse()
+
+    def _note_growth(self, known: KnownTurn) -> None:
+        self._grown.append(known)
+        self._rouse()
+
+    def _drop_member(self, mailbox: Mailbox) -> None:
+        self._members.pop(mailbox, None)
+
+    # -- the thread -------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        notifier.watch(self, self._file.path, self._note_file)
+        self._thread = threading.Thread(target=self._run, name="mandrake-follower", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._is_done():
+            with contextlib.suppress(queue.Empty):
+                self._signal.get(timeout=self._seconds_to_wait())
+            # Before anything is looked at: who comes from now on rouses again.
+            self._is_awake = False
+            self._work()
+
+    def _is_done(self) -> bool:
+        """Whether nobody is left; decided under the lock, so that a new one starts a thread."""
+        if self._members or self._asked:
+            return False
+        with self._mutex:
+            if self._members or self._asked:
+                return False
+            self._thread = None
+            notifier.forget(self)
+        self._announcer.stop()
+        return True
+
+    def _seconds_to_wait(self) -> float | None:
+        now = monotonic()
+        due = [self._look_due(), self._growth_due()]
+        if self._watched.turns.foreign_owners:
+            due.append(self._next_heartbeat)
+        stuck = self._announcer.look_after()
+        due.append(None if stuck is None else now + stuck)
+        times = [time for time in due if time is not None]
+        if self._asked:
+            return 0.0
+        return max(0.0, min(times) - now) if times else None
+
+    def _look_due(self) -> float | None:
+        if self._has_committed:
+            return self._next_look
+        # This process's own commits cause notifications too, mostly before they can be seen.
+        if self._is_notified:
+            return self._next_look + _PACE
+        if self._ladder.due is None:
+            return None
+        return max(self._ladder.due, self._next_look + _PACE)
+
+    def _growth_due(self) -> float | None:
+        return self._next_growth if self._grown else None
+
+    def _work(self) -> None:
+        """Do what is due: look, let in and out, tell of growth, ask after other processes."""
+        now = monotonic()
+        due = self._look_due()
+        if self._asked or (due is not None and now >= due):
+            self._attempt(self._look)
+        while self._asked:
+            self._attempt(self._asked.popleft())
+        growth_due = self._growth_due()
+        if growth_due is not None and now >= growth_due:
+            self._attempt(self._tell_growth)
+        if now >= self._next_heartbeat and self._watched.turns.foreign_owners:
+            self._next_heartbeat = now + _HEARTBEAT
+            self._attempt(self._interrupt_dead)
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Do one thing; what fails is tried again, and ends nothing but what cannot go on."""
+        try:
+            work()
+        except _ENDS as error:
+            self._end_all(error)
+        except Exception as error:  # noqa: BLE001  # tried again: watchers rely on this thread
+            self._pause_after(error)
+
+    def _look(self) -> None:
+        """Look for changes; the flags are taken down first, and up again if it fails."""
+        if self._is_notified:
+            self._is_notified = False
+            self._ladder.start(monotonic())
+        self._has_committed = False
+        began = monotonic()
+        try:
+            found = self._watched.look()
+        except BaseException:
+            self._has_committed = True
+            raise
+        now = monotonic()
+        self._pause = 0.0
+        self._next_look = now + _LOOK_SHARE * (now - began)
+        self._ladder.climb(now, found=found)
+
+    def _tell_growth(self) -> None:
+        grown = [self._grown.popleft() for _ in range(len(self._grown))]
+        told = self._watched.turns.tell_growth(grown)
+        self._next_growth = monotonic() + max(_GROWTH_PACE, _GROWTH_PAUSE * told)
+
+    def _join(self, joining: Joining) -> None:
+        try:
+            if self._failure is not None:
+                raise self._failure
+            self._watched.join(joining)
+        except MandrakeSessionsError as error:
+            self._members.pop(joining.mailbox, None)
+            joining.mailbox.end(error)
+            joining.settle(error)
+        except BaseException as error:
+            self._members.pop(joining.mailbox, None)
+            joining.mailbox.end(error)
+            joining.settle(error)
+            raise
+        else:
+            joining.settle()
+
+    def _end_all(self, error: MandrakeSessionsError) -> None:
+        self._watched.end_all(error)
+
+    def _pause_after(self, error: Exception) -> None:
+        """Try again a little later; told once until it succeeds."""
+        if not self._pause:
+            structlog.get_logger(__name__).warning(
+                "follower_failed", path=str(self._file.path), error=str(error)
+            )
+        self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)
+        self._next_look = monotonic() + self._pause
+
+    def _interrupt_dead(self) -> None:
+        """End the turns of processes that died while somebody here watches them."""
+        path = self._file.path
+        dead = [
+            name
+            for name in self._watched.turns.foreign_owners
+            if name != self._file.owner and not owner.is_alive(path, name)
+        ]
+        if not dead:
+            return
+        turns = self._file.transact(interrupt_turns_of(dead), "recover_interrupted")
+        for name in dead:
+            owner.forget(path, name)
+        structlog.get_logger(__name__).warning(
+            "turns_interrupted", path=str(path), turn_ids=[turn.id for turn in turns]
+        )
+
+    def _read(self, work: ReadUnit[T]) -> T:
+        return self._file.fetch(work, "follow")

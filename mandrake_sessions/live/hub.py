@@ -1,0 +1,135 @@
+"""What is live in one open file: its streams, its watchers, and who has died while streaming."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from time import monotonic
+from typing import Self
+
+import structlog
+
+from mandrake_sessions.database import owner
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.errors import DatabaseBusyError, DatabaseError, DatabaseMovedError
+from mandrake_sessions.live.flusher import Flusher
+from mandrake_sessions.live.follower import Follower
+from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.models import Turn
+from mandrake_sessions.records.recovery import interrupt_turns_of, streaming_owners
+
+_RECOVERY_PATIENCE = 5.0
+"""Seconds that an opening gives to the turns of hosts that have died."""
+
+_RECOVERY_INTERVAL = 1.0
+"""Seconds in which one opening's look is good enough for others of the same open file."""
+
+_LAST_LOOK = 0.1
+"""Seconds to find out, at closing, whether a turn of ours still streams."""
+
+
+class Hub:
+    """The streams and watchers of one open file, whichever manager they belong to.
+
+    Attributes:
+        file: the open file.
+        flusher: stores what the TurnWriters hold.
+        follower: tells subscriptions what has changed.
+    """
+
+    def __init__(self, file: DatabaseFile) -> None:
+        self.file = file
+        # The texts of this process's streams: what is in flight is read from here.
+        texts: dict[str, GrowingText] = {}
+        self.flusher = Flusher(file, texts)
+        self.follower = Follower(file, texts)
+        self._recovering = threading.Lock()
+        self._next_recovery = 0.0
+
+    @classmethod
+    def of(cls, file: DatabaseFile) -> Self:
+        """Return the hub of an open file, the same for everybody."""
+        return file.companion_of(cls)
+
+    def leave(self, holder: object) -> None:
+        """End the streams and subscriptions of a manager that closes; streams are stored first."""
+        try:
+            self.flusher.close_holder(holder)
+        finally:
+            self.follower.close_holder(holder)
+
+    def recover_at_opening(self) -> None:
+        """Do what ``recover`` does, unless somebody did a moment ago or is at it.
+
+        A database that is busy can be opened all the same: the next opener tries again.
+        """
+        if monotonic() < self._next_recovery or not self._recovering.acquire(blocking=False):
+            return
+        try:
+            self.recover(min(self.file.options.busy_timeout, _RECOVERY_PATIENCE))
+            self._next_recovery = monotonic() + _RECOVERY_INTERVAL
+        except DatabaseBusyError as error:
+            structlog.get_logger(__name__).warning(
+                "recovery_postponed", path=str(self.file.path), phase=error.phase
+            )
+        finally:
+            self._recovering.release()
+
+    def recover(self, timeout: float | None = None) -> list[Turn]:
+        """End the turns that stream though their owner is gone, and return them.
+
+        Args:
+            timeout: seconds; None for the ``busy_timeout``.
+        """
+        file = self.file
+        owners = file.fetch(streaming_owners(), "recover_interrupted", timeout)
+        gone = [name for name in owners if name != file.owner and not self._is_alive(name)]
+        if not gone:
+            return []
+        turns = file.transact(interrupt_turns_of(gone), "recover_interrupted", timeout)
+        owner.forget_dead(file.path)
+        structlog.get_logger(__name__).warning(
+            "turns_interrupted", path=str(file.path), turn_ids=[turn.id for turn in turns]
+        )
+        return turns
+
+    def _is_alive(self, name: str | None) -> bool:
+        return name is not None and owner.is_alive(self.file.path, name)
+
+    # -- told by the file -------------------------------------------------------------------
+
+    def committed(self) -> None:
+        """Have the follower look: this process has committed something."""
+        self.follower.wake()
+
+    def retired(self) -> None:
+        """Fail what is live: the file takes no more work."""
+        self.flusher.retired()
+        self.follower.fail(DatabaseMovedError(path=self.file.path))
+
+    def close(self, deadline: float) -> None:
+        """Store what the streams hold, end them and the subscriptions, and give the claim back.
+
+        Args:
+            deadline: when it must be done (``time.monotonic``).
+        """
+        try:
+            self.flusher.close(deadline)
+        finally:
+            self.follower.close()
+            if self.file.owner is not None:
+                self._release_claim(self.file.owner)
+
+    def _release_claim(self, name: str) -> None:
+        """Give the claim back, unless a turn still streams that the host may go on with."""
+        with contextlib.suppress(DatabaseError):
+            owners = self.file.transact(
+                streaming_owners(), "close", _LAST_LOOK, delegable=False, even_refused=True
+            )
+            if name not in owners:
+                self.file.release_claim()
+
+    def forget_after_fork(self) -> None:
+        """Let go of the parent's threads, streams and watchers in a child."""
+        self.flusher.forget_after_fork()
+        self.follower.forget_after_fork()

@@ -1,0 +1,93 @@
+"""The two texts of a turn that is streamed, and the chunk of them that is being stored."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+from mandrake_sessions.errors import InvalidArgumentError
+from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.records.streaming import Chunk, Remainder
+
+
+class Strand:
+    """One of the two texts of a turn.
+
+    Attributes:
+        text: what was taken, for readers too.
+        size: its bytes in UTF-8.
+        held: half a surrogate pair whose other half may come with the next piece.
+        frozen: characters that are in a chunk, stored or not.
+        stored_size: bytes that are stored.
+    """
+
+    __slots__ = ("frozen", "held", "name", "size", "stored_size", "text")
+
+    def __init__(self, name: str, text: GrowingText) -> None:
+        self.name = name
+        self.text = text
+        self.size = 0
+        self.held = ""
+        self.frozen = 0
+        self.stored_size = 0
+
+    def joined(self, piece: object) -> tuple[str, str]:
+        """Return a piece with its surrogates paired, and the half to hold back after it."""
+        if not isinstance(piece, str):
+            raise InvalidArgumentError(f"{self.name} must be a string.")
+        whole = self.held + (piece if type(piece) is str else str.__str__(piece))
+        held = ""
+        if "\ud800" <= whole[-1:] <= "\udbff":
+            whole, held = whole[:-1], whole[-1]
+        return paired(whole), held
+
+
+class Frozen:
+    """A chunk that is stored, unchanged, as often as it takes."""
+
+    __slots__ = ("chunk", "content_end", "content_size", "raw_end", "raw_size", "size", "waiters")
+
+    def __init__(
+        self,
+        chunk: Chunk,
+        ends: tuple[int, int],
+        size: int,
+        waiters: list[Future[None]],
+    ) -> None:
+        self.chunk = chunk
+        self.content_end, self.raw_end = ends
+        self.content_size = size_of(chunk.content)
+        self.raw_size = size_of(chunk.raw_response)
+        self.size = size
+        self.waiters = waiters
+
+
+def remainders_of(content: Strand, raw: Strand, frozen: Frozen | None) -> list[Remainder]:
+    """Return what is not stored of two texts, by what may be stored before it."""
+    sizes = content.stored_size, raw.stored_size
+    texts = content.text.since(content.text.stored), raw.text.since(raw.text.stored)
+    found = [Remainder(*sizes, *texts)]
+    if frozen is not None:
+        # An attempt whose outcome is not known may have stored it.
+        found.append(
+            Remainder(
+                sizes[0] + frozen.content_size,
+                sizes[1] + frozen.raw_size,
+                content.text.since(frozen.content_end),
+                raw.text.since(frozen.raw_end),
+            )
+        )
+    return [each for each in found if each.content or each.raw_response]
+
+
+def paired(text: str) -> str:
+    """Return a text with its surrogate pairs joined; what stays alone becomes U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def size_of(text: str) -> int:
+    """Return the bytes of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())

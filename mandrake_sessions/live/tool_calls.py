@@ -1,0 +1,108 @@
+"""The tool calls of a turn that is streamed, each kept together with its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from mandrake_sessions import arguments
+from mandrake_sessions.errors import InvalidArgumentError
+from mandrake_sessions.models import ToolCall
+
+_MAX_BYTES: Final = arguments.MAX_TEXT_BYTES
+
+
+class PendingToolCall:
+    """A tool call whose result is still to come, from whichever thread.
+
+    Attributes:
+        call: what is called, as it is stored.
+    """
+
+    __slots__ = ("_answer", "call")
+
+    def __init__(self, call: Any, answer: Callable[[Any], None]) -> None:
+        self.call = call
+        self._answer = answer
+
+    def set_result(self, value: Any) -> None:
+        """Give the call its result; it is stored with the next flush.
+
+        Args:
+            value: a JSON value; None is a result too.
+
+        Raises:
+            InvalidArgumentError: it is no JSON value or too long, or the call has its result.
+            TurnFinishedError: the turn has ended; the call is marked as interrupted there.
+            TurnInterruptedError: somebody else has ended the turn.
+        """
+        self._answer(value)
+
+
+class ToolCallList:
+    """The calls of one turn as JSON text, so that nothing is looked through twice.
+
+    Whoever calls it sees to it that only one thread does at a time.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[ToolCall] = []
+        self._texts: list[str] = []
+        self._is_answered: list[bool] = []
+        self._length = len("[]")
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def add(self, call: ToolCall, text: str) -> int:
+        """Add a call and return its place."""
+        self._require_room(len(text) + 1)
+        self._calls.append(call)
+        self._texts.append(text)
+        self._is_answered.append(False)
+        return len(self._calls) - 1
+
+    def answer(self, place: int, answered: ToolCall, text: str) -> None:
+        """Put the call with its result in the place of the one without.
+
+        Raises:
+            InvalidArgumentError: it has a result, or all calls together are too long.
+        """
+        if self._is_answered[place]:
+            raise InvalidArgumentError("The tool call has its result already.")
+        self._require_room(len(text) - len(self._texts[place]))
+        self._calls[place] = answered
+        self._texts[place] = text
+        self._is_answered[place] = True
+
+    def text(self) -> str:
+        """Return all calls as they are stored while the turn is streaming."""
+        return f"[{','.join(self._texts)}]"
+
+    def final_text(self) -> str:
+        """Return all calls as they are stored at the end: those without a result are marked."""
+        return f"[{','.join(map(self._final, range(len(self._calls))))}]"
+
+    def _final(self, place: int) -> str:
+        if self._is_answered[place]:
+            return self._texts[place]
+        return encoded_call(self._calls[place].call, is_interrupted=True)[1]
+
+    def _require_room(self, more: int) -> None:
+        # Characters that are no ASCII have more bytes; SQLite's own limit is four times this one.
+        if self._length + more > _MAX_BYTES:
+            raise InvalidArgumentError(f"tool_calls must not be longer than {_MAX_BYTES} bytes.")
+        self._length += more
+
+
+def encoded_call(
+    call: Any, response: Any = None, *, is_interrupted: bool = False
+) -> tuple[ToolCall, str]:
+    """Return a call independent of the caller's objects, and its JSON text.
+
+    Raises:
+        InvalidArgumentError: something is no JSON value.
+    """
+    given = ToolCall(call, response, is_interrupted=is_interrupted)
+    (kept,), text = arguments.tool_calls("call", (given,))
+    return kept, text[1:-1]

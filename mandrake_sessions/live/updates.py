@@ -1,0 +1,112 @@
+"""What watchers are told: the newest state of a turn, a round or a session."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import msgspec
+
+from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.models import Round, Session, Turn, TurnStatus
+
+
+class TurnUpdate:
+    """The newest state of a turn, and what of its text is new to this subscriber.
+
+    Who shows the text as it grows keeps ``shown = shown[:update.offset] + update.text``.
+
+    Attributes:
+        text: what this subscriber has not been told of the turn's content.
+        offset: the character at which ``text`` begins; less than what was told where text was
+            taken back, as when a process dies before it has stored what was in flight.
+        is_in_flight: whether a part of the text is not stored yet. Only watchers in the writer's
+            own process are told such text.
+        is_deleted: whether the turn is gone; its texts and tool calls are empty then.
+    """
+
+    __slots__ = (
+        "__dict__",
+        "_length",
+        "_source",
+        "_turn",
+        "is_deleted",
+        "is_in_flight",
+        "offset",
+        "text",
+    )
+
+    def __init__(
+        self,
+        turn: Turn,
+        source: GrowingText | None,
+        *,
+        offset: int,
+        length: int,
+        text: str,
+        is_in_flight: bool,
+        is_deleted: bool,
+    ) -> None:
+        self._turn = turn
+        self._source = source
+        self._length = length
+        self.text = text
+        self.offset = offset
+        self.is_in_flight = is_in_flight
+        self.is_deleted = is_deleted
+
+    @property
+    def id(self) -> str:
+        """The id of the turn."""
+        return self._turn.id
+
+    @property
+    def index(self) -> int:
+        """The index of the turn in its response."""
+        return self._turn.index
+
+    @property
+    def status(self) -> TurnStatus:
+        """Where the turn stands."""
+        return self._turn.status
+
+    @cached_property
+    def turn(self) -> Turn:
+        """The turn, with text in flight in its ``content``; joined when it is first asked for.
+
+        While a writer streams the turn, ``raw_response`` and the counters are those of the last
+        stored change.
+        """
+        if self._source is None:
+            return self._turn
+        return msgspec.structs.replace(self._turn, content=self._source.since(0, self._length))
+
+    def __repr__(self) -> str:
+        # No text: it is somebody's.
+        told = f"id={self.id!r}, index={self.index}, status={self.status.value!r}"
+        return f"TurnUpdate({told}, offset={self.offset}, characters={len(self.text)})"
+
+
+class RoundUpdate(msgspec.Struct, frozen=True):
+    """A round that is new, or whose request was changed.
+
+    Attributes:
+        round: the round as it is now; None where it was deleted.
+    """
+
+    id: str
+    round: Round | None
+
+
+class SessionUpdate(msgspec.Struct, frozen=True):
+    """The session's own row.
+
+    Attributes:
+        session: the session as it is now; None where it was deleted.
+    """
+
+    id: str
+    session: Session | None
+
+
+SessionEvent = TurnUpdate | RoundUpdate | SessionUpdate
+"""What ``watch_session`` tells."""

@@ -1,0 +1,322 @@
+"""The writer of one streaming turn: takes its text token by token, and ends it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import structlog
+
+from mandrake_sessions import arguments
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.guard import caller_outside
+from mandrake_sessions.errors import InvalidArgumentError, TurnInterruptedError
+from mandrake_sessions.live.strand import paired
+from mandrake_sessions.live.stream import Stream, StreamState
+from mandrake_sessions.live.tool_calls import PendingToolCall
+from mandrake_sessions.models import UNSET, Turn, TurnStatus, Unset
+from mandrake_sessions.records.turn_rows import FIELD_CHECKS
+
+T = TypeVar("T")
+
+_LONGEST_MESSAGE: Final = 10_000
+"""Characters of an exception's text that are stored."""
+
+_GRACE: Final = 1.0
+"""Seconds by which waiting is longer than what the file itself may take."""
+
+
+class TurnWriter:
+    """Streams one turn. Made by ``stream_turn``; thread-safe.
+
+    As a context manager it ends the turn when the block ends: ``completed``; or ``error`` with the
+    exception's type and message; or ``interrupted`` for a cancellation, ``KeyboardInterrupt`` and
+    ``SystemExit``. The exception goes on. A block that has ended the turn itself is left alone.
+
+    Text is stored in the background, at most ``flush_interval`` after it came or when there are
+    ``flush_bytes`` of it. A writer that is forgotten without an end has its turn interrupted.
+    """
+
+    def __init__(
+        self, stream: Stream, file: DatabaseFile, abandon: Callable[[Stream], None]
+    ) -> None:
+        self._stream = stream
+        self._file = file
+        self._abandon = abandon
+        self._is_ended_by_host = False
+        self._made_at = caller_outside()
+
+    def __repr__(self) -> str:
+        return f"<TurnWriter of turn {self.id}, {self._stream.state.value}>"
+
+    @property
+    def id(self) -> str:
+        """The id of the turn."""
+        return self._stream.turn.id
+
+    @property
+    def response_id(self) -> str:
+        """The response the turn belongs to."""
+        return self._stream.turn.response_id
+
+    @property
+    def turn(self) -> Turn:
+        """The turn as it was begun, or as it ended."""
+        return self._stream.turn
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the turn has ended, by this writer or by somebody else."""
+        return self._stream.state in (StreamState.ENDED, StreamState.LOST)
+
+    @property
+    def unstored_text(self) -> str:
+        """The end of the text that is not stored; after a failure, what was lost."""
+        return self._stream.unstored_text
+
+    # -- what the model says ----------------------------------------------------------------
+
+    def write(self, text: str) -> None:
+        """Add text to ``content``; never waits for the file.
+
+        A surrogate pair that is split between two calls is joined; half a pair becomes U+FFFD.
+
+        Args:
+            text: any length. What is longer than ``max_buffered_bytes`` is taken while nothing
+                else waits to be stored.
+
+        Raises:
+            InvalidArgumentError: it is not a string, or the turn would be longer than a text can
+                be; nothing of this call was taken.
+            StreamBackpressureError: more than ``max_buffered_bytes`` wait to be stored; nothing of
+                this call was taken, everything before it is kept.
+            TurnFinishedError: the turn was ended here.
+            TurnInterruptedError: somebody else has ended the turn.
+            TurnNotFoundError: the turn was deleted.
+            DatabaseError: why the file cannot be written any more.
+        """
+        self._stream.take(self._stream.content, text)
+
+    def write_raw(self, text: str) -> None:
+        """Add text to ``raw_response``; otherwise as ``write``."""
+        self._stream.take(self._stream.raw, text)
+
+    def tool_call(self, call: Any) -> PendingToolCall:
+        """Add a tool call to the turn; its result comes by ``set_result`` of what is returned.
+
+        Args:
+            call: what is called, a JSON value.
+
+        Returns:
+            The call, waiting for its result. If the turn ends before, it is marked as interrupted.
+
+        Raises:
+            InvalidArgumentError: it is no JSON value.
+            TurnFinishedError: and what else ``write`` raises.
+        """
+        return self._stream.add_call(call)
+
+    def set_usage(
+        self,
+        *,
+        current_tokens: int | Unset = UNSET,
+        expected_tokens: int | Unset | None = UNSET,
+        input_tokens: int | Unset = UNSET,
+        output_tokens: int | Unset = UNSET,
+        cache_read_tokens: int | Unset | None = UNSET,
+        cache_write_tokens: int | Unset | None = UNSET,
+        input_cost: float | Unset = UNSET,
+        output_cost: float | Unset = UNSET,
+        model: str | Unset | None = UNSET,
+    ) -> None:
+        """Set the given figures; they are stored with the next flush or with the end.
+
+        Args:
+            current_tokens: tokens received so far.
+            expected_tokens: the host's guess of all; None clears it.
+            input_tokens: tokens that were read.
+            output_tokens: tokens that were written.
+            cache_read_tokens: input tokens from the provider's cache; None clears it.
+            cache_write_tokens: input tokens that were put into it; None clears it.
+            input_cost: cost of the input, in the host's currency.
+            output_cost: cost of the output, in the host's currency.
+            model: the model that answers; None clears it.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of range.
+            TurnFinishedError: and what else ``write`` raises.
+        """
+        given = {
+            "current_tokens": current_tokens,
+            "expected_tokens": expected_tokens,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "cache_read_tokens": cache_read_tokens,
+            "cache_write_tokens": cache_write_tokens,
+            "input_cost": input_cost,
+            "output_cost": output_cost,
+            "model": model,
+        }
+        fields = {
+            name: FIELD_CHECKS[name](name, value)
+            for name, value in given.items()
+            if value is not UNSET
+        }
+        self._stream.set_fields(fields)
+
+    # -- storing and ending -----------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything that was written before is stored.
+
+        Args:
+            timeout: seconds; None for the ``busy_timeout`` and a second.
+
+        Raises:
+            DatabaseBusyError: it took longer; it is tried further.
+            DatabaseError: it could not be stored this time; it is tried further.
+            TurnInterruptedError: somebody else has ended the turn.
+        """
+        self._wait(self.begin_flush(), timeout, "flush")
+
+    def complete(self, timeout: float | None = None) -> Turn:
+        """End the turn as ``completed``.
+
+        When it cannot be stored now, the error is raised and it is tried further in the background:
+        no turn of a living process stays streaming. Calling it again waits again.
+
+        Args:
+            timeout: seconds; None for the ``busy_timeout`` and a second.
+
+        Returns:
+            The turn as it ended.
+
+        Raises:
+            DatabaseBusyError: it took longer.
+            DatabaseError: it could not be stored this time.
+            TurnFinishedError: the turn has ended.
+            TurnInterruptedError: somebody else has ended the turn.
+            TurnNotFoundError: the turn was deleted.
+        """
+        return self._end(TurnStatus.COMPLETED, None, timeout)
+
+    def fail(self, error: BaseException | str, timeout: float | None = None) -> Turn:
+        """End the turn as ``error``; otherwise as ``complete``.
+
+        Args:
+            error: what went wrong; an exception is stored with its type and message.
+            timeout: seconds; None for the ``busy_timeout`` and a second.
+        """
+        return self._end(TurnStatus.ERROR, _message(error), timeout)
+
+    def interrupt(self, timeout: float | None = None) -> Turn:
+        """End the turn as ``interrupted``; otherwise as ``complete``."""
+        return self._end(TurnStatus.INTERRUPTED, None, timeout)
+
+    def begin_flush(self) -> Future[None]:
+        """Do what ``flush`` does without waiting; the future has its outcome."""
+        return self._stream.ask_for_flush()
+
+    def begin_end(
+        self, status: TurnStatus, error: BaseException | str | None = None
+    ) -> Future[Turn]:
+        """End the turn without waiting; the future has the turn as it ended.
+
+        Args:
+            status: how it ends.
+            error: what went wrong.
+        """
+        if not status.is_finished:
+            raise InvalidArgumentError("status must be one that ends the turn.")
+        self._is_ended_by_host = True
+        return self._stream.ask_for_end(status, None if error is None else _message(error))
+
+    def _end(self, status: TurnStatus, message: str | None, timeout: float | None) -> Turn:
+        return self._wait(self.begin_end(status, message), timeout, "end of a stream")
+
+    def _wait(self, future: Future[T], timeout: float | None, operation: str) -> T:
+        # In its own transaction the caller would wait for itself. What it asked for is done after.
+        self._file.require_no_lease(operation)
+        if timeout is None:
+            timeout = min(self._file.options.busy_timeout + _GRACE, arguments.MAX_SECONDS)
+        budget = self._file.budget(timeout)
+        concurrent.futures.wait((future,), budget.left())
+        if not future.done():
+            raise budget.exceeded("queue", self._file.path, operation)
+        return future.result()
+
+    # -- the block --------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._is_ended_by_host:
+            return
+        if error is None:
+            self.complete()
+            return
+        if self._stream.state is StreamState.LOST:
+            # Its reason was raised, or nobody wrote any more.
+            return
+        try:
+            self._end(*ending_of(error), None)
+        except TurnInterruptedError:
+            # Somebody else was faster: it has ended, and its text is kept.
+            return
+        except Exception as failure:  # noqa: BLE001  # the block's own exception goes on
+            note_unstored_end(self.id, error, failure)
+
+    def __del__(self) -> None:
+        # Not if __init__ has failed.
+        stream = getattr(self, "_stream", None)
+        if stream is None or stream.state is not StreamState.OPEN:
+            return
+        with contextlib.suppress(AttributeError):
+            self._abandon(stream)
+            warnings.warn(
+                f"A TurnWriter was forgotten without an end: {self._made_at}",
+                ResourceWarning,
+                source=self,
+                stacklevel=1,
+            )
+
+
+def ending_of(error: BaseException) -> tuple[TurnStatus, str | None]:
+    """Return how a block ends its turn that is left by an exception."""
+    if isinstance(error, Exception) and not isinstance(error, concurrent.futures.CancelledError):
+        return TurnStatus.ERROR, _message(error)
+    # asyncio's cancellation, KeyboardInterrupt, SystemExit and GeneratorExit are no Exception.
+    return TurnStatus.INTERRUPTED, None
+
+
+def note_unstored_end(turn_id: str, error: BaseException, failure: BaseException) -> None:
+    """Tell, beside a block's own exception, that its turn could not be ended."""
+    structlog.get_logger(__name__).warning(
+        "stream_end_failed", turn_id=turn_id, error=type(failure).__name__
+    )
+    error.add_note(f"The end of turn {turn_id} is not stored: {failure}")
+
+
+def _message(error: BaseException | str) -> str:
+    """Return what is stored of an error: bounded, and without half a surrogate pair."""
+    if isinstance(error, BaseException):
+        try:
+            text = f"{type(error).__name__}: {error}"
+        except Exception:  # noqa: BLE001  # a host's own __str__
+            text = type(error).__name__
+    elif isinstance(error, str):
+        text = error
+    else:
+        raise InvalidArgumentError("error must be an exception or a string.")
+    return paired(text)[:_LONGEST_MESSAGE]

@@ -1,0 +1,377 @@
+"""A turn that is streamed: its beginning, the chunks of its text, its end.
+
+What is stored again after an unknown outcome adds nothing: a chunk has a number, and an end its
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import (
+    Integer,
+    Text,
+    bindparam,
+    func,
+    insert,
+    not_,
+    null,
+    select,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from mandrake_sessions import schema
+from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.database.transaction import WriteTransaction, WriteUnit
+from mandrake_sessions.errors import (
+    MandrakeSessionsError,
+    TurnInterruptedError,
+    TurnNotFoundError,
+)
+from mandrake_sessions.models import ChangeOp, Entity, Turn, TurnStatus
+from mandrake_sessions.records.changes import record_change
+from mandrake_sessions.records.chunks import DELETE_CHUNKS, IS_STREAMING, folded
+from mandrake_sessions.records.columns import later, update_row
+from mandrake_sessions.records.sessions import touch_session
+from mandrake_sessions.records.turn_rows import TURN_COLUMNS, turn_from
+from mandrake_sessions.records.turns import create_turn
+
+FIRST_SEQ: Final = 1
+"""The number of a stream's first text; the empty chunk, 0, tells that a turn is streamed."""
+
+_ROWS: Final = 32
+"""Chunks of one INSERT: SQLite takes 500, and few different statements stay prepared."""
+
+_C = schema.turns.c
+_CHUNK = schema.turn_chunks.c
+_COLUMNS = (_CHUNK.turn_id, _CHUNK.seq, _CHUNK.content, _CHUNK.raw_response)
+_IS_OURS = (_C.owner == bindparam("owner"), IS_STREAMING)
+
+
+class Chunk(msgspec.Struct, frozen=True, gc=False):
+    """Text that is stored behind what a turn has already.
+
+    Attributes:
+        seq: its number; the same number is stored once.
+        fields: other columns of the turn that changed, as they are stored.
+        moment: when it was taken, microseconds UTC.
+    """
+
+    turn_id: str
+    response_id: str
+    seq: int
+    content: str
+    raw_response: str
+    fields: Mapping[str, Any]
+    moment: int
+
+
+class Ending(msgspec.Struct, frozen=True, gc=False):
+    """How a turn ends.
+
+    Attributes:
+        content: text behind the last chunk; ``raw_response`` likewise.
+        fields: other columns of the turn that change, as they are stored.
+        moment: when it ended, microseconds UTC; the same each time it is tried.
+    """
+
+    turn_id: str
+    response_id: str
+    status: TurnStatus
+    content: str
+    raw_response: str
+    fields: Mapping[str, Any]
+    moment: int
+
+
+class Remainder(msgspec.Struct, frozen=True, gc=False):
+    """Text for a turn that somebody else has ended, if it has exactly so much before it.
+
+    Attributes:
+        content_bytes: what the turn must hold, in UTF-8; ``raw_bytes`` likewise.
+    """
+
+    content_bytes: int
+    raw_bytes: int
+    content: str
+    raw_response: str
+
+
+class Outcome(msgspec.Struct):
+    """What became of chunks and ends.
+
+    Attributes:
+        ended: the turns that have ended, by their id.
+        failed: why a turn's chunk or end was not stored, by its id.
+    """
+
+    ended: dict[str, Turn]
+    failed: dict[str, Exception]
+
+
+@cache
+def _insert_chunks(count: int) -> Statement:
+    """Return one INSERT of so many chunks, each if its turn is still ours and streaming.
+
+    One statement however many there are: beside threads that never wait, each return from SQLite
+    can cost the switch interval of the interpreter for every one of them.
+    """
+    sources = [
+        select(*(bindparam(f"{c.name}_{at}", type_=c.type) for c in _COLUMNS))
+        .select_from(schema.turns)
+        .where(_C.id == bindparam(f"{_CHUNK.turn_id.name}_{at}"), *_IS_OURS)
+        for at in range(count)
+    ]
+    source = sources[0] if count == 1 else union_all(*sources)
+    return Statement(
+        sqlite_insert(schema.turn_chunks)
+        .from_select([c.name for c in _COLUMNS], source)
+        .on_conflict_do_nothing()
+    )
+
+
+_INSERT_FIRST = Statement(
+    insert(schema.turn_chunks).values({c.name: bindparam(c.name) for c in _COLUMNS})
+)
+_STANDING = Statement(select(_C.status, _C.owner).where(_C.id == bindparam("id")))
+_BY_ID = Statement(select(*TURN_COLUMNS).where(_C.id == bindparam("id")))
+_APPEND = Statement(
+    update(schema.turns)
+    .where(
+        _C.id == bindparam("id"),
+        not_(IS_STREAMING),
+        # Not length(), which ends at the first NUL.
+        func.octet_length(_C.content) == bindparam("content_bytes"),
+        func.octet_length(_C.raw_response) == bindparam("raw_bytes"),
+    )
+    .values(
+        content=_C.content + bindparam("rest", type_=Text),
+        raw_response=_C.raw_response + bindparam("raw_rest", type_=Text),
+        revision=_C.revision + 1,
+        updated_at=later(schema.turns),
+    )
+    .returning(_C.response_id)
+)
+
+
+@cache
+def _update_fields(names: tuple[str, ...]) -> Statement:
+    return Statement(update_row(schema.turns, names).where(*_IS_OURS))
+
+
+@cache
+def _finish(names: tuple[str, ...]) -> Statement:
+    return Statement(
+        update(schema.turns)
+        .where(_C.id == bindparam("id"), *_IS_OURS)
+        .values({name: bindparam(name) for name in names})
+        .values(
+            content=folded(_C.content.name) + bindparam("rest", type_=Text),
+            raw_response=folded(_C.raw_response.name) + bindparam("raw_rest", type_=Text),
+            status=bindparam("status"),
+            # A clock that went back must not let a turn end before it began.
+            stream_ended_at=func.max(_C.stream_started_at, bindparam("now", type_=Integer)),
+            owner=null(),
+            revision=_C.revision + 1,
+            updated_at=later(schema.turns),
+        )
+        .returning(*TURN_COLUMNS)
+    )
+
+
+def start_stream(
+    response_id: str,
+    *,
+    id: str,
+    index: int | None = None,
+    started_at: datetime | None = None,
+    current_tokens: int = 0,
+    expected_tokens: int | None = None,
+    input_tokens: int = 0,
+    output_tokens: int = 0,
+    cache_read_tokens: int | None = None,
+    cache_write_tokens: int | None = None,
+    input_cost: float = 0.0,
+    output_cost: float = 0.0,
+    model: str | None = None,
+) -> WriteUnit[Turn]:
+    """Add a turn whose text comes in chunks; the arguments and errors are ``create_turn``'s."""
+    create = create_turn(
+        response_id,
+        index=index,
+        started_at=started_at,
+        current_tokens=current_tokens,
+        expected_tokens=expected_tokens,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cache_read_tokens=cache_read_tokens,
+        cache_write_tokens=cache_write_tokens,
+        input_cost=input_cost,
+        output_cost=output_cost,
+        model=model,
+        id=id,
+    )
+    first = _INSERT_FIRST.bound({"turn_id": id, "seq": 0, "content": "", "raw_response": ""})
+
+    def work(tx: WriteTransaction) -> Turn:
+        turn = create(tx)
+        tx.run_all((first,))
+        return turn
+
+    return work
+
+
+def store_streams(
+    owner: str, chunks: Sequence[Chunk], endings: Sequence[Ending]
+) -> WriteUnit[Outcome]:
+    """Store chunks of turns and end turns; what fails for one turn hurts no other.
+
+    Args:
+        owner: the claim under which the turns are streaming.
+        chunks: at most one for each turn.
+        endings: stored after the chunks.
+    """
+    inserts = [
+        (chunks[at : at + _ROWS], _bound_chunks(owner, chunks[at : at + _ROWS]))
+        for at in range(0, len(chunks), _ROWS)
+    ]
+    finishes = [(ending, *_bound_ending(owner, ending)) for ending in endings]
+
+    def work(tx: WriteTransaction) -> Outcome:
+        outcome = Outcome({}, {})
+        for several, (statement, values) in inserts:
+            if tx.run(statement, values) != len(several):
+                _note_lost(tx, owner, several, outcome)
+            for chunk in several:
+                if chunk.fields and chunk.turn_id not in outcome.failed:
+                    _store_fields(tx, owner, chunk)
+        for ending, statement, values in finishes:
+            if ending.turn_id not in outcome.failed:
+                _end(tx, ending, statement, values, outcome)
+        return outcome
+
+    return work
+
+
+def append_remainder(turn_id: str, candidates: Sequence[Remainder], moment: int) -> WriteUnit[bool]:
+    """Add what was not stored to a turn that somebody else has ended.
+
+    Args:
+        turn_id: the turn.
+        candidates: tried in this order; the first one that fits what is stored is added.
+        moment: microseconds UTC.
+
+    Returns:
+        Whether one of them fitted; if not, somebody has changed the text.
+
+    Raises:
+        TurnNotFoundError: the turn was deleted.
+    """
+
+    def work(tx: WriteTransaction) -> bool:
+        for candidate in candidates:
+            values = {
+                "id": turn_id,
+                "content_bytes": candidate.content_bytes,
+                "raw_bytes": candidate.raw_bytes,
+                "rest": candidate.content,
+                "raw_rest": candidate.raw_response,
+                "now": moment,
+            }
+            row = tx.row(_APPEND, values)
+            if row is not None:
+                record_change(tx, Entity.TURN, turn_id, ChangeOp.UPDATE, parent_id=row[0])
+                return True
+        if tx.row(_BY_ID, {"id": turn_id}) is None:
+            raise TurnNotFoundError(turn_id)
+        return False
+
+    return work
+
+
+def _bound_chunks(owner: str, chunks: Sequence[Chunk]) -> tuple[Statement, dict[str, Any]]:
+    values: dict[str, Any] = {"owner": owner}
+    for at, chunk in enumerate(chunks):
+        values[f"{_CHUNK.turn_id.name}_{at}"] = chunk.turn_id
+        values[f"{_CHUNK.seq.name}_{at}"] = chunk.seq
+        values[f"{_CHUNK.content.name}_{at}"] = chunk.content
+        values[f"{_CHUNK.raw_response.name}_{at}"] = chunk.raw_response
+    return _insert_chunks(len(chunks)), values
+
+
+def _bound_ending(owner: str, ending: Ending) -> tuple[Statement, dict[str, Any]]:
+    values = {
+        **ending.fields,
+        "id": ending.turn_id,
+        "owner": owner,
+        "status": ending.status,
+        "rest": ending.content,
+        "raw_rest": ending.raw_response,
+        "now": ending.moment,
+    }
+    return _finish(tuple(ending.fields)), values
+
+
+def _note_lost(tx: WriteTransaction, owner: str, chunks: Sequence[Chunk], outcome: Outcome) -> None:
+    """Note whose turn is gone or not ours any more; the others' chunks were stored before."""
+    for chunk in chunks:
+        row = tx.row(_STANDING, {"id": chunk.turn_id})
+        if row is None:
+            outcome.failed[chunk.turn_id] = TurnNotFoundError(chunk.turn_id)
+        elif row != (TurnStatus.STREAMING, owner):
+            outcome.failed[chunk.turn_id] = TurnInterruptedError()
+
+
+def _store_fields(tx: WriteTransaction, owner: str, chunk: Chunk) -> None:
+    values = {
+        **chunk.fields,
+        "id": chunk.turn_id,
+        "owner": owner,
+        "expected_revision": None,
+        "now": chunk.moment,
+    }
+    tx.run(_update_fields(tuple(chunk.fields)), values)
+    record_change(tx, Entity.TURN, chunk.turn_id, ChangeOp.UPDATE, parent_id=chunk.response_id)
+
+
+def _end(
+    tx: WriteTransaction,
+    ending: Ending,
+    statement: Statement,
+    values: Mapping[str, Any],
+    outcome: Outcome,
+) -> None:
+    id = ending.turn_id
+    try:
+        with tx.savepoint():
+            row = tx.row(statement, values)
+            if row is not None:
+                outcome.ended[id] = turn_from(row)
+                tx.run(DELETE_CHUNKS, {"id": id})
+                session_id = record_change(
+                    tx, Entity.TURN, id, ChangeOp.UPDATE, parent_id=ending.response_id
+                )
+                touch_session(tx, session_id, ending.moment)
+            else:
+                outcome.ended[id] = _ended_before(tx, ending)
+    except MandrakeSessionsError as error:
+        outcome.ended.pop(id, None)
+        outcome.failed[id] = error
+
+
+def _ended_before(tx: WriteTransaction, ending: Ending) -> Turn:
+    """Return the turn if this very end was stored by an attempt whose outcome was unknown."""
+    row = tx.row(_BY_ID, {"id": ending.turn_id})
+    if row is None:
+        raise TurnNotFoundError(ending.turn_id)
+    turn = turn_from(row)
+    ended = max(turn.stream_started_us, ending.moment)
+    if turn.status is not ending.status or turn.stream_ended_us != ended:
+        raise TurnInterruptedError
+    return turn

@@ -1,0 +1,73 @@
+"""What the tests of streams share: the flusher of a manager's file, and who holds the lock."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import apsw
+
+from mandrake_sessions import SessionManager
+from mandrake_sessions.live.flusher import Flusher
+from mandrake_sessions.live.hub import Hub
+from mandrake_sessions.live.writer import TurnWriter
+
+PATIENCE = 20.0
+
+FOREIGN = """
+import apsw
+connection = apsw.Connection(sys.argv[1], flags=apsw.SQLITE_OPEN_READWRITE)
+connection.set_busy_timeout(20000)
+connection.execute("BEGIN IMMEDIATE")
+tell("held")
+hear()
+connection.execute("ROLLBACK")
+connection.close()
+tell("gone")
+"""
+"""Holds the write lock until it is told to let go."""
+
+
+@contextlib.contextmanager
+def lock_held(start_child: Callable[..., Any], path: Path) -> Iterator[None]:
+    """Have another process hold the write lock."""
+    child = start_child(FOREIGN, path)
+    assert child.hear() == "held"
+    try:
+        yield
+    finally:
+        child.tell()
+        assert child.hear() == "gone"
+
+
+def flusher_of(sessions: SessionManager) -> Flusher:
+    """Return the flusher of a manager's file."""
+    return Hub.of(sessions.handle.file).flusher
+
+
+def stream(sessions: SessionManager, response_id: str, **fields: Any) -> TurnWriter:
+    """Begin a turn."""
+    return sessions.stream_turn(response_id, **fields)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for what nothing announces: look until it is so."""
+    deadline = monotonic() + PATIENCE
+    never = threading.Event()
+    while not condition():
+        assert monotonic() < deadline, "it did not happen"
+        never.wait(0.0005)
+
+
+def rows(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Return what another reader of the file sees."""
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        connection.set_busy_timeout(5000)
+        return connection.execute(sql, values).fetchall()
+    finally:
+        connection.close()

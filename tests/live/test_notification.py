@@ -1,0 +1,154 @@
+"""How another process's write is noticed: the system's notification, and polling without it."""
+
+import errno
+import os
+import sys
+import threading
+
+import pytest
+from watching_kit import PATIENCE, Watching, wait_until
+
+from mandrake_sessions.live import follower as follower_module
+from mandrake_sessions.live.notification import Inotify, Ladder, Notifier
+
+needs_inotify = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="inotify is Linux's"
+)
+WRITER = """
+from mandrake_sessions import SessionManager
+with SessionManager(sys.argv[1]) as sessions:
+    tell("open")
+    while hear():
+        sessions.create_turn(sys.argv[2])
+"""
+
+
+def no_inotify():
+    raise OSError(errno.EMFILE, "no watch left")
+
+
+@pytest.fixture(params=[pytest.param(Inotify, marks=needs_inotify), no_inotify])
+def notifier(request):
+    notifier = Notifier(request.param)
+    yield notifier
+    wait_until(lambda: notifier._thread is None)
+
+
+def make_files(tmp_path, count):
+    paths = [tmp_path / f"{number}.sqlite" for number in range(count)]
+    for path in paths:
+        path.touch()
+        path.with_name(path.name + "-wal").touch()
+    return paths
+
+
+def append(path):
+    with path.with_name(path.name + "-wal").open("ab") as log:
+        log.write(b"frame")
+
+
+def test_only_who_follows_the_written_file_is_told(notifier, tmp_path):
+    paths = make_files(tmp_path, 3)
+    told = [threading.Event() for _ in paths]
+    for path, event in zip(paths, told, strict=True):
+        notifier.watch(path, path, event.set)
+    append(paths[1])
+    assert told[1].wait(PATIENCE)
+    assert not told[0].is_set()
+    assert not told[2].is_set()
+    for path in paths:
+        notifier.forget(path)
+
+
+def test_nothing_is_left_when_nothing_is_watched(notifier, tmp_path):
+    (path,) = make_files(tmp_path, 1)
+    before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
+    for _ in range(3):
+        told = threading.Event()
+        notifier.watch(path, path, told.set)
+        append(path)
+        assert told.wait(PATIENCE)
+        notifier.forget(path)
+        wait_until(lambda: notifier._thread is None)
+    if before:
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_moved_database_is_told(notifier, tmp_path):
+    (path,) = make_files(tmp_path, 1)
+    told = threading.Event()
+    notifier.watch(path, path, told.set)
+    path.rename(tmp_path / "elsewhere")
+    assert told.wait(PATIENCE)
+    notifier.forget(path)
+
+
+@needs_inotify
+def test_log_made_anew_is_polled(tmp_path):
+    notifier = Notifier()
+    (path,) = make_files(tmp_path, 1)
+    told = threading.Event()
+    notifier.watch(path, path, told.set)
+    log = path.with_name(path.name + "-wal")
+    log.unlink()
+    wait_until(lambda: notifier.is_polling)
+    assert told.wait(PATIENCE)
+    told.clear()
+    log.touch()
+    append(path)
+    assert told.wait(PATIENCE)
+    notifier.forget(path)
+    wait_until(lambda: notifier._thread is None)
+
+
+@needs_inotify
+def test_file_followed_twice_is_watched_until_the_last_is_gone(tmp_path):
+    notifier = Notifier()
+    (path,) = make_files(tmp_path, 1)
+    told = threading.Event()
+    notifier.watch("old", path, lambda: None)
+    notifier.watch("new", path, told.set)
+    notifier.forget("old")
+    append(path)
+    assert told.wait(PATIENCE)
+    assert not notifier.is_polling
+    notifier.forget("new")
+    wait_until(lambda: notifier._thread is None)
+
+
+def test_changes_are_told_without_notification_too(
+    sessions, response, path, start_child, monkeypatch
+):
+    polling = Notifier(no_inotify)
+    monkeypatch.setattr(follower_module, "notifier", polling)
+    child = start_child(WRITER, path, response.id)
+    child.hear()
+    with Watching(sessions).response(response.id) as watch:
+        assert polling.is_polling
+        for index in range(3):
+            child.tell(1)
+            assert watch.receive(PATIENCE).index == index
+    child.tell(None)
+    child.finish()
+    wait_until(lambda: polling._thread is None)
+
+
+def test_ladder_looks_soon_then_rarely_then_no_more():
+    ladder = Ladder()
+    assert ladder.due is None
+    ladder.start(100.0)
+    times, now = [], 100.0
+    while ladder.due is not None:
+        now = ladder.due
+        times.append(now - 100.0)
+        ladder.climb(now, found=False)
+    assert times[0] == 0.0
+    assert times[1] == pytest.approx(0.001)
+    assert 0.9 < times[-1] < 1.5
+    ladder.start(200.0)
+    ladder.climb(200.0, found=False)
+    ladder.climb(200.001, found=False)
+    ladder.climb(200.003, found=True)
+    assert ladder.due == pytest.approx(200.004)
+    ladder.climb(300.0, found=False)
+    assert ladder.due is not None

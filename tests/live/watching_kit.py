@@ -1,0 +1,99 @@
+"""Watching the database of a manager, and waiting for what is told."""
+
+import threading
+from time import monotonic
+
+from mandrake_sessions import SessionManager
+from mandrake_sessions.live import subscription
+from mandrake_sessions.live.follower import Follower
+from mandrake_sessions.live.hub import Hub
+
+PATIENCE = 20.0
+"""Seconds until a test that waits for an update has failed."""
+
+
+class Watching:
+    """The ways to watch that a manager offers, by its follower."""
+
+    def __init__(self, sessions: SessionManager) -> None:
+        self.sessions = sessions
+
+    @property
+    def hub(self) -> Hub:
+        return Hub.of(self.sessions.handle.file)
+
+    @property
+    def follower(self) -> Follower:
+        return self.hub.follower
+
+    def response(self, *args, **kwargs):
+        return subscription.watch_response(self.follower, self.sessions, *args, **kwargs)
+
+    def session(self, *args, **kwargs):
+        return subscription.watch_session(self.follower, self.sessions, *args, **kwargs)
+
+    def track(self, *args, **kwargs):
+        return subscription.track_streaming_turns(self.follower, self.sessions, *args, **kwargs)
+
+    def turn(self, *args, **kwargs):
+        return subscription.add_turn_update_listener(self.follower, self.sessions, *args, **kwargs)
+
+
+class Heard:
+    """A listener that keeps what it is told, for a test to wait for."""
+
+    def __init__(self) -> None:
+        self.updates = []
+        self._changed = threading.Condition()
+
+    def __call__(self, update) -> None:
+        with self._changed:
+            self.updates.append(update)
+            self._changed.notify_all()
+
+    def wait_for(self, is_there):
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(map(is_there, self.updates)), PATIENCE)
+            return next(update for update in self.updates if is_there(update))
+
+
+def until(watch, is_there):
+    """Take updates until one is as wanted; return all of them."""
+    updates = []
+    while True:
+        update = watch.receive(PATIENCE)
+        assert update is not None, f"{updates} and then nothing"
+        updates.append(update)
+        if is_there(update):
+            return updates
+
+
+def nothing_more(watching, watch):
+    """Return what is told after everything so far: an update that comes late would be missed.
+
+    The follower has seen every commit of this process when one that it is asked for comes.
+    """
+    marker = watching.sessions.create_round(
+        watching.sessions.create_session("marker").id, "marker"
+    ).response.id
+    turn = watching.sessions.create_turn(marker)
+    with watching.response(marker) as other:
+        assert other.receive(PATIENCE).id == turn.id
+    return watch.receive(0)
+
+
+def wait_until(is_so, patience=PATIENCE):
+    """Wait for what nobody tells of, such as the end of a thread."""
+    end = monotonic() + patience
+    pause = threading.Event()
+    while not is_so():
+        assert monotonic() < end, "it did not come to pass"
+        pause.wait(0.002)
+
+
+def shown(updates):
+    """Return the text that a subscriber shows after these updates of one turn."""
+    text = ""
+    for update in updates:
+        text = text[: update.offset] + update.text
+    return text
