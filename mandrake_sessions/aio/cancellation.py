@@ -1,0 +1,53 @@
+"""What became of a call whose await was cancelled.
+
+It is told beside the ``CancelledError`` and not by a subclass of it: ``asyncio.timeout()`` and
+``TaskGroup`` of Python 3.11 and 3.12 compare the exception's type with ``is``, and would let a
+subclass through instead of raising ``TimeoutError``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+_ATTRIBUTE = "__cancelled_call__"
+
+
+class CancelledCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call whose await was cancelled, and whether it happened.
+
+    Attributes:
+        operation: the method that was awaited.
+        is_committed: True if what it does is stored, False if nothing of it is; None if the
+            COMMIT failed in a way that leaves it open.
+        result: what the call would have returned; None unless it may be committed.
+        failure: what the call would have raised, or None.
+    """
+
+    operation: str
+    is_committed: bool | None
+    result: Any = None
+    failure: BaseException | None = None
+
+
+def cancelled_call(error: BaseException) -> CancelledCall | None:
+    """Return what became of the call that ``error`` ended, or None if it came from elsewhere.
+
+    Args:
+        error: a ``CancelledError``, or the ``TimeoutError`` that ``asyncio.timeout()`` and
+            ``asyncio.wait_for()`` make of it.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        found: CancelledCall | None = getattr(seen, _ATTRIBUTE, None)
+        if found is not None:
+            return found
+        seen = seen.__cause__
+    return None
+
+
+def note_outcome(error: asyncio.CancelledError, call: CancelledCall) -> None:
+    """Attach to the error what became of the call."""
+    setattr(error, _ATTRIBUTE, call)

@@ -1,0 +1,301 @@
+"""The managers of a host for coroutines: the system's, and one for each workspace."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+from mandrake_sessions.aio.chores import in_thread
+from mandrake_sessions.aio.manager import AsyncSessionManager
+from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.errors import MandrakeSessionsError
+from mandrake_sessions.hosts import MandrakeManager, Root, WorkspaceManager
+from mandrake_sessions.models import Workspace
+from mandrake_sessions.options import DatabaseOptions
+from mandrake_sessions.records import workspaces
+
+
+class AsyncWorkspaceManager:
+    """One workspace: a directory with a ``.ws`` folder, and its conversations.
+
+    Args:
+        path: the directory.
+        pool: where the connection comes from; None for the process's ``default_pool()``.
+        options: how the database is opened; None for the pool's.
+        create: whether ``init()`` makes a database that is not there.
+        workspace: its entry in the registry, where it has one.
+        logger: a structlog logger of the host's.
+
+    Attributes:
+        sync: the WorkspaceManager behind it, for threads.
+        sessions: the AsyncSessionManager of the workspace.
+    """
+
+    def __init__(
+        self,
+        path: Root,
+        *,
+        pool: ConnectionPool | None = None,
+        options: DatabaseOptions | None = None,
+        create: bool = True,
+        workspace: Workspace | None = None,
+        logger: structlog.stdlib.BoundLogger | None = None,
+    ) -> None:
+        self._begin(
+            WorkspaceManager(
+                path, pool=pool, options=options, create=create, workspace=workspace, logger=logger
+            )
+        )
+
+    @classmethod
+    def over(cls, sync: WorkspaceManager) -> Self:
+        """Return the asynchronous face of a manager that exists; closing one closes both."""
+        manager = cls.__new__(cls)
+        manager._begin(sync)
+        return manager
+
+    def _begin(self, sync: WorkspaceManager) -> None:
+        self.sync = sync
+        self.sessions = AsyncSessionManager.over(sync.sessions)
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self.sync.path
+
+    @property
+    def workspace(self) -> Workspace | None:
+        """Its entry in the registry, or None."""
+        return self.sync.workspace
+
+    @property
+    def id(self) -> str | None:
+        """The id in the registry, or None for a workspace that is not registered."""
+        return self.sync.id
+
+    async def init(self) -> Self:
+        """Open the workspace's database; raises what ``SessionManager.init`` does."""
+        await self.sessions.init()
+        return self
+
+    async def close(self) -> None:
+        """Give the workspace's database back; does nothing when it is closed."""
+        await self.sessions.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.init()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class AsyncMandrakeManager:
+    """The system: its own conversations, and the registry of workspaces.
+
+    Args:
+        root: its directory; None for ``$MANDRAKE_DIR`` or ``~/.mandrake``. The database is
+            ``<root>/db.sqlite``.
+        pool: where connections come from; None for the process's ``default_pool()``.
+        options: how its databases are opened; None for the pool's.
+        logger: a structlog logger of the host's.
+
+    Attributes:
+        sync: the MandrakeManager behind it, for threads.
+        sessions: the AsyncSessionManager of the system.
+    """
+
+    def __init__(
+        self,
+        root: Root | None = None,
+        *,
+        pool: ConnectionPool | None = None,
+        options: DatabaseOptions | None = None,
+        logger: structlog.stdlib.BoundLogger | None = None,
+    ) -> None:
+        self.sync = MandrakeManager(root, pool=pool, options=options, logger=logger)
+        self.sessions = AsyncSessionManager.over(self.sync.sessions)
+        self._mutex = threading.Lock()
+        self._known: dict[str, AsyncWorkspaceManager] = {}
+
+    @property
+    def root(self) -> Path:
+        """Its directory."""
+        return self.sync.root
+
+    # -- life -------------------------------------------------------------------------------
+
+    async def init(self) -> Self:
+        """Open the system database; raises what ``SessionManager.init`` does."""
+        await self.sessions.init()
+        return self
+
+    async def close(self) -> None:
+        """Close every workspace and the system database, also if one of them fails.
+
+        Raises:
+            ExceptionGroup: what failed.
+        """
+        with self._mutex:
+            parts = [*(known.sessions for known in self._known.values()), self.sessions]
+            self._known.clear()
+        failures: list[Exception] = []
+        for part in parts:
+            try:
+                await part.close()
+            except (MandrakeSessionsError, ExceptionGroup) as error:
+                failures.append(error)
+        try:
+            # Also what was opened through the manager behind.
+            await in_thread("close", self.sync.close)
+        except ExceptionGroup as group:
+            failures.extend(group.exceptions)
+        if failures:
+            raise ExceptionGroup("closing the managers failed", failures)
+
+    async def __aenter__(self) -> Self:
+        return await self.init()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- workspaces -------------------------------------------------------------------------
+
+    async def create_workspace(
+        self, name: str, description: str | None = None, path: Root | None = None
+    ) -> AsyncWorkspaceManager:
+        """Register a new workspace, make its directory and database, and open it.
+
+        Args:
+            name: 1 to 64 letters, digits, ``-`` and ``_``, starting with a letter or digit.
+            description: what it is for.
+            path: its directory; None for ``<root>/workspaces/<name>``.
+
+        Returns:
+            The open workspace.
+
+        Raises:
+            InvalidArgumentError: the name breaks the rule.
+            WorkspaceAlreadyExistsError: the name or the path is registered already.
+            DatabaseOpenError: its database cannot be made; it is not registered then.
+        """
+        return await self._opened(
+            "create_workspace",
+            functools.partial(self.sync.create_workspace, name, description, path),
+        )
+
+    async def adopt_workspace(
+        self, name: str, path: Root, description: str | None = None
+    ) -> AsyncWorkspaceManager:
+        """Register a directory that exists, with the conversations it may hold, and open it.
+
+        Args:
+            name: 1 to 64 letters, digits, ``-`` and ``_``, starting with a letter or digit.
+            path: the directory; its database is made if it has none.
+            description: what it is for.
+
+        Raises:
+            InvalidArgumentError: the name breaks the rule.
+            DatabaseFolderError: there is no such directory.
+            WorkspaceAlreadyExistsError: the name or the path is registered already.
+        """
+        return await self._opened(
+            "adopt_workspace",
+            functools.partial(self.sync.adopt_workspace, name, path, description),
+        )
+
+    async def get_workspace(self, id: str) -> AsyncWorkspaceManager:
+        """Return a registered workspace, open; the same object each time.
+
+        Raises:
+            WorkspaceNotFoundError: no workspace has this id.
+            DatabaseMissingError: it is registered, but its database is gone.
+        """
+        await self.sessions.fetch(workspaces.get_workspace_row(id), "get_workspace")
+        known = self._known.get(id)
+        if known is not None and known.sessions.is_initialized:
+            return known
+        return await self._opened("get_workspace", functools.partial(self.sync.get_workspace, id))
+
+    async def _opened(
+        self, operation: str, open_it: Callable[[], WorkspaceManager]
+    ) -> AsyncWorkspaceManager:
+        """Open a workspace in a thread and return its asynchronous face."""
+        # Inside the thread: a cancelled caller must not leave a workspace without its face.
+        return await in_thread(operation, lambda: self._face_of(open_it()))
+
+    def _face_of(self, sync: WorkspaceManager) -> AsyncWorkspaceManager:
+        """Return the one asynchronous face of an open workspace."""
+        assert sync.id is not None
+        with self._mutex:
+            known = self._known.get(sync.id)
+            if known is None or known.sync is not sync:
+                known = self._known[sync.id] = AsyncWorkspaceManager.over(sync)
+            return known
+
+    async def list_workspaces(self) -> list[Workspace]:
+        """Return the registered workspaces by name."""
+        return await self.sessions.query(workspaces.list_workspace_rows(), "list_workspaces")
+
+    async def find_workspace(self, name: str) -> Workspace | None:
+        """Return the registered workspace of a name, or None."""
+        return await self.sessions.fetch(workspaces.find_workspace_by_name(name), "find_workspace")
+
+    async def unregister_workspace(self, id: str) -> Workspace:
+        """Close a workspace and take it out of the registry; its files stay as they are.
+
+        Raises:
+            WorkspaceNotFoundError: no workspace has this id.
+        """
+        await self._close_known(id, "unregister_workspace")
+        workspace = await in_thread(
+            "unregister_workspace", functools.partial(self.sync.unregister_workspace, id)
+        )
+        self._forget(id)
+        return workspace
+
+    async def delete_workspace(self, id: str, *, timeout: float | None = None) -> Workspace:
+        """Delete a workspace's database and take it out of the registry.
+
+        No write is accepted for it from then on. Other files in its directory are left alone.
+
+        Args:
+            id: the workspace.
+            timeout: seconds to wait for other holders, of this process and of others; None for
+                the ``busy_timeout``.
+
+        Raises:
+            WorkspaceNotFoundError: no workspace has this id.
+            DatabaseBusyError: somebody else had it open until the deadline; nothing was deleted.
+        """
+        await self._close_known(id, "delete_workspace")
+        workspace = await in_thread(
+            "delete_workspace", functools.partial(self.sync.delete_workspace, id, timeout=timeout)
+        )
+        self._forget(id)
+        return workspace
+
+    async def _close_known(self, id: str, operation: str) -> None:
+        """Let the calls end that coroutines have made, before the manager behind is closed."""
+        await self.sessions.fetch(workspaces.get_workspace_row(id), operation)
+        known = self._known.get(id)
+        if known is not None:
+            await known.close()
+
+    def _forget(self, id: str) -> None:
+        with self._mutex:
+            self._known.pop(id, None)
+
+    async def sessions_for(self, workspace_id: str | None) -> AsyncSessionManager:
+        """Return the system's sessions for None, otherwise that workspace's.
+
+        Raises:
+            WorkspaceNotFoundError: no workspace has this id.
+        """
+        if workspace_id is None:
+            return self.sessions
+        return (await self.get_workspace(workspace_id)).sessions

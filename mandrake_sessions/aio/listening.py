@@ -1,0 +1,94 @@
+"""Listeners of coroutines: called in the event loop that added them, one update at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+
+import structlog
+
+from mandrake_sessions.aio.chores import in_thread
+from mandrake_sessions.errors import InvalidArgumentError, MandrakeSessionsError
+from mandrake_sessions.live.follower import Follower
+from mandrake_sessions.live.mailbox import Mailbox
+from mandrake_sessions.live.subscription import Subscription, Watch
+from mandrake_sessions.live.targets import Joining
+from mandrake_sessions.live.updates import TurnUpdate
+
+AsyncTurnListener = Callable[[TurnUpdate], Awaitable[object] | object]
+"""A function or a coroutine function that is called with each update of a turn."""
+
+# An event loop refers weakly to its tasks.
+_listening: Final[set[asyncio.Task[None]]] = set()
+
+
+async def listen(
+    follower: Follower,
+    holder: object,
+    listener: AsyncTurnListener,
+    operation: str,
+    make: Callable[[Mailbox], Joining],
+) -> Subscription:
+    """Have a listener called in this event loop, and return what stops it.
+
+    Args:
+        follower: of the file.
+        holder: the manager whose closing ends it.
+        listener: a function or a coroutine function.
+        operation: for errors.
+        make: what the listener joins.
+
+    Raises:
+        NotFoundError: there is no such thing.
+    """
+    if not callable(listener):
+        raise InvalidArgumentError("listener must be callable.")
+    mailbox = Mailbox(holder)
+    watch = Watch[TurnUpdate](follower, mailbox)
+    joining = make(mailbox)
+    follower.subscribe(joining)
+    try:
+        await in_thread(operation, joining.wait)
+    except BaseException:
+        watch.close()
+        raise
+    task = asyncio.create_task(_tell_each(watch, listener), name=f"mandrake-sessions {operation}")
+    _listening.add(task)
+    task.add_done_callback(partial(_ended, watch))
+    return Subscription(follower, mailbox)
+
+
+def _ended(watch: Watch[Any], task: asyncio.Task[None]) -> None:
+    # Also one that was cancelled before its first step.
+    watch.close()
+    _listening.discard(task)
+
+
+async def _tell_each(watch: Watch[TurnUpdate], listener: AsyncTurnListener) -> None:
+    try:
+        async for update in watch:
+            await _tell(listener, update)
+    except MandrakeSessionsError as error:
+        structlog.get_logger(__name__).warning("listener_ended", error=str(error))
+
+
+async def _tell(listener: AsyncTurnListener, update: TurnUpdate) -> None:
+    try:
+        answer = listener(update)
+        if inspect.isawaitable(answer):
+            await answer
+    except BaseException as error:
+        me = asyncio.current_task()
+        is_ours = isinstance(error, asyncio.CancelledError) and me is not None and me.cancelling()
+        if is_ours or not isinstance(error, Exception | asyncio.CancelledError):
+            raise
+        # The places and not the message or the values: those may hold somebody's text.
+        structlog.get_logger(__name__).error(
+            "listener_failed",
+            error=type(error).__qualname__,
+            traceback="".join(traceback.format_tb(error.__traceback__)),
+        )

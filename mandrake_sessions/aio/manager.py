@@ -1,0 +1,299 @@
+"""AsyncSessionManager: the conversations of one database, for coroutines.
+
+Each method is derived from the one of ``SessionManager``: the same function checks the arguments
+and prepares the unit, in the event loop; a worker's thread runs it. There is no ``transaction()``
+block: a lease held across an ``await`` would make everybody wait for whatever that coroutine
+awaits. ``transact()`` takes a plain function instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from mandrake_sessions import arguments
+from mandrake_sessions.aio.calls import Call
+from mandrake_sessions.aio.chores import in_thread
+from mandrake_sessions.aio.listening import AsyncTurnListener, listen
+from mandrake_sessions.aio.opening import AsyncOpening
+from mandrake_sessions.aio.twins import awaits, hosts_unit, streams
+from mandrake_sessions.database.health import HealthReport
+from mandrake_sessions.database.stats import DatabaseStats
+from mandrake_sessions.errors import InvalidArgumentError
+from mandrake_sessions.live.follower import Follower
+from mandrake_sessions.live.hub import Hub
+from mandrake_sessions.live.subscription import (
+    Subscription,
+    Watch,
+    watch_response,
+    watch_session,
+)
+from mandrake_sessions.live.targets import Joining, ResponseTarget, TurnTarget
+from mandrake_sessions.live.updates import SessionEvent, TurnUpdate
+from mandrake_sessions.manager import HISTORY_PAGE, SessionManager
+from mandrake_sessions.models import Exchange, Turn
+from mandrake_sessions.records import history
+from mandrake_sessions.session_transaction import SessionTransaction
+
+T = TypeVar("T")
+
+
+class AsyncSessionManager(AsyncOpening):
+    """The conversations in one database file, for coroutines.
+
+    Making one opens nothing. ``await init()`` and ``await close()`` do, or an ``async with`` block.
+    It may be used from any number of tasks, also of several event loops in several threads.
+
+    A call whose await is cancelled before it has begun never happens; one that is being run is
+    waited for, which takes milliseconds. ``cancelled_call(error)`` tells which of both it was.
+
+    Args:
+        path: of the database file; folders that are missing are made by ``init()``.
+        pool: where the connection comes from; None for the process's ``default_pool()``.
+        options: how the database is opened; None for the pool's.
+        create: whether ``init()`` makes a file that is not there.
+        logger: a structlog logger of the host's.
+
+    Attributes:
+        sync: the SessionManager behind it, for threads.
+    """
+
+    # -- records ----------------------------------------------------------------------------
+
+    create_session = awaits(SessionManager.create_session)
+    get_session = awaits(SessionManager.get_session)
+    find_session = awaits(SessionManager.find_session)
+    list_sessions = awaits(SessionManager.list_sessions)
+    count_sessions = awaits(SessionManager.count_sessions)
+    update_session = awaits(SessionManager.update_session)
+    delete_session = awaits(SessionManager.delete_session)
+
+    create_round = awaits(SessionManager.create_round)
+    record_round = awaits(SessionManager.record_round)
+    get_round = awaits(SessionManager.get_round)
+    get_round_by_response = awaits(SessionManager.get_round_by_response)
+    get_current_round = awaits(SessionManager.get_current_round)
+    list_rounds = awaits(SessionManager.list_rounds)
+    delete_round = awaits(SessionManager.delete_round)
+
+    get_request = awaits(SessionManager.get_request)
+    update_request = awaits(SessionManager.update_request)
+    get_response = awaits(SessionManager.get_response)
+
+    create_turn = awaits(SessionManager.create_turn)
+    get_turn = awaits(SessionManager.get_turn)
+    get_latest_turn = awaits(SessionManager.get_latest_turn)
+    list_turns = awaits(SessionManager.list_turns)
+    update_turn = awaits(SessionManager.update_turn)
+    delete_turn = awaits(SessionManager.delete_turn)
+    get_streaming_status = awaits(SessionManager.get_streaming_status)
+
+    render_session_history = awaits(SessionManager.render_session_history)
+    get_session_usage = awaits(SessionManager.get_session_usage)
+
+    async def iter_session_history(
+        self, session_id: str, *, page_size: int = HISTORY_PAGE
+    ) -> AsyncGenerator[Exchange, None]:
+        """Yield the rounds of a session with their turns, in index order, page by page.
+
+        No lease is held between two pages, so it promises no snapshot across them. It may be left
+        at any round: nothing is open between two pages.
+
+        Args:
+            session_id: the session.
+            page_size: rounds read under one lease, 1 to 10,000.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of range.
+            SessionNotFoundError: there is no such session.
+        """
+        size = arguments.limit("page_size", page_size)
+        after: int | None = None
+        while True:
+            unit = history.history_page(session_id, after, size)
+            page = await self.query(unit, "iter_session_history")
+            for exchange in page:
+                yield exchange
+            if len(page) < size:
+                return
+            after = page[-1].index
+
+    # -- live -------------------------------------------------------------------------------
+
+    @property
+    def subscriptions(self) -> int:
+        """How many watches and listeners of this manager have not ended."""
+        return self.sync.subscriptions
+
+    stream_turn = streams(SessionManager.stream_turn)
+
+    async def recover_interrupted(self, *, timeout: float | None = None) -> list[Turn]:
+        """End the turns that stream though the process that streamed them is gone.
+
+        Args:
+            timeout: seconds; None for the ``busy_timeout``.
+
+        Returns:
+            The turns that are ``interrupted`` now, with the text that was stored.
+
+        Raises:
+            DatabaseBusyError: the budget was used up; call it again.
+        """
+        return await in_thread(
+            "recover_interrupted", functools.partial(self.sync.recover_interrupted, timeout=timeout)
+        )
+
+    async def add_turn_update_listener(
+        self, turn_id: str, listener: AsyncTurnListener
+    ) -> Subscription:
+        """Call ``listener`` with every new state of a turn, from now on.
+
+        It is called in this event loop, and awaited if it is a coroutine function, one state after
+        the other; when it is slow it gets the newest one. What it raises is logged.
+
+        Args:
+            turn_id: the turn.
+            listener: a function or a coroutine function, called with a ``TurnUpdate``.
+
+        Returns:
+            The subscription; it ends by ``close()``, with the manager or the event loop, or when
+            the turn is deleted.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type.
+            TurnNotFoundError: there is no such turn.
+        """
+        arguments.lookup_id("turn_id", turn_id)
+        return await listen(
+            self._follower,
+            self.sync,
+            listener,
+            "add_turn_update_listener",
+            lambda mailbox: Joining(mailbox, TurnTarget, turn_id),
+        )
+
+    async def track_streaming_turns(
+        self, response_id: str, listener: AsyncTurnListener, *, follow: bool = False
+    ) -> Subscription:
+        """Call ``listener`` with the present state of each turn of a response, and every new one.
+
+        As ``watch_response``, for code that is called rather than calls.
+
+        Args:
+            response_id: the response.
+            listener: a function or a coroutine function, called with a ``TurnUpdate``.
+            follow: whether to go on when the response is complete.
+
+        Returns:
+            The subscription; it ends as ``watch_response`` does.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type.
+            ResponseNotFoundError: there is no such response.
+        """
+        arguments.lookup_id("response_id", response_id)
+        arguments.flag("follow", follow)
+        return await listen(
+            self._follower,
+            self.sync,
+            listener,
+            "track_streaming_turns",
+            lambda mailbox: Joining(mailbox, ResponseTarget, response_id, follow=follow),
+        )
+
+    def watch_response(self, response_id: str, *, follow: bool = False) -> Watch[TurnUpdate]:
+        """Follow a response: ``async for update in sessions.watch_response(response_id)``.
+
+        It tells what ``SessionManager.watch_response`` does. It is not awaited: that there is no
+        such response is raised by the first step of the iteration.
+
+        Args:
+            response_id: the response.
+            follow: whether to go on when the response is complete, until ``close()``.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type.
+        """
+        return watch_response(self._follower, self.sync, response_id, follow=follow, wait=False)
+
+    def watch_session(self, session_id: str, *, last: int = 1) -> Watch[SessionEvent]:
+        """Follow a session: its rounds, its turns, its own fields.
+
+        It tells what ``SessionManager.watch_session`` does. It is not awaited: that there is no
+        such session is raised by the first step of the iteration.
+
+        Args:
+            session_id: the session.
+            last: of how many rounds the present state is told, 0 to 10,000.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of range.
+        """
+        return watch_session(self._follower, self.sync, session_id, last=last, wait=False)
+
+    @property
+    def _follower(self) -> Follower:
+        return Hub.of(self.open_file()).follower
+
+    # -- working ----------------------------------------------------------------------------
+
+    async def transact(
+        self, work: Callable[[SessionTransaction], T], *, timeout: float | None = None
+    ) -> T:
+        """Call ``work`` with a transaction and return what it returns, once that is committed.
+
+        It runs in the thread that writes for this manager, with the caller's context variables,
+        and may share its COMMIT with other calls; it is called again should that transaction be
+        lost. So it does database work only, and must not wait for the event loop.
+
+        Args:
+            work: a plain function, not a coroutine function.
+            timeout: seconds for the queue, BEGIN and the work; None for the ``busy_timeout``.
+
+        Raises:
+            DatabaseBusyError: the budget was used up; nothing was stored.
+            CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
+        """
+        if not callable(work):
+            raise InvalidArgumentError("work must be callable.")
+        if inspect.iscoroutinefunction(work):
+            raise InvalidArgumentError("work must be a plain function, not a coroutine function.")
+        file = self.open_file()
+        call = Call(hosts_unit(work, file), "transact", file, timeout, is_hosts=True)
+        return await call.outcome(self.worker("write"), is_write=True)
+
+    async def health(self) -> HealthReport:
+        """Look at the database without changing it, in about a millisecond."""
+        return await in_thread("health", self.sync.health)
+
+    async def stats(self) -> DatabaseStats:
+        """Return the figures of the database since it was opened."""
+        return await in_thread("stats", self.sync.stats)
+
+    async def backup(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        timeout: float | None = None,
+    ) -> Path:
+        """Copy the database to a new file; raises what ``SessionManager.backup`` does.
+
+        Cancelled, it waits until the copy is complete or has failed.
+
+        Args:
+            target: the file to make; its folder must exist.
+            overwrite: whether a file that is there is replaced.
+            timeout: seconds; None for the ``busy_timeout``.
+
+        Returns:
+            The path of the copy.
+        """
+        return await in_thread(
+            "backup",
+            functools.partial(self.sync.backup, target, overwrite=overwrite, timeout=timeout),
+        )

@@ -1,0 +1,179 @@
+"""The life of an AsyncSessionManager: opened and closed in threads, with workers in between."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self, TypeVar
+
+import structlog
+
+from mandrake_sessions import arguments
+from mandrake_sessions.aio.calls import Call
+from mandrake_sessions.aio.chores import in_thread
+from mandrake_sessions.aio.workers import ReadWorker, Worker, WriteWorker
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.database.transaction import ReadUnit
+from mandrake_sessions.errors import NotInitializedError
+from mandrake_sessions.manager import SessionManager
+from mandrake_sessions.methods import Kind
+from mandrake_sessions.options import DatabaseOptions
+
+T = TypeVar("T")
+
+
+class AsyncOpening:
+    """What an AsyncSessionManager is without its methods: a database that is opened and closed."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        pool: ConnectionPool | None = None,
+        options: DatabaseOptions | None = None,
+        create: bool = True,
+        logger: structlog.stdlib.BoundLogger | None = None,
+    ) -> None:
+        self._begin(SessionManager(path, pool=pool, options=options, create=create, logger=logger))
+
+    @classmethod
+    def over(cls, sync: SessionManager) -> Self:
+        """Return the asynchronous face of a manager that exists; closing one closes both."""
+        manager = cls.__new__(cls)
+        manager._begin(sync)
+        return manager
+
+    def _begin(self, sync: SessionManager) -> None:
+        self.sync = sync
+        self._life = threading.Lock()
+        self._mutex = threading.Lock()
+        self._is_closing = False
+        self._workers: dict[Kind, Worker] = {}
+        weakref.finalize(self, _forsake, self._workers).atexit = False
+
+    # -- life -------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The real path of the database file; while it is open, that of the open file."""
+        return self.sync.path
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether it is open."""
+        return self.sync.is_initialized and not self._is_closing
+
+    @property
+    def handle(self) -> DatabaseHandle:
+        """The claim on the database, for statements of one's own; its calls block, so in a thread.
+
+        Raises:
+            NotInitializedError: before ``init()`` and after ``close()``.
+        """
+        return self.sync.handle
+
+    async def init(self) -> Self:
+        """Open the database; raises what ``SessionManager.init`` does.
+
+        Does nothing when it is open. It works again after ``close()``. If it is cancelled, the
+        database is closed again.
+        """
+        if not self.is_initialized:
+            await in_thread("init", self._init_now, undo=self._undo_init)
+        return self
+
+    async def close(self) -> None:
+        """Let the calls that were made end, then give the database back.
+
+        Does nothing when it is closed.
+        """
+        if self.sync.is_initialized:
+            await in_thread("close", functools.partial(self._end, self.sync.close))
+
+    async def delete(self, *, timeout: float | None = None) -> None:
+        """Close, then remove the database file; raises what ``SessionManager.delete`` does.
+
+        Args:
+            timeout: seconds to wait for other holders, of this process and of others; None for
+                the ``busy_timeout``.
+        """
+        if timeout is not None:
+            arguments.seconds("timeout", timeout)
+        delete = functools.partial(self.sync.delete, timeout=timeout)
+        await in_thread("delete", functools.partial(self._end, delete))
+
+    def _init_now(self) -> bool:
+        """Open it; return whether it was closed before."""
+        with self._life:
+            was_closed = not self.sync.is_initialized
+            self.sync.init()
+            return was_closed
+
+    def _undo_init(self, was_closed: bool) -> None:
+        if was_closed:
+            self._end(self.sync.close)
+
+    def _end(self, end: Callable[[], None]) -> None:
+        """Let the workers finish, then end the manager behind."""
+        with self._life:
+            with self._mutex:
+                self._is_closing = True
+                workers = list(self._workers.values())
+                self._workers.clear()
+            try:
+                for worker in workers:
+                    worker.close()
+                end()
+            finally:
+                self._is_closing = False
+
+    async def __aenter__(self) -> Self:
+        return await self.init()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- how calls are run ------------------------------------------------------------------
+
+    def open_file(self) -> DatabaseFile:
+        """Return the open file; raises NotInitializedError where there is none."""
+        if self._is_closing:
+            raise NotInitializedError
+        return self.sync.handle.file
+
+    def worker(self, kind: Kind) -> Worker:
+        """Return what runs calls of a kind."""
+        worker = self._workers.get(kind)
+        if worker is None:
+            with self._mutex:
+                if self._is_closing:
+                    raise NotInitializedError
+                worker = self._workers.setdefault(kind, _new_worker(kind))
+        return worker
+
+    async def query(self, unit: ReadUnit[T], operation: str) -> T:
+        """Run a reading unit of the layers below that may be long, in one snapshot."""
+        call = Call(unit, operation, self.open_file())
+        return await call.outcome(self.worker("query"), is_write=False)
+
+    async def fetch(self, unit: ReadUnit[T], operation: str) -> T:
+        """Run a short reading unit of the layers below."""
+        call = Call(unit, operation, self.open_file())
+        return await call.outcome(self.worker("fetch"), is_write=False)
+
+
+def _new_worker(kind: Kind) -> Worker:
+    name = f"mandrake-sessions {kind}"
+    return WriteWorker(name) if kind == "write" else ReadWorker(name, is_long=kind == "query")
+
+
+def _forsake(workers: dict[Kind, Worker]) -> None:
+    """End the threads of a manager that was forgotten."""
+    for worker in workers.values():
+        worker.forsake()

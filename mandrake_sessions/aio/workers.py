@@ -1,0 +1,250 @@
+"""The threads that run the calls of coroutines: started when first needed, ended when idle.
+
+One writes. It takes the first call, runs it as a unit, and brings along what has queued meanwhile:
+all of it shares the COMMIT, a savepoint each. Others read, so that a long history never delays an
+append, nor a short read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from functools import partial
+from time import monotonic
+from typing import Any, Final
+
+from mandrake_sessions.aio.calls import Call, tell_all
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.lease import Errand, Waiter
+from mandrake_sessions.errors import NotInitializedError, TransactionLostError
+
+IDLE_SECONDS: Final = 5.0
+"""How long a thread waits for the next call before it ends."""
+
+_GRACE: Final = 1.0
+"""Seconds that closing waits for a call beyond the end of its budget."""
+
+_LOOK: Final = 0.05
+"""Seconds between two looks, at closing, whether a thread only waits for a withdrawn call."""
+
+
+class Worker:
+    """A thread with a queue of calls.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._mutex = threading.Lock()
+        self._calls: deque[Call[Any]] = deque()
+        self._thread: threading.Thread | None = None
+        self._current: Call[Any] | None = None
+        self._is_idle = False
+        self._is_closing = False
+        # Held while the thread has nothing to do; who brings a call releases it.
+        self._wake = threading.Lock()
+        self._wake.acquire()
+
+    def submit(self, call: Call[Any]) -> None:
+        """Take a call, to be run in its turn.
+
+        Raises:
+            NotInitializedError: the worker was closed.
+        """
+        with self._mutex:
+            if self._is_closing:
+                raise NotInitializedError
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
+            self._calls.append(call)
+            self._rouse()
+
+    def call_withdrawn(self) -> None:
+        """Learn that a call need not be run any more."""
+        with self._mutex:
+            self._stop_waiting()
+
+    def close(self) -> None:
+        """Run what has queued, then end the thread; takes no more calls. Not for an event loop."""
+        with self._mutex:
+            self._is_closing = True
+            self._stop_waiting()
+            self._rouse()
+            thread = self._thread
+            waited_for = [call for call in (self._current, *self._calls) if call is not None]
+        if thread is not None and thread is not threading.current_thread():
+            latest = max((call.budget.body_deadline for call in waited_for), default=0.0)
+            # A host's function that never returns must not keep others from closing.
+            deadline = max(latest, monotonic()) + _GRACE
+            while thread.is_alive() and monotonic() < deadline:
+                thread.join(_LOOK)
+                with self._mutex:
+                    self._stop_waiting()
+
+    def forsake(self) -> None:
+        """End the thread when it has run what has queued; nobody waits for it."""
+        with self._mutex:
+            self._is_closing = True
+            self._rouse()
+
+    def _rouse(self) -> None:
+        if self._is_idle:
+            self._is_idle = False
+            self._wake.release()
+
+    def _run(self) -> None:
+        while (call := self._next()) is not None:
+            self._work(call)
+            # Whoever waits for nothing any more is not kept alive by an idle thread.
+            del call
+
+    def _next(self) -> Call[Any] | None:
+        """Wait for the next call; None when the thread is to end."""
+        while True:
+            with self._mutex:
+                self._current = self._pop()
+                if self._current is not None:
+                    self._current.is_taken = True
+                    return self._current
+                if self._is_closing:
+                    self._thread = None
+                    return None
+                self._is_idle = True
+            if not self._wake.acquire(timeout=IDLE_SECONDS):
+                with self._mutex:
+                    if self._is_idle:
+                        self._is_idle = False
+                        self._thread = None
+                        return None
+                # A call came in the same moment.
+                self._wake.acquire()
+
+    def _pop(self) -> Call[Any] | None:
+        """Take the first call that may still happen out of the queue."""
+        call = self._first()
+        if call is not None:
+            self._calls.popleft()
+        return call
+
+    def _first(self) -> Call[Any] | None:
+        """Return the first call that may still happen; the loops tell those that may not."""
+        calls = self._calls
+        while calls and (calls[0].is_withdrawn or monotonic() >= calls[0].budget.body_deadline):
+            calls.popleft()
+        return calls[0] if calls else None
+
+    def _work(self, call: Call[Any]) -> None:
+        """Run one call and tell its outcome; raises nothing."""
+        raise NotImplementedError
+
+    def _stop_waiting(self) -> None:
+        """Let go of what only a withdrawn call waits for. The mutex is held."""
+
+
+class ReadWorker(Worker):
+    """Runs reading calls, one after the other.
+
+    Args:
+        name: of the thread.
+        is_long: whether each has a snapshot of its own, on the connection that only reads.
+    """
+
+    def __init__(self, name: str, *, is_long: bool) -> None:
+        super().__init__(name)
+        self._is_long = is_long
+
+    def _work(self, call: Call[Any]) -> None:
+        result, failure = None, None
+        read = call.file.read if self._is_long else call.file.fetch
+        try:
+            result = call.context.run(read, call.run, call.operation, call.budget.left())
+        except BaseException as error:  # noqa: BLE001  # the one who awaits gets it
+            failure = error
+        call.settle(result, failure)
+        del failure
+        tell_all((call,))
+
+
+class WriteWorker(Worker):
+    """Runs writing calls; what has queued shares the COMMIT of the first."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._finished: list[Call[Any]] = []
+        # Lost with a transaction that they shared: first in the queue, and each by itself.
+        self._again: deque[Call[Any]] = deque()
+        self._ident = 0
+
+    def _work(self, call: Call[Any]) -> None:
+        self._ident = threading.get_ident()
+        file = call.file
+        if call.is_withdrawn:
+            return
+        result, failure = None, None
+        try:
+            if call.is_whole:
+                result = call.context.run(call.run, None)
+            else:
+                result = self._transact(call, file)
+        except BaseException as error:  # noqa: BLE001  # the one who awaits gets it
+            failure = error
+        call.settle(result, failure)
+        del failure
+        self._finished.append(call)
+        finished, self._finished = self._finished, []
+        tell_all(finished)
+
+    def _transact(self, call: Call[Any], file: DatabaseFile) -> Any:
+        if call.claims and file.owner is None:
+            file.claim()
+        return call.context.run(
+            file.transact,
+            call.run,
+            call.operation,
+            call.budget.left(),
+            # Another thread would run this one for us, and we have more of them: in our own turn
+            # they share a COMMIT too.
+            delegable=not call.is_hosts and not self._calls,
+            bring=None if call.is_alone else partial(self._bring, file),
+        )
+
+    def _bring(self, file: DatabaseFile) -> Waiter | None:
+        """Return the next call as an errand, if it may share the transaction that is open."""
+        if self._again:
+            return None
+        with self._mutex:
+            call = self._first()
+            if call is None or call.is_whole or call.file is not file:
+                return None
+            if call.claims and file.owner is None:
+                return None
+            self._calls.popleft()
+        call.is_taken = True
+        return Errand(
+            call.budget,
+            call.operation,
+            call.run,
+            call.context,
+            partial(self._errand_settled, call),
+        )
+
+    def _errand_settled(self, call: Call[Any], errand: Errand) -> None:
+        if isinstance(errand.failure, TransactionLostError):
+            call.is_alone = True
+            self._again.append(call)
+            return
+        call.settle(errand.result, errand.failure)
+        self._finished.append(call)
+
+    def _pop(self) -> Call[Any] | None:
+        return self._again.popleft() if self._again else super()._pop()
+
+    def _stop_waiting(self) -> None:
+        call = self._current
+        if call is not None and call.is_withdrawn and not self._again and self._first() is None:
+            # Otherwise its place in the queue is of use to the next.
+            call.file.writer.give_up(self._ident)

@@ -1,0 +1,266 @@
+"""AsyncTurnWriter: streams one turn from a coroutine.
+
+Writing never waits, so it is not awaited. What is awaited, a flush or the end, is done by the
+thread that stores the streams of the file; it tells the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.errors import CommitOutcomeUnknownError, NotInitializedError
+from mandrake_sessions.live.tool_calls import PendingToolCall
+from mandrake_sessions.live.writer import TurnWriter, ending_of, note_unstored_end
+from mandrake_sessions.models import UNSET, Turn, TurnStatus, Unset
+
+T = TypeVar("T")
+
+_GRACE: Final = 1.0
+"""Seconds by which waiting is longer than what the file itself may take."""
+
+
+class AsyncTurnWriter:
+    """Streams one turn. Made by ``stream_turn``, for one ``async with`` block.
+
+    The block begins the turn and ends it: ``completed``; or ``error`` with the exception's type and
+    message; or ``interrupted`` for a cancellation, which goes on when that is stored. A block that
+    has ended the turn itself is left alone. Without a block, ``await begin()`` comes first, and
+    ``await complete()``, ``fail()`` or ``interrupt()`` last.
+    """
+
+    def __init__(self, file: DatabaseFile, begin: Callable[[], Awaitable[TurnWriter]]) -> None:
+        self._file = file
+        self._begin = begin
+        self._begun: TurnWriter | None = None
+        self._is_ended_by_host = False
+
+    def __repr__(self) -> str:
+        return "<AsyncTurnWriter, not begun>" if self._begun is None else f"<Async{self._begun!r}>"
+
+    async def begin(self) -> Self:
+        """Store the new turn; raises what ``SessionManager.stream_turn`` does.
+
+        Cancelled, the turn was not begun, or is interrupted.
+        """
+        if self._begun is None:
+            self._begun = await self._begin()
+        return self
+
+    @property
+    def sync(self) -> TurnWriter:
+        """The writer behind it, for threads.
+
+        Raises:
+            NotInitializedError: the turn was not begun.
+        """
+        if self._begun is None:
+            raise NotInitializedError("The turn is not begun; use `async with` or `await begin()`.")
+        return self._begun
+
+    @property
+    def id(self) -> str:
+        """The id of the turn."""
+        return self.sync.id
+
+    @property
+    def response_id(self) -> str:
+        """The response the turn belongs to."""
+        return self.sync.response_id
+
+    @property
+    def turn(self) -> Turn:
+        """The turn as it was begun, or as it ended."""
+        return self.sync.turn
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the turn has ended, by this writer or by somebody else."""
+        return self.sync.is_finished
+
+    @property
+    def unstored_text(self) -> str:
+        """The end of the text that is not stored; after a failure, what was lost."""
+        return self.sync.unstored_text
+
+    # -- what the model says ----------------------------------------------------------------
+
+    def write(self, text: str) -> None:
+        """Add text to ``content``; never waits. Raises what ``TurnWriter.write`` does."""
+        self.sync.write(text)
+
+    def write_raw(self, text: str) -> None:
+        """Add text to ``raw_response``; otherwise as ``write``."""
+        self.sync.write_raw(text)
+
+    def tool_call(self, call: Any) -> PendingToolCall:
+        """Add a tool call to the turn; its result comes by ``set_result`` of what is returned."""
+        return self.sync.tool_call(call)
+
+    def set_usage(
+        self,
+        *,
+        current_tokens: int | Unset = UNSET,
+        expected_tokens: int | Unset | None = UNSET,
+        input_tokens: int | Unset = UNSET,
+        output_tokens: int | Unset = UNSET,
+        cache_read_tokens: int | Unset | None = UNSET,
+        cache_write_tokens: int | Unset | None = UNSET,
+        input_cost: float | Unset = UNSET,
+        output_cost: float | Unset = UNSET,
+        model: str | Unset | None = UNSET,
+    ) -> None:
+        """Set the given figures; as ``TurnWriter.set_usage``."""
+        self.sync.set_usage(
+            current_tokens=current_tokens,
+            expected_tokens=expected_tokens,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cache_read_tokens=cache_read_tokens,
+            cache_write_tokens=cache_write_tokens,
+            input_cost=input_cost,
+            output_cost=output_cost,
+            model=model,
+        )
+
+    # -- storing and ending -----------------------------------------------------------------
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything that was written before is stored.
+
+        Args:
+            timeout: seconds; None for the ``busy_timeout`` and a second.
+
+        Raises:
+            DatabaseBusyError: it took longer; it is tried further.
+            DatabaseError: it could not be stored this time; it is tried further.
+            TurnInterruptedError: somebody else has ended the turn.
+        """
+        await self._outcome(self.sync.begin_flush(), timeout, "flush")
+
+    async def complete(self, timeout: float | None = None) -> Turn:
+        """End the turn as ``completed``; raises what ``TurnWriter.complete`` does.
+
+        Args:
+            timeout: seconds; None for the ``busy_timeout`` and a second.
+
+        Returns:
+            The turn as it ended.
+        """
+        return await self._end(TurnStatus.COMPLETED, None, timeout)
+
+    async def fail(self, error: BaseException | str, timeout: float | None = None) -> Turn:
+        """End the turn as ``error``; otherwise as ``complete``.
+
+        Args:
+            error: what went wrong; an exception is stored with its type and message.
+            timeout: seconds; None for the ``busy_timeout`` and a second.
+        """
+        return await self._end(TurnStatus.ERROR, error, timeout)
+
+    async def interrupt(self, timeout: float | None = None) -> Turn:
+        """End the turn as ``interrupted``; otherwise as ``complete``."""
+        return await self._end(TurnStatus.INTERRUPTED, None, timeout)
+
+    async def _end(
+        self, status: TurnStatus, error: BaseException | str | None, timeout: float | None
+    ) -> Turn:
+        future = self.sync.begin_end(status, error)
+        self._is_ended_by_host = True
+        try:
+            return await self._outcome(future, timeout, "end of a stream")
+        except asyncio.CancelledError as cancelled:
+            # What was asked for cannot be taken back: it is soon known what came of it.
+            await self._surely_settled(future)
+            note_outcome(cancelled, _end_of(future))
+            raise
+
+    async def _outcome(self, future: Future[T], timeout: float | None, operation: str) -> T:
+        budget = self._file.budget(self._patience if timeout is None else timeout)
+        await _settled(future, budget.left())
+        if not future.done():
+            raise budget.exceeded("queue", self._file.path, operation)
+        return future.result()
+
+    async def _surely_settled(self, future: Future[Any]) -> asyncio.CancelledError | None:
+        """Wait for an outcome, whoever cancels; return the last cancellation."""
+        budget = self._file.budget(self._patience)
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done() and budget.left():
+            try:
+                await _settled(future, budget.left())
+            except asyncio.CancelledError as error:
+                cancelled = error
+        return cancelled
+
+    @property
+    def _patience(self) -> float:
+        return self._file.options.busy_timeout + _GRACE
+
+    # -- the block --------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        return await self.begin()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._is_ended_by_host:
+            return
+        if error is None:
+            await self.complete()
+            return
+        cancelled = None
+        try:
+            future = self.sync.begin_end(*ending_of(error))
+            cancelled = await self._surely_settled(future)
+            if future.done():
+                future.result()
+        except Exception as failure:  # noqa: BLE001  # the block's own exception goes on
+            note_unstored_end(self.id, error, failure)
+        if cancelled is not None and not isinstance(error, asyncio.CancelledError):
+            raise cancelled
+
+
+async def _settled(future: Future[Any], seconds: float) -> None:
+    """Wait for a future of another thread, which is not cancelled when the waiting is."""
+    if future.done():
+        return
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[None] = loop.create_future()
+
+    def tell() -> None:
+        if not told.done():
+            told.set_result(None)
+
+    def settled(_: Future[Any]) -> None:
+        # Closed meanwhile: there is nobody to tell.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell)
+
+    future.add_done_callback(settled)
+    await asyncio.wait((told,), timeout=seconds)
+
+
+def _end_of(future: Future[Turn]) -> CancelledCall:
+    """Return what came of an end whose caller was cancelled."""
+    operation = "end of a stream"
+    if not future.done():
+        # It is tried further: no turn of a living process stays streaming.
+        return CancelledCall(operation=operation, is_committed=None)
+    failure = future.exception()
+    if failure is None:
+        return CancelledCall(operation=operation, is_committed=True, result=future.result())
+    is_unknown = isinstance(failure, CommitOutcomeUnknownError)
+    return CancelledCall(
+        operation=operation, is_committed=None if is_unknown else False, failure=failure
+    )

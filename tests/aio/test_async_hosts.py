@@ -1,0 +1,102 @@
+"""The managers of a host, for coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aio_kit import run, threads, until
+
+from mandrake_sessions import (
+    DatabaseFolderError,
+    InvalidArgumentError,
+    MandrakeManager,
+    WorkspaceAlreadyExistsError,
+    WorkspaceManager,
+    WorkspaceNotFoundError,
+)
+from mandrake_sessions.aio import AsyncMandrakeManager, AsyncWorkspaceManager
+
+
+@pytest.mark.parametrize(
+    ("twin", "of"),
+    [(AsyncMandrakeManager, MandrakeManager), (AsyncWorkspaceManager, WorkspaceManager)],
+)
+def test_the_names_are_the_same(twin, of):
+    assert [name for name in vars(of) if not name.startswith("_") and not hasattr(twin, name)] == []
+
+
+def test_a_host_with_workspaces(tmp_path, pool):
+    async def main():
+        async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
+            work = await mandrake.create_workspace("my-project", "for work")
+            await work.sessions.create_session("There")
+            await mandrake.sessions.create_session("Here")
+            assert await mandrake.get_workspace(work.id) is work
+            assert await mandrake.sessions_for(work.id) is work.sessions
+            assert await mandrake.sessions_for(None) is mandrake.sessions
+            assert await mandrake.list_workspaces() == [await mandrake.find_workspace("my-project")]
+            assert work.workspace.name == "my-project"
+            assert work.path == tmp_path / "workspaces" / "my-project"
+            with pytest.raises(WorkspaceAlreadyExistsError):
+                await mandrake.create_workspace("my-project")
+            with pytest.raises(InvalidArgumentError):
+                await mandrake.create_workspace("no good name")
+            with pytest.raises(WorkspaceNotFoundError):
+                await mandrake.get_workspace("nobody")
+            with pytest.raises(DatabaseFolderError):
+                await mandrake.adopt_workspace("other", tmp_path / "nowhere")
+
+        async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
+            again = await mandrake.get_workspace(work.id)
+            assert [each.title for each in await again.sessions.list_sessions()] == ["There"]
+            assert (await mandrake.unregister_workspace(work.id)).id == work.id
+            assert not again.sessions.is_initialized
+            adopted = await mandrake.adopt_workspace("adopted", work.path)
+            assert await adopted.sessions.count_sessions() == 1
+            deleted = await mandrake.delete_workspace(adopted.id)
+            assert deleted.id == adopted.id
+            assert await mandrake.list_workspaces() == []
+
+    run(main())
+    until(lambda: not threads())
+
+
+def test_everybody_gets_the_same_workspace(tmp_path, pool):
+    async def main():
+        async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
+            workspace_id = (await mandrake.create_workspace("one")).id
+        async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
+            got = await asyncio.gather(*(mandrake.get_workspace(workspace_id) for _ in range(20)))
+            assert all(each is got[0] for each in got)
+            await got[0].close()
+            assert (await mandrake.get_workspace(workspace_id)) is got[0]
+            assert got[0].sessions.is_initialized
+
+    run(main())
+
+
+def test_a_workspace_by_itself(tmp_path, pool):
+    async def main():
+        async with AsyncWorkspaceManager(tmp_path, pool=pool) as workspace:
+            assert workspace.id is None
+            await workspace.sessions.create_session()
+        assert (tmp_path / ".ws" / "db.sqlite").exists()
+
+    run(main())
+
+
+def test_closing_the_host_lets_the_calls_of_its_workspaces_end(tmp_path, pool):
+    async def main():
+        async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
+            spaces = [await mandrake.create_workspace(f"w{n}") for n in range(5)]
+            calls = [
+                asyncio.create_task(each.sessions.create_session())
+                for each in spaces
+                for _ in range(10)
+            ]
+            await asyncio.sleep(0)
+        assert len({session.id for session in await asyncio.gather(*calls)}) == 50
+
+    run(main())
+    until(lambda: not threads())

@@ -1,0 +1,219 @@
+"""AsyncTurnWriter: how a block ends its turn, and what a cancellation leaves."""
+
+from __future__ import annotations
+
+import asyncio
+
+import apsw
+import pytest
+from aio_kit import Ticker, lease_held, queue_of, run, soon
+
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabaseBusyError,
+    DatabaseOptions,
+    Durability,
+    InvalidArgumentError,
+    NotInitializedError,
+    PoolOptions,
+    ResponseNotFoundError,
+    TurnInterruptedError,
+    TurnStatus,
+)
+from mandrake_sessions.aio import AsyncSessionManager, cancelled_call
+
+
+async def response_of(sessions):
+    session = await sessions.create_session()
+    return (await sessions.create_round(session.id, "Hello?")).response.id
+
+
+def test_a_block_completes_its_turn(manager):
+    async def main():
+        async with manager as sessions:
+            async with sessions.stream_turn(await response_of(sessions), model="any") as turn:
+                for token in ("The lock ", "is held."):
+                    turn.write(token)
+                turn.write_raw("raw")
+                turn.tool_call({"name": "ls"}).set_result(["bin"])
+                turn.set_usage(output_tokens=7)
+                await turn.flush()
+                assert turn.unstored_text == ""
+                stored = await sessions.get_turn(turn.id)
+                assert (stored.content, stored.status) == ("The lock is held.", "streaming")
+            assert turn.is_finished
+            assert turn.turn == await sessions.get_turn(turn.id)
+            assert (turn.turn.status, turn.turn.output_tokens) == (TurnStatus.COMPLETED, 7)
+
+    run(main())
+
+
+def test_a_block_that_raises_stores_the_error(manager):
+    async def main():
+        async with manager as sessions:
+            with pytest.raises(ValueError, match="no more"):
+                async with sessions.stream_turn(await response_of(sessions)) as turn:
+                    turn.write("half")
+                    raise ValueError("no more")
+            stored = await sessions.get_turn(turn.id)
+            assert (stored.status, stored.content) == (TurnStatus.ERROR, "half")
+            assert stored.error_message == "ValueError: no more"
+
+    run(main())
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_cancelled_block_is_interrupted_before_the_cancellation_goes_on(manager, times):
+    async def stream(sessions, response_id, begun):
+        async with sessions.stream_turn(response_id) as turn:
+            turn.write("half")
+            begun.set_result(turn)
+            await asyncio.Event().wait()
+
+    async def main():
+        async with manager as sessions:
+            begun = asyncio.get_running_loop().create_future()
+            task = asyncio.create_task(stream(sessions, await response_of(sessions), begun))
+            turn = await begun
+            for _ in range(times):
+                task.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            stored = await sessions.get_turn(turn.id)
+            assert (stored.status, stored.content) == (TurnStatus.INTERRUPTED, "half")
+
+    run(main())
+
+
+def test_a_timeout_around_a_block_is_a_timeout(manager):
+    async def main():
+        async with manager as sessions:
+            response_id = await response_of(sessions)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05), sessions.stream_turn(response_id) as turn:
+                    turn.write("half")
+                    await asyncio.Event().wait()
+            assert (await sessions.get_turn(turn.id)).status is TurnStatus.INTERRUPTED
+
+    run(main())
+
+
+def test_a_cancelled_beginning_leaves_no_streaming_turn(manager):
+    async def main():
+        async with manager as sessions:
+            response_id = await response_of(sessions)
+            with lease_held(sessions.sync):
+                beginning = asyncio.create_task(sessions.stream_turn(response_id).begin())
+                await soon(lambda: queue_of(sessions).waiting == 1)
+                beginning.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await beginning
+
+            await soon(lambda: not sessions.sync.get_streaming_status(response_id).streaming)
+
+    run(main())
+
+
+def test_a_cancelled_end_tells_what_came_of_it(manager):
+    async def main():
+        async with manager as sessions:
+            turn = await sessions.stream_turn(await response_of(sessions)).begin()
+            turn.write("whole")
+            with lease_held(sessions.sync):
+                ending = asyncio.create_task(turn.complete())
+                await soon(lambda: queue_of(sessions).waiting == 1)
+                ending.cancel()
+                await asyncio.sleep(0)
+                assert not ending.done()
+            with pytest.raises(asyncio.CancelledError) as raised:
+                await ending
+            call = cancelled_call(raised.value)
+            assert call.is_committed is True
+            assert call.result == await sessions.get_turn(turn.id)
+            assert call.result.status is TurnStatus.COMPLETED
+
+    run(main())
+
+
+def test_a_block_may_end_its_turn_itself(manager):
+    async def main():
+        async with manager as sessions:
+            response_id = await response_of(sessions)
+            async with sessions.stream_turn(response_id) as turn:
+                await turn.fail("out of memory")
+            assert turn.turn.error_message == "out of memory"
+            async with sessions.stream_turn(response_id) as turn:
+                await turn.interrupt()
+            assert turn.turn.status is TurnStatus.INTERRUPTED
+
+    run(main())
+
+
+def test_a_stop_button_of_another_task(manager):
+    async def main():
+        async with manager as sessions:
+            turn = await sessions.stream_turn(await response_of(sessions)).begin()
+            turn.write("A long ")
+            await turn.flush()
+            await sessions.update_turn(turn.id, status="interrupted")
+            with pytest.raises(TurnInterruptedError):
+                turn.write("answer")
+                await turn.complete()
+            assert (await sessions.get_turn(turn.id)).status is TurnStatus.INTERRUPTED
+
+    run(main())
+
+
+def test_bad_beginnings(manager):
+    async def main():
+        async with manager as sessions:
+            with pytest.raises(ResponseNotFoundError):
+                async with sessions.stream_turn("nobody"):
+                    pass
+            with pytest.raises(InvalidArgumentError):
+                async with sessions.stream_turn(7):
+                    pass
+            turn = sessions.stream_turn(await response_of(sessions))
+            with pytest.raises(NotInitializedError):
+                turn.write("too early")
+        with pytest.raises(NotInitializedError):
+            manager.stream_turn("response")
+
+    run(main())
+
+
+def test_closing_the_manager_interrupts_its_streams(manager):
+    async def main():
+        await manager.init()
+        turn = await manager.stream_turn(await response_of(manager)).begin()
+        turn.write("half")
+        await manager.close()
+        assert turn.is_finished
+        async with manager as sessions:
+            stored = await sessions.get_turn(turn.id)
+            assert (stored.status, stored.content) == (TurnStatus.INTERRUPTED, "half")
+
+    run(main())
+
+
+def test_a_flush_keeps_its_timeout_and_the_loop_goes_on(path):
+    options = DatabaseOptions(durability=Durability.FAST, busy_timeout=5)
+
+    async def main(pool):
+        async with AsyncSessionManager(path, pool=pool) as sessions, Ticker() as ticker:
+            turn = await sessions.stream_turn(await response_of(sessions)).begin()
+            other = apsw.Connection(str(path))
+            other.execute("BEGIN IMMEDIATE")
+            turn.write("held up")
+            with pytest.raises(DatabaseBusyError):
+                await turn.flush(timeout=0.6)
+            other.execute("ROLLBACK")
+            other.close()
+            await turn.complete()
+            assert turn.turn.content == "held up"
+            return ticker.longest
+
+    with ConnectionPool(PoolOptions(database=options, linger=0)) as pool:
+        assert run(main(pool)) < 0.3

@@ -1,0 +1,277 @@
+"""M31 and M40 to M42: listeners, trackers and watchers, and what each of them is told."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import pytest
+import structlog.testing
+
+from mandrake_sessions import (
+    InvalidArgumentError,
+    ResponseNotFoundError,
+    SessionNotFoundError,
+    TurnNotFoundError,
+    TurnStatus,
+)
+
+PATIENCE = 20.0
+TOOL = {"call": {"name": "sleep"}, "response": {"ok": True}}
+
+
+class Told:
+    """A listener that keeps what it is told, for the test to wait for."""
+
+    def __init__(self):
+        self.updates = queue.SimpleQueue()
+        self.seen = []
+
+    def __call__(self, update):
+        self.updates.put(update)
+
+    def until(self, found):
+        """Wait for an update of which ``found`` is true, and return it."""
+        while True:
+            self.seen.append(self.updates.get(timeout=PATIENCE))
+            if found(self.seen[-1]):
+                return self.seen[-1]
+
+
+def finished(update):
+    return update.turn.status.is_finished
+
+
+def test_m31_m40_a_listener_is_told_the_new_turn(sessions, response):
+    turn = sessions.create_turn(response.id)
+    told = Told()
+
+    subscription = sessions.add_turn_update_listener(turn.id, told)
+    sessions.update_turn(turn.id, content="Hel")
+    assert told.until(lambda update: update.turn.content == "Hel").turn.revision == 1
+    sessions.update_turn(turn.id, content="Hello", status="completed")
+    last = told.until(finished)
+
+    assert last.turn == sessions.get_turn(turn.id)
+    assert (last.offset, last.text) == (3, "lo")
+    assert not last.is_in_flight
+    # Usage often arrives late: a turn that has ended is still told of.
+    sessions.update_turn(turn.id, output_tokens=7)
+    assert told.until(lambda update: update.turn.output_tokens == 7).text == ""
+    subscription.close()
+
+
+def test_m40_a_listener_is_told_of_its_turn_only(sessions, response):
+    mine, other = sessions.create_turn(response.id), sessions.create_turn(response.id)
+    told = Told()
+
+    with sessions.add_turn_update_listener(mine.id, told):
+        sessions.update_turn(other.id, content="not mine")
+        sessions.update_turn(mine.id, status="completed")
+        told.until(finished)
+
+    assert {update.turn.id for update in told.seen} == {mine.id}
+
+
+def test_m40_a_raising_listener_is_logged_and_stops_nothing(sessions, response):
+    turn = sessions.create_turn(response.id)
+    told = Told()
+
+    def raising(update):
+        raise RuntimeError("this listener is broken")
+
+    with structlog.testing.capture_logs() as events:
+        broken = sessions.add_turn_update_listener(turn.id, raising)
+        sound = sessions.add_turn_update_listener(turn.id, told)
+        sessions.update_turn(turn.id, content="one")
+        told.until(lambda update: update.turn.content == "one")
+        sessions.update_turn(turn.id, status="completed")
+        told.until(finished)
+        broken.close()
+        sound.close()
+
+    assert {event["event"] for event in events} >= {"listener_failed"}
+
+
+def test_m40_a_listener_may_close_itself_and_call_the_manager(sessions, response):
+    turn = sessions.create_turn(response.id)
+    told = Told()
+    opened = threading.Event()
+
+    def once(update):
+        opened.wait(PATIENCE)
+        subscription.close()
+        told(update)
+
+    subscription = sessions.add_turn_update_listener(turn.id, once)
+    opened.set()
+    sessions.update_turn(turn.id, content="one")
+    told.until(lambda update: True)
+    assert subscription.is_closed
+    sessions.update_turn(turn.id, status="completed")
+
+    assert told.updates.empty()
+
+
+def test_m40_a_closed_subscription_is_told_nothing_more(sessions, response):
+    turn = sessions.create_turn(response.id)
+    told, witness = Told(), Told()
+
+    subscription = sessions.add_turn_update_listener(turn.id, told)
+    other = sessions.add_turn_update_listener(turn.id, witness)
+    subscription()
+    sessions.update_turn(turn.id, status="completed")
+    witness.until(finished)
+    other.close()
+    subscription.close()
+
+    assert told.updates.empty()
+    assert subscription.is_closed
+
+
+def test_m41_a_tracker_is_told_the_present_state_then_every_later_one(sessions, response):
+    first = sessions.create_turn(response.id, content="Let me ", tool_calls=[TOOL])
+    told = Told()
+
+    tracker = sessions.track_streaming_turns(response.id, told)
+    assert told.until(lambda update: True).turn == first
+    sessions.update_turn(first.id, content="Let me look.", status="completed")
+    assert told.until(finished).text == "look."
+    # The tool has run: the next turn is seen, however long that took.
+    second = sessions.create_turn(response.id)
+    assert told.until(lambda update: update.turn.id == second.id).turn == second
+    sessions.update_turn(second.id, content="It is the lock.", status="completed")
+    last = told.until(lambda update: update.turn.id == second.id and finished(update))
+
+    assert last.turn.content == "It is the lock."
+    assert tracker.wait(PATIENCE)
+    assert tracker.is_closed
+
+
+def test_m41_a_second_tracker_is_told_the_same(sessions, response):
+    turn = sessions.create_turn(response.id)
+    several = [Told() for _ in range(5)]
+    trackers = [sessions.track_streaming_turns(response.id, told) for told in several]
+
+    sessions.update_turn(turn.id, content="for all", status="completed")
+
+    for told in several:
+        assert told.until(finished).turn.content == "for all"
+    assert all(tracker.wait(PATIENCE) for tracker in trackers)
+
+
+@pytest.mark.parametrize("status", ["completed", "error", "interrupted"])
+def test_m41_a_watch_ends_with_its_response(sessions, response, status):
+    turn = sessions.create_turn(response.id)
+
+    with sessions.watch_response(response.id) as watch:
+        assert watch.receive(PATIENCE).turn == turn
+        sessions.update_turn(turn.id, status=status)
+        *_, last = watch
+
+    assert last.turn.status is TurnStatus(status)
+    assert watch.is_closed
+
+
+def test_m41_a_complete_response_is_told_and_ends_at_once(sessions, response):
+    turn = sessions.create_turn(response.id, content="done", status="completed")
+
+    assert [update.turn for update in sessions.watch_response(response.id)] == [turn]
+
+
+def test_m41_tool_calls_keep_a_watch_open_and_follow_does_in_any_case(sessions, response):
+    asked = sessions.create_turn(response.id, tool_calls=[TOOL], status="completed")
+    followed = sessions.create_round(
+        sessions.get_round_by_response(response.id).session_id, "And?"
+    ).response
+    answered = sessions.create_turn(followed.id, status="completed")
+
+    with (
+        sessions.watch_response(response.id) as waiting,
+        sessions.watch_response(followed.id, follow=True) as following,
+    ):
+        assert waiting.receive(PATIENCE).turn == asked
+        assert following.receive(PATIENCE).turn == answered
+        late, later = sessions.create_turn(response.id), sessions.create_turn(followed.id)
+        assert waiting.receive(PATIENCE).turn == late
+        assert following.receive(PATIENCE).turn == later
+        sessions.update_turn(later.id, status="error")
+        assert following.receive(PATIENCE).turn.status is TurnStatus.ERROR
+        assert following.receive(0.0) is None
+        assert not following.is_closed
+
+
+def test_m42_an_empty_response_is_watched_until_it_has_ended(sessions, response):
+    with sessions.watch_response(response.id) as watch:
+        assert watch.receive(0.05) is None
+        assert sessions.get_streaming_status(response.id).is_empty
+        turn = sessions.create_turn(response.id)
+        assert watch.receive(PATIENCE).turn == turn
+        sessions.update_turn(turn.id, status="completed")
+        assert [update.turn.status for update in watch] == [TurnStatus.COMPLETED]
+
+    assert sessions.get_streaming_status(response.id).is_complete
+
+
+def test_a_deleted_turn_is_told(sessions, response):
+    kept, gone = sessions.create_turn(response.id), sessions.create_turn(response.id)
+
+    with sessions.watch_response(response.id) as watch:
+        assert {watch.receive(PATIENCE).turn.id for _ in range(2)} == {kept.id, gone.id}
+        sessions.delete_turn(gone.id)
+        told = watch.receive(PATIENCE)
+        assert (told.turn.id, told.is_deleted) == (gone.id, True)
+        sessions.delete_session(sessions.get_round_by_response(response.id).session_id)
+        assert [(each.turn.id, each.is_deleted) for each in watch] == [(kept.id, True)]
+
+
+def test_what_a_writer_holds_in_memory_is_told_as_in_flight(sessions, response):
+    with sessions.stream_turn(response.id) as turn:
+        watch = sessions.watch_response(response.id)
+        watch.receive(PATIENCE)
+        turn.write("Hel")
+        shown = ""
+        while shown != "Hel":
+            update = watch.receive(PATIENCE)
+            shown = shown[: update.offset] + update.text
+        turn.write("lo")
+
+    rest = list(watch)
+    for update in rest:
+        shown = shown[: update.offset] + update.text
+    assert shown == rest[-1].turn.content == "Hello"
+    assert not rest[-1].is_in_flight
+
+
+def test_closing_the_manager_ends_every_subscription(sessions, response):
+    turn = sessions.create_turn(response.id)
+    told = Told()
+    watch = sessions.watch_response(response.id)
+    watch.receive(PATIENCE)
+    listening = sessions.add_turn_update_listener(turn.id, told)
+    assert sessions.subscriptions == 2
+
+    sessions.close()
+
+    assert list(watch) == []
+    assert watch.is_closed
+    assert listening.wait(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda s: s.watch_response("nobody").receive(PATIENCE), ResponseNotFoundError),
+        (lambda s: s.watch_session("nobody").receive(PATIENCE), SessionNotFoundError),
+        (lambda s: s.track_streaming_turns("nobody", print), ResponseNotFoundError),
+        (lambda s: s.add_turn_update_listener("nobody", print), TurnNotFoundError),
+        (lambda s: s.watch_response(7), InvalidArgumentError),
+        (lambda s: s.watch_session("nobody", last=-1), InvalidArgumentError),
+        (lambda s: s.add_turn_update_listener("nobody", "print"), InvalidArgumentError),
+    ],
+)
+def test_bad_arguments_are_refused_and_leave_no_subscription(sessions, call, error):
+    with pytest.raises(error):
+        call(sessions)
+
+    assert sessions.subscriptions == 0
