@@ -52,6 +52,11 @@ def print_json(document: Any) -> None:
     _write(encoded + b"\n")
 
 
+def print_json_line(document: Any) -> None:
+    """Print one of many documents, in a line of its own."""
+    _write(msgspec.json.encode(document, enc_hook=_encoded) + b"\n")
+
+
 def _write(encoded: bytes) -> None:
     """Write all of it: with PYTHONUNBUFFERED one write, and print(), stops where a pipe is full."""
     sys.stdout.flush()
@@ -75,6 +80,11 @@ def print_text(text: str = "", *, style: str = "") -> None:
         console().print(Text(shown, style=style), soft_wrap=True)
     else:
         _print_line(shown)
+
+
+def print_piece(text: str) -> None:
+    """Print a piece of a text that grows; its line is not ended."""
+    _write(printable(text, lines=True).encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -1,4 +1,4 @@
-"""``sessions list | show | delete``: the conversations of one database."""
+"""``sessions list | show | tail | delete``: the conversations of one database."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mandrake_sessions.cli import tail
 from mandrake_sessions.cli.confirmation import confirm
 from mandrake_sessions.cli.output import (
     document_of,
@@ -27,7 +28,7 @@ from mandrake_sessions.cli.target import (
 )
 from mandrake_sessions.models import Exchange, SessionHistory, SessionUsage, Turn
 
-app = typer.Typer(help="List, show and delete sessions.", no_args_is_help=True)
+app = typer.Typer(help="List, show, follow and delete sessions.", no_args_is_help=True)
 
 SessionId = Annotated[str, typer.Argument(metavar="ID", help="The id of a session.")]
 
@@ -122,6 +123,9 @@ def _about(turn: Turn) -> str:
     if turn.error_message:
         parts.append(turn.error_message)
     return " · ".join(part for part in parts if part)
+
+
+app.command()(tail.tail)
 
 
 @app.command()

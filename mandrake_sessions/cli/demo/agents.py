@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import msgspec
 
@@ -16,8 +17,11 @@ from mandrake_sessions.errors import (
     HandleReleasedError,
     NotInitializedError,
     PoolClosedError,
+    TurnInterruptedError,
 )
 from mandrake_sessions.ids import new_id
+from mandrake_sessions.live.updates import TurnUpdate
+from mandrake_sessions.live.writer import TurnWriter
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.models import (
     Exchange,
@@ -37,8 +41,10 @@ _PROSE = (
 )
 _WORDS = _PROSE.split()
 _READ_LAST = 20
+_TOKEN_SECONDS = 0.002
+_TOKENS_A_FLUSH = 50
 # What a call raises that comes while, or after, everything is closed; it has written nothing.
-_REFUSALS = (PoolClosedError, NotInitializedError, HandleReleasedError)
+_REFUSALS = (PoolClosedError, NotInitializedError, HandleReleasedError, TurnInterruptedError)
 _MANY_ERRORS = 100
 
 
@@ -88,13 +94,14 @@ class Agent(threading.Thread):
     Attributes:
         rounds: rounds acknowledged.
         turns: turns acknowledged.
-        updates: updates acknowledged.
+        updates: flushes and ends of streams acknowledged.
+        tokens: tokens written to streams.
         longest_call: the longest call, in seconds.
     """
 
     def __init__(self, number: int, stage: Stage) -> None:
         super().__init__(name=f"agent-{number}", daemon=True)
-        self.rounds = self.turns = self.updates = 0
+        self.rounds = self.turns = self.updates = self.tokens = 0
         self.longest_call = 0.0
         self._number = number
         self._stage = stage
@@ -121,19 +128,50 @@ class Agent(threading.Thread):
     # -- one exchange -----------------------------------------------------------------------
 
     def _stream(self, place: Place, session_id: str, question: str) -> None:
-        """Ask, then let the answer grow with every update."""
+        """Ask, then stream the answer token by token, as it comes from a model."""
         round_ = self._ask(place, session_id, question)
         turn_id = new_id()
-        turn = self._call(
+        with self._call(
             place,
-            "create_turn",
-            Entry(database=place.name, call="create_turn", kind="turn", id=turn_id),
-            lambda: place.sessions.create_turn(round_.response.id, id=turn_id, model=_MODEL),
-        )
-        self.turns += 1
-        for content in self._growing_answer():
-            turn = self._update(place, turn, content)
-        self._finish(place, turn)
+            "stream_turn",
+            Entry(database=place.name, call="stream_turn", kind="turn", id=turn_id),
+            lambda: place.sessions.stream_turn(round_.response.id, id=turn_id, model=_MODEL),
+        ) as writer:
+            self.turns += 1
+            text = self._write(place, writer)
+            written = len(text) // 4
+            writer.set_usage(
+                input_tokens=812,
+                output_tokens=written,
+                input_cost=0.0024,
+                output_cost=written * 15e-6,
+            )
+            self._call(place, "complete", self._end_of(place, "complete", writer), writer.complete)
+            self.updates += 1
+
+    def _write(self, place: Place, writer: TurnWriter) -> str:
+        """Write an answer's tokens; what is flushed now and then counts as acknowledged."""
+        text = ""
+        *_, answer = self._growing_answer()
+        for number, token in enumerate(answer.split(" "), 1):
+            try:
+                writer.write(f"{token} ")
+            except _REFUSALS as error:
+                self._refuse(self._end_of(place, "write", writer), error)
+            text += f"{token} "
+            self.tokens += 1
+            time.sleep(_TOKEN_SECONDS)
+            if number % _TOKENS_A_FLUSH == 0:
+                self._flush(place, writer, text)
+        return text
+
+    def _flush(self, place: Place, writer: TurnWriter, text: str) -> None:
+        def flushed() -> Turn:
+            writer.flush()
+            return msgspec.structs.replace(writer.turn, content=text)
+
+        self._call(place, "flush", self._end_of(place, "flush", writer), flushed)
+        self.updates += 1
 
     def _ask(self, place: Place, session_id: str, question: str) -> Round:
         round_id = new_id()
@@ -145,38 +183,6 @@ class Agent(threading.Thread):
         )
         self.rounds += 1
         return round_
-
-    def _update(self, place: Place, turn: Turn, content: str) -> Turn:
-        updated = self._call(
-            place,
-            "update_turn",
-            self._update_of(place, turn),
-            lambda: place.sessions.update_turn(
-                turn.id,
-                content=content,
-                current_tokens=len(content) // 4,
-                expected_revision=turn.revision,
-            ),
-        )
-        self.updates += 1
-        return updated
-
-    def _finish(self, place: Place, turn: Turn) -> None:
-        written = len(turn.content) // 4
-        self._call(
-            place,
-            "update_turn",
-            self._update_of(place, turn),
-            lambda: place.sessions.update_turn(
-                turn.id,
-                status=TurnStatus.COMPLETED,
-                input_tokens=812,
-                output_tokens=written,
-                input_cost=0.0024,
-                output_cost=written * 15e-6,
-            ),
-        )
-        self.updates += 1
 
     def _record(self, place: Place, session_id: str, question: str) -> None:
         """Store a finished exchange in one call: a tool is asked first, then it answers."""
@@ -232,13 +238,14 @@ class Agent(threading.Thread):
 
     # -- one call ---------------------------------------------------------------------------
 
-    def _update_of(self, place: Place, turn: Turn) -> Entry:
+    def _end_of(self, place: Place, call: str, writer: TurnWriter) -> Entry:
+        """Return what a refused call of a stream promises: that the turn was not completed."""
         return Entry(
             database=place.name,
-            call="update_turn",
+            call=call,
             kind="turn",
-            id=turn.id,
-            revision=turn.revision + 1,
+            id=writer.id,
+            status=TurnStatus.COMPLETED.value,
         )
 
     def _call(self, place: Place, call: str, intent: Entry, work: Callable[[], T]) -> T:
@@ -247,18 +254,23 @@ class Agent(threading.Thread):
         try:
             made = work()
         except _REFUSALS as error:
-            if not self._stage.is_closing():
-                self._stage.fail(f"{self.name} {call}", error)
-                raise FailedError from error
-            self._stage.ledger.note([msgspec.structs.replace(intent, refused=True)])
-            raise RefusedError from error
+            self._refuse(intent, error)
         except Exception as error:  # whatever it is, it is one too many
             self._stage.fail(f"{self.name} {call}", error)
             raise FailedError from error
         self.longest_call = max(self.longest_call, monotonic() - began)
-        assert isinstance(made, Round | Turn)
-        self._stage.ledger.note(entries_of(place.name, call, made))
+        stored = made.turn if isinstance(made, TurnWriter) else made
+        assert isinstance(stored, Round | Turn)
+        self._stage.ledger.note(entries_of(place.name, call, stored))
         return made
+
+    def _refuse(self, intent: Entry, error: BaseException) -> NoReturn:
+        """Note that a call was refused, which only a shutdown may do."""
+        if not self._stage.is_closing():
+            self._stage.fail(f"{self.name} {intent.call}", error)
+            raise FailedError from error
+        self._stage.ledger.note([msgspec.structs.replace(intent, refused=True)])
+        raise RefusedError from error
 
     def _knock_everywhere(self) -> None:
         """Try each database once more: none of them may take anything now."""
@@ -325,3 +337,39 @@ class Reader(threading.Thread):
             len(turn.content),
             zlib.crc32(turn.content.encode()),
         )
+
+
+class Watcher(threading.Thread):
+    """Follows a session until everything is closed, and puts its turns together from the pieces.
+
+    Attributes:
+        updates: states and pieces it was told.
+    """
+
+    def __init__(self, stage: Stage, place: Place) -> None:
+        super().__init__(name=f"watcher-{place.name}", daemon=True)
+        self.updates = 0
+        self._stage = stage
+        self._place = place
+        self._texts: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Watch: what was told piece by piece must be the turn's text in the end."""
+        try:
+            with self._place.sessions.watch_session(self._place.session_ids[0]) as watch:
+                for event in watch:
+                    self.updates += 1
+                    if isinstance(event, TurnUpdate):
+                        self._add(event)
+        except _REFUSALS as error:
+            if not self._stage.is_closing():
+                self._stage.fail(self.name, error)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is one too many
+            self._stage.fail(self.name, error)
+
+    def _add(self, update: TurnUpdate) -> None:
+        turn = update.turn
+        text = self._texts.get(turn.id, "")[: update.offset] + update.text
+        self._texts[turn.id] = text
+        if turn.status.is_finished and text != turn.content:
+            self._stage.fail(self.name, f"turn {turn.id} was told with another text")

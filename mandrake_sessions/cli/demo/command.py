@@ -65,8 +65,8 @@ def demo(
 ) -> None:
     """Show the library at work: agents and readers, a signal in their midst, and the proof.
 
-    A system database and two workspaces, to whose conversations the agents add growing answers
-    while readers render histories. SIGTERM then shuts them down as they write. Every
+    A system database and two workspaces, into whose conversations the agents stream answers while
+    readers render histories and watchers follow. SIGTERM then shuts them down as they write. Every
     acknowledgement is in a log that was fsynced, and a fresh process reopens the databases and
     looks for each of them. Exit code 1 if there was an error, or anything is missing.
     """
@@ -274,7 +274,8 @@ def _print_closing(
         [
             ("rounds", closing.rounds),
             ("turns", closing.turns),
-            ("updates", closing.updates),
+            ("tokens streamed", closing.tokens),
+            ("updates watched", closing.watched),
             ("histories read", closing.histories),
             ("commits", closing.commits),
             ("longest wait", milliseconds(closing.longest_wait)),

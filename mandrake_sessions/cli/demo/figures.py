@@ -12,7 +12,9 @@ class Figures(msgspec.Struct, kw_only=True):
         seconds: since the agents began.
         rounds: rounds acknowledged.
         turns: turns acknowledged.
-        updates: updates of turns acknowledged.
+        updates: flushes and ends of streams acknowledged.
+        tokens: tokens written to streams.
+        watched: states and pieces of text that watchers were told.
         histories: histories that the readers rendered and checked.
         acknowledged: entries that are in the log and fsynced.
         refused: calls that were refused at the shutdown.
@@ -30,6 +32,8 @@ class Figures(msgspec.Struct, kw_only=True):
     rounds: int = 0
     turns: int = 0
     updates: int = 0
+    tokens: int = 0
+    watched: int = 0
     histories: int = 0
     acknowledged: int = 0
     refused: int = 0

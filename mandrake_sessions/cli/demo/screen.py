@@ -59,7 +59,7 @@ class Screen:
             self._next_line = figures.seconds + _LINE_SECONDS
             print(
                 f"{figures.seconds:5.1f} s  {figures.rounds:6d} rounds  {figures.turns:6d} turns  "
-                f"{figures.updates:7d} updates  {figures.histories:5d} histories  "
+                f"{figures.tokens:7d} tokens  {figures.histories:5d} histories  "
                 f"{figures.acknowledged:7d} acknowledged",
                 flush=True,
             )
@@ -72,7 +72,8 @@ class Screen:
         for name, value in (
             ("rounds", figures.rounds),
             ("turns", figures.turns),
-            ("updates", figures.updates),
+            ("tokens streamed", figures.tokens),
+            ("updates watched", figures.watched),
             ("histories read", figures.histories),
             ("acknowledged, on disk", figures.acknowledged),
             ("longest wait", milliseconds(figures.longest_wait)),

@@ -14,7 +14,7 @@ from types import FrameType
 
 import msgspec
 
-from mandrake_sessions.cli.demo.agents import Agent, Place, Reader, Stage
+from mandrake_sessions.cli.demo.agents import Agent, Place, Reader, Stage, Watcher
 from mandrake_sessions.cli.demo.figures import Figures
 from mandrake_sessions.cli.demo.ledger import Header, Ledger, entries_of
 from mandrake_sessions.database.pool import ConnectionPool
@@ -41,7 +41,7 @@ class _Step:
 
 
 class Performance:
-    """The databases, the agents and the readers, from the first call to the closing line."""
+    """The databases, agents, readers and watchers, from the first call to the closing line."""
 
     def __init__(self, directory: Path, agents: int, durability: Durability) -> None:
         self._pool = ConnectionPool(PoolOptions(database=DatabaseOptions(durability=durability)))
@@ -58,6 +58,7 @@ class Performance:
         self._stage = Stage(places, self._ledger, lambda: self._pool.is_closed)
         self._agents = [Agent(number, self._stage) for number in range(agents)]
         self._readers = [Reader(number, self._stage) for number in range(READERS)]
+        self._watchers = [Watcher(self._stage, place) for place in places]
         self._figures = Figures()
         self._began = monotonic()
         self._mutex = threading.Lock()
@@ -77,9 +78,9 @@ class Performance:
         )
 
     def begin(self) -> None:
-        """Send the agents and readers to work."""
+        """Send the watchers, agents and readers to work."""
         self._began = monotonic()
-        for thread in (*self._agents, *self._readers):
+        for thread in (*self._watchers, *self._agents, *self._readers):
             thread.start()
 
     def figures(self) -> Figures:
@@ -90,6 +91,8 @@ class Performance:
             told.rounds = sum(agent.rounds for agent in self._agents)
             told.turns = sum(agent.turns for agent in self._agents)
             told.updates = sum(agent.updates for agent in self._agents)
+            told.tokens = sum(agent.tokens for agent in self._agents)
+            told.watched = sum(watcher.updates for watcher in self._watchers)
             told.longest_call = max(agent.longest_call for agent in self._agents)
             told.histories = sum(reader.histories for reader in self._readers)
             told.acknowledged = self._ledger.acknowledged
@@ -115,7 +118,7 @@ class Performance:
 
     def _see_agents_out(self) -> None:
         deadline = monotonic() + _PATIENCE
-        for thread in (*self._agents, *self._readers):
+        for thread in (*self._watchers, *self._agents, *self._readers):
             thread.join(max(0.0, deadline - monotonic()))
             if thread.is_alive():
                 self._stage.fail(thread.name, "did not come back from its last call")

@@ -189,7 +189,8 @@ class _Check:
 
     def _look_for_refused(self, entry: Entry) -> None:
         turn = self._turns.get(entry.id)
-        if entry.id in self._rounds or (turn is not None and turn.revision >= entry.revision):
+        # A stream that was refused ends all the same, as interrupted, with what it had written.
+        if entry.id in self._rounds or (turn is not None and entry.status in ("", turn.status)):
             self._result.refused_but_stored += 1
             self.complain(f"{entry.call} {entry.kind} {entry.id}: refused, and stored all the same")
 

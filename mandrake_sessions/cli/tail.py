@@ -1,0 +1,136 @@
+"""``sessions tail``: follows one conversation live, whichever process writes it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from mandrake_sessions.cli.errors import CommandError, ExitCode
+from mandrake_sessions.cli.output import document_of, print_json_line, print_piece, print_text
+from mandrake_sessions.cli.target import (
+    TIMEOUT,
+    Database,
+    Root,
+    Timeout,
+    WorkspaceName,
+    open_sessions,
+)
+from mandrake_sessions.live.updates import RoundUpdate, SessionEvent, SessionUpdate, TurnUpdate
+from mandrake_sessions.models import Round, Turn
+
+SessionId = Annotated[str, typer.Argument(metavar="ID", help="The id of a session.")]
+
+
+def tail(
+    id: SessionId,
+    *,
+    root: Root = None,
+    workspace: WorkspaceName = None,
+    database: Database = None,
+    last: Annotated[
+        int, typer.Option(metavar="N", help="Begin with so many of the last rounds.")
+    ] = 1,
+    timeout: Timeout = TIMEOUT,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document for each change, a line each.")
+    ] = False,
+) -> None:
+    """Follow a session as it grows, until Ctrl-C or until the session is deleted.
+
+    Prints text as it is stored, about twenty times a second, also when another process writes it.
+    """
+    show = _print_line if as_json else _Page().show
+    with (
+        open_sessions(root, workspace, database, timeout) as sessions,
+        sessions.watch_session(id, last=last) as watch,
+    ):
+        for event in watch:
+            show(event)
+    raise CommandError("The session was deleted.", ExitCode.NOT_FOUND)
+
+
+def _print_line(event: SessionEvent) -> None:
+    print_json_line(_document(event))
+    sys.stdout.flush()
+
+
+def _document(event: SessionEvent) -> dict[str, Any]:
+    match event:
+        case TurnUpdate():
+            turn = document_of(event.turn)
+            # What is new, and where it belongs; the whole text would come again each time.
+            del turn["content"], turn["raw_response"]
+            told = {"turn": {**turn, "offset": event.offset, "text": event.text}}
+            return {**told, "deleted": event.is_deleted}
+        case RoundUpdate():
+            told = {"round": document_of(event.round) or {"id": event.id}}
+            return {**told, "deleted": event.round is None}
+        case SessionUpdate():
+            told = {"session": document_of(event.session) or {"id": event.id}}
+            return {**told, "deleted": event.session is None}
+
+
+class _Page:
+    """Prints what is new for people; turns that grow at once take turns, each under its head."""
+
+    def __init__(self) -> None:
+        self._shown_turn: str | None = None
+        self._sizes: dict[str, int] = {}
+        self._rounds: dict[str, str] = {}
+        self._ended: set[str] = set()
+
+    def show(self, event: SessionEvent) -> None:
+        """Print one change."""
+        match event:
+            case TurnUpdate():
+                self._show_turn(event)
+            case RoundUpdate(round=Round() as round_):
+                self._show_round(round_)
+            case RoundUpdate():
+                self._line(f"── round {event.id} was deleted", style="bold red")
+            case SessionUpdate(session=None):
+                self._line("── the session was deleted", style="bold red")
+            case SessionUpdate():
+                pass
+        sys.stdout.flush()
+
+    def _show_round(self, round_: Round) -> None:
+        if self._rounds.get(round_.id) == round_.request.content:
+            return
+        self._rounds[round_.id] = round_.request.content
+        self._line(f"\n── round {round_.index} · {round_.id}", style="bold cyan")
+        print_text(round_.request.content)
+
+    def _show_turn(self, update: TurnUpdate) -> None:
+        turn = update.turn
+        if update.is_deleted:
+            self._line(f"   turn {turn.index} · {turn.id} was deleted", style="bold red")
+            return
+        is_new = turn.id not in self._sizes
+        shown = self._sizes.setdefault(turn.id, 0)
+        if is_new or (update.text and self._shown_turn != turn.id):
+            self._line(f"\n   turn {turn.index} · {turn.model or turn.id}", style="bold")
+            self._shown_turn = turn.id
+        if update.offset < shown:
+            self._line("   (written anew)", style="dim")
+            self._shown_turn = turn.id
+        self._sizes[turn.id] = update.offset + len(update.text)
+        print_piece(update.text)
+        if turn.status.is_finished and turn.id not in self._ended:
+            self._ended.add(turn.id)
+            self._show_end(turn)
+
+    def _show_end(self, turn: Turn) -> None:
+        for call in turn.tool_calls:
+            result = "interrupted" if call.is_interrupted else call.response
+            self._line(f"   tool call {call.raw or call.call} → {result}", style="dim")
+        error = f" · {turn.error_message}" if turn.error_message else ""
+        self._line(f"   {turn.status.value}{error}", style="dim")
+
+    def _line(self, text: str, *, style: str) -> None:
+        if self._shown_turn is not None:
+            print_piece("\n")
+            self._shown_turn = None
+        print_text(text, style=style)
