@@ -9,13 +9,14 @@ import enum
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 import mandrake_sessions
-from mandrake_sessions import importers
+from mandrake_sessions import aio, importers
 
 TARGET = Path(__file__).parent / "reference.md"
 
@@ -38,14 +39,48 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "Workspace",
         "UNSET",
     ),
+    "Streaming": ("TurnWriter", "PendingToolCall"),
+    "Watching": (
+        "Watch",
+        "Subscription",
+        "TurnUpdate",
+        "RoundUpdate",
+        "SessionUpdate",
+        "SessionEvent",
+    ),
     "Pool": ("default_pool", "ConnectionPool", "DatabaseHandle", "PoolStats", "DatabaseStats"),
     "Options": ("DatabaseOptions", "PoolOptions", "Durability"),
     "Health": ("HealthReport", "HealthCheck", "HealthStatus"),
 }
 """Every public name that is no exception, in the order of the page."""
 
-GIVEN = ("SessionTransaction", "DatabaseHandle", "ShutdownHook")
+GIVEN = (
+    "AsyncTurnWriter",
+    "DatabaseHandle",
+    "PendingToolCall",
+    "SessionTransaction",
+    "ShutdownHook",
+    "Subscription",
+    "TurnUpdate",
+    "TurnWriter",
+    "Watch",
+)
 """Classes that the library makes, and callers do not."""
+
+TWINS = {
+    mandrake_sessions.SessionTransaction: mandrake_sessions.SessionManager,
+    aio.AsyncSessionManager: mandrake_sessions.SessionManager,
+    aio.AsyncMandrakeManager: mandrake_sessions.MandrakeManager,
+    aio.AsyncWorkspaceManager: mandrake_sessions.WorkspaceManager,
+    aio.AsyncTurnWriter: mandrake_sessions.TurnWriter,
+}
+"""Classes whose methods of the same names are another one's."""
+
+VALUES = {
+    "UNSET": "Leave this field alone; `None` clears it.",
+    "SessionEvent": "What `watch_session` tells: `TurnUpdate | RoundUpdate | SessionUpdate`.",
+}
+"""Public names that are neither class nor function."""
 
 INTRODUCTION = """\
 # Reference
@@ -64,6 +99,8 @@ def render() -> str:
     for title, names in GROUPS.items():
         parts.append(f"## {title}\n")
         parts += [_entry(name, getattr(mandrake_sessions, name)) for name in names]
+    parts.append("## asyncio\n\nFrom `mandrake_sessions.aio`; [how to](howto/asyncio.md).\n")
+    parts += [_entry(name, getattr(aio, name)) for name in sorted(aio.__all__)]
     parts.append("## Importers\n\nFrom `mandrake_sessions.importers`.\n")
     parts += [_entry(name, getattr(importers, name)) for name in sorted(importers.__all__)]
     parts.append("## Errors\n\n[Handle every error](howto/errors.md) says what to do about each.\n")
@@ -88,7 +125,7 @@ def _entry(name: str, found: Any) -> str:
     if inspect.isfunction(found):
         return f"### `{name}`\n\n{_first_line(found)}\n\n- `{name}{_signature(found)}`\n"
     if not inspect.isclass(found):
-        return f"### `{name}`\n\nLeave this field alone; `None` clears it.\n"
+        return f"### `{name}`\n\n{VALUES[name]}\n"
     lines = [f"### `{name}`\n", f"{_first_line(found)}\n"]
     if issubclass(found, enum.Enum):
         lines.append("- " + " · ".join(f"`{member.name}`" for member in found))
@@ -125,12 +162,12 @@ def _attributes(found: type[Any]) -> Iterator[str]:
 def _members(found: type[Any]) -> Iterator[str]:
     """Yield the public methods and properties, those of ours that are inherited too."""
     seen: set[str] = set()
-    if found is mandrake_sessions.SessionTransaction:
-        # The same functions are the manager's methods.
-        seen = vars(mandrake_sessions.SessionManager).keys() & vars(found).keys()
-        seen = {name for name in seen if not name.startswith("_")}
+    twin = TWINS.get(found)
+    if twin is not None:
+        # Made of the same functions, or told by the same words.
+        seen = {name for name in vars(twin).keys() & vars(found).keys() if name[0] != "_"}
         shared = " · ".join(f"`{name}`" for name in vars(found) if name in seen)
-        yield f"- as in `SessionManager`: {shared}"
+        yield f"- as in `{twin.__name__}`: {shared}"
     for each in found.__mro__:
         if not each.__module__.startswith("mandrake_sessions"):
             continue
@@ -138,9 +175,10 @@ def _members(found: type[Any]) -> Iterator[str]:
             if name.startswith("_") or name in seen:
                 continue
             seen.add(name)
-            if isinstance(member, property) and member.fget is not None:
-                returns = member.fget.__annotations__.get("return")
-                yield f"- `{name}: {returns}`: {_first_line(member)}"
+            getter = member.func if isinstance(member, cached_property) else member
+            getter = getter.fget if isinstance(getter, property) else getter
+            if isinstance(member, property | cached_property) and getter is not None:
+                yield f"- `{name}: {getter.__annotations__['return']}`: {_first_line(member)}"
             elif inspect.isfunction(member):
                 yield _line(name, member)
 
