@@ -7,13 +7,17 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, Protocol, TypeVar
+from time import monotonic
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.errors import CommitOutcomeUnknownError
 
 T = TypeVar("T")
+
+_LOOK: Final = 0.05
+"""Seconds between two looks whether a whole call that nobody wants has begun to wait."""
 
 
 class EscapedError(Exception):
@@ -49,6 +53,7 @@ class Call(Generic[T]):
     Attributes:
         is_taken: whether a worker has taken it, which then minds its budget.
         is_withdrawn: whether it was withdrawn before it began.
+        is_unwanted: whether its await was cancelled after it began.
         is_over: whether its outcome was told to the event loop.
         is_alone: whether it must not share a transaction: it was lost with one before.
     """
@@ -59,7 +64,6 @@ class Call(Generic[T]):
         "_future",
         "_is_begun",
         "_is_done",
-        "_is_unwanted",
         "_result",
         "_unit",
         "budget",
@@ -70,6 +74,7 @@ class Call(Generic[T]):
         "is_hosts",
         "is_over",
         "is_taken",
+        "is_unwanted",
         "is_whole",
         "is_withdrawn",
         "loop",
@@ -98,6 +103,7 @@ class Call(Generic[T]):
         self.is_alone = False
         self.is_taken = False
         self.is_withdrawn = False
+        self.is_unwanted = False
         self.is_over = False
         self._unit = unit
         self._future: asyncio.Future[None] = self.loop.create_future()
@@ -105,7 +111,6 @@ class Call(Generic[T]):
         self._fate = threading.Lock()
         self._is_begun = False
         self._is_done = False
-        self._is_unwanted = False
         self._result: T | None = None
         self._failure: BaseException | None = None
 
@@ -115,7 +120,7 @@ class Call(Generic[T]):
         """Do the work, unless it was withdrawn; called again if its transaction was lost."""
         if self._is_begun:
             # What was done is undone: the last moment for who does not want it any more.
-            self._is_done = not self._is_unwanted
+            self._is_done = not self.is_unwanted
         else:
             self._is_begun = self._is_done = self._fate.acquire(blocking=False)
         return self._unit(tx) if self._is_done else None
@@ -144,7 +149,8 @@ class Call(Generic[T]):
             CancelledError: ``cancelled_call`` tells what became of it.
         """
         worker.submit(self)
-        expiry = self.loop.call_at(self.budget.body_deadline, self._expire)
+        # Not call_at(): a loop may have a clock of its own.
+        expiry = self.loop.call_later(self.budget.body_deadline - monotonic(), self._expire)
         try:
             await self._future
         except asyncio.CancelledError as error:
@@ -178,12 +184,15 @@ class Call(Generic[T]):
         if self._withdraw():
             worker.call_withdrawn()
             return
-        self._is_unwanted = True
+        self.is_unwanted = True
         while is_write and not self.is_over:
             self._future = self.loop.create_future()
+            if self.is_whole:
+                # It has begun, and yet perhaps only waits for the lease.
+                worker.call_withdrawn()
             # Cancelled again: what has begun ends soon, and only then it is known how.
             with contextlib.suppress(asyncio.CancelledError):
-                await self._future
+                await asyncio.wait((self._future,), timeout=_LOOK if self.is_whole else None)
 
     def _cancelled(self, *, is_write: bool) -> CancelledCall:
         failure, is_unknown = self._failure, isinstance(self._failure, CommitOutcomeUnknownError)

@@ -66,7 +66,7 @@ async def in_thread(
     Raises:
         CancelledError: after the work has ended; ``cancelled_call`` tells how.
     """
-    chore = _Chore(f"mandrake-sessions {operation}", work)
+    chore = _Chore(f"mandrake-async {operation}", work)
     try:
         await chore.over()
     except asyncio.CancelledError as error:
@@ -75,7 +75,7 @@ async def in_thread(
         is_done = failure is None
         if is_done and undo is not None:
             undoing = _Chore(
-                f"mandrake-sessions {operation}",
+                f"mandrake-async {operation}",
                 lambda: undo(result),  # type: ignore[arg-type]  # T itself may be None
             )
             await undoing.surely_over()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -143,15 +143,19 @@ class AsyncMandrakeManager:
         with self._mutex:
             parts = [*(known.sessions for known in self._known.values()), self.sessions]
             self._known.clear()
+        # In one thread: who cancels leaves none of them open.
+        await in_thread("close", functools.partial(self._close_all, parts))
+
+    def _close_all(self, parts: Sequence[AsyncSessionManager]) -> None:
         failures: list[Exception] = []
         for part in parts:
             try:
-                await part.close()
+                part.close_now()
             except (MandrakeSessionsError, ExceptionGroup) as error:
                 failures.append(error)
         try:
             # Also what was opened through the manager behind.
-            await in_thread("close", self.sync.close)
+            self.sync.close()
         except ExceptionGroup as group:
             failures.extend(group.exceptions)
         if failures:

@@ -56,7 +56,7 @@ async def listen(
     except BaseException:
         watch.close()
         raise
-    task = asyncio.create_task(_tell_each(watch, listener), name=f"mandrake-sessions {operation}")
+    task = asyncio.create_task(_tell_each(watch, listener), name=f"mandrake-async {operation}")
     _listening.add(task)
     task.add_done_callback(partial(_ended, watch))
     return Subscription(follower, mailbox)

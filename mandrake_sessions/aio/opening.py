@@ -94,7 +94,12 @@ class AsyncOpening:
         Does nothing when it is closed.
         """
         if self.sync.is_initialized:
-            await in_thread("close", functools.partial(self._end, self.sync.close))
+            await in_thread("close", self.close_now)
+
+    def close_now(self) -> None:
+        """Do what ``close`` does; it blocks, so not in an event loop."""
+        if self.sync.is_initialized:
+            self._end(self.sync.close)
 
     async def delete(self, *, timeout: float | None = None) -> None:
         """Close, then remove the database file; raises what ``SessionManager.delete`` does.
@@ -169,7 +174,7 @@ class AsyncOpening:
 
 
 def _new_worker(kind: Kind) -> Worker:
-    name = f"mandrake-sessions {kind}"
+    name = f"mandrake-async {kind}"
     return WriteWorker(name) if kind == "write" else ReadWorker(name, is_long=kind == "query")
 
 

@@ -53,11 +53,15 @@ def streams(
         The block begins the turn; the arguments are those of ``SessionManager.stream_turn``.
         """
         file = self.open_file()
+        timeout: Any = kwargs.get("timeout")
 
         async def begin() -> TurnWriter:
-            call: Call[TurnWriter] = Call(
-                lambda _: method(self.sync, *args, **kwargs), "stream_turn", file, is_whole=True
-            )
+            def start(_: None) -> TurnWriter:
+                # What the worker's queue has taken is not given again.
+                kwargs["timeout"] = call.budget.left()
+                return method(self.sync, *args, **kwargs)
+
+            call: Call[TurnWriter] = Call(start, "stream_turn", file, timeout, is_whole=True)
             try:
                 return await call.outcome(self.worker("write"), is_write=True)
             except asyncio.CancelledError as error:

@@ -245,6 +245,9 @@ class WriteWorker(Worker):
 
     def _stop_waiting(self) -> None:
         call = self._current
-        if call is not None and call.is_withdrawn and not self._again and self._first() is None:
-            # Otherwise its place in the queue is of use to the next.
+        if call is None:
+            return
+        # A whole call brings nobody along; the place of another one is of use to the next.
+        is_alone = call.is_whole or (not self._again and self._first() is None)
+        if (call.is_withdrawn or call.is_unwanted) and is_alone:
             call.file.writer.give_up(self._ident)

@@ -15,7 +15,11 @@ from typing import Any, Final, Self, TypeVar
 
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
 from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.errors import CommitOutcomeUnknownError, NotInitializedError
+from mandrake_sessions.errors import (
+    CommitOutcomeUnknownError,
+    NotInitializedError,
+    TurnInterruptedError,
+)
 from mandrake_sessions.live.tool_calls import PendingToolCall
 from mandrake_sessions.live.writer import TurnWriter, ending_of, note_unstored_end
 from mandrake_sessions.models import UNSET, Turn, TurnStatus, Unset
@@ -219,12 +223,18 @@ class AsyncTurnWriter:
         if error is None:
             await self.complete()
             return
+        if self.is_finished:
+            # Somebody else has ended it: its reason was raised, or nobody wrote any more.
+            return
         cancelled = None
         try:
             future = self.sync.begin_end(*ending_of(error))
             cancelled = await self._surely_settled(future)
             if future.done():
                 future.result()
+        except TurnInterruptedError:
+            # Somebody else was faster: it has ended, and its text is kept.
+            pass
         except Exception as failure:  # noqa: BLE001  # the block's own exception goes on
             note_unstored_end(self.id, error, failure)
         if cancelled is not None and not isinstance(error, asyncio.CancelledError):

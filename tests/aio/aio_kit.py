@@ -111,9 +111,7 @@ class Ticker:
 
 def threads() -> list[str]:
     """Return the names of the threads of the asyncio face."""
-    return [
-        each.name for each in threading.enumerate() if each.name.startswith("mandrake-sessions ")
-    ]
+    return [each.name for each in threading.enumerate() if each.name.startswith("mandrake-async ")]
 
 
 def descriptors() -> int:

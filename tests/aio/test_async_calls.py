@@ -147,7 +147,7 @@ def test_a_hosts_function_runs_in_the_managers_own_thread_only(manager):
                 calls = [asyncio.create_task(sessions.transact(work)) for _ in range(5)]
                 await soon(lambda: queue_of(sessions).waiting == 1)
             made = await asyncio.gather(*calls)
-            assert set(ran_in) == {"mandrake-sessions write"}
+            assert set(ran_in) == {"mandrake-async write"}
             assert {each.id for each in await sessions.list_sessions()} == set(made)
 
     run(main())

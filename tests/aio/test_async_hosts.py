@@ -100,3 +100,17 @@ def test_closing_the_host_lets_the_calls_of_its_workspaces_end(tmp_path, pool):
 
     run(main())
     until(lambda: not threads())
+
+
+def test_closing_the_host_closes_every_workspace_also_when_cancelled(tmp_path, pool):
+    async def main():
+        mandrake = await AsyncMandrakeManager(tmp_path, pool=pool).init()
+        spaces = [await mandrake.create_workspace(f"w{n}") for n in range(5)]
+        closing = asyncio.create_task(mandrake.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert not any(each.sessions.is_initialized for each in (*spaces, mandrake))
+
+    run(main())

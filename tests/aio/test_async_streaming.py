@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import apsw
 import pytest
 from aio_kit import Ticker, lease_held, queue_of, run, soon
+from structlog.testing import capture_logs
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -112,6 +114,71 @@ def test_a_cancelled_beginning_leaves_no_streaming_turn(manager):
                 await beginning
 
             await soon(lambda: not sessions.sync.get_streaming_status(response_id).streaming)
+
+    run(main())
+
+
+@pytest.mark.parametrize("holder", ["a thread", "another process"])
+def test_a_cancelled_beginning_does_not_wait_for_the_lease(manager, path, holder):
+    async def main():
+        async with manager as sessions:
+            response_id = await response_of(sessions)
+            foreign = apsw.Connection(str(path))
+            with contextlib.ExitStack() as stack:
+                if holder == "a thread":
+                    stack.enter_context(lease_held(sessions.sync))
+                else:
+                    foreign.execute("BEGIN IMMEDIATE")
+                    stack.callback(foreign.close)
+                beginning = asyncio.create_task(sessions.stream_turn(response_id).begin())
+                queue = queue_of(sessions)
+                await soon(lambda: queue.waiting or queue.operation == "stream_turn")
+                beginning.cancel()
+                # The lease comes back only after this block.
+                with pytest.raises(asyncio.CancelledError) as raised:
+                    await beginning
+            assert cancelled_call(raised.value).is_committed is False
+            assert not await sessions.list_turns(response_id)
+            async with sessions.stream_turn(response_id) as turn:
+                turn.write("the next one is not disturbed")
+
+    run(main())
+
+
+def test_a_beginning_keeps_its_timeout(manager):
+    async def main():
+        async with manager as sessions:
+            response_id = await response_of(sessions)
+            with lease_held(sessions.sync):
+                for _ in range(2):
+                    with pytest.raises(DatabaseBusyError):
+                        await sessions.stream_turn(response_id, timeout=0.05).begin()
+                # Behind another call it runs out in the worker's queue.
+                other = asyncio.create_task(sessions.create_session())
+                await soon(lambda: queue_of(sessions).waiting == 1)
+                with pytest.raises(DatabaseBusyError):
+                    await sessions.stream_turn(response_id, timeout=0.05).begin()
+                assert not other.done()
+            await other
+            assert not await sessions.list_turns(response_id)
+
+    run(main())
+
+
+def test_a_block_whose_turn_the_manager_has_ended_is_left_without_a_word(manager):
+    async def main():
+        await manager.init()
+        response_id = await response_of(manager)
+        with capture_logs() as logs, pytest.raises(KeyError) as raised:
+            async with manager.stream_turn(response_id) as turn:
+                turn.write("half")
+                await manager.close()
+                raise KeyError
+        assert not getattr(raised.value, "__notes__", [])
+        assert not [entry for entry in logs if entry["event"] == "stream_end_failed"]
+        async with manager as sessions:
+            stored = await sessions.get_turn(turn.id)
+            assert (stored.status, stored.content) == (TurnStatus.INTERRUPTED, "half")
 
     run(main())
 
