@@ -53,6 +53,11 @@ class Announcer:
         """How many threads there are."""
         return len(self._threads)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether a listener waits for a thread."""
+        return bool(self._ready)
+
     def ask(self, listener: Listener) -> None:
         """Have a listener told what is in its mailbox."""
         with self._changed:
@@ -85,8 +90,13 @@ class Announcer:
             since is not None and since <= stuck_since for since in self._threads.values()
         ):
             thread = threading.Thread(target=self._run, name="mandrake-listeners", daemon=True)
+            # Its first act is to take the lock, which is held here.
+            try:
+                thread.start()
+            except RuntimeError:
+                # The system has no more threads: tried again when the follower looks after it.
+                return
             self._threads[thread] = None
-            thread.start()
 
     def _run(self) -> None:
         me = threading.current_thread()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Final
@@ -10,7 +9,6 @@ from typing import Final
 import structlog
 
 from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.errors import TurnFinishedError
 from mandrake_sessions.ids import now
 from mandrake_sessions.live.stream import Stream, StreamState
 from mandrake_sessions.models import Turn
@@ -27,7 +25,7 @@ def ending_now(streams: Sequence[Stream]) -> list[Stream]:
     for stream in streams:
         if stream.state is StreamState.ENDING and length < _FOLDED_AT_ONCE:
             ending.append(stream)
-            length += stream.length
+            length += stream.content.text.length + stream.raw.text.length
     return ending
 
 
@@ -35,10 +33,9 @@ def ends_of(streams: Sequence[Stream]) -> list[Future[Turn]]:
     """Ask for the end of streams, as interrupted where nobody has asked before."""
     futures = []
     for stream in streams:
-        with contextlib.suppress(TurnFinishedError):
-            future = stream.await_end()
-            if future is not None:
-                futures.append(future)
+        future = stream.await_end()
+        if future is not None:
+            futures.append(future)
     return futures
 
 

@@ -32,11 +32,12 @@ from mandrake_sessions.errors import (
     TurnInterruptedError,
     TurnNotFoundError,
 )
+from mandrake_sessions.live import given_up
 from mandrake_sessions.live.ending import ending_now, ends_of, keep_remainder
 from mandrake_sessions.live.stream import Stream
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.live.writer import TurnWriter
-from mandrake_sessions.models import Turn, TurnStatus
+from mandrake_sessions.models import Turn
 from mandrake_sessions.records.streaming import (
     Chunk,
     Ending,
@@ -48,6 +49,9 @@ from mandrake_sessions.records.turns import get_turn
 
 _FULL_DISK_PAUSE: Final = 1.0
 """Seconds until storing is tried again when the disk was full."""
+
+_CLOSING_PAUSE: Final = 0.05
+"""The longest time in seconds between two attempts to store while the file closes."""
 
 _FATAL: Final = (
     PoolClosedError,
@@ -125,11 +129,6 @@ class Flusher:
                 raise TurnAlreadyExistsError(turn_id)
         file.claim()
         text = GrowingText()
-        with self._mutex:
-            if self._is_closed:
-                raise PoolClosedError(path=file.path)
-            if self.texts.setdefault(turn_id, text) is not text:
-                raise TurnAlreadyExistsError(turn_id)
         begun: list[Turn] = []
 
         def work(tx: WriteTransaction) -> Turn:
@@ -137,34 +136,50 @@ class Flusher:
             return begun[-1]
 
         try:
+            with self._mutex:
+                if self._is_closed:
+                    raise PoolClosedError(path=file.path)
+                if self.texts.setdefault(turn_id, text) is not text:
+                    raise TurnAlreadyExistsError(turn_id)
             turn = file.transact(work, operation, timeout)
+            stream = Stream(turn, holder, file.options, self.poke, text)
+            self._add(stream)
+            return TurnWriter(stream, file, self.abandon)
         except BaseException as error:
-            may_be_stored = isinstance(error, CommitOutcomeUnknownError)
-            if begun and (may_be_stored or not isinstance(error, Exception)):
+            # What a signal's handler raises, of whatever type, may come after the COMMIT.
+            is_undone = isinstance(error, MandrakeSessionsError) and not isinstance(
+                error, CommitOutcomeUnknownError
+            )
+            if begun and not is_undone:
                 # Perhaps it is stored: then nobody else would end it.
-                stream = Stream(begun[-1], self, file.options, self.poke, text)
-                stream.ask_for_end(TurnStatus.INTERRUPTED)
-                self._add(stream)
-            else:
+                self._add_abandoned(Stream(begun[-1], self, file.options, self.poke, text))
+            elif self.texts.get(turn_id) is text:
                 del self.texts[turn_id]
             raise
-        stream = Stream(turn, holder, file.options, self.poke, text)
-        self._add(stream)
-        return TurnWriter(stream, file, self.abandon)
 
     def _add(self, stream: Stream) -> None:
         with self._mutex:
-            if not self._is_closed:
+            is_closed = self._is_closed
+            if not is_closed:
                 self._streams[stream.turn.id] = stream
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name="mandrake-flusher", daemon=True
-                    )
-                    self._thread.start()
-                return
-        # Closed in the same moment: the next opener finds the turn without an owner.
-        self.texts.pop(stream.turn.id, None)
-        stream.lose(PoolClosedError(path=self._file.path))
+                self._start_thread()
+        if is_closed:
+            # In the same moment: the next opening ends the turn.
+            self._give_up(stream, PoolClosedError(path=self._file.path))
+
+    def _start_thread(self) -> None:
+        # One that never started, after Ctrl-C or for want of threads, is replaced.
+        if self._thread is None or self._thread.ident is None:
+            self._thread = threading.Thread(target=self._run, name="mandrake-flusher", daemon=True)
+            self._thread.start()
+
+    def _add_abandoned(self, stream: Stream) -> None:
+        """Have a turn interrupted whose beginning failed, if it is there."""
+        with self._mutex:
+            stream = self._streams.get(stream.turn.id, stream)
+        # Also when it is there: perhaps the thread is not.
+        self._add(stream)
+        self.abandon(stream)
 
     def poke(self) -> None:
         """Have the thread look who has something; takes no time and no lock."""
@@ -211,20 +226,20 @@ class Flusher:
             self._is_closed = True
             thread = self._thread
         while futures := ends_of(self._present()):
-            wait(futures, max(0.0, deadline - monotonic()))
-            # One that failed is tried again as long as there is time.
+            done = wait(futures, max(0.0, deadline - monotonic())).done
             left = deadline - monotonic()
             if left <= 0:
                 break
-            time.sleep(min(left, self._file.options.flush_interval))
+            if any(future.exception() is not None for future in done):
+                # It is tried again as long as there is time.
+                time.sleep(min(left, self._file.options.flush_interval, _CLOSING_PAUSE))
         for stream in self._present():
-            self._drop(stream)
             structlog.get_logger(__name__).error(
                 "stream_not_ended", path=str(self._file.path), turn_id=stream.turn.id
             )
-            stream.lose(PoolClosedError(path=self._file.path))
+            self._give_up(stream, PoolClosedError(path=self._file.path))
         self.poke()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.ident not in (None, threading.get_ident()):
             thread.join(max(0.0, deadline - monotonic()))
 
     def retired(self) -> None:
@@ -253,6 +268,8 @@ class Flusher:
     def _run(self) -> None:
         while True:
             with self._mutex:
+                if self._thread is not threading.current_thread():
+                    return
                 streams = list(self._streams.values())
                 if not streams:
                     self._thread = None
@@ -358,8 +375,13 @@ class Flusher:
             turn_ids=[stream.turn.id for stream in streams],
         )
         for stream in streams:
-            self._drop(stream)
-            stream.lose(error)
+            self._give_up(stream, error)
+
+    def _give_up(self, stream: Stream, error: BaseException) -> None:
+        """Lose a stream whose end cannot be stored through this open file."""
+        given_up.add(self._file.owner, stream.turn.id)
+        self._drop(stream)
+        stream.lose(error)
 
     def _drop(self, stream: Stream) -> None:
         with self._mutex:

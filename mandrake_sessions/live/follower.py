@@ -15,13 +15,12 @@ import copy
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import monotonic
 from typing import Any, Final, TypeVar
 
 import structlog
 
-from mandrake_sessions.database import owner
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.transaction import ReadUnit
 from mandrake_sessions.errors import (
@@ -39,7 +38,6 @@ from mandrake_sessions.live.states import KnownTurn
 from mandrake_sessions.live.targets import Joining
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.live.watched import Watched
-from mandrake_sessions.records.recovery import interrupt_turns_of
 
 T = TypeVar("T")
 
@@ -58,6 +56,9 @@ and the writers need it."""
 
 _HEARTBEAT: Final = 1.0
 """Seconds between two looks at the owners of streams of other processes."""
+
+_HEARTBEAT_PATIENCE: Final = 0.1
+"""Seconds to end the turns of the dead; who watches others must not wait long for a busy file."""
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
@@ -79,10 +80,17 @@ class Follower:
     Args:
         file: the open file.
         texts: the texts of this process's writers, by turn; somebody else adds and removes.
+        interrupt_gone: ends the turns of those owners that are gone, within some seconds.
     """
 
-    def __init__(self, file: DatabaseFile, texts: dict[str, GrowingText]) -> None:
+    def __init__(
+        self,
+        file: DatabaseFile,
+        texts: dict[str, GrowingText],
+        interrupt_gone: Callable[[Collection[str], float], object],
+    ) -> None:
         self._file = file
+        self._interrupt_gone = interrupt_gone
         self._texts = texts
         self._failure: MandrakeSessionsError | None = None
         self._reset()
@@ -129,12 +137,12 @@ class Follower:
     def subscribe(self, joining: Joining) -> None:
         """Have a subscriber let in; ``joining`` tells when it is, or why not."""
         with self._mutex:
-            if self._failure is not None:
-                raise self._failure
+            self._require_alive()
+            if self._thread is None:
+                # First: the system may have no more. It looks for work under this lock.
+                self._start()
             self._members[joining.mailbox] = None
             self._asked.append(lambda: self._join(joining))
-            if self._thread is None:
-                self._start()
         self._rouse()
 
     def listener(self, holder: object, call: Callable[[Any], object]) -> Listener:
@@ -194,6 +202,11 @@ class Follower:
         for mailbox in members:
             mailbox.forget_after_fork()
 
+    def _require_alive(self) -> None:
+        if self._failure is not None:
+            # One for each who is told: a traceback grows with each raise.
+            raise copy.copy(self._failure)
+
     def _finish(self, work: Callable[[], None]) -> None:
         """Have the thread look once more and then do ``work``; wait for it, but not for ever."""
         done = threading.Event()
@@ -232,8 +245,13 @@ class Follower:
 
     def _start(self) -> None:
         notifier.watch(self, self._file.path, self._note_file)
-        self._thread = threading.Thread(target=self._run, name="mandrake-follower", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="mandrake-follower", daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            notifier.forget(self)
+            raise
+        self._thread = thread
 
     def _run(self) -> None:
         while not self._is_done():
@@ -245,15 +263,20 @@ class Follower:
 
     def _is_done(self) -> bool:
         """Whether nobody is left; decided under the lock, so that a new one starts a thread."""
-        if self._members or self._asked:
+        if self._is_needed():
             return False
         with self._mutex:
-            if self._members or self._asked:
+            if self._is_needed():
                 return False
             self._thread = None
             notifier.forget(self)
         self._announcer.stop()
         return True
+
+    def _is_needed(self) -> bool:
+        """Whether somebody watches, or the last word waits behind a listener that blocks."""
+        is_behind = self._failure is None and self._announcer.is_behind
+        return bool(self._members or self._asked or is_behind)
 
     def _seconds_to_wait(self) -> float | None:
         now = monotonic()
@@ -328,8 +351,7 @@ class Follower:
 
     def _join(self, joining: Joining) -> None:
         try:
-            if self._failure is not None:
-                raise self._failure
+            self._require_alive()
             self._watched.join(joining)
         except MandrakeSessionsError as error:
             self._members.pop(joining.mailbox, None)
@@ -357,20 +379,7 @@ class Follower:
 
     def _interrupt_dead(self) -> None:
         """End the turns of processes that died while somebody here watches them."""
-        path = self._file.path
-        dead = [
-            name
-            for name in self._watched.turns.foreign_owners
-            if name != self._file.owner and not owner.is_alive(path, name)
-        ]
-        if not dead:
-            return
-        turns = self._file.transact(interrupt_turns_of(dead), "recover_interrupted")
-        for name in dead:
-            owner.forget(path, name)
-        structlog.get_logger(__name__).warning(
-            "turns_interrupted", path=str(path), turn_ids=[turn.id for turn in turns]
-        )
+        self._interrupt_gone(self._watched.turns.foreign_owners, _HEARTBEAT_PATIENCE)
 
     def _read(self, work: ReadUnit[T]) -> T:
         return self._file.fetch(work, "follow")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Collection
 from time import monotonic
 from typing import Self
 
@@ -11,7 +12,8 @@ import structlog
 
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.errors import DatabaseBusyError, DatabaseError, DatabaseMovedError
+from mandrake_sessions.errors import DatabaseError, DatabaseMovedError
+from mandrake_sessions.live import given_up
 from mandrake_sessions.live.flusher import Flusher
 from mandrake_sessions.live.follower import Follower
 from mandrake_sessions.live.text import GrowingText
@@ -42,7 +44,7 @@ class Hub:
         # The texts of this process's streams: what is in flight is read from here.
         texts: dict[str, GrowingText] = {}
         self.flusher = Flusher(file, texts)
-        self.follower = Follower(file, texts)
+        self.follower = Follower(file, texts, self.interrupt_gone)
         self._recovering = threading.Lock()
         self._next_recovery = 0.0
 
@@ -61,16 +63,17 @@ class Hub:
     def recover_at_opening(self) -> None:
         """Do what ``recover`` does, unless somebody did a moment ago or is at it.
 
-        A database that is busy can be opened all the same: the next opener tries again.
+        A database that cannot be written now, because it is busy or its disk is full, can be
+        opened all the same: the next opener tries again.
         """
         if monotonic() < self._next_recovery or not self._recovering.acquire(blocking=False):
             return
         try:
             self.recover(min(self.file.options.busy_timeout, _RECOVERY_PATIENCE))
             self._next_recovery = monotonic() + _RECOVERY_INTERVAL
-        except DatabaseBusyError as error:
+        except DatabaseError as error:
             structlog.get_logger(__name__).warning(
-                "recovery_postponed", path=str(self.file.path), phase=error.phase
+                "recovery_postponed", path=str(self.file.path), error=type(error).__name__
             )
         finally:
             self._recovering.release()
@@ -81,12 +84,27 @@ class Hub:
         Args:
             timeout: seconds; None for the ``busy_timeout``.
         """
+        owners = self.file.fetch(streaming_owners(), "recover_interrupted", timeout)
+        return self.interrupt_gone(owners, timeout)
+
+    def interrupt_gone(
+        self, owners: Collection[str | None], timeout: float | None = None
+    ) -> list[Turn]:
+        """End the streaming turns of those owners that are gone, and return them.
+
+        Turns of this process that could not be ended when their writer was lost are among them.
+
+        Args:
+            owners: who is asked after; None is nobody, and always gone.
+            timeout: seconds; None for the ``busy_timeout``.
+        """
         file = self.file
-        owners = file.fetch(streaming_owners(), "recover_interrupted", timeout)
         gone = [name for name in owners if name != file.owner and not self._is_alive(name)]
-        if not gone:
+        lost = given_up.of(owners)
+        if not gone and not lost:
             return []
-        turns = file.transact(interrupt_turns_of(gone), "recover_interrupted", timeout)
+        turns = file.transact(interrupt_turns_of(gone, lost), "recover_interrupted", timeout)
+        given_up.discard(lost)
         owner.forget_dead(file.path)
         structlog.get_logger(__name__).warning(
             "turns_interrupted", path=str(file.path), turn_ids=[turn.id for turn in turns]

@@ -72,8 +72,9 @@ class Mailbox:
         with self._mutex:
             if self.is_closed:
                 return
-            self.is_closed = True
+            # In this order: who sees that it is closed, without the lock, sees the error too.
             self._error = error
+            self.is_closed = True
             waiters = self._wake()
         self._tell(waiters)
 
@@ -128,8 +129,8 @@ class Mailbox:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing to take, and never will be."""
-        return self.is_closed and not self._news
+        """Whether there is nothing to take, and never will be: not before the error was raised."""
+        return self.is_closed and not self._news and self._error is None
 
     def take(self) -> SessionEvent | None:
         """Return the update that waits longest; None if there is none.

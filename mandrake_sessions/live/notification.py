@@ -51,7 +51,8 @@ class Ladder:
     """
 
     _FIRST = 0.001
-    _LAST = 0.6
+    # So a commit is seen whose sync takes as long as 8 s.
+    _LAST = 8.0
 
     def __init__(self) -> None:
         self._step = 0.0
@@ -196,12 +197,12 @@ class Notifier:
             if self._inotify is not None:
                 with contextlib.suppress(OSError):
                     watch.number = self._inotify.add(watch.log)
-            self._watches[key] = watch
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="mandrake-notifier", daemon=True
-                )
-                self._thread.start()
+                # It looks for what to watch under this lock.
+                thread = threading.Thread(target=self._run, name="mandrake-notifier", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._watches[key] = watch
         self._changed.set()
 
     def forget(self, key: object) -> None:

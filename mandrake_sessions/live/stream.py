@@ -136,12 +136,12 @@ class Stream:
             raise InvalidArgumentError(
                 f"{strand.name} must not be longer than {arguments.MAX_TEXT_BYTES} bytes."
             )
-        is_far_ahead = False
         is_much = fresh_size >= self._options.flush_bytes
-        if is_much and self.due_at > 0:
-            self._make_due(0.0)
-        elif is_much:
-            is_far_ahead = True
+        is_far_ahead = is_much and self.due_at <= 0
+        if is_much:
+            self.due_at = 0.0
+            # Each time: Ctrl-C may have come before the last one.
+            self._poke()
         elif self.due_at == inf:
             self._make_due(monotonic() + self._options.flush_interval)
         longest = max(self.content.size, self.raw.size) - self._fresh_size
@@ -198,31 +198,32 @@ class Stream:
         with self._mutex:
             if self.state is not StreamState.ENDING or self._end != (status, error_message):
                 self._require_open()
-                self.state = StreamState.ENDING
-                self._end = (status, error_message)
-                self._notice_at = 0
-            self._end_waiters.append(future)
-            self._make_due(0.0, is_awaited=True)
+                self._begin_end(status, error_message)
+            self._await_end(future)
         return future
 
     def await_end(self) -> Future[Turn] | None:
         """Have the turn interrupted if nobody has asked for its end; None if it is over."""
+        future: Future[Turn] = Future()
         with self._mutex:
             if self.state in (StreamState.ENDED, StreamState.LOST):
                 return None
-            end = self._end
-        if end is not None:
-            return self.ask_for_end(*end)
-        future = self.ask_for_end(TurnStatus.INTERRUPTED)
-        with self._mutex:
-            # Its writer has not asked for that, and is told.
-            self._refusal = self._refusal or TurnInterruptedError()
+            if self.state is StreamState.OPEN:
+                self._begin_end(TurnStatus.INTERRUPTED, None)
+                # Its writer has not asked for that, and is told.
+                self._refusal = TurnInterruptedError()
+            self._await_end(future)
         return future
 
-    @property
-    def length(self) -> int:
-        """Characters of both texts."""
-        return self.content.text.length + self.raw.text.length
+    def _begin_end(self, status: TurnStatus, error_message: str | None) -> None:
+        self._end = (status, error_message)
+        self._notice_at = 0
+        self.due_at = 0.0
+        self.state = StreamState.ENDING
+
+    def _await_end(self, future: Future[Turn]) -> None:
+        self._end_waiters.append(future)
+        self._make_due(0.0, is_awaited=True)
 
     @property
     def unstored_text(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
@@ -134,9 +133,11 @@ class Watch(Subscription, Generic[U]):
         self.close()
 
     def __del__(self) -> None:
-        # No lock: a finalizer may run anywhere.
-        with contextlib.suppress(AttributeError):
+        # No lock: a finalizer may run anywhere, also when the interpreter has taken modules down.
+        try:  # noqa: SIM105  # contextlib may be gone
             self._follower.leave(self._mailbox)
+        except AttributeError:
+            pass
 
 
 def watch_response(

@@ -82,7 +82,7 @@ class SessionTarget(Target):
     Attributes:
         session: the newest state of its own row.
         first_index: of the first round that somebody was told of.
-        rounds: when those that were told, and their requests, were last changed.
+        rounds: of those that were told, what tells whether they have changed.
     """
 
     keeps_texts = False
@@ -91,15 +91,17 @@ class SessionTarget(Target):
         super().__init__(session.id, session.id)
         self.session = session
         self.first_index = session.next_round_index
-        self.rounds: dict[str, tuple[int, int]] = {}
+        self.rounds: dict[str, tuple[int, int, int]] = {}
 
     def note(self, round_: Round) -> bool:
         """Note a round; return whether it is new or was changed."""
         self.first_index = min(self.first_index, round_.index)
-        times = (round_.updated_us, round_.request.updated_us)
-        if self.rounds.get(round_.id) == times:
+        request = round_.request
+        # The times alone would not do: a clock may stand still, or go back.
+        mark = (round_.updated_us, request.updated_us, hash(request.content))
+        if self.rounds.get(round_.id) == mark:
             return False
-        self.rounds[round_.id] = times
+        self.rounds[round_.id] = mark
         return True
 
 

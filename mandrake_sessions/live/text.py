@@ -41,10 +41,11 @@ class GrowingText:
         self._compact_at = 1 + _LOOSE_PIECES
 
     def append(self, text: str) -> None:
-        """Add a piece at the end."""
+        """Add a piece at the end; if Ctrl-C comes in its midst, the piece is there or is not."""
         pieces, ends = self._parts
-        pieces.append(text)
-        length = self.length + len(text)
+        # Only what has an end counts: a piece whose append() was interrupted is overwritten.
+        pieces[len(ends) :] = (text,)
+        length = ends[-1] + len(text)
         ends.append(length)
         self.length = length
         if len(pieces) >= self._compact_at:

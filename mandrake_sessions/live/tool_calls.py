@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mandrake_sessions import arguments
 from mandrake_sessions.errors import InvalidArgumentError
@@ -39,6 +39,14 @@ class PendingToolCall:
         self._answer(value)
 
 
+class _Entry(NamedTuple):
+    """A call of the list, and its JSON text."""
+
+    call: ToolCall
+    text: str
+    is_answered: bool
+
+
 class ToolCallList:
     """The calls of one turn as JSON text, so that nothing is looked through twice.
 
@@ -46,21 +54,19 @@ class ToolCallList:
     """
 
     def __init__(self) -> None:
-        self._calls: list[ToolCall] = []
-        self._texts: list[str] = []
-        self._is_answered: list[bool] = []
+        # One list, which changes in one step: Ctrl-C finds it before or after.
+        self._entries: list[_Entry] = []
         self._length = len("[]")
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self._entries)
 
     def add(self, call: ToolCall, text: str) -> int:
         """Add a call and return its place."""
         self._require_room(len(text) + 1)
-        self._calls.append(call)
-        self._texts.append(text)
-        self._is_answered.append(False)
-        return len(self._calls) - 1
+        place = len(self._entries)
+        self._entries.append(_Entry(call, text, is_answered=False))
+        return place
 
     def answer(self, place: int, answered: ToolCall, text: str) -> None:
         """Put the call with its result in the place of the one without.
@@ -68,31 +74,31 @@ class ToolCallList:
         Raises:
             InvalidArgumentError: it has a result, or all calls together are too long.
         """
-        if self._is_answered[place]:
+        entry = self._entries[place]
+        if entry.is_answered:
             raise InvalidArgumentError("The tool call has its result already.")
-        self._require_room(len(text) - len(self._texts[place]))
-        self._calls[place] = answered
-        self._texts[place] = text
-        self._is_answered[place] = True
+        self._require_room(len(text) - len(entry.text))
+        self._entries[place] = _Entry(answered, text, is_answered=True)
 
     def text(self) -> str:
         """Return all calls as they are stored while the turn is streaming."""
-        return f"[{','.join(self._texts)}]"
+        return f"[{','.join(entry.text for entry in self._entries)}]"
 
     def final_text(self) -> str:
         """Return all calls as they are stored at the end: those without a result are marked."""
-        return f"[{','.join(map(self._final, range(len(self._calls))))}]"
-
-    def _final(self, place: int) -> str:
-        if self._is_answered[place]:
-            return self._texts[place]
-        return encoded_call(self._calls[place].call, is_interrupted=True)[1]
+        return f"[{','.join(map(_final, self._entries))}]"
 
     def _require_room(self, more: int) -> None:
         # Characters that are no ASCII have more bytes; SQLite's own limit is four times this one.
         if self._length + more > _MAX_BYTES:
             raise InvalidArgumentError(f"tool_calls must not be longer than {_MAX_BYTES} bytes.")
         self._length += more
+
+
+def _final(entry: _Entry) -> str:
+    if entry.is_answered:
+        return entry.text
+    return encoded_call(entry.call.call, is_interrupted=True)[1]
 
 
 def encoded_call(

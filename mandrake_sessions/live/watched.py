@@ -163,10 +163,22 @@ class Watched:
             self._end(mailbox)
 
     def _end_if_over(self, target: Target) -> None:
-        if target.is_over:
-            for mailbox, follow in tuple(target.members.items()):
-                if not follow:
-                    self._end(mailbox)
+        """End those who wait for a target's end, if nothing more is expected."""
+        ending = [mailbox for mailbox, follow in target.members.items() if not follow]
+        if ending and target.is_over and self._is_still_over(target):
+            for mailbox in ending:
+                self._end(mailbox)
+
+    def _is_still_over(self, target: Target) -> bool:
+        """Read all its turns at one moment: the next one may have begun in the same COMMIT."""
+        try:
+            stored = self._read(feed.response_with_turns(target.id)).turns
+        except NotFoundError:
+            # Its change row is read next, and tells it as deleted.
+            return False
+        for turn in stored:
+            self._take_in(turn)
+        return target.is_over
 
     # -- what has changed -------------------------------------------------------------------
 

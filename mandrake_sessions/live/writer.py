@@ -223,7 +223,7 @@ class TurnWriter:
         return self._stream.ask_for_flush()
 
     def begin_end(
-        self, status: TurnStatus, error: BaseException | str | None = None
+        self, status: TurnStatus | str, error: BaseException | str | None = None
     ) -> Future[Turn]:
         """End the turn without waiting; the future has the turn as it ended.
 
@@ -231,10 +231,12 @@ class TurnWriter:
             status: how it ends.
             error: what went wrong.
         """
+        status = arguments.status("status", status)
         if not status.is_finished:
             raise InvalidArgumentError("status must be one that ends the turn.")
+        message = None if error is None else _message(error)
         self._is_ended_by_host = True
-        return self._stream.ask_for_end(status, None if error is None else _message(error))
+        return self._stream.ask_for_end(status, message)
 
     def _end(self, status: TurnStatus, message: str | None, timeout: float | None) -> Turn:
         return self._wait(self.begin_end(status, message), timeout, "end of a stream")
@@ -261,6 +263,14 @@ class TurnWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        try:
+            self._end_block(error)
+        finally:
+            if not self.is_finished:
+                # Also when Ctrl-C came before the end was asked for.
+                self._abandon(self._stream)
+
+    def _end_block(self, error: BaseException | None) -> None:
         if self._is_ended_by_host:
             return
         if error is None:

@@ -98,7 +98,7 @@ _LAST_CHUNK = (
 _TURNS = select(*TURN_COLUMNS, _TURN.owner, _LAST_CHUNK, _ROUND.session_id, _ROUND.id).select_from(
     schema.rounds.join(schema.responses, _ROUND.id == _RESPONSE.round_id).join(schema.turns)
 )
-_TURNS_BY_ID = Statement(_TURNS.where(_TURN.id.in_(_ids())).order_by(_TURN.id))
+_TURNS_BY_ID = Statement(_TURNS.where(_TURN.id.in_(_ids())).order_by(_ROUND.index, _TURN.index))
 _TURNS_OF_RESPONSE = Statement(
     _TURNS.where(_TURN.response_id == bindparam("response_id")).order_by(_TURN.index)
 )

@@ -101,12 +101,11 @@ def history_page(session_id: str, after_index: int | None, limit: int) -> ReadUn
 def _exchanges(tx: ReadTransaction, session_id: str, rows: list[Row]) -> list[Exchange]:
     if not rows:
         return []
-    rounds = [round_fields(row) for row in rows]
-    values = {"session_id": session_id, "first": rounds[0][2], "last": rounds[-1][2]}
+    values = {"session_id": session_id, "first": rows[0][2], "last": rows[-1][2]}
     # Nothing is kept that the garbage collector tracks: with a list for each round, every third
     # rendering of 10,000 rounds made it look through the whole heap, and all threads waited.
     turns = {
         response_id: tuple(map(turn_from, of_response))
         for response_id, of_response in groupby(tx.rows(_TURNS, values), _RESPONSE_ID)
     }
-    return [Exchange(*fields, turns.get(fields[4].id, ())) for fields in rounds]
+    return [Exchange(*fields, turns.get(fields[4].id, ())) for fields in map(round_fields, rows)]

@@ -38,6 +38,11 @@ _ABANDONED = Statement(
     # IS, so that nobody, NULL, is found like any other owner.
     .where(IS_STREAMING, select(_gone).where(_gone.c.value.is_not_distinct_from(_C.owner)).exists())
 )
+_STILL_STREAMING = Statement(
+    select(_C.response_id, _C.index, _C.id, _C.tool_calls).where(
+        _C.id == bindparam("id"), IS_STREAMING
+    )
+)
 _INTERRUPT = Statement(
     update(schema.turns)
     .where(_C.id == bindparam("id"), IS_STREAMING)
@@ -67,13 +72,16 @@ def streaming_owners() -> ReadUnit[list[str | None]]:
     return work
 
 
-def interrupt_turns_of(owners: Sequence[str | None]) -> WriteUnit[list[Turn]]:
+def interrupt_turns_of(
+    owners: Sequence[str | None], turn_ids: Sequence[str] = ()
+) -> WriteUnit[list[Turn]]:
     """End the streaming turns of owners that are gone, with the text that was stored.
 
     A tool call without a result is marked so.
 
     Args:
         owners: whose turns; None for those of nobody.
+        turn_ids: further turns, of whomever; those that do not stream are left alone.
 
     Returns:
         The turns that were ended, those of a response in index order.
@@ -82,8 +90,10 @@ def interrupt_turns_of(owners: Sequence[str | None]) -> WriteUnit[list[Turn]]:
     values = {"owners": msgspec.json.encode(list(owners)).decode()}
 
     def work(tx: WriteTransaction) -> list[Turn]:
-        abandoned = sorted(tx.rows(_ABANDONED, values))
-        return [_interrupt(tx, id, calls, moment) for _, _, id, calls in abandoned]
+        abandoned = set(tx.rows(_ABANDONED, values))
+        for id in turn_ids:
+            abandoned.update(tx.rows(_STILL_STREAMING, {"id": id}))
+        return [_interrupt(tx, id, calls, moment) for _, _, id, calls in sorted(abandoned)]
 
     return work
 

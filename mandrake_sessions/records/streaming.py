@@ -252,8 +252,7 @@ def store_streams(
                 if chunk.fields and chunk.turn_id not in outcome.failed:
                     _store_fields(tx, owner, chunk)
         for ending, statement, values in finishes:
-            if ending.turn_id not in outcome.failed:
-                _end(tx, ending, statement, values, outcome)
+            _end(tx, ending, statement, values, outcome)
         return outcome
 
     return work
@@ -360,6 +359,8 @@ def _end(
                 touch_session(tx, session_id, ending.moment)
             else:
                 outcome.ended[id] = _ended_before(tx, ending)
+                # With this very end its chunk was stored too.
+                outcome.failed.pop(id, None)
     except MandrakeSessionsError as error:
         outcome.ended.pop(id, None)
         outcome.failed[id] = error

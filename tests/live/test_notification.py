@@ -144,7 +144,7 @@ def test_ladder_looks_soon_then_rarely_then_no_more():
         ladder.climb(now, found=False)
     assert times[0] == 0.0
     assert times[1] == pytest.approx(0.001)
-    assert 0.9 < times[-1] < 1.5
+    assert 5.0 < times[-1] < 10.0
     ladder.start(200.0)
     ladder.climb(200.0, found=False)
     ladder.climb(200.001, found=False)
