@@ -44,6 +44,7 @@ print(json.dumps(found))
 _LOCKER = """
 import apsw, sys, time
 connection = apsw.Connection(sys.argv[1])
+connection.set_busy_timeout(5000)
 connection.execute("BEGIN IMMEDIATE")
 print("held", flush=True)
 time.sleep(float(sys.argv[2]))
@@ -58,11 +59,14 @@ class Streamed(msgspec.Struct):
         turn: as it ended.
         calls: nanoseconds of each ``write()``.
         written: when each token was written, monotonic nanoseconds.
+        delays: seconds from when a token was due to when the thread came to write it; empty where
+            there was no pace.
     """
 
     turn: Turn
     calls: list[int]
     written: list[int]
+    delays: list[float]
 
 
 def stream_from_threads(
@@ -82,8 +86,8 @@ def stream_from_threads(
     def work(response: str) -> None:
         start.wait()
         with sessions.stream_turn(response) as writer:
-            calls, written = _write_often(writer.write, tokens, pace)
-        done.append(Streamed(writer.turn, calls, written))
+            calls, written, delays = _write_often(writer.write, tokens, pace)
+        done.append(Streamed(writer.turn, calls, written, delays))
 
     threads = [threading.Thread(target=work, args=(each,)) for each in responses]
     for thread in threads:
@@ -97,20 +101,23 @@ def stream_from_threads(
 
 def _write_often(
     write: Callable[[str], None], tokens: int, pace: float
-) -> tuple[list[int], list[int]]:
+) -> tuple[list[int], list[int], list[float]]:
     calls: list[int] = []
     written: list[int] = []
+    delays: list[float] = []
     begun = perf_counter()
     for number in range(tokens):
         if pace:
-            time.sleep(max(0.0, begun + number * pace - perf_counter()))
+            due = begun + number * pace
+            time.sleep(max(0.0, due - perf_counter()))
+            delays.append(perf_counter() - due)
         moment = monotonic_ns()
         token = TOKEN % moment
         since = perf_counter_ns()
         write(token)
         calls.append(perf_counter_ns() - since)
         written.append(moment)
-    return calls, written
+    return calls, written, delays
 
 
 def update_each_token(path: Path, turns: Sequence[str], tokens: int) -> float:
@@ -163,7 +170,7 @@ def foreign_lock(path: Path, seconds: float) -> Iterator[None]:
     command = [sys.executable, "-c", _LOCKER, str(path), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline() == "held\n"
         yield
 
 
@@ -218,6 +225,11 @@ def render_while(
 def calls_in_order(streams: Sequence[Streamed]) -> list[float]:
     """Return the milliseconds of all ``write()`` calls, in order."""
     return sorted(call / 1e6 for each in streams for call in each.calls)
+
+
+def delays_in_order(streams: Sequence[Streamed]) -> list[float]:
+    """Return by how many milliseconds the tokens of a pace came late, in order."""
+    return sorted(delay * 1000 for each in streams for delay in each.delays)
 
 
 def median(values: Sequence[float]) -> float:

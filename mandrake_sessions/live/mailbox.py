@@ -13,7 +13,7 @@ from mandrake_sessions.live.states import Told, TurnState
 from mandrake_sessions.live.updates import RoundUpdate, SessionEvent, SessionUpdate, TurnUpdate
 
 News = TurnState | RoundUpdate | SessionUpdate
-_Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
 
 class Mailbox:
@@ -35,7 +35,7 @@ class Mailbox:
         self._mutex = threading.Lock()
         # Who waits in a thread, each on a lock of its own.
         self._sleepers: list[threading.Lock] = []
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[Waiter] = []
         self._news: dict[str, News] = {}
         self._told: dict[str, Told] = {}
         # Turns that were taken, some of them perhaps not noted as told yet.
@@ -52,20 +52,25 @@ class Mailbox:
 
     def post(self, news: News) -> None:
         """Put the newest state of a turn, round or session in the place of the one before."""
+        tell_loops(self.put(news))
+
+    def put(self, news: News) -> list[Waiter]:
+        """Do what ``post`` does, and return who is still to be told by ``tell_loops``."""
         key = news.turn.id if isinstance(news, TurnState) else news.id
         with self._mutex:
             if self.is_closed:
-                return
+                return []
             if isinstance(news, TurnState) and news.is_deleted and key not in self._taken:
                 # Who was never told of it need not be told that it is gone.
                 self._news.pop(key, None)
-                return
+                return []
             had_news = bool(self._news)
             self._news[key] = news
             if had_news:
-                return
+                return []
             waiters = self._wake()
-        self._tell(waiters)
+        self._tell_listener()
+        return waiters
 
     def end(self, error: BaseException | None = None) -> None:
         """Let nothing more in; what is there is still told, and then the end."""
@@ -101,7 +106,7 @@ class Mailbox:
             self.is_closed = True
             self._error = ForkedPoolError("The subscription is the parent's, from before a fork.")
 
-    def _wake(self) -> list[_Waiter]:
+    def _wake(self) -> list[Waiter]:
         """Wake who waits in a thread, and return who waits in an event loop."""
         if self._sleepers:
             for sleeper in self._sleepers:
@@ -112,11 +117,11 @@ class Mailbox:
             self._waiters = []
         return waiters
 
-    def _tell(self, waiters: list[_Waiter]) -> None:
-        for loop, future in waiters:
-            # A loop that was closed meanwhile has nobody left who waits.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, future)
+    def _tell(self, waiters: list[Waiter]) -> None:
+        tell_loops(waiters)
+        self._tell_listener()
+
+    def _tell_listener(self) -> None:
         if self._on_mail is not None and not self._finished.is_set():
             self._on_mail(self)
 
@@ -221,6 +226,18 @@ class Mailbox:
                 self._waiters.remove(waiter)
 
 
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def tell_loops(waiters: list[Waiter]) -> None:
+    """Wake those who wait in event loops: each loop once, which is what it costs."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for loop, future in waiters:
+        by_loop.setdefault(loop, []).append(future)
+    for loop, futures in by_loop.items():
+        # A loop that was closed meanwhile has nobody left who waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, futures)
+
+
+def _settle(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

@@ -193,10 +193,15 @@ class Stream:
         return future
 
     def ask_for_end(self, status: TurnStatus, error_message: str | None = None) -> Future[Turn]:
-        """Have the turn ended; asked once more for the same end, wait for it once more."""
+        """Have the turn ended; asked once more for the same end, wait for it or return it again."""
         future: Future[Turn] = Future()
         with self._mutex:
-            if self.state is not StreamState.ENDING or self._end != (status, error_message):
+            is_same = self._end == (status, error_message) and self._refusal is None
+            if self.state is StreamState.ENDED and is_same:
+                # Who asks again after an error cannot know that it was stored meanwhile.
+                future.set_result(self.turn)
+                return future
+            if self.state is not StreamState.ENDING or not is_same:
                 self._require_open()
                 self._begin_end(status, error_message)
             self._await_end(future)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-from mandrake_sessions.live.mailbox import Mailbox, News
+from mandrake_sessions.live.mailbox import Mailbox, News, Waiter, tell_loops
 from mandrake_sessions.live.states import KnownTurn
 from mandrake_sessions.models import Round, Session
 
@@ -36,8 +36,10 @@ class Target:
 
     def post(self, news: News) -> None:
         """Post to everybody who watches it."""
+        waiters: list[Waiter] = []
         for mailbox in self.members:
-            mailbox.post(news)
+            waiters += mailbox.put(news)
+        tell_loops(waiters)
 
     def present(self) -> Iterable[News]:
         """Return the present states, for who joins."""

@@ -188,7 +188,8 @@ class TurnWriter:
         """End the turn as ``completed``.
 
         When it cannot be stored now, the error is raised and it is tried further in the background:
-        no turn of a living process stays streaming. Calling it again waits again.
+        no turn of a living process stays streaming. Calling it again waits again, or returns the
+        turn if it was stored meanwhile.
 
         Args:
             timeout: seconds; None for the ``busy_timeout`` and a second.
@@ -199,7 +200,7 @@ class TurnWriter:
         Raises:
             DatabaseBusyError: it took longer.
             DatabaseError: it could not be stored this time.
-            TurnFinishedError: the turn has ended.
+            TurnFinishedError: the turn has ended otherwise.
             TurnInterruptedError: somebody else has ended the turn.
             TurnNotFoundError: the turn was deleted.
         """

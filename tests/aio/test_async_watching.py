@@ -69,8 +69,7 @@ def test_a_listener_is_called_in_the_loop(manager, is_coroutine):
             await done.wait()
             assert {thread for thread, _ in told} == {threading.current_thread()}
             assert told[-1][1] == "Hello."
-            await soon(lambda: subscription.is_closed)
-            assert sessions.subscriptions == 0
+            await soon(lambda: subscription.is_closed and sessions.subscriptions == 0)
 
     run(main())
 

@@ -190,13 +190,14 @@ def test_a_turn_that_was_ended_takes_nothing_more(sessions, response, end):
             lambda: call.set_result(1),
             lambda: writer.set_usage(output_tokens=1),
             writer.flush,
-            writer.complete,
-            writer.interrupt,
             lambda: writer.fail("again"),
+            *(getattr(writer, other) for other in {"complete", "interrupt"} - {end}),
         ]
         for attempt in attempts:
             with pytest.raises(TurnFinishedError):
                 attempt()
+        # The same end again is what somebody asks for who was told that it took too long.
+        assert (writer.fail("so") if end == "fail" else getattr(writer, end)()) == turn
     assert sessions.get_turn(writer.id) == turn == writer.turn
 
 

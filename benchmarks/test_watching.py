@@ -1,0 +1,254 @@
+"""How soon watchers are told of a COMMIT, and what watching costs while nothing happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.streams import median, quantile
+from mandrake_sessions import SessionManager, TurnUpdate, Watch
+from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.options import PoolOptions
+
+UPDATES = 300
+PAUSE = 0.003
+"""Seconds from one update to the next, so that every one is told by itself."""
+WATCHERS = 100
+PATIENCE = 30.0
+IN_PROCESS = 1.0
+BETWEEN_PROCESSES = 10.0
+BETWEEN_PROCESSES_99 = 50.0
+"""Milliseconds: the limits."""
+IDLE_FILES = 50
+IDLE_SECONDS = 10.0
+IDLE_SHARE = 0.01
+
+_WRITER = """
+import sys, time
+from mandrake_sessions import SessionManager
+with SessionManager(sys.argv[1]) as sessions:
+    turn = sessions.create_turn(sys.argv[2])
+    for number in range(int(sys.argv[3])):
+        time.sleep(0.01)
+        sessions.update_turn(turn.id, current_tokens=number + 1)
+        print(time.monotonic(), flush=True)
+    sessions.update_turn(turn.id, status="completed")
+"""
+
+
+class Arrivals:
+    """When each watcher was told of each update.
+
+    Args:
+        watchers: how many are told of each.
+    """
+
+    def __init__(self, watchers: int) -> None:
+        self.times: list[list[float]] = [[] for _ in range(watchers)]
+        self._numbers = itertools.count(1)
+        self._all_told = threading.Event()
+
+    def note(self, watcher: int) -> None:
+        """Note that a watcher is told now; the last of all lets ``wait`` return."""
+        self.times[watcher].append(time.monotonic())
+        if not next(self._numbers) % len(self.times):
+            self._all_told.set()
+
+    def wait(self) -> None:
+        """Wait until everybody was told of the same update."""
+        assert self._all_told.wait(PATIENCE), "a watcher was not told"
+        self._all_told.clear()
+
+
+Watching = Callable[[SessionManager, str, Arrivals], contextlib.AbstractContextManager[None]]
+"""Watches a response, once for each watcher, during a block."""
+
+
+@contextlib.contextmanager
+def in_threads(sessions: SessionManager, response: str, arrivals: Arrivals) -> Iterator[None]:
+    """Iterate in a thread for each watcher."""
+
+    def follow(number: int, watch: Watch[TurnUpdate]) -> None:
+        for _ in watch:
+            arrivals.note(number)
+
+    watches = [sessions.watch_response(response, follow=True) for _ in arrivals.times]
+    threads = [threading.Thread(target=follow, args=each) for each in enumerate(watches)]
+    for thread in threads:
+        thread.start()
+    yield
+    for watch in watches:
+        watch.close()
+    for thread in threads:
+        thread.join()
+
+
+@contextlib.contextmanager
+def as_tasks(sessions: SessionManager, response: str, arrivals: Arrivals) -> Iterator[None]:
+    """Iterate in a task for each watcher, all in one event loop."""
+
+    async def follow(number: int, watch: Watch[TurnUpdate]) -> None:
+        async for _ in watch:
+            arrivals.note(number)
+
+    async def follow_all() -> None:
+        await asyncio.gather(*itertools.starmap(follow, enumerate(watches)))
+
+    watches = [sessions.watch_response(response, follow=True) for _ in arrivals.times]
+    thread = threading.Thread(target=lambda: asyncio.run(follow_all()))
+    thread.start()
+    yield
+    for watch in watches:
+        watch.close()
+    thread.join()
+
+
+@contextlib.contextmanager
+def as_listeners(sessions: SessionManager, response: str, arrivals: Arrivals) -> Iterator[None]:
+    """Have a function called for each watcher."""
+    with ExitStack() as stack:
+        for number in range(len(arrivals.times)):
+            listener = lambda _, number=number: arrivals.note(number)  # noqa: E731
+            stack.enter_context(sessions.track_streaming_turns(response, listener, follow=True))
+        yield
+
+
+@pytest.fixture
+def sessions(folder: Path) -> Iterator[SessionManager]:
+    """A manager with the options it has by default."""
+    with (
+        ConnectionPool(PoolOptions(linger=0)) as pool,
+        SessionManager(folder / "db.sqlite", pool=pool) as sessions,
+    ):
+        yield sessions
+
+
+def new_response(sessions: SessionManager) -> str:
+    return sessions.create_round(sessions.create_session().id, "?").response.id
+
+
+def show(benchmark: BenchmarkFixture, name: str, waits: Sequence[float]) -> tuple[float, float]:
+    """Print the median and the 99 % of these milliseconds, and return both."""
+    ordered = sorted(waits)
+    figures = median(ordered), quantile(ordered, 0.99)
+    benchmark.extra_info[name] = figures
+    print(f"  {name}: median {figures[0]:.2f} ms, 99 % {figures[1]:.2f} ms", flush=True)
+    return figures
+
+
+class Way(NamedTuple):
+    """A way to watch, how many do so, and the milliseconds that the median may take, if limited.
+
+    A hundred threads have none: waking them takes Python 1.5 ms, whatever they wait for.
+    """
+
+    name: str
+    watching: Watching
+    watchers: int
+    limit: float | None = None
+
+
+WAYS = (
+    Way("1 watcher in a thread", in_threads, 1, IN_PROCESS),
+    Way("100 watchers in one event loop", as_tasks, WATCHERS),
+    Way("100 listeners", as_listeners, WATCHERS),
+    Way("100 watchers in threads", in_threads, WATCHERS),
+)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_delivery_inside_a_process(
+    benchmark: BenchmarkFixture, sessions: SessionManager, way: Way
+) -> None:
+    print("\n\nfrom the return of update_turn() to the watcher, in the process")
+    arrivals = Arrivals(way.watchers)
+    response = new_response(sessions)
+    turn = sessions.create_turn(response).id
+    returned: list[float] = []
+
+    def measure() -> None:
+        with way.watching(sessions, response, arrivals):
+            arrivals.wait()
+            for number in range(1, UPDATES + 1):
+                sessions.update_turn(turn, current_tokens=number)
+                returned.append(time.monotonic())
+                arrivals.wait()
+                time.sleep(PAUSE)
+
+    benchmark.pedantic(measure, rounds=1)  # type: ignore[no-untyped-call]
+    # What came before update_turn() had returned came at once.
+    waits = [
+        max(0.0, at - since) * 1000
+        for each in arrivals.times
+        for at, since in zip(each[1:], returned, strict=True)
+    ]
+    typical, _ = show(benchmark, way.name, waits)
+    if way.watchers > 1:
+        lasts = zip(*(each[1:] for each in arrivals.times), strict=True)
+        slowest = [
+            max(0.0, max(last) - since) * 1000 for last, since in zip(lasts, returned, strict=True)
+        ]
+        show(benchmark, "  the last of them", slowest)
+    if way.limit is not None:
+        assert typical < way.limit
+
+
+def test_delivery_between_processes(benchmark: BenchmarkFixture, sessions: SessionManager) -> None:
+    print("\n\nfrom the return of update_turn() in another process to the watcher")
+    response = new_response(sessions)
+    told: dict[int, float] = {}
+    written: list[float] = []
+
+    def measure() -> None:
+        command = [sys.executable, "-c", _WRITER, str(sessions.handle.path), response, str(UPDATES)]
+        with (
+            sessions.watch_response(response) as watch,
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+        ):
+            for update in watch:
+                told.setdefault(update.turn.current_tokens, time.monotonic())
+            assert process.stdout is not None
+            written.extend(map(float, process.stdout))
+
+    benchmark.pedantic(measure, rounds=1)  # type: ignore[no-untyped-call]
+    # Two that follow each other closely may be told as one.
+    later = [min(at for number, at in told.items() if number > n) for n in range(UPDATES)]
+    waits = [max(0.0, at - since) * 1000 for at, since in zip(later, written, strict=True)]
+    typical, most = show(benchmark, "between two processes", waits)
+    if sys.platform.startswith("linux"):
+        assert typical <= BETWEEN_PROCESSES
+        assert most <= BETWEEN_PROCESSES_99
+
+
+def test_idle_files(benchmark: BenchmarkFixture, folder: Path) -> None:
+    shares: list[float] = []
+
+    def measure() -> None:
+        with ExitStack() as stack:
+            pool = stack.enter_context(ConnectionPool(PoolOptions(linger=0)))
+            for number in range(IDLE_FILES):
+                path = folder / f"{number}.sqlite"
+                manager = stack.enter_context(SessionManager(path, pool=pool))
+                stack.enter_context(manager.watch_response(new_response(manager)))
+            # The followers look a few times more after the last change.
+            time.sleep(2.0)
+            cpu, since = time.process_time(), time.monotonic()
+            time.sleep(IDLE_SECONDS)
+            shares.append((time.process_time() - cpu) / (time.monotonic() - since))
+
+    benchmark.pedantic(measure, rounds=1)  # type: ignore[no-untyped-call]
+    print(f"\n\n{IDLE_FILES} watched files, idle: {shares[0]:.2%} of one core", flush=True)
+    benchmark.extra_info["share"] = shares[0]
+    assert shares[0] <= IDLE_SHARE
