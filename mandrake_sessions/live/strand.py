@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
+from mandrake_sessions import arguments
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.records.streaming import Chunk, Remainder
@@ -29,6 +30,13 @@ class Strand:
         self.held = ""
         self.frozen = 0
         self.stored_size = 0
+
+    def require_room(self, size: int) -> None:
+        """Refuse bytes that would make the text longer than a text can be."""
+        if self.size + size > arguments.MAX_TEXT_BYTES:
+            raise InvalidArgumentError(
+                f"{self.name} must not be longer than {arguments.MAX_TEXT_BYTES} bytes."
+            )
 
     def joined(self, piece: object) -> tuple[str, str]:
         """Return a piece with its surrogates paired, and the half to hold back after it."""

@@ -20,7 +20,6 @@ from typing import Any, Final
 
 from mandrake_sessions import arguments
 from mandrake_sessions.errors import (
-    InvalidArgumentError,
     StreamBackpressureError,
     TurnFinishedError,
     TurnInterruptedError,
@@ -132,10 +131,7 @@ class Stream:
         # A piece that is larger than the limit by itself can only be taken when nothing else is.
         if held_size and held_size + size > self._options.max_buffered_bytes:
             raise StreamBackpressureError
-        if strand.size + size > arguments.MAX_TEXT_BYTES:
-            raise InvalidArgumentError(
-                f"{strand.name} must not be longer than {arguments.MAX_TEXT_BYTES} bytes."
-            )
+        strand.require_room(size)
         is_much = fresh_size >= self._options.flush_bytes
         is_far_ahead = is_much and self.due_at <= 0
         if is_much:
@@ -360,8 +356,7 @@ class Stream:
         with self._mutex:
             self.due_at = 0.0
             flush_waiters, end_waiters = self._take_waiters()
-        fail(flush_waiters, error)
-        fail(end_waiters, error)
+        fail([*flush_waiters, *end_waiters], error)
 
     def refuse(self, error: BaseException) -> None:
         """Take nothing more: the turn cannot be written any more."""
@@ -382,8 +377,7 @@ class Stream:
             if is_text_kept:
                 self._mark_all_stored()
             flush_waiters, end_waiters = self._take_waiters()
-        fail(flush_waiters, error)
-        fail(end_waiters, error)
+        fail([*flush_waiters, *end_waiters], error)
 
     def forget_after_fork(self, error: BaseException) -> None:
         """Refuse everything in a forked child, whoever held the mutex in the parent."""
