@@ -186,6 +186,14 @@ def test_m23_a_request_is_updated(path, sessions, session, dump):
         sessions.update_request("nobody")
 
 
+def test_m24_a_round_is_found_by_its_response(sessions, session):
+    rounds = [sessions.create_round(session.id, f"Question {number}") for number in range(3)]
+
+    assert [sessions.get_round_by_response(each.response.id) for each in rounds] == rounds
+    with pytest.raises(ResponseNotFoundError):
+        sessions.get_round_by_response(rounds[0].id)
+
+
 def test_m24_a_round_by_its_response_in_one_query(path, pool, statements):
     with SessionManager(path, pool=pool) as sessions:
         made = sessions.create_round(sessions.create_session().id, "x")

@@ -107,7 +107,6 @@ def test_m30_a_taken_index_or_id_and_an_unknown_response_leave_nothing(
     assert sessions.create_turn(response.id).index == 2
 
 
-# M31's announcement of an update to watchers comes with the issue that brings them (live/).
 @pytest.mark.parametrize("name", FIELDS)
 def test_m31_update_changes_only_the_given_field(sessions, response, name):
     turn = sessions.create_turn(response.id)
@@ -291,7 +290,6 @@ def test_m33_the_origins_single_object_is_a_list_of_one(sessions, response):
     assert events == []
 
 
-# M40 and M41, listeners and trackers, come with the issue that brings them (live/).
 def test_m42_the_streaming_status_tells_none_from_complete(sessions, response):
     def status():
         found = sessions.get_streaming_status(response.id)
