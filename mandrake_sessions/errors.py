@@ -184,7 +184,7 @@ class StaleRevisionError(MandrakeSessionsError):
 
 
 class TurnFinishedError(MandrakeSessionsError):
-    """The turn has ended; a finished turn never goes back to streaming."""
+    """The turn has ended: it takes nothing more, and never goes back to streaming."""
 
 
 class TurnInterruptedError(MandrakeSessionsError):

@@ -72,6 +72,7 @@ OWN_OPEN = {"DatabaseFile"}
 LONG_MODULES = {
     "mandrake_sessions/database/pool.py": "one lock and the table of slots behind it",
     "mandrake_sessions/database/file.py": "one open file, from its first lease to its last",
+    "mandrake_sessions/live/stream.py": "the state of one stream, behind one mutex",
     "mandrake_sessions/manager.py": "the table of the methods that each face offers",
     "mandrake_sessions/errors.py": "every exception, and the tree of them",
     "mandrake_sessions/database/dialect.py": "one adapter: cursor, connection and dialect",

@@ -50,6 +50,7 @@ async def listen(
     mailbox = Mailbox(holder)
     watch = Watch[TurnUpdate](follower, mailbox)
     joining = make(mailbox)
+    joining.is_waited_for = True
     follower.subscribe(joining)
     try:
         await in_thread(operation, joining.wait)

@@ -29,6 +29,9 @@ T = TypeVar("T")
 _GRACE: Final = 1.0
 """Seconds by which waiting is longer than what the file itself may take."""
 
+_CANCELLED_PATIENCE: Final = 1.0
+"""Seconds that a cancellation waits for the end of its turn, which is stored in any case."""
+
 
 class AsyncTurnWriter:
     """Streams one turn. Made by ``stream_turn``, for one ``async with`` block.
@@ -181,7 +184,7 @@ class AsyncTurnWriter:
             return await self._outcome(future, timeout, "end of a stream")
         except asyncio.CancelledError as cancelled:
             # What was asked for cannot be taken back: it is soon known what came of it.
-            await self._surely_settled(future)
+            await self._surely_settled(future, _CANCELLED_PATIENCE)
             note_outcome(cancelled, _end_of(future))
             raise
 
@@ -192,9 +195,11 @@ class AsyncTurnWriter:
             raise budget.exceeded("queue", self._file.path, operation)
         return future.result()
 
-    async def _surely_settled(self, future: Future[Any]) -> asyncio.CancelledError | None:
+    async def _surely_settled(
+        self, future: Future[Any], seconds: float
+    ) -> asyncio.CancelledError | None:
         """Wait for an outcome, whoever cancels; return the last cancellation."""
-        budget = self._file.budget(self._patience)
+        budget = self._file.budget(seconds)
         cancelled: asyncio.CancelledError | None = None
         while not future.done() and budget.left():
             try:
@@ -227,9 +232,11 @@ class AsyncTurnWriter:
             # Somebody else has ended it: its reason was raised, or nobody wrote any more.
             return
         cancelled = None
+        is_cancelled = isinstance(error, asyncio.CancelledError)
         try:
             future = self.sync.begin_end(*ending_of(error))
-            cancelled = await self._surely_settled(future)
+            patience = _CANCELLED_PATIENCE if is_cancelled else self._patience
+            cancelled = await self._surely_settled(future, patience)
             if future.done():
                 future.result()
         except TurnInterruptedError:
@@ -237,7 +244,7 @@ class AsyncTurnWriter:
             pass
         except Exception as failure:  # noqa: BLE001  # the block's own exception goes on
             note_unstored_end(self.id, error, failure)
-        if cancelled is not None and not isinstance(error, asyncio.CancelledError):
+        if cancelled is not None and not is_cancelled:
             raise cancelled
 
 

@@ -79,7 +79,12 @@ class _Page:
         self._shown_turn: str | None = None
         self._sizes: dict[str, int] = {}
         self._rounds: dict[str, str] = {}
+        # The index of the round of each response.
+        self._indexes: dict[str, int] = {}
         self._ended: set[str] = set()
+        # Line breaks at the end of what was printed; 2 leave an empty line, and none is needed
+        # above the first line.
+        self._breaks = 2
 
     def show(self, event: SessionEvent) -> None:
         """Print one change."""
@@ -97,30 +102,39 @@ class _Page:
         sys.stdout.flush()
 
     def _show_round(self, round_: Round) -> None:
+        self._indexes[round_.response.id] = round_.index
         if self._rounds.get(round_.id) == round_.request.content:
             return
         self._rounds[round_.id] = round_.request.content
-        self._line(f"\n── round {round_.index} · {round_.id}", style="bold cyan")
-        print_text(round_.request.content)
+        self._head(f"── round {round_.index} · {round_.id}", style="bold cyan")
+        self._line(round_.request.content)
 
     def _show_turn(self, update: TurnUpdate) -> None:
         turn = update.turn
         if update.is_deleted:
-            self._line(f"   turn {turn.index} · {turn.id} was deleted", style="bold red")
+            self._line(f"   {self._place(turn)} · {turn.id} was deleted", style="bold red")
             return
-        is_new = turn.id not in self._sizes
-        shown = self._sizes.setdefault(turn.id, 0)
-        if is_new or (update.text and self._shown_turn != turn.id):
-            self._line(f"\n   turn {turn.index} · {turn.model or turn.id}", style="bold")
-            self._shown_turn = turn.id
-        if update.offset < shown:
-            self._line("   (written anew)", style="dim")
-            self._shown_turn = turn.id
+        is_anew = update.offset < self._sizes.get(turn.id, 0)
+        is_end = turn.status.is_finished and turn.id not in self._ended
         self._sizes[turn.id] = update.offset + len(update.text)
-        print_piece(update.text)
-        if turn.status.is_finished and turn.id not in self._ended:
+        if not (update.text or is_anew or is_end):
+            return
+        if self._shown_turn != turn.id:
+            is_named = turn.model and turn.response_id in self._indexes
+            name = turn.model if is_named else turn.id
+            self._head(f"   {self._place(turn)} · {name}", style="bold")
+        if is_anew:
+            self._line("   (written anew)", style="dim")
+        self._piece(update.text)
+        self._shown_turn = turn.id
+        if is_end:
             self._ended.add(turn.id)
             self._show_end(turn)
+
+    def _place(self, turn: Turn) -> str:
+        index = self._indexes.get(turn.response_id)
+        place = f"turn {turn.index}"
+        return place if index is None else f"round {index} · {place}"
 
     def _show_end(self, turn: Turn) -> None:
         for call in turn.tool_calls:
@@ -129,8 +143,24 @@ class _Page:
         error = f" · {turn.error_message}" if turn.error_message else ""
         self._line(f"   {turn.status.value}{error}", style="dim")
 
-    def _line(self, text: str, *, style: str) -> None:
-        if self._shown_turn is not None:
-            print_piece("\n")
-            self._shown_turn = None
+    def _head(self, text: str, *, style: str) -> None:
+        """Print a line below an empty one."""
+        self._piece("\n" * (2 - self._breaks))
+        self._line(text, style=style)
+
+    def _line(self, text: str, *, style: str = "") -> None:
+        """Print text that begins a line and ends one."""
+        if not self._breaks:
+            self._piece("\n")
         print_text(text, style=style)
+        self._note_breaks(f"{text}\n")
+        self._shown_turn = None
+
+    def _piece(self, text: str) -> None:
+        print_piece(text)
+        self._note_breaks(text)
+
+    def _note_breaks(self, printed: str) -> None:
+        ending = printed[-2:]
+        breaks = len(ending) - len(ending.rstrip("\n"))
+        self._breaks = min(2, breaks if ending.strip("\n") else self._breaks + breaks)

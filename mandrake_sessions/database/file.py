@@ -146,17 +146,31 @@ class DatabaseFile:
             return Budget(self.options.busy_timeout)
         return Budget(arguments.seconds("timeout", timeout))
 
-    def fetch(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
+    def fetch(
+        self,
+        work: ReadUnit[T],
+        operation: str,
+        timeout: float | None = None,
+        *,
+        even_refused: bool = False,
+    ) -> T:
         """Run a short read: on the main connection if it is free this moment.
 
         A connection that is free has no transaction open, so nothing uncommitted is ever seen.
+
+        Args:
+            work: called with a transaction that reads.
+            operation: for errors.
+            timeout: seconds; None for the ``busy_timeout``.
+            even_refused: for the last look of what closes with the file.
         """
-        self._admit(operation)
+        self._admit(operation, even_refused=even_refused)
         budget = self.budget(timeout)
-        was_free, result = self._main.fetch_now(work, budget, operation)
+        was_free, result = self._main.fetch_now(work, budget, operation, even_refused=even_refused)
         if was_free:
             return result  # type: ignore[return-value]  # T itself may be None
-        return self._auxiliary_lane(budget).fetch(work, budget, operation)
+        lane = self._auxiliary_lane(budget)
+        return lane.fetch(work, budget, operation, even_refused=even_refused)
 
     def read(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
         """Run a long read in one snapshot on the auxiliary connection; no writer waits for it."""

@@ -40,21 +40,25 @@ class Lane:
         self._on_unclean = on_unclean
         self._on_corrupt = on_corrupt
 
-    def fetch(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
+    def fetch(
+        self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
+    ) -> T:
         """Run reading work outside a transaction: each statement sees what is committed."""
         owner = get_ident()
         try:
-            self.queue.acquire(budget, operation)
+            self.queue.acquire(budget, operation, even_refused=even_refused)
             return self._fetch(work, budget, operation)
         finally:
             if self.queue.holder == owner:
                 self._release()
 
-    def fetch_now(self, work: ReadUnit[T], budget: Budget, operation: str) -> tuple[bool, T | None]:
+    def fetch_now(
+        self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
+    ) -> tuple[bool, T | None]:
         """Do what ``fetch`` does if the connection is free this moment; return whether it was."""
         owner = get_ident()
         try:
-            if not self.queue.try_acquire(operation):
+            if not self.queue.try_acquire(operation, even_refused=even_refused):
                 return False, None
             return True, self._fetch(work, budget, operation)
         finally:

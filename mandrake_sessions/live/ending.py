@@ -9,10 +9,15 @@ from typing import Final
 import structlog
 
 from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.errors import MandrakeSessionsError, TurnInterruptedError
 from mandrake_sessions.ids import now
 from mandrake_sessions.live.stream import Stream, StreamState
 from mandrake_sessions.models import Turn
 from mandrake_sessions.records.streaming import append_remainder
+from mandrake_sessions.records.turns import get_turn
+
+_LAST_ROUNDS: Final = 10
+"""How often what a writer took meanwhile is stored too, before it is refused more."""
 
 _FOLDED_AT_ONCE: Final = 1024 * 1024
 """Characters of the turns that end in one transaction: folding 4 MB took 40 ms, and others wait."""
@@ -39,14 +44,41 @@ def ends_of(streams: Sequence[Stream]) -> list[Future[Turn]]:
     return futures
 
 
-def keep_remainder(file: DatabaseFile, stream: Stream) -> bool:
-    """Add what is not stored to a turn that somebody else has ended; return whether it is kept."""
+def keep_text(file: DatabaseFile, stream: Stream, error: TurnInterruptedError) -> Turn | None:
+    """Store behind somebody else's end what the writer has taken, and then refuse more.
+
+    In this order: who is told that the turn has ended finds all of its text in it.
+
+    Args:
+        file: the open file.
+        stream: whose turn somebody else has ended.
+        error: what it refuses more with.
+
+    Returns:
+        The turn as it ended, if it could be read.
+    """
+    for _ in range(_LAST_ROUNDS):
+        if not _keep_so_far(file, stream) or stream.refuse_if_kept(error):
+            break
+    else:
+        # Its writer is faster than the disk.
+        stream.refuse(error)
+        _keep_so_far(file, stream)
+    stream.refuse(error)
+    try:
+        return file.fetch(get_turn(stream.turn.id), "flush", even_refused=True)
+    except MandrakeSessionsError:
+        return None
+
+
+def _keep_so_far(file: DatabaseFile, stream: Stream) -> bool:
     remainders = stream.remainders()
     if not remainders:
+        stream.note_kept()
         return True
     unit = append_remainder(stream.turn.id, remainders, now())
     try:
-        return file.transact(unit, "flush", even_refused=True)
+        is_kept = file.transact(unit, "flush", even_refused=True)
     except Exception as error:  # noqa: BLE001  # the writer is told all the same
         structlog.get_logger(__name__).error(
             "stream_text_not_kept",
@@ -55,3 +87,6 @@ def keep_remainder(file: DatabaseFile, stream: Stream) -> bool:
             error=type(error).__name__,
         )
         return False
+    if is_kept:
+        stream.note_kept()
+    return is_kept

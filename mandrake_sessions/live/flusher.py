@@ -33,7 +33,7 @@ from mandrake_sessions.errors import (
     TurnNotFoundError,
 )
 from mandrake_sessions.live import given_up
-from mandrake_sessions.live.ending import ending_now, ends_of, keep_remainder
+from mandrake_sessions.live.ending import ending_now, ends_of, keep_text
 from mandrake_sessions.live.stream import Stream
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.live.writer import TurnWriter
@@ -361,11 +361,11 @@ class Flusher:
         if not isinstance(failure, TurnInterruptedError | TurnNotFoundError):
             self._note_failure({stream}, failure)
             return
-        # First nothing more is taken, so that what is left is known; then it is kept.
-        stream.refuse(failure)
-        is_kept = isinstance(failure, TurnInterruptedError) and keep_remainder(self._file, stream)
+        turn = None
+        if isinstance(failure, TurnInterruptedError):
+            turn = keep_text(self._file, stream, failure)
         self._drop(stream)
-        stream.lose(failure, is_text_kept=is_kept)
+        stream.lose(failure, turn)
 
     def _lose_all(self, streams: Sequence[Stream], error: BaseException) -> None:
         structlog.get_logger(__name__).error(

@@ -181,7 +181,7 @@ class Follower:
             self._failure = self._failure or closed
             thread = self._thread
         if thread is not None:
-            self._finish(lambda: self._end_all(closed))
+            self._finish(lambda: self._end_after_last_look(closed))
             thread.join(_CLOSE_PATIENCE)
         for mailbox in tuple(self._members):
             mailbox.end(copy.copy(closed))
@@ -355,15 +355,19 @@ class Follower:
             self._watched.join(joining)
         except MandrakeSessionsError as error:
             self._members.pop(joining.mailbox, None)
-            joining.mailbox.end(error)
             joining.settle(error)
         except BaseException as error:
             self._members.pop(joining.mailbox, None)
-            joining.mailbox.end(error)
             joining.settle(error)
             raise
         else:
             joining.settle()
+
+    def _end_after_last_look(self, error: MandrakeSessionsError) -> None:
+        try:
+            self._watched.look()
+        finally:
+            self._end_all(error)
 
     def _end_all(self, error: MandrakeSessionsError) -> None:
         self._watched.end_all(error)
@@ -382,4 +386,5 @@ class Follower:
         self._interrupt_gone(self._watched.turns.foreign_owners, _HEARTBEAT_PATIENCE)
 
     def _read(self, work: ReadUnit[T]) -> T:
-        return self._file.fetch(work, "follow")
+        # While the file closes too: its streams are ended then, and that is told.
+        return self._file.fetch(work, "follow", even_refused=True)

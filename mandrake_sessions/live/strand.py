@@ -21,7 +21,7 @@ class Strand:
         stored_size: bytes that are stored.
     """
 
-    __slots__ = ("frozen", "held", "name", "size", "stored_size", "text")
+    __slots__ = ("_kept", "frozen", "held", "name", "size", "stored_size", "text")
 
     def __init__(self, name: str, text: GrowingText) -> None:
         self.name = name
@@ -30,6 +30,7 @@ class Strand:
         self.held = ""
         self.frozen = 0
         self.stored_size = 0
+        self._kept = (0, 0)
 
     def require_room(self, size: int) -> None:
         """Refuse bytes that would make the text longer than a text can be."""
@@ -37,6 +38,15 @@ class Strand:
             raise InvalidArgumentError(
                 f"{self.name} must not be longer than {arguments.MAX_TEXT_BYTES} bytes."
             )
+
+    def note_kept_so_far(self) -> None:
+        """Take note of where the text ends that is being stored behind somebody else's end."""
+        self._kept = (self.text.length, self.size)
+
+    def note_kept(self) -> None:
+        """Note that it is stored."""
+        self.frozen, self.stored_size = self._kept
+        self.text.mark_stored(self.frozen)
 
     def joined(self, piece: object) -> tuple[str, str]:
         """Return a piece with its surrogates paired, and the half to hold back after it."""

@@ -158,7 +158,7 @@ class Stream:
         return PendingToolCall(kept.call, lambda value: self._answer_call(place, kept.call, value))
 
     def _answer_call(self, place: int, call: Any, value: Any) -> None:
-        answered, text = encoded_call(call, value)
+        answered, text = encoded_call(call, value, name="result")
         with self._mutex:
             self._require_open()
             self._calls.answer(place, answered, text)
@@ -212,7 +212,10 @@ class Stream:
             if self.state is StreamState.OPEN:
                 self._begin_end(TurnStatus.INTERRUPTED, None)
                 # Its writer has not asked for that, and is told.
-                self._refusal = TurnInterruptedError()
+                self._refusal = TurnInterruptedError(
+                    "The stream was closed with its manager, its pool or its writer; "
+                    "its turn is interrupted and its text is kept."
+                )
             self._await_end(future)
         return future
 
@@ -361,21 +364,48 @@ class Stream:
     def refuse(self, error: BaseException) -> None:
         """Take nothing more: the turn cannot be written any more."""
         with self._mutex:
-            self.state = StreamState.LOST
-            self._refusal = error
-            self._notice_at = 0
-            self.due_at = inf
+            self._refuse(error)
+
+    def _refuse(self, error: BaseException) -> None:
+        self.state = StreamState.LOST
+        self._refusal = error
+        self._notice_at = 0
+        self.due_at = inf
 
     def remainders(self) -> list[Remainder]:
         """Return what a turn that somebody else ended has not got, by what it may have got."""
-        return remainders_of(self.content, self.raw, self._frozen)
+        with self._mutex:
+            for strand in (self.content, self.raw):
+                strand.note_kept_so_far()
+            return remainders_of(self.content, self.raw, self._frozen)
 
-    def lose(self, error: BaseException, *, is_text_kept: bool = False) -> None:
-        """Give up; who waits gets the error, and so does who comes."""
+    def note_kept(self) -> None:
+        """Note that the last remainders are stored."""
+        with self._mutex:
+            if self._frozen is not None:
+                self._flush_waiters += self._frozen.waiters
+                self._frozen = None
+            for strand in (self.content, self.raw):
+                strand.note_kept()
+
+    def refuse_if_kept(self, error: BaseException) -> bool:
+        """Take nothing more, if everything that was taken is stored; return whether it is."""
+        with self._mutex:
+            if any(strand.text.stored < strand.text.length for strand in (self.content, self.raw)):
+                return False
+            self._refuse(error)
+            return True
+
+    def lose(self, error: BaseException, turn: Turn | None = None) -> None:
+        """Give up; who waits gets the error, and so does who comes.
+
+        Args:
+            error: why.
+            turn: as somebody else has ended it.
+        """
         self.refuse(error)
         with self._mutex:
-            if is_text_kept:
-                self._mark_all_stored()
+            self.turn = turn or self.turn
             flush_waiters, end_waiters = self._take_waiters()
         fail([*flush_waiters, *end_waiters], error)
 

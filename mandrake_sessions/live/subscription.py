@@ -285,6 +285,7 @@ def _listen(
 
 def _join(follower: Follower, joining: Joining, operation: str, *, wait: bool) -> None:
     """Let a subscriber in; who waits holds no lease, which the follower might need."""
+    joining.is_waited_for = wait
     if wait:
         follower.require_no_lease(operation)
     follower.subscribe(joining)

@@ -116,6 +116,10 @@ class Joining:
         id: what it watches.
         follow: whether it goes on after the response is complete.
         last: the rounds of a session whose present state is told.
+
+    Attributes:
+        is_waited_for: whether what keeps the subscriber out is raised by ``wait``; otherwise it
+            comes by the mailbox.
     """
 
     def __init__(
@@ -132,11 +136,16 @@ class Joining:
         self.id = id
         self.follow = follow
         self.last = last
+        self.is_waited_for = False
         self._done = threading.Event()
         self._error: BaseException | None = None
 
     def settle(self, error: BaseException | None = None) -> None:
         """Tell the subscriber that it is in, or why not."""
+        if error is not None and self.is_waited_for:
+            self.mailbox.close()
+        elif error is not None:
+            self.mailbox.end(error)
         self._error = error
         self._done.set()
 

@@ -323,7 +323,8 @@ def _message(error: BaseException | str) -> str:
     """Return what is stored of an error: bounded, and without half a surrogate pair."""
     if isinstance(error, BaseException):
         try:
-            text = f"{type(error).__name__}: {error}"
+            told = str(error)
+            text = f"{type(error).__name__}: {told}" if told else type(error).__name__
         except Exception:  # noqa: BLE001  # a host's own __str__
             text = type(error).__name__
     elif isinstance(error, str):

@@ -145,6 +145,40 @@ def test_a_cancelled_beginning_does_not_wait_for_the_lease(manager, path, holder
     run(main())
 
 
+def test_a_cancelled_block_does_not_wait_long_for_another_processes_lock(manager, path):
+    async def main():
+        async with manager as sessions:
+            response_id = await response_of(sessions)
+            foreign = apsw.Connection(str(path))
+            begun = asyncio.Event()
+
+            async def agent():
+                async with sessions.stream_turn(response_id) as turn:
+                    turn.write("as far as it came")
+                    await turn.flush()
+                    begun.set()
+                    await asyncio.Event().wait()
+
+            task = asyncio.create_task(agent())
+            await begun.wait()
+            foreign.execute("BEGIN IMMEDIATE")
+            task.cancel()
+            # The lock goes only after this; the budget of a call would be 20 s.
+            done, _ = await asyncio.wait((task,), timeout=10)
+            assert done == {task}
+            assert task.cancelled()
+            foreign.close()
+            # It is stored in the background.
+            turn = await sessions.get_latest_turn(response_id)
+            while turn.status is TurnStatus.STREAMING:
+                await asyncio.sleep(0.01)
+                turn = await sessions.get_latest_turn(response_id)
+            assert turn.status is TurnStatus.INTERRUPTED
+            assert turn.content == "as far as it came"
+
+    run(main())
+
+
 def test_a_beginning_keeps_its_timeout(manager):
     async def main():
         async with manager as sessions:

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 from cli_kit import COMMAND, Ended, environment
 
-from mandrake_sessions import MandrakeManager, Session, SessionManager
+from mandrake_sessions import (
+    MandrakeManager,
+    RoundUpdate,
+    Session,
+    SessionManager,
+    Turn,
+    TurnUpdate,
+)
+from mandrake_sessions.cli import tail as tail_command
 from mandrake_sessions.cli.errors import ExitCode
 
 Tail = Callable[..., "subprocess.Popen[str]"]
@@ -97,13 +105,91 @@ def test_people_see_the_last_round_then_what_is_new(
         "Because of 1.",
         "   completed",
     ]
-    assert lines[-3].startswith("   turn 0")
+    assert lines[-3].startswith("   round 1 · turn 0 · ")
+    assert "\n\n\n" not in "\n".join(lines)
 
     sessions.delete_session(session.id)
     rest, error = process.communicate(timeout=30)
     assert "deleted" in rest
     assert process.returncode == ExitCode.NOT_FOUND
     assert len(error.splitlines()) == 1
+
+
+def test_turns_that_grow_at_once_are_told_apart(
+    sessions: SessionManager, session: Session, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = tail_command._Page()
+    rounds = [sessions.create_round(session.id, f"Both {number}?") for number in range(2)]
+    for round_ in rounds:
+        page.show(RoundUpdate(round_.id, round_))
+    begun = [
+        sessions.create_turn(round_.response.id, status="streaming", model="any")
+        for round_ in rounds
+    ]
+
+    def show(turn: Turn, offset: int, text: str) -> None:
+        page.show(
+            TurnUpdate(
+                turn,
+                None,
+                offset=offset,
+                length=offset + len(text),
+                text=text,
+                is_in_flight=False,
+                is_deleted=False,
+            )
+        )
+
+    for turn in begun:
+        show(turn, 0, "")
+    show(begun[0], 0, "One ")
+    show(begun[0], 4, "and ")
+    show(begun[1], 0, "Two.\n\n")
+    show(begun[0], 8, "more.\n")
+    show(sessions.update_turn(begun[1].id, status="completed"), 6, "")
+    show(sessions.update_turn(begun[0].id, status="interrupted"), 14, "")
+
+    assert (
+        capfd.readouterr().out
+        == f"""\
+── round 2 · {rounds[0].id}
+Both 0?
+
+── round 3 · {rounds[1].id}
+Both 1?
+
+   round 2 · turn 0 · any
+One and\x20
+
+   round 3 · turn 0 · any
+Two.
+
+   round 2 · turn 0 · any
+more.
+
+   round 3 · turn 0 · any
+   completed
+
+   round 2 · turn 0 · any
+   interrupted
+"""
+    )
+
+
+def test_a_turn_that_ends_without_text_has_one_head(
+    sessions: SessionManager, session: Session, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = tail_command._Page()
+    response = sessions.create_round(session.id, "Silent?").response
+    with sessions.watch_response(response.id) as watch:
+        with sessions.stream_turn(response.id) as writer:
+            first = watch.receive(10)
+            assert first is not None
+            page.show(first)
+        for update in watch:
+            page.show(update)
+    # Its round was not told: the turn is named by its id.
+    assert capfd.readouterr().out == f"   turn 0 · {writer.id}\n   completed\n"
 
 
 def test_a_session_that_is_not_there(run: Callable[..., Ended], session: Session) -> None:

@@ -2,6 +2,7 @@
 
 import dis
 import gc
+import itertools
 import sys
 import threading
 import time
@@ -24,7 +25,9 @@ from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     DatabaseMovedError,
     InvalidArgumentError,
+    PoolClosedError,
     StorageFullError,
+    TurnInterruptedError,
 )
 from mandrake_sessions.live import given_up
 from mandrake_sessions.live.text import GrowingText
@@ -279,3 +282,41 @@ def test_an_end_whose_commit_was_unknown_is_known_again_with_its_chunk(
     assert writer.turn.status is TurnStatus.COMPLETED
     assert writer.turn.content == "frozen end"
     assert writer.unstored_text == ""
+
+
+@pytest.mark.parametrize("status", ["interrupted", "completed"])
+def test_who_is_told_of_anothers_end_finds_all_text_in_the_turn(sessions, response, status):
+    writer = sessions.stream_turn(response.id)
+    written = []
+    with pytest.raises(TurnInterruptedError):
+        for number in itertools.count():
+            if number == 1_000:
+                sessions.update_turn(writer.id, status=status)
+            writer.write(f"{number} ")
+            written.append(f"{number} ")
+
+    assert writer.unstored_text == ""
+    assert writer.turn == sessions.get_turn(writer.id)
+    assert writer.turn.content == "".join(written)
+    assert writer.turn.status == status
+
+
+def test_a_pool_that_closes_tells_watchers_how_a_stream_ended(path):
+    pool = ConnectionPool()
+    sessions = SessionManager(path, pool=pool).init()
+    response = sessions.create_round(sessions.create_session().id, "?").response
+    writer = sessions.stream_turn(response.id)
+    watch = sessions.watch_response(response.id, follow=True)
+    writer.write("until the end")
+    # As a signal's handler does it.
+    pool.refuse_new_work()
+    pool.close()
+
+    shown, last = "", None
+    with pytest.raises(PoolClosedError):
+        for update in watch:
+            shown, last = shown[: update.offset] + update.text, update
+    assert shown == "until the end"
+    assert last.status is TurnStatus.INTERRUPTED
+    with pytest.raises(TurnInterruptedError):
+        writer.write("more")

@@ -142,7 +142,7 @@ def test_memory_is_capped_and_what_was_taken_stays(path, pool, hold_lock):
     [
         (ValueError("it broke"), TurnStatus.ERROR, "ValueError: it broke"),
         (ValueError("half \ud83d"), TurnStatus.ERROR, "ValueError: half \ufffd"),
-        (KeyError(), TurnStatus.ERROR, "KeyError: "),
+        (KeyError(), TurnStatus.ERROR, "KeyError"),
         (KeyboardInterrupt(), TurnStatus.INTERRUPTED, None),
         (SystemExit(1), TurnStatus.INTERRUPTED, None),
         (GeneratorExit(), TurnStatus.INTERRUPTED, None),

@@ -271,7 +271,8 @@ def test_closing_the_manager_ends_every_subscription(sessions, response):
     ],
 )
 def test_bad_arguments_are_refused_and_leave_no_subscription(sessions, call, error):
-    with pytest.raises(error):
+    with structlog.testing.capture_logs() as events, pytest.raises(error):
         call(sessions)
 
     assert sessions.subscriptions == 0
+    assert events == []
