@@ -210,7 +210,10 @@ class ShutdownHook:
     def _let_it_finish(self) -> None:
         """At exit: a shutdown that has begun goes on to its end, and to the signal's."""
         if self._state is not _State.WAITING and self._pid == current_pid():
-            self._thread.join()
+            # The former handler may raise it here, where nobody is left to catch it: the program
+            # has ended by itself meanwhile, perhaps because its stream was closed.
+            with contextlib.suppress(KeyboardInterrupt):
+                self._thread.join()
 
 
 def _close_within(seconds: float, closeable: Closeable, failures: list[BaseException]) -> None:
