@@ -230,7 +230,8 @@ def begin_immediate(connection: Connection, budget: Budget, operation: str) -> N
                 "begin",
             )
     except apsw.Error as error:
-        if primary_code(error) != apsw.SQLITE_BUSY:
+        # The deadline can also pass while BEGIN itself runs, and interrupts it.
+        if primary_code(error) not in (apsw.SQLITE_BUSY, apsw.SQLITE_INTERRUPT):
             raise translate(error, connection.path, operation) from error
         if connection.is_cancelled:
             raise PoolClosedError(path=connection.path, operation=operation) from error

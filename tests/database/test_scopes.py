@@ -561,6 +561,19 @@ def test_rule_09_the_time_was_spent_in_the_body(handle: DatabaseHandle) -> None:
     assert caught.value.phases["body"] > 0.15
 
 
+def test_rule_09_a_deadline_that_passes_inside_begin_is_one_of_begin(
+    handle: DatabaseHandle,
+) -> None:
+    """SQLite interrupts the BEGIN itself then, as it would a long statement."""
+    raw = raw_of(handle)
+    raw.set_progress_handler(lambda: True, 1)
+    with pytest.raises(DatabaseBusyError) as caught:
+        handle.transact(lambda tx: None, "hurry", 0.0)
+    assert caught.value.phase == "begin"
+    raw.set_progress_handler(None)
+    assert handle.transact(lambda tx: "again") == "again"
+
+
 def test_rule_09_phases_say_how_much_each_took(handle: DatabaseHandle) -> None:
     """Some time in the queue, the rest in the body."""
     with Held(handle) as held:
