@@ -129,6 +129,16 @@ def test_ctrl_c_while_a_tool_is_called_hurts_no_other_call(sessions, response):
     at_every_moment(attempt)
 
 
+@pytest.fixture
+def quick_collections():
+    """Have the collector look at what the test itself makes only: it is called often."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("quick_collections")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_ctrl_c_at_the_end_of_a_block_leaves_no_turn_streaming(sessions, response):
     def attempt(number):
