@@ -138,15 +138,18 @@ class Agent(threading.Thread):
             lambda: place.sessions.stream_turn(round_.response.id, id=turn_id, model=_MODEL),
         ) as writer:
             self.turns += 1
-            text = self._write(place, writer)
-            written = len(text) // 4
-            writer.set_usage(
-                input_tokens=812,
-                output_tokens=written,
-                input_cost=0.0024,
-                output_cost=written * 15e-6,
-            )
-            self._call(place, "complete", self._end_of(place, "complete", writer), writer.complete)
+            written = len(self._write(place, writer)) // 4
+
+            def complete() -> Turn:
+                writer.set_usage(
+                    input_tokens=812,
+                    output_tokens=written,
+                    input_cost=0.0024,
+                    output_cost=written * 15e-6,
+                )
+                return writer.complete()
+
+            self._call(place, "complete", self._end_of(place, "complete", writer), complete)
             self.updates += 1
 
     def _write(self, place: Place, writer: TurnWriter) -> str:
