@@ -7,7 +7,6 @@ time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
@@ -185,38 +184,15 @@ def _finish(names: tuple[str, ...]) -> Statement:
     )
 
 
-def start_stream(
-    response_id: str,
-    *,
-    id: str,
-    index: int | None = None,
-    started_at: datetime | None = None,
-    current_tokens: int = 0,
-    expected_tokens: int | None = None,
-    input_tokens: int = 0,
-    output_tokens: int = 0,
-    cache_read_tokens: int | None = None,
-    cache_write_tokens: int | None = None,
-    input_cost: float = 0.0,
-    output_cost: float = 0.0,
-    model: str | None = None,
-) -> WriteUnit[Turn]:
-    """Add a turn whose text comes in chunks; the arguments and errors are ``create_turn``'s."""
-    create = create_turn(
-        response_id,
-        index=index,
-        started_at=started_at,
-        current_tokens=current_tokens,
-        expected_tokens=expected_tokens,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        cache_read_tokens=cache_read_tokens,
-        cache_write_tokens=cache_write_tokens,
-        input_cost=input_cost,
-        output_cost=output_cost,
-        model=model,
-        id=id,
-    )
+def start_stream(response_id: str, *, id: str, **fields: Any) -> WriteUnit[Turn]:
+    """Add a turn whose text comes in chunks.
+
+    Args:
+        response_id: the response.
+        id: of the turn, as it will be stored.
+        fields: others of ``create_turn``'s, whose errors these are too.
+    """
+    create = create_turn(response_id, id=id, **fields)
     first = _INSERT_FIRST.bound({"turn_id": id, "seq": 0, "content": "", "raw_response": ""})
 
     def work(tx: WriteTransaction) -> Turn:

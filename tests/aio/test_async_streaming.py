@@ -168,13 +168,11 @@ def test_a_cancelled_block_does_not_wait_long_for_another_processes_lock(manager
             assert done == {task}
             assert task.cancelled()
             foreign.close()
-            # It is stored in the background.
-            turn = await sessions.get_latest_turn(response_id)
-            while turn.status is TurnStatus.STREAMING:
-                await asyncio.sleep(0.01)
-                turn = await sessions.get_latest_turn(response_id)
-            assert turn.status is TurnStatus.INTERRUPTED
-            assert turn.content == "as far as it came"
+            # It is stored in the background; its watchers are told.
+            async with sessions.watch_response(response_id) as watch:
+                *_, last = [update async for update in watch]
+            assert last.turn.status is TurnStatus.INTERRUPTED
+            assert last.turn.content == "as far as it came"
 
     run(main())
 

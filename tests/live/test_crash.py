@@ -75,6 +75,7 @@ def test_issue_3_3_a_killed_host_leaves_every_flushed_prefix(
     for _ in range(kills):
         host = start_child(HOST, path, session.id)
         ids = host.hear()
+        # Not waiting for anything: a random moment is what is tested.
         time.sleep(chance.uniform(0.0, 0.15))
         host.process.kill()
         flushed = dict(json.loads(line) for line in host.process.stdout if line.endswith("]\n"))

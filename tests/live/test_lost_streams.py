@@ -30,7 +30,10 @@ from mandrake_sessions.errors import (
     TurnInterruptedError,
 )
 from mandrake_sessions.live import given_up
+from mandrake_sessions.live.strand import Frozen, Strand, remainders_of
 from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.records.recovery import interrupt_turns_of
+from mandrake_sessions.records.streaming import Chunk
 
 LIVE = str(Path(sys.modules[GrowingText.__module__].__file__).parent)
 
@@ -330,3 +333,30 @@ def test_a_pool_that_closes_tells_watchers_how_a_stream_ended(path):
     assert last.status is TurnStatus.INTERRUPTED
     with pytest.raises(TurnInterruptedError):
         writer.write("more")
+
+
+def test_an_owner_that_was_taken_for_dead_comes_back_and_its_text_is_kept(sessions, response):
+    writer = sessions.stream_turn(response.id)
+    writer.write("before ")
+    writer.flush()
+    file = sessions.handle.file
+    # As another process does it that has seen no sign of life.
+    (ended,) = file.transact(interrupt_turns_of([file.owner]), "recover_interrupted")
+    assert ended.content == "before "
+
+    writer.write("and after")
+    with pytest.raises(TurnInterruptedError):
+        writer.flush()
+    assert writer.turn == sessions.get_turn(writer.id)
+    assert (writer.turn.status, writer.turn.content) == ("interrupted", "before and after")
+
+
+def test_a_chunk_that_may_be_stored_is_not_called_unstored_when_it_is():
+    content, raw = Strand("text", GrowingText()), Strand("raw text", GrowingText())
+    content.text.append("chunk")
+    chunk = Chunk("turn", "response", 1, "chunk", "", {}, 0)
+
+    found = remainders_of(content, raw, Frozen(chunk, (5, 0), 5, []))
+
+    # Either it is missing whole, or nothing is.
+    assert [(each.content_bytes, each.content) for each in found] == [(0, "chunk"), (5, "")]
