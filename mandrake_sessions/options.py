@@ -38,7 +38,8 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         group_max_units: how many units may share one COMMIT.
         group_max_seconds: how long a shared transaction may collect units before it commits.
         checkpoint_frames: WAL frames (4 KiB each) above which a passive checkpoint is made.
-        wal_limit_bytes: size of the ``-wal`` file above which it is truncated.
+        wal_limit_bytes: size of the ``-wal`` file above which it is truncated. Writers that write
+            as much again while a checkpoint copies are held up, 0.1 s a call, until it has ended.
         cache_bytes: page cache of each connection.
         flush_interval: how long text of a streaming turn may stay in memory before it is stored.
         flush_bytes: bytes of a streaming turn that are stored at once, before the interval is over.

@@ -6,6 +6,7 @@ checkpoint that fails is a fact for health, never the error of a COMMIT.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from time import monotonic
 
@@ -17,6 +18,7 @@ from mandrake_sessions.database.faults import extended_code, primary_code
 _TRUNCATE_PATIENCE = 0.1
 _FRAME_BYTES = 4096 + 24
 _ROUNDS = 4
+_LONGEST_HOLD = 0.1
 
 
 class Checkpointer:
@@ -31,6 +33,7 @@ class Checkpointer:
         backlog: frames that are not in the database file yet, as of the last checkpoint.
         written: pages that the writer has put into the WAL in all.
         wal_frames: frames in the WAL, as of the last checkpoint.
+        is_outrun: whether, with a checkpoint under way, another ``limit_bytes`` were written.
         failure: extended result code of the last checkpoint if it failed.
         runs: how many checkpoints were made.
     """
@@ -39,6 +42,11 @@ class Checkpointer:
         self._frames = frames
         self._limit_bytes = limit_bytes
         self._ask = ask
+        self._outrun_frames = max(frames, limit_bytes // _FRAME_BYTES)
+        self._outrun_at = self._outrun_frames
+        self._is_copying = False
+        self._ended = threading.Event()
+        self.is_outrun = False
         self.written = 0
         self._ask_at = frames
         self.backlog = 0
@@ -53,10 +61,29 @@ class Checkpointer:
             # Not again until this one has run.
             self._ask_at = 1 << 62
             self._ask()
+        # Only while one copies: where it waits for a reader, holding writers up would not help.
+        self.is_outrun = self._is_copying and written >= self._outrun_at
+
+    def hold(self, seconds: float) -> None:
+        """Hold a writer up that is faster than the disk, until the checkpoint under way has ended.
+
+        Without it the WAL grows as long as the disk takes to copy it: half of all that was
+        written on a slow one.
+
+        Args:
+            seconds: that the writer has left; it is held for 0.1 at most.
+        """
+        self._ended.wait(min(seconds, _LONGEST_HOLD))
 
     def postpone(self) -> None:
         """Ask again at the next commit: the checkpoint could not begin."""
-        self._ask_at = self.written
+        self._end(self.written)
+
+    def _end(self, ask_at: int) -> None:
+        self._ask_at = ask_at
+        self._outrun_at = self.written + self._outrun_frames
+        self._is_copying = self.is_outrun = False
+        self._ended.set()
 
     def run(self, auxiliary: Connection, deadline: float) -> None:
         """Copy what is in the WAL into the database, and truncate the file if it is too large.
@@ -66,6 +93,8 @@ class Checkpointer:
         is left, a few times at most, for readers can hold frames back for long.
         """
         self.runs += 1
+        self._ended.clear()
+        self._is_copying = True
         try:
             for _ in range(_ROUNDS):
                 before = self.backlog
@@ -84,7 +113,7 @@ class Checkpointer:
             self.postpone()
             return
         # Readers can hold frames back for long: ask again only when as many new ones have come.
-        self._ask_at = self.written + self._frames
+        self._end(self.written + self._frames)
 
     def _passive(self, auxiliary: Connection) -> None:
         auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)

@@ -201,9 +201,12 @@ class DatabaseFile:
         """
         self._admit(operation, even_refused=even_refused)
         self._refuse_if_damaged()
+        budget = self.budget(timeout)
+        if self.checkpointer.is_outrun:
+            self.checkpointer.hold(budget.left())
         return self._main.transact(
             work,
-            self.budget(timeout),
+            budget,
             operation,
             delegable=delegable,
             even_refused=even_refused,
@@ -225,7 +228,10 @@ class DatabaseFile:
         operation = f"write() at {caller_outside()}"
         self._admit(operation)
         self._refuse_if_damaged()
-        with self._main.scope(self.budget(timeout), operation) as tx:
+        budget = self.budget(timeout)
+        if self.checkpointer.is_outrun:
+            self.checkpointer.hold(budget.left())
+        with self._main.scope(budget, operation) as tx:
             yield tx
 
     @contextlib.contextmanager
