@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,36 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("mandrake")
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """How far the reliability tests go; ``--campaign`` chooses.
+
+    Attributes:
+        name: ``brief`` in ``make test``, ``bounded`` in ``.ci/run``, ``full`` in
+            ``make test-long``.
+    """
+
+    name: str
+
+    def pick(self, brief: int, bounded: int, full: int) -> int:
+        """Return how many of something this campaign does."""
+        return {"brief": brief, "bounded": bounded, "full": full}[self.name]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--campaign",
+        choices=["brief", "bounded", "full"],
+        default="brief",
+        help="how far the reliability tests go",
+    )
+
+
+@pytest.fixture(scope="session")
+def campaign(pytestconfig: pytest.Config) -> Campaign:
+    return Campaign(pytestconfig.getoption("campaign"))
 
 
 class StatementLog:
