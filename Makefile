@@ -30,8 +30,8 @@ demo: $(INSTALLED) ## show the library at work
 test: $(INSTALLED) ## run the tests
 	@$(BIN)/python -m pytest
 
-test-long: $(INSTALLED) ## run the tests, the long ones too
-	@$(BIN)/python -m pytest -m "long or not long"
+test-long: $(INSTALLED) ## run all tests, the reliability tests at full length
+	@$(BIN)/python -m pytest -m "long or not long" --campaign full
 
 check: lint types layers ## lint, format, types, layers
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 import mandrake_sessions
-from mandrake_sessions import aio, importers
+from mandrake_sessions import aio, importers, testing
 
 TARGET = Path(__file__).parent / "reference.md"
 
@@ -50,17 +50,23 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Pool": ("default_pool", "ConnectionPool", "DatabaseHandle", "PoolStats", "DatabaseStats"),
     "Options": ("DatabaseOptions", "PoolOptions", "Durability"),
-    "Health": ("HealthReport", "HealthCheck", "HealthStatus"),
+    "Repair": ("diagnose", "salvage", "SalvageReport", "TableSalvage"),
+    "Health": ("HealthMonitor", "HealthLevel", "HealthReport", "HealthCheck", "HealthStatus"),
 }
 """Every public name that is no exception, in the order of the page."""
 
 GIVEN = (
     "AsyncTurnWriter",
     "DatabaseHandle",
+    "Injection",
+    "Life",
     "PendingToolCall",
+    "PowerCut",
+    "SalvageReport",
     "SessionTransaction",
     "ShutdownHook",
     "Subscription",
+    "TableSalvage",
     "TurnUpdate",
     "TurnWriter",
     "Watch",
@@ -103,6 +109,8 @@ def render() -> str:
     parts += [_entry(name, getattr(aio, name)) for name in sorted(aio.__all__)]
     parts.append("## Importers\n\nFrom `mandrake_sessions.importers`.\n")
     parts += [_entry(name, getattr(importers, name)) for name in sorted(importers.__all__)]
+    parts.append("## Testing\n\nFrom `mandrake_sessions.testing`; [how to](howto/testing.md).\n")
+    parts += [_entry(name, getattr(testing, name)) for name in sorted(testing.__all__)]
     parts.append("## Errors\n\n[Handle every error](howto/errors.md) says what to do about each.\n")
     parts.append("\n".join(_errors()) + "\n")
     return "\n".join(parts)
@@ -172,7 +180,8 @@ def _members(found: type[Any]) -> Iterator[str]:
         if not each.__module__.startswith("mandrake_sessions"):
             continue
         for name, member in vars(each).items():
-            if name.startswith("_") or name in seen:
+            # What begins with an x is called by SQLite, not by people.
+            if re.match("_|x[A-Z]", name) or name in seen:
                 continue
             seen.add(name)
             getter = member.func if isinstance(member, cached_property) else member

@@ -5,9 +5,17 @@
 See ``SessionManager`` for one database, ``MandrakeManager`` for a system with workspaces.
 """
 
+from mandrake_sessions.database.diagnosis import diagnose
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.health import HealthCheck, HealthReport, HealthStatus
+from mandrake_sessions.database.monitor import HealthMonitor
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
+from mandrake_sessions.database.report import (
+    HealthCheck,
+    HealthLevel,
+    HealthReport,
+    HealthStatus,
+)
+from mandrake_sessions.database.salvage import SalvageReport, TableSalvage, salvage
 from mandrake_sessions.database.stats import DatabaseStats, PoolStats
 from mandrake_sessions.errors import (
     AlreadyExistsError,
@@ -40,8 +48,10 @@ from mandrake_sessions.errors import (
     RequestNotFoundError,
     ResponseAlreadyExistsError,
     ResponseNotFoundError,
+    RestoreError,
     RoundAlreadyExistsError,
     RoundNotFoundError,
+    SalvageError,
     SchemaTooNewError,
     SessionAlreadyExistsError,
     SessionNotFoundError,
@@ -111,6 +121,8 @@ __all__ = [
     "ForkedPoolError",
     "HandleReleasedError",
     "HealthCheck",
+    "HealthLevel",
+    "HealthMonitor",
     "HealthReport",
     "HealthStatus",
     "ImportSourceError",
@@ -135,10 +147,13 @@ __all__ = [
     "Response",
     "ResponseAlreadyExistsError",
     "ResponseNotFoundError",
+    "RestoreError",
     "Round",
     "RoundAlreadyExistsError",
     "RoundNotFoundError",
     "RoundUpdate",
+    "SalvageError",
+    "SalvageReport",
     "SchemaTooNewError",
     "Session",
     "SessionAlreadyExistsError",
@@ -158,6 +173,7 @@ __all__ = [
     "StreamBackpressureError",
     "StreamingStatus",
     "Subscription",
+    "TableSalvage",
     "ToolCall",
     "TransactionLostError",
     "Turn",
@@ -177,5 +193,7 @@ __all__ = [
     "WorkspaceManager",
     "WorkspaceNotFoundError",
     "default_pool",
+    "diagnose",
     "install_shutdown_hook",
+    "salvage",
 ]

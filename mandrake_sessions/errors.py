@@ -35,7 +35,7 @@
         │   └── ConstraintViolationError
         ├── TransactionLostError
         ├── CommitOutcomeUnknownError result
-        ├── BackupError
+        ├── BackupError · RestoreError · SalvageError
         └── HandleReleasedError · PoolClosedError · ForkedPoolError
 
 The docstring of a class is its message when none is given. What a program needs to decide is in
@@ -395,6 +395,14 @@ class CommitOutcomeUnknownError(DatabaseError):
 
 class BackupError(DatabaseError):
     """The backup could not be made; the target was left as it was."""
+
+
+class RestoreError(DatabaseError):
+    """The backup could not be restored; the database was left as it was."""
+
+
+class SalvageError(DatabaseError):
+    """The salvaged copy could not be made; nothing was left of it."""
 
 
 class HandleReleasedError(DatabaseError):

@@ -150,15 +150,21 @@ class MandrakeManager:
         Raises:
             ExceptionGroup: what failed.
         """
-        with self._mutex:
-            parts: list[WorkspaceManager | SessionManager] = [*self._open.values(), self.sessions]
-            self._open.clear()
         failures: list[Exception] = []
-        for part in parts:
+
+        def close(part: WorkspaceManager | SessionManager) -> None:
             try:
                 part.close()
             except (MandrakeSessionsError, ExceptionGroup) as error:
                 failures.append(error)
+
+        # First the registry: without it nobody opens another workspace behind us.
+        close(self.sessions)
+        with self._mutex:
+            opened = list(self._open.values())
+            self._open.clear()
+        for workspace in opened:
+            close(workspace)
         if failures:
             raise ExceptionGroup("closing the managers failed", failures)
 

@@ -14,11 +14,15 @@ import structlog
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.health import HealthReport
+from mandrake_sessions.database.health import HealthLevel, HealthReport
 from mandrake_sessions.database.paths import real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.stats import DatabaseStats
-from mandrake_sessions.errors import InvalidArgumentError, NotInitializedError
+from mandrake_sessions.errors import (
+    HandleReleasedError,
+    InvalidArgumentError,
+    NotInitializedError,
+)
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.subscription import (
     Subscription,
@@ -30,7 +34,7 @@ from mandrake_sessions.live.subscription import (
 )
 from mandrake_sessions.live.updates import SessionEvent, TurnUpdate
 from mandrake_sessions.live.writer import TurnWriter
-from mandrake_sessions.methods import fetches, queries, writes
+from mandrake_sessions.methods import fetches, not_initialized_once_released, queries, writes
 from mandrake_sessions.models import Exchange, Turn
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import (
@@ -45,6 +49,13 @@ from mandrake_sessions.records import (
 from mandrake_sessions.session_transaction import SessionTransaction
 
 T = TypeVar("T")
+
+
+def _present_hub(handle: DatabaseHandle) -> Hub | None:
+    """Return what is live in the database, None where nothing is open."""
+    hub = handle.companion
+    return hub if isinstance(hub, Hub) else None
+
 
 HISTORY_PAGE = 100
 """Rounds that ``iter_session_history`` reads under one lease."""
@@ -88,7 +99,6 @@ class SessionManager:
         self._logger = logger
         self._mutex = threading.Lock()
         self._handle: DatabaseHandle | None = None
-        self._hub: Hub | None = None
 
     # -- life -------------------------------------------------------------------------------
 
@@ -131,12 +141,12 @@ class SessionManager:
                 pool = self._pool or default_pool()
                 handle = pool.acquire(self._path, options=self._options, create=self.create)
                 try:
-                    hub = Hub.of(handle.file)
-                    hub.recover_at_opening()
+                    with handle.pinned("init") as file:
+                        Hub.of(file).recover_at_opening()
                 except BaseException:
                     handle.release()
                     raise
-                self._hub, self._handle = hub, handle
+                self._handle = handle
                 self._tell("sessions_opened")
         return self
 
@@ -147,11 +157,12 @@ class SessionManager:
         """
         with self._mutex:
             handle, self._handle = self._handle, None
-            hub, self._hub = self._hub, None
-        if handle is None or hub is None:
+        if handle is None:
             return
         try:
-            hub.leave(self)
+            hub = _present_hub(handle)
+            if hub is not None:
+                hub.leave(self)
         finally:
             handle.release()
             self._tell("sessions_closed")
@@ -173,6 +184,43 @@ class SessionManager:
         self.close()
         (self._pool or default_pool()).remove(path, timeout=timeout)
         self._tell("sessions_deleted")
+
+    def restore(
+        self,
+        backup: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        timeout: float | None = None,
+    ) -> Path:
+        """Put a backup in the place of the database; the manager must be closed.
+
+        The backup is copied and the copy checked first; one of an older version is migrated by
+        the next ``init()``, which also ends turns that were streaming when the backup was made.
+
+        Args:
+            backup: the file to restore; it stays as it is.
+            overwrite: whether a file that is there is replaced.
+            timeout: seconds to wait for other holders, of this process and of others; None for
+                the ``busy_timeout``.
+
+        Returns:
+            The real path of the database.
+
+        Raises:
+            DatabaseMissingError: there is no backup.
+            RestoreError: there is a file already, or the backup is damaged or in use.
+            DatabaseOpenError: the backup is no database of this library.
+            SchemaTooNewError: it was written by a newer version.
+            DatabaseBusyError: somebody has the database open, this manager or another holder.
+        """
+        if timeout is not None:
+            arguments.seconds("timeout", timeout)
+        # It would wait for itself.
+        patience = 0.0 if self.is_initialized else timeout
+        pool = self._pool or default_pool()
+        path = pool.restore(backup, self._path, overwrite=overwrite, timeout=patience)
+        self._tell("sessions_restored")
+        return path
 
     def _tell(self, event: str) -> None:
         """Log what happened to the manager itself, where the host gave a logger for that."""
@@ -237,9 +285,9 @@ class SessionManager:
         size = arguments.limit("page_size", page_size)
         after: int | None = None
         while True:
-            page = self.handle.query(
-                history.history_page(session_id, after, size), "iter_session_history"
-            )
+            unit = history.history_page(session_id, after, size)
+            with not_initialized_once_released():
+                page = self.handle.query(unit, "iter_session_history")
             yield from page
             if len(page) < size:
                 return
@@ -250,14 +298,15 @@ class SessionManager:
     @property
     def subscriptions(self) -> int:
         """How many watches and listeners of this manager have not ended."""
-        return 0 if self._hub is None else self._hub.follower.subscriptions_of(self)
+        handle = self._handle
+        hub = None if handle is None else _present_hub(handle)
+        return 0 if hub is None else hub.follower.subscriptions_of(self)
 
-    @property
-    def _live(self) -> Hub:
-        hub = self._hub
-        if hub is None:
-            raise NotInitializedError
-        return hub
+    @contextlib.contextmanager
+    def _live(self, operation: str, timeout: float | None = None) -> Iterator[Hub]:
+        """Keep the file open, and lend what is live in it: by the end of the block it is busy."""
+        with not_initialized_once_released(), self.handle.pinned(operation, timeout) as file:
+            yield Hub.of(file)
 
     def stream_turn(
         self,
@@ -295,17 +344,18 @@ class SessionManager:
             ResponseNotFoundError: there is no such response.
             TurnAlreadyExistsError: the id or the index is taken.
         """
-        return self._live.flusher.begin(
-            response_id,
-            self,
-            id=id,
-            timeout=timeout,
-            index=index,
-            started_at=started_at,
-            expected_tokens=expected_tokens,
-            input_tokens=input_tokens,
-            model=model,
-        )
+        with self._live("stream_turn", timeout) as hub:
+            return hub.flusher.begin(
+                response_id,
+                self,
+                id=id,
+                timeout=timeout,
+                index=index,
+                started_at=started_at,
+                expected_tokens=expected_tokens,
+                input_tokens=input_tokens,
+                model=model,
+            )
 
     def recover_interrupted(self, *, timeout: float | None = None) -> list[Turn]:
         """End the turns that stream though the process that streamed them is gone.
@@ -321,7 +371,8 @@ class SessionManager:
         Raises:
             DatabaseBusyError: the budget was used up; call it again.
         """
-        return self._live.recover(timeout)
+        with self._live("recover_interrupted", timeout) as hub:
+            return hub.recover(timeout)
 
     def add_turn_update_listener(
         self, turn_id: str, listener: Callable[[TurnUpdate], object]
@@ -342,7 +393,8 @@ class SessionManager:
             InvalidArgumentError: an argument has the wrong type.
             TurnNotFoundError: there is no such turn.
         """
-        return add_turn_update_listener(self._live.follower, self, turn_id, listener)
+        with self._live("add_turn_update_listener") as hub:
+            return add_turn_update_listener(hub.follower, self, turn_id, listener)
 
     def track_streaming_turns(
         self,
@@ -367,9 +419,8 @@ class SessionManager:
             InvalidArgumentError: an argument has the wrong type.
             ResponseNotFoundError: there is no such response.
         """
-        return track_streaming_turns(
-            self._live.follower, self, response_id, listener, follow=follow
-        )
+        with self._live("track_streaming_turns") as hub:
+            return track_streaming_turns(hub.follower, self, response_id, listener, follow=follow)
 
     def watch_response(self, response_id: str, *, follow: bool = False) -> Watch[TurnUpdate]:
         """Follow a response: ``for update in sessions.watch_response(response_id)``.
@@ -393,7 +444,8 @@ class SessionManager:
             InvalidArgumentError: an argument has the wrong type.
             ResponseNotFoundError: there is no such response.
         """
-        return watch_response(self._live.follower, self, response_id, follow=follow)
+        with self._live("watch_response") as hub:
+            return watch_response(hub.follower, self, response_id, follow=follow)
 
     def watch_session(self, session_id: str, *, last: int = 1) -> Watch[SessionEvent]:
         """Follow a session: its rounds, its turns, its own fields.
@@ -412,7 +464,8 @@ class SessionManager:
             InvalidArgumentError: an argument has the wrong type or is out of range.
             SessionNotFoundError: there is no such session.
         """
-        return watch_session(self._live.follower, self, session_id, last=last)
+        with self._live("watch_session") as hub:
+            return watch_session(hub.follower, self, session_id, last=last)
 
     # -- working ----------------------------------------------------------------------------
 
@@ -430,8 +483,11 @@ class SessionManager:
             DatabaseBusyError: the budget was used up; nothing was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
-        with self.handle.write(timeout) as database:
-            yield SessionTransaction(database, self.handle.file.claim)
+        handle = self.handle
+        with contextlib.ExitStack() as scope:
+            with not_initialized_once_released():
+                database = scope.enter_context(handle.write(timeout))
+            yield SessionTransaction(database, handle.claim)
 
     def transact(
         self, work: Callable[[SessionTransaction], T], *, timeout: float | None = None
@@ -452,15 +508,28 @@ class SessionManager:
         if not callable(work):
             raise InvalidArgumentError("work must be callable.")
         handle = self.handle
-        return handle.transact(
-            lambda database: work(SessionTransaction(database, handle.file.claim)),
-            "transact",
-            timeout,
-        )
+        try:
+            return handle.transact(
+                lambda database: work(SessionTransaction(database, handle.claim)),
+                "transact",
+                timeout,
+            )
+        except HandleReleasedError:
+            if self._handle is handle:
+                raise
+        raise NotInitializedError
 
-    def health(self) -> HealthReport:
-        """Look at the database without changing it, in about a millisecond."""
-        return self.handle.health()
+    def health(
+        self, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
+    ) -> HealthReport:
+        """Look at the database without changing it.
+
+        Args:
+            level: how far to look; ``QUICK`` takes about a millisecond.
+            timeout: seconds that the checks of ``THOROUGH`` and ``FULL`` may take; None for ten
+                minutes.
+        """
+        return self.handle.health(level, timeout)
 
     def stats(self) -> DatabaseStats:
         """Return the figures of the database since it was opened."""

@@ -8,13 +8,15 @@ whoever offers it.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
 
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.transaction import ReadUnit, WriteTransaction, WriteUnit
+from mandrake_sessions.errors import HandleReleasedError, NotInitializedError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,6 +79,15 @@ def with_signature(method: M, prepare: Callable[..., object]) -> M:
     return method
 
 
+@contextlib.contextmanager
+def not_initialized_once_released() -> Iterator[None]:
+    """Tell of a handle that was released what its manager tells: another thread has closed it."""
+    try:
+        yield
+    except HandleReleasedError:
+        raise NotInitializedError from None
+
+
 def _finished(method: M, prepare: Callable[..., object], kind: Kind, *, claims: bool = False) -> M:
     setattr(method, RECIPE, Recipe(prepare, kind, claims=claims))
     return with_signature(method, prepare)
@@ -96,9 +107,14 @@ def writes(
     def method(self: Opened, /, *args: P.args, **kwargs: P.kwargs) -> T:
         handle = self.handle
         unit = prepare(*args, **kwargs)
-        if claims:
-            handle.file.claim()
-        return handle.transact(unit, prepare.__name__, delegable=True)
+        try:
+            if claims:
+                return handle.transact_for_others(
+                    unit, prepare.__name__, delegable=True, claims=True
+                )
+            return handle.transact(unit, prepare.__name__, delegable=True)
+        except HandleReleasedError:
+            raise NotInitializedError from None
 
     return _finished(method, prepare, "write", claims=claims)
 
@@ -109,7 +125,11 @@ def fetches(prepare: Callable[P, ReadUnit[T]]) -> Callable[Concatenate[Opened, P
     @wraps(prepare)
     def method(self: Opened, /, *args: P.args, **kwargs: P.kwargs) -> T:
         handle = self.handle
-        return handle.fetch(prepare(*args, **kwargs), prepare.__name__)
+        unit = prepare(*args, **kwargs)
+        try:
+            return handle.fetch(unit, prepare.__name__)
+        except HandleReleasedError:
+            raise NotInitializedError from None
 
     return _finished(method, prepare, "fetch")
 
@@ -120,7 +140,11 @@ def queries(prepare: Callable[P, ReadUnit[T]]) -> Callable[Concatenate[Opened, P
     @wraps(prepare)
     def method(self: Opened, /, *args: P.args, **kwargs: P.kwargs) -> T:
         handle = self.handle
-        return handle.query(prepare(*args, **kwargs), prepare.__name__)
+        unit = prepare(*args, **kwargs)
+        try:
+            return handle.query(unit, prepare.__name__)
+        except HandleReleasedError:
+            raise NotInitializedError from None
 
     return _finished(method, prepare, "query")
 

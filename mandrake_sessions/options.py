@@ -87,12 +87,18 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         linger: how long a file stays open after its last handle was released, so that a close
             and an open in quick succession (of this process or another) do not meet.
         max_idle: how many files without a handle may stay open; above it the oldest are closed.
+        max_open: how many files may be open at all. Above it those without a handle are closed,
+            and then the least recently used ones that nobody works with, streams into or watches:
+            their handles stay good, and the next call opens the file again. What is busy stays
+            open, however much there is. The process's limit of descriptors may allow less: at
+            seven a file, with a quarter of them left to the host, 1,024 make 109 files.
         close_timeout: how long ``close()`` waits for work under way before it interrupts it.
     """
 
     database: DatabaseOptions = DatabaseOptions()
     linger: float = 1.0
     max_idle: int = 32
+    max_open: int = 256
     close_timeout: float = 10.0
 
     def __post_init__(self) -> None:
@@ -101,3 +107,4 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         arguments.seconds("linger", self.linger)
         arguments.seconds("close_timeout", self.close_timeout)
         arguments.count("max_idle", self.max_idle)
+        _require_count(self, "max_open")

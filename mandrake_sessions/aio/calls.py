@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
-from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.errors import CommitOutcomeUnknownError
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Call(Generic[T]):
     Args:
         unit: the work, called with an open transaction.
         operation: for errors.
-        file: the open file.
+        handle: on the database.
         timeout: seconds for the worker's queue, the lease and the work; None for the
             ``busy_timeout``.
         claims: whether the file must be claimed before.
@@ -69,7 +69,7 @@ class Call(Generic[T]):
         "budget",
         "claims",
         "context",
-        "file",
+        "handle",
         "is_alone",
         "is_hosts",
         "is_over",
@@ -85,7 +85,7 @@ class Call(Generic[T]):
         self,
         unit: Callable[[Any], T],
         operation: str,
-        file: DatabaseFile,
+        handle: DatabaseHandle,
         timeout: float | None = None,
         *,
         claims: bool = False,
@@ -93,8 +93,8 @@ class Call(Generic[T]):
         is_whole: bool = False,
     ) -> None:
         self.operation = operation
-        self.file = file
-        self.budget = file.budget(timeout)
+        self.handle = handle
+        self.budget = handle.budget(timeout)
         self.claims = claims
         self.is_hosts = is_hosts
         self.is_whole = is_whole
@@ -171,7 +171,7 @@ class Call(Generic[T]):
     def _expire(self) -> None:
         """End a call that has waited too long behind others, as if it had waited for the lease."""
         if not self.is_taken and self._withdraw():
-            self._failure = self.budget.exceeded("queue", self.file.path, self.operation)
+            self._failure = self.budget.exceeded("queue", self.handle.path, self.operation)
             self.tell()
 
     def _withdraw(self) -> bool:

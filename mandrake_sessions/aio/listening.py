@@ -13,9 +13,8 @@ import structlog
 
 from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.errors import InvalidArgumentError, MandrakeSessionsError
-from mandrake_sessions.live.follower import Follower
 from mandrake_sessions.live.mailbox import Mailbox
-from mandrake_sessions.live.subscription import Subscription, Watch
+from mandrake_sessions.live.subscription import Followed, Subscription, Watch
 from mandrake_sessions.live.targets import Joining
 from mandrake_sessions.live.updates import TurnUpdate
 
@@ -27,7 +26,7 @@ _listening: Final[set[asyncio.Task[None]]] = set()
 
 
 async def listen(
-    follower: Follower,
+    follower: Followed,
     holder: object,
     listener: AsyncTurnListener,
     operation: str,

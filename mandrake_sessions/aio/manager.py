@@ -18,14 +18,13 @@ from typing import TypeVar
 from mandrake_sessions import arguments
 from mandrake_sessions.aio.calls import Call
 from mandrake_sessions.aio.chores import in_thread
+from mandrake_sessions.aio.following import followed
 from mandrake_sessions.aio.listening import AsyncTurnListener, listen
 from mandrake_sessions.aio.opening import AsyncOpening
 from mandrake_sessions.aio.twins import awaits, hosts_unit, streams
-from mandrake_sessions.database.health import HealthReport
+from mandrake_sessions.database.health import HealthLevel, HealthReport
 from mandrake_sessions.database.stats import DatabaseStats
 from mandrake_sessions.errors import InvalidArgumentError
-from mandrake_sessions.live.follower import Follower
-from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.subscription import (
     Subscription,
     Watch,
@@ -168,13 +167,14 @@ class AsyncSessionManager(AsyncOpening):
             TurnNotFoundError: there is no such turn.
         """
         arguments.lookup_id("turn_id", turn_id)
-        return await listen(
-            self._follower,
-            self.sync,
-            listener,
-            "add_turn_update_listener",
-            lambda mailbox: Joining(mailbox, TurnTarget, turn_id),
-        )
+        with followed(self.open_handle()) as follower:
+            return await listen(
+                follower,
+                self.sync,
+                listener,
+                "add_turn_update_listener",
+                lambda mailbox: Joining(mailbox, TurnTarget, turn_id),
+            )
 
     async def track_streaming_turns(
         self, response_id: str, listener: AsyncTurnListener, *, follow: bool = False
@@ -197,13 +197,14 @@ class AsyncSessionManager(AsyncOpening):
         """
         arguments.lookup_id("response_id", response_id)
         arguments.flag("follow", follow)
-        return await listen(
-            self._follower,
-            self.sync,
-            listener,
-            "track_streaming_turns",
-            lambda mailbox: Joining(mailbox, ResponseTarget, response_id, follow=follow),
-        )
+        with followed(self.open_handle()) as follower:
+            return await listen(
+                follower,
+                self.sync,
+                listener,
+                "track_streaming_turns",
+                lambda mailbox: Joining(mailbox, ResponseTarget, response_id, follow=follow),
+            )
 
     def watch_response(self, response_id: str, *, follow: bool = False) -> Watch[TurnUpdate]:
         """Follow a response: ``async for update in sessions.watch_response(response_id)``.
@@ -218,7 +219,8 @@ class AsyncSessionManager(AsyncOpening):
         Raises:
             InvalidArgumentError: an argument has the wrong type.
         """
-        return watch_response(self._follower, self.sync, response_id, follow=follow, wait=False)
+        with followed(self.open_handle()) as follower:
+            return watch_response(follower, self.sync, response_id, follow=follow, wait=False)
 
     def watch_session(self, session_id: str, *, last: int = 1) -> Watch[SessionEvent]:
         """Follow a session: its rounds, its turns, its own fields.
@@ -233,11 +235,8 @@ class AsyncSessionManager(AsyncOpening):
         Raises:
             InvalidArgumentError: an argument has the wrong type or is out of range.
         """
-        return watch_session(self._follower, self.sync, session_id, last=last, wait=False)
-
-    @property
-    def _follower(self) -> Follower:
-        return Hub.of(self.open_file()).follower
+        with followed(self.open_handle()) as follower:
+            return watch_session(follower, self.sync, session_id, last=last, wait=False)
 
     # -- working ----------------------------------------------------------------------------
 
@@ -262,13 +261,21 @@ class AsyncSessionManager(AsyncOpening):
             raise InvalidArgumentError("work must be callable.")
         if inspect.iscoroutinefunction(work):
             raise InvalidArgumentError("work must be a plain function, not a coroutine function.")
-        file = self.open_file()
-        call = Call(hosts_unit(work, file), "transact", file, timeout, is_hosts=True)
+        handle = self.open_handle()
+        call = Call(hosts_unit(work, handle), "transact", handle, timeout, is_hosts=True)
         return await call.outcome(self.worker("write"), is_write=True)
 
-    async def health(self) -> HealthReport:
-        """Look at the database without changing it, in about a millisecond."""
-        return await in_thread("health", self.sync.health)
+    async def health(
+        self, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
+    ) -> HealthReport:
+        """Look at the database without changing it; ``QUICK`` takes about a millisecond.
+
+        Args:
+            level: how far to look.
+            timeout: seconds that the checks of ``THOROUGH`` and ``FULL`` may take; None for ten
+                minutes.
+        """
+        return await in_thread("health", functools.partial(self.sync.health, level, timeout))
 
     async def stats(self) -> DatabaseStats:
         """Return the figures of the database since it was opened."""
@@ -296,4 +303,30 @@ class AsyncSessionManager(AsyncOpening):
         return await in_thread(
             "backup",
             functools.partial(self.sync.backup, target, overwrite=overwrite, timeout=timeout),
+        )
+
+    async def restore(
+        self,
+        backup: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        timeout: float | None = None,
+    ) -> Path:
+        """Put a backup in the place of the database; raises what ``SessionManager.restore`` does.
+
+        The manager must be closed. Cancelled, it waits until the database is the backup, or is as
+        it was.
+
+        Args:
+            backup: the file to restore; it stays as it is.
+            overwrite: whether a file that is there is replaced.
+            timeout: seconds to wait for other holders, of this process and of others; None for
+                the ``busy_timeout``.
+
+        Returns:
+            The real path of the database.
+        """
+        return await in_thread(
+            "restore",
+            functools.partial(self.sync.restore, backup, overwrite=overwrite, timeout=timeout),
         )

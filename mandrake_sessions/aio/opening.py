@@ -16,7 +16,6 @@ from mandrake_sessions import arguments
 from mandrake_sessions.aio.calls import Call
 from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.aio.workers import ReadWorker, Worker, WriteWorker
-from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.database.transaction import ReadUnit
@@ -146,11 +145,11 @@ class AsyncOpening:
 
     # -- how calls are run ------------------------------------------------------------------
 
-    def open_file(self) -> DatabaseFile:
-        """Return the open file; raises NotInitializedError where there is none."""
+    def open_handle(self) -> DatabaseHandle:
+        """Return the claim on the database; raises NotInitializedError where there is none."""
         if self._is_closing:
             raise NotInitializedError
-        return self.sync.handle.file
+        return self.sync.handle
 
     def worker(self, kind: Kind) -> Worker:
         """Return what runs calls of a kind."""
@@ -164,12 +163,12 @@ class AsyncOpening:
 
     async def query(self, unit: ReadUnit[T], operation: str) -> T:
         """Run a reading unit of the layers below that may be long, in one snapshot."""
-        call = Call(unit, operation, self.open_file())
+        call = Call(unit, operation, self.open_handle())
         return await call.outcome(self.worker("query"), is_write=False)
 
     async def fetch(self, unit: ReadUnit[T], operation: str) -> T:
         """Run a short reading unit of the layers below."""
-        call = Call(unit, operation, self.open_file())
+        call = Call(unit, operation, self.open_handle())
         return await call.outcome(self.worker("fetch"), is_write=False)
 
 

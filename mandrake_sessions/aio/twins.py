@@ -12,7 +12,7 @@ from mandrake_sessions.aio.calls import Call, EscapedError
 from mandrake_sessions.aio.cancellation import cancelled_call
 from mandrake_sessions.aio.opening import AsyncOpening
 from mandrake_sessions.aio.writer import AsyncTurnWriter
-from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.transaction import WriteTransaction
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.live.writer import TurnWriter
@@ -35,8 +35,8 @@ def awaits(
 
     @functools.wraps(method)
     async def twin(self: AsyncOpening, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        file = self.open_file()
-        call: Call[T] = Call(prepare(*args, **kwargs), name, file, claims=claims)
+        handle = self.open_handle()
+        call: Call[T] = Call(prepare(*args, **kwargs), name, handle, claims=claims)
         return await call.outcome(self.worker(kind), is_write=is_write)
 
     return twin
@@ -52,7 +52,7 @@ def streams(
 
         The block begins the turn; the arguments are those of ``SessionManager.stream_turn``.
         """
-        file = self.open_file()
+        handle = self.open_handle()
         timeout: Any = kwargs.get("timeout")
 
         async def begin() -> TurnWriter:
@@ -61,7 +61,7 @@ def streams(
                 kwargs["timeout"] = call.budget.left()
                 return method(self.sync, *args, **kwargs)
 
-            call: Call[TurnWriter] = Call(start, "stream_turn", file, timeout, is_whole=True)
+            call: Call[TurnWriter] = Call(start, "stream_turn", handle, timeout, is_whole=True)
             try:
                 return await call.outcome(self.worker("write"), is_write=True)
             except asyncio.CancelledError as error:
@@ -71,7 +71,7 @@ def streams(
                     begun.result.begin_end(TurnStatus.INTERRUPTED)
                 raise
 
-        return AsyncTurnWriter(file, begin)
+        return AsyncTurnWriter(handle, begin)
 
     twin.__name__ = method.__name__
     twin.__qualname__ = f"AsyncSessionManager.{method.__name__}"
@@ -83,13 +83,13 @@ def streams(
 
 
 def hosts_unit(
-    work: Callable[[SessionTransaction], T], file: DatabaseFile
+    work: Callable[[SessionTransaction], T], handle: DatabaseHandle
 ) -> Callable[[WriteTransaction], T]:
     """Return a host's function as a unit."""
 
     def unit(database: WriteTransaction) -> T:
         try:
-            result = work(SessionTransaction(database, file.claim))
+            result = work(SessionTransaction(database, handle.claim))
         except Exception:
             raise
         except BaseException as error:

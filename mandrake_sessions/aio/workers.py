@@ -14,12 +14,23 @@ from time import monotonic
 from typing import Any, Final
 
 from mandrake_sessions.aio.calls import Call, tell_all
-from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.guard import after_fork
+from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lease import Errand, Waiter
 from mandrake_sessions.errors import NotInitializedError, TransactionLostError
 
 IDLE_SECONDS: Final = 5.0
 """How long a thread waits for the next call before it ends."""
+
+CROWD: Final = 64
+"""Idle threads in the process above which one that becomes idle ends soon."""
+
+_CROWDED_SECONDS: Final = 0.05
+"""How long it waits then: many databases used in turn would leave three threads each behind."""
+
+# Adding and discarding is one step each, so it needs no lock.
+_idle: Final[set[int]] = set()
+after_fork(_idle.clear)
 
 _GRACE: Final = 1.0
 """Seconds that closing waits for a call beyond the end of its budget."""
@@ -114,7 +125,7 @@ class Worker:
                     self._thread = None
                     return None
                 self._is_idle = True
-            if not self._wake.acquire(timeout=IDLE_SECONDS):
+            if not self._wait_for_call():
                 with self._mutex:
                     if self._is_idle:
                         self._is_idle = False
@@ -122,6 +133,17 @@ class Worker:
                         return None
                 # A call came in the same moment.
                 self._wake.acquire()
+
+    def _wait_for_call(self) -> bool:
+        """Return whether a call came before the thread was idle for too long."""
+        me = threading.get_ident()
+        _idle.add(me)
+        try:
+            return self._wake.acquire(
+                timeout=IDLE_SECONDS if len(_idle) <= CROWD else _CROWDED_SECONDS
+            )
+        finally:
+            _idle.discard(me)
 
     def _pop(self) -> Call[Any] | None:
         """Take the first call that may still happen out of the queue."""
@@ -159,7 +181,7 @@ class ReadWorker(Worker):
 
     def _work(self, call: Call[Any]) -> None:
         result, failure = None, None
-        read = call.file.read if self._is_long else call.file.fetch
+        read = call.handle.query if self._is_long else call.handle.fetch
         try:
             result = call.context.run(read, call.run, call.operation, call.budget.left())
         except BaseException as error:  # noqa: BLE001  # the one who awaits gets it
@@ -181,7 +203,7 @@ class WriteWorker(Worker):
 
     def _work(self, call: Call[Any]) -> None:
         self._ident = threading.get_ident()
-        file = call.file
+        handle = call.handle
         if call.is_withdrawn:
             return
         result, failure = None, None
@@ -189,7 +211,7 @@ class WriteWorker(Worker):
             if call.is_whole:
                 result = call.context.run(call.run, None)
             else:
-                result = self._transact(call, file)
+                result = self._transact(call, handle)
         except BaseException as error:  # noqa: BLE001  # the one who awaits gets it
             failure = error
         call.settle(result, failure)
@@ -198,29 +220,28 @@ class WriteWorker(Worker):
         finished, self._finished = self._finished, []
         tell_all(finished)
 
-    def _transact(self, call: Call[Any], file: DatabaseFile) -> Any:
-        if call.claims and file.owner is None:
-            file.claim()
+    def _transact(self, call: Call[Any], handle: DatabaseHandle) -> Any:
         return call.context.run(
-            file.transact,
+            handle.transact_for_others,
             call.run,
             call.operation,
             call.budget.left(),
             # Another thread would run this one for us, and we have more of them: in our own turn
             # they share a COMMIT too.
             delegable=not call.is_hosts and not self._calls,
-            bring=None if call.is_alone else partial(self._bring, file),
+            bring=None if call.is_alone else partial(self._bring, handle),
+            claims=call.claims,
         )
 
-    def _bring(self, file: DatabaseFile) -> Waiter | None:
+    def _bring(self, handle: DatabaseHandle) -> Waiter | None:
         """Return the next call as an errand, if it may share the transaction that is open."""
         if self._again:
             return None
         with self._mutex:
             call = self._first()
-            if call is None or call.is_whole or call.file is not file:
+            if call is None or call.is_whole or call.handle is not handle:
                 return None
-            if call.claims and file.owner is None:
+            if call.claims and handle.owner is None:
                 return None
             self._calls.popleft()
         call.is_taken = True
@@ -250,4 +271,4 @@ class WriteWorker(Worker):
         # A whole call brings nobody along; the place of another one is of use to the next.
         is_alone = call.is_whole or (not self._again and self._first() is None)
         if (call.is_withdrawn or call.is_unwanted) and is_alone:
-            call.file.writer.give_up(self._ident)
+            call.handle.give_up(self._ident)

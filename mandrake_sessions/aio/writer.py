@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
-from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     NotInitializedError,
@@ -42,8 +42,8 @@ class AsyncTurnWriter:
     ``await complete()``, ``fail()`` or ``interrupt()`` last.
     """
 
-    def __init__(self, file: DatabaseFile, begin: Callable[[], Awaitable[TurnWriter]]) -> None:
-        self._file = file
+    def __init__(self, handle: DatabaseHandle, begin: Callable[[], Awaitable[TurnWriter]]) -> None:
+        self._handle = handle
         self._begin = begin
         self._begun: TurnWriter | None = None
         self._is_ended_by_host = False
@@ -189,17 +189,17 @@ class AsyncTurnWriter:
             raise
 
     async def _outcome(self, future: Future[T], timeout: float | None, operation: str) -> T:
-        budget = self._file.budget(self._patience if timeout is None else timeout)
+        budget = self._handle.budget(self._patience if timeout is None else timeout)
         await _settled(future, budget.left())
         if not future.done():
-            raise budget.exceeded("queue", self._file.path, operation)
+            raise budget.exceeded("queue", self._handle.path, operation)
         return future.result()
 
     async def _surely_settled(
         self, future: Future[Any], seconds: float
     ) -> asyncio.CancelledError | None:
         """Wait for an outcome, whoever cancels; return the last cancellation."""
-        budget = self._file.budget(seconds)
+        budget = self._handle.budget(seconds)
         cancelled: asyncio.CancelledError | None = None
         while not future.done() and budget.left():
             try:
@@ -210,7 +210,7 @@ class AsyncTurnWriter:
 
     @property
     def _patience(self) -> float:
-        return self._file.options.busy_timeout + _GRACE
+        return self._handle.options.busy_timeout + _GRACE
 
     # -- the block --------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import structlog
 import typer
 from typer.core import TyperGroup
 
-from mandrake_sessions.cli import importing, maintenance, sessions, workspaces
+from mandrake_sessions.cli import importing, maintenance, rescue, sessions, workspaces
 from mandrake_sessions.cli.demo import command as demo
 from mandrake_sessions.cli.errors import EXIT_CODES, CommandError, ExitCode, Failure
 from mandrake_sessions.cli.output import print_json
@@ -172,6 +172,7 @@ app.add_typer(sessions.app, name="sessions")
 app.add_typer(workspaces.app, name="workspaces")
 importing.register(app)
 maintenance.register(app)
+rescue.register(app)
 demo.register(app)
 
 

@@ -84,7 +84,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
     (
         errors.CorruptDatabaseError,
         ExitCode.UNUSABLE,
-        "Restore a backup; keep the damaged file and its -wal until you have.",
+        "`mandrake-sessions doctor FILE` says what to do; keep the file and its -wal until then.",
     ),
     (
         errors.NotADatabaseError,
@@ -105,6 +105,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
         ExitCode.UNUSABLE,
         "Nothing was imported; FILE must be a database of the original system.",
     ),
+    (errors.RestoreError, ExitCode.UNUSABLE, "The database is as it was."),
     (errors.DatabaseOpenError, ExitCode.UNUSABLE, ""),
     (errors.DatabaseIOError, ExitCode.UNUSABLE, "Check the disk."),
     (errors.DatabaseMovedError, ExitCode.UNUSABLE, "Try again."),

@@ -10,32 +10,39 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import apsw
 
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.paths import identify, real_path
+from mandrake_sessions.database.placing import making, put_in_place, sync_file
 from mandrake_sessions.database.transaction import rollback
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     BackupError,
     DatabaseError,
+    DatabaseFolderError,
     DatabaseMissingError,
     PoolClosedError,
+    StorageFullError,
 )
 
 _PAGES_PER_STEP = 1024
 _BUSY_TIMEOUT_MS = 1000
+_CHECK_STEPS = 20_000
 _OPERATION = "backup"
 # What SQLite would replay into a file of this name, whatever it holds by then.
 _LEFTOVERS = ("-wal", "-journal")
 
 Progress = Callable[[int, int], None]
 """Told after each step how many pages are copied and how many there are; raising stops it."""
+
+Lend = Callable[[], contextlib.AbstractContextManager[Connection]]
+"""Lends a connection of the database, with no transaction open, for as long as the copy takes."""
 
 
 def backup(
@@ -46,15 +53,39 @@ def backup(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
+    """Copy a database whose connection is the caller's for the whole time; see ``back_up``."""
+    return back_up(
+        lambda: contextlib.nullcontext(source),
+        source.path,
+        target,
+        budget,
+        overwrite=overwrite,
+        progress=progress,
+        is_ended=lambda: source.is_cancelled,
+    )
+
+
+def back_up(
+    lend: Lend,
+    database: Path,
+    target: str | os.PathLike[str],
+    budget: Budget,
+    *,
+    is_ended: Callable[[], bool],
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
     """Copy the database into a file that nobody needs anything else to read.
 
     The copy holds what was committed when it began, has passed SQLite's integrity check and its
     foreign key check, is not in WAL mode, and is readable by its owner only.
 
     Args:
-        source: any connection of the database with no transaction open; its lease is the caller's.
+        lend: lends a connection of the database; given back before the copy is checked.
+        database: the real path of the database.
         target: the file to make; its folder must exist.
-        budget: the time copying may take. The checks of the copy come on top.
+        budget: the time that the copying and the checks may take.
+        is_ended: whether the database is being closed, and the copy not wanted any more.
         overwrite: whether an existing file is replaced.
         progress: told how far it is.
 
@@ -64,62 +95,132 @@ def backup(
     Raises:
         BackupError: there is no copy, and the target is as it was. The ``__cause__`` says why.
         PoolClosedError: the connection is being closed.
+        DatabaseError: the connection cannot be lent; each reason has its own subclass.
     """
-    path = _require_free(source, target, overwrite=overwrite)
-    partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(8)}")
-    try:
-        _make_empty(partial)
-        _copy(source, partial, budget, progress)
-        problems = verify(partial)
-        if problems:
-            raise BackupError(
-                f"The copy is damaged: {'; '.join(problems[:3])}.",
-                path=source.path,
-                operation=_OPERATION,
-            )
-        _put_in_place(partial, path, overwrite=overwrite)
-    except apsw.Error as error:
-        typed = translate(error, path, _OPERATION)
-        typed.__cause__ = error
-        raise _failed(typed, source) from typed
-    except OSError as error:
-        typed = translate_os(error, path)
-        typed.__cause__ = error
-        raise _failed(typed, source) from typed
-    finally:
-        for each in (partial, *(Path(f"{partial}{suffix}") for suffix in (*_LEFTOVERS, "-shm"))):
-            with contextlib.suppress(OSError):
-                each.unlink()
+    path = _require_free(database, target, overwrite=overwrite)
+    told = _Told(database, path, budget, is_ended)
+    with told, making(path) as partial:
+        with lend() as source:
+            told.source = source
+            # Inside the lease: a full disk for the copy is no fault of the database's.
+            with told:
+                _copy(source, partial, budget, progress)
+        # After it: readers need the connection, and the checks may take longer than the copy.
+        _require_whole(partial, database, told.must_stop)
+        sync_file(partial)
+        put_in_place(partial, path, overwrite=overwrite)
     return path
 
 
-def verify(path: str | os.PathLike[str]) -> list[str]:
+class _Told:
+    """Tells what fails inside it as the backup's failure, or as the closing that ended it."""
+
+    def __init__(
+        self, database: Path, target: Path, budget: Budget, is_ended: Callable[[], bool]
+    ) -> None:
+        self.source: Connection | None = None
+        self._database = database
+        self._target = target
+        self._budget = budget
+        self._is_ended = is_ended
+
+    def must_stop(self) -> bool:
+        """Return whether the copy is not wanted any more, or too late."""
+        return self._was_closed() or not self._budget.left()
+
+    def _was_closed(self) -> bool:
+        return self._is_ended() or (self.source is not None and self.source.is_cancelled)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, FileExistsError):
+            raise BackupError("The target exists.", path=self._target, operation=_OPERATION)
+        if not isinstance(error, (apsw.Error, OSError, DatabaseFolderError, StorageFullError)):
+            return
+        if isinstance(error, apsw.Error) and self._was_closed():
+            raise PoolClosedError(path=self._database, operation=_OPERATION)
+        if isinstance(error, apsw.InterruptError):
+            raise _late(self._budget, self._database)
+        if isinstance(error, DatabaseError):
+            raise _failed(error, self._target) from error
+        if isinstance(error, OSError):
+            typed = translate_os(error, self._target)
+            typed.__cause__ = error
+            raise _failed(typed, self._target) from typed
+        typed = translate(error, self._target, _OPERATION)
+        typed.__cause__ = error
+        raise _failed(typed, self._database) from typed
+
+
+def _require_whole(partial: Path, database: Path, must_stop: Callable[[], bool]) -> None:
+    problems = verify(partial, must_stop)
+    if problems:
+        raise BackupError(
+            f"The copy is damaged: {'; '.join(problems[:3])}.",
+            path=database,
+            operation=_OPERATION,
+        )
+
+
+def _failed(cause: DatabaseError, path: Path) -> BackupError:
+    return BackupError(
+        f"The backup could not be made: {cause.message}",
+        path=path,
+        operation=_OPERATION,
+        result_code=cause.result_code,
+    )
+
+
+def _late(budget: Budget, database: Path) -> BackupError:
+    error = BackupError("The time was up.", path=database, operation=_OPERATION)
+    error.__cause__ = budget.exceeded("body", database, _OPERATION)
+    return error
+
+
+def verify(path: str | os.PathLike[str], stop: Callable[[], bool] | None = None) -> list[str]:
     """Check a database file that nobody has open, and leave it as it is.
 
     Args:
         path: of the file.
+        stop: asked again and again; True ends it.
 
     Returns:
         What SQLite's integrity check and foreign key check find; empty if all is well.
 
     Raises:
         DatabaseMissingError: there is no file.
+        apsw.InterruptError: it was stopped.
     """
     real = real_path(path)
     if identify(real) is None:
         raise DatabaseMissingError(path=real, operation="verify")
     try:
         with _opened(real) as raw:
-            found = [str(row[0]) for row in raw.execute("PRAGMA integrity_check").fetchall()]
-            if found != ["ok"]:
-                # What is damaged cannot be trusted to tell its references.
-                return found
-            return [
-                f"row {rowid} of {table} refers to a row of {parent} that is not there"
-                for table, rowid, parent, _ in raw.execute("PRAGMA foreign_key_check").fetchall()
-            ]
+            if stop is not None:
+                raw.set_progress_handler(stop, _CHECK_STEPS)
+            return problems_of(raw)
+    except apsw.InterruptError:
+        raise
     except apsw.Error as error:
         return [str(error)]
+
+
+def problems_of(raw: apsw.Connection) -> list[str]:
+    """Return what SQLite's two checks find on a connection; empty if all is well.
+
+    Raises:
+        apsw.Error: the file is too damaged to be looked through.
+    """
+    found = [str(row[0]) for row in raw.execute("PRAGMA integrity_check").fetchall()]
+    if found != ["ok"]:
+        # What is damaged cannot be trusted to tell its references.
+        return found
+    return [
+        f"row {rowid} of {table} refers to a row of {parent} that is not there"
+        for table, rowid, parent, _ in raw.execute("PRAGMA foreign_key_check").fetchall()
+    ]
 
 
 @contextlib.contextmanager
@@ -144,17 +245,17 @@ def _opened(path: Path) -> Iterator[apsw.Connection]:
         yield raw
 
 
-def _require_free(source: Connection, target: str | os.PathLike[str], *, overwrite: bool) -> Path:
+def _require_free(database: Path, target: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """Return the target's real path if a copy may be put there."""
     try:
         path = real_path(target)
         there = identify(path)
     except DatabaseError as error:
-        raise BackupError(error.message, path=source.path, operation=_OPERATION) from error
-    if path == source.path or there == source.identity:
-        raise BackupError(
-            "The target is the database itself.", path=source.path, operation=_OPERATION
-        )
+        raise BackupError(error.message, path=database, operation=_OPERATION) from error
+    if path == database or (there is not None and there == identify(database)):
+        raise BackupError("The target is the database itself.", path=database, operation=_OPERATION)
+    if not path.parent.is_dir():
+        raise BackupError("The folder of the target is not there.", path=path, operation=_OPERATION)
     if there is not None and not overwrite:
         raise BackupError("The target exists.", path=path, operation=_OPERATION)
     for suffix in _LEFTOVERS:
@@ -166,10 +267,6 @@ def _require_free(source: Connection, target: str | os.PathLike[str], *, overwri
                 operation=_OPERATION,
             )
     return path
-
-
-def _make_empty(path: Path) -> None:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _copy(source: Connection, partial: Path, budget: Budget, progress: Progress | None) -> None:
@@ -188,10 +285,7 @@ def _copy(source: Connection, partial: Path, budget: Budget, progress: Progress 
                 if source.is_cancelled:
                     raise PoolClosedError(path=source.path, operation=_OPERATION)
                 if not budget.left():
-                    busy = budget.exceeded("body", source.path, _OPERATION)
-                    raise BackupError(
-                        "The time was up.", path=source.path, operation=_OPERATION
-                    ) from busy
+                    raise _late(budget, source.path)
                 done = pages.step(_PAGES_PER_STEP)
                 if progress is not None:
                     progress(pages.page_count - pages.remaining, pages.page_count)
@@ -214,38 +308,3 @@ def _snapshot(source: Connection, budget: Budget) -> Iterator[None]:
         yield
     finally:
         rollback(source)
-
-
-def _put_in_place(partial: Path, path: Path, *, overwrite: bool) -> None:
-    """Give the copy its name; a file that came there meanwhile is not replaced unasked."""
-    if overwrite:
-        os.replace(partial, path)
-    else:
-        try:
-            # Unlike a rename, a link fails where there is something.
-            os.link(partial, path)
-        except FileExistsError as error:
-            raise BackupError("The target exists.", path=path, operation=_OPERATION) from error
-        except OSError:
-            # A file system without links, where the look must do.
-            if os.path.lexists(path):
-                raise
-            os.rename(partial, path)
-    # Not every system can; the copy has its name either way, so a failure here is none of it.
-    with contextlib.suppress(OSError, AttributeError):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _failed(cause: DatabaseError, source: Connection) -> DatabaseError:
-    if source.is_cancelled:
-        return PoolClosedError(path=source.path, operation=_OPERATION)
-    return BackupError(
-        f"The backup could not be made: {cause.message}",
-        path=source.path,
-        operation=_OPERATION,
-        result_code=cause.result_code,
-    )

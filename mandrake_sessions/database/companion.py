@@ -16,6 +16,16 @@ from mandrake_sessions.database.guard import bury
 class Companion(Protocol):
     """Lives as long as the open file it was made for; there is at most one for each."""
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing of it is live this moment; asked often, so it takes no lock."""
+
+    def can_rest(self) -> bool:
+        """Return whether the file may be closed for a while and opened again, unseen by anybody.
+
+        Asked while the file takes no other work.
+        """
+
     def committed(self) -> None:
         """Note that this process has committed; its lease is still held, so do next to nothing."""
 
@@ -71,6 +81,17 @@ class Attached:
             if self.claim is None:
                 self.claim = owner.claim(self._path)
             return self.claim.id
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is live in the companion this moment."""
+        companion = self.companion
+        return companion is None or companion.is_quiet
+
+    def can_rest(self) -> bool:
+        """Return whether the file may be closed for a while, as far as the companion goes."""
+        companion = self.companion
+        return companion is None or companion.can_rest()
 
     def committed(self) -> None:
         """Tell the companion; it is committed whatever happens here."""

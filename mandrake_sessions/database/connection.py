@@ -15,8 +15,10 @@ import apsw
 from mandrake_sessions.database.faults import extended_code, primary_code, translate
 from mandrake_sessions.database.guard import require_safe_sqlite
 from mandrake_sessions.database.paths import Identity, identify
+from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.waiting import Budget, pause, retry_busy
 from mandrake_sessions.errors import (
+    CorruptDatabaseError,
     DatabaseError,
     DatabaseMissingError,
     DatabaseMovedError,
@@ -34,6 +36,8 @@ _JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 _PROGRESS_STEPS = 20_000
 _SMALLEST_PAGE = 512
 _MAGIC = b"SQLite format 3\0"
+# What a file answers that is read with another one's log.
+_STRANGE = (CorruptDatabaseError, NotADatabaseError, UnrecognizedDatabaseError)
 _WAL_FORMAT = b"\2\2"
 _NONE = apsw.SQLITE_TXN_NONE
 
@@ -60,6 +64,7 @@ class Connection:
         is_forked: whether it is a parent's connection in a forked child.
         busy_waits: how often it looked at a lock of another process.
         owner: the id under which this process has claimed the file, None before it has.
+        turnstile: what BEGIN goes through before it waits; None while nothing begins.
     """
 
     def __init__(self, raw: apsw.Connection, path: Path, identity: Identity) -> None:
@@ -72,6 +77,7 @@ class Connection:
         self.is_forked = False
         self.busy_waits = 0
         self.owner: str | None = None
+        self.turnstile: Turnstile | None = None
         self._moved = ctypes.c_int(0)
         self._moved_address = ctypes.addressof(self._moved)
         self._cursor = raw.cursor()
@@ -84,7 +90,14 @@ class Connection:
     def on_busy(self, _attempt: int) -> bool:
         """Wait one pace for another process's lock; False gives up."""
         self.busy_waits += 1
-        return not self.is_cancelled and pause(self.deadline)
+        if self.is_cancelled:
+            return False
+        turnstile = self.turnstile
+        if turnstile is None:
+            return pause(self.deadline)
+        if not turnstile.is_entered and turnstile.enter(self):
+            return True
+        return pause(self.deadline, turnstile.pace())
 
     def on_progress(self) -> bool:
         """Return whether the running statement must stop."""
@@ -193,8 +206,12 @@ def open_connection(
             connection.close(abandon=has_log)
         with contextlib.suppress(apsw.Error):
             connection.close(abandon=True)
-        if isinstance(error, apsw.Error):
-            raise _opening_error(error, path) from error
+        found = _opening_error(error, path) if isinstance(error, apsw.Error) else error
+        if isinstance(found, _STRANGE) and identify(path) != identity:
+            # The log that it found by its name was that of the file which came in its place.
+            raise DatabaseMovedError(path=path, operation="open") from error
+        if found is not error:
+            raise found from error
         raise
     return connection
 
@@ -219,7 +236,8 @@ def _configure(
     raw.set_busy_handler(connection.on_busy)
     # Before the first read of a WAL database, which makes a -wal and a -shm beside it.
     _require_ours(connection)
-    if raw.readonly("main"):
+    # The auxiliary one only reads: that goes on in a file that has become read-only.
+    if raw.readonly("main") and not auxiliary:
         # SQLite opens an unwritable file without complaint and would fail at the first write.
         raise ReadOnlyDatabaseError(path=path, operation="open")
     # Reads the header: here a file that is no database is told from one that is.
@@ -313,6 +331,21 @@ def lost_settings(
         for name, (setting, wanted) in _SETTINGS.items()
         if connection.raw.config(setting, -1) != wanted
     ]
+
+
+def restore_settings(
+    connection: Connection, options: DatabaseOptions, *, auxiliary: bool
+) -> list[str]:
+    """Set again what a connection has lost, and return what it has back."""
+    lost = lost_settings(connection, options, auxiliary=auxiliary)
+    wanted = pragmas(options, auxiliary=auxiliary)
+    for name in lost:
+        if name in wanted:
+            _set_pragma(connection, name, wanted[name])
+        else:
+            connection.raw.config(*_SETTINGS[name])
+    still = lost_settings(connection, options, auxiliary=auxiliary)
+    return [name for name in lost if name not in still]
 
 
 @contextlib.contextmanager

@@ -37,6 +37,12 @@ _MEANINGS: dict[int, type[DatabaseError]] = {
     apsw.SQLITE_FULL: StorageFullError,
     apsw.SQLITE_CANTOPEN: DatabaseOpenError,
 }
+# By extended code, where the primary one says too little.
+_SPECIAL_MEANINGS: dict[int, type[DatabaseError]] = {
+    # Pages that should be there are past the end of the file.
+    apsw.SQLITE_IOERR_SHORT_READ: CorruptDatabaseError,
+    apsw.SQLITE_IOERR_CORRUPTFS: CorruptDatabaseError,
+}
 
 
 _BY_CLASS = {type(apsw.exception_for(code)): code for code in _MEANINGS}
@@ -69,7 +75,7 @@ def translate(error: apsw.Error, path: Path, operation: str, attempts: int = 1) 
             result_code=code,
             attempts=attempts,
         )
-    meaning = _MEANINGS.get(code & 0xFF, StatementError)
+    meaning = _SPECIAL_MEANINGS.get(code) or _MEANINGS.get(code & 0xFF, StatementError)
     message = str(error) if meaning is StatementError else None
     found = meaning(message, path=path, operation=operation, result_code=code, attempts=attempts)
     if isinstance(found, StorageFullError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import enum
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import get_ident
+from time import monotonic
 from typing import TypeVar
 
 import apsw
@@ -20,15 +21,24 @@ from mandrake_sessions.database.checkpoint import Checkpointer
 from mandrake_sessions.database.closing import (
     OnStuck,
     close_lane,
-    save_moved_file,
     take_for_closing,
 )
 from mandrake_sessions.database.companion import Attached, C, Companion
 from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.guard import bury, caller_outside, reentrant_error
+from mandrake_sessions.database.fate import Fate, Logs, end_log, find_fate, is_emptied
+from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.guard import (
+    bury,
+    caller_outside,
+    reentrant_error,
+    warn_of_second_sqlite,
+)
+from mandrake_sessions.database.inspection import Inspections
 from mandrake_sessions.database.lease import Bring, MakeError
 from mandrake_sessions.database.maintenance import Maintenance
-from mandrake_sessions.database.paths import Identity, companions, identify
+from mandrake_sessions.database.parking import FileParkedError
+from mandrake_sessions.database.paths import Identity
+from mandrake_sessions.database.refusal import Refusal
 from mandrake_sessions.database.scope import Lane, WriteLane
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
@@ -51,6 +61,7 @@ from mandrake_sessions.options import DatabaseOptions
 
 T = TypeVar("T")
 
+_modules = sys.modules
 _CHECKPOINT_BUDGET = 5.0
 # Finishing costs the writers one or two milliseconds: rarer, a lone writer gained 25 %.
 _FINISH_ABOVE = 4_000
@@ -77,7 +88,12 @@ class DatabaseFile:
         state: whether new work is taken.
         is_refusing: set, without any lock, by a signal's handler: no new call is let in.
         stamp: the random number in the file's header that tells it from other databases.
-        damage: the first sign that the file is corrupt; writing is refused from then on.
+        refusal: why writes are refused, if they are.
+        logs: the files that SQLite keeps beside this one.
+        was_locked: whether a look has seen the lock that SQLite keeps on it.
+        inspections: further connections that only look.
+        used_at: when the last call began (``time.monotonic``).
+        is_parked: whether it is closed, or about to be, only because too many files are open.
     """
 
     def __init__(
@@ -91,14 +107,18 @@ class DatabaseFile:
         self.identity: Identity = main.identity
         self.options = options
         self.state = FileState.OPEN
-        self.damage: DatabaseError | None = None
+        self.refusal = Refusal(main.path)
         self.is_refusing = False
+        self.used_at = monotonic()
+        self.is_parked = False
         self.stamp = int(main.value("PRAGMA user_version"))
-        self._is_moved = False
+        self._fate = Fate.OURS
+        self._retirement: MakeError | None = None
         self._is_closing = False
         self._is_ending = False
-        # SQLite makes them when it opens the file and keeps them as long as that is open.
-        self._logs = [(log, identify(log)) for log in companions(main.path)]
+        self.logs = Logs(main.path)
+        self.was_locked = False
+        self.inspections = Inspections(main.path, main.identity, options)
         self._on_retired = on_retired
         self._refusal: MakeError | None = None
         self._main = WriteLane(
@@ -106,12 +126,13 @@ class DatabaseFile:
             options,
             check=self._check,
             on_unclean=self.retire,
-            on_corrupt=self._latch_damage,
+            on_fault=self.refusal.note,
             on_commit=self._note_commit,
         )
         self._auxiliary: Lane | None = None
         self._auxiliary_mutex = threading.Lock()
         self._attached = Attached(main.path)
+        self._make_companion: Callable[[DatabaseFile], Companion] | None = None
         self.checkpointer = Checkpointer(
             options.checkpoint_frames,
             options.wal_limit_bytes,
@@ -126,25 +147,46 @@ class DatabaseFile:
         options: DatabaseOptions,
         maintenance: Maintenance,
         on_retired: Callable[[], None],
+        *,
+        stamp: int | None = None,
+        budget: Budget | None = None,
     ) -> DatabaseFile:
-        """Open the file and bring its schema to the newest revision."""
-        budget = Budget(options.busy_timeout)
+        """Open the file and bring its schema to the newest revision.
+
+        Args:
+            path: as ``real_path`` gave it.
+            identity: what the file must still be when it is open.
+            options: how the file is used.
+            maintenance: runs its checkpoints.
+            on_retired: told that it must be closed.
+            stamp: what it must carry, for one that was open before.
+            budget: the time it may take; None for the ``busy_timeout``.
+        """
+        budget = budget or Budget(options.busy_timeout)
+        warn_of_second_sqlite(path)
         main = open_connection(path, identity, options, budget)
         try:
+            if stamp is not None and main.value("PRAGMA user_version") != stamp:
+                raise DatabaseMovedError(path=path, operation="open")
             migrate.bring_to_head(main, budget)
             return cls(main, options, maintenance, on_retired)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(apsw.Error):
                 main.close()
+            if isinstance(error, apsw.Error):
+                # What is asked of the file after the migration can fail too.
+                raise translate(error, path, "open") from error
             raise
 
     # -- work -------------------------------------------------------------------------------
 
     def budget(self, timeout: float | None) -> Budget:
         """Return the budget of a call that starts now."""
-        if timeout is None:
-            return Budget(self.options.busy_timeout)
-        return Budget(arguments.seconds("timeout", timeout))
+        budget = Budget(
+            self.options.busy_timeout if timeout is None else arguments.seconds("timeout", timeout)
+        )
+        self.used_at = budget.started
+        return budget
 
     def fetch(
         self,
@@ -200,7 +242,7 @@ class DatabaseFile:
             bring: gives further work of this thread's callers for the same COMMIT.
         """
         self._admit(operation, even_refused=even_refused)
-        self._refuse_if_damaged()
+        self.refusal.require_writable()
         budget = self.budget(timeout)
         if self.checkpointer.is_outrun:
             self.checkpointer.hold(budget.left())
@@ -227,7 +269,7 @@ class DatabaseFile:
         """Lend a write transaction for a block."""
         operation = f"write() at {caller_outside()}"
         self._admit(operation)
-        self._refuse_if_damaged()
+        self.refusal.require_writable()
         budget = self.budget(timeout)
         if self.checkpointer.is_outrun:
             self.checkpointer.hold(budget.left())
@@ -238,7 +280,7 @@ class DatabaseFile:
     def exclusive(self, operation: str, budget: Budget) -> Iterator[Connection]:
         """Lend the main connection with no transaction open."""
         self._admit(operation)
-        self._refuse_if_damaged()
+        self.refusal.require_writable()
         with self._main.exclusive(budget, operation) as connection:
             try:
                 yield connection
@@ -253,11 +295,49 @@ class DatabaseFile:
         with self._auxiliary_lane(budget).exclusive(budget, operation) as connection:
             yield connection
 
+    # -- looking at it ----------------------------------------------------------------------
+
+    def is_lease_free(self, operation: str) -> bool:
+        """Take the writer's lease for a moment, with its checks, if it is free; return if it was.
+
+        Raises:
+            DatabaseMovedError: or what else its checks say of the file.
+        """
+        self._admit(operation)
+        was_free, _ = self._main.fetch_now(lambda _: None, Budget(0.0), operation)
+        return was_free
+
+    @property
+    def has_auxiliary(self) -> bool:
+        """Whether the auxiliary connection is open."""
+        return self._auxiliary is not None
+
+    @contextlib.contextmanager
+    def probing(self, operation: str, budget: Budget) -> Iterator[Connection]:
+        """Lend the main connection for looking, also while writes are refused."""
+        self._admit(operation)
+        with self._main.exclusive(budget, operation) as connection:
+            yield connection
+
+    def inspecting(self, budget: Budget) -> contextlib.AbstractContextManager[Connection]:
+        """Lend a connection of its own, which only reads; nobody waits for it."""
+        self._admit("health")
+        return self.inspections.connection(budget, self._closed_error)
+
+    # -- checkpoints ------------------------------------------------------------------------
+
     def checkpoint(self) -> None:
         """Copy the WAL into the database as far as readers allow; nobody waits for it."""
         try:
             budget = Budget(_CHECKPOINT_BUDGET)
             with self.exclusive_auxiliary("checkpoint", budget) as connection:
+                if not self.may_checkpoint(connection):
+                    return
+                if connection.raw.readonly("main"):
+                    # It was opened while the file was read-only, and stays so.
+                    with self._main.exclusive(budget, "checkpoint") as main:
+                        self.checkpointer.run(main, budget.deadline)
+                    return
                 self.checkpointer.run(connection, budget.deadline)
                 if self.checkpointer.wal_frames >= _FINISH_ABOVE:
                     # Frames that came meanwhile keep the WAL from beginning anew, and in a file
@@ -273,6 +353,19 @@ class DatabaseFile:
         except BaseException:
             self.checkpointer.postpone()
             raise
+
+    def may_checkpoint(self, connection: Connection) -> bool:
+        """Return whether the log belongs into the file that is there, and that is whole.
+
+        A checkpoint is what writes into the file itself; commits go to the log only.
+
+        Args:
+            connection: one on the file; its lease is the caller's.
+        """
+        fate = find_fate(connection, self.stamp, self.logs)
+        if fate is not Fate.OURS:
+            self.retire_as(fate)
+        return fate is Fate.OURS and self.refusal.damage is None
 
     def lanes(self) -> list[Lane]:
         """Return the lanes that exist."""
@@ -300,7 +393,14 @@ class DatabaseFile:
             PoolClosedError: there is none, and the file is closed or closing.
             DatabaseMovedError: there is none, and the file takes no more work.
         """
-        return self._attached.companion_of(lambda: make(self), self._require_usable)
+        companion = self._attached.companion_of(lambda: make(self), self._require_usable)
+        self._make_companion = make
+        return companion
+
+    def succeed(self, parked: DatabaseFile) -> None:
+        """Take over what hung on a file that was parked: a companion of the same kind."""
+        if parked._make_companion is not None:
+            self.companion_of(parked._make_companion)
 
     @property
     def owner(self) -> str | None:
@@ -353,6 +453,10 @@ class DatabaseFile:
         if connection.has_moved():
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation=operation)
+        # Closing the file, the standard library's SQLite removes the log that ours writes to.
+        if "_sqlite3" in _modules and self.logs.lost():
+            self.retire_as(Fate.LOG_LOST)
+            raise self._closed_error()
 
     def _note_commit(self) -> None:
         """Count towards the next checkpoint; the COMMIT has succeeded whatever happens here."""
@@ -360,6 +464,8 @@ class DatabaseFile:
             self.checkpointer.note(self._main.connection.pages_written())
         except Exception:  # noqa: BLE001  # as the docstring says
             structlog.get_logger(__name__).exception("checkpoint_not_asked_for")
+        if self.refusal.obstacle is not None:
+            self.refusal.note_success()
         self._attached.committed()
 
     def _require_open(self) -> None:
@@ -383,17 +489,6 @@ class DatabaseFile:
         if self._auxiliary is not None and self._auxiliary.queue.holder == me:
             raise reentrant_error(operation, self._auxiliary.queue.operation)
 
-    def _refuse_if_damaged(self) -> None:
-        if self.damage is not None:
-            raise copy.copy(self.damage)
-
-    def _latch_damage(self, error: DatabaseError) -> None:
-        if self.damage is None:
-            self.damage = copy.copy(error)
-            structlog.get_logger(__name__).error(
-                "database_corrupt", path=str(self.path), result_code=error.result_code
-            )
-
     def _auxiliary_lane(self, budget: Budget) -> Lane:
         """Return the auxiliary lane, opening its connection when it is first needed."""
         if self._auxiliary is None:
@@ -416,6 +511,10 @@ class DatabaseFile:
             raise self._refusal()
         if self._is_closing:
             raise self._closed_error()
+        if self.options.vfs is None and is_emptied(self.path):
+            # SQLite would take it for a new database, and delete the log of the old one.
+            self.retire_as(Fate.OVERWRITTEN)
+            raise self._closed_error()
         try:
             connection = open_connection(
                 self.path, self.identity, self.options, budget, auxiliary=True
@@ -424,13 +523,13 @@ class DatabaseFile:
             self.retire_moved()
             raise
         except (CorruptDatabaseError, NotADatabaseError) as error:
-            self._latch_damage(error)
+            self.refusal.note(error)
             raise
         return Lane(
             connection,
             check=self._check,
             on_unclean=self.retire,
-            on_corrupt=self._latch_damage,
+            on_fault=self.refusal.note,
         )
 
     # -- the end ----------------------------------------------------------------------------
@@ -446,7 +545,8 @@ class DatabaseFile:
             return
         self.state = FileState.RETIRED
         message = f"The open database is not used any more: {reason}; open it again."
-        self._refuse(lambda: DatabaseMovedError(message, path=self.path), waiters_too=True)
+        self._retirement = lambda: DatabaseMovedError(message, path=self.path)
+        self._refuse(self._retirement, waiters_too=True)
         self._attached.retired()
         self._on_retired()
         structlog.get_logger(__name__).warning(
@@ -455,8 +555,12 @@ class DatabaseFile:
 
     def retire_moved(self) -> None:
         """Retire because the path does not name the open file any more."""
-        self._is_moved = True
-        self.retire("the file was moved, replaced or deleted")
+        self.retire_as(Fate.MOVED)
+
+    def retire_as(self, fate: Fate) -> None:
+        """Retire because of what became of the file."""
+        self._fate = fate
+        self.retire(fate.value)
 
     def _refuse(self, make_error: MakeError, *, waiters_too: bool) -> None:
         self._refusal = make_error
@@ -470,7 +574,87 @@ class DatabaseFile:
                 lane.queue.refuse(self._closed_error, waiters_too=False)
 
     def _closed_error(self) -> MandrakeSessionsError:
+        if self._retirement is not None:
+            return self._retirement()
+        if self.is_parked:
+            return FileParkedError(path=self.path)
         return PoolClosedError(path=self.path)
+
+    # -- parking ----------------------------------------------------------------------------
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody does anything with it this moment; no lock is taken for the answer."""
+        return self._attached.is_quiet and all(lane.queue.is_quiet for lane in self.lanes())
+
+    def pin(self) -> None:
+        """Keep the file from being parked until ``unpin``; any number may do so at once.
+
+        Raises:
+            FileParkedError: it is parked, or about to be.
+            DatabaseError: why else it takes no more work.
+        """
+        self._main.queue.pin()
+
+    def unpin(self) -> None:
+        """Undo one ``pin``."""
+        self._main.queue.unpin()
+
+    def park(self, timeout: float) -> bool:
+        """Close the file if nobody does anything with it, so that it can be opened again.
+
+        Args:
+            timeout: seconds that closing may take.
+
+        Returns:
+            Whether it is closed; what comes from now on gets ``FileParkedError``.
+
+        Raises:
+            DatabaseError: it is closed, and not cleanly.
+            ExceptionGroup: several parts failed.
+        """
+        if not self._shut():
+            return False
+        try:
+            # A lease like any other: it tells whether this is still our file.
+            self.fetch(lambda _: None, "park", even_refused=True)
+            # What takes no writes can still be read, and could perhaps not be opened again.
+            can_rest = self._attached.can_rest() and self.refusal.reason is None
+        except DatabaseError:
+            can_rest = False
+        except BaseException:
+            self._unshut()
+            raise
+        if not can_rest:
+            # Not asked again at once: others have waited as long.
+            self.used_at = monotonic()
+            self._unshut()
+            return False
+        self.close(timeout)
+        return True
+
+    def _shut(self) -> bool:
+        """Refuse new work if nothing is under way, nobody waits and nobody has pinned the file."""
+        if self.state is not FileState.OPEN or self.is_refusing or self._is_closing:
+            return False
+        # Held: somebody opens the auxiliary connection this moment.
+        if not self._auxiliary_mutex.acquire(blocking=False):
+            return False
+        try:
+            self.is_parked = True
+            if all(lane.queue.shut(self._closed_error) for lane in self.lanes()):
+                self._is_closing = True
+                return True
+        finally:
+            self._auxiliary_mutex.release()
+        self._unshut()
+        return False
+
+    def _unshut(self) -> None:
+        self._is_closing = False
+        for lane in self.lanes():
+            lane.queue.unshut(self._closed_error)
+        self.is_parked = False
 
     def close(self, timeout: float, on_stuck: OnStuck = None) -> None:
         """Let what is under way end, interrupt what does not, and close both connections.
@@ -499,20 +683,35 @@ class DatabaseFile:
             self._auxiliary_mutex.release()
         # Also the auxiliary lane that came since the first time.
         self.refuse_new_work()
+        self.inspections.end(half.left())
         for lane in reversed(self.lanes()):
             try:
                 take_for_closing(lane, half, whole, self._closed_error, on_stuck)
-                if self._is_moved and lane is self._main:
-                    save_moved_file(lane.connection, self._logs, whole)
-                close_lane(lane, whole, abandon=self._is_moved)
+                if lane is self._main:
+                    self._end_log(lane.connection, whole)
+                close_lane(lane, whole, abandon=self._is_log_kept)
             except MandrakeSessionsError as error:
                 failures.append(error)
-        self._attached.end(self._note_closed, is_moved=self._is_moved)
+        self._main.turnstile.close()
+        is_gone = self._fate in (Fate.MOVED, Fate.OVERWRITTEN)
+        self._attached.end(self._note_closed, is_moved=is_gone)
         self._refusal = self._closed_error
         if len(failures) == 1 and isinstance(failures[0], MandrakeSessionsError):
             raise failures[0]
         if failures:
             raise ExceptionGroup(f"closing {self.path} failed", failures)
+
+    @property
+    def _is_log_kept(self) -> bool:
+        """Whether the log must not go into the file when it closes."""
+        return self._fate not in (Fate.OURS, Fate.LOCKS_LOST) or self.refusal.damage is not None
+
+    def _end_log(self, connection: Connection, budget: Budget) -> None:
+        """Keep the log from a file that is not ours; nobody may have noticed until now."""
+        if self._fate in (Fate.OURS, Fate.LOCKS_LOST):
+            self._fate = find_fate(connection, self.stamp, self.logs)
+        if self._fate is not Fate.OURS:
+            end_log(connection, self.logs, self._fate, budget)
 
     def _note_closed(self) -> None:
         self.state = FileState.CLOSED
@@ -526,6 +725,7 @@ class DatabaseFile:
         used is kept alive and untouched, because its state is that of the parent's transaction.
         """
         self.state = FileState.CLOSED
+        self._main.turnstile.forget_after_fork()
         self._attached.forget_after_fork()
         # Held: another thread was just opening the auxiliary connection.
         is_clean = not self._auxiliary_mutex.locked()

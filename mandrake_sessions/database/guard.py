@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import apsw
+import structlog
 
 from mandrake_sessions.errors import ReentrantScopeError, UnsupportedSQLiteError
 
@@ -61,11 +62,26 @@ def second_sqlite() -> str | None:
     return None
 
 
+def warn_of_second_sqlite(path: Path) -> None:
+    """Say, once in a process, that the standard library's SQLite is loaded when a file is opened.
+
+    Not refused: much that does no harm imports it, such as coverage and IPython, for files of its
+    own. What does harm is to open one of ours with it.
+    """
+    module = sys.modules.get("_sqlite3")
+    if module is not None and not _process.has_warned:
+        _process.has_warned = True
+        structlog.get_logger(__name__).warning(
+            "second_sqlite", path=str(path), library=str(getattr(module, "__file__", "_sqlite3"))
+        )
+
+
 class _Process:
     """Which process this is, known without a system call."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        self.has_warned = False
         self.in_child: list[Callable[[], None]] = []
         self.graveyard: list[Any] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
@@ -10,9 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.companion import Companion
 from mandrake_sessions.database.file import DatabaseFile, FileState
 from mandrake_sessions.database.guard import caller_outside, current_pid
-from mandrake_sessions.database.health import HealthReport, check_health
+from mandrake_sessions.database.health import check_health
+from mandrake_sessions.database.lease import Bring
+from mandrake_sessions.database.parking import FileParkedError
+from mandrake_sessions.database.pins import Pin, Pinned, PinnedScope
+from mandrake_sessions.database.report import HealthLevel, HealthReport, level_of
+from mandrake_sessions.database.slots import Slot, SlotState
 from mandrake_sessions.database.stats import DatabaseStats, database_stats
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
@@ -20,7 +27,9 @@ from mandrake_sessions.database.transaction import (
     WriteTransaction,
     WriteUnit,
 )
+from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import ForkedPoolError, HandleReleasedError
+from mandrake_sessions.options import DatabaseOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +40,10 @@ T = TypeVar("T")
 
 
 class DatabaseHandle:
-    """A claim on an open database; the file stays open as long as there is one.
+    """A claim on an open database, which stays open as long as there is one.
+
+    Where more files are open than may be, one that nobody works with is closed all the same; the
+    handle opens it again when it is used (see ``PoolOptions.max_open``).
 
     Made by ``ConnectionPool.acquire``. Every method takes a ``timeout`` in seconds, the budget of
     the call; None means the database's ``busy_timeout``. Methods raise ``HandleReleasedError``
@@ -40,32 +52,80 @@ class DatabaseHandle:
     """
 
     def __init__(
-        self, file: DatabaseFile, give_back: Callable[[], None], forget: Callable[[], None], at: str
+        self,
+        slot: Slot,
+        give_back: Callable[[Slot], None],
+        forget: Callable[[Slot], None],
+        reopen: Callable[[Slot, Budget, str], DatabaseFile],
+        at: str,
     ) -> None:
-        self._file = file
+        self._slot = slot
         self._give_back = give_back
         self._forget = forget
+        self._reopen = reopen
         self._acquired_at = at
         self._pid = current_pid()
         self._is_released = False
+        # Whoever gets it gives the claim back, once.
+        self._release = threading.Lock()
 
     @property
     def path(self) -> Path:
         """The real path of the database file."""
-        return self._file.path
+        return self._slot.path
+
+    @property
+    def options(self) -> DatabaseOptions:
+        """How the database was opened."""
+        return self._file.options
 
     @property
     def file(self) -> DatabaseFile:
-        """The open file itself, for what lives as long as it is open: streams and watchers."""
-        return self._open_file()
+        """The open file itself; it stays open for certain only while it is ``pinned``."""
+        file = self._open_file()
+        if file.is_parked:
+            with self.pinned() as file:
+                return file
+        return file
+
+    @property
+    def companion(self) -> Companion | None:
+        """What the layers above keep with the open file; None where nothing is open."""
+        return self._file.companion
+
+    @property
+    def owner(self) -> str | None:
+        """The id under which this process has claimed the open file, None before it has."""
+        return self._file.owner
+
+    def give_up(self, thread: int) -> None:
+        """Have a thread stop waiting to write, as at its deadline; what it runs is not stopped."""
+        self._file.writer.give_up(thread)
+
+    @property
+    def _file(self) -> DatabaseFile:
+        """The open file, or the one that was open until it was parked."""
+        file = self._slot.file
+        assert file is not None
+        return file
 
     def fetch(self, work: ReadUnit[T], operation: str = "fetch", timeout: float | None = None) -> T:
         """Run a short read and return its result; each statement sees what is committed."""
-        return self._open_file().fetch(work, operation, timeout)
+        try:
+            return self._open_file().fetch(work, operation, timeout)
+        except FileParkedError as parked:
+            self._require_mine(parked)
+        with self._pinned(timeout, operation) as (file, left):
+            return file.fetch(work, operation, left)
 
     def query(self, work: ReadUnit[T], operation: str = "query", timeout: float | None = None) -> T:
         """Run a long read in one snapshot and return its result; no writer waits for it."""
-        return self._open_file().read(work, operation, timeout)
+        try:
+            return self._open_file().read(work, operation, timeout)
+        except FileParkedError as parked:
+            self._require_mine(parked)
+        with self._pinned(timeout, operation) as (file, left):
+            return file.read(work, operation, left)
 
     def transact(
         self,
@@ -91,15 +151,113 @@ class DatabaseHandle:
             DatabaseBusyError: the budget was used up; nothing was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
-        return self._open_file().transact(work, operation, timeout, delegable=delegable)
+        try:
+            return self._open_file().transact(work, operation, timeout, delegable=delegable)
+        except FileParkedError as parked:
+            self._require_mine(parked)
+        with self._pinned(timeout, operation) as (file, left):
+            return file.transact(work, operation, left, delegable=delegable)
+
+    def transact_for_others(
+        self,
+        work: WriteUnit[T],
+        operation: str,
+        timeout: float | None = None,
+        *,
+        delegable: bool = False,
+        claims: bool = False,
+        bring: Bring | None = None,
+    ) -> T:
+        """Do what ``transact`` does for a layer above, which has more to say about its work.
+
+        Args:
+            work: as there.
+            operation: names it in errors.
+            timeout: seconds for the queue, BEGIN and the work.
+            delegable: as there.
+            claims: whether this process's claim on the file must be made before.
+            bring: gives further work of this thread's callers for the same COMMIT.
+        """
+        try:
+            file = self._open_file()
+            if claims and file.owner is None:
+                file.claim()
+            return file.transact(work, operation, timeout, delegable=delegable, bring=bring)
+        except FileParkedError as parked:
+            self._require_mine(parked)
+        with self._pinned(timeout, operation) as (file, left):
+            if claims:
+                file.claim()
+            return file.transact(work, operation, left, delegable=delegable, bring=bring)
+
+    def budget(self, timeout: float | None) -> Budget:
+        """Return the budget of a call that starts now."""
+        return self._file.budget(timeout)
+
+    def claim(self) -> str:
+        """Return the id of this process's claim on the file, which is made the first time.
+
+        It holds as long as the file is open: for certain inside a scope, or while it is pinned.
+        """
+        try:
+            return self._open_file().claim()
+        except FileParkedError as parked:
+            self._require_mine(parked)
+        with self.pinned("claim") as file:
+            return file.claim()
 
     def read(self, timeout: float | None = None) -> AbstractContextManager[ReadTransaction]:
         """Lend a snapshot for a block."""
-        return self._open_file().read_scope(timeout)
+        file, pin = self._open_file(), self._pinned(timeout, "read")
+        return PinnedScope(file, pin, timeout, DatabaseFile.read_scope)
 
     def write(self, timeout: float | None = None) -> AbstractContextManager[WriteTransaction]:
         """Lend a write transaction for a block; it commits alone when the block ends."""
-        return self._open_file().write_scope(timeout)
+        file, pin = self._open_file(), self._pinned(timeout, "write")
+        return PinnedScope(file, pin, timeout, DatabaseFile.write_scope)
+
+    @contextmanager
+    def pinned(
+        self, operation: str = "open", timeout: float | None = None
+    ) -> Iterator[DatabaseFile]:
+        """Keep the file open for a block, and lend it: for streams, watchers and claims.
+
+        Args:
+            operation: for errors.
+            timeout: seconds that opening it may take, where it gave way to others.
+        """
+        with self._pinned(timeout, operation) as (file, _):
+            yield file
+
+    def pin_now(self) -> DatabaseFile:
+        """Keep the file open until its ``unpin()``; does not wait.
+
+        Raises:
+            FileParkedError: it is not open; ``pinned`` opens it.
+        """
+        file = self._open_file()
+        file.pin()
+        return file
+
+    def _pinned(self, timeout: float | None, operation: str) -> Pin:
+        """Keep the file open for a block; lend it, with the seconds that are left."""
+        return Pin(self._pin, timeout, operation)
+
+    def _pin(self, timeout: float | None, operation: str) -> Pinned:
+        file = self._open_file()
+        try:
+            file.pin()
+        except FileParkedError:
+            seconds = file.options.busy_timeout if timeout is None else timeout
+            budget = Budget(arguments.seconds("timeout", seconds))
+        else:
+            return file, timeout
+        return self._reopen(self._slot, budget, operation), budget.left()
+
+    def _require_mine(self, parked: FileParkedError) -> None:
+        """Make sure that it is this database that gave way, and not one that ``work`` uses."""
+        if parked.path != self._slot.path:
+            raise parked
 
     @contextmanager
     def sqlalchemy(
@@ -116,12 +274,15 @@ class DatabaseHandle:
         """
         from mandrake_sessions.database.dialect import lend
 
-        file = self._open_file()
-        budget = file.budget(timeout)
         operation = f"sqlalchemy() at {caller_outside()}"
-        lease = file.exclusive_auxiliary if read_only else file.exclusive
-        with lease(operation, budget) as connection, lend(connection, budget, operation) as lent:
-            yield lent
+        with self._pinned(timeout, operation) as (file, left):
+            budget = file.budget(left)
+            lease = file.exclusive_auxiliary if read_only else file.exclusive
+            with (
+                lease(operation, budget) as connection,
+                lend(connection, budget, operation) as lent,
+            ):
+                yield lent
 
     def backup(
         self,
@@ -143,21 +304,49 @@ class DatabaseHandle:
         Raises:
             BackupError: the target exists, or the copy did not pass its check; nothing is left.
         """
-        from mandrake_sessions.database.backup import backup
+        from mandrake_sessions.database.backup import back_up
 
         arguments.flag("overwrite", overwrite)
         arguments.path("target", target)
-        file = self._open_file()
-        budget = file.budget(timeout)
-        with file.exclusive_auxiliary("backup", budget) as connection:
-            return backup(connection, Path(target), budget, overwrite=overwrite)
+        with self._pinned(timeout, "backup") as (file, left):
+            budget = file.budget(left)
+            return back_up(
+                lambda: file.exclusive_auxiliary("backup", budget),
+                file.path,
+                Path(target),
+                budget,
+                overwrite=overwrite,
+                is_ended=lambda: file.is_refusing or file.state is FileState.CLOSED,
+            )
 
-    def health(self) -> HealthReport:
-        """Look at the database without changing it, in about a millisecond."""
-        return check_health(self._open_file())
+    def health(
+        self, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
+    ) -> HealthReport:
+        """Look at the database without changing it.
+
+        Args:
+            level: how far to look; ``QUICK`` takes about a millisecond.
+            timeout: seconds that the checks of ``THOROUGH`` and ``FULL`` may take; None for ten
+                minutes.
+
+        Returns:
+            What was found, also where the file is gone or damaged.
+
+        Raises:
+            PoolClosedError: the pool is closed.
+        """
+        level, seconds = level_of(level), timeout
+        if seconds is not None:
+            arguments.seconds("timeout", seconds)
+        try:
+            return check_health(self._open_file(), level, seconds)
+        except FileParkedError as parked:
+            self._require_mine(parked)
+        with self._pinned(None, "health") as (file, _):
+            return check_health(file, level, seconds)
 
     def stats(self) -> DatabaseStats:
-        """Return the figures of the open file."""
+        """Return the figures of the open file; those of a parked one are from before."""
         return database_stats(self._open_file())
 
     def release(self) -> None:
@@ -166,19 +355,19 @@ class DatabaseHandle:
         Raises:
             HandleReleasedError: it was released before.
         """
-        if self._is_released:
+        if not self._release.acquire(blocking=False):
             raise HandleReleasedError(path=self.path, operation="release")
         self._is_released = True
         # In a forked child the claim was the parent's: there is nothing to give back.
         if self._pid == current_pid():
-            self._give_back()
+            self._give_back(self._slot)
 
     def _open_file(self) -> DatabaseFile:
         if self._pid != current_pid():
             raise ForkedPoolError(path=self.path)
         if self._is_released:
             raise HandleReleasedError(path=self.path)
-        return self._file
+        return self._slot.file  # type: ignore[return-value]  # there is one while there are handles
 
     def __enter__(self) -> Self:
         return self
@@ -191,10 +380,10 @@ class DatabaseHandle:
         if getattr(self, "_is_released", True) or self._pid != current_pid():
             return
         self._is_released = True
-        if self._file.state is FileState.CLOSED:
+        if self._slot.state is SlotState.GONE:
             # The pool was closed under it, as at a shutdown: nothing is left open.
             return
-        self._forget()
+        self._forget(self._slot)
         warnings.warn(
             f"A database handle was never released; it was acquired at {self._acquired_at}.",
             ResourceWarning,

@@ -1,204 +1,178 @@
 """Looks at a database without changing it, and says what it found.
 
 A probe never writes, never retries and never opens the file directly. Busy is degraded, not
-broken.
+broken. What a check raises is its outcome: a look always ends with a report, as long as the file
+is open.
 """
 
 from __future__ import annotations
 
-import enum
+import contextlib
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import apsw
-import msgspec
-
-from mandrake_sessions import schema
-from mandrake_sessions.database import migrate
-from mandrake_sessions.database.connection import Connection, lost_settings
-from mandrake_sessions.database.faults import free_bytes, primary_code, translate
-from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.database.guard import second_sqlite
+from mandrake_sessions.database import checks
+from mandrake_sessions.database.backup import backup
+from mandrake_sessions.database.checks import PATIENCE, found, guarded
+from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.faults import free_bytes
+from mandrake_sessions.database.file import DatabaseFile, FileState
+from mandrake_sessions.database.report import (
+    HealthCheck,
+    HealthLevel,
+    HealthReport,
+    HealthStatus,
+)
 from mandrake_sessions.database.waiting import Budget
-from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
+from mandrake_sessions.errors import BackupError, DatabaseBusyError, DatabaseError
 
-_PATIENCE = 0.25
-_LOW_DISK = 64 * 1024 * 1024
-_BACKLOG_FACTOR = 10
-_MAGIC = b"SQLite format 3\0"
+__all__ = ["HealthCheck", "HealthLevel", "HealthReport", "HealthStatus", "check_health"]
 
+_LONG = 600.0
+"""Seconds that a check of every page may take."""
 
-class HealthStatus(enum.StrEnum):
-    """How a check came out, from good to bad."""
-
-    OK = "ok"
-    DEGRADED = "degraded"
-    FAILED = "failed"
+Look = Callable[[], HealthCheck]
 
 
-class HealthCheck(msgspec.Struct, frozen=True):
-    """One thing that was looked at.
+def check_health(
+    file: DatabaseFile, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
+) -> HealthReport:
+    """Look at an open database.
 
-    Attributes:
-        name: stable, for machines.
-        status: how it came out.
-        detail: what was found, for people.
+    Args:
+        file: the open file.
+        level: how far to look.
+        timeout: seconds that the long checks may take; None for ten minutes.
+
+    Raises:
+        PoolClosedError: it is closed, or closing.
+        ReentrantScopeError: this thread holds its lease.
     """
-
-    name: str
-    status: HealthStatus
-    detail: str = ""
-
-
-class HealthReport(msgspec.Struct, frozen=True):
-    """What a look at one database found."""
-
-    path: Path
-    checks: tuple[HealthCheck, ...]
-
-    @property
-    def status(self) -> HealthStatus:
-        """The worst of the checks."""
-        order = list(HealthStatus)
-        return max((check.status for check in self.checks), key=order.index)
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether reading and writing can be expected to work."""
-        return self.status is not HealthStatus.FAILED
+    budget = Budget(_LONG if timeout is None else timeout)
+    looks = [("file", partial(checks.check_file, file))]
+    if level is HealthLevel.LEASE:
+        looks.append(("lease", partial(_check_lease, file)))
+    made = [guarded(name, look, file.path) for name, look in looks]
+    if level is not HealthLevel.LEASE:
+        made += _quick(file)
+    if level in (HealthLevel.THOROUGH, HealthLevel.FULL) and _is_other(made):
+        # To open a file that was emptied deletes its log, and one whose log is gone makes another.
+        return HealthReport(file.path, tuple(made), level)
+    if level is HealthLevel.THOROUGH:
+        made += _thorough(file, budget)
+    elif level is HealthLevel.FULL:
+        made.append(guarded("integrity", partial(_check_integrity, file, budget), file.path))
+    return HealthReport(file.path, tuple(made), level)
 
 
-def check_health(file: DatabaseFile) -> HealthReport:
-    """Look at an open database; see the checks below for what is looked at."""
-    checks = [_check_sqlite(), _check_disk(file), _check_checkpoints(file), _check_damage(file)]
-    try:
-        with file.exclusive_auxiliary("health", Budget(_PATIENCE)) as connection:
-            looks: dict[str, Callable[[Connection], HealthCheck]] = {
-                "header": partial(_check_header, file.stamp),
-                "size": _check_size,
-                "schema": _check_schema,
-            }
-            checks += [_guarded(name, look, connection) for name, look in looks.items()]
-            checks.append(_check_settings(connection, file, auxiliary=True))
-    except DatabaseError as error:
-        checks.append(_unavailable("reading", error))
-    try:
-        with file.exclusive("health", Budget(_PATIENCE)) as connection:
-            checks.append(_check_settings(connection, file, auxiliary=False))
-            checks.append(_check_write_lock(connection))
-    except DatabaseError as error:
-        checks.append(_unavailable("writing", error))
-    return HealthReport(file.path, tuple(checks))
+def _is_other(made: list[HealthCheck]) -> bool:
+    """Whether a connection that is opened now would not see what those that are open see."""
+    failed = {check.name for check in made if check.status is HealthStatus.FAILED}
+    return bool(failed & {"file", "log", "header"})
 
 
-def _unavailable(name: str, error: DatabaseError) -> HealthCheck:
-    busy = isinstance(error, DatabaseBusyError)
-    return HealthCheck(
-        name, HealthStatus.DEGRADED if busy else HealthStatus.FAILED, f"{type(error).__name__}"
-    )
+def _check_lease(file: DatabaseFile) -> HealthCheck:
+    """Whether the lease could be had this moment, and its holder found all in order."""
+    if file.is_lease_free("health"):
+        return found("lease", HealthStatus.OK)
+    return found("lease", HealthStatus.DEGRADED, f"held for {file.writer.queue.operation}")
 
 
-def _guarded(
-    name: str, look: Callable[[Connection], HealthCheck], connection: Connection
-) -> HealthCheck:
-    try:
-        return look(connection)
-    except apsw.Error as error:
-        return _unavailable(name, translate(error, connection.path, "health"))
+def _quick(file: DatabaseFile) -> list[HealthCheck]:
+    looks: dict[str, Look] = {}
+    if file.state is FileState.OPEN:
+        # What SQLite keeps beside a file and on it goes when it closes.
+        looks = {
+            "log": partial(checks.check_log, file),
+            "locks": partial(checks.check_locks, file),
+            "second_opener": partial(checks.check_second_opener, file),
+        }
+    looks |= {
+        "sqlite": checks.check_sqlite,
+        "disk": partial(checks.check_disk, file),
+        "checkpoints": partial(checks.check_checkpoints, file),
+        "damage": partial(checks.check_damage, file),
+        "turnstile": partial(checks.check_turnstile, file),
+    }
+    made = [guarded(name, look, file.path) for name, look in looks.items()]
+    # The auxiliary connection is not opened for this: a file that only idles does not need it.
+    if file.has_auxiliary:
+        with _noting(made, "reading"), file.exclusive_auxiliary("health", Budget(PATIENCE)) as lent:
+            made += _read(file, lent)
+            made.append(_settings(file, lent, auxiliary=True))
+    else:
+        made.append(found("settings_auxiliary", HealthStatus.OK, "not open"))
+    with _noting(made, "writing"), file.probing("health", Budget(PATIENCE)) as lent:
+        if not file.has_auxiliary:
+            made += _read(file, lent)
+        made.append(_settings(file, lent, auxiliary=False))
+        made.append(guarded("writing", partial(checks.check_writing, lent, file), file.path))
+    return made
 
 
-def _check_sqlite() -> HealthCheck:
-    """Whether a second SQLite library is in the process, which could lose data silently."""
-    found = second_sqlite()
-    if found is None:
-        return HealthCheck("sqlite", HealthStatus.OK, apsw.sqlite_lib_version())
-    return HealthCheck(
-        "sqlite", HealthStatus.DEGRADED, f"a second SQLite library is loaded: {found}"
-    )
+def _read(file: DatabaseFile, connection: Connection) -> list[HealthCheck]:
+    connection.deadline = Budget(PATIENCE).deadline
+    header = guarded("header", partial(checks.check_header, connection, file.stamp), file.path)
+    if header.status is HealthStatus.FAILED:
+        # What it says of the size, and what the cache says of the schema, means nothing.
+        return [header]
+    looks: dict[str, Look] = {
+        "size": partial(checks.check_size, connection),
+        "schema": partial(checks.check_schema, connection),
+    }
+    return [header, *(guarded(name, look, file.path) for name, look in looks.items())]
 
 
-def _check_disk(file: DatabaseFile) -> HealthCheck:
-    free = free_bytes(file.path)
-    if free is None:
-        return HealthCheck("disk", HealthStatus.DEGRADED, "the file system does not answer")
-    status = HealthStatus.OK if free >= _LOW_DISK else HealthStatus.DEGRADED
-    return HealthCheck("disk", status, f"{free} bytes free")
-
-
-def _check_checkpoints(file: DatabaseFile) -> HealthCheck:
-    pointer = file.checkpointer
-    if pointer.failure is not None:
-        return HealthCheck(
-            "checkpoints", HealthStatus.DEGRADED, f"failed with result code {pointer.failure}"
-        )
-    many = _BACKLOG_FACTOR * file.options.checkpoint_frames
-    status = HealthStatus.OK if pointer.backlog < many else HealthStatus.DEGRADED
-    return HealthCheck("checkpoints", status, f"{pointer.backlog} frames behind")
-
-
-def _check_damage(file: DatabaseFile) -> HealthCheck:
-    if file.damage is None:
-        return HealthCheck("damage", HealthStatus.OK)
-    return HealthCheck(
-        "damage", HealthStatus.FAILED, f"SQLite reported result code {file.damage.result_code}"
-    )
-
-
-def _check_header(expected: int, connection: Connection) -> HealthCheck:
-    """Whether the file on disk, not the cached pages, is still the database that was opened."""
-    header = connection.header()
-    application = int.from_bytes(header[68:72], "big")
-    if header[:16] != _MAGIC:
-        return HealthCheck("header", HealthStatus.FAILED, "the file is no SQLite database any more")
-    if application not in (0, schema.APPLICATION_ID):
-        return HealthCheck("header", HealthStatus.FAILED, "another program's database is there")
-    stamp = int.from_bytes(header[60:64], "big")
-    # 0: the page that carries it has not been checkpointed into the file yet.
-    if stamp not in (0, expected):
-        return HealthCheck("header", HealthStatus.FAILED, "another database was copied over it")
-    return HealthCheck("header", HealthStatus.OK)
-
-
-def _check_size(connection: Connection) -> HealthCheck:
-    """Whether the file has the pages it should have once the WAL is in it."""
-    pages = int.from_bytes(connection.header()[28:32], "big")
-    page_size = connection.value("PRAGMA page_size")
-    size = connection.path.stat().st_size
-    if size < pages * page_size:
-        return HealthCheck(
-            "size", HealthStatus.FAILED, f"{size} bytes, but {pages} pages of {page_size}"
-        )
-    return HealthCheck("size", HealthStatus.OK, f"{size} bytes")
-
-
-def _check_schema(connection: Connection) -> HealthCheck:
-    revision = migrate.current(connection)
-    status = HealthStatus.OK if revision == schema.HEAD else HealthStatus.FAILED
-    return HealthCheck("schema", status, f"revision {revision}")
-
-
-def _check_settings(connection: Connection, file: DatabaseFile, *, auxiliary: bool) -> HealthCheck:
-    lost = lost_settings(connection, file.options, auxiliary=auxiliary)
+def _settings(file: DatabaseFile, connection: Connection, *, auxiliary: bool) -> HealthCheck:
     name = "settings_auxiliary" if auxiliary else "settings"
-    if lost:
-        return HealthCheck(name, HealthStatus.FAILED, f"lost: {', '.join(lost)}")
-    return HealthCheck(name, HealthStatus.OK)
+    look = partial(checks.check_settings, connection, file, auxiliary=auxiliary)
+    return guarded(name, look, file.path)
 
 
-def _check_write_lock(connection: Connection) -> HealthCheck:
-    """Whether a write could begin now: BEGIN IMMEDIATE and ROLLBACK."""
-    connection.deadline = Budget(_PATIENCE).deadline
+@contextlib.contextmanager
+def _noting(made: list[HealthCheck], name: str) -> Iterator[None]:
+    """Let a connection that cannot be had be the outcome of a check."""
     try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
-    except apsw.Error as error:
-        busy = primary_code(error) == apsw.SQLITE_BUSY
-        return HealthCheck(
-            "writing",
-            HealthStatus.DEGRADED if busy else HealthStatus.FAILED,
-            "another process holds the write lock" if busy else type(error).__name__,
-        )
-    writable = os.access(connection.path, os.W_OK)
-    return HealthCheck("writing", HealthStatus.OK if writable else HealthStatus.FAILED)
+        yield
+    except DatabaseError as error:
+        made.append(checks.failed(name, error))
+
+
+def _thorough(file: DatabaseFile, budget: Budget) -> list[HealthCheck]:
+    made: list[HealthCheck] = []
+    with _noting(made, "pages"), file.inspecting(budget) as connection:
+        for name, look in {
+            "pages": checks.check_pages,
+            "references": checks.check_references,
+        }.items():
+            made.append(guarded(name, partial(look, connection), file.path))
+    return made
+
+
+def _check_integrity(file: DatabaseFile, budget: Budget) -> HealthCheck:
+    """Whether a copy of the database passes SQLite's integrity check; the copy is removed."""
+    free = free_bytes(file.path)
+    size = file.path.stat().st_size
+    if free is not None and free < size + checks.LOW_DISK:
+        detail = f"not looked at: a copy of {size} bytes needs more than {free} free bytes"
+        return found("integrity", HealthStatus.DEGRADED, detail)
+    copy = _copy_name(file.path)
+    try:
+        with file.inspecting(budget) as connection:
+            backup(connection, copy, budget)
+    except BackupError as error:
+        if isinstance(error.__cause__, DatabaseBusyError):
+            return found("integrity", HealthStatus.DEGRADED, "not finished in time")
+        return found("integrity", HealthStatus.FAILED, error.message)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(copy)
+    return found("integrity", HealthStatus.OK)
+
+
+def _copy_name(path: Path) -> Path:
+    # Beside the file: where it has its space, and nobody else may read it.
+    return path.with_name(f"{path.name}.health-{secrets.token_hex(8)}")

@@ -11,7 +11,7 @@ from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.lease import LeaseQueue
 from mandrake_sessions.database.transaction import ReadTransaction, ReadUnit, rollback
 from mandrake_sessions.database.waiting import Budget
-from mandrake_sessions.errors import CorruptDatabaseError, DatabaseError
+from mandrake_sessions.errors import DatabaseError
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class Lane:
         connection: what the lease is for.
         check: called by every new holder before anything else; raises if the file is not usable.
         on_unclean: told of a connection that was not given back clean; it must not be used again.
-        on_corrupt: told that SQLite found the file damaged.
+        on_fault: told of what may keep later calls from writing: damage, no space.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class Lane:
         *,
         check: Callable[[Connection, str], None],
         on_unclean: Callable[..., None],
-        on_corrupt: Callable[[DatabaseError], None],
+        on_fault: Callable[[DatabaseError], None],
     ) -> None:
         self.connection = connection
         self.queue = LeaseQueue(connection.path)
         self._check = check
         self._on_unclean = on_unclean
-        self._on_corrupt = on_corrupt
+        self._on_fault = on_fault
 
     def fetch(
         self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
@@ -49,8 +49,13 @@ class Lane:
             self.queue.acquire(budget, operation, even_refused=even_refused)
             return self._fetch(work, budget, operation)
         finally:
-            if self.queue.holder == owner:
-                self._release()
+            try:
+                if self.queue.holder == owner:
+                    self._release()
+            finally:
+                # A signal in the midst of it must not keep the lease for ever.
+                if self.queue.holder == owner:
+                    self._release()
 
     def fetch_now(
         self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
@@ -62,8 +67,13 @@ class Lane:
                 return False, None
             return True, self._fetch(work, budget, operation)
         finally:
-            if self.queue.holder == owner:
-                self._release()
+            try:
+                if self.queue.holder == owner:
+                    self._release()
+            finally:
+                # A signal in the midst of it must not keep the lease for ever.
+                if self.queue.holder == owner:
+                    self._release()
 
     def _fetch(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
         connection = self.connection
@@ -73,8 +83,8 @@ class Lane:
         tx = ReadTransaction(connection, budget, operation)
         try:
             return work(tx)
-        except CorruptDatabaseError as error:
-            self._on_corrupt(error)
+        except DatabaseError as error:
+            self._on_fault(error)
             raise
         finally:
             tx.end()
@@ -90,18 +100,24 @@ class Lane:
             connection.deadline = budget.body_deadline
             connection.interruptible = True
             tx = ReadTransaction(connection, budget, operation)
-            connection.execute("BEGIN")
             try:
+                connection.execute("BEGIN")
                 yield tx
-            except CorruptDatabaseError as error:
-                self._on_corrupt(error)
+            except DatabaseError as error:
+                self._on_fault(error)
                 raise
             finally:
                 tx.end()
-                rollback(connection)
         finally:
-            if self.queue.holder == owner:
-                self._release()
+            try:
+                if self.queue.holder == owner:
+                    rollback(self.connection)
+                    self._release()
+            finally:
+                # A signal in the midst of it must not keep the lease for ever.
+                if self.queue.holder == owner:
+                    rollback(self.connection)
+                    self._release()
 
     @contextlib.contextmanager
     def exclusive(self, budget: Budget, operation: str) -> Iterator[Connection]:
@@ -114,14 +130,21 @@ class Lane:
             self.connection.interruptible = True
             yield self.connection
         finally:
-            if self.queue.holder == owner:
-                self._release()
+            try:
+                if self.queue.holder == owner:
+                    self._release()
+            finally:
+                # A signal in the midst of it must not keep the lease for ever.
+                if self.queue.holder == owner:
+                    self._release()
 
     def _release(self) -> None:
         """Give the lease back clean: with a transaction open nobody else may have it."""
         connection = self.connection
         try:
-            if connection.in_transaction() and not connection.is_forked:
+            # An unfinished SELECT shows in the one only, an empty BEGIN in the other.
+            is_open = connection.raw.in_transaction or connection.in_transaction()
+            if is_open and not connection.is_forked:
                 rollback(connection)
                 self._on_unclean(
                     "a transaction was open when its lease was given back",

@@ -163,11 +163,47 @@ class LeaseQueue:
         self._mutex = threading.Lock()
         self._waiters: deque[Waiter] = deque()
         self._refusal: MakeError | None = None
+        self._pins = 0
 
     @property
     def waiting(self) -> int:
         """How many threads wait."""
         return len(self._waiters)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody has the lease, waits for it or has pinned it, this moment."""
+        return not (self.holder or self._waiters or self._pins)
+
+    def pin(self) -> None:
+        """Keep the queue from being shut until ``unpin``; any number may do so at once.
+
+        Raises:
+            PoolClosedError: or what else the queue refuses work with.
+        """
+        with self._mutex:
+            if self._refusal is not None:
+                raise self._refusal()
+            self._pins += 1
+
+    def unpin(self) -> None:
+        """Undo one ``pin``."""
+        with self._mutex:
+            self._pins -= 1
+
+    def shut(self, make_error: MakeError) -> bool:
+        """Refuse who comes from now on, if it is quiet and takes work; return whether it was."""
+        with self._mutex:
+            if self._refusal is not None or not self.is_quiet:
+                return False
+            self._refusal = make_error
+            return True
+
+    def unshut(self, make_error: MakeError) -> None:
+        """Undo ``shut``, unless the queue refuses work for another reason by now."""
+        with self._mutex:
+            if self._refusal == make_error:
+                self._refusal = None
 
     def try_acquire(self, operation: str, *, even_refused: bool = False) -> bool:
         """Take the lease if it is free and nobody waits for it."""
@@ -231,10 +267,8 @@ class LeaseQueue:
     def take_work(self, group: Group) -> Waiter | None:
         """Move the first waiter into ``group`` if its work can be done for it now."""
         with self._mutex:
-            if not self._waiters:
-                return None
-            first = self._waiters[0]
-            if first.work is None or monotonic() >= first.budget.deadline:
+            first = self._first()
+            if first is None or first.work is None or monotonic() >= first.budget.deadline:
                 return None
             # In this order: whatever interrupts us, the group wakes whom the queue has lost.
             group.members.append(first)
@@ -244,10 +278,13 @@ class LeaseQueue:
     def release(self) -> None:
         """Give the lease to the first waiter, or make it free. No transaction may be open."""
         with self._mutex:
-            if self._waiters:
-                self._grant(self._waiters.popleft())
-            else:
+            first = self._first()
+            if first is None:
                 self.holder = 0
+            else:
+                # In this order: a signal in between must not lose anybody from the queue.
+                self._grant(first)
+                self._waiters.popleft()
 
     def refuse(self, make_error: MakeError, *, waiters_too: bool) -> None:
         """Refuse who comes from now on, and those who wait already if ``waiters_too``."""
@@ -258,7 +295,7 @@ class LeaseQueue:
                 for waiter in self._waiters:
                     if not waiter.even_refused:
                         waiter.refusal = make_error
-                        waiter.wake.release()
+                        waiter.rouse()
                 self._waiters = deque(stay)
 
     def give_up(self, thread: int) -> bool:
@@ -266,11 +303,11 @@ class LeaseQueue:
         with self._mutex:
             for waiter in self._waiters:
                 if waiter.thread == thread:
-                    self._waiters.remove(waiter)
                     waiter.refusal = partial(
                         waiter.budget.exceeded, "queue", self._path, waiter.operation
                     )
-                    waiter.wake.release()
+                    waiter.rouse()
+                    self._waiters.remove(waiter)
                     return True
         return False
 
@@ -287,6 +324,13 @@ class LeaseQueue:
         if self._refusal is not None and not even_refused:
             raise self._refusal()
         return not self.holder and not self._waiters
+
+    def _first(self) -> Waiter | None:
+        """Return who is next; a signal can have left somebody here who waits no more."""
+        waiters = self._waiters
+        while waiters and (waiters[0].is_granted or waiters[0].refusal is not None):
+            waiters.popleft()
+        return waiters[0] if waiters else None
 
     def _grant(self, waiter: Waiter) -> None:
         self.holder = waiter.thread
@@ -334,7 +378,7 @@ class Group:
             try:
                 for waiter in self.members:
                     if waiter.failure is None and self._failure is not None:
-                        waiter.failure = self._failure(waiter)
+                        waiter.failure = self._make_failure(self._failure, waiter)
                     waiter.is_settled = True
                     # Again after an interruption: it may have been woken before.
                     waiter.rouse()
@@ -343,3 +387,10 @@ class Group:
                 interruption = error
         if interruption is not None:
             raise interruption
+
+    @staticmethod
+    def _make_failure(make: Callable[[Waiter], BaseException], waiter: Waiter) -> BaseException:
+        try:
+            return make(waiter)
+        except Exception as error:  # noqa: BLE001  # an outcome too; trying again would be for ever
+            return error

@@ -218,7 +218,9 @@ def migrating_file(path: str, *, create: bool) -> Iterator[sqlalchemy.Connection
         with migrating(connection, budget) as borrowed:
             yield borrowed
     finally:
-        connection.close()
+        # The migration is stored or is not, whatever goes wrong with closing.
+        with contextlib.suppress(apsw.Error):
+            connection.close()
 
 
 def _require_references(connection: Connection, borrowed: sqlalchemy.Connection) -> None:

@@ -177,6 +177,16 @@ def is_alive(database: Path, owner: str) -> bool:
         return is_living
 
 
+def is_claimed(database: Path) -> bool:
+    """Return whether any process that lives has claimed a database."""
+    return any(is_alive(database, id) for id in _ids_beside(database))
+
+
+def owners_of(database: Path) -> dict[str, bool]:
+    """Return the ids of all owners of a database whose files are there, and which of them live."""
+    return {id: is_alive(database, id) for id in sorted(_ids_beside(database))}
+
+
 def forget(database: Path, owner: str) -> None:
     """Remove the file of an owner, if it is dead; what cannot be removed stays."""
     if _ID.fullmatch(owner) is None:

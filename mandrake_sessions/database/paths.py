@@ -74,7 +74,7 @@ def make_file(path: Path) -> Identity:
     A file that exists, also one that another process makes at this moment, is left as it is.
     """
     try:
-        _make_folder(path.parent)
+        make_folder(path.parent)
         # Before SQLite, so that the -wal and -shm files, which take its mode, are private too.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
@@ -88,7 +88,7 @@ def make_file(path: Path) -> Identity:
     return identity
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make a folder and those above it, each readable by its owner only."""
     missing = []
     while not folder.exists():

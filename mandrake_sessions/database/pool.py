@@ -1,11 +1,13 @@
 """Hands out one connection per database file, whoever asks, and closes it after the last one.
 
-What happens to a slot is decided under the pool's lock; the opening and closing happen outside it.
+What happens to a slot is decided under the pool's lock; the opening and closing of ``open_files``
+happen outside it.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import os
 import threading
@@ -20,30 +22,23 @@ from mandrake_sessions.database.closing import OnStuck
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import after_fork, bury, caller_outside
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.maintenance import Maintenance
-from mandrake_sessions.database.paths import Identity, identify, make_file, real_path
+from mandrake_sessions.database.health import check_health
+from mandrake_sessions.database.open_files import OpenFiles
+from mandrake_sessions.database.paths import Identity, identify, real_path
 from mandrake_sessions.database.removal import remove
-from mandrake_sessions.database.slots import (
-    Slot,
-    SlotState,
-    begin_closing,
-    lingered_enough,
-    too_many_idle,
-)
+from mandrake_sessions.database.report import HealthLevel, HealthReport, level_of
+from mandrake_sessions.database.restore import require_backup, restore
+from mandrake_sessions.database.slots import Slot, SlotState, begin_closing
 from mandrake_sessions.database.stats import PoolStats, database_stats
 from mandrake_sessions.database.waiting import Budget, pause
 from mandrake_sessions.errors import (
     DatabaseBusyError,
-    DatabaseMissingError,
-    DatabasePathError,
-    ForkedPoolError,
-    MandrakeSessionsError,
+    DatabaseMovedError,
     OptionsConflictError,
     PoolClosedError,
 )
 from mandrake_sessions.options import DatabaseOptions, PoolOptions
 
-_IDLE = "close idle files"
 _FORGOTTEN = "count forgotten handles"
 
 
@@ -61,14 +56,12 @@ class ConnectionPool:
         _living.add(self)
 
     def _reset(self) -> None:
-        self._mutex = threading.Lock()
-        self._slots: dict[Path, Slot] = {}
+        self._files = OpenFiles(self.options, _unusable_in_child)
+        self._mutex = self._files.mutex
+        self._slots = self._files.slots
         # Handles that were collected without a release.
         self._forgotten: deque[Slot] = deque()
-        self._maintenance = Maintenance("mandrake-pool")
-        self._is_closed = False
-        self._opened = 0
-        self._closed = 0
+        self._waiting_for_end: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
     # -- acquire and release ----------------------------------------------------------------
 
@@ -101,6 +94,22 @@ class ConnectionPool:
         place = caller_outside()
         budget = Budget((options or self.options.database).busy_timeout)
         self._reap_forgotten()
+        try:
+            return self._acquire(real, options, budget, place, create=create)
+        except BaseException as error:
+            # A signal between its steps: nobody may wait for us.
+            self._files.give_up(real, error)
+            raise
+
+    def _acquire(
+        self,
+        real: Path,
+        options: DatabaseOptions | None,
+        budget: Budget,
+        place: str,
+        *,
+        create: bool,
+    ) -> DatabaseHandle:
         while True:
             identity = identify(real)
             with self._mutex:
@@ -108,168 +117,74 @@ class ConnectionPool:
                 slot = self._slots.get(real)
                 if slot is None:
                     slot = self._slots[real] = Slot(real)
+                    slot.refs = 1
                     break
-                stale = None
-                if slot.state is SlotState.OPEN and slot.file is not None:
-                    if slot.identity == identity:
-                        self._require_same_options(slot.file, options)
-                        slot.refs += 1
-                        return self._handle(slot, slot.file, place)
-                    stale = slot.file
-            if stale is not None:
-                if identify(real) == stale.identity:
-                    # The look was older than the file: it was made, or made anew, meanwhile.
-                    continue
-                stale.retire_moved()
-            if not slot.changed.wait(budget.left()):
-                raise budget.exceeded("open", real, "acquire")
-            if slot.error is not None:
-                raise copy.copy(slot.error)
-            # Otherwise it was opened, closed or given up: look again.
-        return self._open(slot, options or self.options.database, create, place)
-
-    def _open(
-        self, slot: Slot, options: DatabaseOptions, create: bool, place: str
-    ) -> DatabaseHandle:
-        """Open the file of a new slot; everybody else who wants it waits for ``changed``."""
-        try:
-            identity = make_file(slot.path) if create else identify(slot.path)
-            # An empty file is no database yet, and must not become one where none may be made.
-            if identity is None or (not create and slot.path.stat().st_size == 0):
-                raise DatabaseMissingError(path=slot.path, operation="open")
-            with self._mutex:
-                self._claim(slot, identity)
-            self._maintenance.start()
-            file = DatabaseFile.open(
-                slot.path, identity, options, self._maintenance, lambda: self._retire(slot)
-            )
-            slot.file = file
-        except BaseException as error:
-            with self._mutex:
-                self._slots.pop(slot.path, None)
-                if isinstance(error, MandrakeSessionsError):
-                    slot.error = error
-            slot.changed.set()
-            raise
-        with self._mutex:
-            self._opened += 1
-            is_late = self._is_closed
-            if is_late:
-                begin_closing([slot])
+                state = slot.state
+                is_same = slot.file is not None and slot.identity == identity
+                if is_same and state is not SlotState.CLOSING:
+                    self._require_same_options(slot, options)
+                    slot.refs += 1
+                    if state is SlotState.OPEN:
+                        return self._handle(slot, place)
+            if is_same and state is not SlotState.CLOSING:
+                if self._bring_back(slot, budget):
+                    return self._handle(slot, place)
+            elif state in (SlotState.OPEN, SlotState.PARKED) and identify(real) == slot.identity:
+                # The look was older than the file: it was made, or made anew, meanwhile.
+                continue
+            elif state is SlotState.PARKED:
+                self._files.drop_moved(slot)
             else:
-                slot.refs = 1
-                slot.state = SlotState.OPEN
-        if is_late:
-            # The pool was closed meanwhile, and has perhaps not waited for this file.
-            self._close_slots([slot])
-            raise PoolClosedError(path=slot.path, operation="acquire")
-        slot.changed.set()
-        return self._handle(slot, file, place)
+                if state is SlotState.OPEN and slot.file is not None:
+                    slot.file.retire_moved()
+                if not slot.changed.wait(budget.left()):
+                    raise budget.exceeded("open", real, "acquire")
+                if slot.error is not None:
+                    raise copy.copy(slot.error)
+            # It was opened, closed or given up: look again.
+        self._files.open(slot, options or self.options.database, create=create)
+        return self._handle(slot, place)
 
-    def _handle(self, slot: Slot, file: DatabaseFile, place: str) -> DatabaseHandle:
+    def _bring_back(self, slot: Slot, budget: Budget) -> bool:
+        """Open a parked file for one handle more; False if it is not the one that was open."""
+        try:
+            self._files.reopen(slot, budget, "acquire").unpin()
+        except DatabaseMovedError:
+            self._give_back(slot)
+            return False
+        except BaseException:
+            self._give_back(slot)
+            raise
+        return True
+
+    def _handle(self, slot: Slot, place: str) -> DatabaseHandle:
         return DatabaseHandle(
-            file, lambda: self._give_back(slot), lambda: self._note_forgotten(slot), place
+            slot, self._give_back, self._note_forgotten, self._files.reopen, place
         )
 
-    def _claim(self, slot: Slot, identity: Identity) -> None:
-        """Make sure that no other name of the same file is open: each would have its own WAL."""
-        if identity in _unusable_in_child:
-            raise ForkedPoolError(
-                "The parent was using this file when it forked; this process cannot open it.",
-                path=slot.path,
-                operation="open",
-            )
-        for other in self._slots.values():
-            if other is not slot and other.identity == identity:
-                raise DatabasePathError(
-                    f"The file is open under another name, {other.path}.", path=slot.path
-                )
-        slot.identity = identity
-
     def _require_open(self, path: Path) -> None:
-        if self._is_closed:
+        if self._files.is_closed:
             raise PoolClosedError(path=path, operation="acquire")
 
-    def _require_same_options(self, file: DatabaseFile, options: DatabaseOptions | None) -> None:
-        if options is not None and options != file.options:
-            raise OptionsConflictError(path=file.path, operation="acquire")
+    def _require_same_options(self, slot: Slot, options: DatabaseOptions | None) -> None:
+        if options is not None and slot.file is not None and options != slot.file.options:
+            raise OptionsConflictError(path=slot.path, operation="acquire")
 
     def _give_back(self, slot: Slot) -> None:
-        """Count one handle less."""
-        with self._mutex:
-            slot.refs -= 1
-            if self._is_closed:
-                # close() closes it, and knows how to interrupt who is in the way.
-                return
-            closing = self._choose_to_close(slot)
-        self._close_slots(closing)
-
-    def _choose_to_close(self, slot: Slot) -> list[Slot]:
-        """Decide, under the lock, which files to close now that ``slot`` has one handle less."""
-        if slot.refs or slot.state is not SlotState.OPEN:
-            return []
-        slot.idle_since = monotonic()
-        self._maintenance.call_later(_IDLE, self.options.linger, self._close_idle)
-        closing = too_many_idle(self._slots.values(), self.options)
-        begin_closing(closing)
-        return closing
-
-    def _close_idle(self) -> None:
-        """Close what has lingered long enough, and come back for the rest."""
-        self._reap_forgotten()
-        with self._mutex:
-            if self._is_closed:
-                return
-            due, seconds = lingered_enough(self._slots.values(), self.options)
-            begin_closing(due)
-        if seconds is not None:
-            self._maintenance.call_later(_IDLE, seconds, self._close_idle)
-        self._close_slots(due)
-
-    def _close_slots(
-        self, slots: list[Slot], timeout: float | None = None, on_stuck: OnStuck = None
-    ) -> None:
-        """Close files that nobody else can reach any more.
-
-        Raises:
-            ExceptionGroup: some did not close.
-        """
-        failures: list[Exception] = []
-        for slot in slots:
-            try:
-                if slot.file is not None:
-                    slot.file.close(
-                        self.options.close_timeout if timeout is None else timeout, on_stuck
-                    )
-            except (MandrakeSessionsError, ExceptionGroup) as error:
-                failures.append(error)
-            finally:
-                with self._mutex:
-                    if self._slots.get(slot.path) is slot:
-                        del self._slots[slot.path]
-                    self._closed += 1
-                slot.changed.set()
-        if failures:
-            raise ExceptionGroup("closing databases failed", failures)
-
-    def _retire(self, slot: Slot) -> None:
-        """Close a file that must not be used any more; the next acquire waits, and opens anew.
-
-        Not here: this thread may hold the file's lease.
-        """
-        with self._mutex:
-            if slot.state is SlotState.OPEN and not self._is_closed:
-                begin_closing([slot])
-                self._maintenance.call_later(slot, 0.0, lambda: self._close_slots([slot]))
+        """Count one handle less; what fails to close is told to whom it concerns."""
+        closing = self._files.note_released(slot)
+        self._files.close_and_log(each for each in closing if each is not slot)
+        self._files.close(each for each in closing if each is slot)
 
     def _note_forgotten(self, slot: Slot) -> None:
         """Count a handle that was collected later: a finalizer must not take a lock."""
         self._forgotten.append(slot)
-        self._maintenance.call_later(_FORGOTTEN, 0.0, self._reap_forgotten)
+        self._files.maintenance.call_later(_FORGOTTEN, 0.0, self._reap_forgotten)
 
     def _reap_forgotten(self) -> None:
         while self._forgotten:
-            self._give_back(self._forgotten.popleft())
+            # Nobody here has asked for the files of others.
+            self._files.close_and_log(self._files.note_released(self._forgotten.popleft()))
 
     def remove(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> None:
         """Remove a database's files; a file that is not there is no error.
@@ -288,7 +203,7 @@ class ConnectionPool:
         real = real_path(path)
         seconds = self.options.database.busy_timeout if timeout is None else timeout
         budget = Budget(arguments.seconds("timeout", seconds))
-        slot = self._reserve(real, budget)
+        slot = self._reserve(real, budget, "delete")
         try:
             identity = identify(real)
             if identity is not None:
@@ -298,7 +213,54 @@ class ConnectionPool:
                 del self._slots[real]
             slot.changed.set()
 
-    def _reserve(self, real: Path, budget: Budget) -> Slot:
+    def restore(
+        self,
+        backup: str | os.PathLike[str],
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        timeout: float | None = None,
+    ) -> Path:
+        """Put a backup in the place of a database, all of it or nothing.
+
+        The backup is copied and the copy checked first; it may be of an older version, which is
+        migrated when it is opened. Who acquires the database meanwhile waits.
+
+        Args:
+            backup: the file to restore; it stays as it is.
+            path: of the database; its folders are made if they are missing.
+            overwrite: whether a file that is there is replaced. One that is no database any more
+                is kept as ``<name>.damaged-…``, with its log.
+            timeout: seconds to wait for handles to be released, and then for other processes to
+                close it; None for the ``busy_timeout``.
+
+        Returns:
+            The real path of the database.
+
+        Raises:
+            DatabaseMissingError: there is no backup.
+            RestoreError: there is a file already, or the backup is damaged or in use.
+            NotADatabaseError: the backup is not a SQLite database.
+            UnrecognizedDatabaseError: it is another program's.
+            SchemaTooNewError: it was written by a newer version.
+            DatabaseBusyError: the database was in use until the deadline.
+        """
+        arguments.path("backup", backup)
+        arguments.flag("overwrite", overwrite)
+        seconds = self.options.database.busy_timeout if timeout is None else timeout
+        arguments.seconds("timeout", seconds)
+        real = real_path(path)
+        source = require_backup(backup, real)
+        slot = self._reserve(real, Budget(seconds), "restore")
+        try:
+            restore(source, real, seconds, overwrite=overwrite)
+        finally:
+            with self._mutex:
+                del self._slots[real]
+            slot.changed.set()
+        return real
+
+    def _reserve(self, real: Path, budget: Budget, operation: str) -> Slot:
         """Put a slot in the way of every acquire, once nobody has the file open."""
         while True:
             self._reap_forgotten()
@@ -309,29 +271,82 @@ class ConnectionPool:
                     slot = self._slots[real] = Slot(real)
                     return slot
                 was_idle = slot.is_idle
+                handles = slot.refs
                 if was_idle:
                     begin_closing([slot])
             if was_idle:
-                self._close_slots([slot], budget.left())
+                self._files.close([slot], budget.left())
             elif not pause(budget.deadline):
-                raise budget.exceeded("queue", real, "delete")
+                busy = budget.exceeded("queue", real, operation)
+                busy.args = (f"Handles of this process that are not released: {handles}.",)
+                raise busy
 
     # -- looking at it ----------------------------------------------------------------------
 
     def stats(self) -> PoolStats:
         """Return figures of the pool and of each open database."""
+        files = self._files
         with self._mutex:
             slots = [slot for slot in self._slots.values() if slot.file is not None]
-            opened, closed = self._opened, self._closed
-            handles = sum(slot.refs for slot in slots)
-            idle = sum(1 for slot in slots if slot.is_idle)
+            is_parked = [slot.state is SlotState.PARKED for slot in slots]
+            figures = {
+                "opened": files.opened,
+                "closed": files.closed,
+                "handles": sum(slot.refs for slot in slots),
+                "idle": sum(slot.is_idle for slot in slots),
+                "parked": sum(is_parked),
+                "parkings": files.parkings,
+                "reopenings": files.reopenings,
+            }
         return PoolStats(
-            opened=opened,
-            closed=closed,
-            handles=handles,
-            idle=idle,
-            databases=tuple(database_stats(slot.file) for slot in slots if slot.file is not None),
+            databases=tuple(
+                database_stats(slot.file)
+                for slot, parked in zip(slots, is_parked, strict=True)
+                if slot.file is not None and not parked
+            ),
+            **figures,
         )
+
+    def health(
+        self, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
+    ) -> tuple[HealthReport, ...]:
+        """Look at every open database without changing it; parked ones stay closed.
+
+        Args:
+            level: how far to look.
+            timeout: seconds that the long checks of each may take; None for ten minutes.
+
+        Returns:
+            One report for each; none for one that closes meanwhile.
+
+        Raises:
+            PoolClosedError: the pool is closed.
+        """
+        seconds = None if timeout is None else arguments.seconds("timeout", timeout)
+        found = level_of(level)
+        reports = []
+        for file in self.open_files():
+            with contextlib.suppress(PoolClosedError):
+                reports.append(check_health(file, found, seconds))
+        return tuple(reports)
+
+    def open_files(self) -> list[DatabaseFile]:
+        """Return the files that are open this moment.
+
+        Raises:
+            PoolClosedError: the pool is closed.
+        """
+        if self._files.is_closed:
+            raise PoolClosedError(operation="health")
+        with self._mutex:
+            slots = [slot for slot in self._slots.values() if slot.state is SlotState.OPEN]
+        return [slot.file for slot in slots if slot.file is not None]
+
+    def wake_when_closed(self, event: threading.Event) -> None:
+        """Have an event set when the pool closes; it is not kept alive."""
+        self._waiting_for_end.add(event)
+        if self._files.is_closed:
+            event.set()
 
     # -- closing ----------------------------------------------------------------------------
 
@@ -340,7 +355,7 @@ class ConnectionPool:
 
         It may be called in a signal handler: what is under way goes on.
         """
-        self._is_closed = True
+        self._files.is_closed = True
         for slot in tuple(self._slots.values()):
             if slot.file is not None:
                 slot.file.is_refusing = True
@@ -361,34 +376,37 @@ class ConnectionPool:
         seconds = self.options.close_timeout if timeout is None else timeout
         deadline = monotonic() + arguments.seconds("timeout", seconds)
         with self._mutex:
-            self._is_closed = True
+            self._files.is_closed = True
             slots = list(self._slots.values())
+        for event in tuple(self._waiting_for_end):
+            event.set()
         # One that is opening or closing this moment is somebody else's until it is done.
         failures: list[Exception] = [
             DatabaseBusyError(phase="open", path=slot.path, operation="close")
             for slot in slots
-            if slot.state is not SlotState.OPEN
+            if slot.state in (SlotState.OPENING, SlotState.CLOSING)
             and not slot.changed.wait(max(0.0, deadline - monotonic()))
         ]
         with self._mutex:
             mine = [slot for slot in slots if slot.state is SlotState.OPEN]
             begin_closing(mine)
+        self._files.forget_parked()
         for slot in mine:
             if slot.file is not None:
                 slot.file.refuse_new_work()
         for slot in mine:
             try:
-                self._close_slots([slot], max(0.0, deadline - monotonic()), on_stuck)
+                self._files.close([slot], max(0.0, deadline - monotonic()), on_stuck)
             except ExceptionGroup as group:
                 failures.extend(group.exceptions)
-        self._maintenance.stop(max(0.0, deadline - monotonic()))
+        self._files.maintenance.stop(max(0.0, deadline - monotonic()))
         if failures:
             raise ExceptionGroup("closing the pool failed", failures)
 
     @property
     def is_closed(self) -> bool:
         """Whether the pool takes no more work."""
-        return self._is_closed
+        return self._files.is_closed
 
     def __enter__(self) -> Self:
         return self
@@ -401,11 +419,14 @@ class ConnectionPool:
     def _drop_after_fork(self) -> None:
         """Begin anew in a child; a file that was in use at the fork cannot be opened in it."""
         for slot in self._slots.values():
+            if slot.state is SlotState.PARKED:
+                # The parent has nothing of it open.
+                continue
             bury(slot)
             was_dropped = slot.file is not None and slot.file.drop_after_fork()
             if not was_dropped and slot.identity is not None:
                 _unusable_in_child.add(slot.identity)
-        bury(self._maintenance)
+        bury(self._files.maintenance)
         self._reset()
 
 

@@ -11,6 +11,7 @@ from mandrake_sessions.database import owner
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.paths import Identity, companions, identify
+from mandrake_sessions.database.turnstile import turnstile_path
 from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import DatabaseMovedError
 
@@ -39,6 +40,8 @@ def remove(path: Path, identity: Identity, budget: Budget) -> None:
             raise DatabaseMovedError(path=path, operation="delete")
         # Before the file: afterwards another process could make it anew, and claim it.
         owner.forget_all(path)
+        with contextlib.suppress(OSError):
+            turnstile_path(path).unlink()
         for name in (*companions(path), path):
             name.unlink(missing_ok=True)
     except OSError as error:
@@ -50,7 +53,9 @@ def remove(path: Path, identity: Identity, budget: Budget) -> None:
 
 def _lock_out_everybody(connection: Connection) -> None:
     connection.query_all("PRAGMA locking_mode=EXCLUSIVE")
-    # Leaving WAL needs the exclusive lock, and in this locking mode it is kept.
-    connection.query_all("PRAGMA journal_mode=DELETE")
+    # Leaving WAL needs the exclusive lock, and in this locking mode it is kept. Not for DELETE:
+    # a process killed here would leave an empty -journal, which nobody would remove. What is
+    # written are a few bytes of the first sector.
+    connection.query_all("PRAGMA journal_mode=MEMORY")
     connection.query_all("BEGIN EXCLUSIVE")
     connection.query_all("ROLLBACK")

@@ -24,7 +24,7 @@ from mandrake_sessions.database.guard import after_fork
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseBusyError, MigrationError, SchemaTooNewError
 from mandrake_sessions.options import DatabaseOptions
-from mandrake_sessions.schema import APPLICATION_ID, metadata
+from mandrake_sessions.schema import APPLICATION_ID, HEAD, metadata
 
 if TYPE_CHECKING:
     from alembic.runtime.environment import EnvironmentContext
@@ -105,6 +105,16 @@ def make_environment(
 def script_location() -> Path:
     """Return the folder of our migration scripts: inside the package in a wheel, else beside it."""
     return _PACKAGED_SCRIPTS if _PACKAGED_SCRIPTS.is_dir() else _CHECKOUT_SCRIPTS
+
+
+def is_known(revision: str) -> bool:
+    """Return whether this version has the script of a revision."""
+    if revision == HEAD:
+        return True
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory(str(script_location()))
+    return revision in {script.revision for script in scripts.walk_revisions()}
 
 
 def options() -> dict[str, Any]:

@@ -35,11 +35,11 @@ from mandrake_sessions.database.transaction import (
     commit,
     rollback,
 )
+from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     ConstraintViolationError,
-    CorruptDatabaseError,
     DatabaseError,
     TransactionLostError,
 )
@@ -63,12 +63,13 @@ class WriteLane(Lane):
         *,
         check: Callable[[Connection, str], None],
         on_unclean: Callable[..., None],
-        on_corrupt: Callable[[DatabaseError], None],
+        on_fault: Callable[[DatabaseError], None],
         on_commit: Callable[[], None],
     ) -> None:
-        super().__init__(connection, check=check, on_unclean=on_unclean, on_corrupt=on_corrupt)
+        super().__init__(connection, check=check, on_unclean=on_unclean, on_fault=on_fault)
         self._options = options
         self._on_commit = on_commit
+        self.turnstile = Turnstile(connection.path)
         self._beginning = threading.Lock()
         self._is_beginning = False
         self.commits = 0
@@ -162,15 +163,19 @@ class WriteLane(Lane):
                 raise
             return result
         except BaseException as error:
-            if self.queue.holder == owner:
-                self._undo(error, operation, group)
+            try:
+                self._end(error, owner, operation, group)
+            except BaseException:
+                # A signal in the midst of it: neither the lease nor a member may be left behind.
+                self._end(error, owner, operation, group)
+                raise
             raise
 
     def _begin(self, budget: Budget, operation: str) -> None:
         """Begin the transaction; ``give_up`` may end the waiting for other processes."""
         self._is_beginning = True
         try:
-            begin_immediate(self.connection, budget, operation)
+            begin_immediate(self.connection, budget, operation, self.turnstile)
         finally:
             # Under the mutex: what is set from here on is the deadline of the work.
             with self._beginning:
@@ -198,8 +203,8 @@ class WriteLane(Lane):
                 self._run_for(waiter)
             except Exception as error:
                 waiter.failure = error
-                if isinstance(error, CorruptDatabaseError):
-                    self._on_corrupt(error)
+                if isinstance(error, DatabaseError):
+                    self._on_fault(error)
                 if not self._undo_to_savepoint():
                     lost = TransactionLostError(
                         path=self.connection.path, operation=waiter.operation
@@ -242,7 +247,7 @@ class WriteLane(Lane):
         try:
             self.queue.acquire(budget, operation)
             self._check(connection, operation)
-            begin_immediate(connection, budget, operation)
+            begin_immediate(connection, budget, operation, self.turnstile)
             tx = WriteTransaction(connection, budget, operation)
             try:
                 yield tx
@@ -251,27 +256,43 @@ class WriteLane(Lane):
             self.units += 1
             self._commit(operation)
         except BaseException as error:
-            if self.queue.holder == owner:
-                self._undo(error, operation)
+            try:
+                self._end(error, owner, operation)
+            except BaseException:
+                self._end(error, owner, operation)
+                raise
             raise
 
     def _commit(self, operation: str, group: Group | None = None) -> None:
         """Commit for every unit of the group, and give the lease back."""
         try:
             commit(self.connection, operation)
+            if group is not None:
+                # At once: whatever interrupts this thread from here on, it is committed.
+                group.decide(None)
         except DatabaseError as error:
+            self._on_fault(error)
             self._release_and_settle(group, error)
             raise
         except BaseException:
+            # A signal, before or after the COMMIT: the transaction may still be open, and units
+            # that are perhaps stored must not be run again.
+            rollback(self.connection)
             unknown = CommitOutcomeUnknownError(path=self.connection.path, operation=operation)
             self._release_and_settle(group, unknown)
             raise
-        if group is not None:
-            # At once: whatever interrupts this thread from here on, it is committed.
-            group.decide(None)
         self.commits += 1
         self._on_commit()
         self._release_and_settle(group, None)
+
+    def _end(
+        self, error: BaseException, owner: int, operation: str, group: Group | None = None
+    ) -> None:
+        """Undo what an error has ended, unless it ended the work after the lease was given back."""
+        if self.queue.holder == owner:
+            self._undo(error, operation, group)
+        elif group is not None:
+            group.settle()
 
     def _undo(self, error: BaseException, operation: str, group: Group | None = None) -> None:
         """Undo the open transaction; the other units of its group are run again."""
@@ -279,17 +300,21 @@ class WriteLane(Lane):
         lost = TransactionLostError(path=self.connection.path, operation=operation)
         lost.__cause__ = error
         self._release_and_settle(group, lost)
-        if isinstance(error, CorruptDatabaseError):
-            self._on_corrupt(error)
+        if isinstance(error, DatabaseError):
+            self._on_fault(error)
 
     def _release_and_settle(self, group: Group | None, failure: DatabaseError | None) -> None:
         if group is not None:
             group.decide(None if failure is None else partial(_again, failure))
         try:
-            self._release()
+            if self.turnstile.is_entered:
+                self.turnstile.leave()
         finally:
-            if group is not None:
-                group.settle()
+            try:
+                self._release()
+            finally:
+                if group is not None:
+                    group.settle()
 
     def _undo_to_savepoint(self) -> bool:
         """Return whether only this unit was undone: not if SQLite has ended the transaction."""

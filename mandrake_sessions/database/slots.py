@@ -2,16 +2,21 @@
 
 ::
 
-    OPENING ──► OPEN ──► CLOSING ──► (gone)
-       └──► (gone, with the error for everyone who waited)
+    OPENING ──► OPEN ──► CLOSING ──► GONE
+       │ ▲       ▲          │ ▲
+       │ │       └──────────┘ │        somebody used it after all
+       │ └────── PARKED ◄─────┘        too many are open: its handles open it again
+       │            └──► GONE          no handle is left, or it is not the file that was open
+       └──► GONE, or PARKED again, with the error for everyone who waited
 """
 
 from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from threading import get_ident
 from time import monotonic
 
 from mandrake_sessions.database.file import DatabaseFile
@@ -26,19 +31,33 @@ class SlotState(enum.Enum):
     OPENING = "opening"
     OPEN = "open"
     CLOSING = "closing"
+    PARKED = "parked"
+    GONE = "gone"
 
 
 class Slot:
     """A file's place in the pool, from the first acquire to its closing.
 
     Attributes:
+        file: the open file; while it is parked, the one that was.
         refs: handles that are not released.
         idle_since: when the last one was (``time.monotonic``).
-        error: why it could not be opened, for everyone who waited.
-        changed: set when it is open, has failed to open, or is closed.
+        error: why it could not be opened the last time, for everyone who waited.
+        opener: the thread that opens it, while it is opening.
+        changed: set when it is open, parked or gone.
     """
 
-    __slots__ = ("changed", "error", "file", "identity", "idle_since", "path", "refs", "state")
+    __slots__ = (
+        "changed",
+        "error",
+        "file",
+        "identity",
+        "idle_since",
+        "opener",
+        "path",
+        "refs",
+        "state",
+    )
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,6 +65,7 @@ class Slot:
         self.state = SlotState.OPENING
         self.file: DatabaseFile | None = None
         self.error: MandrakeSessionsError | None = None
+        self.opener = get_ident()
         self.refs = 0
         self.idle_since = 0.0
         self.changed = threading.Event()
@@ -54,6 +74,41 @@ class Slot:
     def is_idle(self) -> bool:
         """Whether the file is open and nobody has a handle on it."""
         return self.state is SlotState.OPEN and self.refs == 0
+
+    @property
+    def counts_as_open(self) -> bool:
+        """Whether its descriptors are in use and nobody is giving them back."""
+        return self.state in (SlotState.OPENING, SlotState.OPEN)
+
+
+def next_to_close(slots: Iterable[Slot], most: int, spared: Collection[Slot]) -> Slot | None:
+    """Return what is to be closed because more than ``most`` files are open; None for nothing.
+
+    Files without a handle come first, the longest idle one of them; then, of those that nobody
+    does anything with, the least recently used one.
+
+    Args:
+        slots: all of the pool's.
+        most: how many files may be open.
+        spared: slots that were tried in vain.
+    """
+    counted = [slot for slot in slots if slot.counts_as_open]
+    if len(counted) <= most:
+        return None
+    idle = [slot for slot in counted if slot.is_idle]
+    if idle:
+        return min(idle, key=lambda slot: slot.idle_since)
+    by_use = sorted(
+        (slot.file.used_at, at)
+        for at, slot in enumerate(counted)
+        if slot.state is SlotState.OPEN and slot.file is not None and slot not in spared
+    )
+    # Busy ones are never chosen, however long ago their call began.
+    for _, at in by_use:
+        file = counted[at].file
+        if file is not None and file.is_quiet:
+            return counted[at]
+    return None
 
 
 def begin_closing(slots: Iterable[Slot]) -> None:

@@ -10,7 +10,7 @@ from mandrake_sessions.database.file import DatabaseFile
 
 
 class DatabaseStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What an open database did since it was opened. Times are in seconds.
+    """What an open database did since it was opened, or opened again. Times are in seconds.
 
     Attributes:
         units: units of writing work that ran.
@@ -44,6 +44,9 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
         closed: files closed in all.
         handles: handles that are not released.
         idle: open files without a handle.
+        parked: files that have handles and are closed until one of them is used.
+        parkings: how often a file was parked; counted in ``closed`` too.
+        reopenings: how often one was opened again; counted in ``opened`` too.
         databases: one for each open file.
     """
 
@@ -51,6 +54,9 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     closed: int
     handles: int
     idle: int
+    parked: int
+    parkings: int
+    reopenings: int
     databases: tuple[DatabaseStats, ...]
 
 

@@ -16,9 +16,11 @@ import apsw
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import extended_code, free_bytes, primary_code, translate
 from mandrake_sessions.database.statement import Bound, Row, Statement, Values
+from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
+    CorruptDatabaseError,
     DatabaseError,
     ForkedPoolError,
     PoolClosedError,
@@ -69,6 +71,14 @@ class ReadTransaction:
                     "body",
                 )
             raise self._failed(error) from error
+        except UnicodeDecodeError:
+            # Raised below: this exception holds the text, and would hang on ours as its context.
+            pass
+        raise CorruptDatabaseError(
+            "A text in the database is damaged: it is not UTF-8.",
+            path=self._connection.path,
+            operation=self.operation,
+        )
 
     def row(self, statement: Statement, values: Values = _NO_VALUES) -> Row | None:
         """Run a statement and return its first row, or None; raises what ``rows`` does."""
@@ -206,8 +216,16 @@ WriteUnit: TypeAlias = Callable[[WriteTransaction], T]
 """Work that writes; it may be called again if the transaction it shared was lost."""
 
 
-def begin_immediate(connection: Connection, budget: Budget, operation: str) -> None:
+def begin_immediate(
+    connection: Connection, budget: Budget, operation: str, turnstile: Turnstile | None = None
+) -> None:
     """Begin a write transaction, waiting for other processes until the budget's deadline.
+
+    Args:
+        connection: whose lease the caller holds.
+        budget: for its deadline.
+        operation: for errors.
+        turnstile: where processes stand in line; without one, who looks first is first.
 
     Raises:
         DatabaseBusyError: another process held the write lock until then.
@@ -216,7 +234,10 @@ def begin_immediate(connection: Connection, budget: Budget, operation: str) -> N
     connection.interruptible = True
     looks = connection.busy_waits
     since = monotonic()
+    connection.turnstile = turnstile
     try:
+        if turnstile is not None and since >= turnstile.looks_at:
+            turnstile.look(connection)
         try:
             connection.execute("BEGIN IMMEDIATE")
         except apsw.IOError:
@@ -242,6 +263,8 @@ def begin_immediate(connection: Connection, budget: Budget, operation: str) -> N
             code=extended_code(error),
             attempts=connection.busy_waits - looks + 1,
         ) from error
+    finally:
+        connection.turnstile = None
     connection.deadline = budget.body_deadline
     if connection.busy_waits != looks:
         budget.spent("begin", since)

@@ -74,11 +74,12 @@ class Budget:
         )
 
 
-def pause(deadline: float) -> bool:
+def pause(deadline: float, seconds: float = PACE) -> bool:
     """Wait one pace; return False, at once, when the deadline has passed."""
     if monotonic() >= deadline:
         return False
-    time.sleep(PACE)
+    if seconds:
+        time.sleep(seconds)
     return True
 
 

@@ -121,6 +121,11 @@ class Follower:
         """How many subscribers there are."""
         return len(self._members)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody watches, and nobody is being told the last word."""
+        return not self._members and self._thread is None
+
     def subscriptions_of(self, holder: object) -> int:
         """Return how many of them belong to one manager."""
         return sum(mailbox.is_of(holder) for mailbox in tuple(self._members))

@@ -45,6 +45,7 @@ class Hub:
         texts: dict[str, GrowingText] = {}
         self.flusher = Flusher(file, texts)
         self.follower = Follower(file, texts, self.interrupt_gone)
+        self._is_claim_looked_after = False
         self._recovering = threading.Lock()
         self._next_recovery = 0.0
 
@@ -70,6 +71,8 @@ class Hub:
             return
         try:
             self.recover(min(self.file.options.busy_timeout, _RECOVERY_PATIENCE))
+            # Also of those who were killed while they streamed nothing.
+            owner.forget_dead(self.file.path)
             self._next_recovery = monotonic() + _RECOVERY_INTERVAL
         except DatabaseError as error:
             structlog.get_logger(__name__).warning(
@@ -99,7 +102,7 @@ class Hub:
             timeout: seconds; None for the ``busy_timeout``.
         """
         file = self.file
-        gone = [name for name in owners if name != file.owner and not self._is_alive(name)]
+        gone = [name for name in owners if not self._is_alive(name)]
         lost = given_up.of(owners)
         if not gone and not lost:
             return []
@@ -112,9 +115,33 @@ class Hub:
         return turns
 
     def _is_alive(self, name: str | None) -> bool:
-        return name is not None and owner.is_alive(self.file.path, name)
+        if name is None:
+            return False
+        return name == self.file.owner or owner.is_alive(self.file.path, name)
 
     # -- told by the file -------------------------------------------------------------------
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody streams and nobody watches, in this process."""
+        return not self.flusher.writers and self.follower.is_quiet
+
+    def can_rest(self) -> bool:
+        """Return whether the file may be closed for a while and opened again, unseen by anybody.
+
+        Not while a turn streams under our claim, with a writer or without one: its host goes on
+        with it at any moment, and meanwhile nobody may take it for dead.
+        """
+        if not self.is_quiet:
+            return False
+        name = self.file.owner
+        if name is None:
+            return True
+        if name in self.file.fetch(streaming_owners(), "park", even_refused=True):
+            return False
+        self.file.release_claim()
+        self._is_claim_looked_after = True
+        return True
 
     def committed(self) -> None:
         """Have the follower look: this process has committed something."""
@@ -135,7 +162,7 @@ class Hub:
             self.flusher.close(deadline)
         finally:
             self.follower.close()
-            if self.file.owner is not None:
+            if self.file.owner is not None and not self._is_claim_looked_after:
                 self._release_claim(self.file.owner)
 
     def _release_claim(self, name: str) -> None:

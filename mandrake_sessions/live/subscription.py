@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
-from typing import Generic, Self, TypeVar, cast
+from typing import Generic, Protocol, Self, TypeVar, cast
 
 from mandrake_sessions import arguments
 from mandrake_sessions.errors import InvalidArgumentError
@@ -20,13 +20,26 @@ TurnListener = Callable[[TurnUpdate], object]
 """What is called with each update of a turn."""
 
 
+class Followed(Protocol):
+    """What lets subscribers in and out: the follower of an open file, or what opens the file."""
+
+    def require_no_lease(self, operation: str) -> None:
+        """Raise ReentrantScopeError in a thread that holds a lease of the file."""
+
+    def subscribe(self, joining: Joining) -> None:
+        """Have a subscriber let in; ``joining`` tells when it is, or why not."""
+
+    def leave(self, mailbox: Mailbox) -> None:
+        """Forget a subscriber; takes no lock, so a finalizer may call it."""
+
+
 class Subscription:
     """A listener that is being told; call it, ``close()`` it or leave its block to stop.
 
     It goes on without this object, until what it listens to ends or the manager is closed.
     """
 
-    def __init__(self, follower: Follower, mailbox: Mailbox) -> None:
+    def __init__(self, follower: Followed, mailbox: Mailbox) -> None:
         self._follower = follower
         self._mailbox = mailbox
 
@@ -141,7 +154,7 @@ class Watch(Subscription, Generic[U]):
 
 
 def watch_response(
-    follower: Follower,
+    follower: Followed,
     holder: object,
     response_id: str,
     *,
@@ -176,7 +189,7 @@ def watch_response(
 
 
 def watch_session(
-    follower: Follower,
+    follower: Followed,
     holder: object,
     session_id: str,
     *,
@@ -283,7 +296,7 @@ def _listen(
     return Subscription(follower, mailbox)
 
 
-def _join(follower: Follower, joining: Joining, operation: str, *, wait: bool) -> None:
+def _join(follower: Followed, joining: Joining, operation: str, *, wait: bool) -> None:
     """Let a subscriber in; who waits holds no lease, which the follower might need."""
     joining.is_waited_for = wait
     if wait:

@@ -11,7 +11,11 @@ import structlog
 from mandrake_sessions import arguments, schema
 from mandrake_sessions.database.statement import Bound, Row
 from mandrake_sessions.database.transaction import WriteTransaction
-from mandrake_sessions.errors import ConstraintViolationError, TurnAlreadyExistsError
+from mandrake_sessions.errors import (
+    ConstraintViolationError,
+    CorruptDatabaseError,
+    TurnAlreadyExistsError,
+)
 from mandrake_sessions.models import NewTurn, ToolCall, Turn, TurnStatus
 from mandrake_sessions.records.chunks import TEXTS, whole
 from mandrake_sessions.records.columns import RecordInsert, columns_of
@@ -24,8 +28,16 @@ TURN_COLUMNS: Final = tuple(
 
 _INSERT = RecordInsert(Turn, schema.turns, extra=(_C.tool_calls, _C.owner))
 
-# TurnStatus("completed") takes ten times as long as looking it up.
-_STATUS: Final = {status.value: status for status in TurnStatus}
+
+class _Statuses(dict[str, TurnStatus]):
+    """Each status by what is stored; TurnStatus("completed") takes ten times as long."""
+
+    def __missing__(self, stored: str) -> TurnStatus:
+        # The schema lets nothing else in: the file is damaged.
+        raise CorruptDatabaseError("The status of a turn is damaged.")
+
+
+_STATUS: Final = _Statuses({status.value: status for status in TurnStatus})
 _tool_calls_decoder = msgspec.json.Decoder(tuple[ToolCall, ...])
 _one_tool_call_decoder = msgspec.json.Decoder(ToolCall)
 

@@ -113,7 +113,7 @@ def test_health_tells_what_it_looked_at(run: Run, database: Path) -> None:
     told = run("health", "--database", database, "--integrity", "--json").json()
     assert told["status"] == "ok"
     assert told["is_usable"] is True
-    assert {"name": "integrity", "status": "ok", "detail": ""} in told["checks"]
+    assert ("integrity", "ok") in {(each["name"], each["status"]) for each in told["checks"]}
     shown = run("health", "-w", "shop")
     assert shown.code == 0
     assert "settings_auxiliary" in shown.stdout

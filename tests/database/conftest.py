@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from database_kit import FaultVFS
 
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions
 from mandrake_sessions.database.handle import DatabaseHandle
-
-_numbers = itertools.count()
+from mandrake_sessions.testing import FaultVFS
 
 FOREIGN = """
 import apsw, select
@@ -62,7 +59,7 @@ def grouping(make_pool: Callable[..., ConnectionPool], path: Path) -> Iterator[D
 @pytest.fixture
 def vfs() -> Iterator[FaultVFS]:
     """A file system that can be made to fail; ``DatabaseOptions(vfs=vfs.name)``."""
-    vfs = FaultVFS(f"fault-{next(_numbers)}")
+    vfs = FaultVFS()
     yield vfs
     vfs.unregister()
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any, Generic, TypeVar
@@ -195,77 +194,3 @@ def descriptors(path: Path | None = None) -> list[str]:
 def open_connections(path: Path) -> int:
     """Return how many connections of this process have a database file open."""
     return sum(1 for each in descriptors(path) if each == str(path))
-
-
-class _FaultFile(apsw.VFSFile):
-    def __init__(self, vfs: FaultVFS, filename: str | apsw.URIFilename, flags: list[int]) -> None:
-        super().__init__("", filename, flags)
-        self._vfs = vfs
-        name = filename.filename() if isinstance(filename, apsw.URIFilename) else filename
-        self._kind = "wal" if (name or "").endswith("-wal") else "db"
-
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802  # SQLite's name
-        self._vfs.meet(self._kind, "write")
-        super().xWrite(data, offset)
-
-    def xSync(self, flags: int) -> None:  # noqa: N802  # SQLite's name
-        self._vfs.meet(self._kind, "sync")
-        super().xSync(flags)
-
-    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802  # SQLite's name
-        self._vfs.meet(self._kind, "read")
-        return super().xRead(amount, offset)
-
-
-class FaultVFS(apsw.VFS):
-    """A file system that fails where it is told to.
-
-    Attributes:
-        met: how often each operation was asked for, such as ``("wal", "sync")``.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.met: dict[tuple[str, str], int] = {}
-        self._failing: dict[tuple[str, str], Callable[[], apsw.Error | None]] = {}
-        super().__init__(name, "")
-
-    def xOpen(self, name: str | apsw.URIFilename, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
-        return _FaultFile(self, name, flags)
-
-    def meet(self, kind: str, operation: str) -> None:
-        """Count an operation; raise if it is to fail."""
-        self.met[kind, operation] = self.met.get((kind, operation), 0) + 1
-        fails = self._failing.get((kind, operation))
-        if fails is not None and (error := fails()) is not None:
-            raise error
-
-    @contextmanager
-    def failing(
-        self, kind: str, operation: str, code: int = apsw.SQLITE_IOERR_WRITE
-    ) -> Iterator[None]:
-        """Let an operation fail with a result code, again and again."""
-        self._failing[kind, operation] = lambda: failure(code)
-        try:
-            yield
-        finally:
-            del self._failing[kind, operation]
-
-    @contextmanager
-    def watching(
-        self, kind: str, operation: str, look: Callable[[], apsw.Error | None]
-    ) -> Iterator[None]:
-        """Have a function called at each operation, which may return an error for it."""
-        self._failing[kind, operation] = look
-        try:
-            yield
-        finally:
-            del self._failing[kind, operation]
-
-
-def failure(code: int) -> apsw.Error:
-    """Return the error that makes SQLite see a result code."""
-    error = apsw.exception_for(code)
-    error.result = code & 0xFF
-    error.extendedresult = code
-    return error

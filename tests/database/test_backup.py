@@ -6,18 +6,22 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 
 import apsw
 import pytest
+from database_kit import Task, add, keys, until_set
 
 from mandrake_sessions.database import backup as module
 from mandrake_sessions.database import migrate
 from mandrake_sessions.database.backup import backup, verify
 from mandrake_sessions.database.connection import Connection, open_connection
+from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.paths import make_file, real_path
+from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     BackupError,
@@ -246,10 +250,50 @@ def test_a_target_that_names_no_file_is_refused(source: Connection, path: str) -
 
 
 def test_a_missing_folder_is_refused(source: Connection, tmp_path: Path) -> None:
-    with pytest.raises(BackupError):
-        backup(source, tmp_path / "nowhere" / "copy.sqlite", Budget(10))
+    missing = tmp_path / "nowhere" / "copy.sqlite"
+    with pytest.raises(BackupError, match="folder of the target") as caught:
+        backup(source, missing, Budget(10))
 
+    assert caught.value.path == missing
     assert not (tmp_path / "nowhere").exists()
+
+
+KILLED = """
+import os, signal, sys
+from mandrake_sessions import SessionManager
+from mandrake_sessions.database import backup
+backup.verify = lambda *_: print("copied", flush=True) or sys.stdin.read()
+with SessionManager(sys.argv[1]) as sessions:
+    sessions.backup(sys.argv[2])
+"""
+
+
+def test_what_a_killed_backup_has_left_goes_with_the_next_one(
+    source: Connection, target: Path
+) -> None:
+    """And what another one is making at the moment stays."""
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", KILLED, str(target.with_name("db.sqlite")), str(target)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    with start() as killed, start() as living:
+        for process in (killed, living):
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"copied\n"
+        killed.kill()
+        killed.wait()
+        before = set(names(target))
+
+        backup(source, target, Budget(10))
+
+        after = set(names(target))
+        living.kill()
+    gone = {each for each in before - after if ".partial-" in each}
+    left = {each for each in after if ".partial-" in each}
+    assert len(gone) == 2
+    assert len(left) == 2
+    assert rows(target) == 40
 
 
 # -- failures -----------------------------------------------------------------------------------
@@ -269,8 +313,10 @@ def test_the_time_may_be_up(source: Connection, target: Path) -> None:
 
 def test_the_callback_may_stop_it(source: Connection, target: Path) -> None:
     def stop(done: int, total: int) -> None:
-        assert len(names(target)) == 1
-        assert stat.S_IMODE((target.parent / names(target)[0]).stat().st_mode) == 0o600
+        # The copy, and the claim of its maker.
+        copy, claim = names(target)
+        assert claim.startswith(f"{copy}-owner-")
+        assert stat.S_IMODE((target.parent / copy).stat().st_mode) == 0o600
         raise KeyError("enough")
 
     with pytest.raises(KeyError):
@@ -317,6 +363,75 @@ def test_a_copy_with_orphans_is_refused(
         backup(source, target, Budget(10))
 
     assert names(target) == []
+
+
+def handle_of(path: Path, pool: ConnectionPool) -> DatabaseHandle:
+    handle = pool.acquire(path)
+    with handle.write() as tx:
+        add(tx, "a key")
+    return handle
+
+
+def test_readers_do_not_wait_for_the_checks(
+    tmp_path: Path, make_pool: Callable[..., ConnectionPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease of the auxiliary connection is given back when the copying ends.
+
+    ::
+
+        backup   lease ─ copy ─ give back ─ checks ............... rename
+        reader                              long read ─ done
+    """
+    checking, may_end = threading.Event(), threading.Event()
+    check = module.verify
+
+    def slow(path: Path, stop: Callable[[], bool] | None = None) -> list[str]:
+        checking.set()
+        until_set(may_end)
+        return check(path, stop)
+
+    monkeypatch.setattr(module, "verify", slow)
+    with handle_of(tmp_path / "db.sqlite", make_pool()) as handle:
+        copying = Task(lambda: handle.backup(tmp_path / "copy.sqlite"))
+        until_set(checking)
+
+        assert keys(handle) == {"a key"}
+
+        may_end.set()
+        assert copying.result() == tmp_path / "copy.sqlite"
+
+
+@pytest.mark.parametrize("ends", ["closing", "timeout"])
+def test_the_checks_are_ended(
+    tmp_path: Path,
+    make_pool: Callable[..., ConnectionPool],
+    monkeypatch: pytest.MonkeyPatch,
+    ends: str,
+) -> None:
+    checking = threading.Event()
+
+    def endless(path: Path, stop: Callable[[], bool]) -> list[str]:
+        raw = apsw.Connection(":memory:")
+        raw.set_progress_handler(stop, 1000)
+        checking.set()
+        raw.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+        ).fetchall()
+        return []
+
+    monkeypatch.setattr(module, "verify", endless)
+    pool = make_pool()
+    handle = handle_of(tmp_path / "db.sqlite", pool)
+    timeout = 0.2 if ends == "timeout" else None
+    copying = Task(lambda: handle.backup(tmp_path / "copy.sqlite", timeout=timeout))
+    until_set(checking)
+    if ends == "closing":
+        pool.close(timeout=5)
+    with pytest.raises(PoolClosedError if ends == "closing" else BackupError):
+        copying.result()
+
+    assert not [each for each in os.listdir(tmp_path) if "copy" in each]
+    handle.release()
 
 
 class FullDisk(apsw.VFS):

@@ -12,7 +12,6 @@ import apsw
 import pytest
 from database_kit import (
     KEYS,
-    FaultVFS,
     Task,
     adding,
     file_of,
@@ -25,6 +24,7 @@ from database_kit import (
 from mandrake_sessions import ConnectionPool, DatabaseIOError, HealthStatus
 from mandrake_sessions.database import file as file_module
 from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.testing import FaultVFS
 
 MakePool = Callable[..., ConnectionPool]
 FRAME = 4096 + 24

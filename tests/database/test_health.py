@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -13,24 +14,51 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import KEYS, Held, Task, adding, file_of, keys, raw_of
+from database_kit import (
+    ENDLESS,
+    KEYS,
+    Held,
+    Task,
+    add,
+    adding,
+    descriptors,
+    file_of,
+    keys,
+    open_connections,
+    raw_of,
+    until,
+    until_set,
+)
 from structlog.testing import capture_logs
 
 from mandrake_sessions import (
     ConnectionPool,
     CorruptDatabaseError,
+    DatabaseBusyError,
     DatabaseMovedError,
+    HandleReleasedError,
     HealthCheck,
+    HealthLevel,
     HealthReport,
     HealthStatus,
+    InvalidArgumentError,
     MandrakeSessionsError,
+    PoolClosedError,
 )
-from mandrake_sessions.database import health
+from mandrake_sessions.database import checks, health
+from mandrake_sessions.database.file import FileState
 from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.testing import Fault, FaultVFS
 
 MakePool = Callable[..., ConnectionPool]
 
 CHECKS = {
+    "file",
+    "log",
+    "locks",
+    "second_opener",
+    "turnstile",
     "sqlite",
     "disk",
     "checkpoints",
@@ -231,9 +259,9 @@ with ConnectionPool() as pool, pool.acquire(sys.argv[1]) as handle:
 def test_a_disk_that_is_nearly_full_is_degraded(
     handle: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "free_bytes", lambda _path: 1_000_000)
+    monkeypatch.setattr(checks, "free_bytes", lambda _path: 1_000_000)
     assert bad(handle.health()) == {"disk"}
-    monkeypatch.setattr(health, "free_bytes", lambda _path: None)
+    monkeypatch.setattr(checks, "free_bytes", lambda _path: None)
     assert bad(handle.health()) == {"disk"}
 
 
@@ -294,3 +322,213 @@ def test_health_is_always_a_report_or_a_typed_error(make_pool: MakePool, path: P
             with contextlib.suppress(MandrakeSessionsError):
                 handle.transact(adding(f"{number}"))
             assert isinstance(handle.health(), HealthReport)
+
+
+# -- levels ---------------------------------------------------------------------------------
+
+
+def names(report: HealthReport) -> set[str]:
+    return {check.name for check in report.checks}
+
+
+def test_each_level_has_its_checks(handle: DatabaseHandle) -> None:
+    keys(handle)
+    expected = {
+        HealthLevel.LEASE: {"file", "lease"},
+        HealthLevel.QUICK: CHECKS,
+        HealthLevel.THOROUGH: CHECKS | {"pages", "references"},
+        HealthLevel.FULL: CHECKS | {"integrity"},
+    }
+    for level, checks_of_it in expected.items():
+        report = handle.health(level)
+        assert report.level is level
+        assert report.status is HealthStatus.OK
+        assert names(report) == checks_of_it
+        assert {check.advice for check in report.checks} == {""}
+    assert handle.health("full").level is HealthLevel.FULL  # type: ignore[arg-type]
+    for wrong in ("deep", None, 1):
+        with pytest.raises(InvalidArgumentError):
+            handle.health(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError):
+        handle.health(timeout=-1.0)
+
+
+def test_what_is_wrong_comes_with_advice(handle: DatabaseHandle) -> None:
+    raw_of(handle).pragma("synchronous", 0)
+    assert "HealthMonitor" in check(handle.health(), "settings").advice
+    assert set(checks._ADVICE) >= CHECKS | {"lease", "reading", "pages", "references", "integrity"}
+
+
+def test_rule_7_the_lease_level_touches_no_connection_that_somebody_holds(
+    handle: DatabaseHandle,
+) -> None:
+    with Held(handle):
+        report = handle.health(HealthLevel.LEASE)
+    assert bad(report) == {"lease"}
+    assert check(report, "lease").status is HealthStatus.DEGRADED
+    assert handle.health(HealthLevel.LEASE).status is HealthStatus.OK
+
+
+def test_rule_19_the_lease_level_sees_a_moved_file(handle: DatabaseHandle) -> None:
+    handle.path.rename(handle.path.with_name("elsewhere"))
+    assert bad(handle.health(HealthLevel.LEASE)) == {"file", "lease"}
+
+
+@pytest.mark.parametrize("level", HealthLevel)
+def test_a_file_that_is_gone_is_a_report_at_every_level(
+    handle: DatabaseHandle, level: HealthLevel
+) -> None:
+    keys(handle)
+    handle.path.unlink()
+    assert check(handle.health(level), "file").status is HealthStatus.FAILED
+    with pytest.raises(DatabaseMovedError):
+        handle.transact(adding("lost"))
+    # Given up, it is closed behind the handle.
+    until(lambda: file_of(handle).state is FileState.CLOSED)
+    report = handle.health(level)
+    assert check(report, "file").status is HealthStatus.FAILED
+    assert not names(report) & {"log", "locks", "second_opener"}
+
+
+def test_health_is_asked_of_what_is_open(
+    make_pool: MakePool, path: Path, start_child: Callable[..., Any]
+) -> None:
+    pool = make_pool()
+    handle = pool.acquire(path)
+    other = pool.acquire(path.with_name("other.sqlite"))
+    assert [report.path for report in pool.health()] == [path, other.path]
+    assert {report.level for report in pool.health("lease")} == {HealthLevel.LEASE}  # type: ignore[arg-type]
+    other.release()
+    with pytest.raises(HandleReleasedError):
+        other.health()
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        handle.health()
+    child = start_child(
+        """
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from mandrake_sessions import ConnectionPool, ForkedPoolError
+pool = ConnectionPool()
+handle = pool.acquire(sys.argv[1])
+if os.fork() == 0:
+    try:
+        handle.health()
+    except ForkedPoolError:
+        tell("forked")
+    os._exit(0)
+os.wait()
+handle.release()
+pool.close()
+""",
+        path,
+    )
+    assert child.hear() == "forked"
+    child.finish()
+
+
+# -- thorough and full ----------------------------------------------------------------------
+
+
+def test_rule_27_nobody_waits_for_a_thorough_look(handle: DatabaseHandle) -> None:
+    with file_of(handle).inspecting(Budget(20.0)) as connection:
+        connection.execute("BEGIN; SELECT count(*) FROM meta").fetchall()
+        handle.transact(adding("written"), timeout=1.0)
+        assert keys(handle) == {"written"}
+        file_of(handle).checkpoint()
+
+
+def test_rule_22_a_thorough_look_is_interrupted_by_closing(make_pool: MakePool, path: Path) -> None:
+    pool = make_pool()
+    handle = pool.acquire(path)
+    inside = threading.Event()
+
+    def look() -> None:
+        with file_of(handle).inspecting(Budget(600.0)) as connection:
+            inside.set()
+            connection.execute(ENDLESS.sql, ENDLESS.bind({})).fetchall()
+
+    task = Task(look)
+    until_set(inside)
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        task.result()
+    assert open_connections(path) == 0
+
+
+def test_rule_9_a_thorough_look_ends_at_its_deadline(handle: DatabaseHandle) -> None:
+    with (
+        pytest.raises(DatabaseBusyError),
+        file_of(handle).inspecting(Budget(0.05)) as connection,
+    ):
+        connection.execute(ENDLESS.sql, ENDLESS.bind({})).fetchall()
+    assert handle.health(HealthLevel.THOROUGH).status is HealthStatus.OK
+
+
+def test_a_check_without_time_is_degraded(handle: DatabaseHandle) -> None:
+    """Not failed: nothing is known."""
+    handle.transact(lambda tx: [add(tx, f"{n}", "x" * 3000) for n in range(3000)])
+    report = handle.health(HealthLevel.FULL, timeout=0.0)
+    assert check(report, "integrity").status is HealthStatus.DEGRADED
+    report = handle.health(HealthLevel.THOROUGH, timeout=0.0)
+    assert {check(report, name).status for name in ("pages", "references")} <= {
+        HealthStatus.DEGRADED,
+        HealthStatus.OK,
+    }
+
+
+def test_looking_again_and_again_leaves_nothing_open(handle: DatabaseHandle) -> None:
+    for level in HealthLevel:
+        handle.health(level)
+    before, names_before = len(descriptors()), sorted(os.listdir(handle.path.parent))
+    for _ in range(5):
+        for level in HealthLevel:
+            assert handle.health(level).status is HealthStatus.OK
+    assert len(descriptors()) == before
+    assert sorted(os.listdir(handle.path.parent)) == names_before
+
+
+def test_broken_references_are_named(handle: DatabaseHandle) -> None:
+    raw = raw_of(handle)
+    raw.pragma("foreign_keys", 0)
+    raw.execute(
+        'INSERT INTO rounds (id, session_id, "index", created_at, updated_at)'
+        " VALUES ('r', 'nobody', 0, 0, 0)"
+    )
+    raw.pragma("foreign_keys", 1)
+    report = handle.health(HealthLevel.THOROUGH)
+    assert bad(report) == {"references"}
+    assert "sessions" in check(report, "references").detail
+    assert check(handle.health(HealthLevel.FULL), "integrity").status is HealthStatus.FAILED
+
+
+def test_a_full_look_needs_space_for_a_copy(
+    handle: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "free_bytes", lambda _path: 100_000)
+    report = handle.health(HealthLevel.FULL)
+    assert bad(report) == {"integrity"}
+    assert report.is_usable
+
+
+def test_rule_25_damage_is_found_by_a_look_at_every_page(damaged: DatabaseHandle) -> None:
+    assert damaged.health().is_usable
+    assert "pages" in bad(damaged.health(HealthLevel.THOROUGH))
+    assert "integrity" in bad(damaged.health(HealthLevel.FULL))
+    assert [name for name in os.listdir(damaged.path.parent) if ".health-" in name] == []
+
+
+def test_rule_28_a_checkpoint_that_stands_half_way_is_no_damage(
+    make_pool: MakePool, path: Path, vfs: FaultVFS
+) -> None:
+    """It writes the first page, which tells the size, before the last ones; so does a kill."""
+    pool = make_pool(database={"vfs": vfs.name})
+    with pool.acquire(path) as handle:
+        handle.transact(lambda tx: [add(tx, f"{n}", "x" * 3000) for n in range(50)])
+        with vfs.injecting(Fault("write", kind="db", nth=3, sticking=True)):
+            file_of(handle).checkpoint()
+        size = check(handle.health(), "size")
+        assert size.status is HealthStatus.OK
+        assert "the log holds" in size.detail
+        settle(handle)
+        assert "the log holds" not in check(handle.health(), "size").detail

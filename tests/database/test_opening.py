@@ -13,11 +13,9 @@ from typing import Any
 import apsw
 import pytest
 from database_kit import (
-    FaultVFS,
     Task,
     adding,
     descriptors,
-    failure,
     file_of,
     keys,
     open_connections,
@@ -51,6 +49,7 @@ from mandrake_sessions.database.connection import Connection, lost_settings
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.paths import real_path
+from mandrake_sessions.testing import FaultVFS, failure
 
 ROOT = pytest.mark.skipif(
     hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere"

@@ -822,4 +822,4 @@ def test_a_removal_that_is_interrupted_leaves_no_log_without_its_database(
     monkeypatch.setattr(Path, "unlink", unlink)
     pool.remove(path)
     assert removed[-1] == ""
-    assert sorted(removed) == ["", "-shm", "-wal"]
+    assert sorted(removed) == ["", "-shm", "-turnstile", "-wal"]

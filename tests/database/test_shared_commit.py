@@ -14,13 +14,11 @@ import apsw
 import pytest
 from database_kit import (
     KEYS,
-    FaultVFS,
     Held,
     Task,
     add,
     adding,
     endless_insert,
-    failure,
     file_of,
     keys,
     queue_of,
@@ -45,6 +43,7 @@ from mandrake_sessions.database import scope
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.testing import FaultVFS, failure
 
 MakePool = Callable[..., ConnectionPool]
 Unit = Callable[[WriteTransaction], Any]

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import apsw
@@ -42,6 +41,7 @@ from mandrake_sessions.records.streaming import (
     start_stream,
     store_streams,
 )
+from mandrake_sessions.testing import FaultVFS
 
 
 @pytest.fixture
@@ -182,10 +182,9 @@ def test_a_full_disk_loses_no_text(path, pool):
 
 
 @pytest.fixture
-def vfs(monkeypatch):
-    """A file system that can be made to fail, from the tests of the database layer."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "database")
-    vfs = import_module("database_kit").FaultVFS("fault-streams")
+def vfs():
+    """A file system that can be made to fail."""
+    vfs = FaultVFS()
     yield vfs
     vfs.unregister()
 

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 import apsw
@@ -34,6 +33,7 @@ from mandrake_sessions.live.strand import Frozen, Strand, remainders_of
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.records.recovery import interrupt_turns_of
 from mandrake_sessions.records.streaming import Chunk
+from mandrake_sessions.testing import FaultVFS
 
 LIVE = str(Path(sys.modules[GrowingText.__module__].__file__).parent)
 
@@ -88,10 +88,9 @@ def at_every_moment(attempt):
 
 
 @pytest.fixture
-def vfs(monkeypatch):
-    """A file system that can be made to fail, from the tests of the database layer."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "database")
-    vfs = import_module("database_kit").FaultVFS("fault-lost-streams")
+def vfs():
+    """A file system that can be made to fail."""
+    vfs = FaultVFS()
     yield vfs
     vfs.unregister()
 

@@ -138,6 +138,7 @@ KINDS = {
     "work": "work",
     "listener": "listener",
     "target": "path",
+    "backup": "path",
     "name": "name",
     "pool": "pool",
     "logger": "logger",
@@ -243,6 +244,7 @@ def good(sessions, tmp_path):
             "work": lambda tx: None,
             "listener": lambda update: None,
             "target": tmp_path / "copy",
+            "backup": tmp_path / "copy",
         }[name]
 
     return value

@@ -36,9 +36,8 @@ tell("closed")
 """
 
 METHODS = dict(inspect.getmembers(SessionManager, inspect.isfunction))
-NEEDS_DATABASE = [
-    name for name in METHODS if not name.startswith("_") and name not in {"init", "close", "delete"}
-]
+NEEDS_NONE = {"init", "close", "delete", "restore"}
+NEEDS_DATABASE = [name for name in METHODS if not name.startswith("_") and name not in NEEDS_NONE]
 
 
 def call(manager, name):

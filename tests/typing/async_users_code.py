@@ -14,6 +14,7 @@ from mandrake_sessions import (
     ConnectionPool,
     DatabaseStats,
     Exchange,
+    HealthLevel,
     HealthReport,
     NewTurn,
     Request,
@@ -78,6 +79,7 @@ async def work(sessions: AsyncSessionManager) -> None:
     assert_type(await sessions.transact(append), tuple[Session, Round])
     assert_type(await sessions.transact(lambda tx: tx.count_sessions(), timeout=1.5), int)
     assert_type(await sessions.health(), HealthReport)
+    assert_type(await sessions.health(HealthLevel.FULL, timeout=60.0), HealthReport)
     assert_type(await sessions.stats(), DatabaseStats)
     assert_type(await sessions.backup(Path("copy.sqlite"), overwrite=True), Path)
     try:

@@ -19,6 +19,7 @@ from mandrake_sessions import (
     DatabaseStats,
     Durability,
     Exchange,
+    HealthLevel,
     HealthReport,
     MandrakeManager,
     NewTurn,
@@ -114,6 +115,7 @@ def work(sessions: SessionManager) -> None:
         with tx.savepoint() as nothing:
             assert_type(nothing, None)
     assert_type(sessions.health(), HealthReport)
+    assert_type(sessions.health(HealthLevel.FULL, timeout=60.0), HealthReport)
     assert_type(sessions.stats(), DatabaseStats)
     assert_type(sessions.backup(Path("copy.sqlite"), overwrite=True), Path)
     assert_type(sessions.handle, DatabaseHandle)

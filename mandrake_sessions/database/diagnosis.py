@@ -1,0 +1,340 @@
+"""Tells a person what is wrong with a database file and what to do, without opening it for use.
+
+No pool is needed, nothing is changed and nothing migrated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import apsw
+import msgspec
+
+from mandrake_sessions.database import owner
+from mandrake_sessions.database.contents import Contents, listed
+from mandrake_sessions.database.faults import free_bytes, translate
+from mandrake_sessions.database.guard import is_safe_sqlite, second_sqlite
+from mandrake_sessions.database.locks import lock_holders
+from mandrake_sessions.database.pages import Pages, open_pages
+from mandrake_sessions.database.paths import identify, real_path
+from mandrake_sessions.database.placing import leftovers
+from mandrake_sessions.database.report import (
+    HealthCheck,
+    HealthLevel,
+    HealthReport,
+    HealthStatus,
+)
+from mandrake_sessions.database.turnstile import turnstile_path
+from mandrake_sessions.errors import DatabaseError, InvalidArgumentError
+from mandrake_sessions.schema import APPLICATION_ID
+
+OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
+
+_OPERATION: Final = "diagnose"
+_MAGIC: Final = b"SQLite format 3\0"
+_SMALLEST: Final = 512
+_LOW_DISK: Final = 64 * 1024 * 1024
+_BUSY_MS: Final = 250
+_MOST: Final = 3
+_RESTORE: Final = "mandrake-sessions restore BACKUP FILE --overwrite"
+_RESCUE: Final = f"Restore a backup: {_RESTORE}; or rescue what can be read: "
+
+
+def diagnose(path: str | os.PathLike[str], *, full: bool = False) -> HealthReport:
+    """Look at a database file that a pool may not be able to open.
+
+    Args:
+        path: the file.
+        full: whether SQLite's whole integrity check is made; otherwise its quick one, which does
+            not compare indexes with their tables.
+
+    Returns:
+        What was found; each check that is not ok says what can be done.
+
+    Raises:
+        DatabasePathError: the path cannot name a file.
+        InvalidArgumentError: an argument has the wrong type.
+    """
+    if type(full) is not bool:
+        raise InvalidArgumentError("full must be True or False.")
+    real = real_path(path)
+    level = HealthLevel.FULL if full else HealthLevel.THOROUGH
+    checks = _Diagnosis(real, full=full).run()
+    return HealthReport(real, tuple(checks), level)
+
+
+class _Users(msgspec.Struct, frozen=True):
+    """Who has the database open, as far as the system tells.
+
+    Attributes:
+        pids: processes with a lock on it.
+        writer: the one that holds the write lock.
+        is_known: whether the system tells.
+    """
+
+    pids: frozenset[int]
+    writer: int | None
+    is_known: bool
+
+
+class _Diagnosis:
+    """One look at one file."""
+
+    def __init__(self, path: Path, *, full: bool) -> None:
+        self._path = path
+        self._full = full
+        self._size = 0
+        self._users = _Users(frozenset(), None, False)
+
+    def run(self) -> list[HealthCheck]:
+        checks = [self._file()]
+        if checks[0].detail.startswith("there is no file"):
+            return [*checks, self._folder(), self._set_aside(), self._disk(), self._sqlite()]
+        self._size = self._path.stat().st_size
+        self._users = _find_users(self._path)
+        checks += [
+            self._folder(),
+            self._sqlite(),
+            self._disk(),
+            self._journal(),
+            self._set_aside(),
+            self._owners(),
+            self._partials(),
+            self._turnstile(),
+            self._locks(),
+        ]
+        checks += self._bytes()
+        if any(check.name == "header" and check.status is FAILED for check in checks):
+            return checks
+        contents = Contents(
+            self._path,
+            in_use=self._is_in_use(),
+            full=self._full,
+            rescue=self._rescue(),
+            salvage=self._salvage(),
+        )
+        return checks + contents.run()
+
+    # -- the file and what stands beside it ---------------------------------------------------
+
+    def _file(self) -> HealthCheck:
+        log = Path(f"{self._path}-wal")
+        try:
+            identity = identify(self._path)
+        except DatabaseError as error:
+            return HealthCheck("file", FAILED, error.message, "Name the database file itself.")
+        if identity is None:
+            lost = f"; its log {log.name} is still there" if log.exists() else ""
+            return HealthCheck(
+                "file",
+                FAILED,
+                f"there is no file{lost}",
+                f"Check the path, or restore a backup: {_RESTORE.removesuffix(' --overwrite')}",
+            )
+        found = self._path.stat()
+        mode = stat.S_IMODE(found.st_mode)
+        if not os.access(self._path, os.R_OK):
+            return HealthCheck(
+                "file", FAILED, f"may not be read (mode {mode:o})", f"chmod u+rw {self._path}"
+            )
+        if not os.access(self._path, os.W_OK):
+            return HealthCheck(
+                "file", FAILED, f"may not be written (mode {mode:o})", f"chmod u+w {self._path}"
+            )
+        if mode & 0o077:
+            return HealthCheck(
+                "file", DEGRADED, f"others may use it (mode {mode:o})", f"chmod 600 {self._path}"
+            )
+        return HealthCheck("file", OK, f"{found.st_size} bytes, mode {mode:o}")
+
+    def _folder(self) -> HealthCheck:
+        folder = self._path.parent
+        if not folder.is_dir():
+            return HealthCheck("folder", FAILED, "it is not there", f"mkdir -m 700 {folder}")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return HealthCheck(
+                "folder", FAILED, "no file may be made beside the database", f"chmod u+wx {folder}"
+            )
+        return HealthCheck("folder", OK)
+
+    def _sqlite(self) -> HealthCheck:
+        version = apsw.sqlite_lib_version()
+        if not is_safe_sqlite(version):
+            return HealthCheck(
+                "sqlite", FAILED, f"{version} can lose data", "pip install --upgrade apsw"
+            )
+        second = second_sqlite()
+        if second is not None:
+            return HealthCheck(
+                "sqlite",
+                DEGRADED,
+                f"a second SQLite library is loaded: {second}",
+                "Let it open none of these files.",
+            )
+        return HealthCheck("sqlite", OK, version)
+
+    def _disk(self) -> HealthCheck:
+        free = free_bytes(self._path)
+        if free is None:
+            return HealthCheck("disk", DEGRADED, "the file system does not answer", "Look at it.")
+        if free < _LOW_DISK:
+            return HealthCheck(
+                "disk", DEGRADED, f"{free} bytes free", "Free space on this file system."
+            )
+        return HealthCheck("disk", OK, f"{free} bytes free")
+
+    def _journal(self) -> HealthCheck:
+        journal = Path(f"{self._path}-journal")
+        if not journal.exists() or self._users.pids:
+            return HealthCheck("journal", OK)
+        return HealthCheck(
+            "journal",
+            DEGRADED,
+            "a program died while it wrote; SQLite undoes that at the next opening",
+            f"Leave {journal.name} where it is, and open the database once.",
+        )
+
+    def _set_aside(self) -> HealthCheck:
+        marks = (f"{self._path.name}-wal.of-moved-file-", f"{self._path.name}.damaged-")
+        names = self._beside(lambda name: name.startswith(marks))
+        if not names:
+            return HealthCheck("set_aside", OK)
+        return HealthCheck(
+            "set_aside",
+            DEGRADED,
+            f"kept from an earlier file: {listed(names)}",
+            "Salvage a .damaged- file if something is missing; delete them when nothing is.",
+        )
+
+    def _owners(self) -> HealthCheck:
+        living = owner.owners_of(self._path)
+        alive = sum(living.values())
+        dead = len(living) - alive
+        detail = f"{alive} living, {dead} dead" if living else ""
+        return HealthCheck("owners", OK, detail)
+
+    def _partials(self) -> HealthCheck:
+        left = leftovers(self._path)
+        if not left:
+            return HealthCheck("partial_files", OK)
+        return HealthCheck(
+            "partial_files",
+            DEGRADED,
+            f"left by a process that was killed: {listed([each.name for each in left])}",
+            "Delete them; the next restore or backup to this name does too.",
+        )
+
+    def _turnstile(self) -> HealthCheck:
+        turnstile = turnstile_path(self._path)
+        if turnstile.exists() and not (turnstile.is_file() and os.access(turnstile, os.W_OK)):
+            return HealthCheck(
+                "turnstile",
+                DEGRADED,
+                "it cannot be used: processes that write at once do not take turns",
+                f"Remove {turnstile.name}; it is made again.",
+            )
+        return HealthCheck("turnstile", OK)
+
+    def _locks(self) -> HealthCheck:
+        users = self._users
+        if not users.is_known:
+            return HealthCheck("locks", OK, "this system does not tell who has it open")
+        who = ", ".join(str(pid) for pid in sorted(users.pids))
+        if users.writer is not None:
+            return HealthCheck(
+                "locks",
+                DEGRADED,
+                f"process {users.writer} holds the write lock; open in {who}",
+                "Nothing, if it goes away by itself; else look at that process.",
+            )
+        return HealthCheck("locks", OK, f"open in process {who}" if who else "nobody has it open")
+
+    def _beside(self, is_meant: Callable[[str], bool]) -> list[str]:
+        with contextlib.suppress(OSError), os.scandir(self._path.parent) as entries:
+            return sorted(entry.name for entry in entries if is_meant(entry.name))
+        return []
+
+    # -- its bytes ----------------------------------------------------------------------------
+
+    def _bytes(self) -> list[HealthCheck]:
+        try:
+            with open_pages(self._path) as pages:
+                return [self._header(pages), self._length(pages), self._log(pages)]
+        except apsw.Error as error:
+            typed = translate(error, self._path, _OPERATION)
+            return [HealthCheck("header", FAILED, typed.message, "Check the disk.")]
+
+    def _header(self, pages: Pages) -> HealthCheck:
+        if not self._size and not pages.frames:
+            return HealthCheck(
+                "header", DEGRADED, "the file is empty: no database yet", "Open it to make one."
+            )
+        first = pages.read(1) or b""
+        if first[:16] != _MAGIC or (self._size < _SMALLEST and not pages.is_in_log(1)):
+            return HealthCheck(
+                "header", FAILED, "it does not begin as a SQLite database does", self._rescue()
+            )
+        application = int.from_bytes(first[68:72], "big")
+        if application != APPLICATION_ID and int.from_bytes(first[28:32], "big") > 1:
+            return HealthCheck(
+                "header",
+                FAILED,
+                f"it is marked as another program's database ({application:#010x})",
+                f"Check the path. If it was ours: {self._rescue()}",
+            )
+        return HealthCheck("header", OK)
+
+    def _length(self, pages: Pages) -> HealthCheck:
+        first = pages.read(1)
+        stated = 0 if first is None else int.from_bytes(first[28:32], "big")
+        missing = [n for n in range(pages.whole_in_file + 1, stated + 1) if not pages.is_in_log(n)]
+        if stated and missing:
+            return HealthCheck(
+                "size",
+                FAILED,
+                f"{self._size} bytes, but {stated} pages of {pages.page_size}: it was cut off",
+                self._rescue(),
+            )
+        return HealthCheck("size", OK, f"{self._size} bytes")
+
+    def _log(self, pages: Pages) -> HealthCheck:
+        log = Path(f"{self._path}-wal")
+        if not log.exists():
+            return HealthCheck("log", OK, "none")
+        if pages.lost_frames and not self._users.pids:
+            return HealthCheck(
+                "log",
+                DEGRADED,
+                f"{pages.lost_frames} frames of {log.name} are damaged; SQLite leaves out those "
+                "and all behind them",
+                f"Before anybody opens it: {self._salvage()}",
+            )
+        left = "in use" if self._users.pids else "left by a program that did not close it"
+        return HealthCheck("log", OK, f"{pages.frames} frames, {left}")
+
+    def _rescue(self) -> str:
+        return f"{_RESCUE}{self._salvage()}"
+
+    def _salvage(self) -> str:
+        return f"mandrake-sessions salvage {self._path} NEW"
+
+    def _is_in_use(self) -> bool:
+        if self._users.is_known:
+            return bool(self._users.pids)
+        return Path(f"{self._path}-shm").exists()
+
+
+def _find_users(path: Path) -> _Users:
+    database = lock_holders(path)
+    if database is None:
+        return _Users(frozenset(), None, False)
+    index = lock_holders(Path(f"{path}-shm")) or []
+    pids = frozenset(held.pid for held in (*database, *index))
+    writers = [held.pid for held in index if held.is_wal_writer]
+    writers += [held.pid for held in database if held.is_writer]
+    return _Users(pids, writers[0] if writers else None, True)

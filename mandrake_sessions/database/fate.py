@@ -1,0 +1,182 @@
+"""What became of the file under an open connection, and so how its log must end.
+
+SQLite finds a log by its name: it would replay ours into whatever file is there by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+from pathlib import Path
+
+import apsw
+import structlog
+
+from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.header import is_overwritten
+from mandrake_sessions.database.paths import Identity, companions, identify
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.ids import new_id
+
+_BLOCK = 1024 * 1024
+
+
+class Fate(enum.Enum):
+    """What became of an open file; the value says it to people."""
+
+    OURS = "it is the file that was opened"
+    MOVED = "the file was moved, replaced or deleted"
+    OVERWRITTEN = "other bytes were copied over the file"
+    LOG_LOST = "the file's -wal or -shm was deleted or replaced"
+    LOCKS_LOST = "the locks of this process on the file were dropped"
+
+
+class Logs:
+    """The ``-wal`` and ``-shm`` that SQLite has open for a file, which it keeps to the end.
+
+    Args:
+        path: of a database file that is open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._known: list[tuple[Path, Identity]] = []
+        for log in companions(path):
+            identity = identify(log)
+            if identity is not None:
+                self._known.append((log, identity))
+
+    def lost(self) -> list[Path]:
+        """Return those whose name is not theirs any more."""
+        return [log for log, identity in self._known if _look(log, identity) is not True]
+
+    def ours(self) -> list[Path]:
+        """Return those that still have their names."""
+        return [log for log, identity in self._known if _look(log, identity) is True]
+
+    def are_replaced(self) -> bool:
+        """Return whether another file has the name of one of them."""
+        return any(_look(log, identity) is False for log, identity in self._known)
+
+    def save_copy(self) -> Path | None:
+        """Copy the log that lost its name to a new file beside; None if it has nothing.
+
+        Read through SQLite's own descriptor: to open and close one more would drop its locks.
+        """
+        log, identity = self._known[0]
+        descriptor = _descriptor_of(identity)
+        if descriptor is None or os.fstat(descriptor).st_size == 0:
+            return None
+        aside = _aside(log)
+        target = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            offset = 0
+            while block := os.pread(descriptor, _BLOCK, offset):
+                offset += os.write(target, block)
+            os.fsync(target)
+        finally:
+            os.close(target)
+        return aside
+
+
+def _look(log: Path, identity: Identity) -> bool | None:
+    """Return whether a name is still that of a file; None if it names nothing."""
+    try:
+        found = os.stat(log)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        # What cannot be looked at is not judged.
+        return True
+    return (found.st_dev, found.st_ino) == identity
+
+
+def _descriptor_of(identity: Identity) -> int | None:
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found = os.fstat(int(name))
+                if (found.st_dev, found.st_ino) == identity:
+                    return int(name)
+    return None
+
+
+def is_emptied(path: Path) -> bool:
+    """Return whether a database file that is open has no bytes any more."""
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return False
+
+
+def find_fate(connection: Connection, stamp: int, logs: Logs) -> Fate:
+    """Look what became of the file; about ten microseconds.
+
+    Args:
+        connection: one on the file; its lease is the caller's.
+        stamp: of the database that was opened.
+        logs: that it was opened with.
+    """
+    try:
+        if connection.has_moved():
+            return Fate.MOVED
+    except apsw.Error:
+        # Nothing can be said; what follows will meet the same.
+        return Fate.OURS
+    if is_overwritten(connection, stamp):
+        return Fate.OVERWRITTEN
+    return Fate.LOG_LOST if logs.lost() else Fate.OURS
+
+
+def end_log(connection: Connection, logs: Logs, fate: Fate, budget: Budget) -> None:
+    """Bring what the log holds to where it belongs, and keep it from every other file.
+
+    Args:
+        connection: the last one on the file; its lease is the caller's.
+        logs: that the file was opened with.
+        fate: what became of the file; not ``OURS``.
+        budget: the time it may take.
+    """
+    path = connection.path
+    connection.deadline = budget.deadline
+    if fate is Fate.LOG_LOST:
+        # Where another log has begun, pages of ours would undo what it says of the file.
+        is_saved = not logs.are_replaced() and _copy_into_file(connection)
+        try:
+            aside = None if is_saved else logs.save_copy()
+        except OSError as error:
+            raise translate_os(error, path) from error
+        if aside is not None:
+            _tell_set_aside(path, aside)
+        return
+    is_saved = fate is Fate.MOVED and _copy_into_file(connection)
+    for log in logs.ours():
+        if is_saved or not log.stat().st_size:
+            with contextlib.suppress(OSError):
+                log.unlink()
+            continue
+        aside = _aside(log)
+        try:
+            log.rename(aside)
+        except OSError as error:
+            raise translate_os(error, log) from error
+        _tell_set_aside(path, aside)
+
+
+def _copy_into_file(connection: Connection) -> bool:
+    """Checkpoint into the file that is open, whatever its name; return whether all of it is in."""
+    try:
+        connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+        frames, done = connection.wal_backlog()
+    except apsw.Error:
+        return False
+    return frames == done
+
+
+def _aside(log: Path) -> Path:
+    return log.with_name(f"{log.name}.of-moved-file-{new_id()}")
+
+
+def _tell_set_aside(path: Path, aside: Path) -> None:
+    structlog.get_logger(__name__).error("database_log_set_aside", path=str(path), log=str(aside))

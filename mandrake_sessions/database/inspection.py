@@ -1,0 +1,102 @@
+"""Further connections on an open file that only look, for checks that take long.
+
+No reader waits for them as for the auxiliary connection, and they see what is on disk, not what
+another connection has in its cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+
+import apsw
+
+from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.paths import Identity, identify
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.errors import DatabaseMovedError, MandrakeSessionsError
+from mandrake_sessions.options import DatabaseOptions
+
+_STEPS = 5_000
+
+
+class Inspections:
+    """The read-only connections that look at one open file.
+
+    Args:
+        path: its real path.
+        identity: what it must still be.
+        options: how it is used.
+
+    Attributes:
+        most: how many there were at once. SQLite keeps their descriptors for the next ones.
+    """
+
+    def __init__(self, path: Path, identity: Identity, options: DatabaseOptions) -> None:
+        self.most = 0
+        self._path = path
+        self._identity = identity
+        self._options = options
+        self._open: set[Connection] = set()
+        self._changed = threading.Condition(threading.Lock())
+        self._is_over = False
+
+    @contextlib.contextmanager
+    def connection(
+        self, budget: Budget, closed_error: Callable[[], MandrakeSessionsError]
+    ) -> Iterator[Connection]:
+        """Lend a connection of its own; it is interrupted at the deadline, or when the file closes.
+
+        Args:
+            budget: the time it may take.
+            closed_error: what is raised when the file is being closed.
+        """
+        with self._changed:
+            if self._is_over:
+                raise closed_error()
+            connection = self._connect(budget)
+            self._open.add(connection)
+            self.most = max(self.most, len(self._open))
+        try:
+            if connection.has_moved() or identify(self._path) != self._identity:
+                raise DatabaseMovedError(path=self._path, operation="health")
+            yield connection
+            if connection.is_cancelled:
+                raise closed_error()
+        except apsw.InterruptError as error:
+            if connection.is_cancelled:
+                raise closed_error() from error
+            raise budget.exceeded("body", self._path, "health") from error
+        finally:
+            with self._changed:
+                connection.close(abandon=True)
+                self._open.discard(connection)
+                self._changed.notify_all()
+
+    def end(self, seconds: float) -> None:
+        """Refuse new ones, interrupt those that are open, and wait until they are closed."""
+        deadline = monotonic() + seconds
+        with self._changed:
+            self._is_over = True
+            for connection in self._open:
+                connection.is_cancelled = True
+            self._changed.wait_for(lambda: not self._open, max(0.0, deadline - monotonic()))
+
+    def _connect(self, budget: Budget) -> Connection:
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOFOLLOW
+        try:
+            raw = apsw.Connection(str(self._path), flags=flags, vfs=self._options.vfs)
+        except apsw.Error as error:
+            raise translate(error, self._path, "health") from error
+        connection = Connection(raw, self._path, self._identity)
+        connection.deadline = budget.deadline
+        raw.set_busy_handler(connection.on_busy)
+        raw.set_progress_handler(connection.on_progress, _STEPS)
+        # The file may be damaged in any way.
+        raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+        raw.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+        return connection

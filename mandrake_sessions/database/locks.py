@@ -1,0 +1,70 @@
+"""Who holds which of SQLite's locks, as Linux tells without being asked through the file itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+# os_unix.c and wal.c: PENDING and RESERVED of the database; the write lock in the log's index.
+_PENDING: Final = 0x40000000
+_RESERVED: Final = _PENDING + 1
+_WAL_WRITE: Final = 120
+_FIELDS: Final = 8
+
+
+class Held(msgspec.Struct, frozen=True):
+    """One lock on a range of bytes of a file.
+
+    Attributes:
+        pid: the process that holds it.
+        is_exclusive: whether nobody else can have it meanwhile.
+        first: the first byte.
+        last: the last byte.
+    """
+
+    pid: int
+    is_exclusive: bool
+    first: int
+    last: int
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether it lets its holder write a database that has no log."""
+        return self.is_exclusive and self.first <= _RESERVED <= self.last
+
+    @property
+    def is_wal_writer(self) -> bool:
+        """Whether it lets its holder write to a log, being a lock on the log's index."""
+        return self.is_exclusive and self.first <= _WAL_WRITE <= self.last
+
+
+def lock_holders(path: Path) -> list[Held] | None:
+    """Return the POSIX locks on a file, or None where the system does not tell.
+
+    Those of processes in another pid namespace are not seen.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        inode = os.stat(path).st_ino
+        with open("/proc/locks", encoding="ascii", errors="replace") as table:
+            lines = table.readlines()
+    except FileNotFoundError:
+        return []
+    except OSError:
+        return None
+    found: list[Held] = []
+    for line in lines:
+        # 12: POSIX  ADVISORY  READ 32355 fe:00:2147494 128 128; a waiter has an arrow behind 12:.
+        fields = line.split()
+        if len(fields) != _FIELDS or fields[1] != "POSIX":
+            continue
+        if fields[5].rpartition(":")[2] != str(inode):
+            continue
+        last = sys.maxsize if fields[7] == "EOF" else int(fields[7])
+        found.append(Held(int(fields[4]), fields[3] == "WRITE", int(fields[6]), last))
+    return found

@@ -1,0 +1,420 @@
+"""Opens, parks and closes the files of a pool's slots; knows nothing of handles.
+
+What happens to a slot is decided under the mutex; the opening and closing happen outside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from threading import get_ident
+from time import monotonic
+from typing import Final, TypeVar
+
+import structlog
+
+from mandrake_sessions.database.closing import OnStuck
+from mandrake_sessions.database.file import DatabaseFile, FileState
+from mandrake_sessions.database.maintenance import Maintenance
+from mandrake_sessions.database.parking import lacks_descriptors, most_open
+from mandrake_sessions.database.paths import Identity, identify, make_file
+from mandrake_sessions.database.slots import (
+    Slot,
+    SlotState,
+    begin_closing,
+    lingered_enough,
+    next_to_close,
+    too_many_idle,
+)
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseMissingError,
+    DatabaseMovedError,
+    DatabasePathError,
+    ForkedPoolError,
+    HandleReleasedError,
+    MandrakeSessionsError,
+    PoolClosedError,
+)
+from mandrake_sessions.options import DatabaseOptions, PoolOptions
+
+T = TypeVar("T")
+
+_IDLE: Final = "close idle files"
+_TOO_MANY: Final = "park files"
+
+_NEXT_LOOK: Final = 0.2
+"""Seconds until files that were all busy are looked at again while too many are open."""
+
+
+class OpenFiles:
+    """The slots of a pool, and what is done with the files in them.
+
+    Args:
+        options: of the pool.
+        unusable: identities of files that this process must not open, being a forked child.
+
+    Attributes:
+        mutex: what happens to a slot is decided under it; never held while a file is used.
+        slots: by real path.
+        maintenance: the pool's background thread.
+        is_closed: whether nothing is opened any more.
+        opened: files opened in all, those that were opened again among them.
+        closed: files closed in all, those that were parked among them.
+        parkings: files parked in all.
+        reopenings: files opened again in all.
+    """
+
+    def __init__(self, options: PoolOptions, unusable: set[Identity]) -> None:
+        self.mutex = threading.Lock()
+        self.slots: dict[Path, Slot] = {}
+        self.maintenance = Maintenance("mandrake-pool")
+        self.is_closed = False
+        self.opened = 0
+        self.closed = 0
+        self.parkings = 0
+        self.reopenings = 0
+        self._options = options
+        self._unusable = unusable
+
+    # -- opening ----------------------------------------------------------------------------
+
+    def open(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> None:
+        """Open the file of a new slot; everybody else who wants it waits for ``changed``.
+
+        Raises:
+            DatabaseOpenError: it cannot be opened, and the slot is gone.
+            PoolClosedError: the pool was closed meanwhile.
+        """
+        try:
+            slot.file = self._with_room(lambda: self._open_new(slot, options, create=create))
+        except BaseException as error:
+            self._note_failure(slot, error, SlotState.GONE)
+            raise
+        self._note_open(slot, "acquire")
+
+    def _open_new(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> DatabaseFile:
+        identity = make_file(slot.path) if create else identify(slot.path)
+        # An empty file is no database yet, and must not become one where none may be made.
+        if identity is None or (not create and slot.path.stat().st_size == 0):
+            raise DatabaseMissingError(path=slot.path, operation="open")
+        self._claim(slot, identity)
+        return DatabaseFile.open(
+            slot.path, identity, options, self.maintenance, lambda: self.retire(slot)
+        )
+
+    def reopen(self, slot: Slot, budget: Budget, operation: str) -> DatabaseFile:
+        """Return the open file of a slot, pinned; if it is parked, open it again.
+
+        One thread opens it, the others wait, and get its error if it fails.
+
+        Args:
+            slot: whose handle the caller has.
+            budget: of the call.
+            operation: for errors.
+
+        Raises:
+            DatabaseMovedError: the file there is not the one that was open.
+            DatabaseOpenError: it cannot be opened now; the next call tries again.
+            DatabaseBusyError: the budget was used up.
+            PoolClosedError: the pool is closed.
+        """
+        while True:
+            with self.mutex:
+                if self.is_closed:
+                    raise PoolClosedError(path=slot.path, operation=operation)
+                if slot.state is SlotState.OPEN and slot.file is not None:
+                    slot.file.pin()
+                    return slot.file
+                if slot.state is SlotState.GONE:
+                    kind = DatabaseMovedError if slot.refs else HandleReleasedError
+                    raise kind(path=slot.path, operation=operation)
+                if slot.state is SlotState.PARKED:
+                    slot.opener = get_ident()
+                    slot.state, slot.error = SlotState.OPENING, None
+                    slot.changed.clear()
+                    break
+            if not slot.changed.wait(budget.left()):
+                raise budget.exceeded("open", slot.path, operation)
+            # Who was too busy had another budget than we.
+            if slot.error is not None and not isinstance(slot.error, DatabaseBusyError):
+                raise copy.copy(slot.error)
+        try:
+            file = self._with_room(lambda: self._open_parked(slot, budget))
+        except BaseException as error:
+            is_gone = isinstance(error, DatabaseMovedError)
+            self._note_failure(slot, error, SlotState.GONE if is_gone else SlotState.PARKED)
+            raise
+        file.pin()
+        slot.file = file
+        with self.mutex:
+            self.reopenings += 1
+        self._note_open(slot, operation)
+        return file
+
+    def _open_parked(self, slot: Slot, budget: Budget) -> DatabaseFile:
+        """Open a file again, if it is still the one that was open.
+
+        A number of a file that was deleted is soon another one's, so its stamp is compared too.
+        """
+        parked = slot.file
+        assert parked is not None
+        try:
+            identity = identify(slot.path)
+            if identity is None or identity != slot.identity or slot.path.stat().st_size == 0:
+                raise DatabaseMovedError(path=slot.path, operation="open")
+            self._claim(slot, identity)
+            file = DatabaseFile.open(
+                slot.path,
+                identity,
+                parked.options,
+                self.maintenance,
+                lambda: self.retire(slot),
+                stamp=parked.stamp,
+                budget=budget,
+            )
+        except (DatabaseMissingError, FileNotFoundError) as error:
+            raise DatabaseMovedError(path=slot.path, operation="open") from error
+        file.succeed(parked)
+        return file
+
+    def give_up(self, path: Path, error: BaseException) -> None:
+        """Let go of a slot that a signal left opening in this thread, and of a file opened for it.
+
+        Args:
+            path: of the slot; there need be none.
+            error: what the thread raises.
+        """
+        slot = self.slots.get(path)
+        if slot is None or slot.state is not SlotState.OPENING or slot.opener != get_ident():
+            return
+        file = slot.file
+        if file is None:
+            self._note_failure(slot, error, SlotState.GONE)
+        elif file.is_parked:
+            self._note_failure(slot, error, SlotState.PARKED)
+        else:
+            self.close_and_log([slot])
+
+    def _with_room(self, attempt: Callable[[], T]) -> T:
+        """Open a file when others have given way; once more if descriptors run out all the same."""
+        self.make_room()
+        self.maintenance.start()
+        try:
+            return attempt()
+        except DatabaseError:
+            if not lacks_descriptors() or not self._close_one_more():
+                raise
+        return attempt()
+
+    def _claim(self, slot: Slot, identity: Identity) -> None:
+        """Make sure that no other name of the same file is open: each would have its own WAL."""
+        if identity in self._unusable:
+            raise ForkedPoolError(
+                "The parent was using this file when it forked; this process cannot open it.",
+                path=slot.path,
+                operation="open",
+            )
+        while (other := self._other_name(slot, identity)) is not None:
+            # A file that is not open may be gone, and its number given to another one.
+            if other.state is not SlotState.PARKED or identify(other.path) == identity:
+                raise DatabasePathError(
+                    f"The file is open under another name, {other.path}.", path=slot.path
+                )
+            self.drop_moved(other)
+
+    def _other_name(self, slot: Slot, identity: Identity) -> Slot | None:
+        with self.mutex:
+            for other in self.slots.values():
+                if other is not slot and other.identity == identity:
+                    return other
+            slot.identity = identity
+        return None
+
+    def _note_failure(self, slot: Slot, error: BaseException, state: SlotState) -> None:
+        with self.mutex:
+            slot.error = error if isinstance(error, MandrakeSessionsError) else None
+            slot.state = state
+            if not slot.refs or state is SlotState.GONE:
+                self._forget(slot)
+        slot.changed.set()
+
+    def _note_open(self, slot: Slot, operation: str) -> None:
+        with self.mutex:
+            self.opened += 1
+            is_late = self.is_closed
+            if is_late:
+                begin_closing([slot])
+            else:
+                slot.state = SlotState.OPEN
+                self._note_idle(slot)
+        if is_late:
+            # The pool was closed meanwhile, and has perhaps not waited for this file.
+            self.close([slot])
+            raise PoolClosedError(path=slot.path, operation=operation)
+        slot.changed.set()
+
+    # -- parking ----------------------------------------------------------------------------
+
+    def make_room(self) -> None:
+        """Close files until no more are open than may be, as far as they are quiet.
+
+        What is busy stays open. Then it is looked at again a little later.
+        """
+        if not self._close_down_to(most_open(self._options)):
+            self.maintenance.call_later(_TOO_MANY, _NEXT_LOOK, self.make_room)
+
+    def _close_one_more(self) -> bool:
+        """Close one file though there are not too many; return whether there was one."""
+        with self.mutex:
+            count = sum(slot.counts_as_open for slot in self.slots.values())
+        return self._close_down_to(count - 1)
+
+    def _close_down_to(self, most: int) -> bool:
+        """Close what is idle or quiet; return whether no more than ``most`` files are open."""
+        tried: set[Slot] = set()
+        while True:
+            with self.mutex:
+                slots = self.slots.values()
+                if self.is_closed:
+                    return True
+                slot = next_to_close(slots, most, tried)
+                if slot is None:
+                    return sum(each.counts_as_open for each in slots) <= most
+                was_idle = slot.is_idle
+                begin_closing([slot])
+            tried.add(slot)
+            if was_idle:
+                self.close_and_log([slot])
+            else:
+                self._park(slot)
+
+    def _park(self, slot: Slot) -> None:
+        """Close a file whose handles will open it again; if it is not quiet it stays open."""
+        file = slot.file
+        assert file is not None
+        try:
+            file.park(self._options.close_timeout)
+        except (MandrakeSessionsError, ExceptionGroup) as error:
+            _log_failure(slot, error)
+        finally:
+            with self.mutex:
+                # Not what park() returned: it may have been interrupted.
+                if file.is_parked:
+                    self.parkings += 1
+                    self.closed += 1
+                    slot.state = SlotState.PARKED
+                    if not slot.refs:
+                        self._forget(slot)
+                else:
+                    slot.state = SlotState.OPEN
+                    self._note_idle(slot)
+            slot.changed.set()
+            if file.state is FileState.RETIRED:
+                self.retire(slot)
+
+    def drop_moved(self, slot: Slot) -> None:
+        """Let go of a parked slot whose file is not there any more; its handles are told."""
+        with self.mutex:
+            if slot.state is SlotState.PARKED:
+                self._forget(slot)
+
+    # -- closing ----------------------------------------------------------------------------
+
+    def note_released(self, slot: Slot) -> list[Slot]:
+        """Count one handle less, and return which files to close now; they are marked."""
+        with self.mutex:
+            slot.refs -= 1
+            # A closed pool's close() closes it, and knows how to interrupt who is in the way.
+            if slot.refs or self.is_closed:
+                return []
+            if slot.state is SlotState.PARKED:
+                self._forget(slot)
+                return []
+            if slot.state is not SlotState.OPEN:
+                return []
+            self._note_idle(slot)
+            closing = too_many_idle(self.slots.values(), self._options)
+            begin_closing(closing)
+            return closing
+
+    def _note_idle(self, slot: Slot) -> None:
+        """Have an open file closed later, if it has no handle. The mutex is held."""
+        if slot.is_idle:
+            slot.idle_since = monotonic()
+            self.maintenance.call_later(_IDLE, self._options.linger, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Close what has lingered long enough, and come back for the rest."""
+        with self.mutex:
+            if self.is_closed:
+                return
+            due, seconds = lingered_enough(self.slots.values(), self._options)
+            begin_closing(due)
+        if seconds is not None:
+            self.maintenance.call_later(_IDLE, seconds, self._close_idle)
+        self.close_and_log(due)
+
+    def retire(self, slot: Slot) -> None:
+        """Close a file that must not be used any more; the next acquire waits, and opens anew.
+
+        Not here: this thread may hold the file's lease.
+        """
+        with self.mutex:
+            if slot.state is SlotState.OPEN and not self.is_closed:
+                begin_closing([slot])
+                self.maintenance.call_later(slot, 0.0, lambda: self.close_and_log([slot]))
+
+    def close(
+        self, slots: Iterable[Slot], timeout: float | None = None, on_stuck: OnStuck = None
+    ) -> None:
+        """Close files that nobody else can reach any more.
+
+        Raises:
+            ExceptionGroup: some did not close.
+        """
+        seconds = self._options.close_timeout if timeout is None else timeout
+        failures: list[Exception] = []
+        for slot in slots:
+            try:
+                if slot.file is not None:
+                    slot.file.close(seconds, on_stuck)
+            except (MandrakeSessionsError, ExceptionGroup) as error:
+                failures.append(error)
+            finally:
+                with self.mutex:
+                    self._forget(slot)
+                    self.closed += 1
+                slot.changed.set()
+        if failures:
+            raise ExceptionGroup("closing databases failed", failures)
+
+    def close_and_log(self, slots: Iterable[Slot]) -> None:
+        """Do what ``close`` does; what fails is nothing the present caller has asked for."""
+        for slot in slots:
+            try:
+                self.close([slot])
+            except ExceptionGroup as group:
+                _log_failure(slot, group.exceptions[0])
+
+    def _forget(self, slot: Slot) -> None:
+        slot.state = SlotState.GONE
+        if self.slots.get(slot.path) is slot:
+            del self.slots[slot.path]
+
+    def forget_parked(self) -> None:
+        """Let go of all parked files: the pool is closing, and they are closed."""
+        with self.mutex:
+            for slot in tuple(self.slots.values()):
+                if slot.state is SlotState.PARKED:
+                    self._forget(slot)
+
+
+def _log_failure(slot: Slot, error: Exception) -> None:
+    structlog.get_logger(__name__).error(
+        "database_not_closed", path=str(slot.path), error=type(error).__name__, detail=str(error)
+    )

@@ -1,0 +1,273 @@
+"""Puts a backup in the place of a database: all of it or nothing, when nobody has it open.
+
+The copy is checked and stamped beside the target and then renamed. The database that was there is
+whole by then: SQLite finds a log by its name, and would replay an old one into the new file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import apsw
+import structlog
+
+from mandrake_sessions.database import owner
+from mandrake_sessions.database.backup import problems_of
+from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.faults import translate, translate_os
+from mandrake_sessions.database.paths import Identity, identify, make_folder, real_path
+from mandrake_sessions.database.placing import making, put_in_place, sync_file
+from mandrake_sessions.database.raw import RawFile, copy_database
+from mandrake_sessions.database.revisions import is_known
+from mandrake_sessions.database.waiting import Budget, retry_busy
+from mandrake_sessions.errors import (
+    CorruptDatabaseError,
+    DatabaseIOError,
+    DatabaseMissingError,
+    DatabaseMovedError,
+    NotADatabaseError,
+    RestoreError,
+    SchemaTooNewError,
+    UnrecognizedDatabaseError,
+)
+from mandrake_sessions.ids import new_id
+from mandrake_sessions.schema import APPLICATION_ID
+
+_OPERATION: Final = "restore"
+_ATTEMPTS: Final = 3
+_SMALLEST: Final = 512
+_LOGS: Final = ("-wal", "-journal")
+# What a file that cannot be opened any more answers.
+_DAMAGE: Final = (CorruptDatabaseError, NotADatabaseError, DatabaseIOError)
+
+
+def require_backup(backup: str | os.PathLike[str], path: Path) -> Path:
+    """Return the real path of the backup that shall be put at ``path``.
+
+    Raises:
+        DatabaseMissingError: there is no such file.
+        RestoreError: it is the database itself.
+        DatabasePathError: it cannot name a file.
+    """
+    source = real_path(backup)
+    identity = identify(source)
+    if identity is None:
+        raise DatabaseMissingError("There is no backup.", path=source, operation=_OPERATION)
+    if source == path or identity == identify(path):
+        raise RestoreError("The backup is the database itself.", path=path, operation=_OPERATION)
+    return source
+
+
+def restore(source: Path, path: Path, patience: float, *, overwrite: bool) -> None:
+    """Put a backup in the place of a database; nobody in this process has that open.
+
+    The backup stays as it is. The new file gets a stamp of its own, so that nobody takes it for
+    the one that was there.
+
+    Args:
+        source: as ``require_backup`` gave it.
+        path: the real path of the database; its folders are made if they are missing.
+        patience: seconds to wait for other processes that have the database open.
+        overwrite: whether a file that is there is replaced.
+
+    Raises:
+        RestoreError: there is a file, or the backup is damaged or in use.
+        NotADatabaseError: the backup is not a SQLite database.
+        UnrecognizedDatabaseError: it is another program's.
+        SchemaTooNewError: it was written by a newer version.
+        DatabaseBusyError: another process has the database open.
+        DatabaseError: a file cannot be written; each reason has its own subclass.
+    """
+    _require_room(path, overwrite=overwrite)
+    try:
+        make_folder(path.parent)
+        with making(path) as partial:
+            _copy(source, partial)
+            _check_and_stamp(partial, source)
+            sync_file(partial)
+            with _alone(path, Budget(patience)) as is_there:
+                _require_room(path, overwrite=overwrite)
+                # Before the new file: afterwards another process could claim it.
+                owner.forget_all(path)
+                # What was not there is not ours to replace: it came this moment.
+                put_in_place(partial, path, overwrite=is_there)
+    except FileExistsError:
+        _require_room(path, overwrite=False)
+        raise
+    except OSError as error:
+        raise translate_os(error, path) from error
+
+
+def _require_room(path: Path, *, overwrite: bool) -> None:
+    if not overwrite and identify(path) is not None:
+        raise RestoreError("There is a file already.", path=path, operation=_OPERATION)
+
+
+# -- the new file -------------------------------------------------------------------------------
+
+
+def _copy(source: Path, partial: Path) -> None:
+    for _ in range(_ATTEMPTS):
+        if copy_database(source, partial):
+            return
+    raise RestoreError(
+        "The backup is in use: it changed while it was copied.", path=source, operation=_OPERATION
+    )
+
+
+def _check_and_stamp(partial: Path, source: Path) -> None:
+    """Make sure that the copy can be used, and make it a file of its own."""
+    if partial.stat().st_size < _SMALLEST and not Path(f"{partial}-wal").exists():
+        # SQLite would take it for an empty one.
+        raise NotADatabaseError(path=source, operation=_OPERATION)
+    try:
+        raw = apsw.Connection(
+            str(partial), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+        )
+        with contextlib.closing(raw):
+            # The file may be anybody's.
+            raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+            _require_ours(raw, source)
+            problems = problems_of(raw)
+            if problems:
+                raise RestoreError(
+                    f"The backup is damaged: {'; '.join(problems[:3])}.",
+                    path=source,
+                    operation=_OPERATION,
+                )
+            _stamp(raw)
+            # Switched here, the one who opens it needs no rollback journal for that: a process
+            # that waits for the old file would find it by its name.
+            raw.execute("PRAGMA journal_mode=wal").fetchall()
+    except apsw.Error as error:
+        found = translate(error, source, _OPERATION)
+        if isinstance(found, CorruptDatabaseError):
+            raise RestoreError(
+                "The backup is damaged.",
+                path=source,
+                operation=_OPERATION,
+                result_code=found.result_code,
+            ) from error
+        raise found from error
+
+
+def _require_ours(raw: apsw.Connection, source: Path) -> None:
+    if raw.execute("PRAGMA application_id").fetchall() != [(APPLICATION_ID,)]:
+        raise UnrecognizedDatabaseError(path=source, operation=_OPERATION)
+    rows = raw.execute("SELECT version_num FROM alembic_version").fetchall()
+    if len(rows) != 1:
+        raise UnrecognizedDatabaseError(path=source, operation=_OPERATION)
+    if not is_known(str(rows[0][0])):
+        raise SchemaTooNewError(path=source, operation=_OPERATION)
+
+
+def _stamp(raw: apsw.Connection) -> None:
+    stamp = uuid.uuid4()
+    with raw:
+        raw.execute(f"PRAGMA user_version = {stamp.int & 0x7FFFFFFF or 1}")
+        raw.execute("UPDATE meta SET value = ? WHERE key = 'stamp'", (stamp.hex,))
+
+
+# -- the old file -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _alone(path: Path, budget: Budget) -> Iterator[bool]:
+    """Keep everybody away from the database for a block; nothing of it is in a log then.
+
+    Returns:
+        Whether there is one.
+    """
+    identity = identify(path)
+    if identity is None:
+        for suffix in _LOGS:
+            log = Path(f"{path}{suffix}")
+            _set_aside(log, log.with_name(f"{log.name}.of-moved-file-{new_id()}"))
+        Path(f"{path}-shm").unlink(missing_ok=True)
+        yield False
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_merged(path, identity, budget))
+        except _DAMAGE:
+            stack.enter_context(_kept(path, identity, budget))
+        yield os.path.lexists(path)
+
+
+@contextlib.contextmanager
+def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
+    """Lock a database out for everybody, with its log in it and gone."""
+    try:
+        raw = apsw.Connection(
+            str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+        )
+    except apsw.Error as error:
+        raise translate(error, path, _OPERATION) from error
+    connection = Connection(raw, path, identity)
+    try:
+        connection.deadline = budget.deadline
+        raw.set_busy_handler(connection.on_busy)
+        retry_busy(lambda: _lock_out_everybody(connection), budget, path, _OPERATION, "open")
+        _require_same(path, identity)
+        for suffix in (*_LOGS, "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        yield
+    finally:
+        with contextlib.suppress(apsw.Error):
+            connection.close(abandon=True)
+
+
+def _lock_out_everybody(connection: Connection) -> None:
+    connection.query_all("PRAGMA locking_mode=EXCLUSIVE")
+    # It stays in WAL mode, or comes into it, for the same reason as the new file. Every open
+    # connection holds a lock that this one needs.
+    connection.query_all("PRAGMA journal_mode=wal")
+    connection.query_all("BEGIN EXCLUSIVE")
+    connection.query_all("ROLLBACK")
+    connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+
+@contextlib.contextmanager
+def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
+    """Lock a file that is no database any more, and keep it with its log under another name."""
+    try:
+        file = RawFile(path, lockable=True)
+    except apsw.Error as error:
+        raise translate(error, path, _OPERATION) from error
+    with file:
+        file.lock(budget, _OPERATION)
+        _require_same(path, identity)
+        aside = path.with_name(f"{path.name}.damaged-{new_id()}")
+        try:
+            os.link(path, aside)
+        except OSError:
+            # A file system without links.
+            os.rename(path, aside)
+        for suffix in _LOGS:
+            _set_aside(Path(f"{path}{suffix}"), Path(f"{aside}{suffix}"))
+        Path(f"{path}-shm").unlink(missing_ok=True)
+        structlog.get_logger(__name__).warning(
+            "database_set_aside", path=str(path), aside=str(aside)
+        )
+        yield
+
+
+def _require_same(path: Path, identity: Identity) -> None:
+    if identify(path) != identity:
+        raise DatabaseMovedError(path=path, operation=_OPERATION)
+
+
+def _set_aside(log: Path, aside: Path) -> None:
+    """Rename a log that belongs to no database of its name any more; an empty one goes."""
+    try:
+        if log.stat().st_size:
+            log.rename(aside)
+        else:
+            log.unlink()
+    except FileNotFoundError:
+        return

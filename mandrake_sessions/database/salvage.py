@@ -1,0 +1,349 @@
+"""Reads what can be read of a damaged database into a new one, and says what was lost.
+
+No SQL touches the damaged file: its pages are read one by one, each by what stands on it, so that
+neither a broken tree nor a broken schema hides what is still there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import apsw
+import msgspec
+
+from mandrake_sessions import schema
+from mandrake_sessions.database import migrate
+from mandrake_sessions.database.backup import verify
+from mandrake_sessions.database.btree import Record, Value, parse
+from mandrake_sessions.database.connection import Connection, foreign_keys_off, open_connection
+from mandrake_sessions.database.evidence import Trees, gather, schema_entries
+from mandrake_sessions.database.faults import translate, translate_os
+from mandrake_sessions.database.mending import TABLES, Row, keyed_table_of, mended, tables_of
+from mandrake_sessions.database.orphans import PARENTS, Orphans
+from mandrake_sessions.database.pages import Pages, open_pages
+from mandrake_sessions.database.paths import identify, real_path
+from mandrake_sessions.database.placing import making, put_in_place, sync_file
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.errors import DatabaseError, DatabaseMissingError, SalvageError
+from mandrake_sessions.ids import new_id
+from mandrake_sessions.options import DatabaseOptions, Durability
+
+_OPERATION: Final = "salvage"
+_PATIENCE: Final = 3600.0
+_OURS: Final = (*TABLES, "workspaces")
+_NOT_MISSED: Final = {*_OURS, "changes", "alembic_version"}
+
+
+class TableSalvage(msgspec.Struct, frozen=True):
+    """What became of the rows of one table.
+
+    Attributes:
+        table: its name.
+        kept: rows that are as they were.
+        mended: rows of which something was lost or had to be changed.
+        rebuilt: rows that were made anew, because others need them.
+        lost: rows that are known to have been there and are not.
+        is_all_known: whether ``lost`` is all that was lost; otherwise there may be more.
+    """
+
+    table: str
+    kept: int
+    mended: int
+    rebuilt: int
+    lost: int
+    is_all_known: bool
+
+
+class SalvageReport(msgspec.Struct, frozen=True):
+    """What was read from a damaged database.
+
+    Attributes:
+        source: the damaged file.
+        target: the new database.
+        pages: how many the damaged file has.
+        damaged_pages: how many of them are known to be damaged.
+        lost_frames: frames of its log that are damaged.
+        tables: what became of each table.
+        left_out: tables that are not the library's; they are not copied.
+        may_hold_deleted: whether deleted rows may be back, since the list of free pages is damaged.
+    """
+
+    source: Path
+    target: Path
+    pages: int
+    damaged_pages: int
+    lost_frames: int
+    tables: tuple[TableSalvage, ...]
+    left_out: tuple[str, ...]
+    may_hold_deleted: bool
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is known to be lost or changed."""
+        return not (self.damaged_pages or self.lost_frames) and not any(
+            each.mended or each.rebuilt or each.lost for each in self.tables
+        )
+
+
+def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> SalvageReport:
+    """Read what can be read of a damaged database into a new one.
+
+    The damaged file and the ``-wal`` beside it are only read. Sessions, rounds, requests,
+    responses and turns are kept wherever their content can be found; what they belong to is made
+    anew where it is gone. The new file has passed SQLite's checks before it gets its name.
+
+    Args:
+        damaged: the file; best not in use.
+        target: the file to make; its folder must exist.
+
+    Returns:
+        What was kept, mended, rebuilt and lost of each table.
+
+    Raises:
+        DatabaseMissingError: there is no damaged file.
+        SalvageError: the target exists, or its folder does not.
+        DatabaseError: the new file cannot be written; each reason has its own subclass.
+    """
+    source, path = real_path(damaged), real_path(target)
+    if identify(source) is None:
+        raise DatabaseMissingError(path=source, operation=_OPERATION)
+    if os.path.lexists(path):
+        raise SalvageError("The target exists.", path=path, operation=_OPERATION)
+    if not path.parent.is_dir():
+        raise SalvageError("The folder of the target is not there.", path=path)
+    try:
+        with making(path) as partial:
+            with open_pages(source) as pages, _new_database(partial) as connection:
+                report = _Salvage(pages, connection.raw).run(source, path)
+            problems = verify(partial)
+            if problems:
+                raise SalvageError(f"The copy is damaged: {problems[0]}.", path=path)
+            sync_file(partial)
+            put_in_place(partial, path, overwrite=False)
+    except FileExistsError as error:
+        raise SalvageError("The target exists.", path=path, operation=_OPERATION) from error
+    except OSError as error:
+        raise translate_os(error, path) from error
+    except apsw.Error as error:
+        raise translate(error, path, _OPERATION) from error
+    return report
+
+
+@contextlib.contextmanager
+def _new_database(path: Path) -> Iterator[Connection]:
+    """Lend a connection to a new database of this version, in a transaction that commits."""
+    identity = identify(path)
+    if identity is None:
+        raise DatabaseError("The new file is gone.", path=path, operation=_OPERATION)
+    options = DatabaseOptions(durability=Durability.FAST)
+    budget = Budget(_PATIENCE)
+    connection = open_connection(path, identity, options, budget)
+    try:
+        migrate.bring_to_head(connection, budget)
+        connection.deadline = budget.deadline
+        connection.interruptible = False
+        with foreign_keys_off(connection), connection.raw:
+            yield connection
+    finally:
+        connection.close()
+
+
+class _Salvage:
+    """One run over the pages of a damaged file."""
+
+    def __init__(self, pages: Pages, raw: apsw.Connection) -> None:
+        self._pages = pages
+        self._raw = raw
+        self._orphans = Orphans(raw)
+        self._mended: Counter[str] = Counter()
+        self._unplaced: Counter[str] = Counter()
+        # What took another row's place, or has none, until all others have theirs.
+        self._later: list[tuple[str, Row]] = []
+        self._inserts: dict[str, str] = {}
+
+    def run(self, source: Path, target: Path) -> SalvageReport:
+        entries = schema_entries(self._pages)
+        trees = Trees(self._pages, entries)
+        if not entries:
+            trees.damaged.add(1)
+        known = gather(self._raw, self._pages, entries, trees)
+        free = self._pages.free()
+        unclear = self._read_pages(trees, free or set())
+        self._read_unclear(unclear, trees)
+        self._place_rest()
+        self._orphans.repair()
+        damaged = trees.damaged | self._pages.unreadable
+        return SalvageReport(
+            source=source,
+            target=target,
+            pages=self._pages.count,
+            damaged_pages=len(damaged),
+            lost_frames=self._pages.lost_frames,
+            tables=tuple(self._told(table, known, is_sound=not damaged) for table in _OURS),
+            left_out=tuple(sorted({e.table for e in entries if _is_foreign(e.table)})),
+            may_hold_deleted=free is None,
+        )
+
+    def _told(self, table: str, known: set[str], *, is_sound: bool) -> TableSalvage:
+        ((count,),) = self._raw.execute(f"SELECT count(*) FROM {table}").fetchall()
+        rebuilt = self._orphans.rebuilt.get(table, 0)
+        read = int(str(count)) - rebuilt
+        changed = min(self._mended[table], read)
+        return TableSalvage(
+            table=table,
+            kept=read - changed,
+            mended=changed,
+            rebuilt=rebuilt,
+            lost=max(self._orphans.lost.get(table, 0), self._unplaced[table]),
+            is_all_known=is_sound or table in known,
+        )
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def _read_pages(self, trees: Trees, free: set[int]) -> list[int]:
+        """Read every page that is in use; return those of which it is not clear whose they are."""
+        unclear: list[int] = []
+        for number in range(1, self._pages.count + 1):
+            # Another program's table may look like one of ours.
+            if number in free or _is_foreign(trees.table_of.get(number, "sessions")):
+                continue
+            page = parse(self._pages, number)
+            if page is None and self._pages.is_blank(number):
+                trees.damaged.add(number)
+            if page is None or number == 1:
+                continue
+            if page.bad_cells:
+                trees.damaged.add(number)
+            for record in page.records:
+                if page.kind != 13:
+                    self._keep_keyed(record)
+                    continue
+                tables = tables_of(record.values if record.columns == len(record.values) else ())
+                if record.columns > len(record.values):
+                    tables = _tables_of_cut(record)
+                if len(tables) == 1:
+                    self._keep(tables[0], record)
+                elif tables and number not in unclear[-1:]:
+                    unclear.append(number)
+        return unclear
+
+    def _read_unclear(self, numbers: list[int], trees: Trees) -> None:
+        """Tell rounds and responses apart by what refers to them: their rows look the same."""
+        for number in numbers:
+            page = parse(self._pages, number)
+            records = [] if page is None else [r for r in page.records if len(r.values) == 5]
+            records = [r for r in records if len(tables_of(r.values)) == 2]
+            ids = [record.values[0] for record in records]
+            parents = [record.values[1] for record in records]
+            as_rounds = self._found("requests", "round_id", ids) + self._found(
+                "sessions", "id", parents
+            )
+            as_responses = self._found("turns", "response_id", ids) + self._found(
+                "requests", "round_id", parents
+            )
+            if as_rounds == as_responses:
+                is_rounds = trees.table_of.get(number) != "responses"
+            else:
+                is_rounds = as_rounds > as_responses
+            for record in records:
+                self._keep("rounds" if is_rounds else "responses", record)
+
+    def _found(self, table: str, column: str, values: list[Value]) -> int:
+        return sum(
+            len(
+                self._raw.execute(
+                    f"SELECT 1 FROM {table} WHERE {column} = ? LIMIT 1", (value,)
+                ).fetchall()
+            )
+            for value in values
+            if isinstance(value, str)
+        )
+
+    # -- keeping ----------------------------------------------------------------------------
+
+    def _keep(self, table: str, record: Record) -> None:
+        found = mended(table, record)
+        if found is None:
+            self._unplaced[table] += 1
+            return
+        row, was_changed = found
+        if row.get("index", 0) is None:
+            self._later.append((table, row))
+            self._mended[table] += 1
+            return
+        try:
+            was_kept = self._insert(table, row, record.rowid)
+        except apsw.ConstraintError:
+            self._later.append((table, row))
+            self._mended[table] += 1
+        else:
+            self._mended[table] += was_kept and was_changed
+
+    def _keep_keyed(self, record: Record) -> None:
+        """Keep a row of a table without row numbers, if an index page holds one."""
+        table = keyed_table_of(record.values) if record.rowid is None else None
+        found = None if table is None else mended(table, record)
+        if table is None or found is None:
+            return
+        places = ", ".join("?" * len(found[0]))
+        # The facts of the new file stay.
+        self._raw.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", [*found[0].values()])
+        self._mended[table] += self._raw.changes() and found[1]
+
+    def _insert(self, table: str, row: Row, rowid: int | None) -> bool:
+        """Insert a row, or bring it up to date; return whether either was done."""
+        sql = self._statement(table)
+        self._raw.execute(sql, (rowid, *row.values()))
+        return self._raw.changes() > 0
+
+    def _statement(self, table: str) -> str:
+        if table not in self._inserts:
+            names = [f'"{column.name}"' for column in schema.metadata.tables[table].columns]
+            places = ", ".join("?" * (len(names) + 1))
+            sql = f"INSERT INTO {table} (rowid, {', '.join(names)}) VALUES ({places}) "
+            if "updated_at" in schema.metadata.tables[table].columns:
+                # An older state of a row may stand on a page that is not used any more.
+                sets = ", ".join(f"{name} = excluded.{name}" for name in names[1:])
+                sql += (
+                    f"ON CONFLICT (id) DO UPDATE SET {sets} "
+                    f"WHERE excluded.updated_at > {table}.updated_at"
+                )
+            else:
+                sql += "ON CONFLICT (id) DO NOTHING"
+            self._inserts[table] = sql
+        return self._inserts[table]
+
+    def _place_rest(self) -> None:
+        """Give the rows whose place was taken another one."""
+        for table, row in self._later:
+            attempts: list[Row] = [{}]
+            if table in ("requests", "responses"):
+                attempts.append({"round_id": new_id()})
+            elif table in ("rounds", "turns"):
+                last = self._orphans.next_index(table, row[PARENTS[table][0]])
+                attempts = [*attempts[row["index"] is None :], {"index": last}]
+            for changes in attempts:
+                try:
+                    self._insert(table, row | changes, None)
+                    break
+                except apsw.ConstraintError:
+                    continue
+            else:
+                self._unplaced[table] += 1
+                self._mended[table] -= 1
+
+
+def _is_foreign(table: str) -> bool:
+    return table not in _NOT_MISSED and not table.startswith("sqlite_")
+
+
+def _tables_of_cut(record: Record) -> tuple[str, ...]:
+    """Return whose row a record is whose end is missing: only long texts are cut."""
+    if record.columns == 5:
+        return ("requests",) if len(record.values) >= 3 else ()
+    return {8: ("sessions",), 23: ("turns",), 6: ("workspaces",)}.get(record.columns, ())

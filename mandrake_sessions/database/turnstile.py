@@ -1,0 +1,392 @@
+"""Which process writes next: a queue in front of SQLite's write lock, which has none.
+
+Who commits and begins again at once takes that lock before those who wait have looked. So who meets
+BUSY goes through a turnstile: a lock on a private file beside the database, whose waiters the
+kernel serves in order. It is held until the transaction has ended, if that begins soon. And a
+process that writes on and on looks now and then whether somebody is there::
+
+    process A   BEGIN ─ work ─ COMMIT ─ looks: taken ─ waits ....................... holds it
+    process B   BUSY ─ holds it ─ BUSY .......... BEGIN ─ work ─ COMMIT, lets go
+    process C   BUSY ─ waits .......................................... holds it ─ BEGIN ─ work
+
+It makes processes take turns and nothing else: who cannot have it goes without, and is safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import sys
+import threading
+import time
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from mandrake_sessions.database.waiting import PACE
+
+if TYPE_CHECKING:
+    from mandrake_sessions.database.connection import Connection
+
+if sys.platform != "win32":
+    import fcntl
+
+SLICE: Final = 0.001
+"""Seconds a process may write on and on before it looks whether others wait."""
+
+PATIENCE: Final = 0.25
+"""Seconds after which a turnstile that does not move is passed by: its holder may be stopped."""
+
+_LOOK_FOR_FILE: Final = 0.01
+_LOOK_AT_CALL: Final = 0.01
+_RETRY_FAILED: Final = 5.0
+_IDLE: Final = 1.0
+_ATTEMPTS: Final = 5
+_COUNTER_BYTES: Final = 8
+_FLAGS: Final = (
+    os.O_RDWR
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+)
+
+# Who knows nothing of the turnstile looks at the lock at moments of its own: in some of them it
+# must be free. Without this gap such a writer got in a third as often.
+_BREATH: Final = 0.0001
+# If it begins again at once, it leaves a few microseconds between two transactions: pauses hardly
+# ever meet them (at our usual pace it kept us out for two seconds). So who has waited at the front
+# for so long waits without pauses, at first and for a part of each later round, lets the next one
+# try as well, and leaves no gap for some seconds.
+_ALONE: Final = 0.003
+_BREATHLESS: Final = 10.0
+_RESTLESS_UNTIL: Final = 0.5
+_ROUND: Final = 1.0
+_RESTLESS_LATER: Final = 0.1
+
+
+def turnstile_path(database: Path) -> Path:
+    """Return the name of the turnstile's file."""
+    return database.with_name(f"{database.name}-turnstile")
+
+
+class Turnstile:
+    """The turnstile of one open file; only the holder of its writer's lease goes through.
+
+    Waiting for a lock of the kernel's has no deadline, so a thread waits in its place and the call
+    waits for the thread. It starts when another process is met, and ends when it was idle or the
+    file is closed. The turnstile's file, too, is made only then, and removed at closing.
+
+    Args:
+        database: the real path.
+
+    Attributes:
+        looks_at: from when on a process that need not wait looks (``time.monotonic``).
+        is_entered: whether ``leave`` must be called.
+        is_held: whether the turnstile is ours now.
+        failure: why there is no turnstile, None while nothing is wrong with it.
+        stalls: how often it did not move, and was passed by.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self.path = turnstile_path(database)
+        self.looks_at = 0.0
+        self.is_entered = False
+        self.is_held = False
+        self.failure: OSError | None = None
+        self.stalls = 0
+        self._retry_at = 0.0
+        self._since = 0.0
+        self._breathes_at = 0.0
+        self._has_waited = self._is_through = False
+        self._descriptor: int | None = None
+        self._thread: threading.Thread | None = None
+        # The thread waits for the lock, or is about to; then nobody else asks for it.
+        self._is_asking = False
+        self._is_stalled = False
+        self._is_closed = False
+        self._taker: threading.Lock | None = None
+        self._changed = threading.Condition(threading.Lock())
+
+    # -- the holder of the lease ------------------------------------------------------------
+
+    def look(self, connection: Connection) -> None:
+        """Let those go first who wait already."""
+        now = monotonic()
+        if self._descriptor is None and (now < self._retry_at or not os.access(self.path, os.F_OK)):
+            self.looks_at = now + _LOOK_FOR_FILE
+        else:
+            self.enter(connection)
+
+    def enter(self, connection: Connection) -> bool:
+        """Take the turnstile, waiting as long as it moves and the connection's deadline allows.
+
+        Returns:
+            Whether it is held; otherwise go without.
+        """
+        self.is_entered = True
+        taker = self._ask(connection)
+        if taker is not None:
+            self._has_waited = True
+            connection.busy_waits += 1
+            self._wait(taker, connection)
+            if self.is_held and monotonic() >= self._breathes_at:
+                time.sleep(_BREATH)
+        self._since = monotonic()
+        self.looks_at = self._since + SLICE
+        self._is_through = self.is_held
+        return self.is_held
+
+    def pace(self) -> float:
+        """Return the seconds until the write lock should be looked at again."""
+        if not self._is_through:
+            return PACE
+        self._has_waited = True
+        waited = monotonic() - self._since
+        if self.is_held and waited >= _ALONE:
+            self._breathes_at = monotonic() + _BREATHLESS
+            self._let_next_in()
+        if waited >= _ROUND:
+            return 0.0 if waited % _ROUND < _RESTLESS_LATER else PACE
+        return 0.0 if _ALONE <= waited < _RESTLESS_UNTIL else PACE
+
+    def leave(self) -> None:
+        """Let the next one in: the transaction has ended."""
+        self.is_entered = self._is_through = False
+        self._let_next_in()
+
+    def _let_next_in(self) -> None:
+        with self._changed:
+            was_held, self.is_held = self.is_held, False
+            # A signal's handler may have raised before the thread was waited for.
+            self._taker = None
+            if was_held and self._descriptor is not None:
+                with contextlib.suppress(OSError):
+                    if self._has_waited:
+                        self._count()
+                with contextlib.suppress(OSError):
+                    _unlock(self._descriptor)
+            self._has_waited = False
+            if was_held and self._is_closed:
+                self._drop()
+
+    def _ask(self, connection: Connection) -> threading.Lock | None:
+        """Take it now, or have the thread ask for it; what is returned is released when it has."""
+        with self._changed:
+            if self._is_closed or self.is_held or (self._is_asking and self._is_stalled):
+                return None
+            # If the thread still asks for a call that gave up, its place is ours.
+            if not self._is_asking:
+                self.is_held = self._take_now()
+                if self.is_held or self.failure is not None:
+                    return None
+            if monotonic() >= connection.deadline:
+                return None
+            if not self._is_asking:
+                self._is_asking = True
+                self._start_or_wake()
+            if not self._is_asking:
+                return None
+            self._taker = threading.Lock()
+            self._taker.acquire()
+            return self._taker
+
+    def _wait(self, taker: threading.Lock, connection: Connection) -> None:
+        """Wait for the thread to have it; give up if the call must end or nothing moves."""
+        is_stalled = False
+        try:
+            passes, since = self._passes(), monotonic()
+            while not is_stalled:
+                left = connection.deadline - monotonic()
+                # Looked at again and again: a shutdown and ``give_up`` change them.
+                if connection.is_cancelled or left <= 0:
+                    break
+                if taker.acquire(timeout=min(left, _LOOK_AT_CALL)):
+                    break
+                if monotonic() - since >= PATIENCE:
+                    last, passes, since = passes, self._passes(), monotonic()
+                    is_stalled = passes == last
+        finally:
+            # Also when a signal's handler raises.
+            with self._changed:
+                if self._taker is taker:
+                    self._taker = None
+                    self._is_stalled = is_stalled
+                    self.stalls += is_stalled
+
+    # -- the thread that waits --------------------------------------------------------------
+
+    def _start_or_wake(self) -> None:
+        if self._thread is not None:
+            self._changed.notify()
+            return
+        thread = threading.Thread(target=self._run, name="mandrake-turnstile", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._is_asking = False
+            self._fail(OSError(errno.EAGAIN, str(error)))
+        else:
+            self._thread = thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_asking or self._is_closed, _IDLE)
+                if not self._is_asking:
+                    self._thread = None
+                    return
+                descriptor = self._descriptor
+            error: OSError | None = None
+            try:
+                if descriptor is not None and sys.platform != "win32":
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as refused:
+                error = refused
+            self._answer(error)
+
+    def _answer(self, error: OSError | None) -> None:
+        """Give what the kernel gave to the call that waits; if none does, let the next one in."""
+        with self._changed:
+            if error is not None:
+                self._fail(error)
+            elif self._is_gone() and not self._is_closed:
+                # Who closed last removed the file: those who came later are at another one.
+                self._drop()
+                self._open()
+                if self._descriptor is not None:
+                    return
+            self._is_asking = self._is_stalled = False
+            taker, self._taker = self._taker, None
+            if taker is not None:
+                self.is_held = self._descriptor is not None and not self._is_closed
+                taker.release()
+            if self._is_closed:
+                self._remove_and_drop()
+            elif self._descriptor is not None and not self.is_held:
+                with contextlib.suppress(OSError):
+                    _unlock(self._descriptor)
+
+    # -- the file ---------------------------------------------------------------------------
+
+    def _take_now(self) -> bool:
+        """Take it if nobody has it; False if somebody has, and if there is a ``failure``."""
+        for _ in range(_ATTEMPTS):
+            if self._descriptor is None and monotonic() >= self._retry_at:
+                self._open()
+            if self._descriptor is None:
+                return False
+            try:
+                if not _lock_now(self._descriptor):
+                    return False
+            except OSError as error:
+                self._fail(error)
+                return False
+            if not self._is_gone():
+                return True
+            self._drop()
+        return False
+
+    def _open(self) -> None:
+        """Open the file, making it if it is not there."""
+        try:
+            if sys.platform == "win32":
+                raise OSError(errno.ENOTSUP, "no locks with a queue", str(self.path))
+            descriptor = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise OSError(errno.EINVAL, "not a regular file", str(self.path))
+        except OSError as error:
+            self._fail(error)
+        else:
+            self._descriptor, self.failure = descriptor, None
+
+    def _is_gone(self) -> bool:
+        """Whether the file we have open was removed, so that others queue up elsewhere."""
+        try:
+            return self._descriptor is not None and os.fstat(self._descriptor).st_nlink == 0
+        except OSError:
+            return False
+
+    def _fail(self, error: OSError) -> None:
+        self.failure = error
+        self._retry_at = monotonic() + _RETRY_FAILED
+        self._drop()
+
+    def _passes(self) -> bytes:
+        """Return what changes whenever somebody who waited has gone through."""
+        try:
+            return b"" if (file := self._descriptor) is None else os.pread(file, _COUNTER_BYTES, 0)
+        except OSError:
+            return b""
+
+    def _count(self) -> None:
+        """Show those who wait that the turnstile moves."""
+        assert self._descriptor is not None
+        number = (int.from_bytes(self._passes(), "little") + 1) % (1 << 8 * _COUNTER_BYTES)
+        os.pwrite(self._descriptor, number.to_bytes(_COUNTER_BYTES, "little"), 0)
+
+    def _drop(self) -> None:
+        """Close the file, and free the lock."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                # A child that was forked this moment may have it open still.
+                _unlock(descriptor)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go; the file is removed unless somebody is at the turnstile.
+
+        A thread that waits for another process ends as soon as that lets go.
+        """
+        with self._changed:
+            self._is_closed = True
+            thread = None if self._is_asking else self._thread
+            self._changed.notify()
+            if not self._is_asking and not self.is_held:
+                self._remove_and_drop()
+        if thread is not None:
+            thread.join()
+
+    def _remove_and_drop(self) -> None:
+        """Remove the file while it is locked: who comes to it afterwards sees that it is gone."""
+        with contextlib.suppress(OSError):
+            if self._descriptor is not None and _lock_now(self._descriptor):
+                found = os.lstat(self.path)
+                if os.path.samestat(found, os.fstat(self._descriptor)):
+                    self.path.unlink()
+        self._drop()
+
+    def forget_after_fork(self) -> None:
+        """Let go of the parent's file in a child; closing it frees nothing of the parent's."""
+        self._changed = threading.Condition(threading.Lock())
+        self._is_closed = True
+        self._thread = self._taker = None
+        self.is_held = self.is_entered = self._is_asking = False
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+def _lock_now(descriptor: int) -> bool:
+    """Take the lock if it is free; False if somebody has it."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _unlock(descriptor: int) -> None:
+    if sys.platform != "win32":
+        fcntl.flock(descriptor, fcntl.LOCK_UN)

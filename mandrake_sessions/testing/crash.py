@@ -1,0 +1,323 @@
+"""CrashRunner: a workload in a process of its own that is killed, and what it had acknowledged.
+
+The workload runs in a new interpreter and tells, over a pipe, what is done and what begins. What
+it told before it died is read to the end: an acknowledgement that was written counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from time import monotonic
+from typing import IO, Any, Final, Protocol, Self
+
+import msgspec
+
+from mandrake_sessions import arguments as checked
+
+_START: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from mandrake_sessions.testing.workload import _main; _main()"
+)
+# Windows has one way to end a process, and its status is the number it is given.
+_SIGKILL: Final = signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM
+_KILLED: Final = -_SIGKILL if sys.platform != "win32" else _SIGKILL
+_FAULTS: Final = (signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
+_PATIENCE: Final = 5.0
+
+
+class WorkloadError(Exception):
+    """A workload failed by itself: it raised, or ended with another status than 0."""
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """When a workload is killed: when all that is asked for has come, and then some time later.
+
+    Args:
+        phase: the phase it must be in; None for any.
+        acknowledged: how many acknowledgements must have come.
+        after: seconds to wait then. Without a phase and acknowledgements, from the moment at
+            which the workload is called.
+        within: seconds of a further wait, of random length up to this.
+    """
+
+    phase: str | None = None
+    acknowledged: int = 0
+    after: float = 0.0
+    within: float = 0.0
+
+    def __post_init__(self) -> None:
+        checked.count("acknowledged", self.acknowledged)
+        checked.seconds("after", self.after)
+        checked.seconds("within", self.within)
+
+
+class CrashReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How a workload ended.
+
+    Attributes:
+        acknowledged: what it acknowledged, in the order in which that was written.
+        phase: the last phase it announced, None for none.
+        phases: every phase it announced, with the second of its life at which that began.
+        seconds: how long it lived, from the moment at which the workload was called.
+        exit_status: what its process ended with; negative for a signal.
+    """
+
+    acknowledged: tuple[Any, ...]
+    phase: str | None
+    phases: tuple[tuple[str, float], ...]
+    seconds: float
+    exit_status: int
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it was killed, by the runner or by itself, before it had ended."""
+        return self.exit_status == _KILLED
+
+
+class Process(Protocol):
+    """What a ``Life`` needs of its process, which leads a process group; Popen has it."""
+
+    pid: int
+    stdout: IO[bytes] | None
+    returncode: int | None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return its status."""
+
+
+class Life:
+    """A workload that runs; made by ``CrashRunner.start``.
+
+    It belongs to one thread. Leaving the ``with`` block kills what still runs.
+
+    Attributes:
+        acknowledged: what has been read so far of what it acknowledged.
+        phase: the last phase it announced so far, None for none.
+    """
+
+    def __init__(self, process: Process, timeout: float, chance: random.Random) -> None:
+        self.acknowledged: list[Any] = []
+        self.phase: str | None = None
+        self._process = process
+        self._timeout = timeout
+        self._deadline = monotonic() + timeout
+        self._chance = chance
+        self._begun_at: float | None = None
+        self._phases: list[tuple[str, float]] = []
+        self._failure: str | None = None
+        self._is_silent = False
+        self._heard_at = monotonic()
+        # When it was read, and what.
+        self._events: queue.SimpleQueue[tuple[float, tuple[str, Any]]] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name="crash-runner", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._process.pid
+
+    def wait_for(self, moment: Moment) -> bool:
+        """Read what it tells until a moment has come; False if it ended before.
+
+        Raises:
+            TimeoutError: the time of its life is over; it was killed.
+        """
+        since = monotonic()
+        while not self._is_at(moment):
+            if self._is_silent:
+                return False
+            if not self._hear(self._deadline):
+                raise self._gave_up()
+            since = self._heard_at
+        goal = since + moment.after + self._chance.uniform(0.0, moment.within)
+        while monotonic() < goal and not self._is_silent:
+            if not self._hear(min(goal, self._deadline)) and goal > self._deadline:
+                raise self._gave_up()
+        return not self._is_silent
+
+    def kill(self) -> None:
+        """Kill its process and all others of its group with SIGKILL, if it still runs."""
+        if self._process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if sys.platform != "win32":
+                # The process was not waited for yet: its id cannot be another one's.
+                os.killpg(self._process.pid, _SIGKILL)
+            else:
+                os.kill(self._process.pid, _SIGKILL)
+
+    def finish(self) -> CrashReport:
+        """Wait for its end, read what it still told, and return how it ended.
+
+        Raises:
+            WorkloadError: it failed by itself.
+            TimeoutError: it did not end in its time; it was killed.
+        """
+        while not self._is_silent:
+            if not self._hear(self._deadline):
+                raise self._gave_up()
+        # What it has started goes with it. Its own end is on its way, and its status fixed.
+        self.kill()
+        status = self._wait()
+        if self._failure is not None:
+            raise WorkloadError(f"The workload raised:\n{self._failure}")
+        if status != _KILLED and (status > 0 or -status in _FAULTS):
+            raise WorkloadError(f"The workload ended with status {status}, in {self._where()}.")
+        begun = self._heard_at if self._begun_at is None else self._begun_at
+        return CrashReport(
+            acknowledged=tuple(self.acknowledged),
+            phase=self.phase,
+            phases=tuple((name, at - begun) for name, at in self._phases),
+            seconds=self._heard_at - begun,
+            exit_status=status,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._process.wait()
+        self._reader.join(_PATIENCE)
+        if not self._reader.is_alive() and self._process.stdout is not None:
+            self._process.stdout.close()
+
+    # -- what it tells ----------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Read, in a thread of its own, until nobody is left who could write."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            # A write of one line is never cut, so what is no line is somebody else's.
+            if line.endswith(b"\n"):
+                self._events.put((monotonic(), json.loads(line)))
+        self._events.put((monotonic(), ("silent", None)))
+
+    def _hear(self, until: float) -> bool:
+        """Take note of the next thing it tells; False if there was none until then."""
+        if self._is_silent:
+            return False
+        try:
+            self._heard_at, event = self._events.get(timeout=max(0.0, until - monotonic()))
+        except queue.Empty:
+            return False
+        kind, value = event
+        if kind == "begun":
+            self._begun_at = self._heard_at
+        elif kind == "phase":
+            self.phase = value
+            self._phases.append((value, self._heard_at))
+        elif kind == "acknowledged":
+            self.acknowledged.append(value)
+        elif kind == "failed":
+            self._failure = value
+        else:
+            self._is_silent = True
+        return True
+
+    def _is_at(self, moment: Moment) -> bool:
+        return (
+            self._begun_at is not None
+            and len(self.acknowledged) >= moment.acknowledged
+            and moment.phase in (None, self.phase)
+        )
+
+    def _where(self) -> str:
+        return f"phase {self.phase}, after {len(self.acknowledged)} acknowledgements"
+
+    def _wait(self) -> int:
+        try:
+            return self._process.wait(max(_PATIENCE, self._deadline - monotonic()))
+        except subprocess.TimeoutExpired:
+            raise self._gave_up() from None
+
+    def _gave_up(self) -> TimeoutError:
+        """Kill it, after it has shown on stderr where each of its threads is."""
+        if sys.platform != "win32" and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGABRT)
+            # Not waiting for the process: its group is killed by its id.
+            self._reader.join(1.0)
+        self.kill()
+        return TimeoutError(
+            f"The workload still lived after {self._timeout} s, in {self._where()}."
+        )
+
+
+class CrashRunner:
+    """Runs a workload in processes of its own, and kills them.
+
+    A workload is a function of a module, or a script. It calls ``acknowledge(value)`` when a call
+    of its has returned, and ``phase(name)`` to say what begins. What it prints goes to stderr.
+
+    Args:
+        workload: ``module:function``, or the path of a script, which ends in ``.py``. The module
+            is looked for where this process looks.
+        timeout: seconds after which a life is ended and counts as stuck.
+        environment: environment variables to add.
+        seed: for the random part of moments; None for another one in every run.
+    """
+
+    def __init__(
+        self,
+        workload: str | os.PathLike[str],
+        *,
+        timeout: float = 60.0,
+        environment: Mapping[str, str] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._workload = os.fspath(workload)
+        self._timeout = checked.seconds("timeout", timeout)
+        self._environment = dict(environment or {})
+        self._chance = random.Random(seed)
+
+    def run(self, *arguments: Any, kill: Moment | None = None) -> CrashReport:
+        """Run the workload, kill it at a moment, and return how it ended.
+
+        If it ends before that moment comes, it was not killed, and the report says so.
+
+        Args:
+            arguments: of the workload, as JSON can hold them. A script finds them in
+                ``sys.argv``, as they are if they are strings, else as JSON.
+            kill: when it is killed; None to let it live to its end.
+
+        Returns:
+            What it acknowledged, and how it ended. Nothing of it runs any more.
+
+        Raises:
+            WorkloadError: it failed by itself.
+            TimeoutError: it did not come to the moment, or to its end, in time.
+        """
+        with self.start(*arguments) as life:
+            if kill is not None and life.wait_for(kill):
+                life.kill()
+            return life.finish()
+
+    def start(self, *arguments: Any) -> Life:
+        """Start the workload and return it while it runs; use it in a ``with`` block."""
+        order = {"workload": self._workload, "arguments": arguments}
+        return Life(self._start_process(order), self._timeout, self._chance)
+
+    def _start_process(self, order: dict[str, Any]) -> Process:
+        paths = [os.path.abspath(each) for each in sys.path]
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps(paths)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | self._environment,
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+        return process

@@ -1,0 +1,278 @@
+"""``doctor``, ``restore`` and ``salvage``: what a person is told, and the exit codes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from cli_kit import Ended
+
+from mandrake_sessions import (
+    ConnectionPool,
+    HealthLevel,
+    InvalidArgumentError,
+    NewTurn,
+    SessionManager,
+    diagnose,
+)
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def database(path: Path, pool: ConnectionPool) -> Path:
+    """A database with one session, closed."""
+    with SessionManager(path, pool=pool) as sessions:
+        session = sessions.create_session("Kept")
+        sessions.record_round(session.id, "Hello?", [NewTurn(content="Yes. " * 3000)])
+    return path
+
+
+@pytest.fixture
+def copy(database: Path, pool: ConnectionPool) -> Path:
+    with SessionManager(database, pool=pool) as sessions:
+        return sessions.backup(database.with_name("copy.sqlite"))
+
+
+def checks(ended: Ended) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in ended.json()["checks"]}
+
+
+def bad(ended: Ended) -> dict[str, str]:
+    """Return the checks that are not ok, with how they came out; each must give advice."""
+    found = {name: each for name, each in checks(ended).items() if each["status"] != "ok"}
+    assert all(each["advice"] and each["detail"] for each in found.values()), found
+    return {name: each["status"] for name, each in found.items()}
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in path.parent.iterdir() if each.is_file()}
+
+
+# -- doctor ---------------------------------------------------------------------------------------
+
+
+def test_a_sound_file_is_fine_and_nothing_is_made(run: Run, database: Path) -> None:
+    before = files(database)
+
+    ended = run("doctor", database, "--full", "--json")
+
+    assert ended.code == 0
+    assert ended.json()["status"] == "ok"
+    assert set(checks(ended)) == {
+        *("file", "folder", "sqlite", "disk", "journal", "set_aside", "owners", "partial_files"),
+        *("turnstile", "locks", "header", "size", "log", "schema", "integrity", "references"),
+        *("texts", "streaming"),
+    }
+    assert files(database) == before
+
+
+def test_a_person_is_told_what_to_do(run: Run, database: Path) -> None:
+    with database.open("r+b") as file:
+        file.seek(4096 * 5)
+        file.write(bytes(4096))
+
+    ended = run("doctor", database)
+
+    assert ended.code == 5
+    assert "What to do" in ended.stdout
+    assert f"mandrake-sessions salvage {database} NEW" in ended.stdout
+    assert "mandrake-sessions restore BACKUP FILE" in ended.stdout
+
+
+def test_a_missing_file_is_said_to_be_missing(run: Run, database: Path) -> None:
+    database.unlink()
+
+    ended = run("doctor", database, "--json")
+
+    assert ended.code == 3
+    assert bad(ended) == {"file": "failed"}
+    assert not database.exists()
+
+
+def test_what_a_crash_has_left_is_read_and_left(
+    run: Run, path: Path, start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        "from mandrake_sessions import SessionManager\n"
+        "sessions = SessionManager(sys.argv[1]).init()\n"
+        "response = sessions.create_round(sessions.create_session('A').id, 'Q').response\n"
+        "turn = sessions.stream_turn(response.id)\n"
+        "tell('streaming')\nhear()",
+        path,
+    )
+    child.hear()
+    in_use = run("doctor", path, "--json")
+    child.process.kill()
+    child.process.wait()
+    before = files(path)
+
+    ended = run("doctor", path, "--json")
+
+    assert (in_use.code, bad(in_use)) == (0, {})
+    assert str(child.process.pid) in checks(in_use)["locks"]["detail"]
+    assert "1 living" in checks(in_use)["owners"]["detail"]
+    assert (ended.code, bad(ended)) == (0, {"streaming": "degraded"})
+    assert "left by a program" in checks(ended)["log"]["detail"]
+    assert "1 dead" in checks(ended)["owners"]["detail"]
+    assert files(path) == before
+
+
+def test_who_holds_the_write_lock_is_named(
+    run: Run, database: Path, start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        "import apsw\n"
+        "raw = apsw.Connection(sys.argv[1])\nraw.execute('BEGIN IMMEDIATE')\n"
+        "tell('held')\nhear()\nraw.execute('ROLLBACK')\nraw.close()",
+        database,
+    )
+    child.hear()
+
+    ended = run("doctor", database, "--json")
+
+    child.tell()
+    child.finish()
+    assert (ended.code, bad(ended)) == (0, {"locks": "degraded"})
+    assert f"process {child.process.pid} holds the write lock" in checks(ended)["locks"]["detail"]
+
+
+def execute(path: Path, sql: str) -> None:
+    raw = apsw.Connection(str(path))
+    raw.execute("PRAGMA ignore_check_constraints = ON")
+    raw.execute(sql)
+    raw.close()
+
+
+def overwrite(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda p: overwrite(p, 0, b"SQLite"[::-1]), {"header": "failed"}),
+        (lambda p: overwrite(p, 68, bytes(4)), {"header": "failed"}),
+        (lambda p: os.truncate(p, 4096 * 6), {"size": "failed", "reading": "failed"}),
+        (lambda p: p.chmod(0o644), {"file": "degraded"}),
+        (
+            lambda p: execute(p, "UPDATE alembic_version SET version_num = '9'"),
+            {"schema": "failed"},
+        ),
+        (
+            lambda p: execute(p, "UPDATE requests SET round_id = 'nobody'"),
+            {"references": "failed"},
+        ),
+        (
+            lambda p: execute(p, "UPDATE requests SET content = CAST(x'ff' AS TEXT)"),
+            {"texts": "failed"},
+        ),
+        (lambda p: Path(f"{p}.partial-{'0' * 16}").touch(), {"partial_files": "degraded"}),
+        (lambda p: Path(f"{p}-wal.of-moved-file-1").touch(), {"set_aside": "degraded"}),
+        (lambda p: Path(f"{p}-turnstile").mkdir(), {"turnstile": "degraded"}),
+    ],
+    ids=[
+        *("magic", "application", "cut", "mode", "newer", "orphans", "text"),
+        *("partial", "aside", "turnstile"),
+    ],
+)
+def test_each_fault_has_its_check(
+    run: Run, database: Path, spoil: Callable[[Path], object], found: dict[str, str]
+) -> None:
+    Path(f"{database}-turnstile").unlink(missing_ok=True)
+    spoil(database)
+
+    ended = run("doctor", database, "--json")
+
+    assert bad(ended) == found
+    assert ended.code == (5 if "failed" in found.values() else 0)
+
+
+def test_it_can_be_asked_from_python(database: Path) -> None:
+    report = diagnose(database)
+
+    assert (report.path, report.level, report.is_usable) == (database, HealthLevel.THOROUGH, True)
+    assert diagnose(database, full=True).level is HealthLevel.FULL
+    with pytest.raises(InvalidArgumentError):
+        diagnose(database, full=1)  # type: ignore[arg-type]  # the point
+
+
+# -- restore --------------------------------------------------------------------------------------
+
+
+def test_a_backup_is_put_in_place(run: Run, database: Path, copy: Path) -> None:
+    database.unlink()
+
+    ended = run("restore", copy, database, "--json")
+
+    assert ended.code == 0
+    assert ended.json() == {
+        "backup": str(copy),
+        "database": str(database),
+        "bytes": database.stat().st_size,
+    }
+    shown = run("sessions", "list", "--database", database)
+    assert "Kept" in shown.stdout
+
+
+def test_a_database_is_replaced_only_on_request(run: Run, database: Path, copy: Path) -> None:
+    refused = run("restore", copy, database)
+    replaced = run("restore", copy, database, "--overwrite")
+
+    assert refused.code == 6
+    assert "--overwrite" in refused.require_one_line()
+    assert replaced.code == 0
+
+
+def test_a_database_in_use_is_not_replaced(
+    run: Run, database: Path, copy: Path, pool: ConnectionPool
+) -> None:
+    with pool.acquire(database):
+        ended = run("restore", copy, database, "--overwrite", "--timeout", "0.05", "--json")
+
+    assert ended.code == 4
+    assert ended.error()["type"] == "DatabaseBusyError"
+
+
+def test_what_is_no_backup_is_refused(run: Run, database: Path, copy: Path) -> None:
+    overwrite(copy, 4096 * 4, os.urandom(4096))
+    damaged = run("restore", copy, database, "--overwrite")
+    missing = run("restore", copy.with_name("nothing"), database, "--overwrite")
+
+    assert damaged.code == 5
+    assert "damaged" in damaged.require_one_line()
+    assert missing.code == 3
+
+
+# -- salvage --------------------------------------------------------------------------------------
+
+
+def test_what_can_be_read_is_kept_and_the_rest_told(
+    run: Run, database: Path, tmp_path: Path
+) -> None:
+    overwrite(database, 0, bytes(4096))
+    new = tmp_path / "new.sqlite"
+
+    ended = run("salvage", database, new)
+
+    assert ended.code == 0
+    assert "what was deleted before may be back" in ended.stdout
+    assert "Kept" in run("sessions", "list", "--database", new).stdout
+
+
+def test_salvage_tells_machines_too(run: Run, database: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new.sqlite"
+
+    report = run("salvage", database, new, "--json").json()
+    again = run("salvage", database, new, "--json")
+
+    assert report["is_complete"]
+    kept = {each["table"]: each["kept"] for each in report["tables"]}
+    assert (kept["sessions"], kept["rounds"], kept["turns"]) == (1, 1, 1)
+    assert again.code == 6

@@ -1,0 +1,372 @@
+"""The monitor looks again and again, tells what has changed, and heals what can be (RULES 29)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from database_kit import PATIENCE, adding, file_of, keys, raw_of, until, until_set
+from structlog.testing import capture_logs
+
+from mandrake_sessions import (
+    ConnectionPool,
+    CorruptDatabaseError,
+    DatabaseMovedError,
+    HealthLevel,
+    HealthMonitor,
+    HealthReport,
+    HealthStatus,
+    InvalidArgumentError,
+    NotADatabaseError,
+    PoolClosedError,
+)
+from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.testing import FaultVFS
+
+MakePool = Callable[..., ConnectionPool]
+Log = dict[str, Any]
+
+
+@pytest.fixture
+def monitor(pool: ConnectionPool, handle: DatabaseHandle) -> HealthMonitor:
+    """A monitor that looks when it is told to, of a healthy database."""
+    monitor = HealthMonitor(pool)
+    (report,) = monitor.look()
+    assert report.status is HealthStatus.OK
+    return monitor
+
+
+@pytest.fixture
+def logs() -> Iterator[list[Log]]:
+    with capture_logs() as logs:
+        yield logs
+
+
+def events(logs: list[Log]) -> list[str]:
+    return [log["event"] for log in logs]
+
+
+def threads() -> int:
+    return sum(thread.name == "mandrake-health" for thread in threading.enumerate())
+
+
+# -- the thread -----------------------------------------------------------------------------
+
+
+def test_it_looks_at_once_and_then_again(pool: ConnectionPool, handle: DatabaseHandle) -> None:
+    reports: list[HealthReport] = []
+    third = threading.Event()
+
+    def note(report: HealthReport) -> None:
+        reports.append(report)
+        if len(reports) == 3:
+            third.set()
+
+    with HealthMonitor(pool, interval=0.001, on_report=note) as monitor:
+        until_set(third)
+        assert monitor.is_running
+    assert not monitor.is_running
+    assert threads() == 0
+    assert {report.path for report in reports} == {handle.path}
+    assert {report.level for report in reports} == {HealthLevel.QUICK}
+
+
+def test_thorough_rounds_come_at_their_own_interval(
+    pool: ConnectionPool, handle: DatabaseHandle
+) -> None:
+    levels: set[HealthLevel] = set()
+    with HealthMonitor(
+        pool,
+        interval=0.001,
+        thorough_interval=0.01,
+        on_report=lambda report: levels.add(report.level),
+    ):
+        until(lambda: len(levels) == 2)
+    assert levels == {HealthLevel.QUICK, HealthLevel.THOROUGH}
+
+
+def test_starting_and_stopping_twice_is_once(pool: ConnectionPool) -> None:
+    monitor = HealthMonitor(pool, interval=3600.0)
+    monitor.start()
+    monitor.start()
+    assert threads() == 1
+    monitor.stop()
+    monitor.stop()
+    assert threads() == 0
+    monitor.start()
+    assert threads() == 1
+    monitor.stop()
+
+
+def test_it_ends_with_the_pool_though_its_interval_is_long(make_pool: MakePool) -> None:
+    pool = make_pool()
+    monitor = HealthMonitor(pool, interval=3600.0).start()
+    pool.close()
+    until(lambda: not monitor.is_running)
+    for call in (monitor.start, monitor.look, pool.health):
+        with pytest.raises(PoolClosedError):
+            call()
+    monitor.stop()
+
+
+def test_it_may_be_stopped_from_its_own_callback(
+    pool: ConnectionPool, handle: DatabaseHandle
+) -> None:
+    def stop(_: HealthReport) -> None:
+        monitor.stop()
+
+    monitor = HealthMonitor(pool, interval=0.001, on_report=stop)
+    monitor.start()
+    until(lambda: threads() == 0)
+
+
+def test_a_callback_may_use_the_database(pool: ConnectionPool, handle: DatabaseHandle) -> None:
+    HealthMonitor(pool, on_report=lambda _: handle.transact(adding("told"))).look()
+    assert keys(handle) == {"told"}
+
+
+def test_a_callback_that_raises_is_logged_and_called_again(
+    pool: ConnectionPool, handle: DatabaseHandle, logs: list[Log]
+) -> None:
+    calls: list[HealthReport] = []
+
+    def fail(report: HealthReport) -> None:
+        calls.append(report)
+        raise ValueError
+
+    with HealthMonitor(pool, interval=0.001, on_report=fail):
+        until(lambda: len(calls) >= 2)
+    assert set(events(logs)) == {"health_report_failed"}
+
+
+def test_a_look_that_fails_does_not_end_the_others(
+    make_pool: MakePool, path: Path, logs: list[Log]
+) -> None:
+    """From inside a block nobody can look at that database: it would wait for itself."""
+    pool = make_pool()
+    monitor = HealthMonitor(pool)
+    with pool.acquire(path) as one, pool.acquire(path.with_name("other.sqlite")) as other:
+        with one.write():
+            (report,) = monitor.look()
+        assert report.path == other.path
+        assert len(monitor.look()) == 2
+    assert [log for log in logs if log["event"] == "health_monitor_failed"]
+
+
+def test_a_forked_child_has_none_and_may_have_its_own(
+    start_child: Callable[..., Any], path: Path
+) -> None:
+    child = start_child(
+        """
+import os, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from mandrake_sessions import ConnectionPool, HealthMonitor
+pool = ConnectionPool()
+monitor = HealthMonitor(pool, interval=3600.0).start()
+if os.fork() == 0:
+    tell(monitor.is_running)
+    with ConnectionPool() as own, own.acquire(sys.argv[1]) as handle:
+        handle.transact(lambda tx: None)
+        told = threading.Event()
+        with HealthMonitor(own, on_report=lambda report: told.set()):
+            tell(told.wait(20))
+    monitor.start()
+    tell(monitor.is_running)
+    monitor.stop()
+    os._exit(0)
+os.wait()
+tell(monitor.is_running)
+monitor.stop()
+pool.close()
+""",
+        path,
+    )
+    assert [child.hear() for _ in range(4)] == [False, True, True, True]
+    child.finish()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"interval": 0.0},
+        {"interval": -1.0},
+        {"interval": "often"},
+        {"thorough_interval": 0.0},
+        {"on_report": 1},
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_refused(pool: ConnectionPool, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        HealthMonitor(pool, **wrong)
+    with pytest.raises(InvalidArgumentError):
+        HealthMonitor(None)  # type: ignore[arg-type]
+
+
+def test_a_file_that_is_not_open_any_more_is_forgotten(
+    make_pool: MakePool, path: Path, logs: list[Log]
+) -> None:
+    pool = make_pool()
+    monitor = HealthMonitor(pool)
+    with pool.acquire(path):
+        assert len(monitor.look()) == 1
+    assert monitor.look() == ()
+    assert pool.health() == ()
+
+
+# -- what it tells --------------------------------------------------------------------------
+
+
+def test_a_change_is_told_once_for_each_way(
+    handle: DatabaseHandle,
+    monitor: HealthMonitor,
+    hold_write_lock: Callable[..., Any],
+    logs: list[Log],
+) -> None:
+    foreign = hold_write_lock(handle.path)
+    for _ in range(2):
+        monitor.look()
+    foreign.tell()
+    assert foreign.hear() == "gone"
+    for _ in range(2):
+        monitor.look()
+    changes = [log for log in logs if log["event"] == "health_changed"]
+    assert [(log["check"], log["before"], log["after"]) for log in changes] == [
+        ("writing", "ok", "degraded"),
+        ("writing", "degraded", "ok"),
+    ]
+    assert [log["log_level"] for log in changes] == ["warning", "info"]
+    assert changes[0]["path"] == str(handle.path)
+    assert changes[0]["detail"]
+
+
+# -- what it heals --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pragma", "value"), [("synchronous", 0), ("foreign_keys", 0), ("wal_autocheckpoint", 1000)]
+)
+def test_rule_29_a_lost_setting_is_set_again(
+    handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log], pragma: str, value: int
+) -> None:
+    raw_of(handle).pragma(pragma, value)
+    monitor.look()
+    assert events(logs) == ["health_changed", "settings_restored"]
+    assert logs[1]["settings"] == [pragma]
+    assert handle.health().status is HealthStatus.OK
+
+
+def test_rule_29_a_lost_setting_of_the_auxiliary_is_set_again(
+    handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log]
+) -> None:
+    keys(handle)
+    file_of(handle).lanes()[1].connection.raw.pragma("query_only", 0)
+    monitor.look()
+    assert events(logs) == ["health_changed", "settings_restored"]
+    assert handle.health().status is HealthStatus.OK
+
+
+def test_rule_29_a_backlog_is_checkpointed_when_its_reader_has_gone(
+    make_pool: MakePool, path: Path, logs: list[Log]
+) -> None:
+    pool = make_pool(database={"checkpoint_frames": 2})
+    monitor = HealthMonitor(pool)
+    with pool.acquire(path) as handle:
+        file_of(handle).checkpoint()
+        reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        reader.execute("BEGIN; SELECT count(*) FROM meta").fetchall()
+        for number in range(30):
+            handle.transact(adding(f"{number}", "x" * 4000))
+        # The checkpoints that the commits have asked for are over.
+        idle = threading.Event()
+        pool._files.maintenance.call_later("idle", 0.0, idle.set)
+        until_set(idle)
+        file_of(handle).checkpoint()
+        (report,) = monitor.look()
+        assert report.status is HealthStatus.DEGRADED
+        assert "backlog_checkpointed" not in events(logs)
+        reader.close()
+        monitor.look()
+        assert events(logs)[-1] == "backlog_checkpointed"
+        assert logs[-1]["before"] > logs[-1]["after"] == 0
+        (report,) = monitor.look()
+        assert report.status is HealthStatus.OK
+
+
+def test_rule_29_a_checkpoint_that_failed_is_made_again(
+    make_pool: MakePool, path: Path, vfs: FaultVFS
+) -> None:
+    pool = make_pool(database={"vfs": vfs.name})
+    monitor = HealthMonitor(pool)
+    with pool.acquire(path) as handle:
+        handle.transact(adding("a"))
+        with vfs.failing("db", "write"):
+            file_of(handle).checkpoint()
+        (report,) = monitor.look()
+        assert report.status is HealthStatus.DEGRADED
+        (report,) = monitor.look()
+        assert report.status is HealthStatus.OK
+
+
+def test_rule_29_a_moved_file_is_given_up(
+    pool: ConnectionPool, handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log]
+) -> None:
+    handle.path.rename(handle.path.with_name("elsewhere"))
+    monitor.look()
+    assert "database_retired" in events(logs)
+    with pytest.raises(DatabaseMovedError):
+        handle.transact(adding("lost"))
+    with pool.acquire(handle.path) as again:
+        assert keys(again) == set()
+        assert {report.path for report in monitor.look()} == {handle.path}
+
+
+@pytest.mark.parametrize("error", [CorruptDatabaseError, NotADatabaseError])
+@pytest.mark.parametrize("way", ["fetch", "query", "transact"])
+def test_rule_25_whatever_says_that_the_file_is_damaged_is_a_latch(
+    handle: DatabaseHandle, logs: list[Log], way: str, error: type[CorruptDatabaseError]
+) -> None:
+    def work(_: Any) -> None:
+        raise error(path=handle.path, result_code=11)
+
+    for _ in range(2):
+        with pytest.raises(error):
+            getattr(handle, way)(work)
+    with pytest.raises(error):
+        handle.transact(adding("lost"))
+    assert events(logs) == ["database_corrupt"]
+    assert keys(handle) == set()
+
+
+def test_rule_25_the_damage_of_another_file_is_not_this_ones(handle: DatabaseHandle) -> None:
+    def work(_: Any) -> None:
+        raise CorruptDatabaseError(path=handle.path.with_name("other"))
+
+    with pytest.raises(CorruptDatabaseError):
+        handle.transact(work)
+    handle.transact(adding("stored"))
+    assert keys(handle) == {"stored"}
+
+
+def test_stopping_waits_for_the_check_under_way(
+    pool: ConnectionPool, handle: DatabaseHandle
+) -> None:
+    inside, may_end = threading.Event(), threading.Event()
+
+    def hold(_: HealthReport) -> None:
+        inside.set()
+        may_end.wait(PATIENCE)
+
+    monitor = HealthMonitor(pool, interval=3600.0, on_report=hold).start()
+    until_set(inside)
+    stopper = threading.Thread(target=monitor.stop)
+    stopper.start()
+    assert stopper.is_alive()
+    may_end.set()
+    stopper.join(PATIENCE)
+    assert not stopper.is_alive()
+    assert threads() == 0

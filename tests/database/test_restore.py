@@ -1,0 +1,501 @@
+"""Restoring: the backup or what was there, never a mix, and nobody's work lost unasked."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from database_kit import Task
+
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabaseBusyError,
+    DatabaseMissingError,
+    DatabaseMovedError,
+    NewTurn,
+    NotADatabaseError,
+    PoolOptions,
+    RestoreError,
+    SchemaTooNewError,
+    SessionManager,
+    UnrecognizedDatabaseError,
+)
+from mandrake_sessions.aio import AsyncSessionManager
+from mandrake_sessions.database.backup import verify
+from mandrake_sessions.models import TurnStatus
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def copy(path: Path, pool: ConnectionPool) -> Path:
+    """A backup with the session ``old``; the database has ``new`` besides."""
+    with SessionManager(path, pool=pool) as sessions:
+        session = sessions.create_session("old")
+        sessions.record_round(session.id, "Hello?", [NewTurn(content="Yes.")])
+        copy = sessions.backup(path.with_name("copy.sqlite"))
+        sessions.create_session("new")
+    return copy
+
+
+def titles(path: Path, pool: ConnectionPool) -> list[str]:
+    with SessionManager(path, pool=pool, create=False) as sessions:
+        return sorted(session.title or "" for session in sessions.list_sessions())
+
+
+def names(path: Path) -> list[str]:
+    return sorted(each for each in os.listdir(path.parent) if "-turnstile" not in each)
+
+
+def stamps(path: Path) -> tuple[object, object]:
+    raw = apsw.Connection(str(path))
+    try:
+        (header,) = raw.execute("PRAGMA user_version").fetchall()[0]
+        (stamp,) = raw.execute("SELECT value FROM meta WHERE key = 'stamp'").fetchall()[0]
+        return header, stamp
+    finally:
+        raw.close()
+
+
+# -- what comes back ------------------------------------------------------------------------------
+
+
+def test_the_backup_comes_back(path: Path, pool: ConnectionPool, copy: Path) -> None:
+    before = copy.read_bytes()
+
+    assert pool.restore(copy, path, overwrite=True) == path
+
+    assert titles(path, pool) == ["old"]
+    assert copy.read_bytes() == before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert verify(path) == []
+    assert names(path) == ["copy.sqlite", "db.sqlite"]
+
+
+def test_the_restored_file_is_another_one_than_any_before(
+    path: Path, pool: ConnectionPool, copy: Path
+) -> None:
+    before = stamps(path)
+
+    pool.restore(copy, path, overwrite=True)
+
+    header, stamp = stamps(path)
+    assert stamps(copy) == before
+    assert header != before[0]
+    assert int(str(stamp), 16) & 0x7FFFFFFF == header
+
+
+def test_a_lost_database_comes_back_with_its_folder(
+    tmp_path: Path, pool: ConnectionPool, copy: Path
+) -> None:
+    target = tmp_path / "gone" / "far" / "db.sqlite"
+
+    pool.restore(copy, target)
+
+    assert titles(target, pool) == ["old"]
+    assert stat.S_IMODE(target.parent.stat().st_mode) == 0o700
+
+
+def test_the_log_of_a_database_that_is_gone_is_not_replayed(
+    path: Path, pool: ConnectionPool, copy: Path
+) -> None:
+    path.unlink()
+    Path(f"{path}-wal").write_bytes(b"somebody's" * 100)
+    Path(f"{path}-shm").write_bytes(b"")
+
+    pool.restore(copy, path)
+
+    assert titles(path, pool) == ["old"]
+    (aside,) = [name for name in names(path) if ".of-moved-file-" in name]
+    assert path.with_name(aside).read_bytes() == b"somebody's" * 100
+
+
+def test_a_log_that_a_crash_has_left_is_not_replayed(
+    path: Path, pool: ConnectionPool, copy: Path, start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        "import os\n"
+        "from mandrake_sessions import SessionManager\n"
+        "sessions = SessionManager(sys.argv[1]).init()\n"
+        "sessions.create_session('in the log')\n"
+        "tell('done')\nhear()\nos._exit(0)",
+        path,
+    )
+    child.hear()
+    child.process.kill()
+    child.process.wait()
+    assert Path(f"{path}-wal").stat().st_size > 0
+
+    pool.restore(copy, path, overwrite=True)
+
+    assert titles(path, pool) == ["old"]
+
+
+def test_a_damaged_database_is_replaced_and_kept(
+    path: Path, pool: ConnectionPool, copy: Path
+) -> None:
+    path.write_bytes(b"no database" * 1000)
+    Path(f"{path}-wal").write_bytes(b"its log" * 100)
+
+    pool.restore(copy, path, overwrite=True)
+
+    assert titles(path, pool) == ["old"]
+    aside, log = sorted(name for name in names(path) if ".damaged-" in name)
+    assert path.with_name(aside).read_bytes() == b"no database" * 1000
+    assert log == f"{aside}-wal"
+
+
+def test_a_backup_that_has_a_log_of_its_own_is_read_with_it(
+    path: Path, pool: ConnectionPool, start_child: Callable[..., Any]
+) -> None:
+    """As somebody's copy of the files of a program that does not run."""
+    source = path.with_name("theirs.sqlite")
+    child = start_child(
+        "import os\n"
+        "from mandrake_sessions import SessionManager\n"
+        "sessions = SessionManager(sys.argv[1]).init()\n"
+        "sessions.create_session('in the log')\n"
+        "tell('done')\nhear()",
+        source,
+    )
+    child.hear()
+    child.process.kill()
+    child.process.wait()
+    files = {suffix: Path(f"{source}{suffix}").read_bytes() for suffix in ("", "-wal", "-shm")}
+
+    pool.restore(source, path)
+
+    assert titles(path, pool) == ["in the log"]
+    assert {each: Path(f"{source}{each}").read_bytes() for each in files} == files
+
+
+def test_a_turn_that_was_streaming_is_interrupted_by_the_next_opening(
+    path: Path, pool: ConnectionPool
+) -> None:
+    copy = path.with_name("copy.sqlite")
+    with SessionManager(path, pool=pool) as sessions:
+        response = sessions.create_round(sessions.create_session("A").id, "Hello?").response
+        with sessions.stream_turn(response.id) as turn:
+            turn.write("So far.")
+            turn.flush()
+            sessions.backup(copy)
+        turn_id = turn.id
+    pool.restore(copy, path, overwrite=True)
+
+    with SessionManager(path, pool=pool) as sessions:
+        restored = sessions.get_turn(turn_id)
+
+    assert (restored.status, restored.content) == (TurnStatus.INTERRUPTED, "So far.")
+
+
+async def restore_in_a_loop(path: Path, pool: ConnectionPool, copy: Path) -> Path:
+    return await AsyncSessionManager(path, pool=pool).restore(copy, overwrite=True)
+
+
+def test_the_twin_for_coroutines_restores(path: Path, pool: ConnectionPool, copy: Path) -> None:
+    import asyncio
+
+    assert asyncio.run(restore_in_a_loop(path, pool, copy)) == path
+
+    assert titles(path, pool) == ["old"]
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+def test_nothing_is_replaced_unasked(path: Path, pool: ConnectionPool, copy: Path) -> None:
+    with pytest.raises(RestoreError, match="already"):
+        pool.restore(copy, path)
+
+    assert titles(path, pool) == ["new", "old"]
+
+
+def test_handles_of_this_process_are_named(path: Path, pool: ConnectionPool, copy: Path) -> None:
+    with (
+        SessionManager(path, pool=pool) as sessions,
+        pool.acquire(path),
+        pytest.raises(DatabaseBusyError, match="not released: 2"),
+    ):
+        SessionManager(path, pool=pool).restore(copy, overwrite=True, timeout=0)
+
+    assert not sessions.is_initialized
+    assert titles(path, pool) == ["new", "old"]
+
+
+def test_an_open_manager_refuses_at_once(path: Path, pool: ConnectionPool, copy: Path) -> None:
+    with SessionManager(path, pool=pool) as sessions, pytest.raises(DatabaseBusyError):
+        sessions.restore(copy, overwrite=True, timeout=60)
+
+
+def test_it_waits_for_handles_to_be_released(path: Path, pool: ConnectionPool, copy: Path) -> None:
+    handle = pool.acquire(path)
+    restoring = Task(lambda: pool.restore(copy, path, overwrite=True, timeout=20))
+    threading.Timer(0.05, handle.release).start()
+
+    restoring.result()
+
+    assert titles(path, pool) == ["old"]
+
+
+def test_another_process_that_has_it_open_is_not_disturbed(
+    path: Path, pool: ConnectionPool, copy: Path, start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        "from mandrake_sessions import SessionManager\n"
+        "sessions = SessionManager(sys.argv[1]).init()\n"
+        "tell('open')\nhear()\n"
+        "sessions.create_session('theirs')\nsessions.close()\ntell('closed')",
+        path,
+    )
+    child.hear()
+
+    with pytest.raises(DatabaseBusyError):
+        pool.restore(copy, path, overwrite=True, timeout=0.05)
+
+    assert names(path) == sorted([path.name, f"{path.name}-shm", f"{path.name}-wal", copy.name])
+    child.tell()
+    child.hear()
+    child.finish()
+    assert titles(path, pool) == ["new", "old", "theirs"]
+
+
+def test_another_pool_of_this_process_is_in_the_way_too(
+    path: Path, pool: ConnectionPool, copy: Path
+) -> None:
+    with (
+        ConnectionPool(PoolOptions(linger=0)) as other,
+        other.acquire(path),
+        pytest.raises(DatabaseBusyError),
+    ):
+        pool.restore(copy, path, overwrite=True, timeout=0.05)
+    assert titles(path, pool) == ["new", "old"]
+
+
+def test_a_damaged_database_that_is_in_use_is_not_replaced(
+    path: Path, pool: ConnectionPool, copy: Path, start_child: Callable[..., Any]
+) -> None:
+    """It cannot be asked by SQLite any more, but the locks of who has it open are still there."""
+    child = start_child(
+        "from mandrake_sessions import SessionManager\n"
+        "sessions = SessionManager(sys.argv[1]).init()\n"
+        "tell('open')\nhear()\nimport os\nos._exit(0)",
+        path,
+    )
+    child.hear()
+    with path.open("r+b") as file:
+        file.write(b"no database" * 10)
+
+    with pytest.raises(DatabaseBusyError):
+        pool.restore(copy, path, overwrite=True, timeout=0.05)
+
+    assert path.read_bytes().startswith(b"no database")
+    child.tell()
+    child.finish()
+    pool.restore(copy, path, overwrite=True, timeout=0.05)
+    assert titles(path, pool) == ["old"]
+
+
+def damaged(copy: Path) -> None:
+    data = bytearray(copy.read_bytes())
+    data[4096 * 3 : 4096 * 4] = os.urandom(4096)
+    copy.write_bytes(data)
+
+
+def orphaned(copy: Path) -> None:
+    run(copy, "INSERT INTO turn_chunks VALUES ('nobody', 1, '', '')")
+
+
+def newer(copy: Path) -> None:
+    run(copy, "UPDATE alembic_version SET version_num = '9999'")
+
+
+def foreign(copy: Path) -> None:
+    run(copy, "PRAGMA application_id = 7")
+
+
+def run(copy: Path, sql: str) -> None:
+    raw = apsw.Connection(str(copy))
+    raw.execute(sql)
+    raw.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (damaged, RestoreError),
+        (orphaned, RestoreError),
+        (newer, SchemaTooNewError),
+        (foreign, UnrecognizedDatabaseError),
+        (lambda copy: copy.write_bytes(b"no database" * 1000), NotADatabaseError),
+        (lambda copy: copy.write_bytes(b""), NotADatabaseError),
+        (lambda copy: copy.unlink(), DatabaseMissingError),
+    ],
+    ids=["damaged", "orphans", "newer", "foreign", "text", "empty", "missing"],
+)
+def test_what_is_no_sound_backup_changes_nothing(
+    path: Path,
+    pool: ConnectionPool,
+    copy: Path,
+    spoil: Callable[[Path], object],
+    error: type[Exception],
+) -> None:
+    spoil(copy)
+
+    with pytest.raises(error) as caught:
+        pool.restore(copy, path, overwrite=True)
+
+    assert getattr(caught.value, "path", None) == copy
+    assert titles(path, pool) == ["new", "old"]
+    assert not [name for name in names(path) if "partial" in name]
+
+
+def test_the_database_itself_is_no_backup(path: Path, pool: ConnectionPool, copy: Path) -> None:
+    link = path.with_name("link")
+    os.link(path, link)
+
+    for same in (path, link):
+        with pytest.raises(RestoreError, match="itself"):
+            pool.restore(same, path, overwrite=True)
+
+
+def test_who_waits_to_open_it_finds_the_new_one(
+    path: Path, pool: ConnectionPool, copy: Path
+) -> None:
+    """Another process in the meantime opens the one or the other, whole, or is told to try again.
+
+    ::
+
+        restore   lock ─ merge ─ rename ─ unlock
+        opener          open: waits ............. moved? again ─ the new file
+    """
+    stop = threading.Event()
+    seen: list[list[str]] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            with ConnectionPool(PoolOptions(linger=0)) as other:
+                try:
+                    seen.append(titles(path, other))
+                except DatabaseMovedError:
+                    continue
+
+    looker = Task(look)
+    for _ in range(10):
+        pool.restore(copy, path, overwrite=True, timeout=20)
+    stop.set()
+    looker.result()
+
+    assert {tuple(each) for each in seen} <= {("new", "old"), ("old",)}
+    assert titles(path, pool) == ["old"]
+
+
+# -- a kill at every step -------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+import apsw
+from mandrake_sessions import ConnectionPool, PoolOptions
+backup, path, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
+steps = 0
+CALLS = {"os.rename", "os.remove", "os.link", "os.mkdir", "os.truncate", "open"}
+
+def step(*_):
+    global steps
+    steps += 1
+    if steps == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+def hear(event, arguments):
+    if event in CALLS and "db.sqlite" in str(arguments[0]):
+        step()
+
+def attach(connection):
+    connection.exec_trace = step
+
+with ConnectionPool(PoolOptions(linger=0)) as pool:
+    apsw.connection_hooks.append(attach)
+    sys.addaudithook(hear)
+    pool.restore(backup, path, overwrite=True)
+    print(steps, flush=True)
+    last = 0
+"""
+
+
+def restore_and_die(copy: Path, path: Path, step: int) -> int:
+    """Restore in a process that is killed at a step; return how many it has made."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(copy), str(path), str(step)],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode in (0, -9), done.stderr
+    return int(done.stdout) if done.returncode == 0 else 0
+
+
+def test_a_kill_at_any_step_leaves_the_old_or_the_new(
+    pool: ConnectionPool, copy: Path, tmp_path: Path, campaign: Any
+) -> None:
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    leave_a_log(crashed / "db.sqlite")
+    place = tmp_path / "place"
+    found = []
+    step = 1
+    # The last step is met anyway: then nothing is killed any more.
+    stride = campaign.pick(6, 1, 1)
+    while True:
+        if place.exists():
+            for each in place.iterdir():
+                each.unlink()
+        else:
+            place.mkdir()
+        for each in crashed.iterdir():
+            (place / each.name).write_bytes(each.read_bytes())
+        was_whole = restore_and_die(copy, place / "db.sqlite", step)
+        found.append(titles(place / "db.sqlite", pool))
+        assert verify(place / "db.sqlite") == []
+        if was_whole:
+            break
+        # What is left goes with the next one.
+        pool.restore(copy, place / "db.sqlite", overwrite=True)
+        assert not [name for name in os.listdir(place) if "partial" in name]
+        step += stride
+    print(f"{step} steps, {sum(each == ['old'] for each in found)} with the new one")  # noqa: T201  # a result
+
+    assert {tuple(each) for each in found} == {("in the file", "in the log"), ("old",)}
+    assert found == sorted(found), "the new one, and then the old one again"
+    assert step > 20
+
+
+def leave_a_log(path: Path) -> None:
+    """Make a database of which a part is in a log."""
+    code = (
+        "import os, sys\n"
+        "from mandrake_sessions import SessionManager\n"
+        "with SessionManager(sys.argv[1]) as sessions:\n"
+        "    sessions.create_session('in the file')\n"
+        "    from mandrake_sessions import default_pool\n"
+        "default_pool().close()\n"
+        "sessions = SessionManager(sys.argv[1]).init()\n"
+        "sessions.create_session('in the log')\n"
+        "os._exit(0)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        check=True,
+        timeout=30,
+    )
+    assert Path(f"{path}-wal").stat().st_size > 0

@@ -1,0 +1,443 @@
+"""Salvage: content before order, nothing written to the damaged file, the result is sound."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+import pytest
+
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabaseMissingError,
+    NewTurn,
+    SalvageError,
+    SalvageReport,
+    SessionManager,
+    TableSalvage,
+    diagnose,
+    salvage,
+)
+from mandrake_sessions.database.backup import verify
+from mandrake_sessions.database.mending import LOST_REQUEST
+from mandrake_sessions.models import TurnStatus
+
+PROJECT = Path(__file__).parents[2]
+PAGE = 4096
+TALKS = 6
+ROUNDS = 12
+
+
+@pytest.fixture
+def damaged(path: Path, pool: ConnectionPool) -> Path:
+    """A database to damage: six talks of twelve rounds, texts of all lengths, nothing open."""
+    with SessionManager(path, pool=pool) as sessions:
+        for number in range(TALKS):
+            session = sessions.create_session(f"Talk {number}", metadata={"number": number})
+            for index in range(ROUNDS):
+                turns = [NewTurn(content=f"Answer {number}.{index} " + "word " * (150 * index))]
+                sessions.record_round(session.id, f"Question {number}.{index}", turns)
+    return path
+
+
+def pages_of(path: Path, name: str) -> list[int]:
+    """Return the leaf pages of a table or index of a sound file, in order."""
+    raw = apsw.Connection(str(path))
+    try:
+        return [
+            int(str(page))
+            for (page,) in raw.execute(
+                "SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf' ORDER BY pageno",
+                (name,),
+            ).fetchall()
+        ]
+    finally:
+        raw.close()
+
+
+def spoil(path: Path, change: Callable[[bytearray], object]) -> None:
+    data = bytearray(path.read_bytes())
+    change(data)
+    path.write_bytes(data)
+
+
+def zero(path: Path, *pages: int) -> None:
+    def change(data: bytearray) -> None:
+        for page in pages:
+            data[(page - 1) * PAGE : page * PAGE] = bytes(PAGE)
+
+    spoil(path, change)
+
+
+def run(path: Path) -> SalvageReport:
+    """Salvage it, and make sure of what holds of every result."""
+    before = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    new = path.with_name("new.sqlite")
+    report = salvage(path, new)
+    assert verify(new) == []
+    assert {each: path.with_name(each).read_bytes() for each in before} == before
+    assert not [name for name in os.listdir(path.parent) if "partial" in name]
+    return report
+
+
+def of(report: SalvageReport, table: str) -> TableSalvage:
+    return next(each for each in report.tables if each.table == table)
+
+
+def history(path: Path, pool: ConnectionPool) -> dict[str | None, list[tuple[str, list[str]]]]:
+    """Return each talk: its requests with their answers."""
+    with SessionManager(path, pool=pool, create=False) as sessions:
+        return {
+            session.title: [
+                (each.request.content, [turn.content for turn in each.turns])
+                for each in sessions.render_session_history(session.id).rounds
+            ]
+            for session in sessions.list_sessions()
+        }
+
+
+def new_of(path: Path) -> Path:
+    return path.with_name("new.sqlite")
+
+
+# -- a sound file ---------------------------------------------------------------------------------
+
+
+def test_all_of_a_sound_file_is_kept(damaged: Path, pool: ConnectionPool) -> None:
+    before = history(damaged, pool)
+
+    report = run(damaged)
+
+    assert report.is_complete
+    assert of(report, "turns") == TableSalvage("turns", TALKS * ROUNDS, 0, 0, 0, True)
+    assert history(new_of(damaged), pool) == before
+
+
+def test_the_new_file_can_be_written(damaged: Path, pool: ConnectionPool) -> None:
+    run(damaged)
+
+    with SessionManager(new_of(damaged), pool=pool) as sessions:
+        session = sessions.list_sessions()[0]
+        assert sessions.create_round(session.id, "And?").index == ROUNDS
+    assert diagnose(new_of(damaged), full=True).status == "ok"
+
+
+def test_what_was_deleted_stays_so(damaged: Path, pool: ConnectionPool) -> None:
+    with SessionManager(damaged, pool=pool) as sessions:
+        sessions.delete_session(sessions.list_sessions()[2].id)
+
+    report = run(damaged)
+
+    assert not report.may_hold_deleted
+    assert of(report, "sessions").kept == TALKS - 1
+    assert of(report, "turns").kept == (TALKS - 1) * ROUNDS
+
+
+# -- lost pages -----------------------------------------------------------------------------------
+
+
+def test_lost_answers_are_counted_and_the_rest_is_there(
+    damaged: Path, pool: ConnectionPool
+) -> None:
+    before = history(damaged, pool)
+    zero(damaged, pages_of(damaged, "turns")[1])
+
+    report = run(damaged)
+
+    turns = of(report, "turns")
+    assert turns.lost > 0
+    assert turns.is_all_known
+    assert turns.kept + turns.mended + turns.lost == TALKS * ROUNDS
+    after = history(new_of(damaged), pool)
+    assert [len(talk) for talk in after.values()] == [len(talk) for talk in before.values()]
+    # An index that is lost is not given again.
+    with SessionManager(new_of(damaged), pool=pool) as sessions:
+        for session in sessions.list_sessions():
+            for each in sessions.list_rounds(session.id):
+                assert sessions.create_turn(each.response.id).index == 1
+
+
+@pytest.mark.parametrize("table", ["sessions", "rounds", "responses"])
+def test_what_only_holds_together_is_rebuilt_from_the_indexes(
+    damaged: Path, pool: ConnectionPool, table: str
+) -> None:
+    before = history(damaged, pool)
+    zero(damaged, *pages_of(damaged, table))
+
+    report = run(damaged)
+
+    assert of(report, table).rebuilt == of(report, table).lost > 0
+    assert of(report, "turns").kept == TALKS * ROUNDS
+    after = history(new_of(damaged), pool)
+    if table == "sessions":
+        # Their titles were nowhere else.
+        assert list(after) == ["(The title was lost.)"]
+    else:
+        assert after == before
+
+
+def test_a_lost_request_has_a_word_in_its_place(damaged: Path, pool: ConnectionPool) -> None:
+    zero(damaged, *pages_of(damaged, "requests"))
+
+    run(damaged)
+
+    after = history(new_of(damaged), pool)
+    assert {request for talk in after.values() for request, _ in talk} == {LOST_REQUEST}
+    assert all(answers for talk in after.values() for _, answers in talk)
+
+
+def test_answers_come_back_where_every_index_is_lost_too(
+    damaged: Path, pool: ConnectionPool
+) -> None:
+    """The tables of sessions, rounds and responses, and all that knows of them."""
+    raw = apsw.Connection(str(damaged))
+    names = [str(row[0]) for row in raw.execute("SELECT DISTINCT name FROM dbstat").fetchall()]
+    raw.close()
+    lost = [name for name in names if name in ("sessions", "responses") or "ix_" in name]
+    lost += [name for name in names if name.startswith("sqlite_autoindex")]
+    before = history(damaged, pool)
+    zero(damaged, *(page for name in lost for page in pages_of(damaged, name)))
+
+    report = run(damaged)
+
+    assert not of(report, "sessions").is_all_known
+    # Told by the ids of a round and its response, which were made one after the other.
+    with SessionManager(new_of(damaged), pool=pool) as sessions:
+        after = [
+            (each.request.content, [turn.content for turn in each.turns])
+            for session in sessions.list_sessions()
+            for each in sessions.render_session_history(session.id).rounds
+        ]
+    assert sorted(after) == sorted(each for talk in before.values() for each in talk)
+
+
+def test_a_long_text_is_kept_as_far_as_it_goes(damaged: Path, pool: ConnectionPool) -> None:
+    raw = apsw.Connection(str(damaged))
+    rows = raw.execute(
+        "SELECT pageno FROM dbstat WHERE name = 'turns' AND pagetype = 'overflow'"
+    ).fetchall()
+    raw.close()
+    zero(damaged, int(str(rows[-1][0])))
+
+    report = run(damaged)
+
+    turns = of(report, "turns")
+    assert (turns.mended, turns.lost, turns.kept) == (1, 0, TALKS * ROUNDS - 1)
+
+
+def test_a_schema_that_is_gone_hides_nothing(damaged: Path, pool: ConnectionPool) -> None:
+    before = history(damaged, pool)
+    zero(damaged, 1)
+
+    report = run(damaged)
+
+    assert report.may_hold_deleted
+    assert history(new_of(damaged), pool) == before
+
+
+def test_a_file_that_is_cut_off_gives_what_is_left(damaged: Path, pool: ConnectionPool) -> None:
+    spoil(damaged, lambda data: data.__delitem__(slice(len(data) // 2, None)))
+
+    report = run(damaged)
+
+    assert 0 < of(report, "turns").kept < TALKS * ROUNDS
+    assert history(new_of(damaged), pool)
+
+
+@pytest.mark.parametrize("size", [0, 1, 512, 100_000])
+def test_what_never_was_a_database_gives_an_empty_one(
+    tmp_path: Path, pool: ConnectionPool, size: int
+) -> None:
+    (tmp_path / "noise").write_bytes(os.urandom(size))
+
+    report = run(tmp_path / "noise")
+
+    assert sum(each.kept for each in report.tables if each.table != "meta") == 0
+    assert history(tmp_path / "new.sqlite", pool) == {}
+
+
+# -- damaged values -------------------------------------------------------------------------------
+
+
+def test_texts_and_values_that_cannot_be_are_mended(damaged: Path, pool: ConnectionPool) -> None:
+    raw = apsw.Connection(str(damaged))
+    raw.execute("PRAGMA ignore_check_constraints = ON")
+    raw.execute("UPDATE turns SET content = CAST(x'ff41' AS TEXT) WHERE rowid = 1")
+    raw.execute("UPDATE turns SET status = 'nonsense', current_tokens = -7 WHERE rowid = 2")
+    raw.execute("UPDATE turns SET status = 'streaming' WHERE rowid = 3")
+    raw.execute("UPDATE sessions SET next_round_index = 0")
+    raw.execute("UPDATE rounds SET created_at = 9223372036854775807 WHERE rowid = 1")
+    raw.close()
+
+    report = run(damaged)
+
+    assert of(report, "turns").mended == 3
+    with SessionManager(new_of(damaged), pool=pool) as sessions:
+        turns = [
+            turn
+            for session in sessions.list_sessions()
+            for each in sessions.render_session_history(session.id).rounds
+            for turn in each.turns
+        ]
+        rounds = [sessions.create_round(each.id, "?").index for each in sessions.list_sessions()]
+    assert rounds == [ROUNDS] * TALKS
+    assert "�A" in {turn.content for turn in turns}
+    statuses = sorted(turn.status for turn in turns)
+    assert statuses[-2:] == [TurnStatus.INTERRUPTED] * 2
+    assert all(turn.created_at.year >= 2024 for turn in turns)
+
+
+def test_a_garbled_id_is_taken_from_the_index(damaged: Path, pool: ConnectionPool) -> None:
+    before = history(damaged, pool)
+    raw = apsw.Connection(str(damaged))
+    ((id,),) = raw.execute("SELECT id FROM rounds WHERE rowid = 5").fetchall()
+    raw.close()
+    assert isinstance(id, str)
+    page = next(n for n in pages_of(damaged, "rounds") if id.encode() in page_bytes(damaged, n))
+
+    def garble(data: bytearray) -> None:
+        at = data.index(id.encode(), (page - 1) * PAGE)
+        data[at + 30] ^= 1
+
+    spoil(damaged, garble)
+    run(damaged)
+
+    assert history(new_of(damaged), pool) == before
+
+
+def page_bytes(path: Path, number: int) -> bytes:
+    return path.read_bytes()[(number - 1) * PAGE : number * PAGE]
+
+
+def test_swapped_pages_are_told_apart(damaged: Path, pool: ConnectionPool) -> None:
+    before = history(damaged, pool)
+    one, two = pages_of(damaged, "requests")[0], pages_of(damaged, "turns")[0]
+
+    def swap(data: bytearray) -> None:
+        first, second = (slice((n - 1) * PAGE, n * PAGE) for n in (one, two))
+        data[first], data[second] = data[second], data[first]
+
+    spoil(damaged, swap)
+    run(damaged)
+
+    assert history(new_of(damaged), pool) == before
+
+
+# -- the log --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged(path: Path) -> Path:
+    """A database of which most is in the log."""
+    code = (
+        "import os, sys\n"
+        "from mandrake_sessions import SessionManager, NewTurn\n"
+        "sessions = SessionManager(sys.argv[1]).init()\n"
+        "session = sessions.create_session('In the log')\n"
+        "for number in range(20):\n"
+        "    sessions.record_round(session.id, f'Q{number}', [NewTurn(content='A' * 3000)])\n"
+        "os._exit(0)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    subprocess.run([sys.executable, "-c", code, str(path)], env=environment, check=True)
+    return path
+
+
+def frames(log: Path) -> int:
+    return (log.stat().st_size - 32) // (PAGE + 24)
+
+
+def test_the_log_is_read(logged: Path, pool: ConnectionPool) -> None:
+    report = run(logged)
+
+    assert report.lost_frames == 0
+    assert len(history(new_of(logged), pool)["In the log"]) == 20
+
+
+def test_frames_behind_a_damaged_one_count(logged: Path, pool: ConnectionPool) -> None:
+    """SQLite itself reads a log up to the first damaged frame, and forgets the rest."""
+    log = Path(f"{logged}-wal")
+    middle = frames(log) // 2
+
+    def garble(data: bytearray) -> None:
+        data[32 + middle * (PAGE + 24) + 24 + 2000] ^= 0xFF
+
+    spoil(log, garble)
+    copy = logged.with_name("by-sqlite.sqlite")
+    shutil.copy(logged, copy)
+    shutil.copy(log, f"{copy}-wal")
+    raw = apsw.Connection(str(copy))
+    seen = raw.execute("SELECT count(*) FROM turns").fetchall()[0][0]
+    raw.close()
+
+    report = salvage(logged, new_of(logged))
+
+    assert report.lost_frames == 1
+    assert of(report, "turns").kept >= 19 > int(str(seen))
+
+
+def test_the_head_of_the_log_may_be_lost(logged: Path, pool: ConnectionPool) -> None:
+    spoil(Path(f"{logged}-wal"), lambda data: struct.pack_into("8I", data, 0, *range(8)))
+
+    salvage(logged, new_of(logged))
+
+    assert len(history(new_of(logged), pool)["In the log"]) == 20
+
+
+def test_what_was_not_committed_is_left_out(logged: Path, pool: ConnectionPool) -> None:
+    log = Path(f"{logged}-wal")
+
+    def uncommit(data: bytearray) -> None:
+        # The last frame's mark, with which its checksum is wrong: its commit did not arrive.
+        at = 32 + (frames(log) - 1) * (PAGE + 24)
+        data[at + 4 : at + 8] = bytes(4)
+
+    spoil(log, uncommit)
+    report = salvage(logged, new_of(logged))
+
+    assert of(report, "turns").kept == 19
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+def test_a_target_that_is_there_stays(damaged: Path) -> None:
+    with pytest.raises(SalvageError, match="exists"):
+        salvage(damaged, damaged)
+    with pytest.raises(SalvageError, match="folder"):
+        salvage(damaged, damaged.parent / "nowhere" / "new.sqlite")
+    with pytest.raises(DatabaseMissingError):
+        salvage(damaged.parent / "nothing", damaged.parent / "new.sqlite")
+
+
+def test_a_table_that_is_not_ours_is_named(damaged: Path) -> None:
+    raw = apsw.Connection(str(damaged))
+    raw.execute("CREATE TABLE theirs (a TEXT, b TEXT, c TEXT, d INTEGER, e INTEGER)")
+    raw.execute("INSERT INTO theirs VALUES ('a', 'b', 'c', 1, 2)")
+    raw.close()
+
+    report = run(damaged)
+
+    assert report.left_out == ("theirs",)
+    assert of(report, "requests").kept == TALKS * ROUNDS
+
+
+def test_the_locks_of_an_open_database_stay(damaged: Path, pool: ConnectionPool) -> None:
+    inodes = {f":{os.stat(f'{damaged}{suffix}').st_ino}" for suffix in ("",)}
+
+    def locks() -> list[str]:
+        with open("/proc/locks", encoding="ascii") as table:
+            return [line.split(":", 1)[1] for line in table if any(i in line for i in inodes)]
+
+    with pool.acquire(damaged):
+        before = locks()
+        assert before
+        salvage(damaged, new_of(damaged))
+        diagnose(damaged, full=True)
+        assert locks() == before

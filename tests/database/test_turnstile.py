@@ -1,0 +1,522 @@
+"""Processes take turns at the write lock, and nobody waits for one that does not move."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+from database_kit import Task, adding, descriptors, file_of, keys, queue_of, until
+
+from mandrake_sessions import ConnectionPool, DatabaseBusyError, PoolClosedError
+from mandrake_sessions.database import turnstile
+from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.turnstile import Turnstile, turnstile_path
+
+PRELUDE = """
+import time
+from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions
+from mandrake_sessions.database import turnstile
+options = DatabaseOptions(durability=Durability.FAST, busy_timeout=60)
+pool = ConnectionPool(PoolOptions(database=options, linger=0))
+handle = pool.acquire(sys.argv[1])
+ADD = "INSERT INTO meta (key, value) VALUES (?, '')"
+"""
+WRITE_ONCE = """
+turnstile.PATIENCE = turnstile._ALONE = 60
+def unit(tx):
+    tx.run_all([(ADD, (sys.argv[2],))])
+    return time.monotonic()
+tell("ready")
+hear()
+tell(handle.transact(unit, "write"))
+hear()
+handle.release()
+pool.close()
+"""
+WRITE_ON = """
+def unit(tx, key):
+    tx.run_all([(ADD, (key,))])
+    time.sleep(0.002)
+    return time.monotonic()
+tell("ready")
+hear()
+tell([handle.transact(lambda tx: unit(tx, f"child {n}"), "write") for n in range(60)])
+handle.release()
+pool.close()
+"""
+HOLD = """
+import fcntl, os
+descriptor = os.open(sys.argv[1] + "-turnstile", os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(descriptor, fcntl.LOCK_EX)
+tell("held")
+hear()
+"""
+FORK = """
+import fcntl, os
+beside = sys.argv[1] + "-turnstile"
+def descriptors():
+    return [each for each in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{each}")
+            and os.path.realpath(f"/proc/self/fd/{each}") == beside]
+def is_locked():
+    other = os.open(beside, os.O_RDWR)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(other)
+    return False
+os.close(os.open(beside, os.O_RDWR | os.O_CREAT, 0o600))
+with handle.write() as tx:
+    assert is_locked() and len(descriptors()) == 1
+    child = os.fork()
+    if not child:
+        os._exit(len(descriptors()))
+    tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    tell(is_locked())
+tell(is_locked())
+"""
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has nobody of this process pass by a turnstile that does not move, or give up the front."""
+    monkeypatch.setattr(turnstile, "PATIENCE", 60.0)
+    monkeypatch.setattr(turnstile, "_ALONE", 60.0)
+
+
+@pytest.fixture
+def hold_turnstile(start_child: Callable[..., Any]) -> Callable[[Path], Any]:
+    """Has another process hold the turnstile until it is told."""
+
+    def hold(path: Path) -> Any:
+        child = start_child(HOLD, path)
+        assert child.hear() == "held"
+        return child
+
+    return hold
+
+
+def turnstile_of(handle: DatabaseHandle) -> Turnstile:
+    return file_of(handle).writer.turnstile
+
+
+def in_line(path: Path) -> tuple[int, int]:
+    """Return how many hold the turnstile, and how many the kernel lets wait for it."""
+    try:
+        inode = turnstile_path(path).stat().st_ino
+    except FileNotFoundError:
+        return 0, 0
+    lines = Path("/proc/locks").read_text().splitlines()
+    mine = [line for line in lines if f":{inode} " in line and "FLOCK" in line]
+    waiting = sum("->" in line for line in mine)
+    return len(mine) - waiting, waiting
+
+
+def waiting_threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "mandrake-turnstile"]
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+# -- taking turns -------------------------------------------------------------------------------
+
+
+def test_who_meets_nobody_has_no_turnstile(handle: DatabaseHandle, path: Path) -> None:
+    for number in range(50):
+        handle.transact(adding(f"{number}"), "add")
+    assert not turnstile_path(path).exists()
+    assert not waiting_threads()
+    assert turnstile_of(handle).failure is None
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_meets_another_process_makes_one_and_removes_it(
+    make_pool: Callable[..., ConnectionPool], path: Path, hold_write_lock: Callable[..., Any]
+) -> None:
+    with make_pool().acquire(path) as handle:
+        other = hold_write_lock(path)
+        task = Task(lambda: handle.transact(adding("late"), "add"))
+        until(lambda: in_line(path) == (1, 0))
+        assert stat.S_IMODE(turnstile_path(path).stat().st_mode) == 0o600
+        other.tell()
+        task.result()
+        assert in_line(path) == (0, 0)
+        assert not turnstile_of(handle).is_entered
+        assert keys(handle) == {"late"}
+    until(lambda: not turnstile_path(path).exists())
+    assert not descriptors(path)
+    assert not waiting_threads()
+
+
+@pytest.mark.usefixtures("patient")
+def test_the_turnstile_is_held_until_the_transaction_ends(
+    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+) -> None:
+    hold_write_lock(path, 0.05)
+    with handle.write():
+        assert in_line(path) == (1, 0)
+    assert in_line(path) == (0, 0)
+    hold_write_lock(path, 0.05)
+    with pytest.raises(ZeroDivisionError), handle.write():
+        assert in_line(path) == (1, 0)
+        raise ZeroDivisionError
+    assert in_line(path) == (0, 0)
+
+
+def test_rule_13_processes_are_served_in_the_order_they_came(
+    handle: DatabaseHandle,
+    path: Path,
+    hold_write_lock: Callable[..., Any],
+    start_child: Callable[..., Any],
+) -> None:
+    """The kernel's queue decides, and not who happens to look first::
+
+    other    holds the write lock ........................ lets go
+    first    BUSY ─ turnstile ─ looks ─ looks ─ looks ─ looks ─ BEGIN
+    second           BUSY ─ waits ................................... BEGIN
+    third                    BUSY ─ waits .................................. BEGIN
+    """
+    names = ["first", "second", "third", "fourth"]
+    children = [start_child(PRELUDE + WRITE_ONCE, path, name) for name in names]
+    for child in children:
+        assert child.hear() == "ready"
+    other = hold_write_lock(path)
+    for place, child in enumerate(children):
+        child.tell()
+        until(lambda place=place: in_line(path) == (1, place))
+    other.tell()
+    times = [child.hear() for child in children]
+    assert times == sorted(times)
+    for child in children:
+        child.tell()
+        child.finish()
+    assert keys(handle) == set(names)
+
+
+def test_rule_13_who_writes_on_and_on_lets_others_in(
+    handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
+) -> None:
+    def unit(tx: Any, key: str) -> float:
+        adding(key)(tx)
+        threading.Event().wait(0.002)
+        return monotonic()
+
+    child = start_child(PRELUDE + WRITE_ON, path)
+    assert child.hear() == "ready"
+    child.tell()
+    mine = [handle.transact(lambda tx, n=n: unit(tx, f"{n}"), "write") for n in range(60)]
+    theirs = child.hear()
+    child.finish()
+    first, last = max(mine[0], theirs[0]), min(mine[-1], theirs[-1])
+    order = sorted([(each, "mine") for each in mine] + [(each, "theirs") for each in theirs])
+    together = [who for when, who in order if first <= when <= last]
+    turns = [len(list(turn)) for _, turn in groupby(together)]
+    # In turns; without the turnstile one writes until it has done.
+    assert len(turns) > len(together) / 2
+
+
+def test_a_restless_foreign_writer_does_not_keep_us_out(
+    handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
+) -> None:
+    foreign = start_child(
+        """
+import apsw, os, time
+connection = apsw.Connection(sys.argv[1])
+connection.set_busy_timeout(60_000)
+connection.execute("PRAGMA synchronous=1; PRAGMA wal_autocheckpoint=0")
+tell("ready")
+while os.getppid() != 1:
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT INTO meta (key, value) VALUES (randomblob(8), '')")
+    time.sleep(0.002)
+    connection.execute("COMMIT")
+""",
+        path,
+    )
+    assert foreign.hear() == "ready"
+    longest = 0.0
+    for number in range(20):
+        since = monotonic()
+        handle.transact(adding(f"{number}"), "add")
+        longest = max(longest, monotonic() - since)
+    sys.stdout.write(f"\nlongest wait beside a foreign writer: {longest * 1e3:.0f} ms")
+    # It leaves 10 us between two transactions; at our usual pace this took seconds.
+    assert longest < 1.0
+
+
+def test_who_has_no_luck_at_the_front_lets_the_next_one_try(
+    handle: DatabaseHandle,
+    path: Path,
+    hold_write_lock: Callable[..., Any],
+    hold_turnstile: Callable[[Path], Any],
+) -> None:
+    other = hold_write_lock(path)
+    task = Task(lambda: handle.transact(adding("late"), "add"))
+    until(lambda: turnstile_path(path).exists() and in_line(path) == (0, 0))
+    hold_turnstile(path)
+    assert not task.is_over
+    other.tell()
+    task.result()
+    assert in_line(path) == (1, 0)
+
+
+# -- one that does not move ---------------------------------------------------------------------
+
+
+def test_a_stopped_process_at_the_turnstile_is_passed_by(
+    handle: DatabaseHandle,
+    path: Path,
+    hold_write_lock: Callable[..., Any],
+    start_child: Callable[..., Any],
+) -> None:
+    """Once for each process, and until it moves again::
+
+    stopped   BUSY ─ turnstile ─ SIGSTOP ........................... SIGCONT ─ BEGIN
+    we                             waits ─ patience ends ─ BEGIN ─ BEGIN ─ BEGIN
+    """
+    child = start_child(PRELUDE + WRITE_ONCE, path, "stopped")
+    assert child.hear() == "ready"
+    other = hold_write_lock(path)
+    child.tell()
+    until(lambda: in_line(path) == (1, 0))
+    child.process.send_signal(signal.SIGSTOP)
+    until(lambda: state_of(child.process.pid) == "T")
+    other.tell()
+    assert other.hear() == "gone"
+    ours = turnstile_of(handle)
+    for number in range(10):
+        handle.transact(adding(f"{number}"), "add", 10.0)
+        assert not ours.is_held
+    assert ours.stalls == 1
+    child.process.send_signal(signal.SIGCONT)
+    child.hear()
+    child.tell()
+    child.finish()
+    until(lambda: in_line(path) == (0, 0))
+    with handle.write():
+        assert turnstile_path(path).exists() == ours.is_held
+    assert len(keys(handle)) == 11
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_killed_process_lets_the_next_one_in(
+    handle: DatabaseHandle, path: Path, hold_turnstile: Callable[[Path], Any]
+) -> None:
+    other = hold_turnstile(path)
+    task = Task(lambda: handle.transact(adding("next"), "add"))
+    until(lambda: in_line(path) == (1, 1))
+    other.process.kill()
+    task.result()
+    assert turnstile_of(handle).stalls == 0
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_killed_process_that_waits_is_out_of_line(
+    handle: DatabaseHandle,
+    path: Path,
+    hold_turnstile: Callable[[Path], Any],
+    start_child: Callable[..., Any],
+) -> None:
+    child = start_child(PRELUDE + WRITE_ONCE, path, "killed")
+    assert child.hear() == "ready"
+    other = hold_turnstile(path)
+    child.tell()
+    until(lambda: in_line(path) == (1, 1))
+    task = Task(lambda: handle.transact(adding("next"), "add"))
+    until(lambda: in_line(path) == (1, 2))
+    child.process.kill()
+    until(lambda: in_line(path) == (1, 1))
+    other.tell()
+    task.result()
+    assert keys(handle) == {"next"}
+
+
+# -- an end of waiting --------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("patient")
+def test_rule_9_the_deadline_holds_at_the_turnstile(
+    handle: DatabaseHandle,
+    path: Path,
+    hold_write_lock: Callable[..., Any],
+    hold_turnstile: Callable[[Path], Any],
+) -> None:
+    hold_write_lock(path)
+    gate = hold_turnstile(path)
+    for seconds in (0.0, 0.15):
+        since = monotonic()
+        with pytest.raises(DatabaseBusyError) as caught:
+            handle.transact(adding("never"), "add", seconds)
+        assert seconds <= monotonic() - since < seconds + 1
+        assert caught.value.phase == "begin"
+    assert queue_of(handle).holder == 0
+    # The thread still waits in our place: what it is given by then, it lets go.
+    assert in_line(path) == (1, 1)
+    gate.tell()
+    until(lambda: in_line(path) == (0, 0))
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_call_takes_over_the_place_of_one_that_gave_up(
+    handle: DatabaseHandle,
+    path: Path,
+    hold_write_lock: Callable[..., Any],
+    hold_turnstile: Callable[[Path], Any],
+) -> None:
+    other = hold_write_lock(path)
+    gate = hold_turnstile(path)
+    with pytest.raises(DatabaseBusyError):
+        handle.transact(adding("never"), "add", 0.05)
+    assert in_line(path) == (1, 1)
+    task = Task(lambda: handle.transact(adding("late"), "add"))
+    until(lambda: queue_of(handle).holder)
+    gate.tell()
+    until(lambda: turnstile_of(handle).is_held)
+    other.tell()
+    task.result()
+    assert in_line(path) == (0, 0)
+    assert keys(handle) == {"late"}
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_thread_can_be_told_to_stop_waiting(
+    handle: DatabaseHandle,
+    path: Path,
+    hold_write_lock: Callable[..., Any],
+    hold_turnstile: Callable[[Path], Any],
+) -> None:
+    hold_write_lock(path)
+    hold_turnstile(path)
+    task = Task(lambda: handle.transact(adding("never"), "add", 60.0))
+    until(lambda: in_line(path) == (1, 1))
+    assert task.thread.ident is not None
+    file_of(handle).writer.give_up(task.thread.ident)
+    with pytest.raises(DatabaseBusyError):
+        task.result()
+
+
+@pytest.mark.usefixtures("patient")
+def test_closing_ends_the_waiting_and_leaves_nothing(
+    make_pool: Callable[..., ConnectionPool],
+    path: Path,
+    hold_write_lock: Callable[..., Any],
+    hold_turnstile: Callable[[Path], Any],
+) -> None:
+    pool = make_pool(close_timeout=0.2)
+    handle = pool.acquire(path)
+    other = hold_write_lock(path)
+    gate = hold_turnstile(path)
+    task = Task(lambda: handle.transact(adding("never"), "add", 60.0))
+    until(lambda: in_line(path) == (1, 1))
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        task.result()
+    # The kernel's wait cannot be ended from outside; it ends with the one it waits for.
+    gate.tell()
+    until(lambda: not waiting_threads())
+    assert not descriptors(path)
+    other.tell()
+
+
+def test_the_thread_ends_when_it_was_idle(
+    handle: DatabaseHandle,
+    path: Path,
+    hold_turnstile: Callable[[Path], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turnstile, "_IDLE", 0.01)
+    for _ in range(3):
+        gate = hold_turnstile(path)
+        task = Task(lambda: handle.transact(adding(os.urandom(4).hex()), "add"))
+        until(lambda: in_line(path) == (1, 1))
+        gate.tell()
+        task.result()
+        until(lambda: not waiting_threads())
+    assert len(keys(handle)) == 3
+
+
+def test_rule_18_a_forked_child_has_no_turnstile_and_frees_none(
+    handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
+) -> None:
+    child = start_child(PRELUDE + FORK, path)
+    assert child.hear() == 0, "the child has the parent's file open"
+    assert child.hear(), "the child freed its parent's turnstile"
+    assert not child.hear()
+    child.finish()
+    assert handle.path == path
+
+
+# -- the file -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("obstacle", ["folder", "link", "pipe"])
+def test_without_a_turnstile_everything_works(
+    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any], obstacle: str
+) -> None:
+    beside = turnstile_path(path)
+    if obstacle == "folder":
+        beside.mkdir()
+    elif obstacle == "link":
+        beside.symlink_to(path)
+    else:
+        os.mkfifo(beside)
+    hold_write_lock(path, 0.05)
+    handle.transact(adding("late"), "add")
+    assert keys(handle) == {"late"}
+    assert isinstance(turnstile_of(handle).failure, OSError)
+    assert not waiting_threads()
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_turnstile_that_was_removed_is_made_anew(
+    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+) -> None:
+    hold_write_lock(path, 0.02)
+    handle.transact(adding("1"), "add")
+    turnstile_path(path).unlink()
+    hold_write_lock(path, 0.02)
+    with handle.write():
+        assert in_line(path) == (1, 0)
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_waits_at_a_removed_turnstile_goes_to_the_new_one(
+    handle: DatabaseHandle, path: Path, hold_turnstile: Callable[[Path], Any]
+) -> None:
+    old = hold_turnstile(path)
+    task = Task(lambda: handle.transact(adding("late"), "add"))
+    until(lambda: in_line(path) == (1, 1))
+    turnstile_path(path).unlink()
+    new = hold_turnstile(path)
+    old.tell()
+    until(lambda: in_line(path) == (1, 1))
+    new.tell()
+    task.result()
+    assert keys(handle) == {"late"}
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_removing_a_database_removes_what_a_killed_process_left(
+    make_pool: Callable[..., ConnectionPool], path: Path, is_folder: bool
+) -> None:
+    pool = make_pool()
+    pool.acquire(path).release()
+    if is_folder:
+        turnstile_path(path).mkdir()
+    else:
+        turnstile_path(path).touch()
+    pool.remove(path)
+    assert [each.name for each in path.parent.iterdir() if each.is_file()] == []

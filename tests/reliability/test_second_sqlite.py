@@ -1,0 +1,245 @@
+"""A second SQLite library in the process: reported, and what it does to a file of ours survived.
+
+The standard library's ``sqlite3`` has a lock table of its own. Closing a file that APSW has open,
+it drops APSW's locks, because the kernel gives them to a process; taking itself for the last one,
+it deletes the log underneath, and what is committed from then on goes to a file without a name.
+
+Each test is a child process: what it shows would harm this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mandrake_sessions import ConnectionPool, PoolOptions, SessionManager
+
+Start = Callable[..., Any]
+
+PRELUDE = """
+import os
+from pathlib import Path
+import structlog
+from structlog.testing import capture_logs
+from mandrake_sessions import *
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+path = Path(sys.argv[1])
+
+def second():
+    return __import__("sqlite{}".format(3))
+
+def open_and_close():
+    connection = second().connect(path)
+    connection.execute("SELECT count(*) FROM sessions").fetchall()
+    connection.close()
+
+def bad(sessions):
+    return {each.name: str(each.status) for each in sessions.health().checks if each.status != "ok"}
+
+def attempt(sessions, title):
+    try:
+        sessions.create_session(title)
+    except MandrakeSessionsError as error:
+        return type(error).__name__
+    return "stored"
+
+def events(logs):
+    return [log["event"] for log in logs]
+"""
+ALSO = """
+import apsw
+connection = apsw.Connection(sys.argv[1])
+connection.execute("SELECT count(*) FROM sessions").fetchall()
+tell("open")
+hear()
+connection.close()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A database that is there: a child then need not import what makes one."""
+    for name in ("db.sqlite", "other.sqlite"):
+        titles(tmp_path / name)
+    return tmp_path / "db.sqlite"
+
+
+def titles(path: Path) -> set[str]:
+    with ConnectionPool(PoolOptions(linger=0)) as pool, SessionManager(path, pool=pool) as sessions:
+        return {session.title for session in sessions.list_sessions()}
+
+
+def test_show_7_the_harm_is_real(start_child: Start, path: Path, dump: Any) -> None:
+    """On bare APSW: a commit that was acknowledged is not there after the process has died."""
+    child = start_child(
+        PRELUDE
+        + """
+import apsw
+connection = apsw.Connection(str(path))
+add = "INSERT INTO meta (key, value) VALUES (?, '')"
+connection.execute(add, ["before"])
+open_and_close()
+connection.execute(add, ["after"])
+tell(sorted(os.listdir(path.parent)))
+os._exit(0)
+""",
+        path,
+    )
+    assert child.hear() == [path.name, "other.sqlite"]
+    child.finish()
+    found = {key for key, _ in dump(path)["meta"]}
+    assert "before" in found
+    assert "after" not in found
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["with a monitor", "without"])
+def test_show_7_a_file_that_it_opened_and_closed_loses_nothing(
+    start_child: Start, path: Path, looks: bool
+) -> None:
+    """The next lease finds the log gone, before anything is written to it."""
+    child = start_child(
+        PRELUDE
+        + f"""
+pool = ConnectionPool(PoolOptions(linger=0))
+sessions = SessionManager(path, pool=pool).init()
+monitor = HealthMonitor(pool)
+monitor.look()
+sessions.create_session("before")
+open_and_close()
+with capture_logs() as logs:
+    if {looks}:
+        monitor.look()
+    tell(attempt(sessions, "refused"))
+    sessions.close()
+    sessions = SessionManager(path, pool=pool).init()
+    tell(attempt(sessions, "after"))
+tell(events(logs))
+os._exit(0)
+""",
+        path,
+    )
+    assert child.hear() == "DatabaseMovedError"
+    assert child.hear() == "stored"
+    told = child.hear()
+    child.finish()
+    assert {"database_retired", "second_sqlite"} <= set(told)
+    assert "database_log_set_aside" not in told
+    # As after a crash: nothing was closed.
+    assert titles(path) == {"before", "after"}
+
+
+def test_show_7_what_was_committed_to_a_log_without_a_name_is_brought_into_the_file(
+    start_child: Start, path: Path
+) -> None:
+    """A commit between its close and the next lease: the lease was had before::
+
+    ours      lease ─ looks ─ INSERT ──────────────── COMMIT ─ the next lease looks: retired
+    sqlite3                          closes, deletes
+    """
+    child = start_child(
+        PRELUDE
+        + """
+with ConnectionPool(PoolOptions(linger=0)) as pool:
+    sessions = SessionManager(path, pool=pool).init()
+    sessions.create_session("before")
+    with sessions.transaction() as tx:
+        tx.create_session("between")
+        open_and_close()
+    tell((path.parent / "db.sqlite-wal").exists())
+    tell(attempt(sessions, "refused"))
+    sessions.close()
+""",
+        path,
+    )
+    assert child.hear() is False
+    assert child.hear() == "DatabaseMovedError"
+    child.finish()
+    assert titles(path) == {"before", "between"}
+
+
+def test_show_7_it_is_reported_as_it_comes_and_goes(start_child: Start, path: Path) -> None:
+    child = start_child(
+        PRELUDE
+        + """
+with ConnectionPool(PoolOptions(linger=0)) as pool, SessionManager(path, pool=pool) as sessions:
+    sessions.create_session("before")
+    tell(bad(sessions))
+    second()
+    tell(bad(sessions))
+    connection = second().connect(path)
+    connection.execute("SELECT count(*) FROM sessions").fetchall()
+    tell(bad(sessions))
+    connection.close()
+    tell(bad(sessions))
+""",
+        path,
+    )
+    assert child.hear() == {}
+    assert child.hear() == {"sqlite": "degraded"}
+    assert child.hear() == {"sqlite": "degraded", "second_opener": "failed"}
+    closed = child.hear()
+    assert (closed["log"], closed["locks"]) == ("failed", "failed")
+    child.finish()
+
+
+@pytest.mark.parametrize("way", ["open_and_close()", "open(path).close()"], ids=["it", "open()"])
+def test_show_7_locks_that_were_dropped_are_seen_and_taken_again(
+    start_child: Start, path: Path, way: str
+) -> None:
+    """Another process has the file open too, so the log is not deleted."""
+    also = start_child(ALSO, path)
+    assert also.hear() == "open"
+    child = start_child(
+        PRELUDE
+        + f"""
+with ConnectionPool(PoolOptions(linger=0)) as pool:
+    sessions = SessionManager(path, pool=pool).init()
+    monitor = HealthMonitor(pool)
+    monitor.look()
+    sessions.create_session("before")
+    {way}
+    tell(bad(sessions))
+    with capture_logs() as logs:
+        monitor.look()
+    tell(events(logs))
+    tell(attempt(sessions, "refused"))
+    sessions.close()
+    with SessionManager(path, pool=pool) as sessions:
+        tell(attempt(sessions, "after"))
+        tell(sorted(bad(sessions)))
+""",
+        path,
+    )
+    found = child.hear()
+    assert found.pop("sqlite", "degraded") == "degraded"
+    assert found == {"locks": "failed"}
+    assert "database_retired" in child.hear()
+    assert child.hear() == "DatabaseMovedError"
+    assert child.hear() == "stored"
+    assert set(child.hear()) <= {"sqlite"}
+    child.finish()
+    also.tell()
+    also.finish()
+    assert titles(path) == {"before", "after"}
+
+
+def test_show_7_it_is_told_once_when_a_file_is_opened(start_child: Start, path: Path) -> None:
+    """Not refused: much that does no harm loads it."""
+    child = start_child(
+        PRELUDE
+        + """
+second()
+with capture_logs() as logs, ConnectionPool(PoolOptions(linger=0)) as pool:
+    for name in ("db.sqlite", "other.sqlite"):
+        with SessionManager(path.with_name(name), pool=pool) as sessions:
+            tell(attempt(sessions, "stored"))
+tell([[log["event"], log["log_level"], "sqlite" in log["library"]] for log in logs])
+""",
+        path,
+    )
+    assert child.hear() == child.hear() == "stored"
+    assert child.hear() == [["second_sqlite", "warning", True]]
+    child.finish()
