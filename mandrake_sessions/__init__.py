@@ -5,17 +5,17 @@
 See ``SessionManager`` for one database, ``MandrakeManager`` for a system with workspaces.
 """
 
-from mandrake_sessions.database.diagnosis import diagnose
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.monitor import HealthMonitor
-from mandrake_sessions.database.pool import ConnectionPool, default_pool
-from mandrake_sessions.database.report import (
+from mandrake_sessions.database.health.diagnosis import diagnose
+from mandrake_sessions.database.health.monitor import HealthMonitor
+from mandrake_sessions.database.health.report import (
     HealthCheck,
     HealthLevel,
     HealthReport,
     HealthStatus,
 )
-from mandrake_sessions.database.salvage import SalvageReport, TableSalvage, salvage
+from mandrake_sessions.database.pool import ConnectionPool, default_pool
+from mandrake_sessions.database.salvage.salvaging import SalvageReport, TableSalvage, salvage
 from mandrake_sessions.database.stats import DatabaseStats, PoolStats
 from mandrake_sessions.errors import (
     AlreadyExistsError,

@@ -14,7 +14,7 @@ import structlog
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.health import HealthLevel, HealthReport
+from mandrake_sessions.database.health.levels import HealthLevel, HealthReport
 from mandrake_sessions.database.paths import real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.stats import DatabaseStats

@@ -22,7 +22,7 @@ from mandrake_sessions.aio.following import followed
 from mandrake_sessions.aio.listening import AsyncTurnListener, listen
 from mandrake_sessions.aio.opening import AsyncOpening
 from mandrake_sessions.aio.twins import awaits, hosts_unit, streams
-from mandrake_sessions.database.health import HealthLevel, HealthReport
+from mandrake_sessions.database.health.levels import HealthLevel, HealthReport
 from mandrake_sessions.database.stats import DatabaseStats
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.live.subscription import (

@@ -34,7 +34,7 @@ from mandrake_sessions.cli.target import (
 )
 from mandrake_sessions.database import migrate as migrations
 from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.health import HealthCheck, HealthReport, HealthStatus
+from mandrake_sessions.database.health.levels import HealthCheck, HealthReport, HealthStatus
 from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import BackupError, DatabaseMissingError

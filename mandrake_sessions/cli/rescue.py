@@ -17,10 +17,10 @@ from mandrake_sessions.cli.output import (
     print_text,
 )
 from mandrake_sessions.cli.target import TIMEOUT, Json, Timeout, new_pool
-from mandrake_sessions.database.report import HealthStatus
+from mandrake_sessions.database.health.report import HealthStatus
 
 if TYPE_CHECKING:
-    from mandrake_sessions.database.salvage import SalvageReport
+    from mandrake_sessions.database.salvage.salvaging import SalvageReport
 
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="A database file.")]
 
@@ -44,7 +44,7 @@ def doctor(
 
     The file need not be one that can be opened. Exit code 5 if it cannot be used as it is.
     """
-    from mandrake_sessions.database.diagnosis import diagnose
+    from mandrake_sessions.database.health.diagnosis import diagnose
 
     report = diagnose(file, full=full)
     if as_json:
@@ -103,7 +103,7 @@ def salvage(
 
     FILE and the -wal beside it are only read.
     """
-    from mandrake_sessions.database.salvage import salvage as run
+    from mandrake_sessions.database.salvage.salvaging import salvage as run
 
     if os.path.lexists(new.expanduser()):
         raise CommandError(

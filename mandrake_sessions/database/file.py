@@ -1,15 +1,11 @@
-"""One open database file: its two connections, the checks at each lease, and its end."""
+"""One open database file: what is read and written through it, and what hangs on it."""
 
 from __future__ import annotations
 
 import contextlib
-import enum
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import get_ident
-from time import monotonic
 from typing import TypeVar
 
 import apsw
@@ -18,28 +14,19 @@ import structlog
 from mandrake_sessions import arguments
 from mandrake_sessions.database import migrate
 from mandrake_sessions.database.checkpoint import Checkpointer
-from mandrake_sessions.database.closing import (
-    OnStuck,
-    close_lane,
-    take_for_closing,
-)
-from mandrake_sessions.database.companion import Attached, C, Companion
+from mandrake_sessions.database.companion import C, Companion
 from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.fate import Fate, Logs, end_log, find_fate, is_emptied
+from mandrake_sessions.database.fate import Fate, find_fate
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.guard import (
-    bury,
     caller_outside,
     reentrant_error,
     warn_of_second_sqlite,
 )
-from mandrake_sessions.database.inspection import Inspections
-from mandrake_sessions.database.lease import Bring, MakeError
+from mandrake_sessions.database.lease import Bring
+from mandrake_sessions.database.lifecycle import FileLifecycle
 from mandrake_sessions.database.maintenance import Maintenance
-from mandrake_sessions.database.parking import FileParkedError
 from mandrake_sessions.database.paths import Identity
-from mandrake_sessions.database.refusal import Refusal
-from mandrake_sessions.database.scope import Lane, WriteLane
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -48,34 +35,21 @@ from mandrake_sessions.database.transaction import (
 )
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
-    CorruptDatabaseError,
     DatabaseBusyError,
     DatabaseError,
     DatabaseMovedError,
-    ForkedPoolError,
-    MandrakeSessionsError,
-    NotADatabaseError,
     PoolClosedError,
 )
 from mandrake_sessions.options import DatabaseOptions
 
 T = TypeVar("T")
 
-_modules = sys.modules
 _CHECKPOINT_BUDGET = 5.0
 # Finishing costs the writers one or two milliseconds: rarer, a lone writer gained 25 %.
 _FINISH_ABOVE = 4_000
 
 
-class FileState(enum.Enum):
-    """Where an open file stands; it moves down only."""
-
-    OPEN = "open"
-    RETIRED = "retired"
-    CLOSED = "closed"
-
-
-class DatabaseFile:
+class DatabaseFile(FileLifecycle):
     """The one read-write connection of a file, and the auxiliary one that only reads.
 
     Args:
@@ -85,15 +59,8 @@ class DatabaseFile:
         on_retired: told, perhaps by a holder of the lease, that it must be closed.
 
     Attributes:
-        state: whether new work is taken.
-        is_refusing: set, without any lock, by a signal's handler: no new call is let in.
-        stamp: the random number in the file's header that tells it from other databases.
-        refusal: why writes are refused, if they are.
-        logs: the files that SQLite keeps beside this one.
+        checkpointer: decides when the WAL is copied into the database.
         was_locked: whether a look has seen the lock that SQLite keeps on it.
-        inspections: further connections that only look.
-        used_at: when the last call began (``time.monotonic``).
-        is_parked: whether it is closed, or about to be, only because too many files are open.
     """
 
     def __init__(
@@ -103,35 +70,8 @@ class DatabaseFile:
         maintenance: Maintenance,
         on_retired: Callable[[], None],
     ) -> None:
-        self.path: Path = main.path
-        self.identity: Identity = main.identity
-        self.options = options
-        self.state = FileState.OPEN
-        self.refusal = Refusal(main.path)
-        self.is_refusing = False
-        self.used_at = monotonic()
-        self.is_parked = False
-        self.stamp = int(main.value("PRAGMA user_version"))
-        self._fate = Fate.OURS
-        self._retirement: MakeError | None = None
-        self._is_closing = False
-        self._is_ending = False
-        self.logs = Logs(main.path)
+        super().__init__(main, options, on_retired)
         self.was_locked = False
-        self.inspections = Inspections(main.path, main.identity, options)
-        self._on_retired = on_retired
-        self._refusal: MakeError | None = None
-        self._main = WriteLane(
-            main,
-            options,
-            check=self._check,
-            on_unclean=self.retire,
-            on_fault=self.refusal.note,
-            on_commit=self._note_commit,
-        )
-        self._auxiliary: Lane | None = None
-        self._auxiliary_mutex = threading.Lock()
-        self._attached = Attached(main.path)
         self._make_companion: Callable[[DatabaseFile], Companion] | None = None
         self.checkpointer = Checkpointer(
             options.checkpoint_frames,
@@ -367,15 +307,6 @@ class DatabaseFile:
             self.retire_as(fate)
         return fate is Fate.OURS and self.refusal.damage is None
 
-    def lanes(self) -> list[Lane]:
-        """Return the lanes that exist."""
-        return [self._main] if self._auxiliary is None else [self._main, self._auxiliary]
-
-    @property
-    def writer(self) -> WriteLane:
-        """The lane of the read-write connection, for its figures."""
-        return self._main
-
     # -- companion and claim ----------------------------------------------------------------
 
     @property
@@ -401,12 +332,6 @@ class DatabaseFile:
         """Take over what hung on a file that was parked: a companion of the same kind."""
         if parked._make_companion is not None:
             self.companion_of(parked._make_companion)
-
-    @property
-    def owner(self) -> str | None:
-        """The id under which this process has claimed the file, None before it has."""
-        claim = self._attached.claim
-        return None if claim is None else claim.id
 
     def claim(self) -> str:
         """Return the id of this process's claim on the file, which is made the first time.
@@ -441,23 +366,6 @@ class DatabaseFile:
             if lane.queue.holder == me:
                 raise reentrant_error(operation, lane.queue.operation)
 
-    # -- checks -----------------------------------------------------------------------------
-
-    def _check(self, connection: Connection, operation: str) -> None:
-        """Make sure, at every lease, that this is still our file, and open.
-
-        A live connection does not notice a dead file: with the file gone, INSERT still succeeded.
-        """
-        if self._refusal is not None:
-            raise self._refusal()
-        if connection.has_moved():
-            self.retire_moved()
-            raise DatabaseMovedError(path=self.path, operation=operation)
-        # Closing the file, the standard library's SQLite removes the log that ours writes to.
-        if "_sqlite3" in _modules and self.logs.lost():
-            self.retire_as(Fate.LOG_LOST)
-            raise self._closed_error()
-
     def _note_commit(self) -> None:
         """Count towards the next checkpoint; the COMMIT has succeeded whatever happens here."""
         try:
@@ -467,275 +375,3 @@ class DatabaseFile:
         if self.refusal.obstacle is not None:
             self.refusal.note_success()
         self._attached.committed()
-
-    def _require_open(self) -> None:
-        if self.state is FileState.CLOSED:
-            raise self._closed_error()
-
-    def _require_usable(self) -> None:
-        self._require_open()
-        if self.is_refusing or self._is_ending:
-            raise self._closed_error()
-        if self._refusal is not None:
-            raise self._refusal()
-
-    def _admit(self, operation: str, *, even_refused: bool = False) -> None:
-        """Let a new call in, unless it can only wait for itself."""
-        if (self.is_refusing and not even_refused) or self.state is FileState.CLOSED:
-            raise self._closed_error()
-        me = get_ident()
-        if self._main.queue.holder == me:
-            raise reentrant_error(operation, self._main.queue.operation)
-        if self._auxiliary is not None and self._auxiliary.queue.holder == me:
-            raise reentrant_error(operation, self._auxiliary.queue.operation)
-
-    def _auxiliary_lane(self, budget: Budget) -> Lane:
-        """Return the auxiliary lane, opening its connection when it is first needed."""
-        if self._auxiliary is None:
-            if not self._auxiliary_mutex.acquire(timeout=budget.left()):
-                raise budget.exceeded("open", self.path, "open")
-            try:
-                if self._auxiliary is None:
-                    lane = self._open_auxiliary(budget)
-                    if self._is_closing:
-                        lane.connection.close(abandon=True)
-                        raise self._closed_error()
-                    self._auxiliary = lane
-                    lane.connection.owner = self.owner
-            finally:
-                self._auxiliary_mutex.release()
-        return self._auxiliary
-
-    def _open_auxiliary(self, budget: Budget) -> Lane:
-        if self._refusal is not None:
-            raise self._refusal()
-        if self._is_closing:
-            raise self._closed_error()
-        if self.options.vfs is None and is_emptied(self.path):
-            # SQLite would take it for a new database, and delete the log of the old one.
-            self.retire_as(Fate.OVERWRITTEN)
-            raise self._closed_error()
-        try:
-            connection = open_connection(
-                self.path, self.identity, self.options, budget, auxiliary=True
-            )
-        except DatabaseMovedError:
-            self.retire_moved()
-            raise
-        except (CorruptDatabaseError, NotADatabaseError) as error:
-            self.refusal.note(error)
-            raise
-        return Lane(
-            connection,
-            check=self._check,
-            on_unclean=self.retire,
-            on_fault=self.refusal.note,
-        )
-
-    # -- the end ----------------------------------------------------------------------------
-
-    def retire(self, reason: str, **details: object) -> None:
-        """Take no more work: the next acquire opens the file that is there then.
-
-        Args:
-            reason: for people.
-            details: for the log.
-        """
-        if self.state is not FileState.OPEN:
-            return
-        self.state = FileState.RETIRED
-        message = f"The open database is not used any more: {reason}; open it again."
-        self._retirement = lambda: DatabaseMovedError(message, path=self.path)
-        self._refuse(self._retirement, waiters_too=True)
-        self._attached.retired()
-        self._on_retired()
-        structlog.get_logger(__name__).warning(
-            "database_retired", path=str(self.path), reason=reason, **details
-        )
-
-    def retire_moved(self) -> None:
-        """Retire because the path does not name the open file any more."""
-        self.retire_as(Fate.MOVED)
-
-    def retire_as(self, fate: Fate) -> None:
-        """Retire because of what became of the file."""
-        self._fate = fate
-        self.retire(fate.value)
-
-    def _refuse(self, make_error: MakeError, *, waiters_too: bool) -> None:
-        self._refusal = make_error
-        for lane in self.lanes():
-            lane.queue.refuse(make_error, waiters_too=waiters_too)
-
-    def refuse_new_work(self) -> None:
-        """Refuse who comes from now on; who waits or works already goes on."""
-        if self.state is FileState.OPEN:
-            for lane in self.lanes():
-                lane.queue.refuse(self._closed_error, waiters_too=False)
-
-    def _closed_error(self) -> MandrakeSessionsError:
-        if self._retirement is not None:
-            return self._retirement()
-        if self.is_parked:
-            return FileParkedError(path=self.path)
-        return PoolClosedError(path=self.path)
-
-    # -- parking ----------------------------------------------------------------------------
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nobody does anything with it this moment; no lock is taken for the answer."""
-        return self._attached.is_quiet and all(lane.queue.is_quiet for lane in self.lanes())
-
-    def pin(self) -> None:
-        """Keep the file from being parked until ``unpin``; any number may do so at once.
-
-        Raises:
-            FileParkedError: it is parked, or about to be.
-            DatabaseError: why else it takes no more work.
-        """
-        self._main.queue.pin()
-
-    def unpin(self) -> None:
-        """Undo one ``pin``."""
-        self._main.queue.unpin()
-
-    def park(self, timeout: float) -> bool:
-        """Close the file if nobody does anything with it, so that it can be opened again.
-
-        Args:
-            timeout: seconds that closing may take.
-
-        Returns:
-            Whether it is closed; what comes from now on gets ``FileParkedError``.
-
-        Raises:
-            DatabaseError: it is closed, and not cleanly.
-            ExceptionGroup: several parts failed.
-        """
-        if not self._shut():
-            return False
-        try:
-            # A lease like any other: it tells whether this is still our file.
-            self.fetch(lambda _: None, "park", even_refused=True)
-            # What takes no writes can still be read, and could perhaps not be opened again.
-            can_rest = self._attached.can_rest() and self.refusal.reason is None
-        except DatabaseError:
-            can_rest = False
-        except BaseException:
-            self._unshut()
-            raise
-        if not can_rest:
-            # Not asked again at once: others have waited as long.
-            self.used_at = monotonic()
-            self._unshut()
-            return False
-        self.close(timeout)
-        return True
-
-    def _shut(self) -> bool:
-        """Refuse new work if nothing is under way, nobody waits and nobody has pinned the file."""
-        if self.state is not FileState.OPEN or self.is_refusing or self._is_closing:
-            return False
-        # Held: somebody opens the auxiliary connection this moment.
-        if not self._auxiliary_mutex.acquire(blocking=False):
-            return False
-        try:
-            self.is_parked = True
-            if all(lane.queue.shut(self._closed_error) for lane in self.lanes()):
-                self._is_closing = True
-                return True
-        finally:
-            self._auxiliary_mutex.release()
-        self._unshut()
-        return False
-
-    def _unshut(self) -> None:
-        self._is_closing = False
-        for lane in self.lanes():
-            lane.queue.unshut(self._closed_error)
-        self.is_parked = False
-
-    def close(self, timeout: float, on_stuck: OnStuck = None) -> None:
-        """Let what is under way end, interrupt what does not, and close both connections.
-
-        Args:
-            timeout: seconds; the first half is for the work to end by itself.
-            on_stuck: told the thread that holds a lease when it is interrupted.
-
-        Raises:
-            DatabaseBusyError: a holder did not let go; its connection is left open.
-            ExceptionGroup: several parts failed.
-        """
-        if self.state is FileState.CLOSED:
-            return
-        self.refuse_new_work()
-        failures: list[Exception] = []
-        half = Budget(timeout / 2)
-        whole = Budget(timeout)
-        # First: it stores what is in memory, and its threads would be in the way.
-        self._is_ending = True
-        failures.extend(self._attached.close_companion(half.deadline))
-        # Whoever opens the auxiliary connection this moment is waited for, or closes it again.
-        was_opened = self._auxiliary_mutex.acquire(timeout=half.left())
-        self._is_closing = True
-        if was_opened:
-            self._auxiliary_mutex.release()
-        # Also the auxiliary lane that came since the first time.
-        self.refuse_new_work()
-        self.inspections.end(half.left())
-        for lane in reversed(self.lanes()):
-            try:
-                take_for_closing(lane, half, whole, self._closed_error, on_stuck)
-                if lane is self._main:
-                    self._end_log(lane.connection, whole)
-                close_lane(lane, whole, abandon=self._is_log_kept)
-            except MandrakeSessionsError as error:
-                failures.append(error)
-        self._main.turnstile.close()
-        is_gone = self._fate in (Fate.MOVED, Fate.OVERWRITTEN)
-        self._attached.end(self._note_closed, is_moved=is_gone)
-        self._refusal = self._closed_error
-        if len(failures) == 1 and isinstance(failures[0], MandrakeSessionsError):
-            raise failures[0]
-        if failures:
-            raise ExceptionGroup(f"closing {self.path} failed", failures)
-
-    @property
-    def _is_log_kept(self) -> bool:
-        """Whether the log must not go into the file when it closes."""
-        return self._fate not in (Fate.OURS, Fate.LOCKS_LOST) or self.refusal.damage is not None
-
-    def _end_log(self, connection: Connection, budget: Budget) -> None:
-        """Keep the log from a file that is not ours; nobody may have noticed until now."""
-        if self._fate in (Fate.OURS, Fate.LOCKS_LOST):
-            self._fate = find_fate(connection, self.stamp, self.logs)
-        if self._fate is not Fate.OURS:
-            end_log(connection, self.logs, self._fate, budget)
-
-    def _note_closed(self) -> None:
-        self.state = FileState.CLOSED
-
-    def drop_after_fork(self) -> bool:
-        """Let go of the parent's connections in a child; return whether all could be closed.
-
-        SQLite knows open files by inode, with the locks it believes to hold. A file opened anew
-        beside an inherited connection would join that entry and take no lock of its own: so what
-        nobody used at the fork is closed, which drops none of the parent's locks. What somebody
-        used is kept alive and untouched, because its state is that of the parent's transaction.
-        """
-        self.state = FileState.CLOSED
-        self._main.turnstile.forget_after_fork()
-        self._attached.forget_after_fork()
-        # Held: another thread was just opening the auxiliary connection.
-        is_clean = not self._auxiliary_mutex.locked()
-        for lane in self.lanes():
-            lane.connection.forget_after_fork()
-            try:
-                if lane.queue.holder:
-                    raise ForkedPoolError(path=self.path)
-                lane.connection.close(abandon=True)
-            except (ForkedPoolError, apsw.Error):
-                bury(lane)
-                is_clean = False
-        return is_clean

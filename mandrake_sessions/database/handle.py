@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.companion import Companion
-from mandrake_sessions.database.file import DatabaseFile, FileState
+from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import caller_outside, current_pid
-from mandrake_sessions.database.health import check_health
+from mandrake_sessions.database.health.levels import check_health
+from mandrake_sessions.database.health.report import HealthLevel, HealthReport, level_of
 from mandrake_sessions.database.lease import Bring
+from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.parking import FileParkedError
 from mandrake_sessions.database.pins import Pin, Pinned, PinnedScope
-from mandrake_sessions.database.report import HealthLevel, HealthReport, level_of
 from mandrake_sessions.database.slots import Slot, SlotState
 from mandrake_sessions.database.stats import DatabaseStats, database_stats
 from mandrake_sessions.database.transaction import (

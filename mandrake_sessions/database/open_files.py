@@ -16,7 +16,8 @@ from typing import Final, TypeVar
 import structlog
 
 from mandrake_sessions.database.closing import OnStuck
-from mandrake_sessions.database.file import DatabaseFile, FileState
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.parking import lacks_descriptors, most_open
 from mandrake_sessions.database.paths import Identity, identify, make_file
@@ -83,7 +84,7 @@ class OpenFiles:
 
     # -- opening ----------------------------------------------------------------------------
 
-    def open(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> None:
+    def open_slot(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> None:
         """Open the file of a new slot; everybody else who wants it waits for ``changed``.
 
         Raises:

@@ -22,11 +22,11 @@ from mandrake_sessions.database.closing import OnStuck
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import after_fork, bury, caller_outside
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.health import check_health
+from mandrake_sessions.database.health.levels import check_health
+from mandrake_sessions.database.health.report import HealthLevel, HealthReport, level_of
 from mandrake_sessions.database.open_files import OpenFiles
 from mandrake_sessions.database.paths import Identity, identify, real_path
 from mandrake_sessions.database.removal import remove
-from mandrake_sessions.database.report import HealthLevel, HealthReport, level_of
 from mandrake_sessions.database.restore import require_backup, restore
 from mandrake_sessions.database.slots import Slot, SlotState, begin_closing
 from mandrake_sessions.database.stats import PoolStats, database_stats
@@ -142,7 +142,7 @@ class ConnectionPool:
                 if slot.error is not None:
                     raise copy.copy(slot.error)
             # It was opened, closed or given up: look again.
-        self._files.open(slot, options or self.options.database, create=create)
+        self._files.open_slot(slot, options or self.options.database, create=create)
         return self._handle(slot, place)
 
     def _bring_back(self, slot: Slot, budget: Budget) -> bool:

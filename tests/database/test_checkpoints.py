@@ -22,7 +22,7 @@ from database_kit import (
 )
 
 from mandrake_sessions import ConnectionPool, DatabaseIOError, HealthStatus
-from mandrake_sessions.database import file as file_module
+from mandrake_sessions.database import lifecycle
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.testing import FaultVFS
 
@@ -165,7 +165,7 @@ def test_rule_23_an_auxiliary_connection_that_cannot_be_opened_only_puts_it_off(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No descriptor is free for a moment; later there is a checkpoint all the same."""
-    really_open = file_module.open_connection
+    really_open = lifecycle.open_connection
     attempts: list[str] = []
 
     def failing(*args: Any, **options: Any) -> Any:
@@ -175,10 +175,10 @@ def test_rule_23_an_auxiliary_connection_that_cannot_be_opened_only_puts_it_off(
         return really_open(*args, **options)
 
     with make_pool(database={"checkpoint_frames": 20}).acquire(path) as handle:
-        monkeypatch.setattr(file_module, "open_connection", failing)
+        monkeypatch.setattr(lifecycle, "open_connection", failing)
         fill(handle, 20)
         until(lambda: attempts)
-        monkeypatch.setattr(file_module, "open_connection", really_open)
+        monkeypatch.setattr(lifecycle, "open_connection", really_open)
         fill(handle, 60, "more")
         until(lambda: handle.stats().checkpoints)
 

@@ -45,9 +45,10 @@ from mandrake_sessions import (
     MandrakeSessionsError,
     PoolClosedError,
 )
-from mandrake_sessions.database import checks, health
-from mandrake_sessions.database.file import FileState
 from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.health import checks
+from mandrake_sessions.database.health import levels as health
+from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.testing import Fault, FaultVFS
 

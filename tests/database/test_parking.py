@@ -47,8 +47,9 @@ from mandrake_sessions import (
     SessionManager,
     TurnStatus,
 )
-from mandrake_sessions.database.file import DatabaseFile, FileState
+from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.parking import most_open
 
 MakePool = Callable[..., ConnectionPool]

@@ -565,10 +565,10 @@ def test_rule_22_close_is_bounded_while_a_checkpoint_waits_for_a_reader(
 @pytest.fixture
 def slow_auxiliary(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
     """Has the opening of auxiliary connections wait: ``(is in it, may go)``."""
-    from mandrake_sessions.database import file as file_module
+    from mandrake_sessions.database import lifecycle
 
     in_it, may_go = threading.Event(), threading.Event()
-    really_open = file_module.open_connection
+    really_open = lifecycle.open_connection
 
     def slow(*args: Any, **options: Any) -> Any:
         if options.get("auxiliary"):
@@ -576,7 +576,7 @@ def slow_auxiliary(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]
             until_set(may_go)
         return really_open(*args, **options)
 
-    monkeypatch.setattr(file_module, "open_connection", slow)
+    monkeypatch.setattr(lifecycle, "open_connection", slow)
     yield in_it, may_go
     may_go.set()
 

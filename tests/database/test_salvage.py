@@ -25,7 +25,7 @@ from mandrake_sessions import (
     salvage,
 )
 from mandrake_sessions.database.backup import verify
-from mandrake_sessions.database.mending import LOST_REQUEST
+from mandrake_sessions.database.salvage.mending import LOST_REQUEST
 from mandrake_sessions.models import TurnStatus
 
 PROJECT = Path(__file__).parents[2]

@@ -177,7 +177,7 @@ def test_every_decision_has_its_parts() -> None:
 
 
 def test_the_architecture_names_every_module_of_the_database() -> None:
-    modules = {path.stem for path in Path(database.__file__).parent.glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in Path(database.__file__).parent.rglob("*.py")} - {"__init__"}
     table = re.findall(r"^\| (`.+?`) \|", ARCHITECTURE.text, re.MULTILINE)
     named = {name for cell in table for name in re.findall(r"`(\w+)`", cell)}
     assert modules - named == set()

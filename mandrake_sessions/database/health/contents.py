@@ -19,8 +19,8 @@ from sqlalchemy import Text
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
 from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.raw import copy_database
-from mandrake_sessions.database.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.revisions import is_known
 from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 from mandrake_sessions.schema import HEAD, metadata

@@ -23,9 +23,14 @@ from mandrake_sessions.database.connection import Connection, restore_settings
 from mandrake_sessions.database.fate import Fate
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import after_fork, current_pid
-from mandrake_sessions.database.health import check_health
+from mandrake_sessions.database.health.levels import check_health
+from mandrake_sessions.database.health.report import (
+    HealthCheck,
+    HealthLevel,
+    HealthReport,
+    HealthStatus,
+)
 from mandrake_sessions.database.pool import ConnectionPool
-from mandrake_sessions.database.report import HealthCheck, HealthLevel, HealthReport, HealthStatus
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,

@@ -19,15 +19,21 @@ import msgspec
 from mandrake_sessions import schema
 from mandrake_sessions.database import migrate
 from mandrake_sessions.database.backup import verify
-from mandrake_sessions.database.btree import Record, Value, parse
 from mandrake_sessions.database.connection import Connection, foreign_keys_off, open_connection
-from mandrake_sessions.database.evidence import Trees, gather, schema_entries
 from mandrake_sessions.database.faults import translate, translate_os
-from mandrake_sessions.database.mending import TABLES, Row, keyed_table_of, mended, tables_of
-from mandrake_sessions.database.orphans import PARENTS, Orphans
-from mandrake_sessions.database.pages import Pages, open_pages
 from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.placing import making, put_in_place, sync_file
+from mandrake_sessions.database.salvage.btree import Record, Value, parse
+from mandrake_sessions.database.salvage.evidence import Trees, gather, schema_entries
+from mandrake_sessions.database.salvage.mending import (
+    TABLES,
+    Row,
+    keyed_table_of,
+    mended,
+    tables_of,
+)
+from mandrake_sessions.database.salvage.orphans import PARENTS, Orphans
+from mandrake_sessions.database.salvage.pages import Pages, open_pages
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseError, DatabaseMissingError, SalvageError
 from mandrake_sessions.ids import new_id

@@ -10,8 +10,8 @@ from typing import Final
 
 import apsw
 
-from mandrake_sessions.database.btree import Page, Value, walk
-from mandrake_sessions.database.pages import Pages
+from mandrake_sessions.database.salvage.btree import Page, Value, walk
+from mandrake_sessions.database.salvage.pages import Pages
 
 _BATCH: Final = 1000
 _TABLE: Final = (

@@ -14,12 +14,13 @@ from mandrake_sessions import schema
 from mandrake_sessions.database import migrate
 from mandrake_sessions.database.connection import Connection, lost_settings
 from mandrake_sessions.database.faults import free_bytes, primary_code, translate
-from mandrake_sessions.database.file import DatabaseFile, FileState
+from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import second_sqlite
 from mandrake_sessions.database.header import strangeness
-from mandrake_sessions.database.openers import descriptors_on, has_lock, other_connections_on
+from mandrake_sessions.database.health.openers import descriptors_on, has_lock, other_connections_on
+from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
+from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.paths import identify
-from mandrake_sessions.database.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     DatabaseBusyError,

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 from sqlalchemy import Column, Integer, Table, Text
 
 from mandrake_sessions import arguments, ids, schema
-from mandrake_sessions.database.btree import Record, Value
+from mandrake_sessions.database.salvage.btree import Record, Value
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.models import TurnStatus
 

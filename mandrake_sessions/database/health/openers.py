@@ -18,7 +18,7 @@ from pathlib import Path
 
 import apsw
 
-from mandrake_sessions.database.locks import lock_holders
+from mandrake_sessions.database.health.locks import lock_holders
 from mandrake_sessions.database.paths import Identity
 
 if sys.platform != "win32":

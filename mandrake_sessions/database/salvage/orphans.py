@@ -11,7 +11,7 @@ from typing import Any, Final
 import apsw
 
 from mandrake_sessions import ids
-from mandrake_sessions.database.mending import LOST_REQUEST, moment_of
+from mandrake_sessions.database.salvage.mending import LOST_REQUEST, moment_of
 
 LOST_TITLE: Final = "(The title was lost.)"
 HOMELESS_TITLE: Final = "(Rounds whose session was lost)"

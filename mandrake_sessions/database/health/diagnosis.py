@@ -16,19 +16,19 @@ import apsw
 import msgspec
 
 from mandrake_sessions.database import owner
-from mandrake_sessions.database.contents import Contents, listed
 from mandrake_sessions.database.faults import free_bytes, translate
 from mandrake_sessions.database.guard import is_safe_sqlite, second_sqlite
-from mandrake_sessions.database.locks import lock_holders
-from mandrake_sessions.database.pages import Pages, open_pages
-from mandrake_sessions.database.paths import identify, real_path
-from mandrake_sessions.database.placing import leftovers
-from mandrake_sessions.database.report import (
+from mandrake_sessions.database.health.contents import Contents, listed
+from mandrake_sessions.database.health.locks import lock_holders
+from mandrake_sessions.database.health.report import (
     HealthCheck,
     HealthLevel,
     HealthReport,
     HealthStatus,
 )
+from mandrake_sessions.database.paths import identify, real_path
+from mandrake_sessions.database.placing import leftovers
+from mandrake_sessions.database.salvage.pages import Pages, open_pages
 from mandrake_sessions.database.turnstile import turnstile_path
 from mandrake_sessions.errors import DatabaseError, InvalidArgumentError
 from mandrake_sessions.schema import APPLICATION_ID

@@ -14,18 +14,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from mandrake_sessions.database import checks
 from mandrake_sessions.database.backup import backup
-from mandrake_sessions.database.checks import PATIENCE, found, guarded
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import free_bytes
-from mandrake_sessions.database.file import DatabaseFile, FileState
-from mandrake_sessions.database.report import (
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.health import checks
+from mandrake_sessions.database.health.checks import PATIENCE, found, guarded
+from mandrake_sessions.database.health.report import (
     HealthCheck,
     HealthLevel,
     HealthReport,
     HealthStatus,
 )
+from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import BackupError, DatabaseBusyError, DatabaseError
 

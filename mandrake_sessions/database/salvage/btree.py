@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from mandrake_sessions.database.pages import KINDS, Pages
+from mandrake_sessions.database.salvage.pages import KINDS, Pages
 
 Value: TypeAlias = str | int | float | bytes | None
 
