@@ -362,6 +362,7 @@ OPTION_CASES = {
         "database": [None, {}, 5],
         "linger": [*NOT_SECONDS, None],
         "max_idle": [-1, 1.0, "1", None],
+        "max_open": [-1, 1.0, "1", None],
         "close_timeout": [*NOT_SECONDS, None],
     },
 }
