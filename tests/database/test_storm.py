@@ -105,7 +105,7 @@ class Storm:
 @pytest.mark.parametrize(
     ("seconds", "durability"),
     [
-        (3.0, Durability.FAST),
+        (1.0, Durability.FAST),
         pytest.param(20.0, Durability.DURABLE, marks=pytest.mark.long),
         pytest.param(20.0, Durability.FAST, marks=pytest.mark.long),
     ],

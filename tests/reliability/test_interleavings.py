@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -417,6 +418,16 @@ def interrupted_at(number: int, work: Callable[[], Any]) -> BaseException | None
     return None
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Let no finalizer of an earlier test run amidst, and be what is interrupted."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("company", ["nobody", "before it", "behind it"])
 def test_ctrl_c_at_any_call_leaves_the_lease_free(
@@ -481,6 +492,7 @@ def test_ctrl_c_at_any_call_leaves_the_lease_free(
         handle.transact(adding("next"), timeout=0.0)
 
 
+@pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("way", ["write", "read", "query", "fetch"])
 def test_ctrl_c_at_any_call_of_a_scope_leaves_the_lease_free(
     fresh: Callable[[], Path], way: str
@@ -516,6 +528,7 @@ def test_ctrl_c_at_any_call_of_a_scope_leaves_the_lease_free(
         assert handle.file.lanes() == lanes
 
 
+@pytest.mark.usefixtures("no_collector")
 def test_ctrl_c_at_any_call_of_an_acquire_leaves_nobody_waiting(fresh: Callable[[], Path]) -> None:
     """Whoever was to open the file is interrupted: the next one opens it, and waits for nobody.
 

@@ -131,7 +131,7 @@ tell(result)
 def test_a_thousand_workspaces_in_turn(
     start_child: Callable[..., Any], tmp_path: Path, campaign: Any
 ) -> None:
-    count = campaign.pick(60, 1_000, 1_000)
+    count = campaign.pick(60, 300, 1_000)
     max_open = campaign.pick(8, 256, 256)
     child = start_child(
         HOST, tmp_path, count, 512, max_open, campaign.pick(1, 1, 3), PYTHONUNBUFFERED="1"
@@ -149,7 +149,7 @@ def test_a_thousand_workspaces_in_turn(
 @pytest.mark.timeout(300)
 def test_threads_share_many_files(tmp_path: Path, campaign: Any, in_threads: Any) -> None:
     """Sixteen threads choose at random; more of them than files may be open."""
-    count, uses = campaign.pick(20, 200, 200), campaign.pick(6, 60, 400)
+    count, uses = campaign.pick(20, 100, 200), campaign.pick(6, 40, 400)
     options = DatabaseOptions(durability=Durability.FAST, busy_timeout=60.0)
     with ConnectionPool(PoolOptions(max_open=10, database=options)) as pool:
         managers = [

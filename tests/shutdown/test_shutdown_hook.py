@@ -199,9 +199,15 @@ wait_for_signals()
 
 @pytest.mark.parametrize(
     "hang",
-    ["time.sleep(600)", pytest.param("threading.Event().wait()", marks=pytest.mark.long), "spin()"],
+    [
+        "time.sleep(600)",
+        pytest.param("threading.Event().wait()", marks=pytest.mark.long),
+        pytest.param("spin()", marks=pytest.mark.long),
+    ],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_m56_a_block_that_hangs_is_unwound_and_rolled_back(
     run: Run, path: Path, number: signal.Signals, hang: str
 ) -> None:
@@ -637,13 +643,15 @@ wait_for_signals()
 def test_m56_a_script_that_ends_while_closing_is_closed_first(run: Run, path: Path) -> None:
     child = run(
         """
+closes = threading.Event()
 class Slow:
     def close(self):
+        closes.set()
         say("closing")
         hear()
 hook = install_shutdown_hook(Slow(), sessions, pool=pool, timeout=10.0)
 say("ready")
-signal.pause()
+closes.wait()
 say("the end")
 """,
         hook="",

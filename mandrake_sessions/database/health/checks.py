@@ -13,7 +13,12 @@ import apsw
 from mandrake_sessions import schema
 from mandrake_sessions.database import migrate
 from mandrake_sessions.database.connection import Connection, lost_settings
-from mandrake_sessions.database.faults import free_bytes, primary_code, translate
+from mandrake_sessions.database.faults import (
+    free_bytes,
+    primary_code,
+    translate,
+    translate_os,
+)
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import second_sqlite
 from mandrake_sessions.database.header import strangeness
@@ -23,10 +28,12 @@ from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.paths import identify
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
+    CorruptDatabaseError,
     DatabaseBusyError,
     DatabaseError,
     ForkedPoolError,
     HandleReleasedError,
+    NotADatabaseError,
     PoolClosedError,
 )
 
@@ -36,6 +43,10 @@ _BACKLOG_FACTOR = 10
 _MOST_PROBLEMS = 3
 _LOOKS = 3
 _PAUSE = 0.002
+
+DAMAGED: Final = (CorruptDatabaseError, NotADatabaseError)
+DAMAGE: Final = ("size", "pages", "integrity")
+"""Checks that fail only for damage; a monitor takes no writes any more because of them."""
 
 OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
 
@@ -85,7 +96,7 @@ def guarded(name: str, look: Callable[[], HealthCheck], path: Path) -> HealthChe
     except DatabaseError as error:
         return failed(name, error)
     except OSError as error:
-        return found(name, FAILED, os.strerror(error.errno or 0))
+        return failed(name, translate_os(error, path))
 
 
 def failed(name: str, error: DatabaseError) -> HealthCheck:
@@ -93,6 +104,9 @@ def failed(name: str, error: DatabaseError) -> HealthCheck:
     if isinstance(error, PoolClosedError | HandleReleasedError | ForkedPoolError):
         raise error
     status = DEGRADED if isinstance(error, DatabaseBusyError) else FAILED
+    if name in DAMAGE and status is FAILED and not isinstance(error, DAMAGED):
+        # No descriptor is left, or the disk did not answer: that says nothing of the file.
+        name = "reading"
     return found(name, status, f"{type(error).__name__}: {error.message}")
 
 

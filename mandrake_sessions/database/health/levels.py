@@ -165,8 +165,12 @@ def _check_integrity(file: DatabaseFile, budget: Budget) -> HealthCheck:
         with file.inspecting(budget) as connection:
             backup(connection, copy, budget)
     except BackupError as error:
-        if isinstance(error.__cause__, DatabaseBusyError):
+        cause = error.__cause__
+        if isinstance(cause, DatabaseBusyError):
             return found("integrity", HealthStatus.DEGRADED, "not finished in time")
+        if isinstance(cause, DatabaseError) and not isinstance(cause, checks.DAMAGED):
+            # The copy failed, not the database: no space, no permission, no descriptor.
+            return found("integrity", HealthStatus.DEGRADED, f"not looked at: {error.message}")
         return found("integrity", HealthStatus.FAILED, error.message)
     finally:
         with contextlib.suppress(OSError):

@@ -23,6 +23,7 @@ from mandrake_sessions.database.connection import Connection, restore_settings
 from mandrake_sessions.database.fate import Fate
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import after_fork, current_pid
+from mandrake_sessions.database.health.checks import DAMAGE
 from mandrake_sessions.database.health.levels import check_health
 from mandrake_sessions.database.health.report import (
     HealthCheck,
@@ -235,7 +236,7 @@ def heal(file: DatabaseFile, report: HealthReport) -> None:
     if fate is not None:
         _give_up(file, fate)
         return
-    for name in ("size", "pages", "integrity"):
+    for name in DAMAGE:
         if name in failed:
             _refuse_for_good(file, wrong[name])
     for name in ("settings", "settings_auxiliary"):
