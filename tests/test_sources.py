@@ -68,7 +68,6 @@ ALLOWED = {
         "write_bytes": "what a power cut left, before anybody opens it"
     },
     "mandrake_sessions/cli/app.py": {"open": "/dev/null in the place of a closed stream"},
-    "mandrake_sessions/cli/maintenance.py": {"tempfile": "a folder for a database of its own"},
     "mandrake_sessions/cli/demo/command.py": {
         "tempfile": "a folder for the demo's databases",
         "shutil": "looks for a command on the PATH",
@@ -87,6 +86,7 @@ LONG_MODULES = {
     "mandrake_sessions/database/pool.py": "one lock and the table of slots behind it",
     "mandrake_sessions/database/lifecycle.py": "the states of one open file, to its end",
     "mandrake_sessions/database/open_files.py": "what is done with slots, under the pool's mutex",
+    "mandrake_sessions/database/turnstile.py": "one lock: who takes it, who waits, who passes by",
     "mandrake_sessions/live/stream.py": "the state of one stream, behind one mutex",
     "mandrake_sessions/manager.py": "the table of the methods that each face offers",
     "mandrake_sessions/errors.py": "every exception, and the tree of them",

@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -34,11 +33,10 @@ from mandrake_sessions.cli.target import (
 )
 from mandrake_sessions.database import migrate as migrations
 from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.health.levels import HealthCheck, HealthReport, HealthStatus
+from mandrake_sessions.database.health.report import HealthLevel
 from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.waiting import Budget
-from mandrake_sessions.errors import BackupError, DatabaseMissingError
-from mandrake_sessions.manager import SessionManager
+from mandrake_sessions.errors import DatabaseMissingError
 from mandrake_sessions.options import DatabaseOptions
 
 _COPY_SECONDS = 3600.0
@@ -66,9 +64,8 @@ def health(
 ) -> None:
     """Look at a database without changing it; exit code 5 if it cannot be used."""
     with open_sessions(root, workspace, database, timeout) as sessions:
-        report = sessions.health()
-        if integrity:
-            report = HealthReport(report.path, (*report.checks, _check_integrity(sessions)))
+        level = HealthLevel.FULL if integrity else HealthLevel.QUICK
+        report = sessions.health(level, _COPY_SECONDS)
     if as_json:
         print_json(
             {
@@ -85,15 +82,6 @@ def health(
         print_fields([("\ndatabase", report.path), ("status", report.status)])
     if not report.is_usable:
         raise typer.Exit(ExitCode.UNUSABLE)
-
-
-def _check_integrity(sessions: SessionManager) -> HealthCheck:
-    with TemporaryDirectory(prefix="mandrake-integrity-") as folder:
-        try:
-            sessions.backup(Path(folder) / "copy.sqlite", timeout=_COPY_SECONDS)
-        except BackupError as error:
-            return HealthCheck("integrity", HealthStatus.FAILED, error.message)
-    return HealthCheck("integrity", HealthStatus.OK)
 
 
 def backup(

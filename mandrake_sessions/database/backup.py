@@ -157,10 +157,12 @@ class _Told:
 def _require_whole(partial: Path, database: Path, must_stop: Callable[[], bool]) -> None:
     problems = verify(partial, must_stop)
     if problems:
+        is_damaged = verify(partial, must_stop, damage_of)
         raise BackupError(
             f"The copy is damaged: {'; '.join(problems[:3])}.",
             path=database,
             operation=_OPERATION,
+            result_code=apsw.SQLITE_CORRUPT if is_damaged else apsw.SQLITE_CONSTRAINT_FOREIGNKEY,
         )
 
 
@@ -179,15 +181,45 @@ def _late(budget: Budget, database: Path) -> BackupError:
     return error
 
 
-def verify(path: str | os.PathLike[str], stop: Callable[[], bool] | None = None) -> list[str]:
+def problems_of(raw: apsw.Connection) -> list[str]:
+    """Return what SQLite's two checks find on a connection; empty if all is well.
+
+    Raises:
+        apsw.Error: the file is too damaged to be looked through.
+    """
+    # What is damaged cannot be trusted to tell its references.
+    return damage_of(raw) or broken_references_of(raw)
+
+
+def damage_of(raw: apsw.Connection) -> list[str]:
+    """Return what SQLite's integrity check finds; raises what ``problems_of`` does."""
+    found = [str(row[0]) for row in raw.execute("PRAGMA integrity_check").fetchall()]
+    return [] if found == ["ok"] else found
+
+
+def broken_references_of(raw: apsw.Connection) -> list[str]:
+    """Return what SQLite's foreign key check finds; raises what ``problems_of`` does."""
+    return [
+        f"row {rowid} of {table} refers to a row of {parent} that is not there"
+        for table, rowid, parent, _ in raw.execute("PRAGMA foreign_key_check").fetchall()
+    ]
+
+
+def verify(
+    path: str | os.PathLike[str],
+    stop: Callable[[], bool] | None = None,
+    look: Callable[[apsw.Connection], list[str]] = problems_of,
+) -> list[str]:
     """Check a database file that nobody has open, and leave it as it is.
 
     Args:
         path: of the file.
         stop: asked again and again; True ends it.
+        look: what is looked for.
 
     Returns:
-        What SQLite's integrity check and foreign key check find; empty if all is well.
+        What was found, by default by SQLite's integrity check and foreign key check; empty if all
+        is well.
 
     Raises:
         DatabaseMissingError: there is no file.
@@ -200,27 +232,11 @@ def verify(path: str | os.PathLike[str], stop: Callable[[], bool] | None = None)
         with _opened(real) as raw:
             if stop is not None:
                 raw.set_progress_handler(stop, _CHECK_STEPS)
-            return problems_of(raw)
+            return look(raw)
     except apsw.InterruptError:
         raise
     except apsw.Error as error:
         return [str(error)]
-
-
-def problems_of(raw: apsw.Connection) -> list[str]:
-    """Return what SQLite's two checks find on a connection; empty if all is well.
-
-    Raises:
-        apsw.Error: the file is too damaged to be looked through.
-    """
-    found = [str(row[0]) for row in raw.execute("PRAGMA integrity_check").fetchall()]
-    if found != ["ok"]:
-        # What is damaged cannot be trusted to tell its references.
-        return found
-    return [
-        f"row {rowid} of {table} refers to a row of {parent} that is not there"
-        for table, rowid, parent, _ in raw.execute("PRAGMA foreign_key_check").fetchall()
-    ]
 
 
 @contextlib.contextmanager

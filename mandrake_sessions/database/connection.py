@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -14,7 +15,7 @@ import apsw
 
 from mandrake_sessions.database.faults import extended_code, primary_code, translate
 from mandrake_sessions.database.guard import require_safe_sqlite
-from mandrake_sessions.database.paths import Identity, identify
+from mandrake_sessions.database.paths import Identity, companions, identify
 from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.waiting import Budget, pause, retry_busy
 from mandrake_sessions.errors import (
@@ -35,6 +36,8 @@ _SYNCHRONOUS = {Durability.FAST: 1, Durability.DURABLE: 2}
 _JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 _PROGRESS_STEPS = 20_000
 _SMALLEST_PAGE = 512
+_LOOKS = 5
+_PAUSE = 0.01
 _MAGIC = b"SQLite format 3\0"
 # What a file answers that is read with another one's log.
 _STRANGE = (CorruptDatabaseError, NotADatabaseError, UnrecognizedDatabaseError)
@@ -280,6 +283,7 @@ def _is_ours(connection: Connection) -> bool:
 def _require_ours(connection: Connection) -> None:
     """Look at the header on disk: what has one, no -wal and not our mark is another program's."""
     path = connection.path
+    _require_not_emptied(path)
     size = path.stat().st_size
     if 0 < size < _SMALLEST_PAGE:
         # SQLite would take a file of one byte for an empty one.
@@ -293,6 +297,35 @@ def _require_ours(connection: Connection) -> None:
     is_wal = header[:16] == _MAGIC and header[18:20] == _WAL_FORMAT
     if is_wal and pages > 1 and application != APPLICATION_ID:
         raise UnrecognizedDatabaseError(path=path, operation="open")
+
+
+def _require_not_emptied(path: Path) -> None:
+    """Refuse an empty file that has a log: SQLite would take it for a new one and delete the log.
+
+    Who makes a database has written its first page before there is anything in the log. Looked at
+    again, for who has just made the file may be setting the log of an older one aside.
+    """
+    log, _ = companions(path)
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_PAUSE)
+        # The log first: what comes into it later is of a file that has its first page.
+        if not _size(log) or _size(path):
+            return
+    raise CorruptDatabaseError(
+        f"The database file is empty, but {log.name} beside it holds what was stored: "
+        "salvage it, restore a backup, or move the log away.",
+        path=path,
+        operation="open",
+        result_code=apsw.SQLITE_CORRUPT,
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:

@@ -11,14 +11,18 @@ import os
 from pathlib import Path
 
 import apsw
-import structlog
 
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.header import is_overwritten
-from mandrake_sessions.database.paths import Identity, companions, identify
+from mandrake_sessions.database.paths import (
+    Identity,
+    aside_of,
+    companions,
+    identify,
+    tell_set_aside,
+)
 from mandrake_sessions.database.waiting import Budget
-from mandrake_sessions.ids import new_id
 
 _BLOCK = 1024 * 1024
 
@@ -68,7 +72,7 @@ class Logs:
         descriptor = _descriptor_of(identity)
         if descriptor is None or os.fstat(descriptor).st_size == 0:
             return None
-        aside = _aside(log)
+        aside = aside_of(log)
         target = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             offset = 0
@@ -148,7 +152,7 @@ def end_log(connection: Connection, logs: Logs, fate: Fate, budget: Budget) -> N
         except OSError as error:
             raise translate_os(error, path) from error
         if aside is not None:
-            _tell_set_aside(path, aside)
+            tell_set_aside(path, aside)
         return
     is_saved = fate is Fate.MOVED and _copy_into_file(connection)
     for log in logs.ours():
@@ -156,12 +160,12 @@ def end_log(connection: Connection, logs: Logs, fate: Fate, budget: Budget) -> N
             with contextlib.suppress(OSError):
                 log.unlink()
             continue
-        aside = _aside(log)
+        aside = aside_of(log)
         try:
             log.rename(aside)
         except OSError as error:
             raise translate_os(error, log) from error
-        _tell_set_aside(path, aside)
+        tell_set_aside(path, aside)
 
 
 def _copy_into_file(connection: Connection) -> bool:
@@ -172,11 +176,3 @@ def _copy_into_file(connection: Connection) -> bool:
     except apsw.Error:
         return False
     return frames == done
-
-
-def _aside(log: Path) -> Path:
-    return log.with_name(f"{log.name}.of-moved-file-{new_id()}")
-
-
-def _tell_set_aside(path: Path, aside: Path) -> None:
-    structlog.get_logger(__name__).error("database_log_set_aside", path=str(path), log=str(aside))

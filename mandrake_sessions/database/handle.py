@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -55,8 +55,8 @@ class DatabaseHandle:
     def __init__(
         self,
         slot: Slot,
-        give_back: Callable[[Slot], None],
-        forget: Callable[[Slot], None],
+        give_back: Callable[[Slot, Hashable], None],
+        forget: Callable[[Slot, Hashable], None],
         reopen: Callable[[Slot, Budget, str], DatabaseFile],
         at: str,
     ) -> None:
@@ -67,8 +67,9 @@ class DatabaseHandle:
         self._acquired_at = at
         self._pid = current_pid()
         self._is_released = False
-        # Whoever gets it gives the claim back, once.
+        # Our claim on the file; whoever gets this lock gives it back, once.
         self._release = threading.Lock()
+        slot.claims.add(self._release)
 
     @property
     def path(self) -> Path:
@@ -361,7 +362,7 @@ class DatabaseHandle:
         self._is_released = True
         # In a forked child the claim was the parent's: there is nothing to give back.
         if self._pid == current_pid():
-            self._give_back(self._slot)
+            self._give_back(self._slot, self._release)
 
     def _open_file(self) -> DatabaseFile:
         if self._pid != current_pid():
@@ -378,13 +379,16 @@ class DatabaseHandle:
             self.release()
 
     def __del__(self) -> None:
-        if getattr(self, "_is_released", True) or self._pid != current_pid():
+        # It may be half made, and a signal may have ended its release.
+        claim = getattr(self, "_release", None)
+        if claim is None or claim not in self._slot.claims or self._pid != current_pid():
             return
-        self._is_released = True
         if self._slot.state is SlotState.GONE:
             # The pool was closed under it, as at a shutdown: nothing is left open.
             return
-        self._forget(self._slot)
+        self._forget(self._slot, self._release)
+        if self._is_released:
+            return
         warnings.warn(
             f"A database handle was never released; it was acquired at {self._acquired_at}.",
             ResourceWarning,

@@ -24,6 +24,9 @@ class Lane:
         check: called by every new holder before anything else; raises if the file is not usable.
         on_unclean: told of a connection that was not given back clean; it must not be used again.
         on_fault: told of what may keep later calls from writing: damage, no space.
+
+    Attributes:
+        is_closed: whether the connection was closed; the lease is never given back then.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Lane:
     ) -> None:
         self.connection = connection
         self.queue = LeaseQueue(connection.path)
+        self.is_closed = False
         self._check = check
         self._on_unclean = on_unclean
         self._on_fault = on_fault
@@ -83,8 +87,11 @@ class Lane:
         tx = ReadTransaction(connection, budget, operation)
         try:
             return work(tx)
-        except DatabaseError as error:
-            self._on_fault(error)
+        except BaseException as error:
+            if isinstance(error, DatabaseError):
+                self._on_fault(error)
+            # A signal's handler that raises when a statement has run leaves it unfinished.
+            rollback(connection)
             raise
         finally:
             tx.end()

@@ -287,13 +287,22 @@ class FileLifecycle(abc.ABC):
             DatabaseError: it is closed, and not cleanly.
             ExceptionGroup: several parts failed.
         """
+        # Ending: a signal's handler raised in the midst of it.
+        if not self._is_ending and not self._shut_to_rest(timeout):
+            return False
+        self.close(timeout)
+        return True
+
+    def _shut_to_rest(self, timeout: float) -> bool:
+        """Refuse new work if the file may be closed for a while; return whether it may."""
         if not self._shut():
             return False
         try:
             # A lease like any other: it tells whether this is still our file.
             self._main.fetch(lambda _: None, Budget(timeout), "park", even_refused=True)
-            # What takes no writes can still be read, and could perhaps not be opened again.
-            can_rest = self._attached.can_rest() and self.refusal.reason is None
+            # What takes no writes can still be read, and could perhaps not be opened again. It is
+            # asked first: whoever can rest has let its claim go.
+            can_rest = self.refusal.reason is None and self._attached.can_rest()
         except DatabaseError:
             can_rest = False
         except BaseException:
@@ -303,12 +312,13 @@ class FileLifecycle(abc.ABC):
             # Not asked again at once: others have waited as long.
             self.used_at = monotonic()
             self._unshut()
-            return False
-        self.close(timeout)
-        return True
+        return can_rest
 
     def _shut(self) -> bool:
         """Refuse new work if nothing is under way, nobody waits and nobody has pinned the file."""
+        if self.is_parked:
+            # A signal's handler raised when it was shut.
+            self._unshut()
         if self.state is not FileState.OPEN or self.is_refusing or self._is_closing:
             return False
         # Held: somebody opens the auxiliary connection this moment.
@@ -358,14 +368,24 @@ class FileLifecycle(abc.ABC):
         # Also the auxiliary lane that came since the first time.
         self.refuse_new_work()
         self.inspections.end(half.left())
-        for lane in reversed(self.lanes()):
+        # All of them, unless a signal's handler has raised in an earlier call.
+        for lane in [lane for lane in reversed(self.lanes()) if not lane.is_closed]:
             try:
                 take_for_closing(lane, half, whole, self._closed_error, on_stuck)
                 if lane is self._main:
                     self._end_log(lane.connection, whole)
                 close_lane(lane, whole, abandon=self._is_log_kept)
+                lane.is_closed = True
             except MandrakeSessionsError as error:
                 failures.append(error)
+            except apsw.ConnectionClosedError:
+                # A signal's handler raised in an earlier call, when it had just been closed.
+                lane.is_closed = True
+            except BaseException:
+                # Whoever closes the file instead needs the lease.
+                if lane.queue.holder == get_ident():
+                    lane.queue.release()
+                raise
         self._main.turnstile.close()
         is_gone = self._fate in (Fate.MOVED, Fate.OVERWRITTEN)
         self._attached.end(self._note_closed, is_moved=is_gone)

@@ -5,9 +5,11 @@ What happens to a slot is decided under the mutex; the opening and closing happe
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from threading import get_ident
 from time import monotonic
@@ -81,6 +83,7 @@ class OpenFiles:
         self.reopenings = 0
         self._options = options
         self._unusable = unusable
+        _living.add(self)
 
     # -- opening ----------------------------------------------------------------------------
 
@@ -124,6 +127,13 @@ class OpenFiles:
             DatabaseBusyError: the budget was used up.
             PoolClosedError: the pool is closed.
         """
+        try:
+            return self._reopen(slot, budget, operation)
+        except BaseException as error:
+            self.give_up(error)
+            raise
+
+    def _reopen(self, slot: Slot, budget: Budget, operation: str) -> DatabaseFile:
         while True:
             with self.mutex:
                 if self.is_closed:
@@ -135,9 +145,9 @@ class OpenFiles:
                     kind = DatabaseMovedError if slot.refs else HandleReleasedError
                     raise kind(path=slot.path, operation=operation)
                 if slot.state is SlotState.PARKED:
-                    slot.opener = get_ident()
-                    slot.state, slot.error = SlotState.OPENING, None
+                    slot.worker, slot.error = get_ident(), None
                     slot.changed.clear()
+                    slot.state = SlotState.OPENING
                     break
             if not slot.changed.wait(budget.left()):
                 raise budget.exceeded("open", slot.path, operation)
@@ -146,12 +156,10 @@ class OpenFiles:
                 raise copy.copy(slot.error)
         try:
             file = self._with_room(lambda: self._open_parked(slot, budget))
-        except BaseException as error:
-            is_gone = isinstance(error, DatabaseMovedError)
-            self._note_failure(slot, error, SlotState.GONE if is_gone else SlotState.PARKED)
+        except DatabaseMovedError as error:
+            self._note_failure(slot, error, SlotState.GONE)
             raise
         file.pin()
-        slot.file = file
         with self.mutex:
             self.reopenings += 1
         self._note_open(slot, operation)
@@ -169,7 +177,8 @@ class OpenFiles:
             if identity is None or identity != slot.identity or slot.path.stat().st_size == 0:
                 raise DatabaseMovedError(path=slot.path, operation="open")
             self._claim(slot, identity)
-            file = DatabaseFile.open(
+            # At once: a signal must not leave it open where nobody knows of it.
+            slot.file = DatabaseFile.open(
                 slot.path,
                 identity,
                 parked.options,
@@ -180,26 +189,33 @@ class OpenFiles:
             )
         except (DatabaseMissingError, FileNotFoundError) as error:
             raise DatabaseMovedError(path=slot.path, operation="open") from error
-        file.succeed(parked)
-        return file
+        slot.file.succeed(parked)
+        return slot.file
 
-    def give_up(self, path: Path, error: BaseException) -> None:
-        """Let go of a slot that a signal left opening in this thread, and of a file opened for it.
+    def give_up(self, error: BaseException | None = None) -> None:
+        """Let go of what a signal left undone in this thread: nobody may wait for it.
 
         Args:
-            path: of the slot; there need be none.
-            error: what the thread raises.
+            error: what the thread raises, for those who wait.
         """
-        slot = self.slots.get(path)
-        if slot is None or slot.state is not SlotState.OPENING or slot.opener != get_ident():
-            return
-        file = slot.file
-        if file is None:
+        me = get_ident()
+        for slot in tuple(self.slots.values()):
+            if slot.worker != me:
+                continue
+            if slot.state is SlotState.OPENING:
+                self._give_up_opening(slot, error)
+            elif slot.state is SlotState.CLOSING:
+                self._finish_later(slot)
+
+    def _give_up_opening(self, slot: Slot, error: BaseException | None) -> None:
+        if slot.file is None:
             self._note_failure(slot, error, SlotState.GONE)
-        elif file.is_parked:
+        elif slot.file.is_parked:
             self._note_failure(slot, error, SlotState.PARKED)
         else:
-            self.close_and_log([slot])
+            # It is open; a handle that came to nobody gives its claim back.
+            with contextlib.suppress(PoolClosedError, ExceptionGroup):
+                self._note_open(slot, "open")
 
     def _with_room(self, attempt: Callable[[], T]) -> T:
         """Open a file when others have given way; once more if descriptors run out all the same."""
@@ -221,8 +237,7 @@ class OpenFiles:
                 operation="open",
             )
         while (other := self._other_name(slot, identity)) is not None:
-            # A file that is not open may be gone, and its number given to another one.
-            if other.state is not SlotState.PARKED or identify(other.path) == identity:
+            if _is_there(other):
                 raise DatabasePathError(
                     f"The file is open under another name, {other.path}.", path=slot.path
                 )
@@ -234,15 +249,23 @@ class OpenFiles:
                 if other is not slot and other.identity == identity:
                     return other
             slot.identity = identity
+        # After it is set: of two pools in the same moment one sees the other at least.
+        for files in tuple(_living):
+            for other in tuple(files.slots.values()):
+                if other.identity == identity and other.path != slot.path and _is_there(other):
+                    return other
         return None
 
-    def _note_failure(self, slot: Slot, error: BaseException, state: SlotState) -> None:
+    def _note_failure(self, slot: Slot, error: BaseException | None, state: SlotState) -> None:
         with self.mutex:
             slot.error = error if isinstance(error, MandrakeSessionsError) else None
-            slot.state = state
             if not slot.refs or state is SlotState.GONE:
                 self._forget(slot)
-        slot.changed.set()
+            else:
+                slot.state = state
+            # Under the mutex: later, another thread could be opening it again, and who waits for
+            # that would look on and on.
+            slot.changed.set()
 
     def _note_open(self, slot: Slot, operation: str) -> None:
         with self.mutex:
@@ -253,11 +276,11 @@ class OpenFiles:
             else:
                 slot.state = SlotState.OPEN
                 self._note_idle(slot)
+                slot.changed.set()
         if is_late:
             # The pool was closed meanwhile, and has perhaps not waited for this file.
             self.close([slot])
             raise PoolClosedError(path=slot.path, operation=operation)
-        slot.changed.set()
 
     # -- parking ----------------------------------------------------------------------------
 
@@ -287,7 +310,7 @@ class OpenFiles:
                 if slot is None:
                     return sum(each.counts_as_open for each in slots) <= most
                 was_idle = slot.is_idle
-                begin_closing([slot])
+                begin_closing([slot], parks=not was_idle)
             tried.add(slot)
             if was_idle:
                 self.close_and_log([slot])
@@ -302,21 +325,20 @@ class OpenFiles:
             file.park(self._options.close_timeout)
         except (MandrakeSessionsError, ExceptionGroup) as error:
             _log_failure(slot, error)
-        finally:
-            with self.mutex:
-                # Not what park() returned: it may have been interrupted.
-                if file.is_parked:
-                    self.parkings += 1
-                    self.closed += 1
-                    slot.state = SlotState.PARKED
-                    if not slot.refs:
-                        self._forget(slot)
-                else:
-                    slot.state = SlotState.OPEN
-                    self._note_idle(slot)
+        with self.mutex:
+            # Not what park() returned: it may have raised.
+            if file.is_parked:
+                self.parkings += 1
+                self.closed += 1
+                slot.state = SlotState.PARKED
+                if not slot.refs:
+                    self._forget(slot)
+            else:
+                slot.state = SlotState.OPEN
+                self._note_idle(slot)
             slot.changed.set()
-            if file.state is FileState.RETIRED:
-                self.retire(slot)
+        if file.state is FileState.RETIRED:
+            self.retire(slot)
 
     def drop_moved(self, slot: Slot) -> None:
         """Let go of a parked slot whose file is not there any more; its handles are told."""
@@ -326,10 +348,10 @@ class OpenFiles:
 
     # -- closing ----------------------------------------------------------------------------
 
-    def note_released(self, slot: Slot) -> list[Slot]:
+    def note_released(self, slot: Slot, claim: Hashable) -> list[Slot]:
         """Count one handle less, and return which files to close now; they are marked."""
         with self.mutex:
-            slot.refs -= 1
+            slot.claims.discard(claim)
             # A closed pool's close() closes it, and knows how to interrupt who is in the way.
             if slot.refs or self.is_closed:
                 return []
@@ -367,8 +389,22 @@ class OpenFiles:
         """
         with self.mutex:
             if slot.state is SlotState.OPEN and not self.is_closed:
+                self._finish_later(slot)
                 begin_closing([slot])
-                self.maintenance.call_later(slot, 0.0, lambda: self.close_and_log([slot]))
+
+    def _finish_later(self, slot: Slot) -> None:
+        """Have the maintenance thread close what this one has marked."""
+        self.maintenance.call_later(slot, 0.0, lambda: self._finish_closing(slot))
+
+    def _finish_closing(self, slot: Slot) -> None:
+        with self.mutex:
+            if slot.state is not SlotState.CLOSING:
+                return
+            slot.worker = get_ident()
+        if slot.is_parking:
+            self._park(slot)
+        else:
+            self.close_and_log([slot])
 
     def close(
         self, slots: Iterable[Slot], timeout: float | None = None, on_stuck: OnStuck = None
@@ -386,10 +422,10 @@ class OpenFiles:
                     slot.file.close(seconds, on_stuck)
             except (MandrakeSessionsError, ExceptionGroup) as error:
                 failures.append(error)
-            finally:
-                with self.mutex:
-                    self._forget(slot)
-                    self.closed += 1
+            # Not if a signal's handler has raised: then it is closed by the maintenance thread.
+            with self.mutex:
+                self._forget(slot)
+                self.closed += 1
                 slot.changed.set()
         if failures:
             raise ExceptionGroup("closing databases failed", failures)
@@ -403,9 +439,10 @@ class OpenFiles:
                 _log_failure(slot, group.exceptions[0])
 
     def _forget(self, slot: Slot) -> None:
-        slot.state = SlotState.GONE
+        # In this order: after a signal in between nobody may find one that is gone.
         if self.slots.get(slot.path) is slot:
             del self.slots[slot.path]
+        slot.state = SlotState.GONE
 
     def forget_parked(self) -> None:
         """Let go of all parked files: the pool is closing, and they are closed."""
@@ -413,6 +450,15 @@ class OpenFiles:
             for slot in tuple(self.slots.values()):
                 if slot.state is SlotState.PARKED:
                     self._forget(slot)
+
+
+def _is_there(slot: Slot) -> bool:
+    """Whether a slot's file is there: one that is not open may be gone, its number another's."""
+    return slot.state is not SlotState.PARKED or identify(slot.path) == slot.identity
+
+
+# Of all pools, because SQLite knows a log by its name, whoever asks for it.
+_living: weakref.WeakSet[OpenFiles] = weakref.WeakSet()
 
 
 def _log_failure(slot: Slot, error: Exception) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+
+import structlog
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.errors import DatabaseFolderError, DatabaseMovedError, DatabasePathError
+from mandrake_sessions.ids import new_id
 
 Identity = tuple[int, int]
 """Device and inode: what a file is, whatever it is called."""
@@ -71,12 +75,20 @@ def identify(path: Path) -> Identity | None:
 def make_file(path: Path) -> Identity:
     """Make the file, readable by its owner only, and its folders; return its identity.
 
-    A file that exists, also one that another process makes at this moment, is left as it is.
+    A file that exists, also one that another process makes at this moment, is left as it is. A log
+    that is there without its file is kept under another name: SQLite would delete it.
     """
     try:
         make_folder(path.parent)
+        log, _ = companions(path)
+        orphan = identify(log)
         # Before SQLite, so that the -wal and -shm files, which take its mode, are private too.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        # After it: of all that come here at once, one has made the file.
+        if orphan is not None and identify(log) == orphan and log.stat().st_size:
+            aside = aside_of(log)
+            log.rename(aside)
+            tell_set_aside(path, aside)
     except FileExistsError:
         if not path.parent.is_dir():
             raise DatabaseFolderError(path=path, operation="open") from None
@@ -89,13 +101,42 @@ def make_file(path: Path) -> Identity:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each readable by its owner only."""
+    """Make a folder and those above it, each readable by its owner only.
+
+    Their names are on the disk before anything is: SQLite syncs only the folder of its files.
+    """
     missing = []
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
     for each in reversed(missing):
         each.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(each.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, on a system that can."""
+    with contextlib.suppress(OSError, AttributeError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def aside_of(log: Path) -> Path:
+    """Return the name under which a log is kept that belongs to no database of its name."""
+    return log.with_name(f"{log.name}.of-moved-file-{new_id()}")
+
+
+def tell_set_aside(path: Path, aside: Path) -> None:
+    """Log that the log of a database was kept under another name."""
+    structlog.get_logger(__name__).error("database_log_set_aside", path=str(path), log=str(aside))
+
+
+def may_write(path: Path) -> bool:
+    """Return whether this process may write a file, by the user it acts as, as opening asks."""
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def companions(path: Path) -> tuple[Path, Path]:

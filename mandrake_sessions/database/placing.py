@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import apsw
+
 from mandrake_sessions.database import owner
+from mandrake_sessions.database.paths import sync_folder
 
 _MARK: Final = ".partial-"
 _PARTIAL: Final = re.compile(r"(\.partial-[0-9a-f]{16})(-wal|-shm|-journal|-owner-[0-9a-f-]{36})?")
@@ -37,8 +40,7 @@ def making(path: Path) -> Iterator[Path]:
         DatabaseError: it cannot be claimed; each reason has its own subclass.
         OSError: it cannot be made.
     """
-    for left in leftovers(path):
-        _remove(left)
+    remove_leftovers(path)
     partial = path.with_name(f"{path.name}{_MARK}{secrets.token_hex(8)}")
     # First, so that nobody finds the file without its maker.
     claim = owner.claim(partial)
@@ -60,6 +62,12 @@ def leftovers(path: Path) -> list[Path]:
                 if matched is not None:
                     found.add(path.with_name(f"{path.name}{matched[1]}"))
     return sorted(partial for partial in found if not owner.is_claimed(partial))
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the unfinished files beside ``path`` that nobody makes any more."""
+    for left in leftovers(path):
+        _remove(left)
 
 
 def _remove(partial: Path) -> None:
@@ -97,6 +105,17 @@ def put_in_place(partial: Path, path: Path, *, overwrite: bool) -> None:
     sync_folder(path.parent)
 
 
+def merge_log(raw: apsw.Connection) -> None:
+    """Copy the log of a file into it before its connection is closed: only the file is renamed.
+
+    Closing does so too, but keeps silent where the disk is full.
+
+    Raises:
+        apsw.Error: not all of it could be copied.
+    """
+    raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+
 def sync_file(path: Path) -> None:
     """Bring a file that no connection has open to the disk."""
     descriptor = os.open(path, os.O_RDWR)
@@ -104,13 +123,3 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, on a system that can."""
-    with contextlib.suppress(OSError, AttributeError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Self
@@ -60,7 +61,7 @@ class ConnectionPool:
         self._mutex = self._files.mutex
         self._slots = self._files.slots
         # Handles that were collected without a release.
-        self._forgotten: deque[Slot] = deque()
+        self._forgotten: deque[tuple[Slot, Hashable]] = deque()
         self._waiting_for_end: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
     # -- acquire and release ----------------------------------------------------------------
@@ -98,7 +99,7 @@ class ConnectionPool:
             return self._acquire(real, options, budget, place, create=create)
         except BaseException as error:
             # A signal between its steps: nobody may wait for us.
-            self._files.give_up(real, error)
+            self._files.give_up(error)
             raise
 
     def _acquire(
@@ -117,18 +118,18 @@ class ConnectionPool:
                 slot = self._slots.get(real)
                 if slot is None:
                     slot = self._slots[real] = Slot(real)
-                    slot.refs = 1
+                    handle = self._handle(slot, place)
                     break
                 state = slot.state
                 is_same = slot.file is not None and slot.identity == identity
                 if is_same and state is not SlotState.CLOSING:
                     self._require_same_options(slot, options)
-                    slot.refs += 1
+                    handle = self._handle(slot, place)
                     if state is SlotState.OPEN:
-                        return self._handle(slot, place)
+                        return handle
             if is_same and state is not SlotState.CLOSING:
-                if self._bring_back(slot, budget):
-                    return self._handle(slot, place)
+                if self._bring_back(slot, handle, budget):
+                    return handle
             elif state in (SlotState.OPEN, SlotState.PARKED) and identify(real) == slot.identity:
                 # The look was older than the file: it was made, or made anew, meanwhile.
                 continue
@@ -143,21 +144,22 @@ class ConnectionPool:
                     raise copy.copy(slot.error)
             # It was opened, closed or given up: look again.
         self._files.open_slot(slot, options or self.options.database, create=create)
-        return self._handle(slot, place)
+        return handle
 
-    def _bring_back(self, slot: Slot, budget: Budget) -> bool:
+    def _bring_back(self, slot: Slot, handle: DatabaseHandle, budget: Budget) -> bool:
         """Open a parked file for one handle more; False if it is not the one that was open."""
         try:
             self._files.reopen(slot, budget, "acquire").unpin()
         except DatabaseMovedError:
-            self._give_back(slot)
+            handle.release()
             return False
         except BaseException:
-            self._give_back(slot)
+            handle.release()
             raise
         return True
 
     def _handle(self, slot: Slot, place: str) -> DatabaseHandle:
+        """Return one handle more; the mutex is held."""
         return DatabaseHandle(
             slot, self._give_back, self._note_forgotten, self._files.reopen, place
         )
@@ -170,21 +172,25 @@ class ConnectionPool:
         if options is not None and slot.file is not None and options != slot.file.options:
             raise OptionsConflictError(path=slot.path, operation="acquire")
 
-    def _give_back(self, slot: Slot) -> None:
+    def _give_back(self, slot: Slot, claim: Hashable) -> None:
         """Count one handle less; what fails to close is told to whom it concerns."""
-        closing = self._files.note_released(slot)
-        self._files.close_and_log(each for each in closing if each is not slot)
-        self._files.close(each for each in closing if each is slot)
+        try:
+            closing = self._files.note_released(slot, claim)
+            self._files.close_and_log(each for each in closing if each is not slot)
+            self._files.close(each for each in closing if each is slot)
+        except BaseException as error:
+            self._files.give_up(error)
+            raise
 
-    def _note_forgotten(self, slot: Slot) -> None:
+    def _note_forgotten(self, slot: Slot, claim: Hashable) -> None:
         """Count a handle that was collected later: a finalizer must not take a lock."""
-        self._forgotten.append(slot)
+        self._forgotten.append((slot, claim))
         self._files.maintenance.call_later(_FORGOTTEN, 0.0, self._reap_forgotten)
 
     def _reap_forgotten(self) -> None:
         while self._forgotten:
             # Nobody here has asked for the files of others.
-            self._files.close_and_log(self._files.note_released(self._forgotten.popleft()))
+            self._files.close_and_log(self._files.note_released(*self._forgotten.popleft()))
 
     def remove(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> None:
         """Remove a database's files; a file that is not there is no error.
@@ -203,15 +209,10 @@ class ConnectionPool:
         real = real_path(path)
         seconds = self.options.database.busy_timeout if timeout is None else timeout
         budget = Budget(arguments.seconds("timeout", seconds))
-        slot = self._reserve(real, budget, "delete")
-        try:
+        with self._reserved(real, budget, "delete"):
             identity = identify(real)
             if identity is not None:
                 remove(real, identity, budget)
-        finally:
-            with self._mutex:
-                del self._slots[real]
-            slot.changed.set()
 
     def restore(
         self,
@@ -251,25 +252,32 @@ class ConnectionPool:
         arguments.seconds("timeout", seconds)
         real = real_path(path)
         source = require_backup(backup, real)
-        slot = self._reserve(real, Budget(seconds), "restore")
-        try:
+        with self._reserved(real, Budget(seconds), "restore"):
             restore(source, real, seconds, overwrite=overwrite)
-        finally:
-            with self._mutex:
-                del self._slots[real]
-            slot.changed.set()
         return real
 
-    def _reserve(self, real: Path, budget: Budget, operation: str) -> Slot:
-        """Put a slot in the way of every acquire, once nobody has the file open."""
+    @contextlib.contextmanager
+    def _reserved(self, real: Path, budget: Budget, operation: str) -> Iterator[None]:
+        """Put a slot in the way of every acquire for a block, once nobody has the file open."""
+        try:
+            self._reserve(real, budget, operation)
+            yield
+        finally:
+            try:
+                self._files.give_up()
+            finally:
+                # A signal in the midst of it must not leave it there for ever.
+                self._files.give_up()
+
+    def _reserve(self, real: Path, budget: Budget, operation: str) -> None:
         while True:
             self._reap_forgotten()
             with self._mutex:
                 self._require_open(real)
                 slot = self._slots.get(real)
                 if slot is None:
-                    slot = self._slots[real] = Slot(real)
-                    return slot
+                    self._slots[real] = Slot(real)
+                    return
                 was_idle = slot.is_idle
                 handles = slot.refs
                 if was_idle:
@@ -375,6 +383,13 @@ class ConnectionPool:
         """
         seconds = self.options.close_timeout if timeout is None else timeout
         deadline = monotonic() + arguments.seconds("timeout", seconds)
+        try:
+            self._close(deadline, on_stuck)
+        finally:
+            # A signal between its steps: what is open is closed all the same.
+            self._files.give_up()
+
+    def _close(self, deadline: float, on_stuck: OnStuck) -> None:
         with self._mutex:
             self._files.is_closed = True
             slots = list(self._slots.values())
@@ -426,6 +441,7 @@ class ConnectionPool:
             was_dropped = slot.file is not None and slot.file.drop_after_fork()
             if not was_dropped and slot.identity is not None:
                 _unusable_in_child.add(slot.identity)
+        self._slots.clear()
         bury(self._files.maintenance)
         self._reset()
 

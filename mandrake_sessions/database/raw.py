@@ -48,7 +48,9 @@ class RawFile:
         Raises:
             apsw.Error: the disk did not give them.
         """
-        return self._file.xRead(amount, offset) if offset < self.size else b""
+        # Never beyond the end: of a read that comes out short APSW drops the zeros at its end.
+        left = self.size - offset
+        return self._file.xRead(min(amount, left), offset) if left > 0 else b""
 
     def lock(self, budget: Budget, operation: str) -> None:
         """Take the exclusive lock, which is free when no connection to the database is in use.
@@ -117,7 +119,7 @@ def copy_database(source: Path, target: Path) -> bool:
     Raises:
         DatabaseError: either fails; each reason has its own subclass.
     """
-    before = _states(source)
+    before = states_of(source)
     for suffix, state in before.items():
         copy = Path(f"{target}{suffix}")
         if state is not None:
@@ -125,10 +127,11 @@ def copy_database(source: Path, target: Path) -> bool:
                 copy_bytes(Path(f"{source}{suffix}"), copy)
         elif suffix:
             copy.unlink(missing_ok=True)
-    return before == _states(source)
+    return before == states_of(source)
 
 
-def _states(path: Path) -> dict[str, tuple[int, ...] | None]:
+def states_of(path: Path) -> dict[str, tuple[int, ...] | None]:
+    """Return what changes when a database is written: of the file, its log and its journal."""
     states: dict[str, tuple[int, ...] | None] = {}
     for suffix in ("", "-wal", "-journal"):
         try:

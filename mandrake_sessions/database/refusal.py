@@ -7,7 +7,6 @@ once a second one is let through: a log that begins anew needs no space.
 from __future__ import annotations
 
 import copy
-import os
 import threading
 from pathlib import Path
 from time import monotonic
@@ -15,6 +14,7 @@ from time import monotonic
 import structlog
 
 from mandrake_sessions.database.faults import free_bytes
+from mandrake_sessions.database.paths import may_write
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseError,
@@ -128,6 +128,6 @@ class Refusal:
     def _is_there(self, obstacle: StorageFullError | ReadOnlyDatabaseError) -> bool:
         """Look, in about two microseconds, whether an obstacle is in the way."""
         if isinstance(obstacle, ReadOnlyDatabaseError):
-            return not os.access(self._path, os.W_OK)
+            return not may_write(self._path)
         free = free_bytes(self._path)
         return free is not None and free < _ENOUGH

@@ -20,8 +20,14 @@ from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate, translate_os
-from mandrake_sessions.database.paths import Identity, identify, make_folder, real_path
-from mandrake_sessions.database.placing import making, put_in_place, sync_file
+from mandrake_sessions.database.paths import (
+    Identity,
+    aside_of,
+    identify,
+    make_folder,
+    real_path,
+)
+from mandrake_sessions.database.placing import making, merge_log, put_in_place, sync_file
 from mandrake_sessions.database.raw import RawFile, copy_database
 from mandrake_sessions.database.revisions import is_known
 from mandrake_sessions.database.waiting import Budget, retry_busy
@@ -144,6 +150,7 @@ def _check_and_stamp(partial: Path, source: Path) -> None:
             # Switched here, the one who opens it needs no rollback journal for that: a process
             # that waits for the old file would find it by its name.
             raw.execute("PRAGMA journal_mode=wal").fetchall()
+            merge_log(raw)
     except apsw.Error as error:
         found = translate(error, source, _OPERATION)
         if isinstance(found, CorruptDatabaseError):
@@ -187,7 +194,7 @@ def _alone(path: Path, budget: Budget) -> Iterator[bool]:
     if identity is None:
         for suffix in _LOGS:
             log = Path(f"{path}{suffix}")
-            _set_aside(log, log.with_name(f"{log.name}.of-moved-file-{new_id()}"))
+            _set_aside(log, aside_of(log))
         Path(f"{path}-shm").unlink(missing_ok=True)
         yield False
         return

@@ -21,6 +21,7 @@ from mandrake_sessions.database.backup import backup
 from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.dialect import lent_connection
 from mandrake_sessions.database.guard import after_fork
+from mandrake_sessions.database.placing import remove_leftovers
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseBusyError, MigrationError, SchemaTooNewError
 from mandrake_sessions.options import DatabaseOptions
@@ -227,6 +228,8 @@ def _back_up(connection: Connection, revision: str) -> Path:
     target = Path(f"{connection.path}.before-{revision}")
     number = 1
     while target.exists():
+        # A process killed just when this copy had got its name has left the other name too.
+        remove_leftovers(target)
         number += 1
         target = Path(f"{connection.path}.before-{revision}-{number}")
     budget = Budget(_BACKUP_SECONDS)

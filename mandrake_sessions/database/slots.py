@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from pathlib import Path
 from threading import get_ident
 from time import monotonic
@@ -40,23 +40,25 @@ class Slot:
 
     Attributes:
         file: the open file; while it is parked, the one that was.
-        refs: handles that are not released.
+        claims: one for each handle that is not released.
         idle_since: when the last one was (``time.monotonic``).
         error: why it could not be opened the last time, for everyone who waited.
-        opener: the thread that opens it, while it is opening.
+        worker: the thread that opens or closes it, or has it closed.
+        is_parking: whether it is closed for others; its handles open it again.
         changed: set when it is open, parked or gone.
     """
 
     __slots__ = (
         "changed",
+        "claims",
         "error",
         "file",
         "identity",
         "idle_since",
-        "opener",
+        "is_parking",
         "path",
-        "refs",
         "state",
+        "worker",
     )
 
     def __init__(self, path: Path) -> None:
@@ -65,15 +67,22 @@ class Slot:
         self.state = SlotState.OPENING
         self.file: DatabaseFile | None = None
         self.error: MandrakeSessionsError | None = None
-        self.opener = get_ident()
-        self.refs = 0
+        self.worker = get_ident()
+        # A set and not a number: what a signal has interrupted can be done again.
+        self.claims: set[Hashable] = set()
         self.idle_since = 0.0
+        self.is_parking = False
         self.changed = threading.Event()
+
+    @property
+    def refs(self) -> int:
+        """How many handles are not released."""
+        return len(self.claims)
 
     @property
     def is_idle(self) -> bool:
         """Whether the file is open and nobody has a handle on it."""
-        return self.state is SlotState.OPEN and self.refs == 0
+        return self.state is SlotState.OPEN and not self.claims
 
     @property
     def counts_as_open(self) -> bool:
@@ -111,11 +120,17 @@ def next_to_close(slots: Iterable[Slot], most: int, spared: Collection[Slot]) ->
     return None
 
 
-def begin_closing(slots: Iterable[Slot]) -> None:
-    """Mark slots: whoever wants one of these files from now on waits until it is closed."""
+def begin_closing(slots: Iterable[Slot], *, parks: bool = False) -> None:
+    """Mark slots: whoever wants one of these files from now on waits until it is closed.
+
+    Args:
+        slots: they are open.
+        parks: whether their handles open them again.
+    """
     for slot in slots:
-        slot.state = SlotState.CLOSING
+        slot.worker, slot.is_parking = get_ident(), parks
         slot.changed.clear()
+        slot.state = SlotState.CLOSING
 
 
 def too_many_idle(slots: Iterable[Slot], options: PoolOptions) -> list[Slot]:

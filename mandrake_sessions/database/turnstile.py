@@ -66,6 +66,11 @@ _ROUND: Final = 1.0
 _RESTLESS_LATER: Final = 0.1
 
 
+# Threads that wait for a process that is perhaps stopped, though their file is closed. A file that
+# is opened and closed on and on must not leave one each time.
+_left_behind: dict[Path, threading.Thread] = {}
+
+
 def turnstile_path(database: Path) -> Path:
     """Return the name of the turnstile's file."""
     return database.with_name(f"{database.name}-turnstile")
@@ -107,7 +112,9 @@ class Turnstile:
         self._is_stalled = False
         self._is_closed = False
         self._taker: threading.Lock | None = None
-        self._changed = threading.Condition(threading.Lock())
+        # Taken by itself: a signal's handler that raises while a condition is entered keeps it.
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
 
     # -- the holder of the lease ------------------------------------------------------------
 
@@ -157,7 +164,7 @@ class Turnstile:
         self._let_next_in()
 
     def _let_next_in(self) -> None:
-        with self._changed:
+        with self._mutex:
             was_held, self.is_held = self.is_held, False
             # A signal's handler may have raised before the thread was waited for.
             self._taker = None
@@ -173,7 +180,7 @@ class Turnstile:
 
     def _ask(self, connection: Connection) -> threading.Lock | None:
         """Take it now, or have the thread ask for it; what is returned is released when it has."""
-        with self._changed:
+        with self._mutex:
             if self._is_closed or self.is_held or (self._is_asking and self._is_stalled):
                 return None
             # If the thread still asks for a call that gave up, its place is ours.
@@ -184,6 +191,8 @@ class Turnstile:
             if monotonic() >= connection.deadline:
                 return None
             if not self._is_asking:
+                if self._was_left_behind():
+                    return None
                 self._is_asking = True
                 self._start_or_wake()
             if not self._is_asking:
@@ -209,13 +218,22 @@ class Turnstile:
                     is_stalled = passes == last
         finally:
             # Also when a signal's handler raises.
-            with self._changed:
+            with self._mutex:
                 if self._taker is taker:
                     self._taker = None
                     self._is_stalled = is_stalled
                     self.stalls += is_stalled
 
     # -- the thread that waits --------------------------------------------------------------
+
+    def _was_left_behind(self) -> bool:
+        """Whether a thread waits here still since the file was closed; another one would too."""
+        thread = _left_behind.get(self.path)
+        if thread is None:
+            return False
+        if not thread.is_alive():
+            _left_behind.pop(self.path, None)
+        return thread.is_alive()
 
     def _start_or_wake(self) -> None:
         if self._thread is not None:
@@ -248,7 +266,7 @@ class Turnstile:
 
     def _answer(self, error: OSError | None) -> None:
         """Give what the kernel gave to the call that waits; if none does, let the next one in."""
-        with self._changed:
+        with self._mutex:
             if error is not None:
                 self._fail(error)
             elif self._is_gone() and not self._is_closed:
@@ -344,9 +362,11 @@ class Turnstile:
 
         A thread that waits for another process ends as soon as that lets go.
         """
-        with self._changed:
+        with self._mutex:
             self._is_closed = True
             thread = None if self._is_asking else self._thread
+            if self._is_asking and self._thread is not None:
+                _left_behind[self.path] = self._thread
             self._changed.notify()
             if not self._is_asking and not self.is_held:
                 self._remove_and_drop()
@@ -364,7 +384,8 @@ class Turnstile:
 
     def forget_after_fork(self) -> None:
         """Let go of the parent's file in a child; closing it frees nothing of the parent's."""
-        self._changed = threading.Condition(threading.Lock())
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
         self._is_closed = True
         self._thread = self._taker = None
         self.is_held = self.is_entered = self._is_asking = False

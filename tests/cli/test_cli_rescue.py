@@ -141,6 +141,25 @@ def test_who_holds_the_write_lock_is_named(
     assert f"process {child.process.pid} holds the write lock" in checks(ended)["locks"]["detail"]
 
 
+def test_a_file_that_is_being_written_is_not_taken_for_a_damaged_one(
+    start_child: Callable[..., Any], database: Path
+) -> None:
+    """Its log is another one by the time a frame of it is read."""
+    child = start_child(
+        "from mandrake_sessions import SessionManager\n"
+        "sessions = SessionManager(sys.argv[1]).init()\n"
+        "tell('writing')\n"
+        "while True:\n"
+        "    sessions.create_session('more', description='x' * 9000)\n",
+        database,
+    )
+    child.hear()
+
+    for _ in range(10):
+        report = diagnose(database)
+        assert report.is_usable, [each for each in report.checks if each.status == "failed"]
+
+
 def execute(path: Path, sql: str) -> None:
     raw = apsw.Connection(str(path))
     raw.execute("PRAGMA ignore_check_constraints = ON")
@@ -192,6 +211,49 @@ def test_each_fault_has_its_check(
 
     assert bad(ended) == found
     assert ended.code == (5 if "failed" in found.values() else 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_file_is_not_opened(run: Run, tmp_path: Path) -> None:
+    """Opening a named pipe would wait for ever for somebody at its other end."""
+    os.mkfifo(tmp_path / "pipe")
+
+    for path in (tmp_path / "pipe", tmp_path):
+        ended = run("doctor", path, "--json")
+        assert (ended.code, bad(ended)) == (5, {"file": "failed"})
+
+
+def test_a_header_that_states_too_much_takes_no_time(run: Run, database: Path) -> None:
+    """Of 4,294,967,295 pages nearly all are missing; they are not counted one by one."""
+    overwrite(database, 28, b"\xff" * 4)
+
+    assert bad(run("doctor", database, "--json"))["size"] == "failed"
+
+
+def test_an_emptied_file_with_a_log_is_no_new_database(run: Run, database: Path) -> None:
+    raw = apsw.Connection(str(database))
+    raw.wal_autocheckpoint(0)
+    raw.execute("UPDATE sessions SET title = 'In the log'")
+    log = Path(f"{database}-wal").read_bytes()
+    raw.close()
+    Path(f"{database}-wal").write_bytes(log)
+    os.truncate(database, 0)
+
+    ended = run("doctor", database, "--json")
+
+    assert ended.code == 5
+    assert bad(ended)["header"] == "failed"
+    assert Path(f"{database}-wal").read_bytes() == log
+
+
+def test_copies_from_before_a_migration_are_named(run: Run, database: Path) -> None:
+    Path(f"{database}.before-0001").touch()
+    Path(f"{database}.before-0001.partial-{'0' * 16}").touch()
+
+    ended = run("doctor", database, "--json")
+
+    assert bad(ended) == {"partial_files": "degraded"}
+    assert f"{database.name}.before-0001" in checks(ended)["set_aside"]["detail"]
 
 
 def test_it_can_be_asked_from_python(database: Path) -> None:

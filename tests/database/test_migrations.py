@@ -512,11 +512,15 @@ def test_an_earlier_backup_is_kept(
 ) -> None:
     earlier = Path(f"{database.path}.before-{HEAD}")
     earlier.write_bytes(b"of an earlier migration")
+    # A kill between the two names of that copy has left this one.
+    left = Path(f"{earlier}.partial-{'0' * 16}")
+    os.link(earlier, left)
 
     migrate.upgrade(database, Budget(10), scripts=scripts(REBUILD, rebuilds=True))
 
     assert earlier.read_bytes() == b"of an earlier migration"
     assert verify(f"{earlier}-2") == []
+    assert not left.exists()
 
 
 def test_a_backup_that_cannot_be_made_stops_the_migration(

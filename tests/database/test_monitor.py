@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +40,12 @@ def monitor(pool: ConnectionPool, handle: DatabaseHandle) -> HealthMonitor:
     (report,) = monitor.look()
     assert report.status is HealthStatus.OK
     return monitor
+
+
+@pytest.fixture
+def vfs_pool(make_pool: MakePool, vfs: FaultVFS) -> ConnectionPool:
+    """A pool whose disk can be made to fail."""
+    return make_pool(database={"vfs": vfs.name})
 
 
 @pytest.fixture
@@ -352,6 +360,54 @@ def test_rule_25_the_damage_of_another_file_is_not_this_ones(handle: DatabaseHan
     assert keys(handle) == {"stored"}
 
 
+@pytest.mark.parametrize(
+    ("level", "fault"),
+    [
+        # What a process without descriptors is told.
+        (HealthLevel.THOROUGH, ("open", apsw.SQLITE_CANTOPEN)),
+        (HealthLevel.FULL, ("open", apsw.SQLITE_CANTOPEN)),
+        (HealthLevel.THOROUGH, ("read", apsw.SQLITE_IOERR_READ)),
+        (HealthLevel.FULL, ("read", apsw.SQLITE_IOERR_READ)),
+        (HealthLevel.THOROUGH, ("read", apsw.SQLITE_NOMEM)),
+        (HealthLevel.QUICK, ("read", apsw.SQLITE_IOERR_READ)),
+    ],
+    ids=str,
+)
+def test_rule_25_a_look_that_cannot_be_made_finds_no_damage(
+    vfs_pool: ConnectionPool,
+    path: Path,
+    vfs: FaultVFS,
+    level: HealthLevel,
+    fault: tuple[str, int],
+) -> None:
+    with vfs_pool.acquire(path) as handle, capture_logs() as logs:
+        handle.transact(adding("before"))
+        file_of(handle).checkpoint()
+        monitor = HealthMonitor(vfs_pool)
+        with vfs.failing("db", *fault):
+            (report,) = monitor.look(level)
+        assert report.status is not HealthStatus.OK
+        assert not {"pages", "size", "integrity"} & {
+            each.name for each in report.checks if each.status is HealthStatus.FAILED
+        }
+        assert "database_corrupt" not in events(logs)
+        handle.transact(adding("after"))
+        assert handle.health(level).status is HealthStatus.OK
+
+
+def test_rule_25_a_row_without_its_parent_is_no_damage(
+    handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log]
+) -> None:
+    raw = raw_of(handle)
+    raw.pragma("foreign_keys", 0)
+    raw.execute("INSERT INTO requests VALUES ('r', 'nobody', '', 0, 0)")
+    raw.pragma("foreign_keys", 1)
+    (report,) = monitor.look(HealthLevel.FULL)
+    assert report.is_usable
+    assert "database_corrupt" not in events(logs)
+    handle.transact(adding("stored"))
+
+
 def test_stopping_waits_for_the_check_under_way(
     pool: ConnectionPool, handle: DatabaseHandle
 ) -> None:
@@ -370,3 +426,28 @@ def test_stopping_waits_for_the_check_under_way(
     stopper.join(PATIENCE)
     assert not stopper.is_alive()
     assert threads() == 0
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="only root on Linux acts as another user"
+)
+def test_rule_29_what_may_be_written_is_asked_for_the_user_it_acts_as(
+    start_child: Callable[..., Any], path: Path
+) -> None:
+    """A program that was given its owner's rights: who started it may not write the file."""
+    child = start_child(
+        """
+import os
+from mandrake_sessions import ConnectionPool, HealthMonitor
+with ConnectionPool() as pool, pool.acquire(sys.argv[1]) as handle:
+    monitor = HealthMonitor(pool)
+    monitor.look()
+    os.setresuid(65534, 0, 0)
+    tell(monitor.look()[0].status)
+    handle.transact(lambda tx: None)
+    tell("written")
+""",
+        path,
+    )
+    assert [child.hear(), child.hear()] == ["ok", "written"]
+    child.finish()

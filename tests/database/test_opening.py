@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from database_kit import (
     until,
     until_set,
 )
+from structlog.testing import capture_logs
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -592,3 +594,69 @@ def test_rule_04_a_failed_opening_leaves_no_descriptor_and_no_connection(
     with pool.acquire(path) as handle:
         assert keys(handle) == set()
         assert raw_of(handle).pragma("integrity_check") == "ok"
+
+
+def leave_a_log(path: Path, start_child: Callable[..., Any]) -> bytes:
+    """Make a database of which a crash has left the log; return that."""
+    child = start_child(
+        "import os\n"
+        "from mandrake_sessions import SessionManager\n"
+        "SessionManager(sys.argv[1]).init().create_session('in the log')\n"
+        "tell('done')\nhear()",
+        path,
+    )
+    child.hear()
+    child.process.kill()
+    child.process.wait()
+    return path.with_name(f"{path.name}-wal").read_bytes()
+
+
+def test_rule_6_an_emptied_file_with_a_log_is_not_made_a_new_one(
+    pool: ConnectionPool, path: Path, start_child: Callable[..., Any]
+) -> None:
+    """SQLite takes it for a new database, and deletes the log, with all that is in it."""
+    log = leave_a_log(path, start_child)
+    os.truncate(path, 0)
+
+    for _ in range(2):
+        with pytest.raises(CorruptDatabaseError, match=r"is empty, but db\.sqlite-wal"):
+            pool.acquire(path)
+
+    assert path.stat().st_size == 0
+    assert path.with_name("db.sqlite-wal").read_bytes() == log
+
+
+def test_rule_6_the_log_of_a_file_that_is_gone_is_kept(
+    pool: ConnectionPool, path: Path, start_child: Callable[..., Any]
+) -> None:
+    log = leave_a_log(path, start_child)
+    path.unlink()
+
+    with capture_logs() as logs, pool.acquire(path) as handle:
+        assert keys(handle) == set()
+
+    (told,) = [each for each in logs if each["event"] == "database_log_set_aside"]
+    assert Path(told["log"]).read_bytes() == log
+    assert told["path"] == str(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this system cannot sync a folder")
+def test_rule_26_the_names_of_new_folders_are_synced(
+    tmp_path: Path, start_child: Callable[..., Any]
+) -> None:
+    """SQLite syncs the folder of its files; a power cut could take that folder from its own."""
+    child = start_child(
+        """
+opened = []
+sys.addaudithook(
+    lambda event, given: opened.append(str(given[0])) if event == "open" else None
+)
+from pathlib import Path
+from mandrake_sessions.database.paths import make_file
+make_file(Path(sys.argv[1], "a", "b", "db.sqlite"))
+tell([each[len(sys.argv[1]) :] for each in opened if each.startswith(sys.argv[1])])
+""",
+        tmp_path,
+    )
+    assert child.hear() == ["", "/a", "/a/b/db.sqlite"]
+    child.finish()

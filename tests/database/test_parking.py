@@ -45,6 +45,7 @@ from mandrake_sessions import (
     PoolOptions,
     ReentrantScopeError,
     SessionManager,
+    StorageFullError,
     TurnStatus,
 )
 from mandrake_sessions.database.file import DatabaseFile
@@ -340,6 +341,25 @@ def test_a_file_with_a_streaming_turn_of_ours_stays(
     manager.update_turn(later.id, status=TurnStatus.COMPLETED)
     crowd("j", "k", "l")
     assert descriptors(manager.path) == []
+
+
+def test_a_claim_is_kept_where_the_file_stays_for_another_reason(
+    managers: Callable[[str], SessionManager], crowd: Crowd
+) -> None:
+    """A full disk passes, and then a turn may stream under the claim until the host is gone."""
+    manager = managers("full")
+    response = response_of(manager)
+    first = manager.create_turn(response, status=TurnStatus.STREAMING)
+    manager.update_turn(first.id, status=TurnStatus.COMPLETED)
+    refusal = file_of(manager.handle).refusal
+    refusal.obstacle = StorageFullError(path=manager.path)
+    crowd("a", "b", "c")
+    assert open_connections(manager.path) > 0
+    refusal.obstacle = None
+    manager.create_turn(response, status=TurnStatus.STREAMING)
+    manager.close()
+    assert open_connections(manager.path) == 0
+    assert list(manager.path.parent.glob("full.sqlite-owner-*"))
 
 
 def test_a_claim_that_is_made_while_its_file_is_parked_holds_for_the_turn(
@@ -696,6 +716,32 @@ def test_a_handle_released_while_its_file_is_opened_again_leaves_nothing_open(
     assert reader.result() == {"before"}
     until(lambda: open_connections(parked.path) == 0)
     assert pool.stats().handles == 2
+
+
+def test_who_waits_is_told_of_a_change_before_the_next_one_begins(
+    pool: ConnectionPool, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told too late, who waits for the next opening would look on and on until it is over.
+
+    ::
+
+        parking   parked ................................ tells it
+        reader             opening: nobody is told yet ──┘ └─ told, though it is still opening
+    """
+    (a,) = crowd("a")
+    told: list[bool] = []
+    event = type(a._slot.changed)
+    really_set = event.set
+
+    def telling(self: threading.Event) -> None:
+        if self is a._slot.changed:
+            told.append(pool._mutex.locked())
+        really_set(self)
+
+    monkeypatch.setattr(event, "set", telling)
+    crowd("b", "c")
+    a.transact(adding("a"))
+    assert told == [True, True]
 
 
 def test_closing_the_pool_ends_parked_files_too(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import random
 import threading
 import weakref
@@ -36,6 +37,7 @@ from mandrake_sessions import (
     DatabaseBusyError,
     DatabaseMissingError,
     DatabaseOptions,
+    DatabasePathError,
     Durability,
     HandleReleasedError,
     MandrakeSessionsError,
@@ -823,3 +825,20 @@ def test_a_removal_that_is_interrupted_leaves_no_log_without_its_database(
     pool.remove(path)
     assert removed[-1] == ""
     assert sorted(removed) == ["", "-shm", "-turnstile", "-wal"]
+
+
+def test_rule_03_two_pools_do_not_open_one_file_under_two_names(
+    make_pool: MakePool, path: Path
+) -> None:
+    """Each name has a log of its own: what is in the one is not there under the other."""
+    first, second = make_pool(), make_pool()
+    other = path.with_name("other.sqlite")
+    with first.acquire(path) as handle:
+        handle.transact(adding("a"))
+        os.link(path, other)
+        with pytest.raises(DatabasePathError):
+            second.acquire(other)
+        with second.acquire(path) as same:
+            assert keys(same) == {"a"}
+    with second.acquire(other) as handle:
+        assert keys(handle) == {"a"}

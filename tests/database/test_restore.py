@@ -397,6 +397,52 @@ def test_who_waits_to_open_it_finds_the_new_one(
     assert titles(path, pool) == ["old"]
 
 
+# -- a disk that gets full ------------------------------------------------------------------------
+
+LIMITED = """
+import resource, sys
+from mandrake_sessions import ConnectionPool, DatabaseError, PoolOptions
+backup, path, most = sys.argv[1], sys.argv[2], int(sys.argv[3])
+# No file gets larger: as on a full disk, writes fail.
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+with ConnectionPool(PoolOptions(linger=0)) as pool:
+    try:
+        pool.restore(backup, path, overwrite=True)
+    except DatabaseError as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this system has no such limit")
+def test_a_log_that_does_not_fit_into_the_new_file_stops_it(
+    path: Path, pool: ConnectionPool, copy: Path
+) -> None:
+    """A backup with a log, as a crash has left it; closing a file keeps silent about what fails."""
+    raw = apsw.Connection(str(copy))
+    raw.execute("PRAGMA journal_mode = WAL")
+    raw.wal_autocheckpoint(0)
+    more = "INSERT INTO meta VALUES (?, hex(zeroblob(150000)))"
+    raw.execute(more, ("a",))
+    raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    raw.execute(more, ("b",))
+    for suffix in ("", "-wal"):
+        Path(f"{copy}.hot{suffix}").write_bytes(Path(f"{copy}{suffix}").read_bytes())
+    raw.close()
+
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, f"{copy}.hot", str(path), "600000"],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+
+    assert done.stdout == "DatabaseIOError\n"
+    assert titles(path, pool) == ["new", "old"]
+    assert not [name for name in names(path) if "partial" in name]
+
+
 # -- a kill at every step -------------------------------------------------------------------------
 
 KILLED = """

@@ -7,7 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
@@ -20,12 +20,15 @@ from mandrake_sessions import (
     SalvageError,
     SalvageReport,
     SessionManager,
+    StorageFullError,
     TableSalvage,
     diagnose,
     salvage,
 )
 from mandrake_sessions.database.backup import verify
+from mandrake_sessions.database.salvage.btree import parse
 from mandrake_sessions.database.salvage.mending import LOST_REQUEST
+from mandrake_sessions.database.salvage.pages import open_pages
 from mandrake_sessions.models import TurnStatus
 
 PROJECT = Path(__file__).parents[2]
@@ -441,3 +444,76 @@ def test_the_locks_of_an_open_database_stay(damaged: Path, pool: ConnectionPool)
         salvage(damaged, new_of(damaged))
         diagnose(damaged, full=True)
         assert locks() == before
+
+
+# -- hostile files and full disks -----------------------------------------------------------------
+
+
+def test_a_frame_for_a_page_far_away_takes_no_time(damaged: Path) -> None:
+    """The head of the log is damaged, so nothing tells that the first frame is too."""
+    head = struct.pack(">8I", 0x377F0682, 3_007_000, PAGE, 0, 1, 2, 9, 9)
+    frame = struct.pack(">6I", 0xFFFFFFF0, 5, 1, 2, 0, 0) + damaged.read_bytes()[PAGE : 2 * PAGE]
+    Path(f"{damaged}-wal").write_bytes(head + frame)
+
+    report = run(damaged)
+
+    assert report.pages == damaged.stat().st_size // PAGE + 1
+    assert of(report, "turns").kept == TALKS * ROUNDS
+
+
+def test_a_chain_that_all_rows_claim_takes_no_time(tmp_path: Path) -> None:
+    """Each of 400 cells of 40 pages says that its text goes on through the same 40 pages."""
+    count = 40
+    first = bytearray(PAGE)
+    first[:24] = b"SQLite format 3\0" + struct.pack(">H", PAGE) + bytes((2, 2, 0, 64, 32, 32))
+    first[28:32] = struct.pack(">I", 2 * count + 1)
+    first[100] = 13
+    leaf = bytearray(PAGE)
+    length = count * (PAGE - 4)
+    start = bytes((0x80 | length >> 14, 0x80 | length >> 7 & 0x7F, length & 0x7F, 1))
+    leaf[0], leaf[3:5] = 13, struct.pack(">H", 400)
+    leaf[8:808] = struct.pack(">H", 900) * 400
+    leaf[900:904] = start
+    least = (PAGE - 12) * 32 // 255 - 23
+    local = least + (length - least) % (PAGE - 4)
+    local = local if local <= PAGE - 35 else least
+    leaf[904 + local : 908 + local] = struct.pack(">I", count + 2)
+    chain = [
+        struct.pack(">I", number + 1 if number <= 2 * count else 0) + b"x" * (PAGE - 4)
+        for number in range(count + 2, 2 * count + 2)
+    ]
+    path = tmp_path / "db.sqlite"
+    path.write_bytes(bytes(first) + bytes(leaf) * count + b"".join(chain))
+
+    with open_pages(path) as pages:
+        for number in pages.numbers():
+            parse(pages, number)
+        assert pages.may_follow()
+        assert pages._followed < 3 * count * count
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a file system of its own, of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)]
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root on Linux makes a small file system")
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this container may not mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_holds_the_log_and_not_the_file_too_gives_no_file(
+    damaged: Path, small_disk: Path, pool: ConnectionPool
+) -> None:
+    """Closing a file copies its log into it, and keeps silent where that fails."""
+    with SessionManager(damaged, pool=pool) as sessions:
+        sessions.create_session("Long", description="x" * 1_500_000)
+
+    with pytest.raises(StorageFullError):
+        salvage(damaged, small_disk / "new.sqlite")
+
+    assert os.listdir(small_disk) == []

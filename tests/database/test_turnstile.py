@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import stat
@@ -520,3 +521,29 @@ def test_removing_a_database_removes_what_a_killed_process_left(
         turnstile_path(path).touch()
     pool.remove(path)
     assert [each.name for each in path.parent.iterdir() if each.is_file()] == []
+
+
+def test_a_file_that_is_opened_again_leaves_one_thread_behind_a_stopped_process(
+    make_pool: Callable[..., ConnectionPool], path: Path
+) -> None:
+    """Its thread waits on when the file closes: the next one must not leave another."""
+    pool = make_pool()
+    turnstile = turnstile_path(path)
+    holder = os.open(turnstile, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+
+    def waiting() -> int:
+        return sum(each.name == "mandrake-turnstile" for each in threading.enumerate())
+
+    before = waiting()
+    for number in range(3):
+        with pool.acquire(path) as handle:
+            handle.transact(adding(f"{number}"))
+            assert file_of(handle).writer.turnstile.stalls == (not number)
+        assert (waiting() - before, len(descriptors(turnstile))) == (1, 2)
+    os.close(holder)
+    until(lambda: waiting() == before)
+    with pool.acquire(path) as handle:
+        handle.transact(adding("last"))
+        assert file_of(handle).writer.turnstile.stalls == 0
+        assert keys(handle) == {"0", "1", "2", "last"}

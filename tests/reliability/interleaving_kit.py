@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -411,3 +412,33 @@ class Holding:
         """Have the block end, and wait for that."""
         self._may_go.set()
         return self.thread.result()
+
+
+def interrupted_at(number: int, work: Callable[[], Any]) -> BaseException | None:
+    """Call ``work`` with a KeyboardInterrupt at its call number ``number``, as a signal comes.
+
+    Handlers of signals run where a function begins and where a call of one in C has returned.
+
+    Returns:
+        What was raised.
+    """
+    calls = itertools.count()
+
+    def look(frame: FrameType, event: str, _what: object) -> None:
+        # In what the garbage collector calls, or when a generator is closed, it is swallowed.
+        code = frame.f_code
+        is_ours = "mandrake_sessions" in code.co_filename
+        is_ours = is_ours and code.co_name not in {"callers_outside", "__del__"}
+        if is_ours and event in {"call", "c_return"} and next(calls) == number:
+            sys.setprofile(None)
+            raise KeyboardInterrupt(f"{event} {frame.f_code.co_qualname}:{frame.f_lineno}")
+
+    sys.setprofile(look)
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001  # handed to the one who looks
+        # A block whose end was interrupted at its very beginning ends when it is collected.
+        return error.with_traceback(None)
+    finally:
+        sys.setprofile(None)
+    return None

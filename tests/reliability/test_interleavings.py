@@ -6,18 +6,16 @@ import asyncio
 import gc
 import itertools
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
-from types import FrameType
 from typing import Any
 
 import apsw
 import pytest
-from interleaving_kit import PATIENCE, Holding, Orders, Stage, Thread, explore
+from interleaving_kit import PATIENCE, Holding, Orders, Stage, Thread, explore, interrupted_at
 from sqlalchemy import bindparam, insert, select
 
 from mandrake_sessions import (
@@ -387,35 +385,6 @@ def test_ctrl_c_between_hand_off_and_acceptance(
 
 class UndoError(Exception):
     """What a unit raises."""
-
-
-def interrupted_at(number: int, work: Callable[[], Any]) -> BaseException | None:
-    """Call ``work`` with a KeyboardInterrupt at its call number ``number``, as a signal comes.
-
-    Handlers of signals run where a function begins and where a call of one in C has returned.
-
-    Returns:
-        What was raised.
-    """
-    calls = itertools.count()
-
-    def look(frame: FrameType, event: str, _what: object) -> None:
-        # In what the garbage collector calls, or when a generator is closed, it is swallowed.
-        code = frame.f_code
-        is_ours = "mandrake_sessions" in code.co_filename and code.co_name != "callers_outside"
-        if is_ours and event in {"call", "c_return"} and next(calls) == number:
-            sys.setprofile(None)
-            raise KeyboardInterrupt(f"{event} {frame.f_code.co_qualname}:{frame.f_lineno}")
-
-    sys.setprofile(look)
-    try:
-        work()
-    except BaseException as error:  # noqa: BLE001  # handed to the one who looks
-        # A block whose end was interrupted at its very beginning ends when it is collected.
-        return error.with_traceback(None)
-    finally:
-        sys.setprofile(None)
-    return None
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from mandrake_sessions.database.header import strangeness
 from mandrake_sessions.database.health.openers import descriptors_on, has_lock, other_connections_on
 from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.lifecycle import FileState
-from mandrake_sessions.database.paths import identify
+from mandrake_sessions.database.paths import identify, may_write
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
@@ -263,7 +263,7 @@ def check_writing(connection: Connection, file: DatabaseFile) -> HealthCheck:
             raise
         return found("writing", DEGRADED, "another process holds the write lock")
     # What is open could still be written, and must not be.
-    if not os.access(connection.path, os.W_OK):
+    if not may_write(connection.path):
         return found("writing", FAILED, "the file is read-only")
     return found("writing", OK)
 

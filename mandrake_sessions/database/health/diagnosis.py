@@ -26,8 +26,9 @@ from mandrake_sessions.database.health.report import (
     HealthReport,
     HealthStatus,
 )
-from mandrake_sessions.database.paths import identify, real_path
+from mandrake_sessions.database.paths import identify, may_write, real_path
 from mandrake_sessions.database.placing import leftovers
+from mandrake_sessions.database.raw import states_of
 from mandrake_sessions.database.salvage.pages import Pages, open_pages
 from mandrake_sessions.database.turnstile import turnstile_path
 from mandrake_sessions.errors import DatabaseError, InvalidArgumentError
@@ -93,7 +94,8 @@ class _Diagnosis:
 
     def run(self) -> list[HealthCheck]:
         checks = [self._file()]
-        if checks[0].detail.startswith("there is no file"):
+        if not self._path.is_file():
+            # Opening what is no file may wait for ever: a named pipe has no other end.
             return [*checks, self._folder(), self._set_aside(), self._disk(), self._sqlite()]
         self._size = self._path.stat().st_size
         self._users = _find_users(self._path)
@@ -108,12 +110,23 @@ class _Diagnosis:
             self._turnstile(),
             self._locks(),
         ]
-        checks += self._bytes()
-        if any(check.name == "header" and check.status is FAILED for check in checks):
+        in_use = self._is_in_use()
+        before = states_of(self._path)
+        inside = self._inside(in_use=in_use)
+        if not in_use and states_of(self._path) != before:
+            # Somebody whom the system does not show uses it, or has come meanwhile: what was read
+            # as if nobody did may be a mixture.
+            inside = self._inside(in_use=True)
+        return checks + inside
+
+    def _inside(self, *, in_use: bool) -> list[HealthCheck]:
+        checks = self._bytes(in_use=in_use)
+        if checks[0].status is FAILED or (in_use and not self._size):
+            # To open a file that was emptied deletes its log.
             return checks
         contents = Contents(
             self._path,
-            in_use=self._is_in_use(),
+            in_use=in_use,
             full=self._full,
             rescue=self._rescue(),
             salvage=self._salvage(),
@@ -142,7 +155,7 @@ class _Diagnosis:
             return HealthCheck(
                 "file", FAILED, f"may not be read (mode {mode:o})", f"chmod u+rw {self._path}"
             )
-        if not os.access(self._path, os.W_OK):
+        if not may_write(self._path):
             return HealthCheck(
                 "file", FAILED, f"may not be written (mode {mode:o})", f"chmod u+w {self._path}"
             )
@@ -203,7 +216,9 @@ class _Diagnosis:
         marks = (f"{self._path.name}-wal.of-moved-file-", f"{self._path.name}.damaged-")
         names = self._beside(lambda name: name.startswith(marks))
         if not names:
-            return HealthCheck("set_aside", OK)
+            kept = [name for name in self._copies() if self._path.with_name(name).exists()]
+            told = f"kept from before a migration: {listed(kept)}" if kept else ""
+            return HealthCheck("set_aside", OK, told)
         return HealthCheck(
             "set_aside",
             DEGRADED,
@@ -220,6 +235,8 @@ class _Diagnosis:
 
     def _partials(self) -> HealthCheck:
         left = leftovers(self._path)
+        for name in self._copies():
+            left += leftovers(self._path.with_name(name))
         if not left:
             return HealthCheck("partial_files", OK)
         return HealthCheck(
@@ -228,6 +245,11 @@ class _Diagnosis:
             f"left by a process that was killed: {listed([each.name for each in left])}",
             "Delete them; the next restore or backup to this name does too.",
         )
+
+    def _copies(self) -> list[str]:
+        """Return the names of the copies that migrations make, also of those not finished."""
+        names = self._beside(lambda name: name.startswith(f"{self._path.name}.before-"))
+        return sorted({name.partition(".partial-")[0] for name in names})
 
     def _turnstile(self) -> HealthCheck:
         turnstile = turnstile_path(self._path)
@@ -261,18 +283,30 @@ class _Diagnosis:
 
     # -- its bytes ----------------------------------------------------------------------------
 
-    def _bytes(self) -> list[HealthCheck]:
+    def _bytes(self, *, in_use: bool) -> list[HealthCheck]:
         try:
-            with open_pages(self._path) as pages:
+            # A log that is being written is another one by the time its frames are read: of a
+            # file in use its first page is looked at here, the rest by SQLite.
+            with open_pages(self._path, with_log=not in_use) as pages:
+                if in_use:
+                    return [self._header(pages), HealthCheck("log", OK, "in use")]
                 return [self._header(pages), self._length(pages), self._log(pages)]
         except apsw.Error as error:
             typed = translate(error, self._path, _OPERATION)
             return [HealthCheck("header", FAILED, typed.message, "Check the disk.")]
 
     def _header(self, pages: Pages) -> HealthCheck:
-        if not self._size and not pages.frames:
+        if not self._size and not pages.frames and not pages.lost_frames:
             return HealthCheck(
                 "header", DEGRADED, "the file is empty: no database yet", "Open it to make one."
+            )
+        if not self._size:
+            # SQLite would take it for a new one, and delete the log.
+            return HealthCheck(
+                "header",
+                FAILED,
+                "the file was emptied; only its log is left",
+                f"Before anybody opens it: {self._salvage()}; or restore a backup: {_RESTORE}",
             )
         first = pages.read(1) or b""
         if first[:16] != _MAGIC or (self._size < _SMALLEST and not pages.is_in_log(1)):
@@ -292,8 +326,8 @@ class _Diagnosis:
     def _length(self, pages: Pages) -> HealthCheck:
         first = pages.read(1)
         stated = 0 if first is None else int.from_bytes(first[28:32], "big")
-        missing = [n for n in range(pages.whole_in_file + 1, stated + 1) if not pages.is_in_log(n)]
-        if stated and missing:
+        # Counted, not listed: a damaged header may state four thousand million.
+        if pages.count_missing(stated):
             return HealthCheck(
                 "size",
                 FAILED,
@@ -306,7 +340,7 @@ class _Diagnosis:
         log = Path(f"{self._path}-wal")
         if not log.exists():
             return HealthCheck("log", OK, "none")
-        if pages.lost_frames and not self._users.pids:
+        if pages.lost_frames:
             return HealthCheck(
                 "log",
                 DEGRADED,
@@ -314,7 +348,7 @@ class _Diagnosis:
                 "and all behind them",
                 f"Before anybody opens it: {self._salvage()}",
             )
-        left = "in use" if self._users.pids else "left by a program that did not close it"
+        left = "left by a program that did not close it"
         return HealthCheck("log", OK, f"{pages.frames} frames, {left}")
 
     def _rescue(self) -> str:

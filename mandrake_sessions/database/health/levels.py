@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import apsw
+
 from mandrake_sessions.database.backup import backup
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import free_bytes
@@ -171,6 +173,9 @@ def _check_integrity(file: DatabaseFile, budget: Budget) -> HealthCheck:
         if isinstance(cause, DatabaseError) and not isinstance(cause, checks.DAMAGED):
             # The copy failed, not the database: no space, no permission, no descriptor.
             return found("integrity", HealthStatus.DEGRADED, f"not looked at: {error.message}")
+        if error.result_code == apsw.SQLITE_CONSTRAINT_FOREIGNKEY:
+            # The pages are sound; a row without its parent is no damage.
+            return found("references", HealthStatus.DEGRADED, error.message)
         return found("integrity", HealthStatus.FAILED, error.message)
     finally:
         with contextlib.suppress(OSError):

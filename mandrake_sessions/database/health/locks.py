@@ -50,13 +50,13 @@ def lock_holders(path: Path) -> list[Held] | None:
     if not sys.platform.startswith("linux"):
         return None
     try:
-        inode = os.stat(path).st_ino
         with open("/proc/locks", encoding="ascii", errors="replace") as table:
             lines = table.readlines()
-    except FileNotFoundError:
-        return []
+        inode = _inode(path)
     except OSError:
         return None
+    if inode is None:
+        return []
     found: list[Held] = []
     for line in lines:
         # 12: POSIX  ADVISORY  READ 32355 fe:00:2147494 128 128; a waiter has an arrow behind 12:.
@@ -68,3 +68,10 @@ def lock_holders(path: Path) -> list[Held] | None:
         last = sys.maxsize if fields[7] == "EOF" else int(fields[7])
         found.append(Held(int(fields[4]), fields[3] == "WRITE", int(fields[6]), last))
     return found
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return None

@@ -74,6 +74,7 @@ def parse(pages: Pages, number: int) -> Page | None:
         cells, bad = _count_pointers(content, head, pages.usable), 1
     children: list[int] = []
     records: list[Record] = []
+    taken: set[int] = set()
     for (pointer,) in struct.iter_unpack(">H", content[head : head + 2 * cells]):
         try:
             at = pointer
@@ -83,7 +84,7 @@ def parse(pages: Pages, number: int) -> Page | None:
                 children.append(struct.unpack_from(">I", content, at)[0])
                 at += 4
             if kind != 5:
-                records.append(_record(pages, content, at, kind))
+                records.append(_record(pages, content, at, kind, taken))
         except (IndexError, ValueError, OverflowError, struct.error):
             bad += 1
     if kind in _INTERIOR:
@@ -95,18 +96,18 @@ def parse(pages: Pages, number: int) -> Page | None:
 
 def walk(pages: Pages, root: int) -> Iterator[tuple[int, Page | None]]:
     """Yield each page of a tree with its number; None for one that is damaged."""
-    seen: set[int] = set()
+    seen = {root}
     waiting = [(root, 0)]
     while waiting:
         number, depth = waiting.pop()
-        if number in seen or depth > _DEEPEST:
-            yield number, None
-            continue
-        seen.add(number)
         page = parse(pages, number)
         yield number, page
-        if page is not None:
-            waiting += [(child, depth + 1) for child in reversed(page.children)]
+        for child in reversed(page.children if page is not None else ()):
+            if child in seen or depth == _DEEPEST or not pages.is_there(child):
+                yield child, None
+            else:
+                seen.add(child)
+                waiting.append((child, depth + 1))
 
 
 def _count_pointers(content: bytes, head: int, usable: int) -> int:
@@ -133,7 +134,7 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
     return (value - (1 << 64) if value >> 63 else value), at + 1
 
 
-def _record(pages: Pages, content: bytes, at: int, kind: int) -> Record:
+def _record(pages: Pages, content: bytes, at: int, kind: int, taken: set[int]) -> Record:
     length, at = _varint(content, at)
     rowid = None
     if kind in _TABLE:
@@ -146,7 +147,7 @@ def _record(pages: Pages, content: bytes, at: int, kind: int) -> Record:
     payload = content[at : at + local]
     if local < length:
         (following,) = struct.unpack_from(">I", content, at + local)
-        payload += _overflow(pages, following, length - local)
+        payload += _overflow(pages, following, length - local, taken)
     return _decoded(rowid, payload, length)
 
 
@@ -160,12 +161,15 @@ def _local(length: int, usable: int, *, is_table: bool) -> int:
     return some if some <= most else least
 
 
-def _overflow(pages: Pages, number: int, length: int) -> bytes:
-    """Return the rest of a payload, as far as its chain of pages goes."""
+def _overflow(pages: Pages, number: int, length: int, taken: set[int]) -> bytes:
+    """Return the rest of a payload, as far as its chain of pages goes.
+
+    A page of a chain belongs to one row. In a made-up file all rows may have the same chain: on
+    one page no page is given twice, and in all no more pages than many such files have.
+    """
     parts: list[bytes] = []
-    seen: set[int] = set()
-    while number and length > 0 and number not in seen:
-        seen.add(number)
+    while number and length > 0 and number not in taken and pages.may_follow():
+        taken.add(number)
         page = pages.read(number)
         # Nothing but zeros is no text: the disk has forgotten it.
         if page is None or not any(page):
@@ -185,10 +189,10 @@ def _decoded(rowid: int | None, payload: bytes, length: int) -> Record:
     kinds: list[int] = []
     while at < end:
         kind, at = _varint(payload, at)
-        if kind in (10, 11) or kind < 0:
+        if kind in (10, 11) or kind < 0 or len(kinds) == _MOST_COLUMNS:
             raise ValueError
         kinds.append(kind)
-    if at != end or len(kinds) > _MOST_COLUMNS:
+    if at != end:
         raise ValueError
     if end + sum(_size(kind) for kind in kinds) != length:
         raise ValueError

@@ -23,6 +23,8 @@ _SAMPLE: Final = 100
 _LOG_HEADER: Final = 32
 _FRAME_HEADER: Final = 24
 _LOG_MAGIC: Final = 0x377F0682
+# Each page of a chain is read when its row is: three or four times, more if rows share it.
+_MOST_FOLLOWED: Final = 64
 _LEAVES: Final = (10, 13)
 KINDS: Final = (2, 5, *_LEAVES)
 """What the first byte of a page of a tree is: interior and leaf, of an index and of a table."""
@@ -48,7 +50,7 @@ class Pages:
         self._file = file
         self._log = log
         self.unreadable: set[int] = set()
-        self.frames = self.lost_frames = 0
+        self.frames = self.lost_frames = self._followed = 0
         self._in_log: dict[int, int] = {}
         header = _read(file, 0, 100)
         self.page_size = self._guess_size(header)
@@ -57,12 +59,14 @@ class Pages:
         self.usable = self.page_size - (reserved if reserved <= 32 else 0)
         if log is not None:
             self._read_log(log)
-        last = max(self._in_log, default=0)
-        self.count = max(-(-file.size // self.page_size), last)
+        self._in_file = -(-file.size // self.page_size)
+        # A damaged frame may be for a page far behind: what is between is not there.
+        self._behind = sorted(number for number in self._in_log if number > self._in_file)
+        self.count = self._in_file + len(self._behind)
 
     def read(self, number: int) -> bytes | None:
         """Return a page, or None if there is none or the disk does not give it."""
-        if not 1 <= number <= self.count:
+        if not self.is_there(number):
             return None
         at = self._in_log.get(number)
         if at is not None and self._log is not None:
@@ -74,6 +78,15 @@ class Pages:
             return None
         return page
 
+    def is_there(self, number: int) -> bool:
+        """Whether the file or its log has a page, whatever stands on it."""
+        return 1 <= number <= self._in_file or number in self._in_log
+
+    def may_follow(self) -> bool:
+        """Take leave to read one more page of a chain; a sound file never needs so many."""
+        self._followed += 1
+        return self._followed <= _MOST_FOLLOWED * (self.count + 1)
+
     def is_blank(self, number: int) -> bool:
         """Whether a page holds nothing but zeros, as no page in use does."""
         page = self.read(number)
@@ -83,6 +96,16 @@ class Pages:
     def whole_in_file(self) -> int:
         """How many pages the database file itself has."""
         return self._file.size // self.page_size
+
+    def numbers(self) -> Iterator[int]:
+        """Yield the number of each page there is, in order."""
+        yield from range(1, self._in_file + 1)
+        yield from self._behind
+
+    def count_missing(self, stated: int) -> int:
+        """Return how many of ``stated`` pages neither the file nor the log has."""
+        behind = sum(self.whole_in_file < number <= stated for number in self._in_log)
+        return max(0, stated - self.whole_in_file - behind)
 
     def is_in_log(self, number: int) -> bool:
         """Whether the log has a page."""
@@ -110,6 +133,9 @@ class Pages:
         """Return the size of a page: the header's own word, unless the pages say otherwise."""
         stated = int.from_bytes(header[16:18], "big") or 0
         stated = 65536 if stated == 1 else stated
+        if stated in _SIZES and int.from_bytes(header[28:32], "big") * stated == self._file.size:
+            # A text may hold what looks like pages of another size, this is no accident.
+            return stated
         candidates = [stated] if stated in _SIZES else []
         candidates += [size for size in (_USUAL, *_SIZES) if size not in candidates]
         scores = {size: self._plausible(size) for size in candidates}
@@ -197,14 +223,20 @@ def _looks_like_leaf(page: bytes, size: int) -> bool:
 
 
 @contextlib.contextmanager
-def open_pages(path: Path) -> Iterator[Pages]:
+def open_pages(path: Path, *, with_log: bool = True) -> Iterator[Pages]:
     """Open a damaged database and its log for a block.
+
+    Args:
+        path: the database.
+        with_log: whether its log is read.
 
     Raises:
         apsw.Error: the database cannot be opened at all.
     """
     with RawFile(path) as file, contextlib.ExitStack() as stack:
         log = None
-        with contextlib.suppress(apsw.Error):
-            log = stack.enter_context(RawFile(path.with_name(f"{path.name}-wal")))
+        name = path.with_name(f"{path.name}-wal")
+        if with_log and name.is_file():
+            with contextlib.suppress(apsw.Error):
+                log = stack.enter_context(RawFile(name))
         yield Pages(file, log)

@@ -22,7 +22,7 @@ from mandrake_sessions.database.backup import verify
 from mandrake_sessions.database.connection import Connection, foreign_keys_off, open_connection
 from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.paths import identify, real_path
-from mandrake_sessions.database.placing import making, put_in_place, sync_file
+from mandrake_sessions.database.placing import making, merge_log, put_in_place, sync_file
 from mandrake_sessions.database.salvage.btree import Record, Value, parse
 from mandrake_sessions.database.salvage.evidence import Trees, gather, schema_entries
 from mandrake_sessions.database.salvage.mending import (
@@ -155,6 +155,7 @@ def _new_database(path: Path) -> Iterator[Connection]:
         connection.interruptible = False
         with foreign_keys_off(connection), connection.raw:
             yield connection
+        merge_log(connection.raw)
     finally:
         connection.close()
 
@@ -214,7 +215,7 @@ class _Salvage:
     def _read_pages(self, trees: Trees, free: set[int]) -> list[int]:
         """Read every page that is in use; return those of which it is not clear whose they are."""
         unclear: list[int] = []
-        for number in range(1, self._pages.count + 1):
+        for number in self._pages.numbers():
             # Another program's table may look like one of ours.
             if number in free or _is_foreign(trees.table_of.get(number, "sessions")):
                 continue
