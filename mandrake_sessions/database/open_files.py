@@ -250,7 +250,7 @@ class OpenFiles:
                     return other
             slot.identity = identity
         # After it is set: of two pools in the same moment one sees the other at least.
-        for files in tuple(_living):
+        for files in [each for each in tuple(_living) if not each.is_closed]:
             for other in tuple(files.slots.values()):
                 if other.identity == identity and other.path != slot.path and _is_there(other):
                     return other
