@@ -15,7 +15,8 @@ from mandrake_sessions.database.health.report import (
     HealthStatus,
 )
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
-from mandrake_sessions.database.salvage.salvaging import SalvageReport, TableSalvage, salvage
+from mandrake_sessions.database.salvage.report import SalvageReport, TableSalvage
+from mandrake_sessions.database.salvage.salvaging import salvage
 from mandrake_sessions.database.stats import DatabaseStats, PoolStats
 from mandrake_sessions.errors import (
     AlreadyExistsError,

@@ -241,3 +241,17 @@ def sessions(path: Path, pool: ConnectionPool) -> Iterator[SessionManager]:
 def response(sessions: SessionManager) -> Response:
     """A response without turns, of the only round of the only session."""
     return sessions.create_round(sessions.create_session("A talk").id, "Hello?").response
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a file system of its own, of 6 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)]
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root on Linux makes a small file system")
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this container may not mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -294,7 +294,8 @@ class AsyncSessionManager(AsyncOpening):
 
         Args:
             target: the file to make; its folder must exist.
-            overwrite: whether a file that is there is replaced.
+            overwrite: whether a file that is there is replaced; a damaged one is kept as
+                ``<name>.damaged-…``.
             timeout: seconds; None for the ``busy_timeout``.
 
         Returns:
@@ -319,7 +320,8 @@ class AsyncSessionManager(AsyncOpening):
 
         Args:
             backup: the file to restore; it stays as it is.
-            overwrite: whether a file that is there is replaced.
+            overwrite: whether a file that is there is replaced; a damaged one is kept as
+                ``<name>.damaged-…``.
             timeout: seconds to wait for other holders, of this process and of others; None for
                 the ``busy_timeout``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import sys
@@ -174,6 +175,17 @@ importing.register(app)
 maintenance.register(app)
 rescue.register(app)
 demo.register(app)
+
+
+def _join_lines(part: typer.Typer) -> None:
+    """Let the help of each command be wrapped for the terminal: Typer keeps a docstring's lines."""
+    for command in part.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
+
+
+for _part in (app, sessions.app, workspaces.app):
+    _join_lines(_part)
 
 
 def run() -> None:

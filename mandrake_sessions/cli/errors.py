@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from mandrake_sessions import errors
@@ -48,6 +50,34 @@ class CommandError(Exception):
         """Its name for scripts, such as ``UsageError`` or ``NotFoundError``."""
         return f"{self.code.name.title().replace('_', '')}Error"
 
+
+class AdvisedError(Exception):
+    """An error with what a person can do about it in this command; ``error`` counts otherwise."""
+
+    def __init__(self, error: Exception, hint: str) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.hint = hint
+
+
+@contextlib.contextmanager
+def advising(hints: Mapping[type[Exception], str]) -> Iterator[None]:
+    """Give the errors of a block other hints than the usual, which speak of other options."""
+    try:
+        yield
+    except tuple(hints) as error:
+        hint = next(hint for kind, hint in hints.items() if isinstance(error, kind))
+        raise AdvisedError(error, hint) from error
+
+
+# What SQLite's primary result code says of a file: CORRUPT, CONSTRAINT, NOTADB.
+_UNSOUND: Final = {11, 19, 26}
+# How a program of Python's is told of it; a person has --timeout.
+_FOR_PROGRAMS: Final = "; raise busy_timeout or find who holds it"
+_RESCUE: Final = (
+    "`mandrake-sessions doctor FILE` says what is wrong, `mandrake-sessions salvage FILE NEW` "
+    "reads what is left."
+)
 
 # The first that fits counts, so a kind stands before the kind it descends from.
 _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
@@ -105,7 +135,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
         ExitCode.UNUSABLE,
         "Nothing was imported; FILE must be a database of the original system.",
     ),
-    (errors.RestoreError, ExitCode.UNUSABLE, "The database is as it was."),
+    (errors.RestoreError, ExitCode.FAILED, "The database is as it was."),
     (errors.DatabaseOpenError, ExitCode.UNUSABLE, ""),
     (errors.DatabaseIOError, ExitCode.UNUSABLE, "Check the disk."),
     (errors.DatabaseMovedError, ExitCode.UNUSABLE, "Try again."),
@@ -131,13 +161,21 @@ class Failure:
         # Of several, as closing may give, the first; the others are in the log.
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
+        hint = None
+        if isinstance(error, AdvisedError):
+            hint = error.hint
+            error = error.error
         self.type = error.type if isinstance(error, CommandError) else type(error).__name__
         message = str(error)
         if isinstance(error, errors.MigrationError) and error.__cause__ is not None:
             # Which revision is unknown, which step failed: only Alembic says so.
             message = f"{message}: {str(error.__cause__).partition(chr(10))[0]}"
+        if isinstance(error, errors.DatabaseBusyError):
+            message = message.replace(_FOR_PROGRAMS, "")
         self.message = " ".join(message.split()) or self.type
         self.code, self.hint = _meaning(error)
+        if hint is not None:
+            self.hint = hint
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()
@@ -157,6 +195,13 @@ class Failure:
 def _meaning(error: BaseException) -> tuple[ExitCode, str]:
     if isinstance(error, CommandError):
         return error.code, error.hint
+    if isinstance(error, errors.SalvageError) and error.result_code in _UNSOUND:
+        return ExitCode.UNUSABLE, "No file was made; `import` reads the original system's."
+    if isinstance(error, errors.BackupError | errors.RestoreError):
+        if (error.result_code or 0) & 0xFF in _UNSOUND:
+            return ExitCode.UNUSABLE, _RESCUE
+        if isinstance(error.__cause__, errors.StorageFullError | errors.DatabaseFolderError):
+            return _meaning(error.__cause__)
     for kind, code, hint in _MEANINGS:
         if isinstance(error, kind):
             return code, hint

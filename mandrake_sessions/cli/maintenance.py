@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,8 @@ import typer
 from mandrake_sessions import schema
 from mandrake_sessions.cli.confirmation import confirm
 from mandrake_sessions.cli.errors import CommandError, ExitCode
-from mandrake_sessions.cli.output import (
-    document_of,
-    print_fields,
-    print_json,
-    print_table,
-    print_text,
-)
+from mandrake_sessions.cli.output import print_fields, print_json, print_text
+from mandrake_sessions.cli.reports import print_report
 from mandrake_sessions.cli.target import (
     TIMEOUT,
     Database,
@@ -43,6 +39,14 @@ _COPY_SECONDS = 3600.0
 """What a copy of a large database may take; ``--timeout`` is for waiting, not for copying."""
 
 
+class Level(enum.StrEnum):
+    """How far ``health`` looks."""
+
+    QUICK = HealthLevel.QUICK
+    THOROUGH = HealthLevel.THOROUGH
+    FULL = HealthLevel.FULL
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.command()(health)
@@ -55,37 +59,32 @@ def health(
     root: Root = None,
     workspace: WorkspaceName = None,
     database: Database = None,
+    level: Annotated[
+        Level,
+        typer.Option(
+            "--level",
+            help="thorough: also every page and reference; full: also indexes, on a copy.",
+        ),
+    ] = Level.QUICK,
     integrity: Annotated[
-        bool,
-        typer.Option("--integrity", help="Check every page too, on a copy; takes its time."),
+        bool, typer.Option("--integrity", help="The same as --level full.")
     ] = False,
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
-    """Look at a database without changing it; exit code 5 if it cannot be used."""
+    """Look at a database, say what is wrong and what to do; exit code 5 if it cannot be used."""
     with open_sessions(root, workspace, database, timeout) as sessions:
-        level = HealthLevel.FULL if integrity else HealthLevel.QUICK
-        report = sessions.health(level, _COPY_SECONDS)
-    if as_json:
-        print_json(
-            {
-                **document_of(report),
-                "status": report.status,
-                "is_usable": report.is_usable,
-            }
-        )
-    else:
-        print_table(
-            ("check", "status", "detail"),
-            [(each.name, each.status, each.detail) for each in report.checks],
-        )
-        print_fields([("\ndatabase", report.path), ("status", report.status)])
+        wanted = HealthLevel.FULL if integrity else HealthLevel(level.value)
+        report = sessions.health(wanted, _COPY_SECONDS)
+    print_report(report, as_json=as_json)
     if not report.is_usable:
         raise typer.Exit(ExitCode.UNUSABLE)
 
 
 def backup(
-    target: Annotated[Path, typer.Argument(help="The file to make; its folder must exist.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="The file to make; its folder must exist.")
+    ],
     *,
     root: Root = None,
     workspace: WorkspaceName = None,

@@ -88,7 +88,10 @@ def print_piece(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; columns in which every value is a number stand to the right."""
+    """Print a table; columns in which every value is a number stand to the right.
+
+    An ``id`` stays on one line, however narrow the terminal is: it is there to be copied.
+    """
     values = [tuple(row) for row in rows]
     cells = [[_shown(value) for value in row] for row in values]
     numeric = [
@@ -98,7 +101,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     if is_terminal():
         table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
         for name, is_number in zip(columns, numeric, strict=True):
-            table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
+            table.add_column(
+                Text(name),
+                justify="right" if is_number else "left",
+                overflow="fold",
+                no_wrap=name == "id",
+            )
         for row in cells:
             table.add_row(*(Text(cell) for cell in row))
         console().print(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mandrake_sessions.cli.errors import CommandError, ExitCode
+from mandrake_sessions.cli.errors import CommandError, ExitCode, advising
 from mandrake_sessions.cli.output import (
     document_of,
     print_fields,
@@ -16,11 +16,42 @@ from mandrake_sessions.cli.output import (
     print_table,
     print_text,
 )
+from mandrake_sessions.cli.reports import print_report
 from mandrake_sessions.cli.target import TIMEOUT, Json, Timeout, new_pool
-from mandrake_sessions.database.health.report import HealthStatus
+from mandrake_sessions.database.paths import real_path
+from mandrake_sessions.database.restore import kept_files
+from mandrake_sessions.errors import (
+    DatabaseBusyError,
+    DatabaseMissingError,
+    NotADatabaseError,
+    UnrecognizedDatabaseError,
+)
 
 if TYPE_CHECKING:
-    from mandrake_sessions.database.salvage.salvaging import SalvageReport
+    from mandrake_sessions.database.salvage.report import SalvageReport, TableSalvage
+
+_NO_BACKUP = (
+    "BACKUP must be a copy of a database of this library; `import` reads the original system's."
+)
+_RESTORE_HINTS: dict[type[Exception], str] = {
+    DatabaseMissingError: "Check the path of BACKUP; FILE is as it was.",
+    NotADatabaseError: _NO_BACKUP,
+    UnrecognizedDatabaseError: _NO_BACKUP,
+    DatabaseBusyError: (
+        "Stop the program that has FILE open, or wait longer for it with --timeout; "
+        "`mandrake-sessions doctor FILE` says which it is."
+    ),
+}
+_SALVAGE_HINTS: dict[type[Exception], str] = {
+    DatabaseMissingError: "Check the path of FILE.",
+}
+_LEGEND = """
+kept      as they were
+mended    a part of it was lost or could not be right
+rebuilt   lost, and needed by others: something stands in its place
+lost      known to have been there, and nothing is in its place
+          (or more, unknown: what would tell is damaged too)
+Each row is counted once: the new database has those kept, mended and rebuilt."""
 
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="A database file.")]
 
@@ -42,23 +73,13 @@ def doctor(
 ) -> None:
     """Say what is wrong with a database file and what to do; nothing is changed.
 
-    The file need not be one that can be opened. Exit code 5 if it cannot be used as it is.
+    The file need not be one that can be opened. Exit code 5 if it cannot be used as it is, 3 if
+    there is none.
     """
     from mandrake_sessions.database.health.diagnosis import diagnose
 
     report = diagnose(file, full=full)
-    if as_json:
-        print_json({**document_of(report), "status": report.status, "is_usable": report.is_usable})
-    else:
-        print_table(
-            ("check", "status", "detail"),
-            [(each.name, each.status, each.detail) for each in report.checks],
-        )
-        print_fields([("\ndatabase", report.path), ("status", report.status)])
-        advised = [each for each in report.checks if each.status is not HealthStatus.OK]
-        if advised:
-            print_text("\nWhat to do")
-            print_fields([(each.name, each.advice) for each in advised])
+    print_report(report, as_json=as_json)
     if not os.path.lexists(report.path):
         raise typer.Exit(ExitCode.NOT_FOUND)
     if not report.is_usable:
@@ -67,28 +88,44 @@ def doctor(
 
 def restore(
     backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="The file to restore.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The database to put it at.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="The database to put it at; folders that are missing are made."
+        ),
+    ],
     *,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+        bool,
+        typer.Option("--overwrite", help="Replace a file that is there; a damaged one is kept."),
     ] = False,
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
-    """Check a backup and put it in the place of a database that nobody has open."""
+    """Check a backup and put it in the place of a database that nobody has open.
+
+    `workspaces list --json` names the database of each workspace.
+    """
     if os.path.lexists(file.expanduser()) and not overwrite:
         raise CommandError(
             f"There is already something at {file}.",
             ExitCode.EXISTS,
             "Choose another file, or give --overwrite.",
         )
-    with new_pool(timeout) as pool:
-        database = pool.restore(backup, file, overwrite=overwrite)
+    with advising(_RESTORE_HINTS), new_pool(timeout) as pool:
+        source, target = real_path(backup), real_path(file)
+        before = kept_files(target)
+        database = pool.restore(source, target, overwrite=overwrite)
+    kept = sorted(kept_files(database) - before)
     size = database.stat().st_size
     if as_json:
-        print_json({"backup": backup, "database": database, "bytes": size})
+        print_json({"backup": source, "database": database, "bytes": size, "kept": kept})
     else:
-        print_fields([("backup", backup), ("database", database), ("bytes", size)])
+        print_fields([("backup", source), ("database", database), ("bytes", size)])
+        if kept:
+            print_text("\nThe file that was there is damaged, and was kept:")
+            for each in kept:
+                print_text(f"  {each}")
 
 
 def salvage(
@@ -109,7 +146,8 @@ def salvage(
         raise CommandError(
             f"There is already something at {new}.", ExitCode.EXISTS, "Choose another file."
         )
-    report = run(file, new)
+    with advising(_SALVAGE_HINTS):
+        report = run(file, new)
     if as_json:
         print_json({**document_of(report), "is_complete": report.is_complete})
     else:
@@ -125,11 +163,13 @@ def _print_salvage(report: SalvageReport) -> None:
                 each.kept,
                 each.mended,
                 each.rebuilt,
-                str(each.lost) if each.is_all_known else f"{each.lost} or more",
+                _lost(each),
             )
             for each in report.tables
         ],
     )
+    if not report.is_complete:
+        print_text(_LEGEND)
     told: list[tuple[str, object]] = [
         ("\nsource", report.source),
         ("new database", report.target),
@@ -142,3 +182,9 @@ def _print_salvage(report: SalvageReport) -> None:
     if report.may_hold_deleted:
         told.append(("note", "what was deleted before may be back"))
     print_fields(told)
+
+
+def _lost(table: TableSalvage) -> str:
+    if table.is_all_known:
+        return str(table.lost)
+    return f"{table.lost} or more" if table.lost else "unknown"

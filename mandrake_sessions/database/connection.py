@@ -35,10 +35,10 @@ from mandrake_sessions.schema import APPLICATION_ID
 _SYNCHRONOUS = {Durability.FAST: 1, Durability.DURABLE: 2}
 _JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 _PROGRESS_STEPS = 20_000
-_SMALLEST_PAGE = 512
+SMALLEST_PAGE = 512
 _LOOKS = 5
 _PAUSE = 0.01
-_MAGIC = b"SQLite format 3\0"
+MAGIC = b"SQLite format 3\0"
 # What a file answers that is read with another one's log.
 _STRANGE = (CorruptDatabaseError, NotADatabaseError, UnrecognizedDatabaseError)
 _WAL_FORMAT = b"\2\2"
@@ -285,7 +285,7 @@ def _require_ours(connection: Connection) -> None:
     path = connection.path
     _require_not_emptied(path)
     size = path.stat().st_size
-    if 0 < size < _SMALLEST_PAGE:
+    if 0 < size < SMALLEST_PAGE:
         # SQLite would take a file of one byte for an empty one.
         raise NotADatabaseError(path=path, operation="open")
     if size == 0 or os.path.lexists(f"{path}-wal") or os.path.lexists(f"{path}-journal"):
@@ -294,7 +294,7 @@ def _require_ours(connection: Connection) -> None:
     application = int.from_bytes(header[68:72], "big")
     # One page: a file of ours that was switched to WAL, and its schema is not made yet.
     pages = int.from_bytes(header[28:32], "big")
-    is_wal = header[:16] == _MAGIC and header[18:20] == _WAL_FORMAT
+    is_wal = header[:16] == MAGIC and header[18:20] == _WAL_FORMAT
     if is_wal and pages > 1 and application != APPLICATION_ID:
         raise UnrecognizedDatabaseError(path=path, operation="open")
 

@@ -6,10 +6,9 @@ import time
 
 import apsw
 
-from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.connection import MAGIC, Connection
 from mandrake_sessions.schema import APPLICATION_ID
 
-_MAGIC = b"SQLite format 3\0"
 _LOOKS = 3
 _PAUSE = 0.002
 
@@ -21,7 +20,7 @@ def strangeness(header: bytes, stamp: int) -> str | None:
         header: its first 100 bytes, as they are on disk.
         stamp: of the database that was opened.
     """
-    if header[:16] != _MAGIC:
+    if header[:16] != MAGIC:
         return "the file is no SQLite database any more"
     if int.from_bytes(header[68:72], "big") not in (0, APPLICATION_ID):
         return "another program's database is there"

@@ -230,8 +230,8 @@ class ConnectionPool:
         Args:
             backup: the file to restore; it stays as it is.
             path: of the database; its folders are made if they are missing.
-            overwrite: whether a file that is there is replaced. One that is no database any more
-                is kept as ``<name>.damaged-…``, with its log.
+            overwrite: whether a file that is there is replaced. A damaged one is kept as
+                ``<name>.damaged-…``, with its log.
             timeout: seconds to wait for handles to be released, and then for other processes to
                 close it; None for the ``busy_timeout``.
 

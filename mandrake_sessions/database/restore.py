@@ -18,7 +18,8 @@ import structlog
 
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
-from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.connection import SMALLEST_PAGE, Connection
+from mandrake_sessions.database.exclusive import alone
 from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.paths import (
     Identity,
@@ -30,7 +31,8 @@ from mandrake_sessions.database.paths import (
 from mandrake_sessions.database.placing import making, merge_log, put_in_place, sync_file
 from mandrake_sessions.database.raw import RawFile, copy_database
 from mandrake_sessions.database.revisions import is_known
-from mandrake_sessions.database.waiting import Budget, retry_busy
+from mandrake_sessions.database.salvage.pages import open_pages
+from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseIOError,
@@ -46,8 +48,8 @@ from mandrake_sessions.schema import APPLICATION_ID
 
 _OPERATION: Final = "restore"
 _ATTEMPTS: Final = 3
-_SMALLEST: Final = 512
 _LOGS: Final = ("-wal", "-journal")
+_DAMAGED: Final = ".damaged-"
 # What a file that cannot be opened any more answers.
 _DAMAGE: Final = (CorruptDatabaseError, NotADatabaseError, DatabaseIOError)
 
@@ -79,7 +81,8 @@ def restore(source: Path, path: Path, patience: float, *, overwrite: bool) -> No
         source: as ``require_backup`` gave it.
         path: the real path of the database; its folders are made if they are missing.
         patience: seconds to wait for other processes that have the database open.
-        overwrite: whether a file that is there is replaced.
+        overwrite: whether a file that is there is replaced. A damaged one is kept as
+            ``<name>.damaged-…``, with its log.
 
     Raises:
         RestoreError: there is a file, or the backup is damaged or in use.
@@ -128,7 +131,7 @@ def _copy(source: Path, partial: Path) -> None:
 
 def _check_and_stamp(partial: Path, source: Path) -> None:
     """Make sure that the copy can be used, and make it a file of its own."""
-    if partial.stat().st_size < _SMALLEST and not Path(f"{partial}-wal").exists():
+    if partial.stat().st_size < SMALLEST_PAGE and not Path(f"{partial}-wal").exists():
         # SQLite would take it for an empty one.
         raise NotADatabaseError(path=source, operation=_OPERATION)
     try:
@@ -145,6 +148,7 @@ def _check_and_stamp(partial: Path, source: Path) -> None:
                     f"The backup is damaged: {'; '.join(problems[:3])}.",
                     path=source,
                     operation=_OPERATION,
+                    result_code=apsw.SQLITE_CORRUPT,
                 )
             _stamp(raw)
             # Switched here, the one who opens it needs no rollback journal for that: a process
@@ -208,65 +212,74 @@ def _alone(path: Path, budget: Budget) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
-    """Lock a database out for everybody, with its log in it and gone."""
-    try:
-        raw = apsw.Connection(
-            str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
-        )
-    except apsw.Error as error:
-        raise translate(error, path, _OPERATION) from error
-    connection = Connection(raw, path, identity)
-    try:
-        connection.deadline = budget.deadline
-        raw.set_busy_handler(connection.on_busy)
-        retry_busy(lambda: _lock_out_everybody(connection), budget, path, _OPERATION, "open")
-        _require_same(path, identity)
+    """Lock a database out for everybody, with its log in it and gone; a damaged one is kept."""
+    # It stays in WAL mode, or comes into it, for the same reason as the new file.
+    with alone(path, identity, budget, _OPERATION, journal="wal") as connection:
+        with open_pages(path) as pages:
+            if pages.lost_frames:
+                # SQLite would forget what stands behind the first one; salvage would not.
+                raise CorruptDatabaseError(path=path, operation=_OPERATION)
+        try:
+            merge_log(connection.raw)
+        except apsw.Error as error:
+            raise translate(error, path, _OPERATION) from error
+        if _is_damaged(connection):
+            _keep(path)
         for suffix in (*_LOGS, "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         yield
-    finally:
-        with contextlib.suppress(apsw.Error):
-            connection.close(abandon=True)
 
 
-def _lock_out_everybody(connection: Connection) -> None:
-    connection.query_all("PRAGMA locking_mode=EXCLUSIVE")
-    # It stays in WAL mode, or comes into it, for the same reason as the new file. Every open
-    # connection holds a lock that this one needs.
-    connection.query_all("PRAGMA journal_mode=wal")
-    connection.query_all("BEGIN EXCLUSIVE")
-    connection.query_all("ROLLBACK")
-    connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
+def _is_damaged(connection: Connection) -> bool:
+    """Whether SQLite's quick check finds something; it takes its time, and is not interrupted."""
+    connection.interruptible = False
+    # The file may be anybody's.
+    connection.raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+    try:
+        return connection.query_all("PRAGMA quick_check(1)") != [("ok",)]
+    except apsw.Error as error:
+        raise translate(error, connection.path, _OPERATION) from error
 
 
 @contextlib.contextmanager
 def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
-    """Lock a file that is no database any more, and keep it with its log under another name."""
+    """Lock a file that cannot be opened any more, and keep it with its log under another name."""
     try:
         file = RawFile(path, lockable=True)
     except apsw.Error as error:
         raise translate(error, path, _OPERATION) from error
     with file:
         file.lock(budget, _OPERATION)
-        _require_same(path, identity)
-        aside = path.with_name(f"{path.name}.damaged-{new_id()}")
-        try:
-            os.link(path, aside)
-        except OSError:
-            # A file system without links.
-            os.rename(path, aside)
+        if identify(path) != identity:
+            raise DatabaseMovedError(path=path, operation=_OPERATION)
+        aside = _keep(path)
         for suffix in _LOGS:
             _set_aside(Path(f"{path}{suffix}"), Path(f"{aside}{suffix}"))
         Path(f"{path}-shm").unlink(missing_ok=True)
-        structlog.get_logger(__name__).warning(
-            "database_set_aside", path=str(path), aside=str(aside)
-        )
         yield
 
 
-def _require_same(path: Path, identity: Identity) -> None:
-    if identify(path) != identity:
-        raise DatabaseMovedError(path=path, operation=_OPERATION)
+def _keep(path: Path) -> Path:
+    """Give a damaged file another name, so that it stays when the new one gets this one."""
+    aside = path.with_name(f"{path.name}{_DAMAGED}{new_id()}")
+    try:
+        os.link(path, aside)
+    except OSError:
+        # A file system without links.
+        os.rename(path, aside)
+    structlog.get_logger(__name__).warning("database_set_aside", path=str(path), aside=str(aside))
+    return aside
+
+
+def kept_files(path: Path) -> set[Path]:
+    """Return the damaged files that restoring has kept beside ``path``, with their logs."""
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        return {
+            path.with_name(entry.name)
+            for entry in entries
+            if entry.name.startswith(f"{path.name}{_DAMAGED}")
+        }
+    return set()
 
 
 def _set_aside(log: Path, aside: Path) -> None:

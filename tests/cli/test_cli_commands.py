@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import apsw
 import pytest
 from cli_kit import Ended
 
@@ -34,6 +35,26 @@ def test_sessions_are_listed_for_people_and_machines(run: Run, session: Session)
     assert told["sessions"][0]["id"] == session.id
     assert told["sessions"][0]["metadata"] == {"branch": "main"}
     assert told["sessions"][0]["created_at"].endswith("Z")
+
+
+def test_an_id_can_be_copied_from_a_narrow_terminal(
+    run: Run, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mandrake_sessions.cli.output.is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    with MandrakeManager() as mandrake:
+        long = mandrake.sessions.create_session("A title that is longer than a line " * 4)
+
+    shown = run("sessions", "list").stdout
+
+    assert any(line.split()[:1] == [long.id] for line in shown.splitlines())
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_help_is_wrapped_for_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = " ".join(run("demo", "--help").stdout.split("\n"))
+    assert "stream answers while readers render" in shown
 
 
 def test_without_a_workspace_it_is_the_system(run: Run, session: Session) -> None:
@@ -117,6 +138,21 @@ def test_health_tells_what_it_looked_at(run: Run, database: Path) -> None:
     shown = run("health", "-w", "shop")
     assert shown.code == 0
     assert "settings_auxiliary" in shown.stdout
+
+
+def test_health_says_what_to_do(run: Run, database: Path) -> None:
+    with SessionManager(database) as sessions:
+        sessions.create_session("Lost")
+    raw = apsw.Connection(str(database))
+    raw.execute("INSERT INTO requests VALUES ('r', 'nobody', '', 0, 0)")
+    raw.close()
+    told = run("health", "--database", database, "--level", "thorough", "--json").json()
+    (found,) = [each for each in told["checks"] if each["status"] != "ok"]
+    assert (told["level"], found["name"], found["status"]) == ("thorough", "references", "degraded")
+    shown = run("health", "--database", database, "--level", "thorough")
+    assert shown.code == 0
+    assert f"What to do\nreferences  {found['advice']}" in shown.stdout
+    assert run("health", "--database", database, "--level", "lease").code == 2
 
 
 def test_a_backup_can_be_opened(run: Run, session: Session, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import apsw
@@ -80,8 +82,35 @@ def test_a_person_is_told_what_to_do(run: Run, database: Path) -> None:
 
     assert ended.code == 5
     assert "What to do" in ended.stdout
-    assert f"mandrake-sessions salvage {database} NEW" in ended.stdout
+    assert f"mandrake-sessions salvage {shlex.quote(str(database))} NEW" in ended.stdout
     assert "mandrake-sessions restore BACKUP FILE" in ended.stdout
+
+
+def test_damage_is_placed_where_sqlite_stops(run: Run, database: Path) -> None:
+    """It opens and lists; SQLite's check of all pages ends with an error that names nothing."""
+    raw = apsw.Connection(str(database))
+    ((page,),) = raw.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'turns'")
+    raw.close()
+    overwrite(database, 4096 * (page - 1), b"\xff" * 4096)
+
+    ended = run("doctor", database, "--json")
+
+    assert ended.code == 5
+    assert bad(ended) == dict.fromkeys(("pages", "references", "texts", "streaming"), "failed")
+    assert "turns" in checks(ended)["pages"]["detail"]
+    assert "turns" in checks(ended)["texts"]["detail"]
+
+
+def test_advice_can_be_pasted(run: Run, database: Path) -> None:
+    there = database.with_name("with spaces & more").joinpath("db.sqlite")
+    there.parent.mkdir()
+    database.rename(there)
+    there.chmod(0o640)
+
+    ended = run("doctor", there)
+
+    assert (ended.code, f"chmod 600 '{there}'" in ended.stdout) == (0, True)
+    assert "KiB, mode" not in ended.stdout
 
 
 def test_a_missing_file_is_said_to_be_missing(run: Run, database: Path) -> None:
@@ -141,23 +170,39 @@ def test_who_holds_the_write_lock_is_named(
     assert f"process {child.process.pid} holds the write lock" in checks(ended)["locks"]["detail"]
 
 
-def test_a_file_that_is_being_written_is_not_taken_for_a_damaged_one(
-    start_child: Callable[..., Any], database: Path
-) -> None:
-    """Its log is another one by the time a frame of it is read."""
-    child = start_child(
-        "from mandrake_sessions import SessionManager\n"
-        "sessions = SessionManager(sys.argv[1]).init()\n"
-        "tell('writing')\n"
-        "while True:\n"
-        "    sessions.create_session('more', description='x' * 9000)\n",
-        database,
-    )
-    child.hear()
+BUSY = """
+import time
+from mandrake_sessions import *
+options = PoolOptions(database=DatabaseOptions(durability=Durability.FAST, checkpoint_frames=20))
+sessions = SessionManager(sys.argv[1], pool=ConnectionPool(options)).init()
+tell("writing")
+for number in range(10**9):
+    made = sessions.create_session("more", description="x" * 9000)
+    if number % 3:
+        sessions.delete_session(made.id)
+    time.sleep(float(sys.argv[2]))
+"""
 
-    for _ in range(10):
+
+@pytest.mark.parametrize("pause", [0.0, 0.002])
+def test_a_file_that_is_being_written_is_not_taken_for_a_damaged_one(
+    start_child: Callable[..., Any], database: Path, pause: float
+) -> None:
+    """Its log is another one by the time a frame of it is read, and its size another one too."""
+    child = start_child(BUSY, database, pause)
+    child.hear()
+    began, looks, longest = monotonic(), 0, 0.0
+
+    while monotonic() - began < 1.0 or looks < 5:
+        before = monotonic()
         report = diagnose(database)
+        longest = max(longest, monotonic() - before)
+        looks += 1
+        found = {each.name: each for each in report.checks}
         assert report.is_usable, [each for each in report.checks if each.status == "failed"]
+        assert found["header"].status == "ok"
+        assert found.keys() & {"size", "log"} == {"log"}
+    assert longest < 2.0
 
 
 def execute(path: Path, sql: str) -> None:
@@ -186,7 +231,7 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
         ),
         (
             lambda p: execute(p, "UPDATE requests SET round_id = 'nobody'"),
-            {"references": "failed"},
+            {"references": "degraded"},
         ),
         (
             lambda p: execute(p, "UPDATE requests SET content = CAST(x'ff' AS TEXT)"),
@@ -246,6 +291,26 @@ def test_an_emptied_file_with_a_log_is_no_new_database(run: Run, database: Path)
     assert Path(f"{database}-wal").read_bytes() == log
 
 
+def test_a_file_that_is_emptied_in_use_is_no_new_database_either(
+    run: Run, path: Path, start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        "from mandrake_sessions import SessionManager\n"
+        "sessions = SessionManager(sys.argv[1]).init()\n"
+        "sessions.create_session('In the log')\n"
+        "tell('stored')\nhear()",
+        path,
+    )
+    child.hear()
+    os.truncate(path, 0)
+
+    ended = run("doctor", path, "--json")
+
+    assert (ended.code, bad(ended)) == (5, {"header": "failed"})
+    child.process.kill()
+    child.process.wait()
+
+
 def test_copies_from_before_a_migration_are_named(run: Run, database: Path) -> None:
     Path(f"{database}.before-0001").touch()
     Path(f"{database}.before-0001.partial-{'0' * 16}").touch()
@@ -278,6 +343,7 @@ def test_a_backup_is_put_in_place(run: Run, database: Path, copy: Path) -> None:
         "backup": str(copy),
         "database": str(database),
         "bytes": database.stat().st_size,
+        "kept": [],
     }
     shown = run("sessions", "list", "--database", database)
     assert "Kept" in shown.stdout
@@ -300,6 +366,61 @@ def test_a_database_in_use_is_not_replaced(
 
     assert ended.code == 4
     assert ended.error()["type"] == "DatabaseBusyError"
+    assert "busy_timeout" not in ended.error()["message"]
+    assert "Stop the program" in ended.error()["hint"]
+
+
+def test_where_the_damaged_file_went_is_said(
+    run: Run, database: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(database.parent)
+    overwrite(database, 4096 * 4, os.urandom(4096))
+    told = run("restore", copy.name, database.name, "--overwrite", "--json").json()
+    overwrite(database, 4096 * 4, os.urandom(4096))
+    shown = run("restore", copy.name, database.name, "--overwrite").stdout
+
+    (kept,) = told["kept"]
+    assert Path(kept).name.startswith(f"{database.name}.damaged-")
+    assert (told["backup"], told["database"]) == (str(copy), str(database))
+    (kept,) = files_kept(database) - {kept}
+    assert kept in shown
+    assert str(copy) in shown
+
+
+def files_kept(database: Path) -> set[str]:
+    return {str(each) for each in database.parent.glob(f"{database.name}.damaged-*")}
+
+
+def test_a_database_is_not_restored_onto_itself(run: Run, database: Path) -> None:
+    ended = run("restore", database, database, "--overwrite")
+
+    assert ended.code == 1
+    assert "is the database itself" in ended.require_one_line()
+
+
+def test_a_damaged_database_gives_no_backup_and_a_hint(run: Run, database: Path) -> None:
+    overwrite(database, 4096 * 4, os.urandom(4096))
+
+    ended = run("backup", database.with_name("copy.sqlite"), "--database", database)
+
+    assert ended.code == 5
+    assert "doctor" in ended.stderr
+    assert "salvage" in ended.require_one_line()
+
+
+@pytest.mark.parametrize("command", ["restore", "salvage"])
+def test_hints_speak_of_the_command_that_failed(run: Run, tmp_path: Path, command: str) -> None:
+    notes = tmp_path / "notes.py"
+    notes.write_text("print('no database')\n" * 1000)
+
+    missing = run(command, tmp_path / "nothing", tmp_path / "new.sqlite")
+    foreign = run(command, notes, tmp_path / "new.sqlite")
+
+    assert (missing.code, foreign.code) == (3, 5)
+    assert "--workspace" not in missing.require_one_line()
+    assert "Check the path" in missing.stderr
+    assert "everything else" not in foreign.require_one_line()
+    assert not (tmp_path / "new.sqlite").exists()
 
 
 def test_what_is_no_backup_is_refused(run: Run, database: Path, copy: Path) -> None:
@@ -325,6 +446,7 @@ def test_what_can_be_read_is_kept_and_the_rest_told(
 
     assert ended.code == 0
     assert "what was deleted before may be back" in ended.stdout
+    assert "Each row is counted once" in ended.stdout
     assert "Kept" in run("sessions", "list", "--database", new).stdout
 
 

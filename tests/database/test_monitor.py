@@ -11,7 +11,7 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import PATIENCE, adding, file_of, keys, raw_of, until, until_set
+from database_kit import PATIENCE, add, adding, file_of, keys, raw_of, until, until_set
 from structlog.testing import capture_logs
 
 from mandrake_sessions import (
@@ -406,6 +406,41 @@ def test_rule_25_a_row_without_its_parent_is_no_damage(
     assert report.is_usable
     assert "database_corrupt" not in events(logs)
     handle.transact(adding("stored"))
+
+
+def test_stopping_interrupts_a_look_at_every_page(
+    vfs_pool: ConnectionPool, path: Path, vfs: FaultVFS
+) -> None:
+    """It may take ten minutes; here it is held until the monitor has been told to stop."""
+    inside, may_end = threading.Event(), threading.Event()
+    reports: list[HealthReport] = []
+
+    def hold() -> None:
+        if threading.current_thread().name == "mandrake-health" and began.is_set():
+            inside.set()
+            may_end.wait(PATIENCE)
+
+    began = threading.Event()
+    with vfs_pool.acquire(path) as handle, capture_logs() as logs:
+        handle.transact(lambda tx: [add(tx, f"{n}", "x" * 300) for n in range(30_000)])
+        file_of(handle).checkpoint()
+        monitor = HealthMonitor(
+            vfs_pool, interval=3600.0, thorough_interval=0.01, on_report=reports.append
+        ).start()
+        # The first look of every page goes to its end; the next one is held.
+        until(lambda: any(report.level is HealthLevel.THOROUGH for report in reports))
+        with vfs.watching("db", "read", hold):
+            began.set()
+            until_set(inside)
+            count = len(reports)
+            stopper = threading.Thread(target=monitor.stop)
+            stopper.start()
+            until(monitor._stop.is_set)
+            may_end.set()
+            stopper.join(PATIENCE)
+        assert threads() == 0
+        assert len(reports) == count
+        assert "health_changed" not in events(logs)
 
 
 def test_stopping_waits_for_the_check_under_way(

@@ -30,6 +30,7 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.aio import AsyncSessionManager
 from mandrake_sessions.database.backup import verify
+from mandrake_sessions.database.restore import kept_files
 from mandrake_sessions.models import TurnStatus
 
 PROJECT = Path(__file__).parents[2]
@@ -151,6 +152,47 @@ def test_a_damaged_database_is_replaced_and_kept(
     aside, log = sorted(name for name in names(path) if ".damaged-" in name)
     assert path.with_name(aside).read_bytes() == b"no database" * 1000
     assert log == f"{aside}-wal"
+
+
+def test_a_database_with_one_damaged_page_is_kept_too(
+    path: Path, pool: ConnectionPool, copy: Path
+) -> None:
+    """It can be opened, and most of it read: all the more it must not be thrown away."""
+    data = bytearray(path.read_bytes())
+    data[4096 * 3 : 4096 * 4] = os.urandom(4096)
+    path.write_bytes(data)
+
+    pool.restore(copy, path, overwrite=True)
+
+    assert titles(path, pool) == ["old"]
+    (aside,) = [name for name in names(path) if ".damaged-" in name]
+    assert path.with_name(aside).read_bytes()[4096:] == data[4096:]
+    assert kept_files(path) == {path.with_name(aside)}
+
+
+def test_a_damaged_log_is_kept_with_its_database(
+    path: Path, pool: ConnectionPool, copy: Path
+) -> None:
+    """SQLite forgets what stands behind a damaged frame; salvage does not."""
+    path.unlink()
+    leave_a_log(path)
+    log = Path(f"{path}-wal")
+    data = bytearray(log.read_bytes())
+    data[32 + 24 + 100] ^= 0xFF
+    log.write_bytes(data)
+
+    pool.restore(copy, path, overwrite=True)
+
+    assert titles(path, pool) == ["old"]
+    aside, kept_log = sorted(kept_files(path))
+    assert kept_log == Path(f"{aside}-wal")
+    assert kept_log.read_bytes() == data
+
+
+def test_a_sound_database_is_not_kept(path: Path, pool: ConnectionPool, copy: Path) -> None:
+    pool.restore(copy, path, overwrite=True)
+
+    assert kept_files(path) == set()
 
 
 def test_a_backup_that_has_a_log_of_its_own_is_read_with_it(

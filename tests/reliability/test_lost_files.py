@@ -276,6 +276,26 @@ def test_show_5_damage_is_named_answered_and_not_made_worse(
         elsewhere.create_session("new")
 
 
+def test_show_5_a_cut_is_seen_though_the_log_has_more_frames_than_pages_are_missing(
+    lost: SessionManager, other: Path
+) -> None:
+    """The frames are of other pages: what was cut off is in none of them."""
+    monitor = monitor_of(lost)
+    for _ in range(OURS):
+        lost.create_session("small")
+    frames, done = lost.handle.file.writer.connection.wal_backlog()
+    run("os.truncate(path, os.stat(path).st_size // 2)", lost.path, other)
+    assert frames - done > lost.path.stat().st_size // 4096 > 10
+
+    report = lost.health()
+
+    size = next(check for check in report.checks if check.name == "size")
+    assert (size.status, report.is_usable) == (HealthStatus.FAILED, False), size
+    monitor.look()
+    with pytest.raises(CorruptDatabaseError):
+        lost.create_session("lost")
+
+
 @pytest.mark.parametrize("name", [name for name, each in DAMAGES.items() if each.is_foreign])
 def test_show_5_nothing_is_written_into_the_wrong_file_though_nobody_looks(
     lost: SessionManager, other: Path, name: str
@@ -442,20 +462,6 @@ def test_show_5_a_file_whose_mode_is_changed_takes_no_writes_until_it_may(
 
 
 # -- the disk -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a file system of its own, of 6 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)]
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("only root on Linux makes a small file system")
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this container may not mount")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_show_5_a_full_disk_takes_no_writes_until_it_has_space(small_disk: Path) -> None:

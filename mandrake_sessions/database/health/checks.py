@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 import apsw
@@ -22,8 +23,16 @@ from mandrake_sessions.database.faults import (
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import second_sqlite
 from mandrake_sessions.database.header import strangeness
+from mandrake_sessions.database.health.log import pages_in_log
 from mandrake_sessions.database.health.openers import descriptors_on, has_lock, other_connections_on
 from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
+from mandrake_sessions.database.health.wording import (
+    LOW_DISK,
+    ORPHANS,
+    listed,
+    orphans,
+    readable_size,
+)
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.paths import identify, may_write
 from mandrake_sessions.database.waiting import Budget
@@ -31,18 +40,21 @@ from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseBusyError,
     DatabaseError,
+    DatabaseIOError,
+    DatabaseMovedError,
     ForkedPoolError,
     HandleReleasedError,
     NotADatabaseError,
     PoolClosedError,
+    ReadOnlyDatabaseError,
+    StorageFullError,
 )
 
 PATIENCE: Final = 0.25
-LOW_DISK: Final = 64 * 1024 * 1024
 _BACKLOG_FACTOR = 10
-_MOST_PROBLEMS = 3
-_LOOKS = 3
+_LOOKS = 5
 _PAUSE = 0.002
+_LOCKS_AT = 0x40000000
 
 DAMAGED: Final = (CorruptDatabaseError, NotADatabaseError)
 DAMAGE: Final = ("size", "pages", "integrity")
@@ -52,14 +64,16 @@ OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAIL
 
 _OPEN_AGAIN = "Close the manager or handle and open it again."
 _RESCUE = "Restore a backup, or rescue what can be read: mandrake-sessions salvage FILE NEW."
+_MOVED: Final = f"Find out what moved or replaced it. {_OPEN_AGAIN}"
+_MAKE_SPACE: Final = "Free space on the file system."
 _ADVICE: Final = {
-    "file": f"Find out what moved or replaced it. {_OPEN_AGAIN}",
+    "file": _MOVED,
     "lease": "Wait; if it stays so, find the call that holds it for long.",
     "log": f"Let nothing delete or copy a -wal or -shm. {_OPEN_AGAIN}",
     "locks": f"Find what in this process opens and closes the file. {_OPEN_AGAIN}",
     "second_opener": "Use this file through mandrake_sessions only, never through sqlite3.",
     "sqlite": "It may stay for other files; never let it open one of these.",
-    "disk": "Free space on the file system.",
+    "disk": _MAKE_SPACE,
     "checkpoints": "Find the reader that stays open for long; see that the disk has space.",
     "damage": _RESCUE,
     "header": f"Find out what wrote over it, and restore a backup. {_OPEN_AGAIN}",
@@ -68,17 +82,34 @@ _ADVICE: Final = {
     "settings": "Set no pragma on a lent connection; a HealthMonitor sets them again.",
     "settings_auxiliary": "Set no pragma on a lent connection; a HealthMonitor sets them again.",
     "turnstile": "Look at the permissions of the folder; waiting processes are served less evenly.",
-    "reading": "If it is busy, wait; else the error says what to do: docs/howto/errors.md.",
-    "writing": "If it is busy, wait; else the error says what to do: docs/howto/errors.md.",
+    "reading": f"If it stays so: {_OPEN_AGAIN[0].lower()}{_OPEN_AGAIN[1:]}",
+    "writing": "Wait; if it stays so, find who writes: mandrake-sessions doctor FILE.",
     "pages": _RESCUE,
-    "references": "Something wrote with foreign keys off; delete the rows that are named.",
+    "references": f"{ORPHANS}.",
     "integrity": _RESCUE,
 }
+# Of an error that kept a check from being made, its cause says what helps.
+_ADVICE_ON: Final[tuple[tuple[type[DatabaseError], str], ...]] = (
+    (DatabaseMovedError, _MOVED),
+    (CorruptDatabaseError, _RESCUE),
+    (NotADatabaseError, _RESCUE),
+    (StorageFullError, _MAKE_SPACE),
+    (ReadOnlyDatabaseError, "Let the file be written again: look at its mode and owner."),
+    (DatabaseBusyError, "Wait; if it stays so, find the call that holds it for long."),
+    (DatabaseIOError, "Check the disk."),
+)
 
 
 def found(name: str, status: HealthStatus, detail: str = "") -> HealthCheck:
     """Return a check with the advice that goes with it."""
     return HealthCheck(name, status, detail, "" if status is OK else _ADVICE[name])
+
+
+def found_error(name: str, status: HealthStatus, error: DatabaseError) -> HealthCheck:
+    """Return a check that an error decides, with the advice that goes with the error."""
+    detail = f"{type(error).__name__}: {error.message}"
+    causes = (advice for kind, advice in _ADVICE_ON if isinstance(error, kind))
+    return HealthCheck(name, status, detail, next(causes, _ADVICE[name]))
 
 
 def guarded(name: str, look: Callable[[], HealthCheck], path: Path) -> HealthCheck:
@@ -107,7 +138,7 @@ def failed(name: str, error: DatabaseError) -> HealthCheck:
     if name in DAMAGE and status is FAILED and not isinstance(error, DAMAGED):
         # No descriptor is left, or the disk did not answer: that says nothing of the file.
         name = "reading"
-    return found(name, status, f"{type(error).__name__}: {error.message}")
+    return found_error(name, status, error)
 
 
 # -- from outside: no connection is used ----------------------------------------------------------
@@ -143,6 +174,9 @@ def check_locks(file: DatabaseFile) -> HealthCheck:
         file.was_locked = True
     if has is not False:
         return found("locks", OK, "" if has else "the system does not show them")
+    if identify(file.path) != file.identity:
+        # Found by its name: what has that now is another file, or none.
+        return found("locks", OK, "the file was moved or replaced")
     if file.was_locked:
         return found("locks", FAILED, "the file was opened and closed beside SQLite, here")
     # Perhaps it is the file system that shows other numbers than it lists.
@@ -177,7 +211,7 @@ def check_disk(file: DatabaseFile) -> HealthCheck:
     free = free_bytes(file.path)
     if free is None:
         return found("disk", DEGRADED, "the file system does not answer")
-    return found("disk", OK if free >= LOW_DISK else DEGRADED, f"{free} bytes free")
+    return found("disk", OK if free >= LOW_DISK else DEGRADED, f"{readable_size(free)} free")
 
 
 def check_checkpoints(file: DatabaseFile) -> HealthCheck:
@@ -216,24 +250,34 @@ def check_header(connection: Connection, stamp: int) -> HealthCheck:
 
 
 def check_size(connection: Connection) -> HealthCheck:
-    """Whether the file has the pages it should have.
+    """Whether the file has the pages it should have, or its log does.
 
-    A checkpoint, also one of another process, writes the first page before the last ones: as long
-    as there is something left to copy, the log may hold what the file lacks.
+    A checkpoint, also one of another process, writes the first page before the last ones. What
+    the file lacks meanwhile is in the log, and is still to be copied.
     """
     page_size = connection.value("PRAGMA page_size")
+    # SQLite never writes the page on which the locks lie.
+    never = _LOCKS_AT // page_size + 1
     for look in range(_LOOKS):
         if look:
             time.sleep(_PAUSE)
         pages = max(1, int.from_bytes(connection.header()[28:32], "big"))
         size = connection.path.stat().st_size
-        missing = pages - size // page_size
-        if missing <= 0:
-            return found("size", OK, f"{size} bytes")
+        there = size // page_size
+        lacking = max(0, pages - there - (there < never <= pages))
+        if not lacking:
+            return found("size", OK, readable_size(size))
         frames, done = connection.wal_backlog()
-        if done < frames and missing <= frames:
-            return found("size", OK, f"{size} bytes; the log holds {missing} pages more")
-    return found("size", FAILED, f"{size} bytes, but {pages} pages of {page_size}")
+        # Counted first: a damaged header may state four thousand million.
+        if lacking <= frames - done:
+            missing = set(range(there + 1, pages + 1)) - {never}
+            if monotonic() >= connection.deadline:
+                return found("size", DEGRADED, "not finished in time")
+            if missing <= pages_in_log(connection, page_size, done, frames):
+                detail = f"{readable_size(size)}; the log holds {lacking} pages more"
+                return found("size", OK, detail)
+    detail = f"{size} bytes, but {pages} pages of {page_size}: it was cut off"
+    return found("size", FAILED, detail)
 
 
 def check_schema(connection: Connection) -> HealthCheck:
@@ -253,7 +297,7 @@ def check_writing(connection: Connection, file: DatabaseFile) -> HealthCheck:
     """Whether a write could begin now: BEGIN IMMEDIATE and ROLLBACK."""
     reason = file.refusal.reason
     if reason is not None:
-        return found("writing", FAILED, f"{type(reason).__name__}: {reason.message}")
+        return found_error("writing", FAILED, reason)
     connection.deadline = Budget(PATIENCE).deadline
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -264,7 +308,8 @@ def check_writing(connection: Connection, file: DatabaseFile) -> HealthCheck:
         return found("writing", DEGRADED, "another process holds the write lock")
     # What is open could still be written, and must not be.
     if not may_write(connection.path):
-        return found("writing", FAILED, "the file is read-only")
+        refused = ReadOnlyDatabaseError(path=connection.path, operation="write")
+        return found_error("writing", FAILED, refused)
     return found("writing", OK)
 
 
@@ -275,7 +320,7 @@ def check_pages(connection: Connection) -> HealthCheck:
     """Whether every page is what it should be, as far as SQLite's quick check looks."""
     problems = [str(row[0]) for row in connection.query_all("PRAGMA quick_check")]
     if problems != ["ok"]:
-        return found("pages", FAILED, "; ".join(problems[:_MOST_PROBLEMS]))
+        return found("pages", FAILED, listed(problems, "; "))
     return found("pages", OK)
 
 
@@ -283,9 +328,5 @@ def check_references(connection: Connection) -> HealthCheck:
     """Whether every row refers to rows that are there."""
     broken = connection.query_all("PRAGMA foreign_key_check")
     if broken:
-        told = "; ".join(
-            f"row {rowid} of {table} refers to a row of {parent} that is not there"
-            for table, rowid, parent, _ in broken[:_MOST_PROBLEMS]
-        )
-        return found("references", DEGRADED, told)
+        return found("references", DEGRADED, orphans(broken))
     return found("references", OK)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import apsw
-from sqlalchemy import Text
+from sqlalchemy import Table, Text
 
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
+from mandrake_sessions.database.health.wording import ORPHANS, listed, orphans
 from mandrake_sessions.database.raw import copy_database
 from mandrake_sessions.database.revisions import is_known
 from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
@@ -29,7 +31,6 @@ OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAIL
 
 _OPERATION: Final = "diagnose"
 _BUSY_MS: Final = 250
-_MOST: Final = 3
 
 
 class Contents:
@@ -51,28 +52,42 @@ class Contents:
         self._salvage = salvage
 
     def run(self) -> list[HealthCheck]:
-        """Make the checks; what cannot be read is a check of its own."""
-        checks: list[HealthCheck] = []
+        """Make the checks; each says itself where it stopped, unless nothing can be read."""
         try:
             with self._opened() as raw:
-                checks.append(self._schema(raw))
-                checks += self._integrity(raw)
-                if checks[0].detail.startswith("revision") and checks[0].status is OK:
-                    checks += [self._texts(raw), self._streaming(raw)]
+                schema = self._schema(raw)
+                checks = [
+                    schema,
+                    self._reading("integrity" if self._full else "pages", self._pages, raw),
+                    self._reading("references", self._references, raw),
+                ]
+                if schema.status is OK and schema.detail.startswith("revision"):
+                    checks += [
+                        self._reading("texts", self._texts, raw),
+                        self._reading("streaming", self._streaming, raw),
+                    ]
+                return checks
         except (apsw.Error, DatabaseError, OSError) as error:
-            checks.append(self._unreadable(error))
-        return checks
+            return [self._unreadable("reading", error)]
 
-    def _unreadable(self, error: Exception) -> HealthCheck:
+    def _reading(
+        self, name: str, look: Callable[[str, apsw.Connection], HealthCheck], raw: apsw.Connection
+    ) -> HealthCheck:
+        try:
+            return look(name, raw)
+        except apsw.Error as error:
+            return self._unreadable(name, error)
+
+    def _unreadable(self, name: str, error: Exception) -> HealthCheck:
         if isinstance(error, OSError):
-            return HealthCheck("reading", FAILED, os.strerror(error.errno or 0), self._rescue)
+            return HealthCheck(name, FAILED, os.strerror(error.errno or 0), self._rescue)
         typed = error
         if isinstance(error, apsw.Error):
             typed = translate(error, self._path, _OPERATION)
         detail = f"{type(typed).__name__}: {getattr(typed, 'message', typed)}"
         if isinstance(typed, DatabaseBusyError):
-            return HealthCheck("reading", DEGRADED, detail, "Try again.")
-        return HealthCheck("reading", FAILED, detail, self._rescue)
+            return HealthCheck(name, DEGRADED, detail, "Try again.")
+        return HealthCheck(name, FAILED, detail, self._rescue)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[apsw.Connection]:
@@ -99,9 +114,12 @@ class Contents:
             yield raw
 
     def _schema(self, raw: apsw.Connection) -> HealthCheck:
-        if not raw.execute("SELECT count(*) FROM sqlite_schema").fetchall()[0][0]:
+        tables = {str(row[0]) for row in raw.execute("SELECT name FROM sqlite_schema").fetchall()}
+        if not tables:
             return HealthCheck("schema", OK, "no tables yet")
-        rows = raw.execute("SELECT version_num FROM alembic_version").fetchall()
+        rows: list[Any] = []
+        if "alembic_version" in tables:
+            rows = raw.execute("SELECT version_num FROM alembic_version").fetchall()
         revision = str(rows[0][0]) if rows else "none"
         if revision == HEAD:
             return HealthCheck("schema", OK, f"revision {revision}")
@@ -115,50 +133,64 @@ class Contents:
             "schema",
             FAILED,
             f"revision {revision}, but this version knows up to {HEAD}",
-            "pip install --upgrade mandrake-sessions",
+            "pip install --upgrade mandrake-sessions" if rows else self._rescue,
         )
 
-    def _integrity(self, raw: apsw.Connection) -> list[HealthCheck]:
-        name = "integrity" if self._full else "pages"
-        if self._full:
-            problems = problems_of(raw)
-        else:
-            problems = [str(row[0]) for row in raw.execute("PRAGMA quick_check").fetchall()]
-            problems = [] if problems == ["ok"] else problems
+    def _pages(self, name: str, raw: apsw.Connection) -> HealthCheck:
+        try:
+            problems = self._problems(raw)
+        except apsw.CorruptError:
+            # It stops at some damage, and does not say where.
+            problems = [f"damage in table {table}" for table in self._damaged_tables(raw)]
+            problems = problems or ["SQLite stops at damage"]
         if problems:
-            return [HealthCheck(name, FAILED, " ".join(listed(problems).split()), self._rescue)]
-        checks = [HealthCheck(name, OK)]
+            return HealthCheck(name, FAILED, " ".join(listed(problems).split()), self._rescue)
+        return HealthCheck(name, OK)
+
+    def _problems(self, raw: apsw.Connection) -> list[str]:
+        if self._full:
+            return problems_of(raw)
+        problems = [str(row[0]) for row in raw.execute("PRAGMA quick_check").fetchall()]
+        return [] if problems == ["ok"] else problems
+
+    def _damaged_tables(self, raw: apsw.Connection) -> list[str]:
+        check = "integrity_check" if self._full else "quick_check"
+        tables = raw.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        damaged = []
+        for (table,) in tables:
+            with contextlib.suppress(apsw.CorruptError):
+                quoted = str(table).replace('"', '""')
+                if raw.execute(f'PRAGMA {check}("{quoted}")').fetchall() == [("ok",)]:
+                    continue
+            damaged.append(str(table))
+        return damaged
+
+    def _references(self, name: str, raw: apsw.Connection) -> HealthCheck:
         broken = raw.execute("PRAGMA foreign_key_check").fetchall()
         if broken:
-            tables = sorted({str(row[0]) for row in broken})
-            checks.append(
-                HealthCheck(
-                    "references",
-                    FAILED,
-                    f"{len(broken)} rows whose parent is gone, in {', '.join(tables)}",
-                    self._salvage,
-                )
-            )
-        else:
-            checks.append(HealthCheck("references", OK))
-        return checks
+            return HealthCheck(name, DEGRADED, orphans(broken), f"{ORPHANS}, or: {self._salvage}")
+        return HealthCheck(name, OK)
 
-    def _texts(self, raw: apsw.Connection) -> HealthCheck:
+    def _texts(self, name: str, raw: apsw.Connection) -> HealthCheck:
         """Whether every text is one: SQLite's own checks do not look at what texts hold."""
         there = {str(row[0]) for row in raw.execute("SELECT name FROM sqlite_schema").fetchall()}
-        bad: dict[str, int] = {}
-        for name, table in metadata.tables.items():
-            texts = [f'CAST("{c.name}" AS BLOB)' for c in table.columns if isinstance(c.type, Text)]
-            if name in there:
-                for row in raw.execute(f"SELECT {', '.join(texts)} FROM {name}"):
-                    if not all(_is_text(cell) for cell in row):
-                        bad[name] = bad.get(name, 0) + 1
-        if bad:
-            told = ", ".join(f"{count} in {name}" for name, count in bad.items())
-            return HealthCheck("texts", FAILED, f"rows with a damaged text: {told}", self._rescue)
-        return HealthCheck("texts", OK)
+        bad: list[str] = []
+        unread: list[str] = []
+        for table in metadata.tables.values():
+            if table.name in there:
+                try:
+                    count = _damaged_texts(raw, table)
+                except apsw.CorruptError:
+                    unread.append(table.name)
+                else:
+                    bad += [f"{count} in {table.name}"] if count else []
+        told = [f"rows with a damaged text: {', '.join(bad)}"] if bad else []
+        told += [f"cannot be read to the end: {', '.join(unread)}"] if unread else []
+        if told:
+            return HealthCheck(name, FAILED, "; ".join(told), self._rescue)
+        return HealthCheck(name, OK)
 
-    def _streaming(self, raw: apsw.Connection) -> HealthCheck:
+    def _streaming(self, name: str, raw: apsw.Connection) -> HealthCheck:
         turns = raw.execute(
             "SELECT owner, count(*) FROM turns WHERE stream_ended_at IS NULL GROUP BY owner"
         ).fetchall()
@@ -170,12 +202,22 @@ class Contents:
         total = sum(int(str(count)) for _, count in turns)
         if dead:
             return HealthCheck(
-                "streaming",
+                name,
                 DEGRADED,
-                f"{dead} turns stream although their process is gone",
-                f"Open it once: mandrake-sessions health --database {self._path}",
+                f"{_turns(dead)} still streaming, but of a process that is gone",
+                f"Open it once: mandrake-sessions health --database {shlex.quote(str(self._path))}",
             )
-        return HealthCheck("streaming", OK, f"{total} turns" if total else "")
+        return HealthCheck(name, OK, f"{_turns(total)} streaming" if total else "")
+
+
+def _damaged_texts(raw: apsw.Connection, table: Table) -> int:
+    texts = [f'CAST("{c.name}" AS BLOB)' for c in table.columns if isinstance(c.type, Text)]
+    rows = raw.execute(f"SELECT {', '.join(texts)} FROM {table.name}")
+    return sum(not all(_is_text(cell) for cell in row) for row in rows)
+
+
+def _turns(count: int) -> str:
+    return "1 turn" if count == 1 else f"{count} turns"
 
 
 def _is_text(cell: object) -> bool:
@@ -183,9 +225,3 @@ def _is_text(cell: object) -> bool:
         return not isinstance(cell, bytes) or cell.decode() is not None
     except UnicodeDecodeError:
         return False
-
-
-def listed(names: list[str]) -> str:
-    """Return the first few of some names."""
-    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
-    return f"{', '.join(names[:_MOST])}{more}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,10 @@ import apsw
 import msgspec
 
 from mandrake_sessions.database import owner
+from mandrake_sessions.database.connection import MAGIC, SMALLEST_PAGE
 from mandrake_sessions.database.faults import free_bytes, translate
 from mandrake_sessions.database.guard import is_safe_sqlite, second_sqlite
-from mandrake_sessions.database.health.contents import Contents, listed
+from mandrake_sessions.database.health.contents import Contents
 from mandrake_sessions.database.health.locks import lock_holders
 from mandrake_sessions.database.health.report import (
     HealthCheck,
@@ -26,6 +28,7 @@ from mandrake_sessions.database.health.report import (
     HealthReport,
     HealthStatus,
 )
+from mandrake_sessions.database.health.wording import LOW_DISK, listed, readable_size
 from mandrake_sessions.database.paths import identify, may_write, real_path
 from mandrake_sessions.database.placing import leftovers
 from mandrake_sessions.database.raw import states_of
@@ -37,11 +40,7 @@ from mandrake_sessions.schema import APPLICATION_ID
 OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
 
 _OPERATION: Final = "diagnose"
-_MAGIC: Final = b"SQLite format 3\0"
-_SMALLEST: Final = 512
-_LOW_DISK: Final = 64 * 1024 * 1024
-_BUSY_MS: Final = 250
-_MOST: Final = 3
+_LOCKS_AT: Final = 0x40000000
 _RESTORE: Final = "mandrake-sessions restore BACKUP FILE --overwrite"
 _RESCUE: Final = f"Restore a backup: {_RESTORE}; or rescue what can be read: "
 
@@ -88,6 +87,7 @@ class _Diagnosis:
 
     def __init__(self, path: Path, *, full: bool) -> None:
         self._path = path
+        self._quoted = shlex.quote(str(path))
         self._full = full
         self._size = 0
         self._users = _Users(frozenset(), None, False)
@@ -153,25 +153,26 @@ class _Diagnosis:
         mode = stat.S_IMODE(found.st_mode)
         if not os.access(self._path, os.R_OK):
             return HealthCheck(
-                "file", FAILED, f"may not be read (mode {mode:o})", f"chmod u+rw {self._path}"
+                "file", FAILED, f"may not be read (mode {mode:o})", f"chmod u+rw {self._quoted}"
             )
         if not may_write(self._path):
             return HealthCheck(
-                "file", FAILED, f"may not be written (mode {mode:o})", f"chmod u+w {self._path}"
+                "file", FAILED, f"may not be written (mode {mode:o})", f"chmod u+w {self._quoted}"
             )
         if mode & 0o077:
             return HealthCheck(
-                "file", DEGRADED, f"others may use it (mode {mode:o})", f"chmod 600 {self._path}"
+                "file", DEGRADED, f"others may use it (mode {mode:o})", f"chmod 600 {self._quoted}"
             )
-        return HealthCheck("file", OK, f"{found.st_size} bytes, mode {mode:o}")
+        return HealthCheck("file", OK, f"{readable_size(found.st_size)}, mode {mode:o}")
 
     def _folder(self) -> HealthCheck:
         folder = self._path.parent
+        quoted = shlex.quote(str(folder))
         if not folder.is_dir():
-            return HealthCheck("folder", FAILED, "it is not there", f"mkdir -m 700 {folder}")
+            return HealthCheck("folder", FAILED, "it is not there", f"mkdir -m 700 {quoted}")
         if not os.access(folder, os.W_OK | os.X_OK):
             return HealthCheck(
-                "folder", FAILED, "no file may be made beside the database", f"chmod u+wx {folder}"
+                "folder", FAILED, "no file may be made beside the database", f"chmod u+wx {quoted}"
             )
         return HealthCheck("folder", OK)
 
@@ -195,11 +196,10 @@ class _Diagnosis:
         free = free_bytes(self._path)
         if free is None:
             return HealthCheck("disk", DEGRADED, "the file system does not answer", "Look at it.")
-        if free < _LOW_DISK:
-            return HealthCheck(
-                "disk", DEGRADED, f"{free} bytes free", "Free space on this file system."
-            )
-        return HealthCheck("disk", OK, f"{free} bytes free")
+        told = f"{readable_size(free)} free"
+        if free < LOW_DISK:
+            return HealthCheck("disk", DEGRADED, told, "Free space on this file system.")
+        return HealthCheck("disk", OK, told)
 
     def _journal(self) -> HealthCheck:
         journal = Path(f"{self._path}-journal")
@@ -296,7 +296,7 @@ class _Diagnosis:
             return [HealthCheck("header", FAILED, typed.message, "Check the disk.")]
 
     def _header(self, pages: Pages) -> HealthCheck:
-        if not self._size and not pages.frames and not pages.lost_frames:
+        if not self._size and not self._is_emptied():
             return HealthCheck(
                 "header", DEGRADED, "the file is empty: no database yet", "Open it to make one."
             )
@@ -309,7 +309,7 @@ class _Diagnosis:
                 f"Before anybody opens it: {self._salvage()}; or restore a backup: {_RESTORE}",
             )
         first = pages.read(1) or b""
-        if first[:16] != _MAGIC or (self._size < _SMALLEST and not pages.is_in_log(1)):
+        if first[:16] != MAGIC or (self._size < SMALLEST_PAGE and not pages.is_in_log(1)):
             return HealthCheck(
                 "header", FAILED, "it does not begin as a SQLite database does", self._rescue()
             )
@@ -323,18 +323,29 @@ class _Diagnosis:
             )
         return HealthCheck("header", OK)
 
+    def _is_emptied(self) -> bool:
+        """Whether it has a log and nothing else; a new database gets its first page first."""
+        with contextlib.suppress(FileNotFoundError):
+            # The log first: what comes into it later is of a file that has its first page.
+            has_log = Path(f"{self._path}-wal").stat().st_size > 0
+            return has_log and self._path.stat().st_size == 0
+        return False
+
     def _length(self, pages: Pages) -> HealthCheck:
         first = pages.read(1)
         stated = 0 if first is None else int.from_bytes(first[28:32], "big")
         # Counted, not listed: a damaged header may state four thousand million.
-        if pages.count_missing(stated):
+        missing = pages.count_missing(stated)
+        # The page on which the locks lie is never written: the log has all others.
+        never = _LOCKS_AT // pages.page_size + 1
+        if missing > (pages.whole_in_file < never <= stated):
             return HealthCheck(
                 "size",
                 FAILED,
                 f"{self._size} bytes, but {stated} pages of {pages.page_size}: it was cut off",
                 self._rescue(),
             )
-        return HealthCheck("size", OK, f"{self._size} bytes")
+        return HealthCheck("size", OK, readable_size(self._size))
 
     def _log(self, pages: Pages) -> HealthCheck:
         log = Path(f"{self._path}-wal")
@@ -355,7 +366,7 @@ class _Diagnosis:
         return f"{_RESCUE}{self._salvage()}"
 
     def _salvage(self) -> str:
-        return f"mandrake-sessions salvage {self._path} NEW"
+        return f"mandrake-sessions salvage {self._quoted} NEW"
 
     def _is_in_use(self) -> bool:
         if self._users.is_known:

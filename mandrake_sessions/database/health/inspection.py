@@ -100,3 +100,8 @@ class Inspections:
         raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
         raw.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         return connection
+
+
+def heed(connection: Connection, stop: threading.Event) -> None:
+    """Interrupt the statements of a connection also when an event is set."""
+    connection.raw.set_progress_handler(lambda: stop.is_set() or connection.on_progress(), _STEPS)

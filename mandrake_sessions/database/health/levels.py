@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,14 @@ from mandrake_sessions.database.faults import free_bytes
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.health import checks
 from mandrake_sessions.database.health.checks import PATIENCE, found, guarded
+from mandrake_sessions.database.health.inspection import heed
 from mandrake_sessions.database.health.report import (
     HealthCheck,
     HealthLevel,
     HealthReport,
     HealthStatus,
 )
+from mandrake_sessions.database.health.wording import LOW_DISK, readable_size
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import BackupError, DatabaseBusyError, DatabaseError
@@ -41,7 +44,10 @@ Look = Callable[[], HealthCheck]
 
 
 def check_health(
-    file: DatabaseFile, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
+    file: DatabaseFile,
+    level: HealthLevel = HealthLevel.QUICK,
+    timeout: float | None = None,
+    stop: threading.Event | None = None,
 ) -> HealthReport:
     """Look at an open database.
 
@@ -49,6 +55,7 @@ def check_health(
         file: the open file.
         level: how far to look.
         timeout: seconds that the long checks may take; None for ten minutes.
+        stop: interrupts those of ``THOROUGH`` when it is set.
 
     Raises:
         PoolClosedError: it is closed, or closing.
@@ -65,7 +72,7 @@ def check_health(
         # To open a file that was emptied deletes its log, and one whose log is gone makes another.
         return HealthReport(file.path, tuple(made), level)
     if level is HealthLevel.THOROUGH:
-        made += _thorough(file, budget)
+        made += _thorough(file, budget, stop)
     elif level is HealthLevel.FULL:
         made.append(guarded("integrity", partial(_check_integrity, file, budget), file.path))
     return HealthReport(file.path, tuple(made), level)
@@ -144,9 +151,13 @@ def _noting(made: list[HealthCheck], name: str) -> Iterator[None]:
         made.append(checks.failed(name, error))
 
 
-def _thorough(file: DatabaseFile, budget: Budget) -> list[HealthCheck]:
+def _thorough(
+    file: DatabaseFile, budget: Budget, stop: threading.Event | None
+) -> list[HealthCheck]:
     made: list[HealthCheck] = []
     with _noting(made, "pages"), file.inspecting(budget) as connection:
+        if stop is not None:
+            heed(connection, stop)
         for name, look in {
             "pages": checks.check_pages,
             "references": checks.check_references,
@@ -159,8 +170,11 @@ def _check_integrity(file: DatabaseFile, budget: Budget) -> HealthCheck:
     """Whether a copy of the database passes SQLite's integrity check; the copy is removed."""
     free = free_bytes(file.path)
     size = file.path.stat().st_size
-    if free is not None and free < size + checks.LOW_DISK:
-        detail = f"not looked at: a copy of {size} bytes needs more than {free} free bytes"
+    if free is not None and free < size + LOW_DISK:
+        detail = (
+            f"not looked at: a copy of {readable_size(size)} needs more than the "
+            f"{readable_size(free)} that are free"
+        )
         return found("integrity", HealthStatus.DEGRADED, detail)
     copy = _copy_name(file.path)
     try:

@@ -109,7 +109,11 @@ class HealthMonitor:
         return self
 
     def stop(self) -> None:
-        """End the thread and wait until a check under way has ended; it may be called again."""
+        """End the thread; it may be called again.
+
+        A check of every page is interrupted. What else is under way, ``on_report`` too, is waited
+        for, ten seconds at most.
+        """
         with self._mutex:
             thread, self._thread = self._thread, None
             self._stop.set()
@@ -141,7 +145,10 @@ class HealthMonitor:
                 if stop.is_set():
                     break
                 try:
-                    report = check_health(file, level)
+                    report = check_health(file, level, stop=stop)
+                    if stop.is_set() and level is HealthLevel.THOROUGH:
+                        # It was interrupted, which says nothing of the file.
+                        break
                     self._tell_changes(report)
                     heal(file, report)
                 except (PoolClosedError, ForkedPoolError):

@@ -50,7 +50,7 @@ class Orphans:
         raw: the new database, in a transaction, with foreign keys off.
 
     Attributes:
-        lost: how many rows of each table the indexes know that are not there.
+        lost: how many rows of each table the indexes know that have nothing in their place.
         rebuilt: how many were made.
     """
 
@@ -63,11 +63,12 @@ class Orphans:
         """Make every row's parent be there, and every counter be above what it counts."""
         self._know()
         self._correct()
-        for table in _ENTITIES:
-            self.lost[table] = len(self._missing(table))
         self._rebuild_known()
         self._rebuild_named()
-        self._complete_rounds()
+        unnamed = self._complete_rounds()
+        for table in _ENTITIES:
+            # A round has one of each: a new one stands for one whose round the index did not say.
+            self.lost[table] = max(0, len(self._missing(table)) - unnamed.get(table, 0))
         self._raise_counters()
 
     # -- what the indexes know --------------------------------------------------------------
@@ -151,14 +152,21 @@ class Orphans:
         for id in self._absent("rounds", "session_id", "sessions"):
             self._add_session(id, HOMELESS_TITLE if id == homeless else LOST_TITLE, None)
 
-    def _complete_rounds(self) -> None:
-        """Give each round its request and its response, without which it cannot be read."""
+    def _complete_rounds(self) -> dict[str, int]:
+        """Give each round its request and its response, without which it cannot be read.
+
+        Returns:
+            How many of each had to be made.
+        """
+        made: dict[str, int] = {}
         for table, add in (("requests", self._add_request), ("responses", self._add_response)):
             lacking = self._raw.execute(
                 f"SELECT id FROM rounds WHERE id NOT IN (SELECT round_id FROM {table})"
             ).fetchall()
             for (round_id,) in lacking:
                 add(ids.new_id(), str(round_id))
+            made[table] = len(lacking)
+        return made
 
     def _round_made_with(self, response_id: str) -> str | None:
         """Return the round without a response that was made in the same call as this one.

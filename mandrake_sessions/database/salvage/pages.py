@@ -97,6 +97,14 @@ class Pages:
         """How many pages the database file itself has."""
         return self._file.size // self.page_size
 
+    @property
+    def application_id(self) -> int | None:
+        """Whose the file is by its own word; None if its first page does not say."""
+        first = self.read(1)
+        if first is None or first[:16] != _MAGIC:
+            return None
+        return int.from_bytes(first[68:72], "big")
+
     def numbers(self) -> Iterator[int]:
         """Yield the number of each page there is, in order."""
         yield from range(1, self._in_file + 1)

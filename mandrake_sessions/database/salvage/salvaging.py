@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import apsw
-import msgspec
 
 from mandrake_sessions import schema
 from mandrake_sessions.database import migrate
@@ -24,7 +23,7 @@ from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.placing import making, merge_log, put_in_place, sync_file
 from mandrake_sessions.database.salvage.btree import Record, Value, parse
-from mandrake_sessions.database.salvage.evidence import Trees, gather, schema_entries
+from mandrake_sessions.database.salvage.evidence import Entry, Trees, gather, schema_entries
 from mandrake_sessions.database.salvage.mending import (
     TABLES,
     Row,
@@ -34,6 +33,7 @@ from mandrake_sessions.database.salvage.mending import (
 )
 from mandrake_sessions.database.salvage.orphans import PARENTS, Orphans
 from mandrake_sessions.database.salvage.pages import Pages, open_pages
+from mandrake_sessions.database.salvage.report import SalvageReport, TableSalvage
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseError, DatabaseMissingError, SalvageError
 from mandrake_sessions.ids import new_id
@@ -41,59 +41,13 @@ from mandrake_sessions.options import DatabaseOptions, Durability
 
 _OPERATION: Final = "salvage"
 _PATIENCE: Final = 3600.0
-_OURS: Final = (*TABLES, "workspaces")
-_NOT_MISSED: Final = {*_OURS, "changes", "alembic_version"}
-
-
-class TableSalvage(msgspec.Struct, frozen=True):
-    """What became of the rows of one table.
-
-    Attributes:
-        table: its name.
-        kept: rows that are as they were.
-        mended: rows of which something was lost or had to be changed.
-        rebuilt: rows that were made anew, because others need them.
-        lost: rows that are known to have been there and are not.
-        is_all_known: whether ``lost`` is all that was lost; otherwise there may be more.
-    """
-
-    table: str
-    kept: int
-    mended: int
-    rebuilt: int
-    lost: int
-    is_all_known: bool
-
-
-class SalvageReport(msgspec.Struct, frozen=True):
-    """What was read from a damaged database.
-
-    Attributes:
-        source: the damaged file.
-        target: the new database.
-        pages: how many the damaged file has.
-        damaged_pages: how many of them are known to be damaged.
-        lost_frames: frames of its log that are damaged.
-        tables: what became of each table.
-        left_out: tables that are not the library's; they are not copied.
-        may_hold_deleted: whether deleted rows may be back, since the list of free pages is damaged.
-    """
-
-    source: Path
-    target: Path
-    pages: int
-    damaged_pages: int
-    lost_frames: int
-    tables: tuple[TableSalvage, ...]
-    left_out: tuple[str, ...]
-    may_hold_deleted: bool
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is known to be lost or changed."""
-        return not (self.damaged_pages or self.lost_frames) and not any(
-            each.mended or each.rebuilt or each.lost for each in self.tables
-        )
+_TALKS: Final = ("sessions", "rounds", "requests", "responses", "turns", "workspaces")
+# The new file has facts of its own in ``meta``.
+_TOLD: Final = (*(table for table in TABLES if table != "meta"), "workspaces")
+_NOT_MISSED: Final = {*TABLES, "workspaces", "changes", "alembic_version"}
+# The original system has sessions and turns too.
+_CHUNKS: Final = "turn_chunks"
+_MARKS: Final = {_CHUNKS, "meta", "changes"}
 
 
 def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> SalvageReport:
@@ -112,7 +66,8 @@ def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
 
     Raises:
         DatabaseMissingError: there is no damaged file.
-        SalvageError: the target exists, or its folder does not.
+        SalvageError: the target exists, or its folder does not; or nothing of this library was
+            found, and then no file is made.
         DatabaseError: the new file cannot be written; each reason has its own subclass.
     """
     source, path = real_path(damaged), real_path(target)
@@ -175,14 +130,25 @@ class _Salvage:
 
     def run(self, source: Path, target: Path) -> SalvageReport:
         entries = schema_entries(self._pages)
+        if self._is_anothers(entries):
+            raise _nothing_found(source)
         trees = Trees(self._pages, entries)
         if not entries:
             trees.damaged.add(1)
         known = gather(self._raw, self._pages, entries, trees)
+        if any(e.table == _CHUNKS for e in entries) and _CHUNKS not in trees.broken:
+            # It has no index: its tree must do.
+            known.add(_CHUNKS)
         free = self._pages.free()
         unclear = self._read_pages(trees, free or set())
         self._read_unclear(unclear, trees)
         self._place_rest()
+        if not (
+            known - {_CHUNKS}
+            or self._pages.application_id == schema.APPLICATION_ID
+            or self._has_rows()
+        ):
+            raise _nothing_found(source)
         self._orphans.repair()
         damaged = trees.damaged | self._pages.unreadable
         return SalvageReport(
@@ -191,9 +157,23 @@ class _Salvage:
             pages=self._pages.count,
             damaged_pages=len(damaged),
             lost_frames=self._pages.lost_frames,
-            tables=tuple(self._told(table, known, is_sound=not damaged) for table in _OURS),
+            tables=tuple(self._told(table, known, is_sound=not damaged) for table in _TOLD),
             left_out=tuple(sorted({e.table for e in entries if _is_foreign(e.table)})),
             may_hold_deleted=free is None,
+        )
+
+    def _is_anothers(self, entries: list[Entry]) -> bool:
+        """Whether the file says so itself: by its mark, and by tables that ours never lack."""
+        return (
+            self._pages.application_id not in (None, schema.APPLICATION_ID)
+            and bool(entries)
+            and not {entry.table for entry in entries} & _MARKS
+        )
+
+    def _has_rows(self) -> bool:
+        """Whether a row was found that has what a row of ours must have."""
+        return any(
+            self._raw.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall() for table in _TALKS
         )
 
     def _told(self, table: str, known: set[str], *, is_sound: bool) -> TableSalvage:
@@ -201,13 +181,16 @@ class _Salvage:
         rebuilt = self._orphans.rebuilt.get(table, 0)
         read = int(str(count)) - rebuilt
         changed = min(self._mended[table], read)
+        is_all_known = is_sound or table in known
+        lost = self._orphans.lost.get(table, 0)
         return TableSalvage(
             table=table,
             kept=read - changed,
             mended=changed,
             rebuilt=rebuilt,
-            lost=max(self._orphans.lost.get(table, 0), self._unplaced[table]),
-            is_all_known=is_sound or table in known,
+            # The index of ids knows of those without a place, if it is whole.
+            lost=lost if is_all_known else max(lost, self._unplaced[table] - rebuilt),
+            is_all_known=is_all_known,
         )
 
     # -- reading ----------------------------------------------------------------------------
@@ -343,6 +326,15 @@ class _Salvage:
             else:
                 self._unplaced[table] += 1
                 self._mended[table] -= 1
+
+
+def _nothing_found(source: Path) -> SalvageError:
+    return SalvageError(
+        "Nothing of this library was found in the file.",
+        path=source,
+        operation=_OPERATION,
+        result_code=apsw.SQLITE_NOTADB,
+    )
 
 
 def _is_foreign(table: str) -> bool:

@@ -1,0 +1,63 @@
+"""Opens a database that nobody else has open, and keeps everybody away from it for a block."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+
+from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.paths import Identity, identify
+from mandrake_sessions.database.waiting import Budget, retry_busy
+from mandrake_sessions.errors import DatabaseMovedError
+
+
+@contextlib.contextmanager
+def alone(
+    path: Path, identity: Identity, budget: Budget, operation: str, *, journal: str
+) -> Iterator[Connection]:
+    """Lend the only connection there is to a database; it must not write but by its log.
+
+    Every open connection to a WAL database holds a shared lock on it. So whoever gets the
+    exclusive lock is alone; one who opens the file in that moment finds, when the lock is free,
+    whether it has moved.
+
+    Args:
+        path: the real path of the database.
+        identity: of the file that is meant.
+        budget: the time to wait for others.
+        operation: what an error says was being done.
+        journal: the journal mode that it is in meanwhile.
+
+    Raises:
+        DatabaseBusyError: another process has it open.
+        DatabaseMovedError: another file is there by now.
+        DatabaseError: it cannot be opened or locked; each reason has its own subclass.
+    """
+    try:
+        raw = apsw.Connection(
+            str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+        )
+    except apsw.Error as error:
+        raise translate(error, path, operation) from error
+    connection = Connection(raw, path, identity)
+
+    def lock() -> None:
+        connection.query_all("PRAGMA locking_mode=EXCLUSIVE")
+        connection.query_all(f"PRAGMA journal_mode={journal}")
+        connection.query_all("BEGIN EXCLUSIVE")
+        connection.query_all("ROLLBACK")
+
+    try:
+        connection.deadline = budget.deadline
+        raw.set_busy_handler(connection.on_busy)
+        retry_busy(lock, budget, path, operation, "open")
+        if identify(path) != identity:
+            raise DatabaseMovedError(path=path, operation=operation)
+        yield connection
+    finally:
+        with contextlib.suppress(apsw.Error):
+            connection.close(abandon=True)

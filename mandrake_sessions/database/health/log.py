@@ -1,0 +1,39 @@
+"""Which pages the log of an open database holds for the file, read past every cache."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from mandrake_sessions.database.connection import Connection
+
+_LOG: Final = 1
+_HEADER: Final = 32
+_FRAME_HEADER: Final = 24
+
+
+def pages_in_log(connection: Connection, page_size: int, done: int, frames: int) -> set[int]:
+    """Return the numbers of the pages that are still to be copied into the file.
+
+    Args:
+        connection: whose lease the caller holds.
+        page_size: bytes of a page.
+        done: how many frames have been copied: they are not copied again.
+        frames: how many frames the log has.
+
+    Raises:
+        apsw.Error: the disk did not give them.
+    """
+    salts = _read(connection, 0, _HEADER)[16:24]
+    found: set[int] = set()
+    for number in range(done, frames):
+        at = _HEADER + number * (_FRAME_HEADER + page_size)
+        head = _read(connection, at, _FRAME_HEADER)
+        # With other salts it is of an earlier round of the log, which has begun anew meanwhile.
+        if head[8:16] == salts:
+            found.add(struct.unpack_from(">I", head)[0])
+    return found
+
+
+def _read(connection: Connection, offset: int, amount: int) -> bytes:
+    return connection.raw.read("main", _LOG, offset, amount)[1]
