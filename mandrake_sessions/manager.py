@@ -547,8 +547,7 @@ class SessionManager:
 
         Args:
             target: the file to make; its folder must exist.
-            overwrite: whether a file that is there is replaced; a damaged one is kept as
-                ``<name>.damaged-…``.
+            overwrite: whether a file that is there is replaced.
             timeout: seconds; None for the ``busy_timeout``.
 
         Returns:
