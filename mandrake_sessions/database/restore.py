@@ -20,7 +20,7 @@ from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
 from mandrake_sessions.database.connection import SMALLEST_PAGE, Connection
 from mandrake_sessions.database.exclusive import alone
-from mandrake_sessions.database.faults import translate, translate_os
+from mandrake_sessions.database.faults import primary_code, translate, translate_os
 from mandrake_sessions.database.paths import (
     Identity,
     aside_of,
@@ -216,29 +216,42 @@ def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
     # It stays in WAL mode, or comes into it, for the same reason as the new file.
     with alone(path, identity, budget, _OPERATION, journal="wal") as connection:
         with open_pages(path) as pages:
-            if pages.lost_frames:
-                # SQLite would forget what stands behind the first one; salvage would not.
+            if pages.is_log_damaged:
+                # SQLite would forget what stands behind the damage; salvage would not.
                 raise CorruptDatabaseError(path=path, operation=_OPERATION)
         try:
             merge_log(connection.raw)
         except apsw.Error as error:
             raise translate(error, path, _OPERATION) from error
-        if _is_damaged(connection):
+        if not _is_sound(connection):
             _keep(path)
         for suffix in (*_LOGS, "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         yield
 
 
-def _is_damaged(connection: Connection) -> bool:
-    """Whether SQLite's quick check finds something; it takes its time, and is not interrupted."""
+def _is_sound(connection: Connection) -> bool:
+    """Whether a database is one of ours, or empty, that this version can use.
+
+    SQLite's quick check takes its time, and is not interrupted.
+    """
     connection.interruptible = False
+    raw = connection.raw
     # The file may be anybody's.
-    connection.raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+    raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
     try:
-        return connection.query_all("PRAGMA quick_check(1)") != [("ok",)]
+        if connection.query_all("PRAGMA quick_check(1)") != [("ok",)]:
+            return False
+        if connection.value("SELECT count(*) FROM sqlite_schema"):
+            _require_ours(raw, connection.path)
     except apsw.Error as error:
+        if primary_code(error) == apsw.SQLITE_ERROR:
+            # A table is missing.
+            return False
         raise translate(error, connection.path, _OPERATION) from error
+    except (UnrecognizedDatabaseError, SchemaTooNewError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

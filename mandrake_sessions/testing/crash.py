@@ -32,6 +32,8 @@ _SIGKILL: Final = signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM
 _KILLED: Final = -_SIGKILL if sys.platform != "win32" else _SIGKILL
 _FAULTS: Final = (signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
 _PATIENCE: Final = 5.0
+_MOST_UNREAD: Final = 10_000
+_LOOK_AT_END: Final = 0.1
 
 
 class WorkloadError(Exception):
@@ -117,7 +119,9 @@ class Life:
         self._is_silent = False
         self._heard_at = monotonic()
         # When it was read, and what.
-        self._events: queue.SimpleQueue[tuple[float, tuple[str, Any]]] = queue.SimpleQueue()
+        # Bounded: what tells without end must wait for who listens, not fill the memory.
+        self._events: queue.Queue[tuple[float, tuple[str, Any]]] = queue.Queue(_MOST_UNREAD)
+        self._is_over = False
         self._reader = threading.Thread(target=self._read, name="crash-runner", daemon=True)
         self._reader.start()
 
@@ -188,6 +192,7 @@ class Life:
     def __exit__(self, *_: object) -> None:
         self.kill()
         self._process.wait()
+        self._is_over = True
         self._reader.join(_PATIENCE)
         if not self._reader.is_alive() and self._process.stdout is not None:
             self._process.stdout.close()
@@ -200,8 +205,16 @@ class Life:
         for line in self._process.stdout:
             # A write of one line is never cut, so what is no line is somebody else's.
             if line.endswith(b"\n"):
-                self._events.put((monotonic(), json.loads(line)))
-        self._events.put((monotonic(), ("silent", None)))
+                self._put(json.loads(line))
+            if self._is_over:
+                return
+        self._put(("silent", None))
+
+    def _put(self, event: tuple[str, Any]) -> None:
+        while not self._is_over:
+            with contextlib.suppress(queue.Full):
+                self._events.put((monotonic(), event), timeout=_LOOK_AT_END)
+                return
 
     def _hear(self, until: float) -> bool:
         """Take note of the next thing it tells; False if there was none until then."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -20,6 +21,7 @@ from mandrake_sessions import (
     DatabaseBusyError,
     DatabaseMissingError,
     DatabaseMovedError,
+    HealthStatus,
     NewTurn,
     NotADatabaseError,
     PoolOptions,
@@ -27,6 +29,8 @@ from mandrake_sessions import (
     SchemaTooNewError,
     SessionManager,
     UnrecognizedDatabaseError,
+    diagnose,
+    salvage,
 )
 from mandrake_sessions.aio import AsyncSessionManager
 from mandrake_sessions.database.backup import verify
@@ -193,6 +197,56 @@ def test_a_sound_database_is_not_kept(path: Path, pool: ConnectionPool, copy: Pa
     pool.restore(copy, path, overwrite=True)
 
     assert kept_files(path) == set()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "PRAGMA application_id = 7",
+        "UPDATE alembic_version SET version_num = '9999'",
+        "DROP TABLE alembic_version",
+    ],
+)
+def test_what_is_not_ours_to_replace_is_kept_too(
+    path: Path, pool: ConnectionPool, copy: Path, statement: str
+) -> None:
+    """Another program's database, or a newer version's: SQLite finds no fault in it."""
+    with contextlib.closing(apsw.Connection(str(path))) as raw:
+        raw.execute(statement)
+
+    pool.restore(copy, path, overwrite=True)
+
+    assert len(kept_files(path)) == 1
+
+
+def test_a_log_whose_head_is_damaged_is_kept_with_its_database(
+    path: Path, pool: ConnectionPool, copy: Path, start_child: Callable[..., Any]
+) -> None:
+    """SQLite takes such a log for an empty one; what was acknowledged is in it all the same."""
+    child = start_child(
+        "from mandrake_sessions import SessionManager\n"
+        "sessions = SessionManager(sys.argv[1]).init()\n"
+        "sessions.create_session('in the log', id='in the log')\n"
+        "tell('done')\nhear()",
+        path,
+    )
+    child.hear()
+    child.process.kill()
+    child.process.wait()
+    log = Path(f"{path}-wal")
+    log.write_bytes(os.urandom(32) + log.read_bytes()[32:])
+
+    checks = {check.name: check for check in diagnose(path).checks}
+    assert checks["log"].status is HealthStatus.DEGRADED
+    salvage(path, path.with_name("rescued.sqlite"))
+    with SessionManager(path.with_name("rescued.sqlite"), pool=pool) as rescued:
+        assert rescued.get_session("in the log")
+    pool.restore(copy, path, overwrite=True)
+    assert any(
+        str(name).endswith("-wal")
+        for name in kept_files(path) | set(path.parent.iterdir())
+        if ".damaged-" in str(name)
+    )
 
 
 def test_a_backup_that_has_a_log_of_its_own_is_read_with_it(

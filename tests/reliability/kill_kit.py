@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -113,12 +114,15 @@ def serve(number: int, module: str) -> None:
             continue
         pid = os.fork()
         if not pid:
+            # Before it forks: its children must be of its group too.
+            os.setpgid(0, 0)
             asked.close()
             # Then the end of the interpreter, which does what is to be done at exit.
             begin(question["start"], descriptors[0])
             return
-        # Before anybody can want to kill the group.
-        os.setpgid(pid, pid)
+        # Before anybody can want to kill the group; one of the two comes first.
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(pid, pid)
         os.close(descriptors[0])
         asked.send(str(pid).encode())
 

@@ -359,6 +359,14 @@ class _Diagnosis:
                 "and all behind them",
                 f"Before anybody opens it: {self._salvage()}",
             )
+        if pages.is_log_damaged:
+            return HealthCheck(
+                "log",
+                DEGRADED,
+                f"the head of {log.name} is damaged; SQLite takes all of it for empty, and "
+                "deletes it",
+                f"Before anybody opens it: {self._salvage()}",
+            )
         left = "left by a program that did not close it"
         return HealthCheck("log", OK, f"{pages.frames} frames, {left}")
 

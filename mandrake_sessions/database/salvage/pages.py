@@ -43,6 +43,7 @@ class Pages:
         count: how many pages there are, with those that only the log has.
         frames: frames of the log that are used.
         lost_frames: those that are damaged.
+        is_log_damaged: whether SQLite would leave out some of the log, or all.
         unreadable: pages that the disk did not give.
     """
 
@@ -51,6 +52,7 @@ class Pages:
         self._log = log
         self.unreadable: set[int] = set()
         self.frames = self.lost_frames = self._followed = 0
+        self.is_log_damaged = False
         self._in_log: dict[int, int] = {}
         header = _read(file, 0, 100)
         self.page_size = self._guess_size(header)
@@ -193,6 +195,8 @@ class Pages:
                 pending.clear()
         # What is left was never committed.
         self.frames -= len(pending)
+        # Without a sound head SQLite takes the whole log for an empty one.
+        self.is_log_damaged = bool(self.lost_frames) or (bool(heads) and not is_sound)
 
     @staticmethod
     def _salts(header: bytes, heads: list[bytes], is_sound: bool) -> bytes:
