@@ -123,7 +123,7 @@ def restore(
     else:
         print_fields([("backup", source), ("database", database), ("bytes", size)])
         if kept:
-            print_text("\nThe file that was there is damaged, and was kept:")
+            print_text("\nThe file that was there could not be used, and was kept:")
             for each in kept:
                 print_text(f"  {each}")
 
