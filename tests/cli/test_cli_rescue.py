@@ -229,6 +229,7 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
             lambda p: execute(p, "UPDATE alembic_version SET version_num = '9'"),
             {"schema": "failed"},
         ),
+        (lambda p: execute(p, "DROP TABLE turns"), {"schema": "failed"}),
         (
             lambda p: execute(p, "UPDATE requests SET round_id = 'nobody'"),
             {"references": "degraded"},
@@ -242,7 +243,7 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
         (lambda p: Path(f"{p}-turnstile").mkdir(), {"turnstile": "degraded"}),
     ],
     ids=[
-        *("magic", "application", "cut", "mode", "newer", "orphans", "text"),
+        *("magic", "application", "cut", "mode", "newer", "table", "orphans", "text"),
         *("partial", "aside", "turnstile"),
     ],
 )

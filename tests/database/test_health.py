@@ -276,6 +276,13 @@ def test_a_schema_of_another_revision_is_seen(handle: DatabaseHandle) -> None:
     assert bad(handle.health()) == {"schema"}
 
 
+def test_a_missing_table_is_seen(handle: DatabaseHandle) -> None:
+    raw_of(handle).execute("DROP TABLE workspaces")
+    (check,) = [each for each in handle.health().checks if each.name == "schema"]
+    assert check.status is HealthStatus.FAILED
+    assert check.detail.endswith("without workspaces")
+
+
 # -- RULES 25: damage -----------------------------------------------------------------------
 
 

@@ -283,7 +283,13 @@ def check_size(connection: Connection) -> HealthCheck:
 def check_schema(connection: Connection) -> HealthCheck:
     """Whether the database has the schema of this version."""
     revision = migrate.current(connection)
-    return found("schema", OK if revision == schema.HEAD else FAILED, f"revision {revision}")
+    if revision != schema.HEAD:
+        return found("schema", FAILED, f"revision {revision}")
+    there = {name for (name,) in connection.query_all("SELECT name FROM sqlite_schema")}
+    missing = sorted(schema.metadata.tables.keys() - there)
+    if missing:
+        return found("schema", FAILED, f"revision {revision}, without {', '.join(missing)}")
+    return found("schema", OK, f"revision {revision}")
 
 
 def check_settings(connection: Connection, file: DatabaseFile, *, auxiliary: bool) -> HealthCheck:

@@ -122,6 +122,10 @@ class Contents:
             rows = raw.execute("SELECT version_num FROM alembic_version").fetchall()
         revision = str(rows[0][0]) if rows else "none"
         if revision == HEAD:
+            missing = sorted(metadata.tables.keys() - tables)
+            if missing:
+                told = f"revision {revision}, without {', '.join(missing)}"
+                return HealthCheck("schema", FAILED, told, self._rescue)
             return HealthCheck("schema", OK, f"revision {revision}")
         if rows and is_known(revision):
             return HealthCheck(
