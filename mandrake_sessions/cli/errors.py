@@ -119,7 +119,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
     (
         errors.NotADatabaseError,
         ExitCode.UNUSABLE,
-        "`import` reads databases of the original system, everything else those of this one.",
+        "If it was one, its beginning is damaged: `mandrake-sessions doctor FILE` says what to do.",
     ),
     (
         errors.UnrecognizedDatabaseError,
