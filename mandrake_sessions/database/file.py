@@ -148,11 +148,13 @@ class DatabaseFile(FileLifecycle):
         """
         self._admit(operation, even_refused=even_refused)
         budget = self.budget(timeout)
-        was_free, result = self._main.fetch_now(work, budget, operation, even_refused=even_refused)
-        if was_free:
-            return result  # type: ignore[return-value]  # T itself may be None
-        lane = self._auxiliary_lane(budget)
-        return lane.fetch(work, budget, operation, even_refused=even_refused)
+        was_run, result = self._main.fetch(
+            work, budget, operation, waits=False, even_refused=even_refused
+        )
+        if not was_run:
+            lane = self._auxiliary_lane(budget)
+            _, result = lane.fetch(work, budget, operation, even_refused=even_refused)
+        return result  # type: ignore[return-value]  # T itself may be None
 
     def read(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
         """Run a long read in one snapshot on the auxiliary connection; no writer waits for it."""
@@ -244,7 +246,7 @@ class DatabaseFile(FileLifecycle):
             DatabaseMovedError: or what else its checks say of the file.
         """
         self._admit(operation)
-        was_free, _ = self._main.fetch_now(lambda _: None, Budget(0.0), operation)
+        was_free, _ = self._main.fetch(lambda _: None, Budget(0.0), operation, waits=False)
         return was_free
 
     @property

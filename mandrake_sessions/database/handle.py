@@ -153,12 +153,7 @@ class DatabaseHandle:
             DatabaseBusyError: the budget was used up; nothing was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
-        try:
-            return self._open_file().transact(work, operation, timeout, delegable=delegable)
-        except FileParkedError as parked:
-            self._require_mine(parked)
-        with self._pinned(timeout, operation) as (file, left):
-            return file.transact(work, operation, left, delegable=delegable)
+        return self.transact_for_others(work, operation, timeout, delegable=delegable)
 
     def transact_for_others(
         self,

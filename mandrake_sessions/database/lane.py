@@ -45,32 +45,35 @@ class Lane:
         self._on_fault = on_fault
 
     def fetch(
-        self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
-    ) -> T:
-        """Run reading work outside a transaction: each statement sees what is committed."""
-        owner = get_ident()
-        try:
-            self.queue.acquire(budget, operation, even_refused=even_refused)
-            return self._fetch(work, budget, operation)
-        finally:
-            try:
-                if self.queue.holder == owner:
-                    self._release()
-            finally:
-                # A signal in the midst of it must not keep the lease for ever.
-                if self.queue.holder == owner:
-                    self._release()
-
-    def fetch_now(
-        self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
+        self,
+        work: ReadUnit[T],
+        budget: Budget,
+        operation: str,
+        *,
+        waits: bool = True,
+        even_refused: bool = False,
     ) -> tuple[bool, T | None]:
-        """Do what ``fetch`` does if the connection is free this moment; return whether it was."""
+        """Run reading work outside a transaction: each statement sees what is committed.
+
+        Args:
+            work: called with a transaction that reads.
+            budget: of the call.
+            operation: for errors.
+            waits: whether to wait for the connection; otherwise it must be free this moment.
+            even_refused: for the last look of what closes with the file.
+
+        Returns:
+            Whether the work has run, and its result.
+        """
         owner = get_ident()
         try:
-            if not self.queue.try_acquire(operation, even_refused=even_refused):
+            if waits:
+                self.queue.acquire(budget, operation, even_refused=even_refused)
+            elif not self.queue.try_acquire(operation, even_refused=even_refused):
                 return False, None
             return True, self._fetch(work, budget, operation)
         finally:
+            # Written out here and below: a signal at the entry of a helper would skip it.
             try:
                 if self.queue.holder == owner:
                     self._release()

@@ -23,6 +23,7 @@ from typing import Final
 
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.paths import Identity, identify
+from mandrake_sessions.database.raw import states_of
 from mandrake_sessions.errors import DatabaseMissingError, ImportSourceError
 
 _OPERATION: Final = "import"
@@ -35,8 +36,7 @@ _BLOCK: Final = 1024 * 1024
 _DATABASE_LOCKS: Final = (0x40000000, 512)
 _SHM_LOCKS: Final = (120, 9)
 
-_COPIED: Final = ("", "-wal", "-journal")
-_ALL: Final = (*_COPIED, "-shm")
+_ALL: Final = ("", "-wal", "-journal", "-shm")
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -105,16 +105,16 @@ def _copy_once(path: Path, copy: Path) -> bool:
     if identify(path) is None:
         raise DatabaseMissingError(path=path, operation=_OPERATION)
     try:
-        before = _states(path)
+        before = states_of(path)
         _require_unused(path)
-        for suffix in _COPIED:
+        for suffix, state in before.items():
             part = Path(f"{copy}{suffix}")
             part.unlink(missing_ok=True)
-            if before[suffix] is not None:
+            if state is not None:
                 with _opened(f"{path}{suffix}") as file:
                     _copy_file(file, part)
         _require_unused(path)
-        return before == _states(path)
+        return before == states_of(path)
     except FileNotFoundError:
         # Gone between two looks: a process that ended took its -wal with it.
         return False
@@ -127,19 +127,6 @@ def _require_unused(path: Path) -> None:
     user = find_user(path)
     if user is not None:
         raise ImportSourceError(f"{path} is in use by {user}; close it there first.")
-
-
-def _states(path: Path) -> dict[str, tuple[int, ...] | None]:
-    """Return what tells that a file was changed, for each file that is copied."""
-    states: dict[str, tuple[int, ...] | None] = {}
-    for suffix in _COPIED:
-        try:
-            found = os.stat(f"{path}{suffix}")
-        except FileNotFoundError:
-            states[suffix] = None
-        else:
-            states[suffix] = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-    return states
 
 
 def _copy_file(file: int, target: Path) -> None:
