@@ -6,15 +6,18 @@ DIST   ?= dist
 
 BIN       := .venv/bin
 INSTALLED := .venv/.installed
+PEERS     := .cache/bench/.installed
+RESULTS   ?= .benchmarks/results.json
 TYPED     := $(wildcard mandrake_sessions migrations tests/typing benchmarks)
 PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-long check lint types layers format bench lock wheel clean
+.PHONY: help install demo test test-long check lint types layers format bench bench-full bench-brief \
+	bench-report lock wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(INSTALLED) ## make .venv with the locked tools and this checkout
 
@@ -49,16 +52,40 @@ format: $(INSTALLED) ## mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(INSTALLED) ## run the benchmarks and print what they measure
-	@$(BIN)/python -m pytest -s benchmarks
+bench: $(PEERS) ## measure ours beside bare APSW and its peers; at most 10 minutes
+	@.cache/bench/bin/python -m pytest -s benchmarks --results $(RESULTS)
+
+bench-full: $(PEERS) ## the same with more and longer rounds, and a million turns
+	@.cache/bench/bin/python -m pytest -s benchmarks --full --results $(RESULTS)
+
+bench-brief: $(INSTALLED) ## show that the benchmarks work: a minute, no limit is held
+	@$(BIN)/python -m pytest -s benchmarks --brief --results .benchmarks/brief.json
+
+bench-report: $(PEERS) ## write docs/benchmarks.md and its plots from the results
+	@.cache/bench/bin/python -m benchmarks.report $(RESULTS)
+
+$(PEERS): benchmarks/requirements.lock pyproject.toml
+	@test -x .cache/bench/bin/python || $(PYTHON) -m venv .cache/bench
+	@.cache/bench/bin/python -m pip install --quiet --disable-pip-version-check \
+		--require-hashes -r benchmarks/requirements.lock
+	@.cache/bench/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: sql
+sql: $(INSTALLED) ## compile the statements and tables that the library runs
+	@$(BIN)/python -m mandrake_sessions.statements.generator
 
 wheel: $(INSTALLED) ## build the wheel into dist
 	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(DIST) .
 
-lock: $(UV) ## refresh requirements.lock
+lock: $(UV) ## refresh requirements.lock and benchmarks/requirements.lock
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" --extra cli --group dev \
 		--output-file requirements.lock pyproject.toml
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make lock" --group bench \
+		--output-file benchmarks/requirements.lock pyproject.toml
 
 .cache/lock/bin/uv:
 	@$(PYTHON) -m venv .cache/lock

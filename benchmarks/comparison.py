@@ -8,200 +8,213 @@ how far to trust it.
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Callable, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.stores.store import Store
-from benchmarks.workload import Run
+from benchmarks.contestant import GROWING, PREPARING, Contestant
+from benchmarks.limits import Limit, at_most, ratios_of, rounds_of
+from benchmarks.messages import AnyCommand, Check, Checked, Close, Done, Open, Run
+from benchmarks.process import WorkerError
+from benchmarks.results import NOT_OFFERED, Figures, Scenario, Verdict
+from benchmarks.rivals import rivals
+from benchmarks.tables import print_scenario
 
-Round = Callable[[Store], Run]
+SHORTEST_WARM_UP = 0.05
 
-
-class Limit(msgspec.Struct, frozen=True):
-    """How our time or throughput may stand to a rival's.
-
-    Attributes:
-        of: ``time``, which must be at most ``value`` times the rival's, or ``throughput``, which
-            must be at least that.
-    """
-
-    of: str
-    value: float
-
-    def is_met(self, ratio: float) -> bool:
-        return ratio <= self.value if self.of == "time" else ratio >= self.value
-
-    def __str__(self) -> str:
-        return f"{'at most' if self.of == 'time' else 'at least'} {self.value:.2f}"
-
-
-class Figures(msgspec.Struct, kw_only=True):
-    """What a store did in all rounds. Times are in milliseconds."""
-
-    store: str
-    per_second: float
-    median: float
-    p99: float
-    longest: float
-    errors: int
-    acknowledged: int
-    found_again: int
-
-
-class Verdict(msgspec.Struct, kw_only=True):
-    """Ours against one rival, over all rounds."""
-
-    against: str
-    limit: str
-    ratio: float
-    lowest: float
-    highest: float
-    is_met: bool
-    note: str = ""
-
-    @property
-    def text(self) -> str:
-        """The verdict as a sentence."""
-        spread = f"{self.ratio:.2f} ({self.lowest:.2f} to {self.highest:.2f})"
-        outcome = "met" if self.is_met else "MISSED"
-        return f"{self.limit} times {self.against}: {spread}, {outcome}{self.note}"
+Piece = Callable[[Contestant, float], Run]
+"""Does a contestant's timed piece of so many seconds."""
 
 
 class Comparison:
     """Measures stores in turns.
 
     Args:
-        benchmark: takes our times as its own, and everything else as ``extra_info``.
-        title: of the table.
-        rounds: how often each store is measured, after one round that does not count.
+        benchmark: takes our times as its own.
+        scenario: what is measured; the figures are put there.
+        are_limits_held: whether a missed limit fails.
     """
 
-    def __init__(self, benchmark: BenchmarkFixture, title: str, rounds: int) -> None:
+    def __init__(
+        self, benchmark: BenchmarkFixture, scenario: Scenario, *, are_limits_held: bool
+    ) -> None:
         self._benchmark = benchmark
-        self._title = title
-        self._rounds = rounds
-        self._runs: dict[str, list[Run]] = {}
-        self._warm_up: dict[str, Run] = {}
-        self._found: dict[str, set[str]] = {}
+        self.scenario = scenario
+        self._are_limits_held = are_limits_held
+        self._contestants: dict[str, Contestant] = {}
+        self._missing: dict[str, str] = {}
 
-    def measure(self, ours: Store, rivals: Sequence[Store], measure: Round) -> None:
-        """Let every store do its round, ours last, again and again."""
-        stores = (*rivals, ours)
-        for store in stores:
-            self._warm_up[store.name] = measure(store)
-            self._runs[store.name] = []
+    def enter(self, contestant: Contestant) -> None:
+        """Let a store take part; the first one is ours."""
+        self._contestants[contestant.label] = contestant
+
+    def leave_out(self, label: str, name: str, reason: str) -> None:
+        """Name a store that cannot take part."""
+        self._missing[label] = name
+        self.scenario.skipped[name] = reason
+
+    def _racing(self) -> list[Contestant]:
+        return [each for each in self._contestants.values() if not each.failed]
+
+    def _ours(self) -> Contestant:
+        return next(iter(self._contestants.values()))
+
+    def _drop(self, contestant: Contestant, error: WorkerError) -> None:
+        if contestant is self._ours():
+            raise error
+        contestant.failed = str(error)
+        contestant.is_offered = error.is_offered
+        if error.is_offered:
+            print(f"  {contestant.name} dropped out: {error}", file=sys.stderr, flush=True)
+
+    def open(self, command: Callable[[Contestant], Open]) -> None:
+        """Open every store; the second process after the first has made the files."""
+        for place in range(max(len(each.processes) for each in self._racing())):
+            self._ask_all(
+                [each for each in self._racing() if place < len(each.processes)], command, place
+            )
+
+    def prepare(self, command: AnyCommand) -> None:
+        """Have every store do something untimed."""
+        self._ask_all(self._racing(), lambda _: command, 0)
+
+    def conversations(self) -> dict[str, str]:
+        """Return the first conversation of every store, by its label."""
+        return {each.label: each.conversation for each in self._racing()}
+
+    def prepare_each(self, commands: Mapping[str, AnyCommand]) -> None:
+        """Have every store do something of its own, untimed, by its label."""
+        self._ask_all(
+            self._racing(), lambda contestant: commands[contestant.label], 0, timeout=GROWING
+        )
+
+    def _ask_all(
+        self,
+        contestants: Iterable[Contestant],
+        command: Callable[[Contestant], AnyCommand],
+        place: int,
+        timeout: float = PREPARING,
+    ) -> None:
+        asked = []
+        for each in contestants:
+            try:
+                each.processes[place].send(command(each))
+                asked.append(each)
+            except WorkerError as error:
+                self._drop(each, error)
+        for each in asked:
+            try:
+                done = each.processes[place].receive(Done, timeout)
+                each.conversation = (done.conversations or [each.conversation])[0]
+            except WorkerError as error:
+                self._drop(each, error)
+
+    def measure(self, piece: Piece) -> None:
+        """Let every store do its piece, ours last, again and again."""
+        seconds = self.scenario.seconds
+        for contestant in self._racing():
+            self._try(contestant, piece, max(SHORTEST_WARM_UP, seconds / 4), is_warm_up=True)
+
+        ours = self._ours()
+        rounds = itertools.count()
 
         def rivals_first() -> None:
-            for store in rivals:
-                self._runs[store.name].append(measure(store))
+            rivals = [each for each in self._racing() if each is not ours]
+            # Nobody always comes after the same one, and what that has left the disk to do.
+            first = next(rounds) % max(1, len(rivals))
+            for contestant in rivals[first:] + rivals[:first]:
+                self._try(contestant, piece, seconds)
 
         # pytest-benchmark calls the setup before each round and outside of its clock.
         self._benchmark.pedantic(  # type: ignore[no-untyped-call]
-            lambda: self._runs[ours.name].append(measure(ours)),
-            setup=rivals_first,
-            rounds=self._rounds,
+            lambda: self._try(ours, piece, seconds), setup=rivals_first, rounds=self.scenario.rounds
         )
-        for store in stores:
-            if self._warm_up[store.name].acknowledged:
-                self._found[store.name] = store.keys()
 
-    def seconds(self, store: Store) -> float:
-        """Return the median of the seconds of a store's rounds."""
-        return statistics.median(run.seconds for run in self._runs[store.name])
-
-    def judge(
-        self, ours: Store, rivals: Sequence[Store], limit: Limit, *, remark: str = ""
+    def _try(
+        self, contestant: Contestant, piece: Piece, seconds: float, *, is_warm_up: bool = False
     ) -> None:
-        """Print the table, and fail if we miss the limit against the fastest of these rivals.
+        try:
+            run = piece(contestant, seconds)
+        except WorkerError as error:
+            self._drop(contestant, error)
+            return
+        if is_warm_up:
+            contestant.warm_up = run
+        elif run.latencies:
+            contestant.runs.append(run)
+        else:
+            contestant.failed = f"every call failed: {run.errors}"
 
-        Args:
-            ours: whose figures are held against the limit.
-            rivals: of whom the one with the lowest median counts.
-            limit: what the median of the ratios must keep.
-            remark: a sentence to print below the table.
-        """
-        rival = min(rivals, key=self.seconds)
-        pairs = zip(self._runs[ours.name], self._runs[rival.name], strict=True)
-        ratios = [
-            mine.seconds / theirs.seconds if limit.of == "time" else theirs.seconds / mine.seconds
-            for mine, theirs in pairs
-        ]
-        ratio = statistics.median(ratios)
-        verdict = Verdict(
-            against=rival.name,
-            limit=f"{limit.of} {limit}",
-            ratio=ratio,
-            lowest=min(ratios),
-            highest=max(ratios),
-            is_met=limit.is_met(ratio),
-        )
-        if not verdict.is_met:
-            verdict.note = f" by {abs(ratio / limit.value - 1):.1%}"
-            if any(limit.is_met(each) for each in ratios):
-                verdict.note += ", though not in every round"
-        table = [self._figures(name) for name in self._runs]
-        self._benchmark.extra_info.update(
-            title=self._title,
-            rounds=self._rounds,
-            figures=[msgspec.to_builtins(each) for each in table],
-            verdict=msgspec.to_builtins(verdict),
-        )
-        print(f"\n\n{self._title}, {self._rounds} rounds in turns")
-        print_table(table)
-        if remark:
-            print(f"  {remark}")
-        print(f"  {verdict.text}", flush=True)
-        lost = [each for each in table if each.found_again != each.acknowledged]
-        mine = self._runs[ours.name]
-        assert not lost, f"acknowledged, and not found again: {lost}"
-        assert not sum(run.errors.total() for run in mine), f"errors: {mine[-1].errors}"
-        if not verdict.is_met:
-            pytest.fail(verdict.text, pytrace=False)
+    def check(self) -> None:
+        """Look for what every store has acknowledged."""
+        for contestant in self._racing():
+            try:
+                contestant.checked = [
+                    each.ask(Check(), Checked, PREPARING) for each in contestant.processes
+                ]
+            except WorkerError as error:
+                self._drop(contestant, error)
 
-    def _figures(self, name: str) -> Figures:
-        runs = self._runs[name]
-        latencies = sorted(each * 1000 for run in runs for each in run.latencies)
-        # What the round that does not count has stored must be found too.
-        acknowledged = {key for run in (self._warm_up[name], *runs) for key in run.acknowledged}
-        return Figures(
-            store=name,
-            per_second=statistics.median(len(run.latencies) / run.seconds for run in runs),
-            median=statistics.median(latencies),
-            p99=latencies[int(len(latencies) * 0.99)],
-            longest=latencies[-1],
-            errors=sum(run.errors.total() for run in runs),
-            acknowledged=len(acknowledged),
-            found_again=len(acknowledged & self._found.get(name, set())),
-        )
+    def close(self) -> None:
+        """Close every store's files."""
+        for contestant in self._racing():
+            for process in contestant.processes:
+                try:
+                    process.ask(Close(), Done, PREPARING)
+                except WorkerError as error:
+                    self._drop(contestant, error)
 
+    def hold_at_most(self, limit: str, value: float, bound: float) -> None:
+        """Hold a value that was not measured in rounds against a limit."""
+        if self._are_limits_held:
+            self.scenario.verdicts.append(at_most(limit, value, bound))
 
-_HEADINGS = ("", "per second", "median ms", "99 % ms", "longest ms", "errors", "acked", "found")
+    def judge(self, *limits: Limit) -> None:
+        """Print the table, and fail if ours lost something, raised, or missed a limit."""
+        self.scenario.figures += [self._figures(each) for each in self._contestants.values()]
+        if self._are_limits_held:
+            self.scenario.verdicts += [self._verdict(each) for each in limits]
+        self._benchmark.extra_info["scenario"] = msgspec.to_builtins(self.scenario)
+        print_scenario(self.scenario)
+        mine = self.scenario.figures[0]
+        assert mine.found_again == mine.acknowledged, f"acknowledged, and not found again: {mine}"
+        assert not mine.errors, f"errors: {mine.errors}"
+        missed = [each.text for each in self.scenario.verdicts if each.is_met is False]
+        if missed:
+            pytest.fail("\n".join(missed), pytrace=False)
 
+    def _verdict(self, limit: Limit) -> Verdict:
+        racing = {each.label: each.runs for each in self._racing()}
+        theirs: dict[str, Sequence[Run]] = {
+            each: racing[each] for each in limit.against if each in racing
+        }
+        names = {each.label: each.name for each in self._contestants.values()} | self._missing
+        names |= {each: rivals()[each].name for each in limit.against if each not in names}
+        return limit.judge(self._ours().runs, theirs, names)
 
-def print_table(table: Sequence[Figures]) -> None:
-    """Print figures, a line for each store."""
-    lines = [
-        _HEADINGS,
-        *(
-            (
-                each.store,
-                f"{each.per_second:,.0f}",
-                f"{each.median:.3f}",
-                f"{each.p99:.3f}",
-                f"{each.longest:.1f}",
-                f"{each.errors}",
-                f"{each.acknowledged:,}",
-                f"{each.found_again:,}",
-            )
-            for each in table
-        ),
-    ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
-    for first, *rest in lines:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        print("  " + "  ".join(cells).rstrip())
+    def _figures(self, contestant: Contestant) -> Figures:
+        metric, runs = self.scenario.metric, contestant.runs
+        reason = contestant.failed if contestant.is_offered else NOT_OFFERED
+        figures = Figures(store=contestant.name, failed=reason, remark=contestant.remark)
+        if not runs:
+            return figures
+        ours = self._ours().runs[: len(runs)]
+        figures.per_second = statistics.median(rounds_of(runs, "per_second"))
+        figures.median = statistics.median(each * 1000 for run in runs for each in run.latencies)
+        figures.p99 = statistics.median(rounds_of(runs, "p99"))
+        figures.longest = statistics.median(rounds_of(runs, "longest"))
+        figures.worst = max(rounds_of(runs, "longest"))
+        figures.errors = dict(sum((Counter(run.errors) for run in runs), Counter()))
+        figures.rounds = rounds_of(runs, metric)
+        figures.ratios = ratios_of(ours, runs, metric) if contestant is not self._ours() else []
+        figures.acknowledged = sum(each.acknowledged for each in contestant.checked)
+        figures.found_again = sum(each.found_again for each in contestant.checked)
+        for each in contestant.checked:
+            figures.more |= each.figures
+        return figures

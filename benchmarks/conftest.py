@@ -1,19 +1,24 @@
-"""Where the databases live, how many rounds are run, and what the machine is."""
+"""Where the databases live, how long is measured, and where the results go."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
+import msgspec
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.machine import describe, is_in_memory
-from benchmarks.trace import AppendScript, trace_append
+from benchmarks.bench import Bench
+from benchmarks.contestant import Workers
+from benchmarks.machine import describe, is_in_memory, versions
+from benchmarks.pace import FEWEST_ROUNDS, PACES, Pace
+from benchmarks.results import Results
 
 FOLDER_VARIABLE = "MANDRAKE_BENCH_DIR"
-FEWEST_ROUNDS = 5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,23 +32,54 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--rounds",
         type=int,
-        default=9,
         help=f"rounds of each comparison, at least {FEWEST_ROUNDS}",
+    )
+    group.addoption("--seconds", type=float, help="of each store's piece of a round")
+    group.addoption(
+        "--full",
+        action="store_const",
+        dest="mandrake_mode",
+        const="full",
+        default="bench",
+        help="more and longer rounds, and a file of a million turns",
+    )
+    group.addoption(
+        "--brief",
+        action="store_const",
+        dest="mandrake_mode",
+        const="brief",
+        help="only show that the suite works: ours and bare APSW, no limit is held",
+    )
+    group.addoption(
+        "--results",
+        metavar="FILE",
+        default=".benchmarks/results.json",
+        help="where the figures go, for `python -m benchmarks.report FILE`",
     )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--rounds") < FEWEST_ROUNDS:
+    pace = _pace(config)
+    if pace.holds_limits and pace.rounds < FEWEST_ROUNDS:
         raise pytest.UsageError(f"--rounds must be at least {FEWEST_ROUNDS}")
     # pytest-benchmark's own table shows our rounds only, without who they are compared with.
     config.option.benchmark_quiet = True
 
 
+def _pace(config: pytest.Config) -> Pace:
+    pace = PACES[config.getoption("mandrake_mode")]
+    return msgspec.structs.replace(
+        pace,
+        rounds=config.getoption("--rounds") or pace.rounds,
+        seconds=config.getoption("--seconds") or pace.seconds,
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.timeout(180))  # the project's 60 s are for a test
+            item.add_marker(pytest.mark.timeout(1_800))  # the project's 60 s are for a test
 
 
 def _chosen_folder(config: pytest.Config) -> Path:
@@ -70,28 +106,64 @@ def pytest_benchmark_update_machine_info(
 
 
 @pytest.fixture(scope="session")
+def pace(pytestconfig: pytest.Config) -> Pace:
+    """How long is measured."""
+    return _pace(pytestconfig)
+
+
+@pytest.fixture(scope="session")
 def databases(pytestconfig: pytest.Config) -> Iterator[Path]:
     """A folder on the disk that is measured, gone afterwards."""
     # Not in the report header, which the project's -q leaves out.
     print("\n" + "\n".join(_description(_chosen_folder(pytestconfig))))
-    with TemporaryDirectory(prefix="mandrake-bench-", dir=_chosen_folder(pytestconfig)) as folder:
+    with TemporaryDirectory(
+        prefix="mandrake-bench-", dir=_chosen_folder(pytestconfig), ignore_cleanup_errors=True
+    ) as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def folder(databases: Path) -> Iterator[Path]:
     """A folder of one comparison's databases."""
-    with TemporaryDirectory(dir=databases) as folder:
+    with TemporaryDirectory(dir=databases, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
-@pytest.fixture
-def rounds(pytestconfig: pytest.Config) -> int:
-    """How often each store is measured."""
-    return int(pytestconfig.getoption("--rounds"))
+@pytest.fixture(scope="session")
+def results(pytestconfig: pytest.Config, pace: Pace) -> Iterator[Results]:
+    """What was measured; kept in a file at the end, also of a run in which limits were missed."""
+    results = Results(
+        began=datetime.now(UTC).isoformat(timespec="seconds"),
+        mode=pace.mode,
+        machine=describe(_chosen_folder(pytestconfig)),
+        versions=versions(),
+    )
+    yield results
+    file = Path(pytestconfig.getoption("--results"))
+    results.save(file)
+    print(f"\n\nthe figures are in {file}: python -m benchmarks.report {file}", flush=True)
 
 
 @pytest.fixture(scope="session")
-def script(databases: Path) -> AppendScript:
-    """The statements of one append of ours."""
-    return trace_append(databases)
+def workers(databases: Path) -> Iterator[Workers]:
+    """The worker processes of this run."""
+    workers = Workers(databases / "workers.log")
+    yield workers
+    workers.end_from(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_worker_each(workers: Workers) -> Iterator[None]:
+    """End what a module has started for several processes of a store."""
+    yield
+    workers.end_from(1)
+
+
+@pytest.fixture
+def bench(
+    benchmark: BenchmarkFixture, results: Results, workers: Workers, folder: Path, pace: Pace
+) -> Iterator[Bench]:
+    """What a test measures with."""
+    bench = Bench(benchmark, results, workers, folder, pace)
+    yield bench
+    bench.close()

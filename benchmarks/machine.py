@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import apsw
 
 _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
+_MEASURED = (
+    "agno",
+    "aiosqlite",
+    "apsw",
+    "google-adk",
+    "langgraph-checkpoint-sqlite",
+    "openai-agents",
+    "sqlalchemy",
+)
 
 
 def describe(folder: Path) -> dict[str, str]:
@@ -24,16 +34,38 @@ def describe(folder: Path) -> dict[str, str]:
         "python": f"{platform.python_implementation()} {platform.python_version()}, "
         f"switch interval {sys.getswitchinterval() * 1000:g} ms",
         "sqlite": f"{apsw.sqlite_lib_version()}, APSW {apsw.apsw_version()}",
-        "mandrake_sessions": version("mandrake-sessions") if _is_installed() else "the checkout",
-        "databases": f"{folder} on {file_system(folder) or 'an unknown file system'}",
+        "processor": _processor(),
+        "mandrake_sessions": _version("mandrake-sessions") or "the checkout",
+        "databases": f"on {file_system(folder) or 'an unknown file system'}",
     }
 
 
-def _is_installed() -> bool:
+def _processor() -> str:
     try:
-        return bool(version("mandrake-sessions"))
-    except ModuleNotFoundError:
-        return False
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what is measured, and of the two SQLite libraries."""
+    found = {name: _version(name) or "not installed" for name in _MEASURED}
+    # Asked of another process: a second SQLite library has no place in one that measures ours.
+    program = "import sqlite3; print(sqlite3.sqlite_version, end='')"
+    answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    return found | {
+        "SQLite of APSW": apsw.sqlite_lib_version(),
+        "SQLite of Python": answer.stdout.decode(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def file_system(folder: Path) -> str | None:

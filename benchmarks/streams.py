@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import threading
@@ -12,11 +11,12 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from time import monotonic_ns, perf_counter, perf_counter_ns
+from time import monotonic, monotonic_ns, perf_counter, perf_counter_ns
 
 import apsw
 import msgspec
 
+from benchmarks.messages import Run
 from mandrake_sessions import SessionManager, Turn
 from mandrake_sessions.database.connection import pragmas
 from mandrake_sessions.options import DatabaseOptions, Durability
@@ -120,8 +120,8 @@ def _write_often(
     return calls, written, delays
 
 
-def update_each_token(path: Path, turns: Sequence[str], tokens: int) -> float:
-    """Return the seconds one UPDATE per token takes on bare APSW, turn after turn in one thread.
+def update_each_token(path: Path, turns: Sequence[str], tokens: int) -> Run:
+    """Return what one UPDATE per token takes on bare APSW, turn after turn in one thread.
 
     Its best case: nobody else wants the lock, and the texts are short.
     """
@@ -132,11 +132,15 @@ def update_each_token(path: Path, turns: Sequence[str], tokens: int) -> float:
             connection.pragma(name, wanted)
         execute = connection.cursor().execute
         sql = "UPDATE turns SET content = content || ? WHERE id = ?"
-        since = perf_counter()
+        latencies = []
+        began = before = monotonic()
         for _ in range(tokens):
             for turn in turns:
                 execute(sql, (TOKEN % monotonic_ns(), turn))
-        return perf_counter() - since
+                after = monotonic()
+                latencies.append(after - before)
+                before = after
+        return Run(began=began, ended=before, latencies=latencies)
     finally:
         connection.close()
 
@@ -197,11 +201,6 @@ def require_whole(streams: Sequence[Streamed], sessions: SessionManager) -> None
         assert sessions.get_turn(each.turn.id).content == expected
 
 
-def quantile(ordered: Sequence[float], part: float) -> float:
-    """Return the value below which a part of the values is."""
-    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
-
-
 def render_while(
     sessions: SessionManager, session_id: str, count: int, is_over: Callable[[], bool]
 ) -> list[float]:
@@ -230,8 +229,3 @@ def calls_in_order(streams: Sequence[Streamed]) -> list[float]:
 def delays_in_order(streams: Sequence[Streamed]) -> list[float]:
     """Return by how many milliseconds the tokens of a pace came late, in order."""
     return sorted(delay * 1000 for each in streams for delay in each.delays)
-
-
-def median(values: Sequence[float]) -> float:
-    """Return the median."""
-    return statistics.median(values)

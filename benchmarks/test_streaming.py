@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator, Sequence
-from math import inf
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.bench import Bench
+from benchmarks.contestant import PATIENCE
+from benchmarks.limits import at_least, quantile
+from benchmarks.messages import Run, Update
+from benchmarks.pace import Pace
+from benchmarks.record import Record
+from benchmarks.rivals import BARE, BARE_AUTO, OURS
 from benchmarks.streams import (
     ages,
     calls_in_order,
     delays_in_order,
     foreign_lock,
-    median,
-    quantile,
     render_while,
     require_whole,
     sampled,
@@ -34,7 +38,6 @@ TOKENS = 20_000
 BARE_TOKENS = 60
 TIMES_FASTER = 50
 PACE = 1 / 500
-PACED_SECONDS = 4
 READERS = 2
 HISTORY = 200
 LONG_HISTORY = 10_000
@@ -43,6 +46,9 @@ QUICK_CALL = 1.0
 LONGEST_CALL = 50.0
 COMMIT = 50.0
 """Milliseconds: what a commit may take beside eight threads that never wait."""
+
+WRITER = "mandrake_sessions, stream_turn"
+BARE_UPDATES = "bare APSW, one UPDATE per token"
 
 
 @pytest.fixture
@@ -69,15 +75,12 @@ def new_history(sessions: SessionManager, rounds: int) -> str:
     return session
 
 
-def judge_calls(calls: Sequence[float], longest: float = LONGEST_CALL) -> None:
-    """Print the figures of ``write()``, and fail if they miss their limits."""
-    figures = (
-        f"write(): median {median(calls) * 1000:.2f} µs, 99.9 % {quantile(calls, 0.999):.3f} ms, "
-        f"longest {calls[-1]:.1f} ms of {len(calls):,}"
-    )
-    print(f"  {figures}", flush=True)
-    assert quantile(calls, 0.999) < QUICK_CALL, figures
-    assert calls[-1] < longest, figures
+def judge_calls(record: Record, calls: list[float]) -> None:
+    """Add the figures of ``write()``, and hold them against their limits."""
+    most = quantile(calls, 0.999)
+    record.add("write()", calls, {"99.9 % ms": most})
+    record.at_most("write(): 99.9 % in ms", most, QUICK_CALL)
+    record.at_most("write(): longest in ms", calls[-1], LONGEST_CALL)
 
 
 def full_collections() -> int:
@@ -85,63 +88,92 @@ def full_collections() -> int:
     return int(gc.get_stats()[2]["collections"])
 
 
-def print_delays(delays: Sequence[float]) -> None:
-    """Print how late the tokens of a pace came, for which no limit is set.
+def add_delays(record: Record, delays: list[float]) -> None:
+    """Add how late the tokens of a pace came, for which no limit is set.
 
     A thread that sleeps notices a pause of the whole process here, and hardly ever in ``write()``,
     which takes a microsecond. What is left are the 5 ms for which a thread that renders keeps the
     others from running, several times when several others are waiting too.
     """
-    print(
-        f"  a token came late by: median {median(delays):.2f} ms, 99.9 % "
-        f"{quantile(delays, 0.999):.1f}, most {delays[-1]:.1f}",
-        flush=True,
+    record.add("a token came late by", delays)
+
+
+def test_flat_out(bench: Bench, sessions: SessionManager, pace: Pace) -> None:
+    tokens = TOKENS if pace.holds_limits else TOKENS // 20
+    comparison = bench.compare_runs(
+        "stream-flat-out",
+        f"{STREAMS} streams of {tokens:,} tokens of 20 bytes, flat out",
+        unit="tokens",
+        names=[WRITER, BARE_UPDATES],
     )
+    oldest: list[float] = []
+    calls: list[float] = []
 
-
-def test_flat_out(benchmark: BenchmarkFixture, sessions: SessionManager, rounds: int) -> None:
-    print(f"\n\n{STREAMS} streams x {TOKENS:,} tokens of 20 bytes, flat out, {rounds} rounds")
-    ratios, oldest, rates, calls = [], [], [], []
-
-    def measure() -> None:
+    def stream() -> Run:
         responses = new_responses(sessions, STREAMS)
-        turns = [sessions.create_turn(response).id for response in responses]
-        bare = update_each_token(sessions.handle.path, turns, BARE_TOKENS)
         gc.collect()
         with sampled(sessions.handle.path) as samples:
-            seconds, streams = stream_from_threads(sessions, responses, TOKENS)
+            began = monotonic()
+            seconds, streams = stream_from_threads(sessions, responses, tokens)
         require_whole(streams, sessions)
-        rates.append(STREAMS * TOKENS / seconds)
-        ratios.append(rates[-1] / (STREAMS * BARE_TOKENS / bare))
         oldest.extend(ages(samples, streams))
-        calls.extend(calls_in_order(streams))
+        latencies = calls_in_order(streams)
+        calls.extend(latencies)
+        return Run(
+            began=began, ended=began + seconds, latencies=[each / 1000 for each in latencies]
+        )
 
-    benchmark.pedantic(measure, rounds=rounds)  # type: ignore[no-untyped-call]
+    def update() -> Run:
+        responses = new_responses(sessions, STREAMS)
+        turns = [sessions.create_turn(response).id for response in responses]
+        return update_each_token(sessions.handle.path, turns, BARE_TOKENS)
+
+    comparison.measure(lambda store, _: stream() if store.label == WRITER else update())
     oldest.sort()
     calls.sort()
-    limit = 2 * sessions.handle.file.options.flush_interval * 1000 + COMMIT
-    print(f"  {median(rates):,.0f} tokens a second to the end of the last turn")
-    print(f"  {median(ratios):,.0f} times one UPDATE per token ({min(ratios):,.0f} at least)")
-    print(
-        f"  another process found text {median(oldest):.0f} ms old, 99 % "
-        f"{quantile(oldest, 0.99):.0f}, oldest {oldest[-1]:.0f} of {len(oldest):,} looks"
+    ages_found = bench.record(
+        "stream-age",
+        "how old the text is that another process finds, beside these streams",
+        unit="looks",
     )
-    benchmark.extra_info.update(ratio=median(ratios), oldest=oldest[-1])
+    ages_found.add("text not yet found", oldest or [0.0])
+    ages_found.add("write()", calls, {"99.9 % ms": quantile(calls, 0.999)})
     # No limit for the longest: threads that only count hold each other up for as long.
-    judge_calls(calls, longest=inf)
-    assert median(ratios) >= TIMES_FASTER
-    assert quantile(oldest, 0.99) <= limit
+    ages_found.at_most("write(): 99.9 % in ms", quantile(calls, 0.999), QUICK_CALL)
+    limit = 2 * sessions.handle.file.options.flush_interval * 1000 + COMMIT
+    ages_found.at_most("99 % of the looks in ms", quantile(oldest or [0.0], 0.99), limit)
+    comparison.judge(at_least(TIMES_FASTER, BARE_UPDATES))
+    ages_found.judge()
+
+
+def test_update_turn_for_each_token(bench: Bench) -> None:
+    comparison = bench.compare(
+        "update-token",
+        "a call of update_turn for each token, one thread",
+        unit="tokens",
+        stores=(OURS, BARE, BARE_AUTO),
+        conversations=1,
+    )
+    comparison.measure(
+        lambda store, seconds: store.ask(Update(seconds=seconds), seconds + PATIENCE)
+    )
+    comparison.judge(at_least(0.8, BARE, BARE_AUTO))
 
 
 def test_readers_beside_paced_streams(
-    benchmark: BenchmarkFixture, sessions: SessionManager
+    benchmark: BenchmarkFixture, bench: Bench, sessions: SessionManager, pace: Pace
 ) -> None:
-    print(f"\n\n{STREAMS} streams of {1 / PACE:.0f} tokens a second, {READERS} readers")
+    lines = bench.record(
+        "stream-readers",
+        f"{STREAMS} streams of {1 / PACE:.0f} tokens a second,"
+        f" and {READERS} readers of a {HISTORY}-round history",
+        unit="renderings",
+    )
     history = new_history(sessions, HISTORY)
     responses = new_responses(sessions, STREAMS)
 
     def measure() -> None:
-        until = monotonic() + PACED_SECONDS
+        until = monotonic() + pace.paced
         quiet = render_while(sessions, history, READERS, lambda: monotonic() > until)
         is_over = threading.Event()
         busy: list[float] = []
@@ -149,27 +181,30 @@ def test_readers_beside_paced_streams(
             target=lambda: busy.extend(render_while(sessions, history, READERS, is_over.is_set))
         )
         readers.start()
-        _, streams = stream_from_threads(sessions, responses, int(PACED_SECONDS / PACE), PACE)
+        _, streams = stream_from_threads(sessions, responses, int(pace.paced / PACE), PACE)
         is_over.set()
         readers.join()
         require_whole(streams, sessions)
+        lines.add("a rendering, quiet", quiet)
+        lines.add("a rendering, beside the streams", busy)
         slower = quantile(busy, 0.99) / quantile(quiet, 0.99)
-        print(
-            f"  99 % of the renderings: {quantile(quiet, 0.99):.1f} ms quiet, "
-            f"{quantile(busy, 0.99):.1f} ms beside the streams, {slower:.2f} times"
-        )
-        benchmark.extra_info.update(slower=slower)
-        judge_calls(calls_in_order(streams))
-        print_delays(delays_in_order(streams))
-        assert slower <= READERS_SLOWER
+        lines.at_most("99 % of the renderings to that of the quiet ones", slower, READERS_SLOWER)
+        judge_calls(lines, calls_in_order(streams))
+        add_delays(lines, delays_in_order(streams))
 
     benchmark.pedantic(measure, rounds=1)  # type: ignore[no-untyped-call]
+    lines.judge()
 
 
 def test_writing_beside_a_long_history_and_a_foreign_lock(
-    benchmark: BenchmarkFixture, sessions: SessionManager
+    benchmark: BenchmarkFixture, bench: Bench, sessions: SessionManager, pace: Pace
 ) -> None:
-    print(f"\n\n{STREAMS} streams beside a history of {LONG_HISTORY:,} rounds and a foreign lock")
+    lines = bench.record(
+        "stream-foreign-lock",
+        f"{STREAMS} streams beside a reader of {LONG_HISTORY:,} rounds,"
+        " while another process holds the lock for a second",
+        unit="tokens",
+    )
     history = new_history(sessions, LONG_HISTORY)
     responses = new_responses(sessions, STREAMS)
     gc.collect()
@@ -183,19 +218,19 @@ def test_writing_beside_a_long_history_and_a_foreign_lock(
         readers.start()
         locker = threading.Timer(0.5, _lock_for_a_second, args=(sessions.handle.path,))
         locker.start()
-        _, streams = stream_from_threads(sessions, responses, int(PACED_SECONDS / PACE), PACE)
+        _, streams = stream_from_threads(sessions, responses, int(pace.paced / PACE), PACE)
         locker.join()
         is_over.set()
         readers.join()
         require_whole(streams, sessions)
-        judge_calls(calls_in_order(streams))
-        print_delays(delays_in_order(streams))
+        judge_calls(lines, calls_in_order(streams))
+        add_delays(lines, delays_in_order(streams))
         # Each held every thread up for 60 to 75 ms, and longer in a larger heap.
         collections = full_collections() - collections
-        print(f"  full garbage collections meanwhile: {collections}", flush=True)
-        assert not collections
+        lines.at_most("full garbage collections meanwhile", collections, 0)
 
     benchmark.pedantic(measure, rounds=1)  # type: ignore[no-untyped-call]
+    lines.judge()
 
 
 def _lock_for_a_second(path: Path) -> None:

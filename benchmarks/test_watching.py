@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +17,12 @@ from typing import NamedTuple
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.streams import median, quantile
+from benchmarks.bench import Bench
+from benchmarks.pace import Pace
 from mandrake_sessions import SessionManager, TurnUpdate, Watch
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.options import PoolOptions
 
-UPDATES = 300
 PAUSE = 0.003
 """Seconds from one update to the next, so that every one is told by itself."""
 WATCHERS = 100
@@ -32,7 +32,6 @@ BETWEEN_PROCESSES = 10.0
 BETWEEN_PROCESSES_99 = 50.0
 """Milliseconds: the limits."""
 IDLE_FILES = 50
-IDLE_SECONDS = 10.0
 IDLE_SHARE = 0.01
 
 _WRITER = """
@@ -139,15 +138,6 @@ def new_response(sessions: SessionManager) -> str:
     return sessions.create_round(sessions.create_session().id, "?").response.id
 
 
-def show(benchmark: BenchmarkFixture, name: str, waits: Sequence[float]) -> tuple[float, float]:
-    """Print the median and the 99 % of these milliseconds, and return both."""
-    ordered = sorted(waits)
-    figures = median(ordered), quantile(ordered, 0.99)
-    benchmark.extra_info[name] = figures
-    print(f"  {name}: median {figures[0]:.2f} ms, 99 % {figures[1]:.2f} ms", flush=True)
-    return figures
-
-
 class Way(NamedTuple):
     """A way to watch, how many do so, and the milliseconds that the median may take, if limited.
 
@@ -170,9 +160,13 @@ WAYS = (
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 def test_delivery_inside_a_process(
-    benchmark: BenchmarkFixture, sessions: SessionManager, way: Way
+    benchmark: BenchmarkFixture, bench: Bench, sessions: SessionManager, way: Way, pace: Pace
 ) -> None:
-    print("\n\nfrom the return of update_turn() to the watcher, in the process")
+    lines = bench.record(
+        "watch-in-process",
+        "from the return of update_turn() to the watcher, in the process",
+        unit="updates",
+    )
     arrivals = Arrivals(way.watchers)
     response = new_response(sessions)
     turn = sessions.create_turn(response).id
@@ -181,7 +175,7 @@ def test_delivery_inside_a_process(
     def measure() -> None:
         with way.watching(sessions, response, arrivals):
             arrivals.wait()
-            for number in range(1, UPDATES + 1):
+            for number in range(1, pace.updates + 1):
                 sessions.update_turn(turn, current_tokens=number)
                 returned.append(time.monotonic())
                 arrivals.wait()
@@ -194,25 +188,33 @@ def test_delivery_inside_a_process(
         for each in arrivals.times
         for at, since in zip(each[1:], returned, strict=True)
     ]
-    typical, _ = show(benchmark, way.name, waits)
+    figures = lines.add(way.name, waits)
     if way.watchers > 1:
         lasts = zip(*(each[1:] for each in arrivals.times), strict=True)
         slowest = [
             max(0.0, max(last) - since) * 1000 for last, since in zip(lasts, returned, strict=True)
         ]
-        show(benchmark, "  the last of them", slowest)
+        lines.add(f"the last of {way.name}", slowest)
     if way.limit is not None:
-        assert typical < way.limit
+        lines.at_most(f"{way.name}: median in ms", figures.median, way.limit)
+    lines.judge()
 
 
-def test_delivery_between_processes(benchmark: BenchmarkFixture, sessions: SessionManager) -> None:
-    print("\n\nfrom the return of update_turn() in another process to the watcher")
+def test_delivery_between_processes(
+    benchmark: BenchmarkFixture, bench: Bench, sessions: SessionManager, pace: Pace
+) -> None:
+    lines = bench.record(
+        "watch-processes",
+        "from the return of update_turn() in another process to a watcher",
+        unit="updates",
+    )
     response = new_response(sessions)
     told: dict[int, float] = {}
     written: list[float] = []
 
     def measure() -> None:
-        command = [sys.executable, "-c", _WRITER, str(sessions.handle.path), response, str(UPDATES)]
+        command = [sys.executable, "-c", _WRITER, str(sessions.handle.path)]
+        command += [response, str(pace.updates)]
         with (
             sessions.watch_response(response) as watch,
             subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
@@ -224,15 +226,17 @@ def test_delivery_between_processes(benchmark: BenchmarkFixture, sessions: Sessi
 
     benchmark.pedantic(measure, rounds=1)  # type: ignore[no-untyped-call]
     # Two that follow each other closely may be told as one.
-    later = [min(at for number, at in told.items() if number > n) for n in range(UPDATES)]
+    later = [min(at for number, at in told.items() if number > n) for n in range(pace.updates)]
     waits = [max(0.0, at - since) * 1000 for at, since in zip(later, written, strict=True)]
-    typical, most = show(benchmark, "between two processes", waits)
+    figures = lines.add("1 watcher in another process", waits)
     if sys.platform.startswith("linux"):
-        assert typical <= BETWEEN_PROCESSES
-        assert most <= BETWEEN_PROCESSES_99
+        lines.at_most("median in ms", figures.median, BETWEEN_PROCESSES)
+        lines.at_most("99 % in ms", figures.p99, BETWEEN_PROCESSES_99)
+    lines.judge()
 
 
-def test_idle_files(benchmark: BenchmarkFixture, folder: Path) -> None:
+def test_idle_files(benchmark: BenchmarkFixture, bench: Bench, folder: Path, pace: Pace) -> None:
+    lines = bench.record("watch-idle", f"{IDLE_FILES} watched files, idle", unit="seconds")
     shares: list[float] = []
 
     def measure() -> None:
@@ -245,10 +249,10 @@ def test_idle_files(benchmark: BenchmarkFixture, folder: Path) -> None:
             # The followers look a few times more after the last change.
             time.sleep(2.0)
             cpu, since = time.process_time(), time.monotonic()
-            time.sleep(IDLE_SECONDS)
+            time.sleep(pace.idle)
             shares.append((time.process_time() - cpu) / (time.monotonic() - since))
 
     benchmark.pedantic(measure, rounds=1)  # type: ignore[no-untyped-call]
-    print(f"\n\n{IDLE_FILES} watched files, idle: {shares[0]:.2%} of one core", flush=True)
-    benchmark.extra_info["share"] = shares[0]
-    assert shares[0] <= IDLE_SHARE
+    lines.add_value("milliseconds of processor time in a second", shares[0] * 1000)
+    lines.at_most("share of one core", shares[0], IDLE_SHARE)
+    lines.judge()

@@ -8,6 +8,7 @@ between them is one the bare one must make itself, all others are constants.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -18,7 +19,7 @@ import apsw
 import msgspec
 
 from benchmarks.stores.mandrake import MandrakeStore
-from benchmarks.stores.store import ANSWERED, ASKED
+from benchmarks.stores.store import ANSWERED, ASKED, Read
 from mandrake_sessions import Exchange, NewTurn
 from mandrake_sessions.options import Durability
 
@@ -27,7 +28,7 @@ Traced = list[tuple[str, Bindings]]
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One statement of an append.
+    """One statement of a script.
 
     Attributes:
         sql: its text.
@@ -40,16 +41,11 @@ class Step(msgspec.Struct, frozen=True):
     returns: bool
 
 
-class AppendScript(msgspec.Struct, frozen=True):
-    """The statements of one append between BEGIN and COMMIT, and those two.
-
-    The variables are, in this order: the ids of session, round, request, response and turn, the
-    time, and the round's index.
-    """
+class Script(msgspec.Struct, frozen=True):
+    """The statements of one call, from BEGIN to COMMIT."""
 
     begin: str
-    take_index: Step
-    inserts: tuple[Step, ...]
+    steps: tuple[Step, ...]
     commit: str
     constants: Bindings
 
@@ -72,19 +68,32 @@ def traced(connections: list[apsw.Connection]) -> Iterator[Traced]:
             connection.exec_trace = None
 
 
-def trace_append(folder: Path) -> AppendScript:
-    """Return what one ``record_round`` with one finished turn sends to SQLite."""
-    with TemporaryDirectory(dir=folder) as place:
+@contextlib.contextmanager
+def _store() -> Iterator[MandrakeStore]:
+    with TemporaryDirectory() as place:
         store = MandrakeStore(Path(place), Durability.FAST)
+        store.open()
         try:
-            # In different conversations, so that no value is the same by accident.
-            calls = [_trace_one(store, rounds_before) for rounds_before in (3, 5)]
+            yield store
         finally:
             store.close()
-    return _script(*calls)
 
 
-def _trace_one(store: MandrakeStore, rounds_before: int) -> tuple[Traced, Bindings]:
+@functools.cache
+def trace_append() -> Script:
+    """Return what one ``record_round`` with one finished turn sends to SQLite.
+
+    The variables are, in this order: the ids of session, round, request, response and turn, the
+    time, and the round's index, which the first statement gives back, the next one's.
+    """
+    with _store() as store:
+        # In different conversations, so that no value is the same by accident.
+        script = _script(*(_trace_append(store, rounds_before) for rounds_before in (3, 5)))
+    assert script.steps[0].returns, "the first statement takes the round's index"
+    return script
+
+
+def _trace_append(store: MandrakeStore, rounds_before: int) -> tuple[Traced, Bindings]:
     conversation = store.new_conversation()
     append = store.appender(conversation)
     for _ in range(rounds_before):
@@ -99,9 +108,27 @@ def _variables(made: Exchange) -> Bindings:
     return (*ids, made.created_us, made.index)
 
 
-def _script(first: tuple[Traced, Bindings], second: tuple[Traced, Bindings]) -> AppendScript:
+@functools.cache
+def trace_update() -> Script:
+    """Return what one ``update_turn`` of the content sends to SQLite.
+
+    The variables are, in this order: the ids of response and turn, the text, and the time.
+    """
+    with _store() as store:
+        return _script(*(_trace_update(store, text) for text in ("One", "Another")))
+
+
+def _trace_update(store: MandrakeStore, text: str) -> tuple[Traced, Bindings]:
+    made = store.sessions.create_round(store.new_conversation(), ASKED)
+    turn = store.sessions.create_turn(made.response.id).id
+    with traced(store.connections()) as seen:
+        changed = store.sessions.update_turn(turn, content=text)
+    return seen, (made.response.id, turn, text, changed.updated_us)
+
+
+def _script(first: tuple[Traced, Bindings], second: tuple[Traced, Bindings]) -> Script:
     (one, one_values), (other, other_values) = first, second
-    assert [sql for sql, _ in one] == [sql for sql, _ in other], "two appends, two sets of SQL"
+    assert [sql for sql, _ in one] == [sql for sql, _ in other], "two calls, two sets of SQL"
     constants: list[Any] = []
     places: list[list[int]] = []
     for (_, bindings), (_, other_bindings) in zip(one, other, strict=True):
@@ -117,8 +144,7 @@ def _script(first: tuple[Traced, Bindings], second: tuple[Traced, Bindings]) -> 
     steps = [_step(sql, order) for (sql, _), order in zip(one, places, strict=True)]
     assert steps[0].sql == "BEGIN IMMEDIATE"
     assert steps[-1].sql == "COMMIT"
-    assert steps[1].returns, "the first statement takes the round's index"
-    return AppendScript(steps[0].sql, steps[1], tuple(steps[2:-1]), steps[-1].sql, tuple(constants))
+    return Script(steps[0].sql, tuple(steps[1:-1]), steps[-1].sql, tuple(constants))
 
 
 def _step(sql: str, order: list[int]) -> Step:
@@ -131,9 +157,9 @@ def _step(sql: str, order: list[int]) -> Step:
     return Step(sql, bind, "RETURNING" in sql)
 
 
-def trace_history(store: MandrakeStore, conversation: str) -> Traced:
-    """Return what ``render_session_history`` sends to SQLite."""
-    store.reader(conversation)()  # opens the connection it reads with
+def trace_reading(store: MandrakeStore, read: Read) -> Traced:
+    """Return what a reading sends to SQLite, parameters included."""
+    read()  # opens the connection it reads with
     with traced(store.connections()) as seen:
-        store.reader(conversation)()
+        read()
     return seen

@@ -1,107 +1,152 @@
-"""Threads that append to one store at once, and what came of it."""
+"""Calls made again and again until a time is up, by one thread, several threads or tasks."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
-from time import perf_counter
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import Any
 
 import msgspec
 
-from benchmarks.stores.store import Append, Store
+from benchmarks.messages import Run
+
+Call = Callable[[], Any]
+AsyncCall = Callable[[], Awaitable[Any]]
 
 
-class Run(msgspec.Struct, kw_only=True):
-    """What one store did in one round.
+class Calls(msgspec.Struct, kw_only=True):
+    """What one thread or task did; the times are seconds.
 
     Attributes:
-        seconds: from the start of all threads together to the end of the last one.
-        latencies: seconds of each call, those that failed left out.
-        acknowledged: the keys that came back.
-        errors: how often which exception came instead.
+        values: what the calls gave back.
     """
 
-    seconds: float
-    latencies: list[float]
-    acknowledged: list[str] = msgspec.field(default_factory=list)
+    began: float = 0.0
+    ended: float = 0.0
+    latencies: list[float] = []
+    failed: list[float] = []
+    values: list[Any] = []
     errors: Counter[str] = msgspec.field(default_factory=Counter)
 
 
-def append_from_threads(store: Store, conversations: Sequence[str], appends: int) -> Run:
-    """Append from one thread for each conversation, beginning together.
+def measure_here(make: Callable[[], Call], seconds: float) -> tuple[Run, list[Any]]:
+    """Call from this thread; return also what came back."""
+    call = make()
+    gc.collect()
+    return _together([_call_often(call, seconds, None)])
+
+
+def measure_threads(
+    crew: ThreadPoolExecutor,
+    makers: Sequence[Callable[[], Call]],
+    seconds: float,
+    at: float | None = None,
+) -> tuple[Run, list[Any]]:
+    """Call from a thread for each maker, all beginning together; return also what came back.
 
     Args:
-        store: the store.
-        conversations: one for each thread.
-        appends: how many by each thread.
+        crew: as many threads, the same in each piece: a host's threads, and their connections,
+            live long.
+        makers: each is called in its thread, and gives what is to be called there.
+        seconds: for how long. The time of a piece is bounded and not its count, so that a slow
+            store takes as long as a fast one; each thread makes one call at least.
+        at: when to begin, by ``monotonic()``.
     """
-    results: list[Run] = []
-    begin = threading.Barrier(len(conversations) + 1)
-    ends: list[float] = []
+    start = threading.Barrier(len(makers) + 1)
 
-    def work(conversation: str) -> None:
-        append = store.appender(conversation)
-        begin.wait()
-        results.append(_append_often(append, appends))
-        ends.append(perf_counter())
-
-    threads = [threading.Thread(target=work, args=(each,)) for each in conversations]
-    for thread in threads:
-        thread.start()
-    gc.collect()
-    begin.wait()
-    since = perf_counter()
-    for thread in threads:
-        thread.join()
-    store.rest()
-    return Run(
-        seconds=max(ends) - since,
-        latencies=[each for run in results for each in run.latencies],
-        acknowledged=[each for run in results for each in run.acknowledged],
-        errors=sum((run.errors for run in results), Counter()),
-    )
-
-
-def append_here(store: Store, conversation: str, appends: int) -> Run:
-    """Append from this thread alone."""
-    append = store.appender(conversation)
-    gc.collect()
-    run = _append_often(append, appends)
-    store.rest()
-    return run
-
-
-def _append_often(append: Append, appends: int) -> Run:
-    run = Run(seconds=0.0, latencies=[])
-    since = before = perf_counter()
-    for _ in range(appends):
+    def work(make: Callable[[], Call]) -> Calls:
         try:
-            key = append()
-        except Exception as error:  # noqa: BLE001  # a rival may raise anything; it is counted
-            run.errors[type(error).__name__] += 1
-            before = perf_counter()
-            continue
-        after = perf_counter()
-        run.latencies.append(after - before)
-        run.acknowledged.append(key)
-        before = after
-    run.seconds = perf_counter() - since
-    return run
+            call = make()
+        except BaseException:
+            start.abort()
+            raise
+        start.wait()
+        return _call_often(call, seconds, at)
 
-
-def read_often(store: Store, conversation: str, reads: int, expected: int) -> Run:
-    """Read a conversation again and again; each read must give ``expected`` exchanges."""
-    read = store.reader(conversation)
+    # Each waits for all others at the barrier, so each is in a thread of its own.
+    working = [crew.submit(work, make) for make in makers]
     gc.collect()
-    run = Run(seconds=0.0, latencies=[])
-    since = before = perf_counter()
-    for _ in range(reads):
-        found = read()
-        after = perf_counter()
-        assert found == expected, f"{store.name} read {found} of {expected}"
-        run.latencies.append(after - before)
+    with contextlib.suppress(threading.BrokenBarrierError):
+        start.wait()
+    faults = [each.exception() for each in working]
+    for fault in faults:
+        # Broken: another one could not begin, and says why.
+        if fault is not None and not isinstance(fault, threading.BrokenBarrierError):
+            raise fault
+    return _together([each.result() for each in working])
+
+
+async def measure_tasks(
+    makers: Sequence[Callable[[], Awaitable[AsyncCall]]], seconds: float, at: float | None = None
+) -> tuple[Run, list[Any]]:
+    """Call from a task for each maker, all beginning together, in one event loop."""
+    calls = [await make() for make in makers]
+    gc.collect()
+    began = monotonic() if at is None else at
+    tasks = [_await_often(call, seconds, began) for call in calls]
+    return _together(await asyncio.gather(*tasks))
+
+
+def _call_often(call: Call, seconds: float, at: float | None) -> Calls:
+    done = Calls()
+    if at is not None:
+        time.sleep(max(0.0, at - monotonic()))
+    done.began = before = monotonic()
+    until = before + seconds
+    while True:
+        try:
+            value = call()
+        except Exception as error:  # noqa: BLE001  # a rival may raise anything; it is counted
+            after = monotonic()
+            done.errors[type(error).__name__] += 1
+            done.failed.append(after - before)
+        else:
+            after = monotonic()
+            done.latencies.append(after - before)
+            done.values.append(value)
+        if after >= until:
+            break
         before = after
-    run.seconds = perf_counter() - since
-    return run
+    done.ended = after
+    return done
+
+
+async def _await_often(call: AsyncCall, seconds: float, at: float) -> Calls:
+    done = Calls()
+    await asyncio.sleep(max(0.0, at - monotonic()))
+    done.began = before = monotonic()
+    until = before + seconds
+    while True:
+        try:
+            value = await call()
+        except Exception as error:  # noqa: BLE001  # as above
+            after = monotonic()
+            done.errors[type(error).__name__] += 1
+            done.failed.append(after - before)
+        else:
+            after = monotonic()
+            done.latencies.append(after - before)
+            done.values.append(value)
+        if after >= until:
+            break
+        before = after
+    done.ended = after
+    return done
+
+
+def _together(results: Sequence[Calls]) -> tuple[Run, list[Any]]:
+    run = Run(
+        began=min(each.began for each in results),
+        ended=max(each.ended for each in results),
+        latencies=[second for each in results for second in each.latencies],
+        failed=[second for each in results for second in each.failed],
+        errors=sum((each.errors for each in results), Counter()),
+    )
+    return run, [value for each in results for value in each.values]

@@ -19,13 +19,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import time_ns
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import apsw
 
 from benchmarks.stores.mandrake import MandrakeStore, round_keys
 from benchmarks.stores.store import Append, Read
-from benchmarks.trace import AppendScript, Traced
+from benchmarks.stores.tokens import TOKEN, TOKENS_OF_A_TURN
+from benchmarks.trace import Script, Step, Traced, trace_append, trace_reading, trace_update
 from mandrake_sessions.database.connection import pragmas
 from mandrake_sessions.options import DatabaseOptions, Durability
 
@@ -35,48 +36,59 @@ _FRAME_BYTES = 4096 + 24
 
 
 class BareStore:
-    """Bare APSW on a file of our schema.
+    """Bare APSW on a file of our schema, a connection for each thread.
 
-    Args:
-        folder: where the file is made.
-        durability: decides over ``synchronous``.
-        script: what an append runs.
-        history: what reading a conversation runs, the parameters included.
-        shared: one connection behind a ``threading.Lock``; otherwise one for each thread.
-        autocheckpoint: leave checkpoints to SQLite.
+    Attributes:
+        is_shared: whether one connection behind a ``threading.Lock`` is used by all threads.
+        autocheckpoint: whether checkpoints are left to SQLite.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        durability: Durability,
-        *,
-        script: AppendScript | None = None,
-        history: Traced | None = None,
-        shared: bool = False,
-        autocheckpoint: bool = False,
-    ) -> None:
-        self.name = "bare APSW"
-        if shared:
-            self.name += ", one connection and a lock"
-        if autocheckpoint:
-            self.name += ", SQLite's autocheckpoint"
+    name: ClassVar[str] = "bare APSW"
+    requires: ClassVar[tuple[str, ...]] = ("apsw",)
+    is_async: ClassVar[Literal[False]] = False
+    remark: ClassVar[str] = (
+        "What ours was traced to send to SQLite, on our schema with our pragmas; no argument is"
+        " checked, no record made, nobody waits in order. A connection for each thread; checkpoints"
+        " on a connection of their own, in a thread."
+    )
+    is_shared: ClassVar[bool] = False
+    autocheckpoint: ClassVar[bool] = False
+
+    def __init__(self, folder: Path, durability: Durability) -> None:
         self._folder = folder
         self._durability = durability
         self._options = DatabaseOptions(durability=durability)
-        maker = MandrakeStore(folder, durability)
-        self._path = maker.path
-        maker.close()
-        self._script = script
-        self._history = history
+        self._path = folder / "db.sqlite"
         self._connections: list[apsw.Connection] = []
-        # Open as long as we are, so that threads may come and go and the WAL stays.
-        keeper = self._connect()
-        self._checkpoints = None if autocheckpoint else _Checkpoints(keeper, self._options)
-        self._shared = self._connect(for_writing=True) if shared else None
-        self._lock = threading.Lock()
+        self._writers: dict[threading.Thread, apsw.Connection] = {}
+        self._checkpoints: _Checkpoints | None = None
+        self._shared: apsw.Connection | None = None
+        self._maker: MandrakeStore | None = None
+        self._lock = threading.RLock()
+        self._turn = threading.Lock()
+        self._reading: apsw.Connection | None = None
 
-    def _connect(self, *, for_writing: bool = False) -> apsw.Connection:
+    def open(self) -> None:
+        if not self._path.exists():
+            self._ours()
+            self._let_go()
+        # At head, as ours makes sure when it opens; and the WAL stays while threads come.
+        self._connect().execute("SELECT version_num FROM alembic_version").fetchall()
+
+    def _ours(self) -> MandrakeStore:
+        """Return ours on the file: to make it, to fill it, to trace what it reads."""
+        if self._maker is None:
+            self._maker = MandrakeStore(self._folder, self._durability)
+            self._maker.open()
+        return self._maker
+
+    def _let_go(self) -> None:
+        """Close ours, before anything is measured."""
+        if self._maker is not None:
+            self._maker.close()
+            self._maker = None
+
+    def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
         self._connections.append(connection)
         connection.set_busy_timeout(_BUSY_MILLISECONDS)
@@ -84,26 +96,35 @@ class BareStore:
             connection.pragma(name, wanted)
         connection.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 1)
         connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
-        if for_writing and self._checkpoints is not None:
-            connection.set_wal_hook(self._checkpoints.note)
-        elif for_writing:
-            connection.pragma("wal_autocheckpoint", self._options.checkpoint_frames)
         return connection
 
+    def _writer(self) -> apsw.Connection:
+        """Return this thread's connection, or that of all threads, warm."""
+        with self._lock:
+            self._let_go()
+            if self._shared is not None:
+                return self._shared
+            thread = threading.current_thread()
+            if thread not in self._writers:
+                self._writers[thread] = connection = self._connect()
+                if self.autocheckpoint:
+                    connection.pragma("wal_autocheckpoint", self._options.checkpoint_frames)
+                else:
+                    if self._checkpoints is None:
+                        self._checkpoints = _Checkpoints(self._connect(), self._options)
+                    connection.set_wal_hook(self._checkpoints.note)
+                if self.is_shared:
+                    self._shared = connection
+            return self._writers[thread]
+
     def new_conversation(self) -> str:
-        maker = MandrakeStore(self._folder, self._durability)
-        try:
-            return maker.new_conversation()
-        finally:
-            maker.close()
+        return self._ours().new_conversation()
 
     def appender(self, conversation: str) -> Append:
-        assert self._script is not None
-        connection = self._shared or self._connect(for_writing=True)
-        append = _appender(connection, self._script, conversation)
-        if self._shared is None:
+        append = _appender(self._writer(), conversation)
+        if not self.is_shared:
             return append
-        lock = self._lock
+        lock = self._turn
 
         def append_locked() -> str:
             with lock:
@@ -111,18 +132,64 @@ class BareStore:
 
         return append_locked
 
+    def updater(self, conversation: str) -> Append:
+        """Return what lengthens a streaming turn by a token, and says which turn."""
+        turns = iter(self._new_turns(conversation))
+        script = trace_update()
+        run = _runner(self._writer(), script)
+        response, turn = next(turns)
+        text = ""
+
+        def update() -> str:
+            nonlocal response, turn, text
+            if len(text) == TOKENS_OF_A_TURN * len(TOKEN):
+                response, turn = next(turns)
+                text = ""
+            text += TOKEN
+            run(script.constants, (response, turn, text, time_ns() // 1000))
+            return turn
+
+        return update
+
+    def _new_turns(self, conversation: str) -> list[tuple[str, str]]:
+        """Return more streaming turns than a piece will fill."""
+        with self._ours().sessions.transaction() as tx:
+            made = [tx.create_round(conversation, "").response.id for _ in range(500)]
+            return [(response, tx.create_turn(response).id) for response in made]
+
     def reader(self, conversation: str) -> Read:
-        execute = (self._shared or self._connect()).cursor().execute
-        history = self._history
-        assert history is not None
+        return self._replay(lambda ours: ours.reader(conversation))
+
+    def last_reader(self, conversation: str, last: int) -> Read:
+        return self._replay(lambda ours: ours.last_reader(conversation, last))
+
+    def turn_reader(self, conversation: str) -> Read:
+        return self._replay(lambda ours: ours.turn_reader(conversation))
+
+    def sessions_reader(self, limit: int) -> Read:
+        return self._replay(lambda ours: ours.sessions_reader(limit))
+
+    def _replay(self, reader: Callable[[MandrakeStore], Read]) -> Read:
+        """Return what runs the statements of one reading of ours, and fetches and counts rows."""
+        ours = self._ours()
+        statements: Traced = trace_reading(ours, reader(ours))
+        self._let_go()
+        self._reading = self._reading or self._connect()
+        execute = self._reading.cursor().execute
 
         def read() -> int:
             most = 0
-            for sql, bindings in history:
+            for sql, bindings in statements:
                 most = max(most, len(execute(sql, bindings).fetchall()))
             return most
 
         return read
+
+    def fill(self, conversation: str, exchanges: int) -> None:
+        self._ours().fill(conversation, exchanges)
+
+    def fill_sessions(self, sessions: int) -> None:
+        self._ours().fill_sessions(sessions)
 
     def rest(self) -> None:
         if self._checkpoints is not None:
@@ -132,19 +199,72 @@ class BareStore:
         return round_keys(self._path)
 
     def close(self) -> None:
+        self._let_go()
         if self._checkpoints is not None:
             self._checkpoints.stop()
         for connection in self._connections:
             connection.close()
 
 
-def _appender(connection: apsw.Connection, script: AppendScript, conversation: str) -> Append:
+class BareAutocheckpoint(BareStore):
+    """SQLite's own checkpoints, inside the COMMIT."""
+
+    name: ClassVar[str] = "bare APSW, autocheckpoint"
+    remark: ClassVar[str] = "The same, with SQLite's own checkpoints inside the COMMIT."
+    autocheckpoint: ClassVar[bool] = True
+
+
+class BareLocked(BareStore):
+    """One connection for all threads."""
+
+    name: ClassVar[str] = "bare APSW, one connection"
+    remark: ClassVar[str] = "The same, with one connection for all threads and a lock around it."
+    is_shared: ClassVar[bool] = True
+
+
+class BareLockedAutocheckpoint(BareLocked):
+    """One connection for all threads, and SQLite's own checkpoints."""
+
+    name: ClassVar[str] = "bare APSW, one connection, autocheckpoint"
+    remark: ClassVar[str] = "Both."
+    autocheckpoint: ClassVar[bool] = True
+
+
+_Inserts = list[tuple[str, Callable[[tuple[Any, ...]], tuple[Any, ...]] | None, bool]]
+
+
+def _unpacked(steps: tuple[Step, ...]) -> _Inserts:
+    return [(step.sql, step.bind, step.returns) for step in steps]
+
+
+def _runner(connection: apsw.Connection, script: Script) -> Callable[..., None]:
+    execute = connection.cursor().execute
+    begin, commit, steps = script.begin, script.commit, _unpacked(script.steps)
+
+    def run(constants: tuple[Any, ...], variables: tuple[Any, ...]) -> None:
+        values = (*constants, *variables)
+        execute(begin)
+        try:
+            for sql, pick, returns in steps:
+                cursor = execute(sql, pick(values) if pick is not None else None)
+                if returns:
+                    cursor.fetchall()
+            execute(commit)
+        except BaseException:
+            if connection.in_transaction:
+                execute("ROLLBACK")
+            raise
+
+    return run
+
+
+def _appender(connection: apsw.Connection, conversation: str) -> Append:
+    script = trace_append()
     execute = connection.cursor().execute
     begin, commit, constants = script.begin, script.commit, script.constants
-    take_index, pick_index = script.take_index.sql, script.take_index.bind
+    take_index, pick_index = script.steps[0].sql, script.steps[0].bind
     assert pick_index is not None
-    inserts: list[tuple[str, Callable[[tuple[Any, ...]], tuple[Any, ...]] | None, bool]]
-    inserts = [(step.sql, step.bind, step.returns) for step in script.inserts]
+    inserts = _unpacked(script.steps[1:])
 
     def append() -> str:
         ids = _new_ids(4)
@@ -181,8 +301,8 @@ class _Checkpoints:
     """Makes checkpoints in a thread of its own, by the rule of ours."""
 
     def __init__(self, connection: apsw.Connection, options: DatabaseOptions) -> None:
-        self._connection = connection
-        self._connection.set_busy_timeout(_TRUNCATE_MILLISECONDS)
+        self.connection = connection
+        self.connection.set_busy_timeout(_TRUNCATE_MILLISECONDS)
         self._frames = options.checkpoint_frames
         self._limit_bytes = options.wal_limit_bytes
         self._ask_above: float = self._frames
@@ -203,13 +323,12 @@ class _Checkpoints:
         return apsw.SQLITE_OK
 
     def run(self) -> None:
-        with self._one_at_a_time:
-            frames, _ = self._connection.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+        frames = self._noted
+        # Busy: another process makes one.
+        with self._one_at_a_time, contextlib.suppress(apsw.BusyError):
+            frames, _ = self.connection.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
             if frames * _FRAME_BYTES > self._limit_bytes:
-                with contextlib.suppress(apsw.BusyError):
-                    frames, _ = self._connection.wal_checkpoint(
-                        "main", apsw.SQLITE_CHECKPOINT_TRUNCATE
-                    )
+                frames, _ = self.connection.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
         self._ask_above = frames + self._frames
 
     def stop(self) -> None:

@@ -1,0 +1,7 @@
+"""What a store is given that lengthens a turn token by token: ours, and bare APSW beside it."""
+
+from __future__ import annotations
+
+TOKEN = "twenty bytes of text"
+TOKENS_OF_A_TURN = 200
+"""Then a new turn begins: the text is rewritten with each token, so its length is part of it."""
