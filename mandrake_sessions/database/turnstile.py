@@ -2,11 +2,12 @@
 
 Who commits and begins again at once takes that lock before those who wait have looked. So who meets
 BUSY goes through a turnstile: a lock on a private file beside the database, whose waiters the
-kernel serves in order. It is held until the transaction has ended, if that begins soon. And a
-process that writes on and on looks now and then whether somebody is there::
+kernel serves in order. It is held until the transaction has ended, if that begins soon, and as long
+as others follow it at once, for the time of a turn. And a process that writes on and on looks now
+and then whether somebody is there::
 
     process A   BEGIN ─ work ─ COMMIT ─ looks: taken ─ waits ....................... holds it
-    process B   BUSY ─ holds it ─ BUSY .......... BEGIN ─ work ─ COMMIT, lets go
+    process B   BUSY ─ holds it ─ BUSY .......... BEGIN ─ work ─ COMMIT ─ …, lets go
     process C   BUSY ─ waits .......................................... holds it ─ BEGIN ─ work
 
 It makes processes take turns and nothing else: who cannot have it goes without, and is safe.
@@ -33,11 +34,14 @@ if TYPE_CHECKING:
 if sys.platform != "win32":
     import fcntl
 
-SLICE: Final = 0.001
+TURN: Final = 0.007
 """Seconds a process may write on and on before it looks whether others wait."""
 
 PATIENCE: Final = 0.25
 """Seconds after which a turnstile that does not move is passed by: its holder may be stopped."""
+
+_UNUSED: Final = 0.0005
+"""Seconds after which a turn ends in which nobody writes any more."""
 
 _LOOK_FOR_FILE: Final = 0.01
 _LOOK_AT_CALL: Final = 0.01
@@ -103,12 +107,15 @@ class Turnstile:
         self.stalls = 0
         self._retry_at = 0.0
         self._since = 0.0
+        self._left_at = self._turn_ends = 0.0
         self._breathes_at = 0.0
         self._has_waited = self._is_through = False
         self._descriptor: int | None = None
         self._thread: threading.Thread | None = None
         # The thread waits for the lock, or is about to; then nobody else asks for it.
         self._is_asking = False
+        # Our turn goes on though no transaction is open; the thread ends it if none follows.
+        self._is_turn_kept = False
         self._is_stalled = False
         self._is_closed = False
         self._taker: threading.Lock | None = None
@@ -119,8 +126,10 @@ class Turnstile:
     # -- the holder of the lease ------------------------------------------------------------
 
     def look(self, connection: Connection) -> None:
-        """Let those go first who wait already."""
+        """Let those go first who wait already, unless it is our turn still."""
         now = monotonic()
+        if self.is_held and self._go_on(now):
+            return
         if self._descriptor is None and (now < self._retry_at or not os.access(self.path, os.F_OK)):
             self.looks_at = now + _LOOK_FOR_FILE
         else:
@@ -141,9 +150,18 @@ class Turnstile:
             if self.is_held and monotonic() >= self._breathes_at:
                 time.sleep(_BREATH)
         self._since = monotonic()
-        self.looks_at = self._since + SLICE
+        self._turn_ends = self.looks_at = self._since + TURN
         self._is_through = self.is_held
         return self.is_held
+
+    def _go_on(self, now: float) -> bool:
+        """Begin another transaction in our turn; False if the thread has ended it."""
+        with self._mutex:
+            if not self.is_held:
+                return False
+            self.is_entered = self._is_through = True
+        self._since = now
+        return True
 
     def pace(self) -> float:
         """Return the seconds until the write lock should be looked at again."""
@@ -159,24 +177,40 @@ class Turnstile:
         return 0.0 if _ALONE <= waited < _RESTLESS_UNTIL else PACE
 
     def leave(self) -> None:
-        """Let the next one in: the transaction has ended."""
-        self.is_entered = self._is_through = False
-        self._let_next_in()
+        """Let the next one in, at the end of our turn: the transaction has ended."""
+        with self._mutex:
+            self.is_entered = self._is_through = False
+            self._left_at = now = monotonic()
+            # Another one like this must fit into the turn.
+            fits = now + (now - self._since) < self._turn_ends
+            if not (self.is_held and fits and self._keep_turn()):
+                self._end_turn()
+
+    def _keep_turn(self) -> bool:
+        """Keep it for our next transaction; False if there is nobody to end it without one."""
+        if not self._is_turn_kept and not self._is_closed:
+            self._is_turn_kept = True
+            self._start_or_wake()
+        return self._thread is not None and not self._is_closed
 
     def _let_next_in(self) -> None:
         with self._mutex:
-            was_held, self.is_held = self.is_held, False
-            # A signal's handler may have raised before the thread was waited for.
-            self._taker = None
-            if was_held and self._descriptor is not None:
-                with contextlib.suppress(OSError):
-                    if self._has_waited:
-                        self._count()
-                with contextlib.suppress(OSError):
-                    _unlock(self._descriptor)
-            self._has_waited = False
-            if was_held and self._is_closed:
-                self._drop()
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        self._is_turn_kept = False
+        was_held, self.is_held = self.is_held, False
+        # A signal's handler may have raised before the thread was waited for.
+        self._taker = None
+        if was_held and self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                if self._has_waited:
+                    self._count()
+            with contextlib.suppress(OSError):
+                _unlock(self._descriptor)
+        self._has_waited = False
+        if was_held and self._is_closed:
+            self._drop()
 
     def _ask(self, connection: Connection) -> threading.Lock | None:
         """Take it now, or have the thread ask for it; what is returned is released when it has."""
@@ -251,8 +285,7 @@ class Turnstile:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_asking or self._is_closed, _IDLE)
-                if not self._is_asking:
+                if not self._is_wanted():
                     self._thread = None
                     return
                 descriptor = self._descriptor
@@ -263,6 +296,17 @@ class Turnstile:
             except OSError as refused:
                 error = refused
             self._answer(error)
+
+    def _is_wanted(self) -> bool:
+        """Wait until a call asks for the lock, ending our turns meanwhile; False if none does."""
+        while not self._is_asking:
+            if self._is_turn_kept:
+                self._changed.wait(_UNUSED)
+                if not self.is_entered and monotonic() - self._left_at >= _UNUSED:
+                    self._end_turn()
+            elif self._is_closed or not self._changed.wait(_IDLE):
+                return self._is_asking
+        return True
 
     def _answer(self, error: OSError | None) -> None:
         """Give what the kernel gave to the call that waits; if none does, let the next one in."""
@@ -363,6 +407,8 @@ class Turnstile:
         A thread that waits for another process ends as soon as that lets go.
         """
         with self._mutex:
+            if not self.is_entered:
+                self._end_turn()
             self._is_closed = True
             thread = None if self._is_asking else self._thread
             if self._is_asking and self._thread is not None:
@@ -388,7 +434,7 @@ class Turnstile:
         self._changed = threading.Condition(self._mutex)
         self._is_closed = True
         self._thread = self._taker = None
-        self.is_held = self.is_entered = self._is_asking = False
+        self.is_held = self.is_entered = self._is_asking = self._is_turn_kept = False
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with contextlib.suppress(OSError):
