@@ -48,7 +48,9 @@ def take_for_closing(
 def close_lane(lane: Lane, budget: Budget, *, abandon: bool) -> None:
     """Close a connection whose lease the caller holds; the lease is never given back."""
     connection = lane.connection
-    if not abandon and isinstance(lane, WriteLane):
+    # Of a file that was only read the query planner knows what it knew before: looking costs as
+    # much as closing does, and takes the write lock.
+    if not abandon and isinstance(lane, WriteLane) and connection.pages_written():
         connection.deadline = Budget(min(budget.left(), _OPTIMIZE_PATIENCE)).deadline
         connection.interruptible = True
         # What it would improve can wait for another day; what blocks it must not block closing.

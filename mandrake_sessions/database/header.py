@@ -1,16 +1,87 @@
-"""What the first bytes of the file on disk say, past every cache: whether it is still ours."""
+"""What the first bytes of the file on disk say, past every cache: is it ours, and is it still?"""
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import apsw
 
-from mandrake_sessions.database.connection import MAGIC, Connection
-from mandrake_sessions.schema import APPLICATION_ID
+from mandrake_sessions.errors import (
+    CorruptDatabaseError,
+    DatabaseMovedError,
+    NotADatabaseError,
+    UnrecognizedDatabaseError,
+)
+from mandrake_sessions.tables import APPLICATION_ID
 
+if TYPE_CHECKING:
+    from mandrake_sessions.database.connection import Connection
+
+MAGIC = b"SQLite format 3\0"
+SMALLEST_PAGE = 512
+_WAL_FORMAT = b"\2\2"
 _LOOKS = 3
 _PAUSE = 0.002
+_LOOKS_FOR_PAGE = 5
+_PAUSE_FOR_PAGE = 0.01
+
+
+def require_ours(connection: Connection) -> None:
+    """Look at the header on disk: what has one, no -wal and not our mark is another program's.
+
+    Asked before SQLite reads: of a WAL database that makes a -wal and a -shm beside it.
+    """
+    path = connection.path
+    size = _require_not_emptied(path)
+    if 0 < size < SMALLEST_PAGE:
+        # SQLite would take a file of one byte for an empty one.
+        raise NotADatabaseError(path=path, operation="open")
+    if size == 0 or os.path.lexists(f"{path}-wal") or os.path.lexists(f"{path}-journal"):
+        return
+    header = connection.header()
+    application = int.from_bytes(header[68:72], "big")
+    # One page: a file of ours that was switched to WAL, and its schema is not made yet.
+    pages = int.from_bytes(header[28:32], "big")
+    is_wal = header[:16] == MAGIC and header[18:20] == _WAL_FORMAT
+    if is_wal and pages > 1 and application != APPLICATION_ID:
+        raise UnrecognizedDatabaseError(path=path, operation="open")
+
+
+def _require_not_emptied(path: Path) -> int:
+    """Return the size of the file; refuse an empty one that has a log.
+
+    SQLite would take it for a new one and delete the log. Who makes a database has written its
+    first page before there is anything in the log. Looked at again, for who has just made the file
+    may be setting the log of an older one aside.
+    """
+    log = f"{path}-wal"
+    for look in range(_LOOKS_FOR_PAGE):
+        if look:
+            time.sleep(_PAUSE_FOR_PAGE)
+        # The log first: what comes into it later is of a file that has its first page.
+        in_log = _size(log)
+        size = _size(path)
+        if size is None:
+            raise DatabaseMovedError(path=path, operation="open")
+        if size or not in_log:
+            return size
+    raise CorruptDatabaseError(
+        f"The database file is empty, but {path.name}-wal beside it holds what was stored: "
+        "salvage it, restore a backup, or move the log away.",
+        path=path,
+        operation="open",
+        result_code=apsw.SQLITE_CORRUPT,
+    )
+
+
+def _size(path: str | Path) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return None
 
 
 def strangeness(header: bytes, stamp: int) -> str | None:

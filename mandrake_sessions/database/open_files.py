@@ -10,12 +10,9 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable
-from pathlib import Path
 from threading import get_ident
 from time import monotonic
 from typing import Final, TypeVar
-
-import structlog
 
 from mandrake_sessions.database.closing import OnStuck
 from mandrake_sessions.database.file import DatabaseFile
@@ -25,6 +22,7 @@ from mandrake_sessions.database.parking import lacks_descriptors, most_open
 from mandrake_sessions.database.paths import Identity, identify, make_file
 from mandrake_sessions.database.slots import (
     Slot,
+    Slots,
     SlotState,
     begin_closing,
     lingered_enough,
@@ -43,6 +41,7 @@ from mandrake_sessions.errors import (
     MandrakeSessionsError,
     PoolClosedError,
 )
+from mandrake_sessions.log import get_logger
 from mandrake_sessions.options import DatabaseOptions, PoolOptions
 
 T = TypeVar("T")
@@ -74,7 +73,7 @@ class OpenFiles:
 
     def __init__(self, options: PoolOptions, unusable: set[Identity]) -> None:
         self.mutex = threading.Lock()
-        self.slots: dict[Path, Slot] = {}
+        self.slots = Slots()
         self.maintenance = Maintenance("mandrake-pool")
         self.is_closed = False
         self.opened = 0
@@ -147,6 +146,7 @@ class OpenFiles:
                 if slot.state is SlotState.PARKED:
                     slot.worker, slot.error = get_ident(), None
                     slot.changed.clear()
+                    self.slots.wake(slot)
                     slot.state = SlotState.OPENING
                     break
             if not slot.changed.wait(budget.left()):
@@ -220,7 +220,6 @@ class OpenFiles:
     def _with_room(self, attempt: Callable[[], T]) -> T:
         """Open a file when others have given way; once more if descriptors run out all the same."""
         self.make_room()
-        self.maintenance.start()
         try:
             return attempt()
         except DatabaseError:
@@ -245,24 +244,25 @@ class OpenFiles:
 
     def _other_name(self, slot: Slot, identity: Identity) -> Slot | None:
         with self.mutex:
-            for other in self.slots.values():
-                if other is not slot and other.identity == identity:
-                    return other
-            slot.identity = identity
+            other = self.slots.of(identity)
+            if other is not None and other is not slot:
+                return other
+            self.slots.identify(slot, identity)
         # After it is set: of two pools in the same moment one sees the other at least.
         for files in [each for each in tuple(_living) if not each.is_closed]:
-            for other in tuple(files.slots.values()):
-                if other.identity == identity and other.path != slot.path and _is_there(other):
-                    return other
+            other = files.slots.of(identity)
+            if other is not None and other.path != slot.path and _is_there(other):
+                return other
         return None
 
     def _note_failure(self, slot: Slot, error: BaseException | None, state: SlotState) -> None:
         with self.mutex:
             slot.error = error if isinstance(error, MandrakeSessionsError) else None
             if not slot.refs or state is SlotState.GONE:
-                self._forget(slot)
+                self.slots.forget(slot)
             else:
                 slot.state = state
+                self.slots.rest(slot)
             # Under the mutex: later, another thread could be opening it again, and who waits for
             # that would look on and on.
             slot.changed.set()
@@ -295,7 +295,7 @@ class OpenFiles:
     def _close_one_more(self) -> bool:
         """Close one file though there are not too many; return whether there was one."""
         with self.mutex:
-            count = sum(slot.counts_as_open for slot in self.slots.values())
+            count = len(self.slots.counted())
         return self._close_down_to(count - 1)
 
     def _close_down_to(self, most: int) -> bool:
@@ -303,12 +303,12 @@ class OpenFiles:
         tried: set[Slot] = set()
         while True:
             with self.mutex:
-                slots = self.slots.values()
-                if self.is_closed:
+                counted = self.slots.counted()
+                if self.is_closed or len(counted) <= most:
                     return True
-                slot = next_to_close(slots, most, tried)
+                slot = next_to_close(counted, tried)
                 if slot is None:
-                    return sum(each.counts_as_open for each in slots) <= most
+                    return False
                 was_idle = slot.is_idle
                 begin_closing([slot], parks=not was_idle)
             tried.add(slot)
@@ -331,8 +331,9 @@ class OpenFiles:
                 self.parkings += 1
                 self.closed += 1
                 slot.state = SlotState.PARKED
+                self.slots.rest(slot)
                 if not slot.refs:
-                    self._forget(slot)
+                    self.slots.forget(slot)
             else:
                 slot.state = SlotState.OPEN
                 self._note_idle(slot)
@@ -344,7 +345,7 @@ class OpenFiles:
         """Let go of a parked slot whose file is not there any more; its handles are told."""
         with self.mutex:
             if slot.state is SlotState.PARKED:
-                self._forget(slot)
+                self.slots.forget(slot)
 
     # -- closing ----------------------------------------------------------------------------
 
@@ -356,13 +357,15 @@ class OpenFiles:
             if slot.refs or self.is_closed:
                 return []
             if slot.state is SlotState.PARKED:
-                self._forget(slot)
+                self.slots.forget(slot)
                 return []
             if slot.state is not SlotState.OPEN:
                 return []
-            self._note_idle(slot)
-            closing = too_many_idle(self.slots.values(), self._options)
+            slot.idle_since = monotonic()
+            closing = too_many_idle(self.slots.awake(), self._options)
             begin_closing(closing)
+            # Nobody is woken for what is closed at once.
+            self._note_idle(slot)
             return closing
 
     def _note_idle(self, slot: Slot) -> None:
@@ -376,7 +379,7 @@ class OpenFiles:
         with self.mutex:
             if self.is_closed:
                 return
-            due, seconds = lingered_enough(self.slots.values(), self._options)
+            due, seconds = lingered_enough(self.slots.awake(), self._options)
             begin_closing(due)
         if seconds is not None:
             self.maintenance.call_later(_IDLE, seconds, self._close_idle)
@@ -424,7 +427,7 @@ class OpenFiles:
                 failures.append(error)
             # Not if a signal's handler has raised: then it is closed by the maintenance thread.
             with self.mutex:
-                self._forget(slot)
+                self.slots.forget(slot)
                 self.closed += 1
                 slot.changed.set()
         if failures:
@@ -438,18 +441,12 @@ class OpenFiles:
             except ExceptionGroup as group:
                 _log_failure(slot, group.exceptions[0])
 
-    def _forget(self, slot: Slot) -> None:
-        # In this order: after a signal in between nobody may find one that is gone.
-        if self.slots.get(slot.path) is slot:
-            del self.slots[slot.path]
-        slot.state = SlotState.GONE
-
     def forget_parked(self) -> None:
         """Let go of all parked files: the pool is closing, and they are closed."""
         with self.mutex:
             for slot in tuple(self.slots.values()):
                 if slot.state is SlotState.PARKED:
-                    self._forget(slot)
+                    self.slots.forget(slot)
 
 
 def _is_there(slot: Slot) -> bool:
@@ -462,6 +459,6 @@ _living: weakref.WeakSet[OpenFiles] = weakref.WeakSet()
 
 
 def _log_failure(slot: Slot, error: Exception) -> None:
-    structlog.get_logger(__name__).error(
+    get_logger(__name__).error(
         "database_not_closed", path=str(slot.path), error=type(error).__name__, detail=str(error)
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
-
-import structlog
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.errors import DatabaseFolderError, DatabaseMovedError, DatabasePathError
 from mandrake_sessions.ids import new_id
+from mandrake_sessions.log import get_logger
 
 Identity = tuple[int, int]
 """Device and inode: what a file is, whatever it is called."""
@@ -62,12 +62,12 @@ def identify(path: Path) -> Identity | None:
         DatabasePathError: there is something, but not a regular file.
     """
     try:
-        found = path.stat()
+        found = os.stat(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise translate_os(error, path) from error
-    if not path.is_file():
+    if not stat.S_ISREG(found.st_mode):
         raise DatabasePathError("The path names a folder or a device, not a file.", path=path)
     return found.st_dev, found.st_ino
 
@@ -78,6 +78,9 @@ def make_file(path: Path) -> Identity:
     A file that exists, also one that another process makes at this moment, is left as it is. A log
     that is there without its file is kept under another name: SQLite would delete it.
     """
+    identity = identify(path)
+    if identity is not None:
+        return identity
     try:
         make_folder(path.parent)
         log, _ = companions(path)
@@ -131,7 +134,7 @@ def aside_of(log: Path) -> Path:
 
 def tell_set_aside(path: Path, aside: Path) -> None:
     """Log that the log of a database was kept under another name."""
-    structlog.get_logger(__name__).error("database_log_set_aside", path=str(path), log=str(aside))
+    get_logger(__name__).error("database_log_set_aside", path=str(path), log=str(aside))
 
 
 def may_write(path: Path) -> bool:

@@ -185,7 +185,7 @@ class ConnectionPool:
     def _note_forgotten(self, slot: Slot, claim: Hashable) -> None:
         """Count a handle that was collected later: a finalizer must not take a lock."""
         self._forgotten.append((slot, claim))
-        self._files.maintenance.call_later(_FORGOTTEN, 0.0, self._reap_forgotten)
+        self._files.maintenance.call_for_finalizer(_FORGOTTEN, self._reap_forgotten)
 
     def _reap_forgotten(self) -> None:
         while self._forgotten:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Final
 
 import apsw
-import structlog
 
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
-from mandrake_sessions.database.connection import SMALLEST_PAGE, Connection
+from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.exclusive import alone
 from mandrake_sessions.database.faults import primary_code, translate, translate_os
+from mandrake_sessions.database.head import is_known
+from mandrake_sessions.database.header import SMALLEST_PAGE
 from mandrake_sessions.database.paths import (
     Identity,
     aside_of,
@@ -30,7 +31,6 @@ from mandrake_sessions.database.paths import (
 )
 from mandrake_sessions.database.placing import making, merge_log, put_in_place, sync_file
 from mandrake_sessions.database.raw import RawFile, copy_database
-from mandrake_sessions.database.revisions import is_known
 from mandrake_sessions.database.salvage.pages import open_pages
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
@@ -44,7 +44,8 @@ from mandrake_sessions.errors import (
     UnrecognizedDatabaseError,
 )
 from mandrake_sessions.ids import new_id
-from mandrake_sessions.schema import APPLICATION_ID
+from mandrake_sessions.log import get_logger
+from mandrake_sessions.tables import APPLICATION_ID
 
 _OPERATION: Final = "restore"
 _ATTEMPTS: Final = 3
@@ -280,7 +281,7 @@ def _keep(path: Path) -> Path:
     except OSError:
         # A file system without links.
         os.rename(path, aside)
-    structlog.get_logger(__name__).warning("database_set_aside", path=str(path), aside=str(aside))
+    get_logger(__name__).warning("database_set_aside", path=str(path), aside=str(aside))
     return aside
 
 

@@ -33,6 +33,7 @@ from mandrake_sessions import (
     DatabaseFolderError,
     DatabaseIOError,
     DatabaseMissingError,
+    DatabaseMovedError,
     DatabaseOpenError,
     DatabaseOptions,
     DatabasePathError,
@@ -624,6 +625,23 @@ def test_rule_6_an_emptied_file_with_a_log_is_not_made_a_new_one(
 
     assert path.stat().st_size == 0
     assert path.with_name("db.sqlite-wal").read_bytes() == log
+
+
+def test_rule_6_a_file_that_goes_while_it_is_opened_leaves_nothing(
+    pool: ConnectionPool, path: Path
+) -> None:
+    pool.acquire(path).release()
+
+    def unlink(_connection: object) -> None:
+        path.unlink(missing_ok=True)
+
+    apsw.connection_hooks.append(unlink)
+    try:
+        with pytest.raises(DatabaseMovedError):
+            pool.acquire(path)
+    finally:
+        apsw.connection_hooks.remove(unlink)
+    assert list(path.parent.iterdir()) == []
 
 
 def test_rule_6_the_log_of_a_file_that_is_gone_is_kept(

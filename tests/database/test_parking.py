@@ -393,6 +393,21 @@ def test_a_claim_that_is_made_while_its_file_is_parked_holds_for_the_turn(
 # -- opening again -------------------------------------------------------------------------
 
 
+def test_what_is_parked_is_not_looked_at_when_another_file_is_opened(
+    pool: ConnectionPool, crowd: Crowd
+) -> None:
+    handles = crowd(*"abcdefgh")
+    slots = pool._slots
+    for number, handle in enumerate([*handles, *handles]):
+        handle.transact(adding(f"{number}"))
+        assert slots[handle.path] in slots.awake()
+        assert len(slots.awake()) == 2
+        assert len(slots) == 8
+    for handle in handles:
+        handle.release()
+    assert (slots, slots.awake(), slots._identified, slots._awake) == ({}, [], {}, {})
+
+
 def test_threads_that_want_a_parked_file_at_once_open_it_once(
     pool: ConnectionPool,
     parked: DatabaseHandle,

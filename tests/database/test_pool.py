@@ -47,7 +47,7 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.statements.generator.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
 
@@ -766,6 +766,27 @@ def test_a_pool_that_is_not_used_starts_no_thread(make_pool: MakePool) -> None:
     assert threading.active_count() == before
 
 
+def test_a_file_that_is_closed_at_once_needs_no_thread(make_pool: MakePool, path: Path) -> None:
+    before = set(threading.enumerate())
+    pool = make_pool(linger=0)
+    with pool.acquire(path) as handle:
+        handle.transact(adding("a"))
+    assert open_connections(path) == 0
+    assert set(threading.enumerate()) == before
+
+
+def test_the_query_planner_is_asked_only_where_something_was_written(
+    make_pool: MakePool, path: Path, statements: Any
+) -> None:
+    pool = make_pool(linger=0)
+    with pool.acquire(path) as handle:
+        handle.transact(adding("a"))
+    assert statements.take()[-1] == "PRAGMA optimize"
+    with pool.acquire(path) as handle:
+        assert keys(handle) == {"a"}
+    assert "PRAGMA optimize" not in statements.take()
+
+
 def test_the_maintenance_thread_ends_with_the_pool(make_pool: MakePool, path: Path) -> None:
     before = set(threading.enumerate())
     pool = make_pool(linger=3600.0)
@@ -793,7 +814,7 @@ def test_stats_tell_what_a_database_did(handle: DatabaseHandle, pool: Connection
 
 def test_an_operation_that_fails_is_always_a_typed_error(pool: ConnectionPool, path: Path) -> None:
     with pool.acquire(path) as handle:
-        bad = Statement(text("SELEC 1"))
+        bad = compiled(text("SELEC 1"))
         with pytest.raises(MandrakeSessionsError):
             handle.transact(lambda tx: tx.rows(bad))
 
