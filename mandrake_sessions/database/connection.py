@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -15,7 +13,8 @@ import apsw
 
 from mandrake_sessions.database.faults import extended_code, primary_code, translate
 from mandrake_sessions.database.guard import require_safe_sqlite
-from mandrake_sessions.database.paths import Identity, companions, identify
+from mandrake_sessions.database.header import require_ours
+from mandrake_sessions.database.paths import Identity, identify
 from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.waiting import Budget, pause, retry_busy
 from mandrake_sessions.errors import (
@@ -30,19 +29,17 @@ from mandrake_sessions.errors import (
     UnrecognizedDatabaseError,
 )
 from mandrake_sessions.options import DatabaseOptions, Durability
-from mandrake_sessions.schema import APPLICATION_ID
+from mandrake_sessions.tables import APPLICATION_ID
 
 _SYNCHRONOUS = {Durability.FAST: 1, Durability.DURABLE: 2}
 _JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 _PROGRESS_STEPS = 20_000
-SMALLEST_PAGE = 512
-_LOOKS = 5
-_PAUSE = 0.01
-MAGIC = b"SQLite format 3\0"
 # What a file answers that is read with another one's log.
 _STRANGE = (CorruptDatabaseError, NotADatabaseError, UnrecognizedDatabaseError)
-_WAL_FORMAT = b"\2\2"
 _NONE = apsw.SQLITE_TXN_NONE
+
+_FROM_THE_BEGINNING = {"synchronous": 2, "query_only": 0}
+"""What a new connection has without being told; it is only read."""
 
 _SETTINGS = {
     "foreign_keys": (apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 1),
@@ -238,17 +235,17 @@ def _configure(
     raw, path = connection.raw, connection.path
     raw.set_busy_handler(connection.on_busy)
     # Before the first read of a WAL database, which makes a -wal and a -shm beside it.
-    _require_ours(connection)
+    require_ours(connection)
     # The auxiliary one only reads: that goes on in a file that has become read-only.
     if raw.readonly("main") and not auxiliary:
         # SQLite opens an unwritable file without complaint and would fail at the first write.
         raise ReadOnlyDatabaseError(path=path, operation="open")
     # Reads the header: here a file that is no database is told from one that is.
-    retry_busy(lambda: connection.value("PRAGMA schema_version"), budget, path, "open", "open")
+    is_ours = retry_busy(lambda: _is_ours(connection), budget, path, "open", "open")
     # Before anything is set: another program's database must stay as it is. Asked twice, because
     # another process may be making ours this moment.
     if (
-        not _is_ours(connection)
+        not is_ours
         and connection.value("SELECT count(*) FROM sqlite_schema")
         and not _is_ours(connection)
     ):
@@ -280,54 +277,6 @@ def _is_ours(connection: Connection) -> bool:
     return bool(connection.value("PRAGMA application_id") == APPLICATION_ID)
 
 
-def _require_ours(connection: Connection) -> None:
-    """Look at the header on disk: what has one, no -wal and not our mark is another program's."""
-    path = connection.path
-    _require_not_emptied(path)
-    size = path.stat().st_size
-    if 0 < size < SMALLEST_PAGE:
-        # SQLite would take a file of one byte for an empty one.
-        raise NotADatabaseError(path=path, operation="open")
-    if size == 0 or os.path.lexists(f"{path}-wal") or os.path.lexists(f"{path}-journal"):
-        return
-    header = connection.header()
-    application = int.from_bytes(header[68:72], "big")
-    # One page: a file of ours that was switched to WAL, and its schema is not made yet.
-    pages = int.from_bytes(header[28:32], "big")
-    is_wal = header[:16] == MAGIC and header[18:20] == _WAL_FORMAT
-    if is_wal and pages > 1 and application != APPLICATION_ID:
-        raise UnrecognizedDatabaseError(path=path, operation="open")
-
-
-def _require_not_emptied(path: Path) -> None:
-    """Refuse an empty file that has a log: SQLite would take it for a new one and delete the log.
-
-    Who makes a database has written its first page before there is anything in the log. Looked at
-    again, for who has just made the file may be setting the log of an older one aside.
-    """
-    log, _ = companions(path)
-    for look in range(_LOOKS):
-        if look:
-            time.sleep(_PAUSE)
-        # The log first: what comes into it later is of a file that has its first page.
-        if not _size(log) or _size(path):
-            return
-    raise CorruptDatabaseError(
-        f"The database file is empty, but {log.name} beside it holds what was stored: "
-        "salvage it, restore a backup, or move the log away.",
-        path=path,
-        operation="open",
-        result_code=apsw.SQLITE_CORRUPT,
-    )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
 def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:
     """Return the pragmas a connection must have."""
     return {
@@ -336,6 +285,9 @@ def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:
         "wal_autocheckpoint": 0,
         "journal_size_limit": _JOURNAL_SIZE_LIMIT,
         "mmap_size": 0,
+        # In memory: what a savepoint keeps to undo an append is above 64 KiB, and making a file for
+        # it took as long as the append (docs/adr/0005).
+        "temp_store": 2,
         "cache_size": -(options.cache_bytes // 1024),
         "query_only": int(auxiliary),
     }
@@ -343,6 +295,8 @@ def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:
 
 def _set_pragma(connection: Connection, name: str, wanted: int) -> int:
     """Set a pragma and return what it is then; some answer the setting itself."""
+    if _FROM_THE_BEGINNING.get(name) == wanted and connection.value(f"PRAGMA {name}") == wanted:
+        return wanted
     answered = connection.value(f"PRAGMA {name}={wanted}")
     if answered is None:
         answered = connection.value(f"PRAGMA {name}")

@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import get_ident
+from time import monotonic
 from typing import TypeVar
 
 import apsw
-import structlog
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database import migrate
 from mandrake_sessions.database.checkpoint import Checkpointer
 from mandrake_sessions.database.companion import C, Companion
 from mandrake_sessions.database.connection import Connection, open_connection
@@ -23,6 +22,7 @@ from mandrake_sessions.database.guard import (
     reentrant_error,
     warn_of_second_sqlite,
 )
+from mandrake_sessions.database.head import bring_to_head
 from mandrake_sessions.database.lease import Bring
 from mandrake_sessions.database.lifecycle import FileLifecycle
 from mandrake_sessions.database.maintenance import Maintenance
@@ -40,13 +40,16 @@ from mandrake_sessions.errors import (
     DatabaseMovedError,
     PoolClosedError,
 )
+from mandrake_sessions.log import get_logger
 from mandrake_sessions.options import DatabaseOptions
 
 T = TypeVar("T")
 
 _CHECKPOINT_BUDGET = 5.0
-# Finishing costs the writers one or two milliseconds: rarer, a lone writer gained 25 %.
+# Finishing costs the writers one or two milliseconds: rarer, a lone writer gained 25 %. Where the
+# same few pages are written again and again there is next to nothing to copy.
 _FINISH_ABOVE = 4_000
+_CHEAP = 0.001
 
 
 class DatabaseFile(FileLifecycle):
@@ -108,7 +111,7 @@ class DatabaseFile(FileLifecycle):
         try:
             if stamp is not None and main.value("PRAGMA user_version") != stamp:
                 raise DatabaseMovedError(path=path, operation="open")
-            migrate.bring_to_head(main, budget)
+            bring_to_head(main, budget)
             return cls(main, options, maintenance, on_retired)
         except BaseException as error:
             with contextlib.suppress(apsw.Error):
@@ -183,11 +186,7 @@ class DatabaseFile(FileLifecycle):
             even_refused: for the last writes of what closes with the file.
             bring: gives further work of this thread's callers for the same COMMIT.
         """
-        self._admit(operation, even_refused=even_refused)
-        self.refusal.require_writable()
-        budget = self.budget(timeout)
-        if self.checkpointer.is_outrun:
-            self.checkpointer.hold(budget.left())
+        budget = self._admit_write(operation, timeout, even_refused=even_refused)
         return self._main.transact(
             work,
             budget,
@@ -210,13 +209,20 @@ class DatabaseFile(FileLifecycle):
     def write_scope(self, timeout: float | None = None) -> Iterator[WriteTransaction]:
         """Lend a write transaction for a block."""
         operation = f"write() at {caller_outside()}"
-        self._admit(operation)
+        budget = self._admit_write(operation, timeout)
+        with self._main.scope(budget, operation) as tx:
+            yield tx
+
+    def _admit_write(
+        self, operation: str, timeout: float | None, *, even_refused: bool = False
+    ) -> Budget:
+        """Let a writing call in, and return its budget."""
+        self._admit(operation, even_refused=even_refused)
         self.refusal.require_writable()
         budget = self.budget(timeout)
         if self.checkpointer.is_outrun:
             self.checkpointer.hold(budget.left())
-        with self._main.scope(budget, operation) as tx:
-            yield tx
+        return budget
 
     @contextlib.contextmanager
     def exclusive(self, operation: str, budget: Budget) -> Iterator[Connection]:
@@ -280,11 +286,15 @@ class DatabaseFile(FileLifecycle):
                     with self._main.exclusive(budget, "checkpoint") as main:
                         self.checkpointer.run(main, budget.deadline)
                     return
+                since = monotonic()
                 self.checkpointer.run(connection, budget.deadline)
-                if self.checkpointer.wal_frames >= _FINISH_ABOVE:
+                is_cheap = monotonic() - since < _CHEAP
+                frames = self.options.checkpoint_frames if is_cheap else _FINISH_ABOVE
+                if self.checkpointer.wal_frames >= frames:
                     # Frames that came meanwhile keep the WAL from beginning anew, and in a file
-                    # that grows each fsync is about twice as dear: finish while nobody writes.
-                    with self._main.exclusive(budget, "checkpoint"):
+                    # that grows each fsync is about twice as dear: finish while nobody writes,
+                    # in no process.
+                    with self._main.alone(budget, "checkpoint"):
                         self.checkpointer.run(connection, budget.deadline)
         except DatabaseError as error:
             # Readers need the connection, it cannot be opened, or it is going away: the next
@@ -373,7 +383,7 @@ class DatabaseFile(FileLifecycle):
         try:
             self.checkpointer.note(self._main.connection.pages_written())
         except Exception:  # noqa: BLE001  # as the docstring says
-            structlog.get_logger(__name__).exception("checkpoint_not_asked_for")
+            get_logger(__name__).exception("checkpoint_not_asked_for")
         if self.refusal.obstacle is not None:
             self.refusal.note_success()
         self._attached.committed()

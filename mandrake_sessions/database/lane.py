@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import TypeVar
 
+import apsw
+
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.lease import LeaseQueue
 from mandrake_sessions.database.transaction import ReadTransaction, ReadUnit, rollback
@@ -14,6 +16,7 @@ from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseError
 
 T = TypeVar("T")
+_NONE = apsw.SQLITE_TXN_NONE
 
 
 class Lane:
@@ -153,7 +156,7 @@ class Lane:
         connection = self.connection
         try:
             # An unfinished SELECT shows in the one only, an empty BEGIN in the other.
-            is_open = connection.raw.in_transaction or connection.in_transaction()
+            is_open = connection.raw.in_transaction or connection.txn_state() != _NONE
             if is_open and not connection.is_forked:
                 rollback(connection)
                 self._on_unclean(

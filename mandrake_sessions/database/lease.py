@@ -240,14 +240,17 @@ class LeaseQueue:
             DatabaseBusyError: the deadline passed; this waiter will never be given the lease.
             PoolClosedError: or what else the queue refuses work with.
         """
-        if self.try_acquire(operation, even_refused=even_refused):
-            return None
-        waiter = Waiter(budget, operation, work)
-        waiter.even_refused = even_refused
-        since = monotonic()
+        waiter: Waiter | None = None
         try:
-            if not self._enqueue(waiter, even_refused=even_refused):
-                return None
+            with self._mutex:
+                if self._is_free(even_refused=even_refused):
+                    self.holder = get_ident()
+                    self.operation = operation
+                    return None
+                waiter = Waiter(budget, operation, work)
+                waiter.even_refused = even_refused
+                self._waiters.append(waiter)
+            since = monotonic()
             if not waiter.wake.acquire(timeout=max(0.0, budget.deadline - since)):
                 if self._withdraw(waiter):
                     self.timeouts += 1
@@ -255,7 +258,12 @@ class LeaseQueue:
                 # The lease, a refusal or a holder came in the same moment.
                 waiter.wait_for_outcome()
         except BaseException:
-            if not self._withdraw(waiter) and waiter.is_taken and not waiter.is_settled:
+            if (
+                waiter is not None
+                and not self._withdraw(waiter)
+                and waiter.is_taken
+                and not waiter.is_settled
+            ):
                 waiter.wait_for_outcome()
             raise
         budget.spent("queue", since)
@@ -310,15 +318,6 @@ class LeaseQueue:
                     self._waiters.remove(waiter)
                     return True
         return False
-
-    def _enqueue(self, waiter: Waiter, *, even_refused: bool) -> bool:
-        """Stand in the queue; False if the lease was free after all and is the waiter's now."""
-        with self._mutex:
-            if self._is_free(even_refused=even_refused):
-                self._grant(waiter)
-                return False
-            self._waiters.append(waiter)
-            return True
 
     def _is_free(self, *, even_refused: bool) -> bool:
         if self._refusal is not None and not even_refused:

@@ -18,9 +18,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from threading import get_ident
+from time import monotonic
 from typing import TypeVar
 
 import apsw
@@ -50,7 +52,7 @@ __all__ = ["Lane", "WriteLane"]
 T = TypeVar("T")
 
 _REPLAYS = 2
-"""How often a unit runs again after its shared transaction was lost, the last time alone."""
+_GATHERING = 0.001
 
 
 class WriteLane(Lane):
@@ -72,6 +74,8 @@ class WriteLane(Lane):
         self.turnstile = Turnstile(connection.path)
         self._beginning = threading.Lock()
         self._is_beginning = False
+        # How many threads shared the last COMMIT with the one that made it.
+        self._company = 0
         self.commits = 0
         self.units = 0
         self.replays = 0
@@ -85,6 +89,7 @@ class WriteLane(Lane):
         delegable: bool = True,
         even_refused: bool = False,
         bring: Bring | None = None,
+        replays: int = _REPLAYS,
     ) -> T:
         """Run work as a unit and return its result once it is committed.
 
@@ -96,63 +101,32 @@ class WriteLane(Lane):
             even_refused: for the last writes of a file that closes and takes no more work.
             bring: asked for further work of this thread's callers once the transaction is open;
                 not when another thread has run ``work``, nor at the last try.
+            replays: how often the work may run again after its transaction was lost, the last
+                time alone.
 
         Raises:
             TransactionLostError: SQLite ended its transaction each time.
         """
-        for left in range(_REPLAYS, -1, -1):
-            try:
-                return self._transact(
-                    work,
-                    budget,
-                    operation,
-                    delegable=delegable and left > 0,
-                    alone=left == 0,
-                    even_refused=even_refused,
-                    bring=bring,
-                )
-            except TransactionLostError:
-                if left == 0:
-                    raise
-                self.replays += 1
-        raise AssertionError("unreachable")
-
-    def give_up(self, thread: int) -> None:
-        """Have a thread stop waiting, in the queue or for another process, as at its deadline.
-
-        Only for a thread whose own work has come to nothing: what it runs is not stopped.
-        """
-        if not self.queue.give_up(thread):
-            with self._beginning:
-                if self._is_beginning and self.queue.holder == thread:
-                    self.connection.deadline = 0.0
-
-    def _transact(
-        self,
-        work: WriteUnit[T],
-        budget: Budget,
-        operation: str,
-        *,
-        delegable: bool,
-        alone: bool,
-        even_refused: bool,
-        bring: Bring | None,
-    ) -> T:
         connection = self.connection
         owner = get_ident()
         group: Group | None = None
         try:
             waiter = self.queue.acquire(
-                budget, operation, work=work if delegable else None, even_refused=even_refused
+                budget,
+                operation,
+                work=work if delegable and replays else None,
+                even_refused=even_refused,
             )
             if waiter is not None:
                 done: T = waiter.outcome()
                 return done
+            if bring is None and self._company:
+                self._gather()
             self._check(connection, operation)
             self._begin(budget, operation)
             result = self._run(work, budget, operation)
             self.units += 1
-            if not alone and (bring is not None or self.queue.waiting):
+            if replays and (bring is not None or self.queue.waiting):
                 self._require_whole_references(operation)
                 group = Group(self._options.group_max_units, self._options.group_max_seconds)
                 self._run_for_others(group, bring)
@@ -169,7 +143,40 @@ class WriteLane(Lane):
                 # A signal in the midst of it: neither the lease nor a member may be left behind.
                 self._end(error, owner, operation, group)
                 raise
-            raise
+            if not replays or not isinstance(error, TransactionLostError):
+                raise
+        self.replays += 1
+        return self.transact(
+            work,
+            budget,
+            operation,
+            delegable=delegable,
+            even_refused=even_refused,
+            bring=bring,
+            replays=replays - 1,
+        )
+
+    def give_up(self, thread: int) -> None:
+        """Have a thread stop waiting, in the queue or for another process, as at its deadline.
+
+        Only for a thread whose own work has come to nothing: what it runs is not stopped.
+        """
+        if not self.queue.give_up(thread):
+            with self._beginning:
+                if self._is_beginning and self.queue.holder == thread:
+                    self.connection.deadline = 0.0
+
+    def _gather(self) -> None:
+        """Give way to those who shared the last COMMIT, for their next work to share this one.
+
+        They are awake and prepare it. If we begin at once, each of them takes the interpreter
+        between two of our statements.
+        """
+        until = monotonic() + _GATHERING
+        for _ in range(self._company):
+            if self.queue.waiting >= self._company or monotonic() >= until:
+                return
+            time.sleep(0)
 
     def _begin(self, budget: Budget, operation: str) -> None:
         """Begin the transaction; ``give_up`` may end the waiting for other processes."""
@@ -263,6 +270,18 @@ class WriteLane(Lane):
                 raise
             raise
 
+    @contextlib.contextmanager
+    def alone(self, budget: Budget, operation: str) -> Iterator[None]:
+        """Hold the lease and the write lock, with nothing to store: no process writes meanwhile."""
+        with self.exclusive(budget, operation) as connection:
+            try:
+                begin_immediate(connection, budget, operation, self.turnstile)
+                yield
+            finally:
+                rollback(connection)
+                if self.turnstile.is_entered:
+                    self.turnstile.leave()
+
     def _commit(self, operation: str, group: Group | None = None) -> None:
         """Commit for every unit of the group, and give the lease back."""
         try:
@@ -282,6 +301,7 @@ class WriteLane(Lane):
             self._release_and_settle(group, unknown)
             raise
         self.commits += 1
+        self._company = 0 if group is None else len(group.members)
         self._on_commit()
         self._release_and_settle(group, None)
 

@@ -150,8 +150,12 @@ class WriteTransaction(ReadTransaction):
             raise self._failed(error) from error
         return self._connection.raw.changes()
 
-    def run_all(self, bound: Iterable[Bound]) -> None:
-        """Run several statements, bound to their values before; raises what ``run`` does."""
+    def run_all(self, bound: Iterable[Bound]) -> int:
+        """Run several statements, bound to their values before; raises what ``run`` does.
+
+        Returns:
+            The number of the row that was inserted last.
+        """
         self._require_usable()
         execute = self._connection.execute
         try:
@@ -159,10 +163,6 @@ class WriteTransaction(ReadTransaction):
                 execute(sql, row)
         except apsw.Error as error:
             raise self._failed(error) from error
-
-    def insert(self, statement: Statement, values: Values) -> int:
-        """Run an INSERT of one row and return its number; raises what ``run`` does."""
-        self.run_all((statement.bound(values),))
         return self._connection.raw.last_insert_rowid()
 
     @contextlib.contextmanager
@@ -236,7 +236,7 @@ def begin_immediate(
     since = monotonic()
     connection.turnstile = turnstile
     try:
-        if turnstile is not None and since >= turnstile.looks_at:
+        if turnstile is not None and (turnstile.is_held or since >= turnstile.looks_at):
             turnstile.look(connection)
         try:
             connection.execute("BEGIN IMMEDIATE")

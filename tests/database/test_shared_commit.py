@@ -41,8 +41,8 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.database import scope
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.statements.generator.compiler import compiled
 from mandrake_sessions.testing import FaultVFS, failure
 
 MakePool = Callable[..., ConnectionPool]
@@ -237,6 +237,25 @@ def test_rule_17_one_unit_alone_commits_alone(grouping: DatabaseHandle, commits:
     assert commits.count("COMMIT") == 3
     assert "SAVEPOINT unit" not in commits
     assert grouping.stats().commits == 3
+
+
+def test_who_shared_the_last_commit_is_given_way_to(
+    grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each of them, and not by a thread that shares with nobody."""
+    given_way: list[float] = []
+    monkeypatch.setattr(scope.time, "sleep", given_way.append)
+    grouping.transact(adding("alone"), delegable=True)
+    assert given_way == []
+    gathering = Gathering(grouping, adding("first"))
+    gathering.put(adding("second"), adding("third"))
+    assert gathering.go() == [None] * 3
+    given_way.clear()
+    grouping.transact(adding("after them"), delegable=True)
+    assert given_way == [0, 0]
+    given_way.clear()
+    grouping.transact(adding("alone again"), delegable=True)
+    assert given_way == []
 
 
 def test_rule_17_a_block_commits_alone(grouping: DatabaseHandle, commits: list[str]) -> None:
@@ -520,7 +539,7 @@ def test_rule_17_a_statement_after_the_loss_is_not_stored_by_itself(
     grouping: DatabaseHandle,
 ) -> None:
     """The host goes on as if nothing had happened; without a transaction each would be stored."""
-    or_rollback = Statement(
+    or_rollback = compiled(
         insert(schema.meta).prefix_with("OR ROLLBACK").values(key="stamp", value=bindparam("value"))
     )
 

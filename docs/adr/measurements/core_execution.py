@@ -8,7 +8,7 @@ from time import perf_counter
 import sqlalchemy as sa
 
 from mandrake_sessions import SessionManager, schema
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.statements.generator.compiler import compiled
 
 TIMES = 20_000
 INSERT = sa.insert(schema.changes)
@@ -30,7 +30,7 @@ def through_core(folder: Path) -> float:
 
 def compiled_once(folder: Path) -> float:
     """Return the seconds of all inserts as the library runs them."""
-    statement = Statement(
+    statement = compiled(
         sa.insert(schema.changes).values({name: sa.bindparam(name) for name in change()})
     )
     with SessionManager(folder / "text.sqlite") as sessions, sessions.handle.write() as tx:
