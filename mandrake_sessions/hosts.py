@@ -6,9 +6,7 @@ import contextlib
 import os
 import threading
 from pathlib import Path
-from typing import Self, TypeVar
-
-import structlog
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.paths import real_path
@@ -22,6 +20,9 @@ from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import workspaces
+
+if TYPE_CHECKING:
+    import structlog
 
 ROOT_VARIABLE = "MANDRAKE_DIR"
 """Names the root in the environment; without it the root is ``~/.mandrake``."""

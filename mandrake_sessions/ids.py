@@ -28,12 +28,20 @@ def new_id() -> str:
     Ids made by one thread at least 250 ns apart sort in the order they were made, as far as the
     clock does not go back.
     """
+    return new_ids(1)[0]
+
+
+def new_ids(count: int) -> list[str]:
+    """Return new ids that sort in their order: of one moment, with random numbers that follow."""
     milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
     fraction = (nanoseconds << 12) // 1_000_000
-    # From the left: 48 bits of milliseconds, version 7, the fraction, variant 2, 62 random bits.
-    whole = milliseconds << 80 | (0x7000 | fraction) << 64 | 0x2 << 62 | _random.getrandbits(62)
-    digits = f"{whole:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    # From the left: 48 bits of milliseconds, version 7, the fraction, variant 2, 14 random bits.
+    whole = milliseconds << 32 | (0x7000 | fraction) << 16 | 0x8000 | _random.getrandbits(14)
+    digits = f"{whole:020x}"
+    head = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:]}-"
+    # 47 random bits of 48, so that counting on does not carry into what stands before.
+    tail = _random.getrandbits(47)
+    return [f"{head}{tail + number:012x}" for number in range(count)]
 
 
 def now() -> int:

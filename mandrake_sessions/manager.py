@@ -8,9 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Self, TypeVar
-
-import structlog
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.handle import DatabaseHandle
@@ -47,6 +45,9 @@ from mandrake_sessions.records import (
     usage,
 )
 from mandrake_sessions.session_transaction import SessionTransaction
+
+if TYPE_CHECKING:
+    import structlog
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ are read: a history of 1,000 rounds carries 8,000 of them and most are never loo
 history is made of is not tracked by the garbage collector (``gc=False``): it holds values only, and
 full collections while 4,000 records were made took longer than making them.
 
-The fields of a record stand in the order in which ``records`` selects its columns, so that a row
+The fields of a record stand in the order in which ``statements`` selects its columns, so that a row
 becomes a record by position: by keyword it takes three times as long.
 """
 

@@ -2,7 +2,8 @@
 
 A database has the same schema whether it is the system's or a workspace's; the registry of
 workspaces is filled in the system database only (docs/adr/0004). Times are integer microseconds
-since the epoch, UTC. JSON columns hold JSON text.
+since the epoch, UTC. JSON columns hold JSON text. What the library runs is made from this by
+``make sql`` (docs/adr/0021).
 """
 
 from __future__ import annotations

@@ -23,11 +23,11 @@ from types import FrameType
 from typing import Any, Protocol
 
 import msgspec
-import structlog
 
 from mandrake_sessions.database.guard import current_pid
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.errors import ShutdownHookError
+from mandrake_sessions.log import get_logger
 
 DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEFAULT_TIMEOUT = 10.0
@@ -180,7 +180,7 @@ class ShutdownHook:
         self.report = ShutdownReport(
             signal=number, seconds=monotonic() - began, failures=tuple(failures)
         )
-        log = structlog.get_logger(__name__)
+        log = get_logger(__name__)
         for failure in failures:
             log.error("shutdown_failed", error=type(failure).__name__, detail=str(failure))
         self._state = _State.FINISHED

@@ -6,9 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
-
-import structlog
+from typing import TYPE_CHECKING, Self
 
 from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.aio.manager import AsyncSessionManager
@@ -18,6 +16,9 @@ from mandrake_sessions.hosts import MandrakeManager, Root, WorkspaceManager
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import workspaces
+
+if TYPE_CHECKING:
+    import structlog
 
 
 class AsyncWorkspaceManager:

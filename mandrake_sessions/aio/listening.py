@@ -9,14 +9,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
-import structlog
-
 from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.errors import InvalidArgumentError, MandrakeSessionsError
 from mandrake_sessions.live.mailbox import Mailbox
 from mandrake_sessions.live.subscription import Followed, Subscription, Watch
 from mandrake_sessions.live.targets import Joining
 from mandrake_sessions.live.updates import TurnUpdate
+from mandrake_sessions.log import get_logger
 
 AsyncTurnListener = Callable[[TurnUpdate], Awaitable[object] | object]
 """A function or a coroutine function that is called with each update of a turn."""
@@ -73,7 +72,7 @@ async def _tell_each(watch: Watch[TurnUpdate], listener: AsyncTurnListener) -> N
         async for update in watch:
             await _tell(listener, update)
     except MandrakeSessionsError as error:
-        structlog.get_logger(__name__).warning("listener_ended", error=str(error))
+        get_logger(__name__).warning("listener_ended", error=str(error))
 
 
 async def _tell(listener: AsyncTurnListener, update: TurnUpdate) -> None:
@@ -87,7 +86,7 @@ async def _tell(listener: AsyncTurnListener, update: TurnUpdate) -> None:
         if is_ours or not isinstance(error, Exception | asyncio.CancelledError):
             raise
         # The places and not the message or the values: those may hold somebody's text.
-        structlog.get_logger(__name__).error(
+        get_logger(__name__).error(
             "listener_failed",
             error=type(error).__qualname__,
             traceback="".join(traceback.format_tb(error.__traceback__)),

@@ -8,9 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self, TypeVar
-
-import structlog
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.aio.calls import Call
@@ -23,6 +21,9 @@ from mandrake_sessions.errors import NotInitializedError
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.methods import Kind
 from mandrake_sessions.options import DatabaseOptions
+
+if TYPE_CHECKING:
+    import structlog
 
 T = TypeVar("T")
 

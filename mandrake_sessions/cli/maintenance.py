@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from mandrake_sessions import schema
+from mandrake_sessions import tables
 from mandrake_sessions.cli.confirmation import confirm
 from mandrake_sessions.cli.errors import CommandError, ExitCode
 from mandrake_sessions.cli.output import print_fields, print_json, print_text
@@ -27,7 +27,7 @@ from mandrake_sessions.cli.target import (
     database_path,
     open_sessions,
 )
-from mandrake_sessions.database import migrate as migrations
+from mandrake_sessions.database import head
 from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.health.report import HealthLevel
 from mandrake_sessions.database.paths import identify, real_path
@@ -145,10 +145,12 @@ def migrate(
     wanted = revision or "head"
     if ":" in wanted:
         raise typer.BadParameter("FROM:TO is for --sql; a database knows where it is.")
+    from mandrake_sessions.database import migrate as migrations
+
     path = real_path(database_path(root, workspace, database, timeout))
     budget = Budget(timeout)
     with _opened_as_it_is(path, timeout, budget) as connection:
-        before = migrations.current(connection)
+        before = head.current(connection)
         if downgrade:
             confirm(
                 f"Take {path} from revision {before} down to {wanted}? Data may be lost.",
@@ -158,18 +160,20 @@ def migrate(
             migrations.downgrade(connection, Budget(timeout), wanted)
         else:
             migrations.upgrade(connection, budget, wanted)
-        after = migrations.current(connection)
+        after = head.current(connection)
     if as_json:
-        print_json({"database": path, "from": before, "to": after, "head": schema.HEAD})
+        print_json({"database": path, "from": before, "to": after, "head": tables.HEAD})
     else:
-        print_fields([("database", path), ("from", before), ("to", after), ("head", schema.HEAD)])
+        print_fields([("database", path), ("from", before), ("to", after), ("head", tables.HEAD)])
 
 
 def _print_sql(revision: str | None, *, downgrade: bool, as_json: bool) -> None:
     span = revision or "head"
     if ":" not in span:
-        span = f"{schema.HEAD if downgrade else 'base'}:{span}"
-    script = migrations.offline_sql("downgrade" if downgrade else "upgrade", span)
+        span = f"{tables.HEAD if downgrade else 'base'}:{span}"
+    from mandrake_sessions.database.migrate import offline_sql
+
+    script = offline_sql("downgrade" if downgrade else "upgrade", span)
     if as_json:
         print_json({"revisions": span, "sql": script})
     else:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import structlog
-
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.guard import bury
+from mandrake_sessions.log import get_logger
 
 
 class Companion(Protocol):
@@ -100,7 +99,7 @@ class Attached:
             try:
                 companion.committed()
             except Exception:  # noqa: BLE001  # as the docstring says
-                structlog.get_logger(__name__).exception("commit_not_told")
+                get_logger(__name__).exception("commit_not_told")
 
     def retired(self) -> None:
         """Tell the companion; the file is retired whatever happens here."""
@@ -109,7 +108,7 @@ class Attached:
             try:
                 companion.retired()
             except Exception:  # noqa: BLE001  # as the docstring says
-                structlog.get_logger(__name__).exception("retirement_not_told")
+                get_logger(__name__).exception("retirement_not_told")
 
     def close_companion(self, deadline: float) -> list[Exception]:
         """Close the companion and return what failed."""

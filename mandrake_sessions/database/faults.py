@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 import apsw
@@ -92,6 +91,9 @@ def _columns(message: str) -> tuple[str, ...]:
 def free_bytes(path: Path) -> int | None:
     """Return what the file system of ``path`` has free, or None if it does not answer."""
     try:
+        # Late, as it is rarely needed: it brings every module for compressed files.
+        import shutil
+
         return shutil.disk_usage(path.parent).free
     except OSError:
         return None

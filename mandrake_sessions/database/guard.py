@@ -10,9 +10,9 @@ from types import FrameType
 from typing import Any
 
 import apsw
-import structlog
 
 from mandrake_sessions.errors import ReentrantScopeError, UnsupportedSQLiteError
+from mandrake_sessions.log import get_logger
 
 _FIXED = (3, 51, 3)
 _BACK_PORTS = {(3, 50): 7, (3, 44): 6}
@@ -71,7 +71,7 @@ def warn_of_second_sqlite(path: Path) -> None:
     module = sys.modules.get("_sqlite3")
     if module is not None and not _process.has_warned:
         _process.has_warned = True
-        structlog.get_logger(__name__).warning(
+        get_logger(__name__).warning(
             "second_sqlite", path=str(path), library=str(getattr(module, "__file__", "_sqlite3"))
         )
 

@@ -12,7 +12,6 @@ from threading import get_ident
 from time import monotonic
 
 import apsw
-import structlog
 
 from mandrake_sessions.database.closing import OnStuck, close_lane, take_for_closing
 from mandrake_sessions.database.companion import Attached
@@ -35,6 +34,7 @@ from mandrake_sessions.errors import (
     NotADatabaseError,
     PoolClosedError,
 )
+from mandrake_sessions.log import get_logger
 from mandrake_sessions.options import DatabaseOptions
 
 _modules = sys.modules
@@ -223,7 +223,7 @@ class FileLifecycle(abc.ABC):
         self._refuse(self._retirement, waiters_too=True)
         self._attached.retired()
         self._on_retired()
-        structlog.get_logger(__name__).warning(
+        get_logger(__name__).warning(
             "database_retired", path=str(self.path), reason=reason, **details
         )
 

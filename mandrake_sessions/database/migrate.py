@@ -1,7 +1,6 @@
 """Brings a schema to a revision, inside one BEGIN IMMEDIATE: of eight openers one migrates.
 
-Alembic is imported when there is something to do: opening a database of this version costs two
-reads of its first pages.
+``head`` says whether there is something to do; only then is this imported.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import sqlalchemy
 
 from mandrake_sessions.database.connection import Connection, foreign_keys_off, open_connection
 from mandrake_sessions.database.dialect import lend, typed_cause
-from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.paths import identify, make_file, real_path
 from mandrake_sessions.database.revisions import (
     RUN,
@@ -41,7 +39,6 @@ from mandrake_sessions.errors import (
     StorageFullError,
 )
 from mandrake_sessions.options import DatabaseOptions
-from mandrake_sessions.schema import APPLICATION_ID, HEAD
 
 _OPERATION = "migrate"
 _NOT_THE_MIGRATIONS_FAULT = (
@@ -57,37 +54,7 @@ _NOT_THE_MIGRATIONS_FAULT = (
 )
 
 
-# -- asking -------------------------------------------------------------------------------------
-
-
-def current(connection: Connection) -> str | None:
-    """Return the revision of the database, or None for a fresh one.
-
-    Raises:
-        DatabaseError: it cannot be read.
-    """
-    try:
-        # Both come in the same transaction: with our id there is the table.
-        if connection.value("PRAGMA application_id") != APPLICATION_ID:
-            return None
-        revision = connection.value("SELECT version_num FROM alembic_version")
-    except apsw.Error as error:
-        raise translate(error, connection.path, _OPERATION) from error
-    return None if revision is None else str(revision)
-
-
-def is_at_head(connection: Connection) -> bool:
-    """Return whether the database has the schema of this version; raises what ``current`` does."""
-    return current(connection) == HEAD
-
-
 # -- migrating ----------------------------------------------------------------------------------
-
-
-def bring_to_head(connection: Connection, budget: Budget) -> None:
-    """Bring an opened database to the schema of this version; raises what ``upgrade`` does."""
-    if not is_at_head(connection):
-        upgrade(connection, budget)
 
 
 def upgrade(

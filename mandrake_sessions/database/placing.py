@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -41,7 +40,7 @@ def making(path: Path) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     remove_leftovers(path)
-    partial = path.with_name(f"{path.name}{_MARK}{secrets.token_hex(8)}")
+    partial = path.with_name(f"{path.name}{_MARK}{os.urandom(8).hex()}")
     # First, so that nobody finds the file without its maker.
     claim = owner.claim(partial)
     try:

@@ -11,8 +11,6 @@ import threading
 from pathlib import Path
 from time import monotonic
 
-import structlog
-
 from mandrake_sessions.database.faults import free_bytes
 from mandrake_sessions.database.paths import may_write
 from mandrake_sessions.errors import (
@@ -22,6 +20,7 @@ from mandrake_sessions.errors import (
     ReadOnlyDatabaseError,
     StorageFullError,
 )
+from mandrake_sessions.log import get_logger
 
 _ENOUGH = 1024 * 1024
 """Free bytes above which a full disk is full no more."""
@@ -80,7 +79,7 @@ class Refusal:
         with self._mutex:
             before, self.obstacle = self.obstacle, None
         if before is not None:
-            structlog.get_logger(__name__).info(
+            get_logger(__name__).info(
                 "writes_resumed", path=str(self._path), error=type(before).__name__
             )
 
@@ -95,7 +94,7 @@ class Refusal:
             if self.damage is not None:
                 return
             self.damage = copy.copy(error)
-        structlog.get_logger(__name__).error(
+        get_logger(__name__).error(
             "database_corrupt", path=str(self._path), result_code=error.result_code
         )
 
@@ -108,7 +107,7 @@ class Refusal:
             self.obstacle = copy.copy(error)
             self._try_at = monotonic() + _TRY_EVERY
         if is_new:
-            structlog.get_logger(__name__).error(
+            get_logger(__name__).error(
                 "writes_refused", path=str(self._path), error=type(error).__name__
             )
 

@@ -25,7 +25,7 @@ from mandrake_sessions.database.placing import remove_leftovers
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseBusyError, MigrationError, SchemaTooNewError
 from mandrake_sessions.options import DatabaseOptions
-from mandrake_sessions.schema import APPLICATION_ID, HEAD, metadata
+from mandrake_sessions.schema import APPLICATION_ID, metadata
 
 if TYPE_CHECKING:
     from alembic.runtime.environment import EnvironmentContext
@@ -108,14 +108,12 @@ def script_location() -> Path:
     return _PACKAGED_SCRIPTS if _PACKAGED_SCRIPTS.is_dir() else _CHECKOUT_SCRIPTS
 
 
-def is_known(revision: str) -> bool:
-    """Return whether this version has the script of a revision."""
-    if revision == HEAD:
-        return True
+def known_revisions() -> set[str]:
+    """Return the revisions that this version has the scripts of."""
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory(str(script_location()))
-    return revision in {script.revision for script in scripts.walk_revisions()}
+    return {script.revision for script in scripts.walk_revisions()}
 
 
 def options() -> dict[str, Any]:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-import structlog
-
 from mandrake_sessions.errors import MandrakeSessionsError
 from mandrake_sessions.live.mailbox import Mailbox
+from mandrake_sessions.log import get_logger
 
 _STUCK_AFTER = 0.05
 """Seconds in one callback after which another thread takes over the rest."""
@@ -123,7 +122,7 @@ class Announcer:
             try:
                 update = listener.mailbox.take()
             except MandrakeSessionsError as error:
-                structlog.get_logger(__name__).warning("listener_ended", error=str(error))
+                get_logger(__name__).warning("listener_ended", error=str(error))
                 return
             if update is None:
                 return
@@ -131,7 +130,7 @@ class Announcer:
                 listener.call(update)
             except BaseException as error:  # noqa: BLE001  # what it raises is its own affair
                 # The places and not the message or the values: those may hold somebody's text.
-                structlog.get_logger(__name__).error(
+                get_logger(__name__).error(
                     "listener_failed",
                     error=type(error).__qualname__,
                     traceback="".join(traceback.format_tb(error.__traceback__)),

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Final
 
-import structlog
-
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.errors import MandrakeSessionsError, TurnInterruptedError
 from mandrake_sessions.ids import now
 from mandrake_sessions.live.stream import Stream, StreamState
+from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import Turn
 from mandrake_sessions.records.streaming import append_remainder
 from mandrake_sessions.records.turns import get_turn
@@ -80,7 +79,7 @@ def _keep_so_far(file: DatabaseFile, stream: Stream) -> bool:
     try:
         is_kept = file.transact(unit, "flush", even_refused=True)
     except Exception as error:  # noqa: BLE001  # the writer is told all the same
-        structlog.get_logger(__name__).error(
+        get_logger(__name__).error(
             "stream_text_not_kept",
             path=str(file.path),
             turn_id=stream.turn.id,

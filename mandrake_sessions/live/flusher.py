@@ -12,8 +12,6 @@ from math import inf
 from time import monotonic
 from typing import Any, Final
 
-import structlog
-
 from mandrake_sessions import arguments
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.transaction import WriteTransaction
@@ -37,6 +35,7 @@ from mandrake_sessions.live.ending import ending_now, ends_of, keep_text
 from mandrake_sessions.live.stream import Stream
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.live.writer import TurnWriter
+from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import Turn
 from mandrake_sessions.records.streaming import (
     Chunk,
@@ -234,7 +233,7 @@ class Flusher:
                 # It is tried again as long as there is time.
                 time.sleep(min(left, self._file.options.flush_interval, _CLOSING_PAUSE))
         for stream in self._present():
-            structlog.get_logger(__name__).error(
+            get_logger(__name__).error(
                 "stream_not_ended", path=str(self._file.path), turn_id=stream.turn.id
             )
             self._give_up(stream, PoolClosedError(path=self._file.path))
@@ -285,7 +284,7 @@ class Flusher:
             try:
                 self._flush(streams)
             except Exception as error:  # noqa: BLE001  # the text is still here, so it goes on
-                structlog.get_logger(__name__).exception("stream_flush_broken")
+                get_logger(__name__).exception("stream_flush_broken")
                 self._note_failure(set(streams), error)
 
     def _due_at(self, streams: Sequence[Stream]) -> float:
@@ -350,7 +349,7 @@ class Flusher:
         )
         if not self._has_failed:
             self._has_failed = True
-            structlog.get_logger(__name__).warning(
+            get_logger(__name__).warning(
                 "stream_flush_failed", path=str(self._file.path), error=type(error).__name__
             )
         for stream in streams:
@@ -368,7 +367,7 @@ class Flusher:
         stream.lose(failure, turn)
 
     def _lose_all(self, streams: Sequence[Stream], error: BaseException) -> None:
-        structlog.get_logger(__name__).error(
+        get_logger(__name__).error(
             "streams_lost",
             path=str(self._file.path),
             error=type(error).__name__,

@@ -19,8 +19,6 @@ from collections.abc import Callable, Collection
 from time import monotonic
 from typing import Any, Final, TypeVar
 
-import structlog
-
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.transaction import ReadUnit
 from mandrake_sessions.errors import (
@@ -38,6 +36,7 @@ from mandrake_sessions.live.states import KnownTurn
 from mandrake_sessions.live.targets import Joining
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.live.watched import Watched
+from mandrake_sessions.log import get_logger
 
 T = TypeVar("T")
 
@@ -380,7 +379,7 @@ class Follower:
     def _pause_after(self, error: Exception) -> None:
         """Try again a little later; told once until it succeeds."""
         if not self._pause:
-            structlog.get_logger(__name__).warning(
+            get_logger(__name__).warning(
                 "follower_failed", path=str(self._file.path), error=str(error)
             )
         self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)

@@ -8,8 +8,6 @@ from collections.abc import Collection
 from time import monotonic
 from typing import Self
 
-import structlog
-
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.errors import DatabaseError, DatabaseMovedError
@@ -17,6 +15,7 @@ from mandrake_sessions.live import given_up
 from mandrake_sessions.live.flusher import Flusher
 from mandrake_sessions.live.follower import Follower
 from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import Turn
 from mandrake_sessions.records.recovery import interrupt_turns_of, streaming_owners
 
@@ -75,7 +74,7 @@ class Hub:
             owner.forget_dead(self.file.path)
             self._next_recovery = monotonic() + _RECOVERY_INTERVAL
         except DatabaseError as error:
-            structlog.get_logger(__name__).warning(
+            get_logger(__name__).warning(
                 "recovery_postponed", path=str(self.file.path), error=type(error).__name__
             )
         finally:
@@ -109,7 +108,7 @@ class Hub:
         turns = file.transact(interrupt_turns_of(gone, lost), "recover_interrupted", timeout)
         given_up.discard(lost)
         owner.forget_dead(file.path)
-        structlog.get_logger(__name__).warning(
+        get_logger(__name__).warning(
             "turns_interrupted", path=str(file.path), turn_ids=[turn.id for turn in turns]
         )
         return turns

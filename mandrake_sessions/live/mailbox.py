@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 import weakref
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from mandrake_sessions.errors import ForkedPoolError
 from mandrake_sessions.live.states import Told, TurnState
 from mandrake_sessions.live.updates import RoundUpdate, SessionEvent, SessionUpdate, TurnUpdate
 
+if TYPE_CHECKING:
+    import asyncio
+
 News = TurnState | RoundUpdate | SessionUpdate
-Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+Waiter: TypeAlias = "tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]"
 
 
 class Mailbox:
@@ -212,6 +215,9 @@ class Mailbox:
 
     async def wait_async(self) -> None:
         """Wait until there is something to take, or the end, without blocking the event loop."""
+        # Whoever awaits this has imported it.
+        import asyncio
+
         loop = asyncio.get_running_loop()
         with self._mutex:
             if self._news or self.is_closed:

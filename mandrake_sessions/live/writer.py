@@ -10,8 +10,6 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-import structlog
-
 from mandrake_sessions import arguments
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import caller_outside
@@ -19,6 +17,7 @@ from mandrake_sessions.errors import InvalidArgumentError, TurnInterruptedError
 from mandrake_sessions.live.strand import paired
 from mandrake_sessions.live.stream import Stream, StreamState
 from mandrake_sessions.live.tool_calls import PendingToolCall
+from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import UNSET, Turn, TurnStatus, Unset
 from mandrake_sessions.records.turn_rows import FIELD_CHECKS
 
@@ -313,9 +312,7 @@ def ending_of(error: BaseException) -> tuple[TurnStatus, str | None]:
 
 def note_unstored_end(turn_id: str, error: BaseException, failure: BaseException) -> None:
     """Tell, beside a block's own exception, that its turn could not be ended."""
-    structlog.get_logger(__name__).warning(
-        "stream_end_failed", turn_id=turn_id, error=type(failure).__name__
-    )
+    get_logger(__name__).warning("stream_end_failed", turn_id=turn_id, error=type(failure).__name__)
     error.add_note(f"The end of turn {turn_id} is not stored: {failure}")
 
 

@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from sqlalchemy import Select, Text, bindparam, delete, insert, select
-
-from mandrake_sessions import schema
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.database.statement import Bound
 from mandrake_sessions.database.transaction import WriteTransaction
 from mandrake_sessions.models import ChangeOp, Entity
+from mandrake_sessions.records import sql
 
 KEPT_CHANGES = 10_000
 """How many rows stay: who is further behind reads the sessions anew."""
 
 TRIM_EVERY = 1_000
 """Rows between two trimmings, so that 999 changes of 1,000 delete nothing."""
-
-_C = schema.changes.c
-_TRIM = Statement(delete(schema.changes).where(_C.seq <= bindparam("last")))
-
-
-def _insert_change(session_id: Select[Any]) -> Statement:
-    columns = (_C.entity, _C.id, _C.op)
-    source = session_id.add_columns(*(bindparam(c.name, type_=Text) for c in columns))
-    return Statement(
-        insert(schema.changes)
-        .from_select([_C.session_id, *columns], source)
-        .returning(_C.seq, _C.session_id)
-    )
-
-
-# The session is known: no RETURNING, which would cost a table of its own.
-_OF_SESSION = Statement(
-    insert(schema.changes).values(
-        {c.name: bindparam(c.name) for c in (_C.session_id, _C.entity, _C.id, _C.op)}
-    )
-)
-_OF_ROUND = _insert_change(
-    select(schema.rounds.c.session_id).where(schema.rounds.c.id == bindparam("parent_id"))
-)
-_OF_RESPONSE = _insert_change(
-    select(schema.rounds.c.session_id)
-    .select_from(schema.responses.join(schema.rounds))
-    .where(schema.responses.c.id == bindparam("parent_id"))
-)
-# An entity is changed under the parent that its own row names; SQLite finds the session of it.
-_INSERT = {Entity.REQUEST: _OF_ROUND, Entity.TURN: _OF_RESPONSE}
 
 
 def record_change(
@@ -65,15 +30,32 @@ def record_change(
     Returns:
         The id of the session it belongs to.
     """
-    if entity in _INSERT:
-        values = {"parent_id": parent_id, "entity": entity, "id": id, "op": op}
-        row = tx.row(_INSERT[entity], values)
+    if entity is Entity.REQUEST or entity is Entity.TURN:
+        # Changed under the parent that its own row names; SQLite finds the session of it.
+        is_request = entity is Entity.REQUEST
+        insert = sql.INSERT_CHANGE_OF_ROUND if is_request else sql.INSERT_CHANGE_OF_RESPONSE
+        row = tx.row(insert, {"parent_id": parent_id, "entity": entity, "id": id, "op": op})
         assert row is not None
         seq, session_id = row
     else:
         session_id = parent_id
-        values = {"session_id": session_id, "entity": entity, "id": id, "op": op}
-        seq = tx.insert(_OF_SESSION, values)
-    if seq % TRIM_EVERY == 0:
-        tx.run(_TRIM, {"last": seq - KEPT_CHANGES})
+        seq = tx.run_all((change_insert(entity, id, op, session_id=session_id),))
+    trim_changes(tx, seq)
     return str(session_id)
+
+
+def change_insert(entity: Entity, id: str, op: ChangeOp, *, session_id: str) -> Bound:
+    """Return what stores a change row whose session is known."""
+    values = {"session_id": session_id, "entity": entity, "id": id, "op": op}
+    return sql.INSERT_CHANGE.bound(values)
+
+
+def trim_changes(tx: WriteTransaction, seq: int) -> None:
+    """Delete the oldest change rows, now and then.
+
+    Args:
+        tx: the transaction that has added one.
+        seq: the number of that.
+    """
+    if seq % TRIM_EVERY == 0:
+        tx.run(sql.TRIM_CHANGES, {"last": seq - KEPT_CHANGES})

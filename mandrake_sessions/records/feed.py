@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import Select, Text, bindparam, column, func, select
 
-from mandrake_sessions import arguments, schema
+from mandrake_sessions import arguments
 from mandrake_sessions.database.statement import Row, Statement
 from mandrake_sessions.database.transaction import ReadTransaction, ReadUnit
 from mandrake_sessions.errors import ResponseNotFoundError, TurnNotFoundError
 from mandrake_sessions.models import Round, Session, Turn
-from mandrake_sessions.records.rounds import SELECT_ROUNDS, round_fields
+from mandrake_sessions.records import sql
+from mandrake_sessions.records.rounds import round_fields
 from mandrake_sessions.records.sessions import get_session
-from mandrake_sessions.records.turn_rows import TURN_COLUMNS, turn_from
+from mandrake_sessions.records.turn_rows import turn_from
 
 
 class Change(NamedTuple):
@@ -62,80 +62,11 @@ class Chunk(NamedTuple):
     content: str
 
 
-_CHANGE = schema.changes.c
-_ROUND = schema.rounds.c
-_REQUEST = schema.requests.c
-_RESPONSE = schema.responses.c
-_TURN = schema.turns.c
-_CHUNK = schema.turn_chunks.c
-
-
-def _ids() -> Select[Any]:
-    """The ids of the JSON array ``:ids``: one statement, whatever their number."""
-    return select(
-        func.json_each(bindparam("ids", type_=Text)).table_valued(column("value")).c.value
-    )
-
-
-_CHANGES = Statement(
-    select(_CHANGE.seq, _CHANGE.session_id, _CHANGE.entity, _CHANGE.id, _CHANGE.op)
-    .where(_CHANGE.seq >= bindparam("seq"))
-    .order_by(_CHANGE.seq)
-    .limit(bindparam("limit"))
-)
-_LAST_CHANGE = Statement(
-    select(_CHANGE.seq, _CHANGE.session_id, _CHANGE.entity, _CHANGE.id, _CHANGE.op)
-    .order_by(_CHANGE.seq.desc())
-    .limit(1)
-)
-_LAST_CHUNK = (
-    select(func.max(_CHUNK.seq))
-    .where(_CHUNK.turn_id == _TURN.id)
-    .correlate(schema.turns)
-    .scalar_subquery()
-)
-# The text and the number of its last chunk in one statement: of one moment.
-_TURNS = select(*TURN_COLUMNS, _TURN.owner, _LAST_CHUNK, _ROUND.session_id, _ROUND.id).select_from(
-    schema.rounds.join(schema.responses, _ROUND.id == _RESPONSE.round_id).join(schema.turns)
-)
-_TURNS_BY_ID = Statement(_TURNS.where(_TURN.id.in_(_ids())).order_by(_ROUND.index, _TURN.index))
-_TURNS_OF_RESPONSE = Statement(
-    _TURNS.where(_TURN.response_id == bindparam("response_id")).order_by(_TURN.index)
-)
-_TURNS_OF_ROUNDS = Statement(
-    _TURNS.where(_ROUND.id.in_(_ids())).order_by(_ROUND.index, _TURN.index)
-)
-_PLACE = Statement(
-    select(_ROUND.session_id, _ROUND.id)
-    .select_from(schema.rounds.join(schema.responses, _ROUND.id == _RESPONSE.round_id))
-    .where(_RESPONSE.id == bindparam("response_id"))
-)
-_ROUNDS_BY_ID = Statement(SELECT_ROUNDS.where(_ROUND.id.in_(_ids())).order_by(_ROUND.index))
-_ROUNDS_BY_REQUEST = Statement(SELECT_ROUNDS.where(_REQUEST.id.in_(_ids())).order_by(_ROUND.index))
-_LAST_ROUNDS = Statement(
-    SELECT_ROUNDS.where(_ROUND.session_id == bindparam("session_id"))
-    .order_by(_ROUND.index.desc())
-    .limit(bindparam("limit"))
-)
-_ROUNDS_FROM = Statement(
-    SELECT_ROUNDS.where(
-        _ROUND.session_id == bindparam("session_id"), _ROUND.index >= bindparam("index")
-    )
-    .order_by(_ROUND.index)
-    .limit(bindparam("limit"))
-)
-_CHUNKS = Statement(
-    select(_CHUNK.seq, _CHUNK.content)
-    .where(_CHUNK.turn_id == bindparam("turn_id"), _CHUNK.seq > bindparam("seq"))
-    .order_by(_CHUNK.seq)
-)
-
-
 def last_change() -> ReadUnit[Change]:
     """Return the newest change; ``NO_CHANGE`` if there is none."""
 
     def work(tx: ReadTransaction) -> Change:
-        row = tx.row(_LAST_CHANGE)
+        row = tx.row(sql.LAST_CHANGE)
         return NO_CHANGE if row is None else Change(*row)
 
     return work
@@ -148,12 +79,12 @@ def changes_from(seq: int, limit: int) -> ReadUnit[list[Change]]:
     numbers went back.
     """
     values = {"seq": seq, "limit": limit}
-    return lambda tx: [Change(*row) for row in tx.rows(_CHANGES, values)]
+    return lambda tx: [Change(*row) for row in tx.rows(sql.CHANGES_FROM, values)]
 
 
 def find_turns(ids: Iterable[str]) -> ReadUnit[list[StoredTurn]]:
     """Return those of these turns that exist."""
-    return _of_ids(_TURNS_BY_ID, ids)
+    return _of_ids(sql.TURNS_BY_ID, ids)
 
 
 def turn_of(id: str) -> ReadUnit[StoredTurn]:
@@ -175,7 +106,7 @@ def turn_of(id: str) -> ReadUnit[StoredTurn]:
 
 def turns_of_rounds(round_ids: Iterable[str]) -> ReadUnit[list[StoredTurn]]:
     """Return the turns of these rounds, in the order of rounds and turns."""
-    return _of_ids(_TURNS_OF_ROUNDS, round_ids)
+    return _of_ids(sql.TURNS_OF_ROUNDS, round_ids)
 
 
 def response_with_turns(response_id: str) -> ReadUnit[StoredResponse]:
@@ -187,23 +118,23 @@ def response_with_turns(response_id: str) -> ReadUnit[StoredResponse]:
     values = {"response_id": arguments.lookup_id("response_id", response_id)}
 
     def work(tx: ReadTransaction) -> StoredResponse:
-        place = tx.row(_PLACE, values)
+        place = tx.row(sql.PLACE_OF_RESPONSE, values)
         if place is None:
             raise ResponseNotFoundError(response_id)
         session_id, round_id = place
-        return StoredResponse(session_id, round_id, _stored(tx.rows(_TURNS_OF_RESPONSE, values)))
+        return StoredResponse(session_id, round_id, _stored(tx.rows(sql.TURNS_OF_RESPONSE, values)))
 
     return work
 
 
 def find_rounds(ids: Iterable[str]) -> ReadUnit[list[Round]]:
     """Return those of these rounds that exist."""
-    return _rounds_of_ids(_ROUNDS_BY_ID, ids)
+    return _rounds_of_ids(sql.ROUNDS_BY_ID, ids)
 
 
 def rounds_of_requests(request_ids: Iterable[str]) -> ReadUnit[list[Round]]:
     """Return the rounds of these requests."""
-    return _rounds_of_ids(_ROUNDS_BY_REQUEST, request_ids)
+    return _rounds_of_ids(sql.ROUNDS_BY_REQUEST, request_ids)
 
 
 def session_with_rounds(session_id: str, last: int) -> ReadUnit[tuple[Session, list[Round]]]:
@@ -216,7 +147,7 @@ def session_with_rounds(session_id: str, last: int) -> ReadUnit[tuple[Session, l
     values = {"session_id": session_id, "limit": last}
 
     def work(tx: ReadTransaction) -> tuple[Session, list[Round]]:
-        rows = tx.rows(_LAST_ROUNDS, values) if last else []
+        rows = tx.rows(sql.LAST_ROUNDS, values) if last else []
         return get(tx), [Round(*round_fields(row)) for row in reversed(rows)]
 
     return work
@@ -225,13 +156,13 @@ def session_with_rounds(session_id: str, last: int) -> ReadUnit[tuple[Session, l
 def rounds_from(session_id: str, index: int, limit: int) -> ReadUnit[list[Round]]:
     """Return the rounds of a session from an index on, that one included."""
     values = {"session_id": session_id, "index": index, "limit": limit}
-    return lambda tx: [Round(*round_fields(row)) for row in tx.rows(_ROUNDS_FROM, values)]
+    return lambda tx: [Round(*round_fields(row)) for row in tx.rows(sql.ROUNDS_FROM, values)]
 
 
 def chunks_after(turn_id: str, seq: int) -> ReadUnit[list[Chunk]]:
     """Return what was stored of a turn's text after chunk ``seq``."""
     values = {"turn_id": turn_id, "seq": seq}
-    return lambda tx: [Chunk(*row) for row in tx.rows(_CHUNKS, values)]
+    return lambda tx: [Chunk(*row) for row in tx.rows(sql.CHUNKS_AFTER, values)]
 
 
 def _of_ids(statement: Statement, ids: Iterable[str]) -> ReadUnit[list[StoredTurn]]:

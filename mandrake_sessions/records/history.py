@@ -6,37 +6,17 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import bindparam, select
-
-from mandrake_sessions import arguments, schema
-from mandrake_sessions.database.statement import Row, Statement
+from mandrake_sessions import arguments
+from mandrake_sessions.database.statement import Row
 from mandrake_sessions.database.transaction import ReadTransaction, ReadUnit
 from mandrake_sessions.models import Exchange, SessionHistory, Turn
-from mandrake_sessions.records.rounds import SELECT_ROUNDS, round_fields
+from mandrake_sessions.records import sql
+from mandrake_sessions.records.rounds import round_fields
 from mandrake_sessions.records.sessions import get_session, require_session
-from mandrake_sessions.records.turn_rows import TURN_COLUMNS, turn_from
+from mandrake_sessions.records.turn_rows import turn_from
 
-_ROUND = schema.rounds.c
-_TURN = schema.turns.c
-_OF_SESSION = _ROUND.session_id == bindparam("session_id")
-_PAGE = Statement(
-    SELECT_ROUNDS.where(_OF_SESSION, _ROUND.index > bindparam("after"))
-    .order_by(_ROUND.index)
-    .limit(bindparam("limit"))
-)
-_LAST = Statement(
-    SELECT_ROUNDS.where(_OF_SESSION).order_by(_ROUND.index.desc()).limit(bindparam("limit"))
-)
-# The order is that of two indexes walked one inside the other; nothing is sorted. So the turns of a
-# response come one after the other.
-_TURNS = Statement(
-    select(*TURN_COLUMNS)
-    .select_from(schema.rounds.join(schema.responses).join(schema.turns))
-    .where(_OF_SESSION, _ROUND.index.between(bindparam("first"), bindparam("last")))
-    .order_by(_ROUND.index, _TURN.index)
-)
 _RESPONSE_ID: Final = itemgetter(Turn.__struct_fields__.index("response_id"))
-"""Takes the response from a row of ``_TURNS``."""
+"""Takes the response from a row of ``turn_columns``."""
 
 
 def render_session_history(session_id: str, *, last: int | None = None) -> ReadUnit[SessionHistory]:
@@ -62,7 +42,11 @@ def render_session_history(session_id: str, *, last: int | None = None) -> ReadU
 
     def work(tx: ReadTransaction) -> SessionHistory:
         session = get(tx)
-        rows = tx.rows(_PAGE, values) if last is None else tx.rows(_LAST, values)[::-1]
+        rows = (
+            tx.rows(sql.ROUNDS_AFTER, values)
+            if last is None
+            else tx.rows(sql.LAST_ROUNDS, values)[::-1]
+        )
         return SessionHistory(session, tuple(_exchanges(tx, session_id, rows)))
 
     return work
@@ -90,7 +74,7 @@ def history_page(session_id: str, after_index: int | None, limit: int) -> ReadUn
     }
 
     def work(tx: ReadTransaction) -> list[Exchange]:
-        rows = tx.rows(_PAGE, values)
+        rows = tx.rows(sql.ROUNDS_AFTER, values)
         if not rows:
             require_session(tx, session_id)
         return _exchanges(tx, session_id, rows)
@@ -106,6 +90,6 @@ def _exchanges(tx: ReadTransaction, session_id: str, rows: list[Row]) -> list[Ex
     # rendering of 10,000 rounds made it look through the whole heap, and all threads waited.
     turns = {
         response_id: tuple(map(turn_from, of_response))
-        for response_id, of_response in groupby(tx.rows(_TURNS, values), _RESPONSE_ID)
+        for response_id, of_response in groupby(tx.rows(sql.TURNS_BETWEEN, values), _RESPONSE_ID)
     }
     return [Exchange(*fields, turns.get(fields[4].id, ())) for fields in map(round_fields, rows)]

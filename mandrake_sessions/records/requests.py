@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-from sqlalchemy import bindparam, select
-
-from mandrake_sessions import arguments, schema
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions import arguments
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -17,19 +12,8 @@ from mandrake_sessions.database.transaction import (
 from mandrake_sessions.errors import RequestNotFoundError, ResponseNotFoundError
 from mandrake_sessions.ids import now
 from mandrake_sessions.models import UNSET, ChangeOp, Entity, Request, Response, Unset
+from mandrake_sessions.records import sql
 from mandrake_sessions.records.changes import record_change
-from mandrake_sessions.records.columns import columns_of, update_row
-
-_REQUEST_COLUMNS = columns_of(Request, schema.requests)
-_REQUEST_BY_ID = Statement(select(*_REQUEST_COLUMNS).where(schema.requests.c.id == bindparam("id")))
-_RESPONSE_BY_ID = Statement(
-    select(*columns_of(Response, schema.responses)).where(schema.responses.c.id == bindparam("id"))
-)
-
-
-@cache
-def _update(names: tuple[str, ...]) -> Statement:
-    return Statement(update_row(schema.requests, names).returning(*_REQUEST_COLUMNS))
 
 
 def get_request(id: str) -> ReadUnit[Request]:
@@ -48,7 +32,7 @@ def get_request(id: str) -> ReadUnit[Request]:
     values = {"id": arguments.lookup_id("id", id)}
 
     def work(tx: ReadTransaction) -> Request:
-        row = tx.row(_REQUEST_BY_ID, values)
+        row = tx.row(sql.REQUEST_BY_ID, values)
         if row is None:
             raise RequestNotFoundError(id)
         return Request(*row)
@@ -72,11 +56,10 @@ def update_request(id: str, *, content: str | Unset = UNSET) -> WriteUnit[Reques
     """
     get = get_request(id)
     given = {} if content is UNSET else {"content": arguments.text("content", content)}
-    statement = _update(tuple(given))
     values = given | {"id": id, "now": now()}
 
     def work(tx: WriteTransaction) -> Request:
-        row = tx.row(statement, values) if given else None
+        row = tx.row(sql.UPDATE_REQUEST, values) if given else None
         if row is None:
             return get(tx)
         request = Request(*row)
@@ -102,7 +85,7 @@ def get_response(id: str) -> ReadUnit[Response]:
     values = {"id": arguments.lookup_id("id", id)}
 
     def work(tx: ReadTransaction) -> Response:
-        row = tx.row(_RESPONSE_BY_ID, values)
+        row = tx.row(sql.RESPONSE_BY_ID, values)
         if row is None:
             raise ResponseNotFoundError(id)
         return Response(*row)

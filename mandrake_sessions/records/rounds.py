@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Integer, bindparam, delete, func, insert, select, update
-
-from mandrake_sessions import arguments, schema
-from mandrake_sessions.database.statement import Bound, Row, Statement
+from mandrake_sessions import arguments
+from mandrake_sessions.database.statement import Bound, Row
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -26,8 +24,9 @@ from mandrake_sessions.errors import (
     RoundNotFoundError,
     SessionNotFoundError,
     StaleRevisionError,
+    TurnAlreadyExistsError,
 )
-from mandrake_sessions.ids import new_id, now
+from mandrake_sessions.ids import new_ids, now
 from mandrake_sessions.models import (
     ChangeOp,
     Entity,
@@ -36,69 +35,36 @@ from mandrake_sessions.models import (
     Request,
     Response,
     Round,
-    TurnStatus,
+    Turn,
 )
-from mandrake_sessions.records.changes import record_change
-from mandrake_sessions.records.columns import RecordInsert, columns_of, later
+from mandrake_sessions.records import sql
+from mandrake_sessions.records.changes import change_insert, record_change, trim_changes
 from mandrake_sessions.records.sessions import require_session, touch_session
-from mandrake_sessions.records.turn_rows import add_turn, prepare_turn, turn_insert
-
-_SESSION = schema.sessions.c
-_ROUND = schema.rounds.c
-_RESPONSE = schema.responses.c
-
-_TAKE_INDEX = Statement(
-    update(schema.sessions)
-    .values(next_round_index=_SESSION.next_round_index + 1, updated_at=later(schema.sessions))
-    .where(
-        _SESSION.id == bindparam("session_id"),
-        _SESSION.next_round_index
-        == func.coalesce(bindparam("expected_index", type_=Integer), _SESSION.next_round_index),
-    )
-    .returning(_SESSION.next_round_index)
-)
-_NEXT_INDEX = Statement(
-    select(_SESSION.next_round_index).where(_SESSION.id == bindparam("session_id"))
-)
-_INSERT_ROUND = Statement(insert(schema.rounds))
-_INSERT_REQUEST = RecordInsert(Request, schema.requests)
-_INSERT_RESPONSE = RecordInsert(Response, schema.responses, extra=(_RESPONSE.next_turn_index,))
-
-# The columns in the order of round_fields().
-SELECT_ROUNDS = select(
-    _ROUND.id,
-    _ROUND.session_id,
-    _ROUND.index,
-    _ROUND.created_at,
-    _ROUND.updated_at,
-    *columns_of(Request, schema.requests),
-    *columns_of(Response, schema.responses),
-).select_from(
-    schema.rounds.join(schema.requests).join(schema.responses, _ROUND.id == _RESPONSE.round_id)
-)
-_BY_ID = Statement(SELECT_ROUNDS.where(_ROUND.id == bindparam("id")))
-_BY_RESPONSE = Statement(SELECT_ROUNDS.where(_RESPONSE.id == bindparam("response_id")))
-_LAST = Statement(
-    SELECT_ROUNDS.where(_ROUND.session_id == bindparam("session_id"))
-    .order_by(_ROUND.index.desc())
-    .limit(1)
-)
-_PAGE = Statement(
-    SELECT_ROUNDS.where(
-        _ROUND.session_id == bindparam("session_id"), _ROUND.index > bindparam("after")
-    )
-    .order_by(_ROUND.index)
-    .limit(bindparam("limit"))
-    .offset(bindparam("offset"))
-)
-_DELETE = Statement(
-    delete(schema.rounds).where(_ROUND.id == bindparam("id")).returning(_ROUND.session_id)
-)
+from mandrake_sessions.records.turn_rows import prepare_turn, turn_insert
 
 
 def round_fields(row: Row) -> tuple[str, str, int, Request, Response, int, int]:
-    """Return the fields of a round, in their order, from a row of ``SELECT_ROUNDS``."""
-    return (row[0], row[1], row[2], Request(*row[5:10]), Response(*row[10:]), row[3], row[4])
+    """Return the fields of a round, in their order, from a row of ``select_rounds``."""
+    # All named: slices and stars take twice as long, and a history has thousands.
+    (
+        id,
+        session_id,
+        index,
+        created,
+        updated,
+        request_id,
+        request_round_id,
+        content,
+        request_created,
+        request_updated,
+        response_id,
+        response_round_id,
+        response_created,
+        response_updated,
+    ) = row
+    request = Request(request_id, request_round_id, content, request_created, request_updated)
+    response = Response(response_id, response_round_id, response_created, response_updated)
+    return (id, session_id, index, request, response, created, updated)
 
 
 def create_round(
@@ -122,7 +88,7 @@ def create_round(
         StaleRevisionError: the next index is not the expected one.
     """
     moment = now()
-    new = _prepare_round(session_id, content, id, moment)
+    new = _prepare_round(session_id, content, id, moment, new_ids(3))
     arguments.optional_index("expected_index", expected_index)
     inserts = round_inserts(new, next_turn_index=0)
 
@@ -163,37 +129,49 @@ def record_round(
         StaleRevisionError: the next index is not the expected one.
     """
     moment = now()
-    new = _prepare_round(session_id, content, id, moment)
+    turns = arguments.new_turns("turns", turns)
+    ids = new_ids(3 + len(turns))
+    new = _prepare_round(session_id, content, id, moment, ids)
     arguments.optional_index("expected_index", expected_index)
-    prepared = [
-        prepare_turn(turn, new.response.id, index, moment)
-        for index, turn in enumerate(arguments.new_turns("turns", turns))
-    ]
-    stored = tuple(turn for turn, _ in prepared)
-    inserts = round_inserts(new, next_turn_index=len(stored))
-    turn_inserts = [(turn, turn_insert(turn, encoded)) for turn, encoded in prepared]
-    if any(turn.status is TurnStatus.STREAMING for turn in stored):
-        raise InvalidArgumentError("turns must be finished; create_turn makes one that streams.")
+    stored: list[Turn] = []
+    turn_inserts: list[Bound] = []
+    for index, turn in enumerate(turns):
+        prepared, encoded_calls = prepare_turn(turn, new.response.id, index, moment, ids[3 + index])
+        if prepared.stream_ended_us is None:
+            raise InvalidArgumentError(
+                "turns must be finished; create_turn makes one that streams."
+            )
+        stored.append(prepared)
+        turn_inserts.append(turn_insert(prepared, encoded_calls))
+    inserts = round_inserts(new, turn_inserts, next_turn_index=len(turns))
 
     def work(tx: WriteTransaction) -> Exchange:
         index = _take_index(tx, session_id, moment, expected_index)
         exchange = Exchange(
-            new.id, session_id, index, new.request, new.response, moment, moment, stored
+            new.id, session_id, index, new.request, new.response, moment, moment, tuple(stored)
         )
-        add_round(tx, exchange, inserts)
-        for turn, insert_turn in turn_inserts:
-            add_turn(tx, turn, insert_turn)
+        add_round(tx, exchange, inserts, stored)
         return exchange
 
     return work
 
 
-def _prepare_round(session_id: str, content: str, id: str | None, moment: int) -> Round:
-    """Return the round as it will be, but for its index."""
-    session_id = arguments.lookup_id("session_id", session_id)
-    round_id = arguments.fresh_id("id", id)
-    request = Request(new_id(), round_id, arguments.text("content", content), moment, moment)
-    response = Response(new_id(), round_id, moment, moment)
+def _prepare_round(
+    session_id: str, content: str, id: str | None, moment: int, ids: Sequence[str]
+) -> Round:
+    """Return the round as it will be, but for its index.
+
+    Args:
+        session_id: the session it belongs to.
+        content: of the request.
+        id: of the round, where the caller names one.
+        moment: the present time.
+        ids: new ones for the round, its request and its response.
+    """
+    arguments.lookup_id("session_id", session_id)
+    round_id = ids[0] if id is None else arguments.fresh_id("id", id)
+    request = Request(ids[1], round_id, arguments.text("content", content), moment, moment)
+    response = Response(ids[2], round_id, moment, moment)
     return Round(round_id, session_id, 0, request, response, moment, moment)
 
 
@@ -201,32 +179,45 @@ def _take_index(
     tx: WriteTransaction, session_id: str, moment: int, expected_index: int | None
 ) -> int:
     values = {"session_id": session_id, "now": moment, "expected_index": expected_index}
-    row = tx.row(_TAKE_INDEX, values)
+    row = tx.row(sql.TAKE_ROUND_INDEX, values)
     if row is not None:
         return int(row[0]) - 1
-    row = tx.row(_NEXT_INDEX, values)
+    row = tx.row(sql.NEXT_ROUND_INDEX, values)
     if row is None or expected_index is None:
         raise SessionNotFoundError(session_id)
     raise StaleRevisionError(expected=expected_index, actual=row[0])
 
 
-def round_inserts(round_: Round, *, next_turn_index: int) -> list[Bound]:
-    """Return what stores a round's request and response: all of it that needs no index."""
+def round_inserts(
+    round_: Round, turns: Iterable[Bound] = (), *, next_turn_index: int
+) -> list[Bound]:
+    """Return what stores all of a round that needs no index; the last is its change row.
+
+    Args:
+        round_: the round; its index does not count.
+        turns: what stores turns of its response.
+        next_turn_index: the one that the response gives next.
+    """
     return [
-        _INSERT_REQUEST.of(round_.request),
-        _INSERT_RESPONSE.of(round_.response, next_turn_index),
+        sql.INSERT_REQUEST.of(round_.request),
+        sql.INSERT_RESPONSE.of(round_.response, next_turn_index),
+        *turns,
+        change_insert(Entity.ROUND, round_.id, ChangeOp.CREATE, session_id=round_.session_id),
     ]
 
 
-def add_round(tx: WriteTransaction, round_: Round, inserts: Iterable[Bound]) -> None:
+def add_round(
+    tx: WriteTransaction, round_: Round, inserts: Iterable[Bound], turns: Iterable[Turn] = ()
+) -> None:
     """Insert a round with what hangs on it, and its change row.
 
     Args:
         tx: the transaction.
         round_: with its index.
-        inserts: those of its request and response.
+        inserts: of ``round_inserts``.
+        turns: whose inserts are among them.
     """
-    insert_round = _INSERT_ROUND.bound(
+    insert_round = sql.INSERT_ROUND.bound(
         {
             "id": round_.id,
             "session_id": round_.session_id,
@@ -236,27 +227,35 @@ def add_round(tx: WriteTransaction, round_: Round, inserts: Iterable[Bound]) -> 
         }
     )
     try:
-        tx.run_all((insert_round, *inserts))
+        trim_changes(tx, tx.run_all((insert_round, *inserts)))
     except ConstraintViolationError as violation:
         taken = _taken(violation, round_)
+        if sql.TURN_ID in violation.columns:
+            taken = _taken_turn(tx, turns)
         if taken is None:
             raise
         raise taken from violation
-    record_change(tx, Entity.ROUND, round_.id, ChangeOp.CREATE, parent_id=round_.session_id)
 
 
 def _taken(violation: ConstraintViolationError, round_: Round) -> AlreadyExistsError | None:
-    if str(schema.requests.c.id) in violation.columns:
+    if sql.REQUEST_ID in violation.columns:
         return RequestAlreadyExistsError(round_.request.id)
-    if str(_RESPONSE.id) in violation.columns:
+    if sql.RESPONSE_ID in violation.columns:
         return ResponseAlreadyExistsError(round_.response.id)
-    if str(_ROUND.id) in violation.columns:
+    if sql.ROUND_ID in violation.columns:
         return RoundAlreadyExistsError(round_.id)
-    if str(_ROUND.index) in violation.columns:
+    if sql.ROUND_INDEX in violation.columns:
         return RoundAlreadyExistsError(
             round_.id, f"The session has a round of the index {round_.index}."
         )
     return None
+
+
+def _taken_turn(tx: ReadTransaction, turns: Iterable[Turn]) -> TurnAlreadyExistsError | None:
+    """Return the error that names the first turn whose id is there."""
+    ids = (turn.id for turn in turns if tx.row(sql.TURN_BY_ID, {"id": turn.id}) is not None)
+    taken = next(ids, None)
+    return None if taken is None else TurnAlreadyExistsError(taken)
 
 
 def get_round(id: str) -> ReadUnit[Round]:
@@ -275,7 +274,7 @@ def get_round(id: str) -> ReadUnit[Round]:
     values = {"id": arguments.lookup_id("id", id)}
 
     def work(tx: ReadTransaction) -> Round:
-        row = tx.row(_BY_ID, values)
+        row = tx.row(sql.ROUND_BY_ID, values)
         if row is None:
             raise RoundNotFoundError(id)
         return Round(*round_fields(row))
@@ -299,7 +298,7 @@ def get_round_by_response(response_id: str) -> ReadUnit[Round]:
     values = {"response_id": arguments.lookup_id("response_id", response_id)}
 
     def work(tx: ReadTransaction) -> Round:
-        row = tx.row(_BY_RESPONSE, values)
+        row = tx.row(sql.ROUND_BY_RESPONSE, values)
         if row is None:
             raise ResponseNotFoundError(response_id)
         return Round(*round_fields(row))
@@ -324,7 +323,7 @@ def get_current_round(session_id: str) -> ReadUnit[Round]:
     values = {"session_id": arguments.lookup_id("session_id", session_id)}
 
     def work(tx: ReadTransaction) -> Round:
-        row = tx.row(_LAST, values)
+        row = tx.row(sql.LAST_ROUND, values)
         if row is None:
             require_session(tx, session_id)
             raise RoundNotFoundError(message="The session has no round.")
@@ -359,7 +358,7 @@ def list_rounds(
     }
 
     def work(tx: ReadTransaction) -> list[Round]:
-        rows = tx.rows(_PAGE, values)
+        rows = tx.rows(sql.ROUND_PAGE, values)
         if not rows:
             require_session(tx, session_id)
         return [Round(*round_fields(row)) for row in rows]
@@ -386,7 +385,7 @@ def delete_round(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
     moment = now()
 
     def work(tx: WriteTransaction) -> bool:
-        row = tx.row(_DELETE, values)
+        row = tx.row(sql.DELETE_ROUND, values)
         if row is not None:
             record_change(tx, Entity.ROUND, id, ChangeOp.DELETE, parent_id=row[0])
             touch_session(tx, row[0], moment)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import msgspec
-import structlog
-from sqlalchemy import Integer, Text, bindparam, delete, func, select, tuple_, update
 
-from mandrake_sessions import arguments, schema
-from mandrake_sessions.database.statement import Row, Statement
+from mandrake_sessions import arguments
+from mandrake_sessions.database.statement import Row
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -26,39 +23,12 @@ from mandrake_sessions.errors import (
     StaleRevisionError,
 )
 from mandrake_sessions.ids import now
+from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import UNSET, ChangeOp, Entity, Session, Unset
+from mandrake_sessions.records import sql
 from mandrake_sessions.records.changes import record_change
-from mandrake_sessions.records.columns import RecordInsert, columns_of, later, update_row
 
-_C = schema.sessions.c
-_COLUMNS = columns_of(Session, schema.sessions)
-_INSERT = RecordInsert(Session, schema.sessions, extra=(_C.metadata,))
-_BY_ID = Statement(select(*_COLUMNS).where(_C.id == bindparam("id")))
-_EXISTS = Statement(select(_C.id).where(_C.id == bindparam("id")))
-_COUNT = Statement(select(func.count()).select_from(schema.sessions))
-_DELETE = Statement(delete(schema.sessions).where(_C.id == bindparam("id")))
-_TOUCH = Statement(
-    update(schema.sessions)
-    .values(updated_at=later(schema.sessions))
-    .where(_C.id == bindparam("id"))
-)
-# A row value and not an OR of two comparisons: SQLite then starts in the index where the page does.
-_PAGE = Statement(
-    select(*_COLUMNS)
-    .where(
-        tuple_(_C.updated_at, _C.id)
-        < tuple_(bindparam("before_time", type_=Integer), bindparam("before_id", type_=Text))
-    )
-    .order_by(_C.updated_at.desc(), _C.id.desc())
-    .limit(bindparam("limit"))
-    .offset(bindparam("offset"))
-)
 _metadata_decoder = msgspec.json.Decoder(dict[str, Any])
-
-
-@cache
-def _update(names: tuple[str, ...]) -> Statement:
-    return Statement(update_row(schema.sessions, names).returning(*_COLUMNS))
 
 
 def session_from(row: Row) -> Session:
@@ -74,7 +44,7 @@ def _read_metadata(stored: str, session_id: str) -> dict[str, Any]:
         return _metadata_decoder.decode(stored)
     except (msgspec.MsgspecError, RecursionError):
         # Another program's writing. One such row must not make every list of sessions fail.
-        structlog.get_logger(__name__).warning("metadata_unreadable", session_id=session_id)
+        get_logger(__name__).warning("metadata_unreadable", session_id=session_id)
         return {}
 
 
@@ -123,9 +93,9 @@ def create_session(
 def add_session(tx: WriteTransaction, session: Session, encoded_metadata: str) -> None:
     """Insert a complete session and its change row."""
     try:
-        tx.run_all((_INSERT.of(session, encoded_metadata),))
+        tx.run_all((sql.INSERT_SESSION.of(session, encoded_metadata),))
     except ConstraintViolationError as violation:
-        if str(_C.id) in violation.columns:
+        if sql.SESSION_ID in violation.columns:
             raise SessionAlreadyExistsError(session.id) from violation
         raise
     record_change(tx, Entity.SESSION, session.id, ChangeOp.CREATE, parent_id=session.id)
@@ -170,7 +140,7 @@ def find_session(id: str) -> ReadUnit[Session | None]:
     values = {"id": arguments.lookup_id("id", id)}
 
     def work(tx: ReadTransaction) -> Session | None:
-        row = tx.row(_BY_ID, values)
+        row = tx.row(sql.SESSION_BY_ID, values)
         return None if row is None else session_from(row)
 
     return work
@@ -202,7 +172,7 @@ def list_sessions(
     }
 
     def work(tx: ReadTransaction) -> list[Session]:
-        return [session_from(row) for row in tx.rows(_PAGE, values)]
+        return [session_from(row) for row in tx.rows(sql.SESSION_PAGE, values)]
 
     return work
 
@@ -215,7 +185,7 @@ def count_sessions() -> ReadUnit[int]:
     """
 
     def work(tx: ReadTransaction) -> int:
-        row = tx.row(_COUNT)
+        row = tx.row(sql.COUNT_SESSIONS)
         assert row is not None
         return int(row[0])
 
@@ -254,7 +224,7 @@ def update_session(
         given["description"] = arguments.optional_text("description", description)
     if metadata is not UNSET:
         _, given["metadata"] = arguments.json_object("metadata", metadata)
-    statement = _update(tuple(given))
+    statement = sql.UPDATE_SESSION.of(given)
     values = given | {
         "id": arguments.lookup_id("id", id),
         "expected_revision": arguments.optional_count("expected_revision", expected_revision),
@@ -293,7 +263,7 @@ def delete_session(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
     values = {"id": arguments.lookup_id("id", id)}
 
     def work(tx: WriteTransaction) -> bool:
-        if tx.run(_DELETE, values):
+        if tx.run(sql.DELETE_SESSION, values):
             record_change(tx, Entity.SESSION, id, ChangeOp.DELETE, parent_id=id)
             return True
         if missing_ok:
@@ -305,10 +275,10 @@ def delete_session(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
 
 def require_session(tx: ReadTransaction, id: str) -> None:
     """Raise ``SessionNotFoundError`` unless there is such a session."""
-    if tx.row(_EXISTS, {"id": id}) is None:
+    if tx.row(sql.SESSION_EXISTS, {"id": id}) is None:
         raise SessionNotFoundError(id)
 
 
 def touch_session(tx: WriteTransaction, id: str, moment: int) -> None:
     """Move ``updated_at`` on: a round or turn of the session has begun, ended or gone."""
-    tx.run(_TOUCH, {"id": id, "now": moment})
+    tx.run(sql.TOUCH_SESSION, {"id": id, "now": moment})

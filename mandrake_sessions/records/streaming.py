@@ -7,25 +7,10 @@ time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import (
-    Integer,
-    Text,
-    bindparam,
-    func,
-    insert,
-    not_,
-    null,
-    select,
-    union_all,
-    update,
-)
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from mandrake_sessions import schema
 from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.database.transaction import WriteTransaction, WriteUnit
 from mandrake_sessions.errors import (
@@ -34,23 +19,21 @@ from mandrake_sessions.errors import (
     TurnNotFoundError,
 )
 from mandrake_sessions.models import ChangeOp, Entity, Turn, TurnStatus
+from mandrake_sessions.records import sql
 from mandrake_sessions.records.changes import record_change
-from mandrake_sessions.records.chunks import DELETE_CHUNKS, IS_STREAMING, folded
-from mandrake_sessions.records.columns import later, update_row
 from mandrake_sessions.records.sessions import touch_session
-from mandrake_sessions.records.turn_rows import TURN_COLUMNS, turn_from
+from mandrake_sessions.records.turn_rows import turn_from
 from mandrake_sessions.records.turns import create_turn
 
 FIRST_SEQ: Final = 1
 """The number of a stream's first text; the empty chunk, 0, tells that a turn is streamed."""
 
 _ROWS: Final = 32
-"""Chunks of one INSERT: SQLite takes 500, and few different statements stay prepared."""
+"""Chunks of one INSERT: SQLite takes 500, and few different statements stay prepared.
 
-_C = schema.turns.c
-_CHUNK = schema.turn_chunks.c
-_COLUMNS = (_CHUNK.turn_id, _CHUNK.seq, _CHUNK.content, _CHUNK.raw_response)
-_IS_OURS = (_C.owner == bindparam("owner"), IS_STREAMING)
+Not one INSERT for each: beside threads that never wait, each return from SQLite can cost the switch
+interval of the interpreter for every one of them.
+"""
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
@@ -114,76 +97,6 @@ class Outcome(msgspec.Struct):
     failed: dict[str, Exception]
 
 
-@cache
-def _insert_chunks(count: int) -> Statement:
-    """Return one INSERT of so many chunks, each if its turn is still ours and streaming.
-
-    One statement however many there are: beside threads that never wait, each return from SQLite
-    can cost the switch interval of the interpreter for every one of them.
-    """
-    sources = [
-        select(*(bindparam(f"{c.name}_{at}", type_=c.type) for c in _COLUMNS))
-        .select_from(schema.turns)
-        .where(_C.id == bindparam(f"{_CHUNK.turn_id.name}_{at}"), *_IS_OURS)
-        for at in range(count)
-    ]
-    source = sources[0] if count == 1 else union_all(*sources)
-    return Statement(
-        sqlite_insert(schema.turn_chunks)
-        .from_select([c.name for c in _COLUMNS], source)
-        .on_conflict_do_nothing()
-    )
-
-
-_INSERT_FIRST = Statement(
-    insert(schema.turn_chunks).values({c.name: bindparam(c.name) for c in _COLUMNS})
-)
-_STANDING = Statement(select(_C.status, _C.owner).where(_C.id == bindparam("id")))
-_BY_ID = Statement(select(*TURN_COLUMNS).where(_C.id == bindparam("id")))
-_APPEND = Statement(
-    update(schema.turns)
-    .where(
-        _C.id == bindparam("id"),
-        not_(IS_STREAMING),
-        # Not length(), which ends at the first NUL.
-        func.octet_length(_C.content) == bindparam("content_bytes"),
-        func.octet_length(_C.raw_response) == bindparam("raw_bytes"),
-    )
-    .values(
-        content=_C.content + bindparam("rest", type_=Text),
-        raw_response=_C.raw_response + bindparam("raw_rest", type_=Text),
-        revision=_C.revision + 1,
-        updated_at=later(schema.turns),
-    )
-    .returning(_C.response_id)
-)
-
-
-@cache
-def _update_fields(names: tuple[str, ...]) -> Statement:
-    return Statement(update_row(schema.turns, names).where(*_IS_OURS))
-
-
-@cache
-def _finish(names: tuple[str, ...]) -> Statement:
-    return Statement(
-        update(schema.turns)
-        .where(_C.id == bindparam("id"), *_IS_OURS)
-        .values({name: bindparam(name) for name in names})
-        .values(
-            content=folded(_C.content.name) + bindparam("rest", type_=Text),
-            raw_response=folded(_C.raw_response.name) + bindparam("raw_rest", type_=Text),
-            status=bindparam("status"),
-            # A clock that went back must not let a turn end before it began.
-            stream_ended_at=func.max(_C.stream_started_at, bindparam("now", type_=Integer)),
-            owner=null(),
-            revision=_C.revision + 1,
-            updated_at=later(schema.turns),
-        )
-        .returning(*TURN_COLUMNS)
-    )
-
-
 def start_stream(response_id: str, *, id: str, **fields: Any) -> WriteUnit[Turn]:
     """Add a turn whose text comes in chunks.
 
@@ -193,7 +106,9 @@ def start_stream(response_id: str, *, id: str, **fields: Any) -> WriteUnit[Turn]
         fields: others of ``create_turn``'s, whose errors these are too.
     """
     create = create_turn(response_id, id=id, **fields)
-    first = _INSERT_FIRST.bound({"turn_id": id, "seq": 0, "content": "", "raw_response": ""})
+    first = sql.INSERT_FIRST_CHUNK.bound(
+        {"turn_id": id, "seq": 0, "content": "", "raw_response": ""}
+    )
 
     def work(tx: WriteTransaction) -> Turn:
         turn = create(tx)
@@ -259,11 +174,11 @@ def append_remainder(turn_id: str, candidates: Sequence[Remainder], moment: int)
                 "raw_rest": candidate.raw_response,
                 "now": moment,
             }
-            row = tx.row(_APPEND, values)
+            row = tx.row(sql.APPEND_REMAINDER, values)
             if row is not None:
                 record_change(tx, Entity.TURN, turn_id, ChangeOp.UPDATE, parent_id=row[0])
                 return True
-        if tx.row(_BY_ID, {"id": turn_id}) is None:
+        if tx.row(sql.TURN_BY_ID, {"id": turn_id}) is None:
             raise TurnNotFoundError(turn_id)
         return False
 
@@ -273,11 +188,11 @@ def append_remainder(turn_id: str, candidates: Sequence[Remainder], moment: int)
 def _bound_chunks(owner: str, chunks: Sequence[Chunk]) -> tuple[Statement, dict[str, Any]]:
     values: dict[str, Any] = {"owner": owner}
     for at, chunk in enumerate(chunks):
-        values[f"{_CHUNK.turn_id.name}_{at}"] = chunk.turn_id
-        values[f"{_CHUNK.seq.name}_{at}"] = chunk.seq
-        values[f"{_CHUNK.content.name}_{at}"] = chunk.content
-        values[f"{_CHUNK.raw_response.name}_{at}"] = chunk.raw_response
-    return _insert_chunks(len(chunks)), values
+        values[f"turn_id_{at}"] = chunk.turn_id
+        values[f"seq_{at}"] = chunk.seq
+        values[f"content_{at}"] = chunk.content
+        values[f"raw_response_{at}"] = chunk.raw_response
+    return sql.INSERT_CHUNKS.of(len(chunks)), values
 
 
 def _bound_ending(owner: str, ending: Ending) -> tuple[Statement, dict[str, Any]]:
@@ -290,13 +205,13 @@ def _bound_ending(owner: str, ending: Ending) -> tuple[Statement, dict[str, Any]
         "raw_rest": ending.raw_response,
         "now": ending.moment,
     }
-    return _finish(tuple(ending.fields)), values
+    return sql.FINISH_STREAMED.of(ending.fields), values
 
 
 def _note_lost(tx: WriteTransaction, owner: str, chunks: Sequence[Chunk], outcome: Outcome) -> None:
     """Note whose turn is gone or not ours any more; the others' chunks were stored before."""
     for chunk in chunks:
-        row = tx.row(_STANDING, {"id": chunk.turn_id})
+        row = tx.row(sql.STANDING, {"id": chunk.turn_id})
         if row is None:
             outcome.failed[chunk.turn_id] = TurnNotFoundError(chunk.turn_id)
         elif row != (TurnStatus.STREAMING, owner):
@@ -311,7 +226,7 @@ def _store_fields(tx: WriteTransaction, owner: str, chunk: Chunk) -> None:
         "expected_revision": None,
         "now": chunk.moment,
     }
-    tx.run(_update_fields(tuple(chunk.fields)), values)
+    tx.run(sql.UPDATE_STREAMED.of(chunk.fields), values)
     record_change(tx, Entity.TURN, chunk.turn_id, ChangeOp.UPDATE, parent_id=chunk.response_id)
 
 
@@ -328,7 +243,7 @@ def _end(
             row = tx.row(statement, values)
             if row is not None:
                 outcome.ended[id] = turn_from(row)
-                tx.run(DELETE_CHUNKS, {"id": id})
+                tx.run(sql.DELETE_CHUNKS, {"id": id})
                 session_id = record_change(
                     tx, Entity.TURN, id, ChangeOp.UPDATE, parent_id=ending.response_id
                 )
@@ -344,7 +259,7 @@ def _end(
 
 def _ended_before(tx: WriteTransaction, ending: Ending) -> Turn:
     """Return the turn if this very end was stored by an attempt whose outcome was unknown."""
-    row = tx.row(_BY_ID, {"id": ending.turn_id})
+    row = tx.row(sql.TURN_BY_ID, {"id": ending.turn_id})
     if row is None:
         raise TurnNotFoundError(ending.turn_id)
     turn = turn_from(row)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import msgspec
-from sqlalchemy import Integer, bindparam, func, select, update
 
-from mandrake_sessions import arguments, schema
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions import arguments
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -17,39 +15,10 @@ from mandrake_sessions.database.transaction import (
 )
 from mandrake_sessions.errors import InvalidArgumentError, SessionNotFoundError
 from mandrake_sessions.models import Exchange, Request, Response, Session, Turn
+from mandrake_sessions.records import sql
 from mandrake_sessions.records.rounds import add_round, round_inserts
 from mandrake_sessions.records.sessions import add_session
-from mandrake_sessions.records.turn_rows import add_turn, checked_fields, turn_insert
-
-_SESSION = schema.sessions.c
-_ROUND = schema.rounds.c
-_INDEX = select(_ROUND.index)
-_INDEX_BY_ID = Statement(_INDEX.where(_ROUND.id == bindparam("id")))
-_INDEX_BY_REQUEST = Statement(
-    _INDEX.select_from(schema.rounds.join(schema.requests)).where(
-        schema.requests.c.id == bindparam("request_id")
-    )
-)
-_INDEX_BY_RESPONSE = Statement(
-    _INDEX.select_from(schema.rounds.join(schema.responses)).where(
-        schema.responses.c.id == bindparam("response_id")
-    )
-)
-_AT_INDEX = Statement(
-    select(_ROUND.id).where(
-        _ROUND.session_id == bindparam("session_id"), _ROUND.index == bindparam("index")
-    )
-)
-# The times of an imported session are those of its source, so ``updated_at`` stays.
-_RAISE_INDEX = Statement(
-    update(schema.sessions)
-    .values(
-        next_round_index=func.max(
-            _SESSION.next_round_index, bindparam("next_round_index", type_=Integer)
-        )
-    )
-    .where(_SESSION.id == bindparam("session_id"))
-)
+from mandrake_sessions.records.turn_rows import FIELD_CHECKS, checked_fields, turn_insert
 
 
 def find_exchange_index(exchange: Exchange, *, by_parts: bool = False) -> ReadUnit[int | None]:
@@ -67,9 +36,9 @@ def find_exchange_index(exchange: Exchange, *, by_parts: bool = False) -> ReadUn
         "request_id": exchange.request.id,
         "response_id": exchange.response.id,
     }
-    statements = [_INDEX_BY_ID]
+    statements = [sql.INDEX_BY_ROUND]
     if by_parts:
-        statements += [_INDEX_BY_REQUEST, _INDEX_BY_RESPONSE]
+        statements += [sql.INDEX_BY_REQUEST, sql.INDEX_BY_RESPONSE]
 
     def work(tx: ReadTransaction) -> int | None:
         for statement in statements:
@@ -94,7 +63,7 @@ def is_index_free(session_id: str, index: int) -> ReadUnit[bool]:
     values = {"session_id": session_id, "index": index}
 
     def work(tx: ReadTransaction) -> bool:
-        return tx.row(_AT_INDEX, values) is None
+        return tx.row(sql.ROUND_AT_INDEX, values) is None
 
     return work
 
@@ -165,14 +134,16 @@ def insert_exchange(exchange: Exchange) -> WriteUnit[Exchange]:
         turns=tuple(turn for turn, _ in turns),
     )
     counters = {"session_id": stored.session_id, "next_round_index": stored.index + 1}
-    next_turn_index = stored.turns[-1].index + 1 if stored.turns else 0
+    inserts = round_inserts(
+        stored,
+        [turn_insert(turn, encoded_calls) for turn, encoded_calls in turns],
+        next_turn_index=stored.turns[-1].index + 1 if stored.turns else 0,
+    )
 
     def work(tx: WriteTransaction) -> Exchange:
-        if not tx.run(_RAISE_INDEX, counters):
+        if not tx.run(sql.RAISE_ROUND_INDEX, counters):
             raise SessionNotFoundError(stored.session_id)
-        add_round(tx, stored, round_inserts(stored, next_turn_index=next_turn_index))
-        for turn, encoded_calls in turns:
-            add_turn(tx, turn, turn_insert(turn, encoded_calls))
+        add_round(tx, stored, inserts, stored.turns)
         return stored
 
     return work
@@ -202,7 +173,7 @@ def _checked_response(response: Response, round_id: str) -> Response:
 def _checked_turn(turn: Turn, response_id: str) -> tuple[Turn, str]:
     _require_parent("turn.response_id", turn.response_id, response_id)
     calls, encoded_calls = arguments.tool_calls("tool_calls", turn.tool_calls)
-    fields = checked_fields(turn)
+    fields = dict(zip(FIELD_CHECKS, checked_fields(turn), strict=True))
     if fields["status"].is_finished is (turn.stream_ended_us is None):
         raise InvalidArgumentError("stream_ended_us must be None while streaming, and only then.")
     arguments.fresh_id("turn.id", turn.id)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Integer, bindparam, func, null, or_
-
-from mandrake_sessions import arguments, schema
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions import arguments
 from mandrake_sessions.database.transaction import WriteTransaction, WriteUnit
 from mandrake_sessions.errors import StaleRevisionError, TurnBeingWrittenError, TurnFinishedError
 from mandrake_sessions.ids import now
@@ -22,18 +18,14 @@ from mandrake_sessions.models import (
     TurnStatus,
     Unset,
 )
+from mandrake_sessions.records import sql
 from mandrake_sessions.records.changes import record_change
-from mandrake_sessions.records.chunks import DELETE_CHUNKS, HAS_CHUNKS, TEXTS, whole
-from mandrake_sessions.records.columns import update_row
 from mandrake_sessions.records.sessions import touch_session
 from mandrake_sessions.records.turn_rows import (
     FIELD_CHECKS,
-    TURN_COLUMNS,
     turn_from,
 )
 from mandrake_sessions.records.turns import get_turn
-
-_C = schema.turns.c
 
 MOVES: Final[dict[TurnStatus, frozenset[TurnStatus]]] = {
     TurnStatus.STREAMING: frozenset(TurnStatus),
@@ -42,26 +34,6 @@ MOVES: Final[dict[TurnStatus, frozenset[TurnStatus]]] = {
     TurnStatus.INTERRUPTED: frozenset({TurnStatus.INTERRUPTED}),
 }
 """Which status may follow which: one that has ended stays as it is."""
-
-_FIXED: Final = frozenset(TEXTS)
-
-
-@cache
-def _update(names: tuple[str, ...], status: TurnStatus | None) -> Statement:
-    changed = update_row(schema.turns, names)
-    if status is not None:
-        sources = [source for source in TurnStatus if status in MOVES[source]]
-        changed = changed.where(or_(*(_C.status == source.value for source in sources)))
-        if status.is_finished:
-            # The end is the first one: a turn that is finished again keeps it. And a clock that
-            # went back does not let a turn end before it began.
-            ended = func.max(_C.stream_started_at, bindparam("now", type_=Integer))
-            changed = changed.values(
-                {name: whole(name) for name in TEXTS if name not in names},
-            ).values(stream_ended_at=func.coalesce(_C.stream_ended_at, ended), owner=null())
-    if not _FIXED.isdisjoint(names):
-        changed = changed.where(~HAS_CHUNKS)
-    return Statement(changed.returning(*TURN_COLUMNS, HAS_CHUNKS))
 
 
 def update_turn(
@@ -148,7 +120,8 @@ def _prepare_update(
 ) -> WriteUnit[Turn]:
     moment = now()
     status: TurnStatus | None = given.get("status")
-    statement = _update(tuple(given), status)
+    is_end = status is not None and status.is_finished
+    statement = (sql.END_TURN if is_end else sql.UPDATE_TURN).of(given)
     values = given | {"id": id, "expected_revision": expected_revision, "now": moment}
     get = get_turn(id)
 
@@ -157,12 +130,12 @@ def _prepare_update(
         if row is None:
             turn = get(tx)
             _require_changeable(turn, status, expected_revision)
-            if not _FIXED.isdisjoint(given):
+            if not given.keys().isdisjoint(sql.TEXTS):
                 raise TurnBeingWrittenError
             return turn
         turn = turn_from(row[:-1])
         if row[-1] and turn.status.is_finished:
-            tx.run(DELETE_CHUNKS, values)
+            tx.run(sql.DELETE_CHUNKS, values)
         session_id = record_change(tx, Entity.TURN, id, ChangeOp.UPDATE, parent_id=turn.response_id)
         if status is not None and turn.stream_ended_us == max(turn.stream_started_us, moment):
             touch_session(tx, session_id, moment)

@@ -7,10 +7,8 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Integer, bindparam, delete, func, select, update
 
-from mandrake_sessions import arguments, schema
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions import arguments
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -34,52 +32,14 @@ from mandrake_sessions.models import (
     Turn,
     TurnStatus,
 )
+from mandrake_sessions.records import sql
 from mandrake_sessions.records.changes import record_change
-from mandrake_sessions.records.chunks import IS_STREAMING
-from mandrake_sessions.records.columns import later
 from mandrake_sessions.records.sessions import touch_session
 from mandrake_sessions.records.turn_rows import (
-    TURN_COLUMNS,
     add_turn,
     prepare_turn,
     turn_from,
     turn_insert,
-)
-
-_C = schema.turns.c
-_RESPONSE = schema.responses.c
-_WANTED_INDEX = func.coalesce(bindparam("index", type_=Integer), _RESPONSE.next_turn_index)
-
-# One statement takes the next index or a later one that was asked for, and moves the counter on.
-_TAKE_INDEX = Statement(
-    update(schema.responses)
-    .values(next_turn_index=_WANTED_INDEX + 1, updated_at=later(schema.responses))
-    .where(_RESPONSE.id == bindparam("response_id"), _RESPONSE.next_turn_index <= _WANTED_INDEX)
-    .returning(_RESPONSE.next_turn_index)
-)
-_RESPONSE_EXISTS = Statement(select(_RESPONSE.id).where(_RESPONSE.id == bindparam("response_id")))
-_AT_INDEX = Statement(
-    select(_C.id).where(_C.response_id == bindparam("response_id"), _C.index == bindparam("index"))
-)
-_BY_ID = Statement(select(*TURN_COLUMNS).where(_C.id == bindparam("id")))
-_OF_RESPONSE = select(*TURN_COLUMNS).where(_C.response_id == bindparam("response_id"))
-_LATEST = Statement(_OF_RESPONSE.order_by(_C.index.desc()).limit(1))
-_PAGE = Statement(
-    _OF_RESPONSE.where(_C.index > bindparam("after"))
-    .order_by(_C.index)
-    .limit(bindparam("limit"))
-    .offset(bindparam("offset"))
-)
-_DELETE = Statement(delete(schema.turns).where(_C.id == bindparam("id")).returning(_C.response_id))
-_COUNT_TURNS = (
-    select(func.count()).where(_C.response_id == _RESPONSE.id).correlate(schema.responses)
-)
-_STREAMING_STATUS = Statement(
-    select(
-        _RESPONSE.id,
-        _COUNT_TURNS.scalar_subquery(),
-        _COUNT_TURNS.where(IS_STREAMING).scalar_subquery(),
-    ).where(_RESPONSE.id == bindparam("response_id"))
 )
 
 
@@ -163,7 +123,7 @@ def create_turn(
     }
 
     def work(tx: WriteTransaction) -> Turn:
-        row = tx.row(_TAKE_INDEX, values)
+        row = tx.row(sql.TAKE_TURN_INDEX, values)
         if row is None:
             raise _why_no_index(tx, response_id, values)
         turn = msgspec.structs.replace(prepared, index=row[0] - 1)
@@ -179,9 +139,9 @@ def create_turn(
 def _why_no_index(
     tx: ReadTransaction, response_id: str, values: Mapping[str, Any]
 ) -> MandrakeSessionsError:
-    if tx.row(_RESPONSE_EXISTS, values) is None:
+    if tx.row(sql.RESPONSE_EXISTS, values) is None:
         return ResponseNotFoundError(response_id)
-    row = tx.row(_AT_INDEX, values)
+    row = tx.row(sql.TURN_AT_INDEX, values)
     if row is None:
         return InvalidArgumentError("index was given before; an index is never given twice.")
     return TurnAlreadyExistsError(row[0], "The response has a turn of this index.")
@@ -203,7 +163,7 @@ def get_turn(id: str) -> ReadUnit[Turn]:
     values = {"id": arguments.lookup_id("id", id)}
 
     def work(tx: ReadTransaction) -> Turn:
-        row = tx.row(_BY_ID, values)
+        row = tx.row(sql.TURN_BY_ID, values)
         if row is None:
             raise TurnNotFoundError(id)
         return turn_from(row)
@@ -228,7 +188,7 @@ def get_latest_turn(response_id: str) -> ReadUnit[Turn]:
     values = {"response_id": arguments.lookup_id("response_id", response_id)}
 
     def work(tx: ReadTransaction) -> Turn:
-        row = tx.row(_LATEST, values)
+        row = tx.row(sql.LATEST_TURN, values)
         if row is None:
             _require_response(tx, response_id)
             raise TurnNotFoundError(message="The response has no turn.")
@@ -263,7 +223,7 @@ def list_turns(
     }
 
     def work(tx: ReadTransaction) -> list[Turn]:
-        rows = tx.rows(_PAGE, values)
+        rows = tx.rows(sql.TURN_PAGE, values)
         if not rows:
             _require_response(tx, response_id)
         return [turn_from(row) for row in rows]
@@ -290,7 +250,7 @@ def delete_turn(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
     moment = now()
 
     def work(tx: WriteTransaction) -> bool:
-        row = tx.row(_DELETE, values)
+        row = tx.row(sql.DELETE_TURN, values)
         if row is not None:
             session_id = record_change(tx, Entity.TURN, id, ChangeOp.DELETE, parent_id=row[0])
             touch_session(tx, session_id, moment)
@@ -318,7 +278,7 @@ def get_streaming_status(response_id: str) -> ReadUnit[StreamingStatus]:
     values = {"response_id": arguments.lookup_id("response_id", response_id)}
 
     def work(tx: ReadTransaction) -> StreamingStatus:
-        row = tx.row(_STREAMING_STATUS, values)
+        row = tx.row(sql.STREAMING_STATUS, values)
         if row is None:
             raise ResponseNotFoundError(response_id)
         return StreamingStatus(*row)
@@ -327,5 +287,5 @@ def get_streaming_status(response_id: str) -> ReadUnit[StreamingStatus]:
 
 
 def _require_response(tx: ReadTransaction, id: str) -> None:
-    if tx.row(_RESPONSE_EXISTS, {"response_id": id}) is None:
+    if tx.row(sql.RESPONSE_EXISTS, {"response_id": id}) is None:
         raise ResponseNotFoundError(id)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, delete, select, update
-
-from mandrake_sessions import arguments, schema
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions import arguments
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -19,21 +16,7 @@ from mandrake_sessions.errors import (
 )
 from mandrake_sessions.ids import now
 from mandrake_sessions.models import Workspace
-from mandrake_sessions.records.columns import RecordInsert, columns_of
-
-_C = schema.workspaces.c
-_COLUMNS = columns_of(Workspace, schema.workspaces)
-_INSERT = RecordInsert(Workspace, schema.workspaces)
-_BY_ID = Statement(select(*_COLUMNS).where(_C.id == bindparam("id")))
-_BY_NAME = Statement(select(*_COLUMNS).where(_C.name == bindparam("name")))
-_ALL = Statement(select(*_COLUMNS).order_by(_C.name))
-_OPENED = Statement(
-    update(schema.workspaces)
-    .values(last_opened_at=bindparam("now"))
-    .where(_C.id == bindparam("id"))
-    .returning(*_COLUMNS)
-)
-_DELETE = Statement(delete(schema.workspaces).where(_C.id == bindparam("id")).returning(*_COLUMNS))
+from mandrake_sessions.records import sql
 
 
 def register_workspace(
@@ -65,12 +48,14 @@ def register_workspace(
 
     def work(tx: WriteTransaction) -> Workspace:
         try:
-            tx.run_all((_INSERT.of(workspace),))
+            tx.run_all((sql.INSERT_WORKSPACE.of(workspace),))
         except ConstraintViolationError as violation:
-            if not violation.columns or violation.columns[0].split(".")[0] != _C.id.table.name:
+            if not violation.columns or violation.columns[0].split(".")[0] != sql.WORKSPACES:
                 raise
             # SQLite names one column though several may be taken: the name says most.
-            taken = "name" if tx.row(_BY_NAME, {"name": workspace.name}) else "id or path"
+            taken = (
+                "name" if tx.row(sql.WORKSPACE_BY_NAME, {"name": workspace.name}) else "id or path"
+            )
             raise WorkspaceAlreadyExistsError(
                 workspace.id, f"There is already a workspace with this {taken}."
             ) from violation
@@ -95,7 +80,7 @@ def get_workspace_row(id: str) -> ReadUnit[Workspace]:
     values = {"id": arguments.lookup_id("id", id)}
 
     def work(tx: ReadTransaction) -> Workspace:
-        row = tx.row(_BY_ID, values)
+        row = tx.row(sql.WORKSPACE_BY_ID, values)
         if row is None:
             raise WorkspaceNotFoundError(id)
         return Workspace(*row)
@@ -118,7 +103,7 @@ def find_workspace_by_name(name: str) -> ReadUnit[Workspace | None]:
     values = {"name": arguments.workspace_name("name", name)}
 
     def work(tx: ReadTransaction) -> Workspace | None:
-        row = tx.row(_BY_NAME, values)
+        row = tx.row(sql.WORKSPACE_BY_NAME, values)
         return None if row is None else Workspace(*row)
 
     return work
@@ -132,7 +117,7 @@ def list_workspace_rows() -> ReadUnit[list[Workspace]]:
     """
 
     def work(tx: ReadTransaction) -> list[Workspace]:
-        return [Workspace(*row) for row in tx.rows(_ALL)]
+        return [Workspace(*row) for row in tx.rows(sql.ALL_WORKSPACES)]
 
     return work
 
@@ -153,7 +138,7 @@ def mark_workspace_opened(id: str) -> WriteUnit[Workspace]:
     values = {"id": arguments.lookup_id("id", id), "now": now()}
 
     def work(tx: WriteTransaction) -> Workspace:
-        row = tx.row(_OPENED, values)
+        row = tx.row(sql.OPEN_WORKSPACE, values)
         if row is None:
             raise WorkspaceNotFoundError(id)
         return Workspace(*row)
@@ -177,7 +162,7 @@ def unregister_workspace_row(id: str) -> WriteUnit[Workspace]:
     values = {"id": arguments.lookup_id("id", id)}
 
     def work(tx: WriteTransaction) -> Workspace:
-        row = tx.row(_DELETE, values)
+        row = tx.row(sql.DELETE_WORKSPACE, values)
         if row is None:
             raise WorkspaceNotFoundError(id)
         return Workspace(*row)

@@ -18,6 +18,7 @@ from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lease import LeaseQueue
 from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.statements.generator.compiler import compiled
 
 T = TypeVar("T")
 
@@ -25,12 +26,12 @@ PATIENCE = 20.0
 """Seconds after which a test gives up on what must happen; nothing waits for so long."""
 
 _meta = schema.meta.c
-ADD = Statement(insert(schema.meta).values(key=bindparam("key"), value=bindparam("value")))
+ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=bindparam("value")))
 _counter = select(literal(1).label("n")).cte("counter", recursive=True)
 _counter = _counter.union_all(select(_counter.c.n + 1).where(_counter.c.n < 10**9))
-ENDLESS = Statement(select(func.count()).select_from(_counter))
+ENDLESS = compiled(select(func.count()).select_from(_counter))
 """A SELECT that runs for minutes."""
-KEYS = Statement(select(_meta.key))
+KEYS = compiled(select(_meta.key))
 _FACTS = {"stamp", "created_by", "created_at"}
 
 
@@ -39,7 +40,7 @@ def endless_insert() -> Statement:
     numbers = select(literal(1).label("n")).cte("numbers", recursive=True)
     numbers = numbers.union_all(select(numbers.c.n + 1).where(numbers.c.n < 10**9))
     rows = select(func.hex(func.randomblob(8)), literal("x")).select_from(numbers)
-    return Statement(insert(schema.meta).from_select(["key", "value"], rows))
+    return compiled(insert(schema.meta).from_select(["key", "value"], rows))
 
 
 def add(tx: WriteTransaction, key: str, value: str = "") -> str:

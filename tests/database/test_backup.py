@@ -16,7 +16,7 @@ import pytest
 from database_kit import Task, add, keys, until_set
 
 from mandrake_sessions.database import backup as module
-from mandrake_sessions.database import migrate
+from mandrake_sessions.database import head
 from mandrake_sessions.database.backup import backup, verify
 from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.handle import DatabaseHandle
@@ -58,7 +58,7 @@ def open_file(tmp_path: Path) -> Iterator[Open]:
 def writer(open_file: Open) -> Connection:
     """The read-write connection of a database with 40 rows of 4 kB."""
     connection = open_file()
-    migrate.bring_to_head(connection, Budget(10))
+    head.bring_to_head(connection, Budget(10))
     connection.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)")
     for _ in range(40):
         connection.execute(NOTE, ("x" * 4000,))
@@ -118,7 +118,7 @@ def test_the_copy_can_be_opened_as_a_database(
     backup(source, target, Budget(10))
 
     copy = open_file("copies/copy.sqlite")
-    assert migrate.is_at_head(copy)
+    assert head.is_at_head(copy)
     stamp = "SELECT value FROM meta WHERE key = 'stamp'"
     assert copy.value(stamp) == source.value(stamp)
 

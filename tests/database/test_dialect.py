@@ -438,7 +438,7 @@ def test_no_second_sqlite_is_loaded(tmp_path: Path) -> None:
 import sys
 import sqlalchemy as sa
 from sqlalchemy import orm
-from mandrake_sessions.database import migrate
+from mandrake_sessions.database import head, migrate
 from mandrake_sessions.database.connection import open_connection
 from mandrake_sessions.database.paths import make_file, real_path
 from mandrake_sessions.database.dialect import lend
@@ -446,7 +446,7 @@ from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.options import DatabaseOptions
 path = real_path({str(tmp_path / "db.sqlite")!r})
 connection = open_connection(path, make_file(path), DatabaseOptions(), Budget(10))
-migrate.bring_to_head(connection, Budget(10))
+head.bring_to_head(connection, Budget(10))
 with lend(connection, Budget(10), "test") as borrowed, orm.Session(bind=borrowed) as session:
     assert session.scalar(sa.text("SELECT count(*) FROM sessions")) == 0
     sa.inspect(borrowed).get_table_names()

@@ -15,11 +15,11 @@ PRELUDE = """
 import os, threading
 from pathlib import Path
 from mandrake_sessions import *
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.statements.generator.compiler import compiled
 from mandrake_sessions.schema import meta
 from sqlalchemy import bindparam, insert, select
-ADD = Statement(insert(meta).values(key=bindparam("key"), value=""))
-KEYS = Statement(select(meta.c.key).where(meta.c.value == ""))
+ADD = compiled(insert(meta).values(key=bindparam("key"), value=""))
+KEYS = compiled(select(meta.c.key).where(meta.c.value == ""))
 path = Path(sys.argv[1])
 def add(handle, key):
     handle.transact(lambda tx: tx.run(ADD, {"key": key}), delegable=True)

@@ -52,13 +52,13 @@ from mandrake_sessions.database.health import checks
 from mandrake_sessions.database.health import levels as health
 from mandrake_sessions.database.health.wording import readable_size
 from mandrake_sessions.database.lifecycle import FileState
-from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.statements.generator.compiler import compiled
 from mandrake_sessions.testing import Fault, FaultVFS
 
 MakePool = Callable[..., ConnectionPool]
 
-DROP = Statement(delete(schema.meta).where(schema.meta.c.key == bindparam("key")))
+DROP = compiled(delete(schema.meta).where(schema.meta.c.key == bindparam("key")))
 CHECKS = {
     "file",
     "log",

@@ -45,11 +45,11 @@ from mandrake_sessions import (
     schema,
 )
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.database.transaction import ReadTransaction
+from mandrake_sessions.statements.generator.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
-DELETE = Statement(schema.meta.delete())
+DELETE = compiled(schema.meta.delete())
 
 
 class OddError(Exception):
@@ -210,7 +210,7 @@ def test_rule_12_the_snapshot_connection_itself_refuses_to_write(handle: Databas
 
 def test_a_read_scope_takes_every_kind_of_select(handle: DatabaseHandle) -> None:
     key = schema.meta.c.key
-    both = Statement(
+    both = compiled(
         union_all(
             select(key).where(key == bindparam("one")), select(key).where(key == bindparam("two"))
         )
@@ -250,7 +250,7 @@ def test_decision_6_3_a_read_sees_nothing_of_an_open_group(grouping: DatabaseHan
 
 def test_a_statement_with_a_constant_list_is_compiled_whole(handle: DatabaseHandle) -> None:
     handle.transact(adding("a"))
-    listed = Statement(select(schema.meta.c.key).where(schema.meta.c.key.in_(["a", "b"])))
+    listed = compiled(select(schema.meta.c.key).where(schema.meta.c.key.in_(["a", "b"])))
     assert handle.fetch(lambda tx: tx.rows(listed)) == [("a",)]
 
 

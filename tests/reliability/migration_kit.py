@@ -15,7 +15,7 @@ from typing import Any
 import apsw
 import pytest
 
-from mandrake_sessions.database import migrate, revisions
+from mandrake_sessions.database import head, migrate, revisions
 from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.dialect import LentCursor
 from mandrake_sessions.database.paths import make_file, real_path
@@ -134,7 +134,7 @@ def opened(path: Path, vfs: str | None = None) -> Iterator[Connection]:
 
 def go_to(connection: Connection, revision: str, scripts: Path) -> None:
     """Upgrade or downgrade to a revision, wherever the database is."""
-    current = migrate.current(connection) or BASE
+    current = head.current(connection) or BASE
     is_up = REVISIONS.index(revision) >= REVISIONS.index(current)
     if is_up:
         migrate.upgrade(connection, Budget(BUDGET), revision, scripts=scripts)

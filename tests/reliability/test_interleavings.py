@@ -46,14 +46,14 @@ from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lease import Group, LeaseQueue, Waiter
 from mandrake_sessions.database.slots import Slot, SlotState
-from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.database.transaction import WriteTransaction
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.live.hub import Hub
+from mandrake_sessions.statements.generator.compiler import compiled
 
 _meta = schema.meta.c
-ADD = Statement(insert(schema.meta).values(key=bindparam("key"), value=""))
-KEYS = Statement(select(_meta.key).where(_meta.key.not_in(["stamp", "created_by", "created_at"])))
+ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
+KEYS = compiled(select(_meta.key).where(_meta.key.not_in(["stamp", "created_by", "created_at"])))
 
 Play = Callable[[Callable[[Stage], None]], Orders]
 
@@ -695,9 +695,9 @@ from sqlalchemy import insert, select
 from mandrake_sessions import ConnectionPool, ForkedPoolError, PoolOptions, schema
 from mandrake_sessions.database import scope
 from mandrake_sessions.database.lease import LeaseQueue
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.statements.generator.compiler import compiled
 warnings.simplefilter("ignore")
-KEYS = Statement(select(schema.meta.c.key))
+KEYS = compiled(select(schema.meta.c.key))
 path = Path(sys.argv[1])
 pool = ConnectionPool(PoolOptions(linger=0))
 handle = pool.acquire(path)
@@ -719,7 +719,7 @@ after(scope, "begin_immediate", 1)
 after(scope, "commit", 3)
 after(LeaseQueue, "release", 4)
 def work(tx):
-    tx.run(Statement(insert(schema.meta).values(key="forked", value="")))
+    tx.run(compiled(insert(schema.meta).values(key="forked", value="")))
     stop(2)
 worker = threading.Thread(target=lambda: handle.transact(work))
 worker.start()

@@ -20,10 +20,10 @@ from sqlalchemy import bindparam, insert, select
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.slots import SlotState
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.statements.generator.compiler import compiled
 
-ADD = Statement(insert(schema.meta).values(key=bindparam("key"), value=""))
-KEYS = Statement(select(schema.meta.c.key))
+ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
+KEYS = compiled(select(schema.meta.c.key))
 
 
 def open_connections(path: Path) -> int:

@@ -24,7 +24,7 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.database import owner
 from mandrake_sessions.errors import TurnBeingWrittenError
-from mandrake_sessions.records import recovery
+from mandrake_sessions.records import sql
 from mandrake_sessions.records.recovery import interrupt_turns_of, streaming_owners
 from mandrake_sessions.records.transfer import insert_exchange, insert_session
 
@@ -377,7 +377,7 @@ def test_looking_for_owners_reads_only_the_turns_that_stream(
     connection = apsw.Connection(str(sessions.path), flags=apsw.SQLITE_OPEN_READONLY)
     plans = [
         connection.execute(f"EXPLAIN QUERY PLAN {statement.sql}", values).fetchall()
-        for statement, values in ((recovery._OWNERS, ()), (recovery._ABANDONED, ("[null]",)))
+        for statement, values in ((sql.STREAMING_OWNERS, ()), (sql.ABANDONED_TURNS, ("[null]",)))
     ]
     connection.close()
     for plan in plans:

@@ -236,9 +236,9 @@ def test_m65_a_call_that_raises_inside_a_transaction_leaves_nothing(path, sessio
 
 
 def statement(sql):
-    from mandrake_sessions.database.statement import Statement
+    from mandrake_sessions.statements.generator.compiler import compiled
 
-    return Statement(text(sql))
+    return compiled(text(sql))
 
 
 def test_m65_transact_returns_what_its_work_returns(path, sessions, dump):

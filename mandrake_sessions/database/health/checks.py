@@ -11,8 +11,8 @@ from typing import Final
 
 import apsw
 
-from mandrake_sessions import schema
-from mandrake_sessions.database import migrate
+from mandrake_sessions import tables
+from mandrake_sessions.database import head
 from mandrake_sessions.database.connection import Connection, lost_settings
 from mandrake_sessions.database.faults import (
     free_bytes,
@@ -282,11 +282,11 @@ def check_size(connection: Connection) -> HealthCheck:
 
 def check_schema(connection: Connection) -> HealthCheck:
     """Whether the database has the schema of this version."""
-    revision = migrate.current(connection)
-    if revision != schema.HEAD:
+    revision = head.current(connection)
+    if revision != tables.HEAD:
         return found("schema", FAILED, f"revision {revision}")
     there = {name for (name,) in connection.query_all("SELECT name FROM sqlite_schema")}
-    missing = sorted(schema.metadata.tables.keys() - there)
+    missing = sorted(tables.TABLES.keys() - there)
     if missing:
         return found("schema", FAILED, f"revision {revision}, without {', '.join(missing)}")
     return found("schema", OK, f"revision {revision}")

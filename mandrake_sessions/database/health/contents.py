@@ -9,23 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import apsw
-from sqlalchemy import Table, Text
 
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
 from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.head import is_known
 from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.health.wording import ORPHANS, listed, orphans
 from mandrake_sessions.database.raw import copy_database
-from mandrake_sessions.database.revisions import is_known
 from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
-from mandrake_sessions.schema import HEAD, metadata
+from mandrake_sessions.tables import HEAD, TABLES, Column
 
 OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
 
@@ -99,6 +97,9 @@ class Contents:
             if self._in_use:
                 pass
             elif any(log.exists() and log.stat().st_size for log in logs):
+                # Late, as are all that bring modules for compressed files.
+                import tempfile
+
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mandrake-doctor-"))
                 copy = Path(folder) / "copy.sqlite"
                 copy_database(self._path, copy)
@@ -122,7 +123,7 @@ class Contents:
             rows = raw.execute("SELECT version_num FROM alembic_version").fetchall()
         revision = str(rows[0][0]) if rows else "none"
         if revision == HEAD:
-            missing = sorted(metadata.tables.keys() - tables)
+            missing = sorted(TABLES.keys() - tables)
             if missing:
                 told = f"revision {revision}, without {', '.join(missing)}"
                 return HealthCheck("schema", FAILED, told, self._rescue)
@@ -180,14 +181,14 @@ class Contents:
         there = {str(row[0]) for row in raw.execute("SELECT name FROM sqlite_schema").fetchall()}
         bad: list[str] = []
         unread: list[str] = []
-        for table in metadata.tables.values():
-            if table.name in there:
+        for table, columns in TABLES.items():
+            if table in there:
                 try:
-                    count = _damaged_texts(raw, table)
+                    count = _damaged_texts(raw, table, columns)
                 except apsw.CorruptError:
-                    unread.append(table.name)
+                    unread.append(table)
                 else:
-                    bad += [f"{count} in {table.name}"] if count else []
+                    bad += [f"{count} in {table}"] if count else []
         told = [f"rows with a damaged text: {', '.join(bad)}"] if bad else []
         told += [f"cannot be read to the end: {', '.join(unread)}"] if unread else []
         if told:
@@ -214,9 +215,9 @@ class Contents:
         return HealthCheck(name, OK, f"{_turns(total)} streaming" if total else "")
 
 
-def _damaged_texts(raw: apsw.Connection, table: Table) -> int:
-    texts = [f'CAST("{c.name}" AS BLOB)' for c in table.columns if isinstance(c.type, Text)]
-    rows = raw.execute(f"SELECT {', '.join(texts)} FROM {table.name}")
+def _damaged_texts(raw: apsw.Connection, table: str, columns: tuple[Column, ...]) -> int:
+    texts = [f'CAST("{c.name}" AS BLOB)' for c in columns if c.kind == "TEXT"]
+    rows = raw.execute(f"SELECT {', '.join(texts)} FROM {table}")
     return sum(not all(_is_text(cell) for cell in row) for row in rows)
 
 

@@ -17,9 +17,9 @@ import apsw
 import msgspec
 
 from mandrake_sessions.database import owner
-from mandrake_sessions.database.connection import MAGIC, SMALLEST_PAGE
 from mandrake_sessions.database.faults import free_bytes, translate
 from mandrake_sessions.database.guard import is_safe_sqlite, second_sqlite
+from mandrake_sessions.database.header import MAGIC, SMALLEST_PAGE
 from mandrake_sessions.database.health.contents import Contents
 from mandrake_sessions.database.health.locks import lock_holders
 from mandrake_sessions.database.health.report import (
@@ -35,7 +35,7 @@ from mandrake_sessions.database.raw import states_of
 from mandrake_sessions.database.salvage.pages import Pages, open_pages
 from mandrake_sessions.database.turnstile import turnstile_path
 from mandrake_sessions.errors import DatabaseError, InvalidArgumentError
-from mandrake_sessions.schema import APPLICATION_ID
+from mandrake_sessions.tables import APPLICATION_ID
 
 OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
 

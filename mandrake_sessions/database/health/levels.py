@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -199,4 +198,4 @@ def _check_integrity(file: DatabaseFile, budget: Budget) -> HealthCheck:
 
 def _copy_name(path: Path) -> Path:
     # Beside the file: where it has its space, and nobody else may read it.
-    return path.with_name(f"{path.name}.health-{secrets.token_hex(8)}")
+    return path.with_name(f"{path.name}.health-{os.urandom(8).hex()}")

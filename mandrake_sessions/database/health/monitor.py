@@ -16,7 +16,6 @@ from time import monotonic
 from typing import Self
 
 import apsw
-import structlog
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.connection import Connection, restore_settings
@@ -41,6 +40,7 @@ from mandrake_sessions.errors import (
     PoolClosedError,
     ReadOnlyDatabaseError,
 )
+from mandrake_sessions.log import get_logger
 
 OnReport = Callable[[HealthReport], object]
 """Told each report, in the monitor's thread; what it raises is logged."""
@@ -155,9 +155,7 @@ class HealthMonitor:
                     # It closes, or gave way to others.
                     continue
                 except Exception:  # noqa: BLE001  # one file must not end the watch over all
-                    structlog.get_logger(__name__).exception(
-                        "health_monitor_failed", path=str(file.path)
-                    )
+                    get_logger(__name__).exception("health_monitor_failed", path=str(file.path))
                     continue
                 reports.append(report)
             open_now = {file.path for file in files}
@@ -180,18 +178,16 @@ class HealthMonitor:
                     "detail": check.detail,
                 }
                 if check.status is HealthStatus.OK:
-                    structlog.get_logger(__name__).info("health_changed", **told)
+                    get_logger(__name__).info("health_changed", **told)
                 else:
-                    structlog.get_logger(__name__).warning("health_changed", **told)
+                    get_logger(__name__).warning("health_changed", **told)
 
     def _tell(self, report: HealthReport) -> None:
         if self._on_report is not None:
             try:
                 self._on_report(report)
             except Exception:  # noqa: BLE001  # the host's own; the watch goes on
-                structlog.get_logger(__name__).exception(
-                    "health_report_failed", path=str(report.path)
-                )
+                get_logger(__name__).exception("health_report_failed", path=str(report.path))
 
     def _run(self, stop: threading.Event) -> None:
         pid = current_pid()
@@ -205,7 +201,7 @@ class HealthMonitor:
             except PoolClosedError:
                 return
             except Exception:  # noqa: BLE001  # the thread lives as long as the pool
-                structlog.get_logger(__name__).exception("health_monitor_failed")
+                get_logger(__name__).exception("health_monitor_failed")
             stop.wait(max(0.0, min(self._interval, thorough_at - monotonic())))
 
     def _next_thorough(self) -> float:
@@ -291,7 +287,7 @@ def _restore(file: DatabaseFile, *, auxiliary: bool) -> None:
     with contextlib.suppress(DatabaseError), lease("health", Budget(_HEAL_SECONDS)) as connection:
         restored = _set_again(connection, file, auxiliary=auxiliary)
         if restored:
-            structlog.get_logger(__name__).warning(
+            get_logger(__name__).warning(
                 "settings_restored", path=str(file.path), settings=restored
             )
 
@@ -309,7 +305,7 @@ def _checkpoint(file: DatabaseFile) -> None:
     file.checkpoint()
     after = file.checkpointer.backlog
     if after < before:
-        structlog.get_logger(__name__).info(
+        get_logger(__name__).info(
             "backlog_checkpointed", path=str(file.path), before=before, after=after
         )
 

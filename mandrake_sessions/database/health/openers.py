@@ -11,7 +11,6 @@ import contextlib
 import functools
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -85,6 +84,9 @@ def _shows_locks() -> bool:
     """Return whether a lock that we have is seen; only Linux shows them, and not everywhere."""
     if sys.platform == "win32":
         return False
+    # Late, as are all that bring modules for compressed files.
+    import tempfile
+
     try:
         with tempfile.NamedTemporaryFile(prefix="mandrake-") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import Column, Integer, Table, Text
-
-from mandrake_sessions import arguments, ids, schema
+from mandrake_sessions import arguments, ids, tables
 from mandrake_sessions.database.salvage.btree import Record, Value
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.models import TurnStatus
+from mandrake_sessions.tables import Column
 
 Row: TypeAlias = dict[str, Any]
 
@@ -56,14 +55,13 @@ def mended(table: str, record: Record) -> tuple[Row, bool] | None:
     Returns:
         None for a record without an id.
     """
-    target = schema.metadata.tables[table]
     row: Row = {}
     was_changed = record.is_garbled
-    for position, column in enumerate(target.columns):
+    for position, column in enumerate(tables.TABLES[table]):
         there = position < len(record.values)
         value = record.values[position] if there else None
-        fixed = _mended_value(target, column, value, row)
-        if column.primary_key and fixed is None:
+        fixed = _mended_value(table, column, value, row)
+        if column.is_key and fixed is None:
             return None
         # SQLite stores a whole REAL as an integer.
         was_changed |= position >= record.whole or fixed != value
@@ -73,35 +71,35 @@ def mended(table: str, record: Record) -> tuple[Row, bool] | None:
     return row, was_changed
 
 
-def _mended_value(table: Table, column: Column[Any], value: Value, row: Row) -> Any:
-    if isinstance(column.type, Text):
+def _mended_value(table: str, column: Column, value: Value, row: Row) -> Any:
+    if column.kind == "TEXT":
         return _text(table, column, value)
-    if not isinstance(column.type, Integer):
+    if column.kind != "INTEGER":
         is_amount = isinstance(value, int | float) and math.isfinite(value) and value >= 0
         return value if is_amount else 0.0
     if column.name.endswith("_at"):
         return _checked(arguments.stored_moment, value, _default_moment(column, row))
     if column.name in ("index", "seq"):
         return _checked(arguments.index, value, None)
-    return _checked(arguments.count, value, None if column.nullable else 0)
+    return _checked(arguments.count, value, None if column.is_nullable else 0)
 
 
-def _text(table: Table, column: Column[Any], value: Value) -> str | None:
+def _text(table: str, column: Column, value: Value) -> str | None:
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, int | float):
         value = str(value)
     if column.name == "status":
         return value if value in set(TurnStatus) else TurnStatus.INTERRUPTED.value
-    if column.primary_key:
+    if column.is_key:
         return value or None
-    if value is not None or column.nullable:
+    if value is not None or column.is_nullable:
         return value
-    if column.foreign_keys:
+    if column.is_reference:
         # Something of it is there: it gets a parent of its own.
         return ids.new_id()
     defaults = {"metadata": "{}", "tool_calls": "[]"}
-    if table.name == "requests":
+    if table == "requests":
         return LOST_REQUEST
     return defaults.get(column.name, "")
 
@@ -113,8 +111,8 @@ def _checked(check: Callable[[str, object], int], value: Value, default: int | N
         return default
 
 
-def _default_moment(column: Column[Any], row: Row) -> int | None:
-    if column.nullable:
+def _default_moment(column: Column, row: Row) -> int | None:
+    if column.is_nullable:
         return None
     return moment_of(row.get("id"))
 

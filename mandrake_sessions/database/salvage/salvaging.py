@@ -15,11 +15,11 @@ from typing import Final
 
 import apsw
 
-from mandrake_sessions import schema
-from mandrake_sessions.database import migrate
+from mandrake_sessions import tables
 from mandrake_sessions.database.backup import verify
 from mandrake_sessions.database.connection import Connection, foreign_keys_off, open_connection
 from mandrake_sessions.database.faults import translate, translate_os
+from mandrake_sessions.database.head import bring_to_head
 from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.placing import making, merge_log, put_in_place, sync_file
 from mandrake_sessions.database.salvage.btree import Record, Value, parse
@@ -105,7 +105,7 @@ def _new_database(path: Path) -> Iterator[Connection]:
     budget = Budget(_PATIENCE)
     connection = open_connection(path, identity, options, budget)
     try:
-        migrate.bring_to_head(connection, budget)
+        bring_to_head(connection, budget)
         connection.deadline = budget.deadline
         connection.interruptible = False
         with foreign_keys_off(connection), connection.raw:
@@ -145,7 +145,7 @@ class _Salvage:
         self._place_rest()
         if not (
             known - {_CHUNKS}
-            or self._pages.application_id == schema.APPLICATION_ID
+            or self._pages.application_id == tables.APPLICATION_ID
             or self._has_rows()
         ):
             raise _nothing_found(source)
@@ -165,7 +165,7 @@ class _Salvage:
     def _is_anothers(self, entries: list[Entry]) -> bool:
         """Whether the file says so itself: by its mark, and by tables that ours never lack."""
         return (
-            self._pages.application_id not in (None, schema.APPLICATION_ID)
+            self._pages.application_id not in (None, tables.APPLICATION_ID)
             and bool(entries)
             and not {entry.table for entry in entries} & _MARKS
         )
@@ -293,10 +293,10 @@ class _Salvage:
 
     def _statement(self, table: str) -> str:
         if table not in self._inserts:
-            names = [f'"{column.name}"' for column in schema.metadata.tables[table].columns]
+            names = [f'"{column.name}"' for column in tables.TABLES[table]]
             places = ", ".join("?" * (len(names) + 1))
             sql = f"INSERT INTO {table} (rowid, {', '.join(names)}) VALUES ({places}) "
-            if "updated_at" in schema.metadata.tables[table].columns:
+            if '"updated_at"' in names:
                 # An older state of a row may stand on a page that is not used any more.
                 sets = ", ".join(f"{name} = excluded.{name}" for name in names[1:])
                 sql += (

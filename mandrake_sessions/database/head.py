@@ -1,0 +1,53 @@
+"""Which revision a database is at, and whether that is this version's: two reads of first pages.
+
+Alembic and SQLAlchemy are imported only when a database is at another one.
+"""
+
+from __future__ import annotations
+
+import apsw
+
+from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.tables import APPLICATION_ID, HEAD
+
+_OPERATION = "migrate"
+
+
+def current(connection: Connection) -> str | None:
+    """Return the revision of the database, or None for a fresh one.
+
+    Raises:
+        DatabaseError: it cannot be read.
+    """
+    try:
+        # Both come in the same transaction: with our id there is the table.
+        if connection.value("PRAGMA application_id") != APPLICATION_ID:
+            return None
+        revision = connection.value("SELECT version_num FROM alembic_version")
+    except apsw.Error as error:
+        raise translate(error, connection.path, _OPERATION) from error
+    return None if revision is None else str(revision)
+
+
+def is_at_head(connection: Connection) -> bool:
+    """Return whether the database has the schema of this version; raises what ``current`` does."""
+    return current(connection) == HEAD
+
+
+def bring_to_head(connection: Connection, budget: Budget) -> None:
+    """Bring an opened database to the schema of this version; raises what ``upgrade`` does."""
+    if not is_at_head(connection):
+        from mandrake_sessions.database.migrate import upgrade
+
+        upgrade(connection, budget)
+
+
+def is_known(revision: str) -> bool:
+    """Return whether this version has the script of a revision."""
+    if revision == HEAD:
+        return True
+    from mandrake_sessions.database.revisions import known_revisions
+
+    return revision in known_revisions()

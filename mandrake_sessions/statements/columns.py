@@ -1,0 +1,44 @@
+"""What statements are made of: a record's columns, ``updated_at``, the UPDATE of some columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from sqlalchemy import Column, ColumnElement, Integer, Table, Update, bindparam, func, update
+
+
+def columns_of(record: type[msgspec.Struct], table: Table) -> tuple[Column[Any], ...]:
+    """Return the columns of a record's fields, in their order: a row then fits by position."""
+    return tuple(table.c[column_of(field)] for field in record.__struct_fields__)
+
+
+def column_of(field: str) -> str:
+    """Return the column of a record's field."""
+    # A time is called ..._us where it is a number of microseconds and ..._at where it is a time.
+    return f"{field[:-3]}_at" if field.endswith("_us") else field
+
+
+def later(table: Table) -> ColumnElement[int]:
+    """Return what moves ``updated_at`` on to ``:now``, and never back.
+
+    Units take their time before they queue, so they may run in another order.
+    """
+    return func.max(table.c.updated_at, bindparam("now", type_=Integer))
+
+
+def update_row(table: Table, names: Iterable[str]) -> Update:
+    """Return the UPDATE of the row ``:id`` that sets the named columns and moves ``updated_at``.
+
+    Each column is set from the parameter of its name. Where the table counts revisions, it counts
+    this one, and no row is changed unless ``:expected_revision`` is None or the row's.
+    """
+    changed = update(table).where(table.c.id == bindparam("id"))
+    changed = changed.values({name: bindparam(name) for name in names})
+    changed = changed.values(updated_at=later(table))
+    if "revision" in table.c:
+        expected = func.coalesce(bindparam("expected_revision", type_=Integer), table.c.revision)
+        changed = changed.where(table.c.revision == expected)
+        changed = changed.values(revision=table.c.revision + 1)
+    return changed
