@@ -37,7 +37,8 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         busy_timeout: the budget of one call: the queue, BEGIN and the body together.
         group_max_units: how many units may share one COMMIT.
         group_max_seconds: how long a shared transaction may collect units before it commits.
-        checkpoint_frames: WAL frames (4 KiB each) above which a passive checkpoint is made.
+        checkpoint_frames: WAL frames (4 KiB each) above which a passive checkpoint is made; four
+            times as many where that takes more than a millisecond.
         wal_limit_bytes: size of the ``-wal`` file above which it is truncated. Writers that write
             as much again while a checkpoint copies are held up, 0.1 s a call, until it has ended.
         cache_bytes: page cache of each connection.

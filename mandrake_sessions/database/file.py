@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import get_ident
-from time import monotonic
 from typing import TypeVar
 
 import apsw
@@ -46,10 +45,6 @@ from mandrake_sessions.options import DatabaseOptions
 T = TypeVar("T")
 
 _CHECKPOINT_BUDGET = 5.0
-# Finishing costs the writers one or two milliseconds: rarer, a lone writer gained 25 %. Where the
-# same few pages are written again and again there is next to nothing to copy.
-_FINISH_ABOVE = 4_000
-_CHEAP = 0.001
 
 
 class DatabaseFile(FileLifecycle):
@@ -286,16 +281,12 @@ class DatabaseFile(FileLifecycle):
                     with self._main.exclusive(budget, "checkpoint") as main:
                         self.checkpointer.run(main, budget.deadline)
                     return
-                since = monotonic()
                 self.checkpointer.run(connection, budget.deadline)
-                is_cheap = monotonic() - since < _CHEAP
-                frames = self.options.checkpoint_frames if is_cheap else _FINISH_ABOVE
-                if self.checkpointer.wal_frames >= frames:
-                    # Frames that came meanwhile keep the WAL from beginning anew, and in a file
-                    # that grows each fsync is about twice as dear: finish while nobody writes,
-                    # in no process.
+                if self.checkpointer.is_worth_finishing:
+                    # Frames that came meanwhile keep the WAL from beginning anew: finish while
+                    # nobody writes, in no process.
                     with self._main.alone(budget, "checkpoint"):
-                        self.checkpointer.run(connection, budget.deadline)
+                        self.checkpointer.run(connection, budget.deadline, finishes=True)
         except DatabaseError as error:
             # Readers need the connection, it cannot be opened, or it is going away: the next
             # commit asks again.

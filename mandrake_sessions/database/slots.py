@@ -128,13 +128,15 @@ class Slots(dict[Path, Slot]):
 
     def identify(self, slot: Slot, identity: Identity) -> None:
         """Note what file a slot is for."""
+        self._lose_identity(slot)
         slot.identity = identity
         self._identified[identity] = slot
 
     def of(self, identity: Identity) -> Slot | None:
         """Return the slot of a file, whatever its name; takes no lock."""
         slot = self._identified.get(identity)
-        return slot if slot is not None and self.get(slot.path) is slot else None
+        is_there = slot is not None and self.get(slot.path) is slot and slot.identity == identity
+        return slot if is_there else None
 
     def forget(self, slot: Slot) -> None:
         """Let go of a slot; it is gone."""
@@ -143,6 +145,9 @@ class Slots(dict[Path, Slot]):
         if self.get(slot.path) is slot:
             del self[slot.path]
         slot.state = SlotState.GONE
+        self._lose_identity(slot)
+
+    def _lose_identity(self, slot: Slot) -> None:
         if slot.identity is not None and self._identified.get(slot.identity) is slot:
             del self._identified[slot.identity]
 
