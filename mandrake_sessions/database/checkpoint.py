@@ -103,7 +103,14 @@ class Checkpointer:
         """
         return self.wal_frames >= self._frames * (1 if self.is_cheap else _RARER)
 
-    def run(self, auxiliary: Connection, deadline: float, *, finishes: bool = False) -> None:
+    def run(
+        self,
+        auxiliary: Connection,
+        deadline: float,
+        *,
+        finishes: bool = False,
+        is_shared: bool = False,
+    ) -> None:
         """Copy what is in the WAL into the database, and truncate the file if it is too large.
 
         A passive checkpoint copies what it finds at its beginning. A busy writer adds frames
@@ -114,6 +121,8 @@ class Checkpointer:
             auxiliary: the connection that copies.
             deadline: when truncating must be done.
             finishes: whether it comes right after another one, while nobody writes.
+            is_shared: whether other processes write too: they see only what they have written
+                themselves, and nobody would see in time how long the WAL is.
         """
         since = monotonic()
         self.runs += 1
@@ -139,7 +148,7 @@ class Checkpointer:
         if not finishes:
             self.is_cheap = monotonic() - since < _CHEAP
         # Readers can hold frames back for long: ask again only when as many new ones have come.
-        self._end(self.written + self._frames * (1 if self.is_cheap else _RARER))
+        self._end(self.written + self._frames * (1 if self.is_cheap or is_shared else _RARER))
 
     def _passive(self, auxiliary: Connection) -> None:
         auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)

@@ -281,12 +281,15 @@ class DatabaseFile(FileLifecycle):
                     with self._main.exclusive(budget, "checkpoint") as main:
                         self.checkpointer.run(main, budget.deadline)
                     return
-                self.checkpointer.run(connection, budget.deadline)
+                is_shared = self._main.turnstile.has_met_others
+                self.checkpointer.run(connection, budget.deadline, is_shared=is_shared)
                 if self.checkpointer.is_worth_finishing:
                     # Frames that came meanwhile keep the WAL from beginning anew: finish while
                     # nobody writes, in no process.
                     with self._main.alone(budget, "checkpoint"):
-                        self.checkpointer.run(connection, budget.deadline, finishes=True)
+                        self.checkpointer.run(
+                            connection, budget.deadline, finishes=True, is_shared=is_shared
+                        )
         except DatabaseError as error:
             # Readers need the connection, it cannot be opened, or it is going away: the next
             # commit asks again.

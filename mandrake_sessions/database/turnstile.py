@@ -123,6 +123,11 @@ class Turnstile:
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
 
+    @property
+    def has_met_others(self) -> bool:
+        """Whether other processes have written to the file since it was opened, as far as seen."""
+        return self._descriptor is not None or self.failure is not None
+
     # -- the holder of the lease ------------------------------------------------------------
 
     def look(self, connection: Connection) -> None:
