@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.paths import real_path
@@ -16,13 +16,11 @@ from mandrake_sessions.errors import (
     DatabaseFolderError,
     MandrakeSessionsError,
 )
+from mandrake_sessions.log import HostLogger
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import workspaces
-
-if TYPE_CHECKING:
-    import structlog
 
 ROOT_VARIABLE = "MANDRAKE_DIR"
 """Names the root in the environment; without it the root is ``~/.mandrake``."""
@@ -73,7 +71,7 @@ class WorkspaceManager:
         options: DatabaseOptions | None = None,
         create: bool = True,
         workspace: Workspace | None = None,
-        logger: structlog.stdlib.BoundLogger | None = None,
+        logger: HostLogger | None = None,
     ) -> None:
         self.path = _folder(path)
         self.workspace = workspace
@@ -126,7 +124,7 @@ class MandrakeManager:
         *,
         pool: ConnectionPool | None = None,
         options: DatabaseOptions | None = None,
-        logger: structlog.stdlib.BoundLogger | None = None,
+        logger: HostLogger | None = None,
     ) -> None:
         self.root = default_root() if root is None else _folder(root)
         self._pool = pool

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mandrake_sessions.late_imports import late_import
 
 if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
     from structlog.typing import FilteringBoundLogger
+
+    HostLogger: TypeAlias = BoundLogger
+else:
+    # For who asks for type hints at run time: naming structlog would import it.
+    HostLogger = Any
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
@@ -16,9 +24,11 @@ def get_logger(name: str) -> FilteringBoundLogger:
     processes log nothing.
     """
     try:
-        import structlog
-    except OSError:
-        # No descriptor is free to read it with. What is told now is often just that.
+        with late_import:
+            import structlog
+    except (OSError, ImportError):
+        # No descriptor is free to read it with, or its folder is not to be seen any more. What is
+        # told now is often just that.
         return _PlainLogger()
     logger: FilteringBoundLogger = structlog.get_logger(name)
     return logger

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.handle import DatabaseHandle
@@ -32,6 +32,7 @@ from mandrake_sessions.live.subscription import (
 )
 from mandrake_sessions.live.updates import SessionEvent, TurnUpdate
 from mandrake_sessions.live.writer import TurnWriter
+from mandrake_sessions.log import HostLogger
 from mandrake_sessions.methods import fetches, not_initialized_once_released, queries, writes
 from mandrake_sessions.models import Exchange, Turn
 from mandrake_sessions.options import DatabaseOptions
@@ -45,9 +46,6 @@ from mandrake_sessions.records import (
     usage,
 )
 from mandrake_sessions.session_transaction import SessionTransaction
-
-if TYPE_CHECKING:
-    import structlog
 
 T = TypeVar("T")
 
@@ -87,7 +85,7 @@ class SessionManager:
         pool: ConnectionPool | None = None,
         options: DatabaseOptions | None = None,
         create: bool = True,
-        logger: structlog.stdlib.BoundLogger | None = None,
+        logger: HostLogger | None = None,
     ) -> None:
         arguments.path("path", path)
         arguments.optional_instance("pool", pool, ConnectionPool)

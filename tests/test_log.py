@@ -1,8 +1,12 @@
 """Events reach structlog, which nobody imports before there is one."""
 
+import os
+import typing
+
 import pytest
 from structlog.testing import capture_logs
 
+from mandrake_sessions import MandrakeManager, SessionManager, WorkspaceManager
 from mandrake_sessions.log import get_logger
 
 resource = pytest.importorskip("resource", reason="needs limits of a process")
@@ -23,6 +27,47 @@ with capture_logs() as logs:
     get_logger("a.module").error("database_not_closed", path="db.sqlite")
 tell([sys.stderr.getvalue(), logs])
 """
+
+
+FORKED_MEANWHILE = """
+import os, signal, sys, threading, time
+from mandrake_sessions.log import get_logger
+thread = threading.Thread(target=lambda: get_logger("a.module"))
+thread.start()
+while "structlog" not in sys.modules:
+    time.sleep(0.0005)
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    get_logger("a.module")
+    os._exit(0)
+tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_waits_for_the_import(start_child):
+    child = start_child(FORKED_MEANWHILE)
+    assert child.hear() == 0
+    child.finish()
+
+
+@pytest.mark.parametrize("manager", [SessionManager, MandrakeManager, WorkspaceManager])
+def test_hints_that_name_a_logger_can_be_asked_for(manager):
+    assert "logger" in typing.get_type_hints(manager.__init__)
+
+
+def test_an_event_is_told_where_structlog_cannot_be_found(start_child):
+    child = start_child(
+        "import io, sys\n"
+        "from mandrake_sessions.log import get_logger\n"
+        "sys.path[:], sys.stderr = [], io.StringIO()\n"
+        "get_logger('a.module').warning('metadata_unreadable', session_id='one')\n"
+        "tell(sys.stderr.getvalue())\n"
+    )
+    assert child.hear() == "metadata_unreadable session_id='one'\n"
+    child.finish()
 
 
 def test_an_event_goes_to_structlog():

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.aio.calls import Call
@@ -18,12 +18,10 @@ from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.database.transaction import ReadUnit
 from mandrake_sessions.errors import NotInitializedError
+from mandrake_sessions.log import HostLogger
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.methods import Kind
 from mandrake_sessions.options import DatabaseOptions
-
-if TYPE_CHECKING:
-    import structlog
 
 T = TypeVar("T")
 
@@ -38,7 +36,7 @@ class AsyncOpening:
         pool: ConnectionPool | None = None,
         options: DatabaseOptions | None = None,
         create: bool = True,
-        logger: structlog.stdlib.BoundLogger | None = None,
+        logger: HostLogger | None = None,
     ) -> None:
         self._begin(SessionManager(path, pool=pool, options=options, create=create, logger=logger))
 

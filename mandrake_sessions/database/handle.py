@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -30,11 +30,10 @@ from mandrake_sessions.database.transaction import (
 )
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import ForkedPoolError, HandleReleasedError
+from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.options import DatabaseOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import sqlalchemy
 
 T = TypeVar("T")
@@ -269,7 +268,8 @@ class DatabaseHandle:
             timeout: seconds for the queue, BEGIN and the block.
             read_only: use the connection that only reads, so that no writer waits.
         """
-        from mandrake_sessions.database.dialect import lend
+        with late_import:
+            from mandrake_sessions.database.dialect import lend
 
         operation = f"sqlalchemy() at {caller_outside()}"
         with self._pinned(timeout, operation) as (file, left):

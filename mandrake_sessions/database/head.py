@@ -10,6 +10,7 @@ import apsw
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.tables import APPLICATION_ID, HEAD
 
 _OPERATION = "migrate"
@@ -39,7 +40,8 @@ def is_at_head(connection: Connection) -> bool:
 def bring_to_head(connection: Connection, budget: Budget) -> None:
     """Bring an opened database to the schema of this version; raises what ``upgrade`` does."""
     if not is_at_head(connection):
-        from mandrake_sessions.database.migrate import upgrade
+        with late_import:
+            from mandrake_sessions.database.migrate import upgrade
 
         upgrade(connection, budget)
 
@@ -48,6 +50,7 @@ def is_known(revision: str) -> bool:
     """Return whether this version has the script of a revision."""
     if revision == HEAD:
         return True
-    from mandrake_sessions.database.revisions import known_revisions
+    with late_import:
+        from mandrake_sessions.database.revisions import known_revisions
 
     return revision in known_revisions()

@@ -24,6 +24,7 @@ from mandrake_sessions.database.guard import after_fork
 from mandrake_sessions.database.placing import remove_leftovers
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseBusyError, MigrationError, SchemaTooNewError
+from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.schema import APPLICATION_ID, metadata
 
@@ -90,9 +91,10 @@ def make_environment(
     direction: Direction, revision: str, scripts: Path | None, **context: Any
 ) -> EnvironmentContext:
     """Return Alembic's environment for going to a revision, without Alembic's globals."""
-    from alembic.config import Config
-    from alembic.runtime.environment import EnvironmentContext
-    from alembic.script import ScriptDirectory
+    with late_import:
+        from alembic.config import Config
+        from alembic.runtime.environment import EnvironmentContext
+        from alembic.script import ScriptDirectory
 
     script = ScriptDirectory(str(scripts or script_location()))
     find = script._upgrade_revs if direction == "upgrade" else script._downgrade_revs
@@ -110,7 +112,8 @@ def script_location() -> Path:
 
 def known_revisions() -> set[str]:
     """Return the revisions that this version has the scripts of."""
-    from alembic.script import ScriptDirectory
+    with late_import:
+        from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory(str(script_location()))
     return {script.revision for script in scripts.walk_revisions()}

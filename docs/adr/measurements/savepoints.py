@@ -66,6 +66,7 @@ def main() -> None:
         with SessionManager(path) as sessions:
             statements = traced(sessions)
         connection = apsw.Connection(str(path))
+        connection.set_busy_timeout(10_000)  # the library closes its own a moment later
         taken: dict[tuple[str, bool], list[float]] = {}
         unit = 1
         for _ in range(ROUNDS):
