@@ -126,6 +126,8 @@ def update_each_token(path: Path, turns: Sequence[str], tokens: int) -> Run:
     Its best case: nobody else wants the lock, and the texts are short.
     """
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    # A checkpoint of ours that is just finishing has the lock for a moment.
+    connection.set_busy_timeout(10_000)
     try:
         options = DatabaseOptions(durability=Durability.DURABLE)
         for name, wanted in pragmas(options, auxiliary=False).items():
