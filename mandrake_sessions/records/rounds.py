@@ -252,10 +252,15 @@ def _taken(violation: ConstraintViolationError, round_: Round) -> AlreadyExistsE
 
 
 def _taken_turn(tx: ReadTransaction, turns: Iterable[Turn]) -> TurnAlreadyExistsError | None:
-    """Return the error that names the first turn whose id is there."""
-    ids = (turn.id for turn in turns if tx.row(sql.TURN_BY_ID, {"id": turn.id}) is not None)
-    taken = next(ids, None)
-    return None if taken is None else TurnAlreadyExistsError(taken)
+    """Return the error that names the first turn whose id another one has.
+
+    Those before it were inserted: what is there under their ids are they themselves.
+    """
+    for turn in turns:
+        row = tx.row(sql.TURN_BY_ID, {"id": turn.id})
+        if row is not None and row[1:3] != (turn.response_id, turn.index):
+            return TurnAlreadyExistsError(turn.id)
+    return None
 
 
 def get_round(id: str) -> ReadUnit[Round]:

@@ -80,6 +80,16 @@ def test_m20_a_round_that_fails_half_way_leaves_no_row_and_takes_no_index(
     assert sessions.create_round(session.id, "y").index == 1
 
 
+@pytest.mark.parametrize("ids", [["new", "taken", "other"], ["new", "other", "other"]])
+def test_m20_of_several_turns_the_error_names_the_one_whose_id_is_taken(sessions, session, ids):
+    sessions.record_round(session.id, "x", [NewTurn(id="taken")])
+
+    with pytest.raises(TurnAlreadyExistsError) as raised:
+        sessions.record_round(session.id, "x", [NewTurn(id=id) for id in ids])
+
+    assert raised.value.id == ids[1 if "taken" in ids else 2]
+
+
 def test_m20_an_index_is_not_given_again_after_a_delete(sessions, session):
     for index in range(3):
         round_ = sessions.create_round(session.id, str(index))
