@@ -229,9 +229,7 @@ def add_round(
     try:
         trim_changes(tx, tx.run_all((insert_round, *inserts)))
     except ConstraintViolationError as violation:
-        taken = _taken(violation, round_)
-        if sql.TURN_ID in violation.columns:
-            taken = _taken_turn(tx, turns)
+        taken = _taken(violation, round_) or _taken_turn(tx, turns)
         if taken is None:
             raise
         raise taken from violation
@@ -252,10 +250,7 @@ def _taken(violation: ConstraintViolationError, round_: Round) -> AlreadyExistsE
 
 
 def _taken_turn(tx: ReadTransaction, turns: Iterable[Turn]) -> TurnAlreadyExistsError | None:
-    """Return the error that names the first turn whose id another one has.
-
-    Those before it were inserted: what is there under their ids are they themselves.
-    """
+    # Those before it were inserted: what is there under their ids are they themselves.
     for turn in turns:
         row = tx.row(sql.TURN_BY_ID, {"id": turn.id})
         if row is not None and row[1:3] != (turn.response_id, turn.index):
