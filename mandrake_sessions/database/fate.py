@@ -20,6 +20,7 @@ from mandrake_sessions.database.paths import (
     aside_of,
     companions,
     identify,
+    set_aside,
     tell_set_aside,
 )
 from mandrake_sessions.database.waiting import Budget
@@ -156,16 +157,17 @@ def end_log(connection: Connection, logs: Logs, fate: Fate, budget: Budget) -> N
         return
     is_saved = fate is Fate.MOVED and _copy_into_file(connection)
     for log in logs.ours():
-        if is_saved or not log.stat().st_size:
+        if is_saved:
             with contextlib.suppress(OSError):
                 log.unlink()
             continue
         aside = aside_of(log)
         try:
-            log.rename(aside)
+            is_kept = set_aside(log, aside)
         except OSError as error:
             raise translate_os(error, log) from error
-        tell_set_aside(path, aside)
+        if is_kept:
+            tell_set_aside(path, aside)
 
 
 def _copy_into_file(connection: Connection) -> bool:

@@ -76,22 +76,25 @@ def make_file(path: Path) -> Identity:
     """Make the file, readable by its owner only, and its folders; return its identity.
 
     A file that exists, also one that another process makes at this moment, is left as it is. A log
-    that is there without its file is kept under another name: SQLite would delete it.
+    that is there without its file is kept under another name: SQLite would delete it. Its index
+    goes: whoever still has the moved file open writes into it, and a new file would read that.
     """
     identity = identify(path)
     if identity is not None:
         return identity
     try:
         make_folder(path.parent)
-        log, _ = companions(path)
-        orphan = identify(log)
+        log, index = companions(path)
+        orphans = identify(log), identify(index)
         # Before SQLite, so that the -wal and -shm files, which take its mode, are private too.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         # After it: of all that come here at once, one has made the file.
-        if orphan is not None and identify(log) == orphan and log.stat().st_size:
+        if orphans[0] is not None and identify(log) == orphans[0]:
             aside = aside_of(log)
-            log.rename(aside)
-            tell_set_aside(path, aside)
+            if set_aside(log, aside):
+                tell_set_aside(path, aside)
+        if orphans[1] is not None and identify(index) == orphans[1]:
+            index.unlink(missing_ok=True)
     except FileExistsError:
         if not path.parent.is_dir():
             raise DatabaseFolderError(path=path, operation="open") from None
@@ -130,6 +133,21 @@ def sync_folder(folder: Path) -> None:
 def aside_of(log: Path) -> Path:
     """Return the name under which a log is kept that belongs to no database of its name."""
     return log.with_name(f"{log.name}.of-moved-file-{new_id()}")
+
+
+def set_aside(log: Path, aside: Path) -> bool:
+    """Rename a log that belongs to no database of its name any more; one without bytes goes.
+
+    Returns:
+        Whether it is kept. One that is gone is not: whoever had the moved file open may have
+        brought it there meanwhile.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size:
+            log.rename(aside)
+            return True
+        log.unlink()
+    return False
 
 
 def tell_set_aside(path: Path, aside: Path) -> None:

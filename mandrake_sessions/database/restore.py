@@ -28,6 +28,7 @@ from mandrake_sessions.database.paths import (
     identify,
     make_folder,
     real_path,
+    set_aside,
 )
 from mandrake_sessions.database.placing import making, merge_log, put_in_place, sync_file
 from mandrake_sessions.database.raw import RawFile, copy_database
@@ -199,7 +200,7 @@ def _alone(path: Path, budget: Budget) -> Iterator[bool]:
     if identity is None:
         for suffix in _LOGS:
             log = Path(f"{path}{suffix}")
-            _set_aside(log, aside_of(log))
+            set_aside(log, aside_of(log))
         Path(f"{path}-shm").unlink(missing_ok=True)
         yield False
         return
@@ -268,7 +269,7 @@ def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
             raise DatabaseMovedError(path=path, operation=_OPERATION)
         aside = _keep(path)
         for suffix in _LOGS:
-            _set_aside(Path(f"{path}{suffix}"), Path(f"{aside}{suffix}"))
+            set_aside(Path(f"{path}{suffix}"), Path(f"{aside}{suffix}"))
         Path(f"{path}-shm").unlink(missing_ok=True)
         yield
 
@@ -294,14 +295,3 @@ def kept_files(path: Path) -> set[Path]:
             if entry.name.startswith(f"{path.name}{_DAMAGED}")
         }
     return set()
-
-
-def _set_aside(log: Path, aside: Path) -> None:
-    """Rename a log that belongs to no database of its name any more; an empty one goes."""
-    try:
-        if log.stat().st_size:
-            log.rename(aside)
-        else:
-            log.unlink()
-    except FileNotFoundError:
-        return

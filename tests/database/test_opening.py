@@ -38,10 +38,12 @@ from mandrake_sessions import (
     DatabaseOptions,
     DatabasePathError,
     Durability,
+    HealthLevel,
     InvalidArgumentError,
     MandrakeSessionsError,
     NotADatabaseError,
     ReadOnlyDatabaseError,
+    SessionManager,
     StorageFullError,
     UnrecognizedDatabaseError,
     UnsupportedSQLiteError,
@@ -51,7 +53,7 @@ from mandrake_sessions.database import guard
 from mandrake_sessions.database.connection import Connection, lost_settings
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.paths import real_path
+from mandrake_sessions.database.paths import real_path, set_aside
 from mandrake_sessions.testing import FaultVFS, failure
 
 ROOT = pytest.mark.skipif(
@@ -656,6 +658,43 @@ def test_rule_6_the_log_of_a_file_that_is_gone_is_kept(
     (told,) = [each for each in logs if each["event"] == "database_log_set_aside"]
     assert Path(told["log"]).read_bytes() == log
     assert told["path"] == str(path)
+
+
+def test_rule_6_a_new_file_is_whole_while_a_process_has_the_moved_one_open(
+    pool: ConnectionPool, path: Path, start_child: Callable[..., Any]
+) -> None:
+    """The index of the moved one has the new one's name: read as its own, it says "damaged"."""
+    child = start_child(
+        "from mandrake_sessions import SessionManager\n"
+        "manager = SessionManager(sys.argv[1]).init()\n"
+        "manager.create_session('of the moved one')\n"
+        "tell('open')\nhear()\n"
+        "manager.close()\ntell('closed')",
+        path,
+    )
+    child.hear()
+    moved = path.rename(path.with_name("moved.sqlite"))
+
+    with pool.acquire(path) as handle:
+        handle.transact(adding("new"))
+        child.tell("close")
+        child.hear()
+        handle.transact(adding("later"))
+        assert keys(handle) == {"new", "later"}
+        assert handle.health(HealthLevel.THOROUGH).is_usable
+    with SessionManager(moved, pool=pool) as manager:
+        assert [each.title for each in manager.list_sessions()] == ["of the moved one"]
+
+
+def test_a_log_that_somebody_else_takes_first_is_theirs(path: Path) -> None:
+    log = path.with_name("db.sqlite-wal")
+    assert not set_aside(log, path)
+    log.write_bytes(b"")
+    assert not set_aside(log, path)
+    assert not log.exists()
+    log.write_bytes(b"frames")
+    assert set_aside(log, path)
+    assert path.read_bytes() == b"frames"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="this system cannot sync a folder")
