@@ -24,9 +24,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from mandrake_sessions import arguments
 from mandrake_sessions.database.guard import current_pid
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
-from mandrake_sessions.errors import ShutdownHookError
+from mandrake_sessions.errors import InvalidArgumentError, ShutdownHookError
 from mandrake_sessions.log import get_logger
 
 DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -82,24 +83,42 @@ class ShutdownHook:
         self._received: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._finished = threading.Event()
         self._former: dict[int, _Former] = {}
-        if threading.current_thread() is not threading.main_thread():
-            raise ShutdownHookError
         try:
-            for number in signals:
-                # Ignored, as under nohup, stays ignored.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._former[number] = signal.signal(number, self._handle)
-        except (ValueError, OSError) as error:
+            self.handle_too(signals)
+        except ShutdownHookError:
             self._restore()
-            raise ShutdownHookError("One of the signals cannot be handled.") from error
+            raise
         self._thread = threading.Thread(
             target=self._wait_and_close, name="mandrake-shutdown", daemon=True
         )
         self._thread.start()
         atexit.register(self._let_it_finish)
 
+    def handle_too(self, signals: Iterable[int]) -> None:
+        """Handle these signals too; those that are handled already stay so.
+
+        Args:
+            signals: their numbers. One that is ignored, as under ``nohup``, stays ignored.
+
+        Raises:
+            ShutdownHookError: one of them cannot be handled, or this is not the main thread.
+        """
+        try:
+            for number in signals:
+                if number not in self._former and signal.getsignal(number) is not signal.SIG_IGN:
+                    if threading.current_thread() is not threading.main_thread():
+                        raise ShutdownHookError
+                    self._former[number] = signal.signal(number, self._handle)
+        except (ValueError, OSError) as error:
+            raise ShutdownHookError("One of the signals cannot be handled.") from error
+
     def add(self, closeables: Iterable[Closeable], pool: ConnectionPool) -> None:
-        """Close these too; what is known already is closed once."""
+        """Close these too; what is known already is closed once.
+
+        Args:
+            closeables: closed in this order, after those that were named before.
+            pool: closed after all of them.
+        """
         self._closeables += [each for each in closeables if each not in self._closeables]
         if pool not in self._pools:
             self._pools.append(pool)
@@ -114,7 +133,14 @@ class ShutdownHook:
         )
 
     def wait(self, timeout: float | None = None) -> ShutdownReport | None:
-        """Wait until a shutdown that has begun is over; None if it is not after ``timeout``."""
+        """Wait until a shutdown is over, its signal sent again.
+
+        Args:
+            timeout: seconds to wait at most; None for as long as it takes.
+
+        Returns:
+            How it went; None if it is not over by then.
+        """
         self._finished.wait(timeout)
         return self.report
 
@@ -134,9 +160,12 @@ class ShutdownHook:
             self._run_former(number, frame)
         elif self._state is _State.WAITING:
             self._state = _State.CLOSING
-            for pool in self._pools:
-                pool.refuse_new_work()
-            self._received.put(number)
+            try:
+                for pool in self._pools:
+                    pool.refuse_new_work()
+            finally:
+                # Whatever happens: no other signal will wake the closing thread any more.
+                self._received.put(number)
         elif self._state is _State.UNWINDING:
             # The main thread holds a lease and does not end by itself.
             self._state = _State.CLOSING
@@ -167,6 +196,15 @@ class ShutdownHook:
         number = self._received.get()
         if number is None:
             return
+        try:
+            self._close_and_tell(number)
+        finally:
+            # Also if a log cannot be written: a process that nothing ends would be worse.
+            self._state = _State.FINISHED
+            _signal_main_thread(number)
+            self._finished.set()
+
+    def _close_and_tell(self, number: int) -> None:
         began = monotonic()
         failures: list[BaseException] = []
         # In a thread of its own, so that a part which hangs cannot hold the report back.
@@ -183,9 +221,6 @@ class ShutdownHook:
         log = get_logger(__name__)
         for failure in failures:
             log.error("shutdown_failed", error=type(failure).__name__, detail=str(failure))
-        self._state = _State.FINISHED
-        _signal_main_thread(number)
-        self._finished.set()
 
     def _close_all(self, began: float, failures: list[BaseException], number: int) -> None:
         deadline = began + self._timeout
@@ -243,6 +278,15 @@ def _signal_main_thread(number: int) -> None:
         signal.raise_signal(number)
 
 
+def _signal_numbers(signals: object) -> tuple[int, ...]:
+    if not isinstance(signals, Iterable):
+        raise InvalidArgumentError("signals must be signals.")
+    numbers = tuple(signals)
+    if not all(isinstance(each, int) and not isinstance(each, bool) for each in numbers):
+        raise InvalidArgumentError("signals must be signals.")
+    return numbers
+
+
 _installed: ShutdownHook | None = None
 
 
@@ -260,23 +304,31 @@ def install_shutdown_hook(
     ``closeables`` and the pool's files are closed, also if some of them fail, and the former
     handler runs: where that is the system's default, the process ends by the signal.
 
-    Calling it again adds what is to be closed to the hook that is installed. Works in scripts,
-    beside threads, and under asyncio.
+    Calling it again adds what is to be closed, and signals, to the hook that is installed; the
+    ``timeout`` of the first call stands. Works in scripts, beside threads, and under asyncio.
 
     Args:
         closeables: managers, or anything with ``close()``, closed in this order.
         pool: the pool to close after them; None for the process's ``default_pool()``.
         signals: which signals, SIGINT and SIGTERM by default.
-        timeout: seconds that closing may take in all.
+        timeout: seconds that closing may take in all, 0 to 86,400.
 
     Returns:
         The hook; ``uninstall()`` takes it back, ``report`` says how a shutdown went.
 
     Raises:
-        ShutdownHookError: this is not the main thread.
+        InvalidArgumentError: an argument has the wrong type or is out of range.
+        ShutdownHookError: this is not the main thread, or one of the signals cannot be handled.
     """
+    if not all(callable(getattr(each, "close", None)) for each in closeables):
+        raise InvalidArgumentError("closeables must have a method close().")
+    arguments.optional_instance("pool", pool, ConnectionPool)
+    timeout = arguments.seconds("timeout", timeout)
+    numbers = _signal_numbers(signals)
     global _installed  # noqa: PLW0603  # signal handlers are the process's, and so is the hook
     if _installed is None or not _installed.is_installed:
-        _installed = ShutdownHook(signals, timeout)
+        _installed = ShutdownHook(numbers, timeout)
+    else:
+        _installed.handle_too(numbers)
     _installed.add(closeables, default_pool() if pool is None else pool)
     return _installed

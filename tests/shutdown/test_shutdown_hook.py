@@ -14,6 +14,7 @@ import pytest
 
 from mandrake_sessions import (
     ConnectionPool,
+    InvalidArgumentError,
     SessionManager,
     ShutdownHookError,
     install_shutdown_hook,
@@ -49,6 +50,8 @@ sessions = SessionManager(path, pool=pool).init()
 sessions.create_session(id="before")
 """
 INSTALL = "hook = install_shutdown_hook(Closing(), sessions, pool=pool, timeout=2.0)\n"
+# For work that does not end by itself, whose half of the time is waited for in full.
+SOON = INSTALL.replace("2.0", "1.0")
 FOREIGN = """
 import apsw
 connection = apsw.Connection(sys.argv[1])
@@ -59,6 +62,11 @@ connection.close()
 """
 
 Run = Callable[..., Any]
+
+
+@pytest.fixture
+def path(ready_path: Path) -> Path:
+    return ready_path
 
 
 @pytest.fixture
@@ -224,7 +232,8 @@ try:
 except BaseException as error:
     tell(type(error).__name__)
     raise
-"""
+""",
+        hook=SOON,
     )
     assert child.hear() == "in the block"
     child.process.send_signal(number)
@@ -248,7 +257,8 @@ try:
 except BaseException as error:
     tell(type(error).__name__)
 wait_for_signals()
-"""
+""",
+        hook=SOON,
     )
     assert child.hear() == "in the block"
     child.process.terminate()
@@ -265,7 +275,7 @@ sessions.close()
 pool.close()
 pool = ConnectionPool(PoolOptions(linger=0))
 sessions = SessionManager(path, pool=pool).init()
-hook = install_shutdown_hook(sessions, pool=pool, timeout=2.0)
+hook = install_shutdown_hook(sessions, pool=pool, timeout=1.0)
 try:
     with sessions.transaction() as tx:
         tx.create_session(id="in the block")
@@ -334,7 +344,8 @@ signal.signal(signal.SIGTERM, former)
 hook._former[signal.SIGTERM] = former
 signal.signal(signal.SIGTERM, hook._handle)
 wait_for_signals()
-"""
+""",
+        hook=SOON,
     )
     assert child.hear() == "waiting"
     child.process.terminate()
@@ -360,7 +371,8 @@ try:
 except (PoolClosedError, SystemExit) as error:
     say(type(error).__name__)
     raise
-"""
+""",
+        hook=SOON,
     )
     assert child.hear() == "ready"
     foreign = start_child(FOREIGN, path)
@@ -543,6 +555,26 @@ def test_m56_a_part_that_raises_keeps_nothing_else_open(run: Run, path: Path) ->
     assert stored(path) == {"before"}
 
 
+def test_m56_a_log_that_cannot_be_written_keeps_no_process_alive(run: Run, path: Path) -> None:
+    child = run(
+        """
+def broken(*_):
+    raise RuntimeError("injected")
+structlog.configure(processors=[broken])
+def fail():
+    raise ValueError("injected")
+when_closing(fail)
+threading.excepthook = lambda told: None
+say("ready")
+wait_for_signals()
+"""
+    )
+    assert child.hear() == "ready"
+    child.process.terminate()
+    ends_by(child, signal.SIGTERM)
+    assert stored(path) == {"before"}
+
+
 def test_m56_a_part_that_hangs_keeps_nothing_else_open(run: Run, path: Path) -> None:
     child = run(BAD.format(close="threading.Event().wait()"), hook="")
     assert child.hear() == "ready"
@@ -609,6 +641,23 @@ wait_for_signals()
     assert child.hear() == "closed"
     assert acknowledged(child) == set()
     ends_by(child, signal.SIGTERM)
+
+
+def test_m56_installing_again_adds_signals(run: Run, path: Path) -> None:
+    child = run(
+        """
+assert install_shutdown_hook(signals=[signal.SIGTERM, signal.SIGUSR1], timeout=9.0) is hook
+worker = threading.Thread(target=install_shutdown_hook)
+worker.start()
+worker.join()
+say("ready")
+wait_for_signals()
+"""
+    )
+    assert child.hear() == "ready"
+    child.process.send_signal(signal.SIGUSR1)
+    ends_by(child, signal.SIGUSR1)
+    assert stored(path) == {"before"}
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
@@ -723,6 +772,28 @@ def test_m56_outside_the_main_thread_it_cannot_be_installed() -> None:
     thread.start()
     thread.join()
     assert len(errors) == 1
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("closeables", "wrong"),
+    [
+        ((), {"timeout": "5"}),
+        ((), {"timeout": None}),
+        ((), {"timeout": -1}),
+        ((), {"pool": "x"}),
+        ((), {"signals": signal.SIGTERM}),
+        ((), {"signals": ["SIGTERM"]}),
+        (("no close",), {}),
+    ],
+)
+def test_m56_what_would_fail_at_the_signal_is_refused_at_once(
+    closeables: tuple[Any, ...], wrong: dict[str, Any]
+) -> None:
+    """Nobody would be left to close anything then, and the signal would do nothing."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(InvalidArgumentError):
+        install_shutdown_hook(*closeables, **wrong)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
