@@ -17,11 +17,8 @@ from typing import Any, Final
 import msgspec
 
 from mandrake_sessions.errors import InvalidArgumentError
-from mandrake_sessions.ids import new_id, to_microseconds
+from mandrake_sessions.ids import MAX_ID_LENGTH, new_id, to_microseconds
 from mandrake_sessions.models import NewTurn, ToolCall, TurnStatus
-
-MAX_ID_LENGTH: Final = 255
-"""Characters of an id that a caller gives."""
 
 MAX_TEXT_BYTES: Final = 256 * 1024 * 1024
 """Bytes of one text in UTF-8; SQLite's own limit is 1e9 for a whole row."""
@@ -230,7 +227,13 @@ def tool_calls(name: str, value: object) -> tuple[tuple[ToolCall, ...], str]:
     if not value:
         return (), "[]"
     calls = tuple(_tool_call(name, item) for item in value)
-    return calls, _encode(name, [stored_tool_call(call) for call in calls])
+    return calls, _encode(name, [_stored_tool_call(call) for call in calls])
+
+
+def tool_call(name: str, value: ToolCall, *, is_answered: bool) -> tuple[ToolCall, str]:
+    """Return one tool call, as ``tool_calls`` does; None is its result if it ``is_answered``."""
+    call = _tool_call(name, value)
+    return call, _encode(name, _stored_tool_call(call, is_answered=is_answered))
 
 
 def new_turns(name: str, value: object) -> tuple[NewTurn, ...]:
@@ -265,9 +268,11 @@ def _tool_call(name: str, item: object) -> ToolCall:
     )
 
 
-def stored_tool_call(call: ToolCall) -> dict[str, Any]:
-    """Return a tool call as its JSON text holds it: rare fields only where they say something."""
-    stored = {"call": call.call, "response": call.response}
+def _stored_tool_call(call: ToolCall, *, is_answered: bool = False) -> dict[str, Any]:
+    """Return a tool call as its JSON text holds it: without a ``response`` it has no result."""
+    stored = {"call": call.call}
+    if call.response is not None or is_answered:
+        stored["response"] = call.response
     if call.raw is not None:
         stored["raw"] = call.raw
     if call.is_interrupted:

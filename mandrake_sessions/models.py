@@ -70,7 +70,7 @@ class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         call: what was called, as the host described it.
-        response: what came back; None while there is no result.
+        response: what came back; None while there is no result, and for a tool that gave None.
         raw: the stored text where it could not be parsed, otherwise None.
         is_interrupted: whether the turn ended before the result came.
     """

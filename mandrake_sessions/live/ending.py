@@ -46,7 +46,7 @@ def ends_of(streams: Sequence[Stream]) -> list[Future[Turn]]:
 def keep_text(file: DatabaseFile, stream: Stream, error: TurnInterruptedError) -> Turn | None:
     """Store behind somebody else's end what the writer has taken, and then refuse more.
 
-    In this order: who is told that the turn has ended finds all of its text in it.
+    In this order: who is told that the turn has ended finds all of it there.
 
     Args:
         file: the open file.
@@ -71,11 +71,11 @@ def keep_text(file: DatabaseFile, stream: Stream, error: TurnInterruptedError) -
 
 
 def _keep_so_far(file: DatabaseFile, stream: Stream) -> bool:
-    remainders = stream.remainders()
-    if not remainders:
+    remainders, columns = stream.unstored()
+    if not remainders and not columns:
         stream.note_kept()
         return True
-    unit = append_remainder(stream.turn.id, remainders, now())
+    unit = append_remainder(stream.turn.id, remainders, columns, now())
     try:
         is_kept = file.transact(unit, "flush", even_refused=True)
     except Exception as error:  # noqa: BLE001  # the writer is told all the same

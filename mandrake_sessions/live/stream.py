@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,19 +26,27 @@ from mandrake_sessions.errors import (
     TurnInterruptedError,
 )
 from mandrake_sessions.ids import now
+from mandrake_sessions.live.columns import Columns
 from mandrake_sessions.live.outcome import fail, settle
 from mandrake_sessions.live.strand import Frozen, Strand, remainders_of, size_of
 from mandrake_sessions.live.text import GrowingText
-from mandrake_sessions.live.tool_calls import PendingToolCall, ToolCallList, encoded_call
+from mandrake_sessions.live.tool_calls import PendingToolCall, encoded_call
 from mandrake_sessions.models import Turn, TurnStatus
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records.streaming import FIRST_SEQ, Chunk, Ending, Remainder
 
 _GIVE_WAY: Final = 0.002
-"""Seconds for which a writer that is far ahead of the flusher lets other threads run."""
+"""Seconds for which a thread that is far ahead of the flusher lets others run."""
 
 _FAR_AHEAD: Final = 1_000
 """Pieces between two times of giving way: 99.9 % of the calls must be quick."""
+
+
+def _runs_event_loop() -> bool:
+    """Whether this thread runs an event loop, all of whose tasks a pause would hold up."""
+    # Not imported to ask: without it there is none.
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    return running is not None and running() is not None
 
 
 class StreamState(enum.Enum):
@@ -90,9 +99,7 @@ class Stream:
         # Below this the hot path has nothing to look at; 0 is always.
         self._notice_at: float = 1
         self._frozen: Frozen | None = None
-        self._fields: dict[str, Any] = {}
-        self._calls = ToolCallList()
-        self._has_new_calls = False
+        self._columns = Columns()
         self._flush_waiters: list[Future[None]] = []
         self._end: tuple[TurnStatus, str | None] | None = None
         self._ending: Ending | None = None
@@ -118,7 +125,7 @@ class Stream:
             strand.size += size
             self._fresh_size = fresh_size
             strand.text.append(piece)
-        if is_far_ahead:
+        if is_far_ahead and not _runs_event_loop():
             # Every time the flusher comes back from SQLite it must get the interpreter again, and
             # threads that never wait give it away every 5 ms only, each to any of the others.
             time.sleep(_GIVE_WAY)
@@ -153,19 +160,19 @@ class Stream:
         kept, text = encoded_call(call)
         with self._mutex:
             self._require_open()
-            place = self._calls.add(kept, text)
+            place = self._columns.calls.add(kept, text)
             self._note_calls()
         return PendingToolCall(kept.call, lambda value: self._answer_call(place, kept.call, value))
 
     def _answer_call(self, place: int, call: Any, value: Any) -> None:
-        answered, text = encoded_call(call, value, name="result")
+        answered, text = encoded_call(call, value, is_answered=True, name="result")
         with self._mutex:
             self._require_open()
-            self._calls.answer(place, answered, text)
+            self._columns.calls.answer(place, answered, text)
             self._note_calls()
 
     def _note_calls(self) -> None:
-        self._has_new_calls = True
+        self._columns.note_calls()
         self._make_due(monotonic() + self._options.flush_interval)
 
     def set_fields(self, fields: Mapping[str, Any]) -> None:
@@ -173,7 +180,7 @@ class Stream:
         with self._mutex:
             self._require_open()
             if fields:
-                self._fields |= fields
+                self._columns.set_figures(fields)
                 self._make_due(monotonic() + self._options.flush_interval)
 
     def ask_for_flush(self) -> Future[None]:
@@ -251,8 +258,7 @@ class Stream:
             self._frozen is None
             and self.content.frozen == self.content.text.length
             and self.raw.frozen == self.raw.text.length
-            and not self._fields
-            and not self._has_new_calls
+            and not self._columns.has_new
         )
 
     # -- the flusher's side -----------------------------------------------------------------
@@ -287,7 +293,7 @@ class Stream:
             self._next_seq,
             content.text.since(content.frozen, ends[0]),
             raw.text.since(raw.frozen, ends[1]),
-            self._take_fields(self._calls.text),
+            self._columns.take(),
             now(),
         )
         self._next_seq += 1
@@ -295,13 +301,6 @@ class Stream:
         content.frozen, raw.frozen = ends
         self._fresh_size = 0
         return chunk
-
-    def _take_fields(self, calls: Callable[[], str]) -> dict[str, Any]:
-        fields, self._fields = self._fields, {}
-        if self._has_new_calls:
-            self._has_new_calls = False
-            fields["tool_calls"] = calls()
-        return fields
 
     def next_ending(self) -> Ending:
         """Return how the turn is to end, behind the chunk; the same each time."""
@@ -317,10 +316,8 @@ class Stream:
                 # The other half has not come.
                 strand.held = ""
                 strand.text.append("\ufffd")
-        # Also when nothing is new: a call without a result is marked at the end.
-        self._has_new_calls = len(self._calls) > 0
         status, error_message = self._end
-        fields = self._take_fields(self._calls.final_text)
+        fields = self._columns.take_last()
         if error_message is not None:
             fields["error_message"] = error_message
         return Ending(
@@ -372,12 +369,21 @@ class Stream:
         self._notice_at = 0
         self.due_at = inf
 
-    def remainders(self) -> list[Remainder]:
-        """Return what a turn that somebody else ended has not got, by what it may have got."""
+    def unstored(self) -> tuple[list[Remainder], dict[str, Any]]:
+        """Return what a turn that somebody else has ended has not got.
+
+        Returns:
+            Its texts, by what it may have got of them, and other columns.
+        """
         with self._mutex:
             for strand in (self.content, self.raw):
                 strand.note_kept_so_far()
-            return remainders_of(self.content, self.raw, self._frozen)
+            unsure = {} if self._frozen is None else self._frozen.chunk.fields
+            last = {} if self._ending is None else {**self._ending.fields}
+            # How it ended is told by who has ended it.
+            last.pop("error_message", None)
+            columns = self._columns.take_unstored(unsure, last)
+            return remainders_of(self.content, self.raw, self._frozen), columns
 
     def note_kept(self) -> None:
         """Note that the last remainders are stored."""
@@ -391,7 +397,8 @@ class Stream:
     def refuse_if_kept(self, error: BaseException) -> bool:
         """Take nothing more, if everything that was taken is stored; return whether it is."""
         with self._mutex:
-            if any(strand.text.stored < strand.text.length for strand in (self.content, self.raw)):
+            is_kept = all(each.text.stored == each.text.length for each in (self.content, self.raw))
+            if not is_kept or self._columns.has_new:
                 return False
             self._refuse(error)
             return True

@@ -102,13 +102,19 @@ def _final(entry: _Entry) -> str:
 
 
 def encoded_call(
-    call: Any, response: Any = None, *, is_interrupted: bool = False, name: str = "call"
+    call: Any,
+    response: Any = None,
+    *,
+    is_answered: bool = False,
+    is_interrupted: bool = False,
+    name: str = "call",
 ) -> tuple[ToolCall, str]:
     """Return a call independent of the caller's objects, and its JSON text.
 
     Args:
         call: what is called.
         response: what came back.
+        is_answered: whether it did; it may be None.
         is_interrupted: whether the turn ended before.
         name: of what is new, for the error.
 
@@ -116,5 +122,4 @@ def encoded_call(
         InvalidArgumentError: something is no JSON value.
     """
     given = ToolCall(call, response, is_interrupted=is_interrupted)
-    (kept,), text = arguments.tool_calls(name, (given,))
-    return kept, text[1:-1]
+    return arguments.tool_call(name, given, is_answered=is_answered)

@@ -55,7 +55,7 @@ class StoredResponse(NamedTuple):
     turns: list[StoredTurn]
 
 
-class Chunk(NamedTuple):
+class StoredChunk(NamedTuple):
     """A piece of the text of a turn that is being streamed."""
 
     seq: int
@@ -159,10 +159,10 @@ def rounds_from(session_id: str, index: int, limit: int) -> ReadUnit[list[Round]
     return lambda tx: [Round(*round_fields(row)) for row in tx.rows(sql.ROUNDS_FROM, values)]
 
 
-def chunks_after(turn_id: str, seq: int) -> ReadUnit[list[Chunk]]:
+def chunks_after(turn_id: str, seq: int) -> ReadUnit[list[StoredChunk]]:
     """Return what was stored of a turn's text after chunk ``seq``."""
     values = {"turn_id": turn_id, "seq": seq}
-    return lambda tx: [Chunk(*row) for row in tx.rows(sql.CHUNKS_AFTER, values)]
+    return lambda tx: [StoredChunk(*row) for row in tx.rows(sql.CHUNKS_AFTER, values)]
 
 
 def _of_ids(statement: Statement, ids: Iterable[str]) -> ReadUnit[list[StoredTurn]]:

@@ -79,14 +79,15 @@ class UpdateSome:
         self._conditions = conditions
         self._tail = tail
         self._settable = settable
-        self._made: dict[tuple[str, ...], Statement] = {}
+        self._made: dict[frozenset[str], Statement] = {}
 
     def of(self, names: Iterable[str]) -> Statement:
         """Return the statement that sets the named columns, each from the value of its name."""
-        key = tuple(names)
+        # Whatever their order: a host that names ten in another one each time would fill it.
+        key = frozenset(names)
         statement = self._made.get(key)
         if statement is None:
-            statement = self._made[key] = self._put_together(frozenset(key))
+            statement = self._made[key] = self._put_together(key)
         return statement
 
     def _put_together(self, names: frozenset[str]) -> Statement:

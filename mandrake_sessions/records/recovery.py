@@ -17,12 +17,7 @@ from mandrake_sessions.models import ChangeOp, Entity, Turn
 from mandrake_sessions.records import sql
 from mandrake_sessions.records.changes import record_change
 from mandrake_sessions.records.sessions import touch_session
-from mandrake_sessions.records.turn_rows import (
-    encoded_tool_calls,
-    read_tool_calls,
-    turn_from,
-    unanswered_marked,
-)
+from mandrake_sessions.records.turn_rows import marked_as_interrupted, turn_from
 
 
 def streaming_owners() -> ReadUnit[list[str | None]]:
@@ -65,11 +60,9 @@ def interrupt_turns_of(
 
 
 def _interrupt(tx: WriteTransaction, id: str, stored_calls: str, moment: int) -> Turn:
-    calls = read_tool_calls(stored_calls, id)
-    marked = unanswered_marked(calls)
     values = {
         "id": id,
-        "tool_calls": stored_calls if marked == calls else encoded_tool_calls(marked),
+        "tool_calls": marked_as_interrupted(stored_calls) or stored_calls,
         "now": moment,
     }
     row = tx.row(sql.INTERRUPT_TURN, values)

@@ -244,7 +244,7 @@ def _taken(violation: ConstraintViolationError, round_: Round) -> AlreadyExistsE
         return RoundAlreadyExistsError(round_.id)
     if sql.ROUND_INDEX in violation.columns:
         return RoundAlreadyExistsError(
-            round_.id, f"The session has a round of the index {round_.index}."
+            message=f"The session has a round of the index {round_.index}."
         )
     return None
 

@@ -928,6 +928,10 @@ END_TURN = UpdateSome(
         "output_cost", "output_tokens", "raw_response", "status", "tool_calls",
     },
 )
+MARK_TOOL_CALLS = Statement(
+    "UPDATE turns SET tool_calls=? WHERE turns.id = ?",
+    ("tool_calls", "id"),
+)
 
 # -- usage ----------------------------------------------------------------------------------------
 

@@ -149,40 +149,58 @@ def store_streams(
     return work
 
 
-def append_remainder(turn_id: str, candidates: Sequence[Remainder], moment: int) -> WriteUnit[bool]:
+def append_remainder(
+    turn_id: str, candidates: Sequence[Remainder], fields: Mapping[str, Any], moment: int
+) -> WriteUnit[bool]:
     """Add what was not stored to a turn that somebody else has ended.
 
     Args:
         turn_id: the turn.
         candidates: tried in this order; the first one that fits what is stored is added.
+        fields: other columns of the turn, as they are stored.
         moment: microseconds UTC.
 
     Returns:
-        Whether one of them fitted; if not, somebody has changed the text.
+        Whether one of them fitted, if there are any; if not, somebody has changed the text.
 
     Raises:
         TurnNotFoundError: the turn was deleted.
     """
+    store_fields = sql.UPDATE_TURN.of(fields)
+    figures = {**fields, "id": turn_id, "expected_revision": None, "now": moment}
 
     def work(tx: WriteTransaction) -> bool:
-        for candidate in candidates:
-            values = {
-                "id": turn_id,
-                "content_bytes": candidate.content_bytes,
-                "raw_bytes": candidate.raw_bytes,
-                "rest": candidate.content,
-                "raw_rest": candidate.raw_response,
-                "now": moment,
-            }
-            row = tx.row(sql.APPEND_REMAINDER, values)
-            if row is not None:
-                record_change(tx, Entity.TURN, turn_id, ChangeOp.UPDATE, parent_id=row[0])
-                return True
-        if tx.row(sql.TURN_BY_ID, {"id": turn_id}) is None:
+        response_id = _append_fitting(tx, turn_id, candidates, moment)
+        is_fitting = response_id is not None or not candidates
+        if fields:
+            row = tx.row(store_fields, figures)
+            response_id = None if row is None else row[1]
+        if response_id is not None:
+            record_change(tx, Entity.TURN, turn_id, ChangeOp.UPDATE, parent_id=response_id)
+        elif tx.row(sql.TURN_BY_ID, {"id": turn_id}) is None:
             raise TurnNotFoundError(turn_id)
-        return False
+        return is_fitting
 
     return work
+
+
+def _append_fitting(
+    tx: WriteTransaction, turn_id: str, candidates: Sequence[Remainder], moment: int
+) -> str | None:
+    """Add the first text that fits; return the response of the turn, None if none did."""
+    for candidate in candidates:
+        values = {
+            "id": turn_id,
+            "content_bytes": candidate.content_bytes,
+            "raw_bytes": candidate.raw_bytes,
+            "rest": candidate.content,
+            "raw_rest": candidate.raw_response,
+            "now": moment,
+        }
+        row = tx.row(sql.APPEND_REMAINDER, values)
+        if row is not None:
+            return str(row[0])
+    return None
 
 
 def _bound_chunks(owner: str, chunks: Sequence[Chunk]) -> tuple[Statement, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Final
 
@@ -33,6 +33,25 @@ _STATUS: Final = _Statuses({status.value: status for status in TurnStatus})
 _tool_calls_decoder = msgspec.json.Decoder(tuple[ToolCall, ...])
 _one_tool_call_decoder = msgspec.json.Decoder(ToolCall)
 
+
+class _StoredToolCall(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """A tool call as its JSON text has it, each value unread."""
+
+    call: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    response: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    raw: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    is_interrupted: bool = False
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has no result, and does not say so yet."""
+        return (
+            self.response is msgspec.UNSET and self.raw is msgspec.UNSET and not self.is_interrupted
+        )
+
+
+_stored_tool_calls_decoder = msgspec.json.Decoder(_StoredToolCall | list[_StoredToolCall])
+
 FIELD_CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "content": arguments.text,
     "raw_response": arguments.text,
@@ -55,15 +74,15 @@ _CHECKS: Final = tuple(
     (name, check, default)
     for (name, check), default in zip(FIELD_CHECKS.items(), _fields(NewTurn()), strict=True)
 )
-_TOOL_CALLS: Final = Turn.__struct_fields__.index("tool_calls")
+TOOL_CALLS_AT: Final = Turn.__struct_fields__.index("tool_calls")
 _STATUS_AT: Final = Turn.__struct_fields__.index("status")
 
 
 def turn_from(row: Row) -> Turn:
     """Return the turn of a row of ``turn_columns``."""
     fields = list(row)
-    calls = fields[_TOOL_CALLS]
-    fields[_TOOL_CALLS] = () if calls == "[]" else read_tool_calls(calls, row[0])
+    calls = fields[TOOL_CALLS_AT]
+    fields[TOOL_CALLS_AT] = () if calls == "[]" else read_tool_calls(calls, row[0])
     fields[_STATUS_AT] = _STATUS[fields[_STATUS_AT]]
     return Turn(*fields)
 
@@ -85,19 +104,20 @@ def read_tool_calls(stored: str, turn_id: str) -> tuple[ToolCall, ...]:
         return (ToolCall(raw=stored),)
 
 
-def unanswered_marked(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
-    """Return the tool calls of a turn that has ended: those without a result are marked so."""
-    return tuple(
-        msgspec.structs.replace(call, is_interrupted=True)
-        if call.response is None and call.raw is None
-        else call
-        for call in calls
-    )
+def marked_as_interrupted(stored: str) -> str | None:
+    """Return the stored tool calls of a turn that has ended, those without a result marked.
 
-
-def encoded_tool_calls(calls: Sequence[ToolCall]) -> str:
-    """Return tool calls that were checked before as they are stored."""
-    return msgspec.json.encode([arguments.stored_tool_call(call) for call in calls]).decode()
+    None where nothing is to be marked, or where the text cannot be read: it stays as it is.
+    """
+    try:
+        found = _stored_tool_calls_decoder.decode(stored)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    calls = found if isinstance(found, list) else [found]
+    pending = [call for call in calls if call.is_pending]
+    for call in pending:
+        call.is_interrupted = True
+    return msgspec.json.encode(calls).decode() if pending else None
 
 
 def checked_fields(turn: NewTurn | Turn) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.statement import Row
 from mandrake_sessions.database.transaction import WriteTransaction, WriteUnit
 from mandrake_sessions.errors import StaleRevisionError, TurnBeingWrittenError, TurnFinishedError
 from mandrake_sessions.ids import now
@@ -23,6 +24,8 @@ from mandrake_sessions.records.changes import record_change
 from mandrake_sessions.records.sessions import touch_session
 from mandrake_sessions.records.turn_rows import (
     FIELD_CHECKS,
+    TOOL_CALLS_AT,
+    marked_as_interrupted,
     turn_from,
 )
 from mandrake_sessions.records.turns import get_turn
@@ -57,8 +60,10 @@ def update_turn(
 ) -> WriteUnit[Turn]:
     """Change the given fields of a turn; with none given nothing changes.
 
-    A status other than ``streaming`` ends the turn, also one that a TurnWriter is writing. The
-    other fields of a turn that has ended may still be changed: usage often arrives late.
+    A status other than ``streaming`` ends the turn, also one that a TurnWriter is writing. A tool
+    call without a result is marked as interrupted then, but for a turn without a TurnWriter that is
+    completed. The other fields of a turn that has ended may still be changed: usage often arrives
+    late.
 
     Args:
         id: the id of the turn.
@@ -126,13 +131,15 @@ def _prepare_update(
     get = get_turn(id)
 
     def work(tx: WriteTransaction) -> Turn:
-        row = tx.row(statement, values) if given else None
+        row: Row | None = tx.row(statement, values) if given else None
         if row is None:
             turn = get(tx)
             _require_changeable(turn, status, expected_revision)
             if not given.keys().isdisjoint(sql.TEXTS):
                 raise TurnBeingWrittenError
             return turn
+        if is_end and (row[-1] or status is not TurnStatus.COMPLETED):
+            row = _with_marked_calls(tx, id, row)
         turn = turn_from(row[:-1])
         if row[-1] and turn.status.is_finished:
             tx.run(sql.DELETE_CHUNKS, values)
@@ -142,6 +149,18 @@ def _prepare_update(
         return turn
 
     return work
+
+
+def _with_marked_calls(tx: WriteTransaction, id: str, row: Row) -> Row:
+    """Mark the tool calls of a turn that ends before their results came.
+
+    Not where a host without a TurnWriter completes it: the results may come with a later update.
+    """
+    marked = marked_as_interrupted(row[TOOL_CALLS_AT])
+    if marked is None:
+        return row
+    tx.run(sql.MARK_TOOL_CALLS, {"id": id, "tool_calls": marked})
+    return (*row[:TOOL_CALLS_AT], marked, *row[TOOL_CALLS_AT + 1 :])
 
 
 def _require_changeable(

@@ -14,13 +14,13 @@ from mandrake_sessions.errors import (
     WorkspaceAlreadyExistsError,
     WorkspaceNotFoundError,
 )
-from mandrake_sessions.ids import now
+from mandrake_sessions.ids import new_id, now
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.records import sql
 
 
 def register_workspace(
-    name: str, path: str, description: str | None = None, *, id: str | None = None
+    name: str, path: str, description: str | None = None
 ) -> WriteUnit[Workspace]:
     """Enter a workspace into the registry; no folder is made.
 
@@ -28,17 +28,16 @@ def register_workspace(
         name: 1 to 64 letters, digits, ``-`` and ``_``, starting with a letter or digit.
         path: the absolute path of its directory, spelled in one way only.
         description: what it is for.
-        id: the id it shall have, 1 to 255 characters; a new UUIDv7 when None.
 
     Returns:
         The registered workspace.
 
     Raises:
         InvalidArgumentError: an argument has the wrong type or is out of range.
-        WorkspaceAlreadyExistsError: the id, name or path is taken.
+        WorkspaceAlreadyExistsError: the name or path is taken.
     """
     workspace = Workspace(
-        id=arguments.fresh_id("id", id),
+        id=new_id(),
         name=arguments.workspace_name("name", name),
         path=arguments.text("path", path),
         description=arguments.optional_text("description", description),
@@ -52,16 +51,45 @@ def register_workspace(
         except ConstraintViolationError as violation:
             if not violation.columns or violation.columns[0].split(".")[0] != sql.WORKSPACES:
                 raise
-            # SQLite names one column though several may be taken: the name says most.
-            taken = (
-                "name" if tx.row(sql.WORKSPACE_BY_NAME, {"name": workspace.name}) else "id or path"
-            )
-            raise WorkspaceAlreadyExistsError(
-                workspace.id, f"There is already a workspace with this {taken}."
-            ) from violation
+            # SQLite names one column though both may be taken.
+            taken = _taken(tx, workspace.name, workspace.path)
+            if taken is None:
+                raise
+            raise taken from violation
         return workspace
 
     return work
+
+
+def require_free(name: str, path: str) -> ReadUnit[None]:
+    """Make sure that no registered workspace has a name or path.
+
+    Args:
+        name: the name of a new workspace.
+        path: the absolute path of its directory, spelled in one way only.
+
+    Raises:
+        WorkspaceAlreadyExistsError: one of both is taken.
+    """
+
+    def work(tx: ReadTransaction) -> None:
+        taken = _taken(tx, name, path)
+        if taken is not None:
+            raise taken
+
+    return work
+
+
+def _taken(tx: ReadTransaction, name: str, path: str) -> WorkspaceAlreadyExistsError | None:
+    """Return the error that names the workspace with a name, otherwise that with a path."""
+    registered = [Workspace(*row) for row in tx.rows(sql.ALL_WORKSPACES)]
+    for what, value in (("name", name), ("path", path)):
+        for each in registered:
+            if getattr(each, what) == value:
+                return WorkspaceAlreadyExistsError(
+                    each.id, f"There is already a workspace with this {what}."
+                )
+    return None
 
 
 def get_workspace_row(id: str) -> ReadUnit[Workspace]:

@@ -99,3 +99,7 @@ def _ended(names: Sequence[str]) -> Update:
 UPDATE_TURN = UpdateSome(_changed, settable)
 END_TURN = UpdateSome(_ended, settable)
 """With a status other than ``streaming``."""
+MARK_TOOL_CALLS = (
+    update(schema.turns).where(_c.id == bindparam("id")).values(tool_calls=bindparam("tool_calls"))
+)
+"""With its end, of which the revision tells."""

@@ -250,17 +250,24 @@ def test_what_is_left_is_added_to_what_exactly_it_follows(sessions, response):
     turn = sessions.create_turn(response.id, content="stored", status="interrupted")
     fits, does_not = Remainder(6, 0, " rest", ""), Remainder(11, 0, "t", "")
     append = partial(sessions.handle.file.transact, operation="test")
-    assert append(append_remainder(turn.id, [does_not, fits], 1))
+    assert append(append_remainder(turn.id, [does_not, fits], {}, 1))
     assert sessions.get_turn(turn.id).content == "stored rest"
     assert sessions.get_turn(turn.id).revision == turn.revision + 1
     # What an attempt of unknown outcome has stored is not added once more.
-    assert not append(append_remainder(turn.id, [fits], 1))
-    assert append(append_remainder(turn.id, [fits, does_not], 1))
+    assert not append(append_remainder(turn.id, [fits], {}, 1))
+    assert append(append_remainder(turn.id, [fits, does_not], {}, 1))
     assert sessions.get_turn(turn.id).content == "stored restt"
     with pytest.raises(TurnNotFoundError):
-        append(append_remainder("nothing", [fits], 1))
+        append(append_remainder("nothing", [fits], {}, 1))
+    # Other columns are stored whether or not a text fits.
+    assert not append(append_remainder(turn.id, [fits], {"output_tokens": 7}, 1))
+    assert append(append_remainder(turn.id, [], {"input_tokens": 5}, 1))
+    with pytest.raises(TurnNotFoundError):
+        append(append_remainder("nothing", [], {"input_tokens": 5}, 1))
+    found = sessions.get_turn(turn.id)
+    assert (found.content, found.output_tokens, found.input_tokens) == ("stored restt", 7, 5)
     streaming = sessions.create_turn(response.id, content="stored")
-    assert not append(append_remainder(streaming.id, [fits], 1))
+    assert not append(append_remainder(streaming.id, [fits], {}, 1))
 
 
 def test_long_turns_that_end_at_once_end_one_after_the_other(sessions, response):
@@ -377,7 +384,7 @@ def test_a_file_that_was_moved_fails_its_writers(sessions, response, path):
     assert writer.unstored_text == "where to?"
 
 
-def test_a_forked_child_has_no_writers(path):
+def test_a_forked_child_has_no_writers(ready_path):
     script = """
 import os, sys, warnings
 sys.path.insert(0, sys.argv[2])
@@ -400,7 +407,7 @@ with SessionManager(sys.argv[1]) as sessions:
     writer.write("goes on")
     assert writer.complete().content == "parent goes on"
 """
-    command = [sys.executable, "-c", script, str(path), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", script, str(ready_path), str(Path(__file__).parent)]
     subprocess.run(command, check=True, timeout=50)
 
 

@@ -13,10 +13,12 @@ import structlog.testing
 from stream_kit import flusher_of, lock_held, rows, stream, until
 
 from mandrake_sessions import (
+    ConnectionPool,
     DatabaseOptions,
     InvalidArgumentError,
     ResponseNotFoundError,
     SessionManager,
+    ToolCall,
     TurnAlreadyExistsError,
     TurnFinishedError,
     TurnNotFoundError,
@@ -336,6 +338,62 @@ def test_a_turn_that_somebody_else_ends_keeps_its_text(sessions, response):
     assert flusher_of(sessions).texts == {}
 
 
+@pytest.mark.parametrize("ends_itself", [False, True])
+def test_all_that_was_taken_is_in_a_turn_that_somebody_else_ends(path, ends_itself):
+    options = DatabaseOptions(flush_interval=30.0)
+    with ConnectionPool() as pool, SessionManager(path, pool=pool, options=options) as sessions:
+        session = sessions.create_session()
+        writer = stream(sessions, sessions.create_round(session.id, "asked").response.id)
+        writer.write("text")
+        answered = writer.tool_call("answered")
+        writer.tool_call("pending")
+        writer.set_usage(output_tokens=99, output_cost=1.5)
+        sessions.update_turn(writer.id, status="interrupted", input_tokens=7)
+        # The writer has not noticed yet.
+        answered.set_result("paid for")
+        with pytest.raises(TurnInterruptedError):
+            writer.complete() if ends_itself else writer.flush()
+        turn = sessions.get_turn(writer.id)
+        assert turn == writer.turn
+        assert (turn.status, turn.content) == (TurnStatus.INTERRUPTED, "text")
+        assert (turn.input_tokens, turn.output_tokens, turn.output_cost) == (7, 99, 1.5)
+        assert turn.tool_calls == (
+            ToolCall("answered", "paid for"),
+            ToolCall("pending", is_interrupted=True),
+        )
+
+
+def test_what_waits_to_be_stored_is_in_a_turn_that_another_process_ends(
+    sessions, response, path, start_child
+):
+    writer = stream(sessions, response.id)
+    child = start_child(
+        "import apsw\n"
+        "connection = apsw.Connection(sys.argv[1], flags=apsw.SQLITE_OPEN_READWRITE)\n"
+        "connection.set_busy_timeout(20000)\n"
+        "connection.execute('BEGIN IMMEDIATE')\n"
+        "tell('held')\nhear()\n"
+        "connection.execute(\"UPDATE turns SET status='interrupted', owner=NULL,\"\n"
+        "    \" stream_ended_at=stream_started_at WHERE status = 'streaming'\")\n"
+        "connection.execute('COMMIT')\n"
+        "connection.close()",
+        path,
+    )
+    assert child.hear() == "held"
+    writer.write("text")
+    writer.set_usage(output_tokens=99)
+    writer.tool_call("answered").set_result(None)
+    flushed = writer.begin_flush()
+    # It is in a chunk by now, which waits for the lock.
+    until(lambda: writer._stream._frozen is not None)
+    child.tell()
+    with pytest.raises(TurnInterruptedError):
+        flushed.result()
+    turn = sessions.get_turn(writer.id)
+    assert (turn.content, turn.output_tokens) == ("text", 99)
+    assert turn.tool_calls == (ToolCall("answered"),)
+
+
 def test_text_that_somebody_else_changed_is_left_alone(sessions, response):
     writer = stream(sessions, response.id)
     writer.write("stored")
@@ -347,6 +405,18 @@ def test_text_that_somebody_else_changed_is_left_alone(sessions, response):
         writer.complete()
     assert writer.unstored_text == " and lost"
     assert sessions.get_turn(writer.id).content == "summary"
+
+
+def test_figures_are_stored_also_where_somebody_else_changed_the_text(sessions, response):
+    writer = stream(sessions, response.id)
+    sessions.update_turn(writer.id, status="completed")
+    sessions.update_turn(writer.id, content="summary")
+    writer.write("lost")
+    writer.set_usage(output_tokens=99)
+    with pytest.raises(TurnInterruptedError):
+        writer.complete()
+    turn = sessions.get_turn(writer.id)
+    assert (turn.content, turn.output_tokens) == ("summary", 99)
 
 
 def test_a_turn_that_was_deleted_tells_so(sessions, response):

@@ -23,7 +23,7 @@ from mandrake_sessions import (
     schema,
 )
 from mandrake_sessions.database import owner
-from mandrake_sessions.errors import TurnBeingWrittenError
+from mandrake_sessions.errors import TurnBeingWrittenError, TurnInterruptedError
 from mandrake_sessions.records import sql
 from mandrake_sessions.records.recovery import interrupt_turns_of, streaming_owners
 from mandrake_sessions.records.transfer import insert_exchange, insert_session
@@ -53,9 +53,9 @@ hear()
 
 
 @pytest.fixture
-def sessions(path: Path, pool: ConnectionPool) -> Iterator[SessionManager]:
+def sessions(ready_path: Path, pool: ConnectionPool) -> Iterator[SessionManager]:
     """What is tested here is below the faces: one of them is enough."""
-    with SessionManager(path, pool=pool) as manager:
+    with SessionManager(ready_path, pool=pool) as manager:
         yield manager
     owner._at_exit()
 
@@ -344,6 +344,30 @@ def test_a_tool_call_without_a_result_is_marked(
     assert sessions.get_turn(turn.id).tool_calls == expected
 
 
+def test_a_tool_that_gave_none_has_answered(sessions: SessionManager, response: Response) -> None:
+    writer = sessions.stream_turn(response.id)
+    writer.tool_call("gave none").set_result(None)
+    writer.tool_call("pending")
+    writer.flush()
+    expected = ToolCall("gave none"), ToolCall("pending", is_interrupted=True)
+    (ended,) = sessions.handle.transact(interrupt_turns_of((), [writer.id]))
+    assert ended.tool_calls == expected
+    with pytest.raises(TurnInterruptedError):
+        writer.complete()
+    assert sessions.get_turn(writer.id).tool_calls == expected
+
+
+@pytest.mark.parametrize("stored", ['{"call":1.50}', '[{"call":1.50}]'])
+def test_a_mark_leaves_everything_else_of_a_stored_call_as_it_is(
+    sessions: SessionManager, response: Response, stored: str
+) -> None:
+    turn = sessions.create_turn(response.id)
+    with sessions.handle.sqlalchemy() as connection:
+        connection.execute(update(schema.turns).values(tool_calls=stored))
+    sessions.update_turn(turn.id, status="interrupted")
+    assert column(sessions, "tool_calls", turn.id) == '[{"call":1.50,"is_interrupted":true}]'
+
+
 def test_tool_calls_that_cannot_be_read_are_kept_as_they_are(
     sessions: SessionManager, response: Response
 ) -> None:
@@ -363,7 +387,7 @@ def test_the_mark_is_stored_only_where_it_says_something(
     assert [each.is_interrupted for each in turn.tool_calls] == [False, True]
     assert sessions.get_turn(turn.id).tool_calls == turn.tool_calls
     assert column(sessions, "tool_calls", turn.id) == (
-        '[{"call":"a","response":null},{"call":"b","response":null,"is_interrupted":true}]'
+        '[{"call":"a"},{"call":"b","is_interrupted":true}]'
     )
 
 

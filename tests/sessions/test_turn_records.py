@@ -15,6 +15,7 @@ from mandrake_sessions import (
     ToolCall,
     TurnAlreadyExistsError,
     TurnFinishedError,
+    TurnInterruptedError,
     TurnNotFoundError,
     TurnStatus,
 )
@@ -146,6 +147,30 @@ def test_m31_a_finished_turn_does_not_go_back_nor_change_how_it_ended(sessions, 
     # The end stays the first one, and what arrives late is taken.
     again = sessions.update_turn(turn.id, status=status, output_tokens=9)
     assert (again.stream_ended_us, again.output_tokens) == (finished.stream_ended_us, 9)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("status", [each for each in TurnStatus if each.is_finished])
+def test_m31_a_tool_call_whose_result_will_not_come_is_marked(
+    sessions, response, status, is_streamed
+):
+    calls = [ToolCall("answered", "result"), ToolCall("pending")]
+    if is_streamed:
+        with pytest.raises(TurnInterruptedError), sessions.stream_turn(response.id) as writer:
+            sessions.update_turn(writer.id, tool_calls=calls)
+            ended = sessions.update_turn(writer.id, status=status)
+            writer.complete()
+    else:
+        turn = sessions.create_turn(response.id, tool_calls=calls)
+        ended = sessions.update_turn(turn.id, status=status)
+
+    # A host that completes a turn itself may bring the results later.
+    is_marked = is_streamed or status is not TurnStatus.COMPLETED
+    assert [call.is_interrupted for call in ended.tool_calls] == [False, is_marked]
+    assert sessions.get_turn(ended.id) == ended
+    answered = [ToolCall("answered", "result"), ToolCall("pending", "late")]
+    later = sessions.update_turn(ended.id, status=status, tool_calls=answered)
+    assert later.tool_calls == tuple(answered)
 
 
 def test_m31_an_expected_revision_refuses_who_was_slower(sessions, response):
