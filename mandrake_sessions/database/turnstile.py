@@ -41,7 +41,11 @@ PATIENCE: Final = 0.25
 """Seconds after which a turnstile that does not move is passed by: its holder may be stopped."""
 
 _UNUSED: Final = 0.0005
-"""Seconds after which a turn ends in which nobody writes any more."""
+"""Seconds after which a turn ends in which nobody writes any more.
+
+Who comes later after the last transaction than that keeps no turn: a thread has to end it, and in a
+process that computes it may have to wait for the interpreter.
+"""
 
 _LOOK_FOR_FILE: Final = 0.01
 _LOOK_AT_CALL: Final = 0.01
@@ -110,6 +114,8 @@ class Turnstile:
         self._left_at = self._turn_ends = 0.0
         self._breathes_at = 0.0
         self._has_waited = self._is_through = False
+        # Whether it began soon after the last one.
+        self._is_following = False
         self._descriptor: int | None = None
         self._thread: threading.Thread | None = None
         # The thread waits for the lock, or is about to; then nobody else asks for it.
@@ -146,6 +152,7 @@ class Turnstile:
         Returns:
             Whether it is held; otherwise go without.
         """
+        self._is_following = monotonic() - self._left_at < _UNUSED
         self.is_entered = True
         taker = self._ask(connection)
         if taker is not None:
@@ -164,7 +171,7 @@ class Turnstile:
         with self._mutex:
             if not self.is_held:
                 return False
-            self.is_entered = self._is_through = True
+            self.is_entered = self._is_through = self._is_following = True
         self._since = now
         return True
 
@@ -183,12 +190,16 @@ class Turnstile:
 
     def leave(self) -> None:
         """Let the next one in, at the end of our turn: the transaction has ended."""
+        if not self.is_entered:
+            if self.has_met_others:
+                self._left_at = monotonic()
+            return
         with self._mutex:
             self.is_entered = self._is_through = False
             self._left_at = now = monotonic()
             # Another one like this must fit into the turn.
             fits = now + (now - self._since) < self._turn_ends
-            if not (self.is_held and fits and self._keep_turn()):
+            if not (self.is_held and self._is_following and fits and self._keep_turn()):
                 self._end_turn()
 
     def _keep_turn(self) -> bool:
@@ -306,7 +317,9 @@ class Turnstile:
         """Wait until a call asks for the lock, ending our turns meanwhile; False if none does."""
         while not self._is_asking:
             if self._is_turn_kept:
-                self._changed.wait(_UNUSED)
+                # Over its time it ends with the transaction, which sees to it itself.
+                is_over = self.is_entered and monotonic() >= self._turn_ends
+                self._changed.wait(_IDLE if is_over else _UNUSED)
                 if not self.is_entered and monotonic() - self._left_at >= _UNUSED:
                     self._end_turn()
             elif self._is_closed or not self._changed.wait(_IDLE):
@@ -415,6 +428,8 @@ class Turnstile:
             if not self.is_entered:
                 self._end_turn()
             self._is_closed = True
+            # A transaction that is still open ends it itself.
+            self._is_turn_kept = False
             thread = None if self._is_asking else self._thread
             if self._is_asking and self._thread is not None:
                 _left_behind[self.path] = self._thread
