@@ -14,16 +14,14 @@ import apsw
 from mandrake_sessions.database.faults import extended_code, primary_code, translate
 from mandrake_sessions.database.guard import require_safe_sqlite
 from mandrake_sessions.database.header import require_ours
-from mandrake_sessions.database.paths import Identity, identify
+from mandrake_sessions.database.paths import Identity, identify, is_named
 from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.waiting import Budget, pause, retry_busy
 from mandrake_sessions.errors import (
-    CorruptDatabaseError,
     DatabaseError,
     DatabaseMissingError,
     DatabaseMovedError,
     DatabaseOpenError,
-    NotADatabaseError,
     ReadOnlyDatabaseError,
     StatementError,
     UnrecognizedDatabaseError,
@@ -34,8 +32,6 @@ from mandrake_sessions.tables import APPLICATION_ID
 _SYNCHRONOUS = {Durability.FAST: 1, Durability.DURABLE: 2}
 _JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 _PROGRESS_STEPS = 20_000
-# What a file answers that is read with another one's log.
-_STRANGE = (CorruptDatabaseError, NotADatabaseError, UnrecognizedDatabaseError)
 _NONE = apsw.SQLITE_TXN_NONE
 
 _FROM_THE_BEGINNING = {"synchronous": 2, "query_only": 0}
@@ -207,8 +203,8 @@ def open_connection(
         with contextlib.suppress(apsw.Error):
             connection.close(abandon=True)
         found = _opening_error(error, path) if isinstance(error, apsw.Error) else error
-        if isinstance(found, _STRANGE) and identify(path) != identity:
-            # The log that it found by its name was that of the file which came in its place.
+        if isinstance(found, DatabaseError) and not is_named(path, identity):
+            # What it found by its name was that of the file which came in its place.
             raise DatabaseMovedError(path=path, operation="open") from error
         if found is not error:
             raise found from error
@@ -283,7 +279,8 @@ def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:
         "synchronous": _SYNCHRONOUS[options.durability],
         # A failing automatic checkpoint is reported as the COMMIT's own error (33 of 95 faults).
         "wal_autocheckpoint": 0,
-        "journal_size_limit": _JOURNAL_SIZE_LIMIT,
+        # To so much it is cut when the log begins anew.
+        "journal_size_limit": min(_JOURNAL_SIZE_LIMIT, options.wal_limit_bytes),
         "mmap_size": 0,
         # In memory: what a savepoint keeps to undo an append is above 64 KiB, and making a file for
         # it took as long as the append (docs/adr/0005).

@@ -13,19 +13,25 @@ from pathlib import Path
 import apsw
 
 from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.creation import alone_in
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.header import is_overwritten
 from mandrake_sessions.database.paths import (
     Identity,
     aside_of,
     companions,
+    descriptors_on,
     identify,
     set_aside,
     tell_set_aside,
 )
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.transaction import begin_immediate, rollback
+from mandrake_sessions.database.waiting import Budget, pause
+from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 
 _BLOCK = 1024 * 1024
+_COPYING = 1.0
+"""Seconds for others that write into a file that was moved, or copy its log as well."""
 
 
 class Fate(enum.Enum):
@@ -70,14 +76,14 @@ class Logs:
         Read through SQLite's own descriptor: to open and close one more would drop its locks.
         """
         log, identity = self._known[0]
-        descriptor = _descriptor_of(identity)
-        if descriptor is None or os.fstat(descriptor).st_size == 0:
+        descriptors = descriptors_on((identity,))
+        if not descriptors or os.fstat(descriptors[0]).st_size == 0:
             return None
         aside = aside_of(log)
         target = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             offset = 0
-            while block := os.pread(descriptor, _BLOCK, offset):
+            while block := os.pread(descriptors[0], _BLOCK, offset):
                 offset += os.write(target, block)
             os.fsync(target)
         finally:
@@ -95,16 +101,6 @@ def _look(log: Path, identity: Identity) -> bool | None:
         # What cannot be looked at is not judged.
         return True
     return (found.st_dev, found.st_ino) == identity
-
-
-def _descriptor_of(identity: Identity) -> int | None:
-    with contextlib.suppress(OSError):
-        for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):
-                found = os.fstat(int(name))
-                if (found.st_dev, found.st_ino) == identity:
-                    return int(name)
-    return None
 
 
 def is_emptied(path: Path) -> bool:
@@ -147,7 +143,7 @@ def end_log(connection: Connection, logs: Logs, fate: Fate, budget: Budget) -> N
     connection.deadline = budget.deadline
     if fate is Fate.LOG_LOST:
         # Where another log has begun, pages of ours would undo what it says of the file.
-        is_saved = not logs.are_replaced() and _copy_into_file(connection)
+        is_saved = not logs.are_replaced() and _copy_into_file(connection, budget)
         try:
             aside = None if is_saved else logs.save_copy()
         except OSError as error:
@@ -155,26 +151,41 @@ def end_log(connection: Connection, logs: Logs, fate: Fate, budget: Budget) -> N
         if aside is not None:
             tell_set_aside(path, aside)
         return
-    is_saved = fate is Fate.MOVED and _copy_into_file(connection)
-    for log in logs.ours():
-        if is_saved:
-            with contextlib.suppress(OSError):
-                log.unlink()
-            continue
-        aside = aside_of(log)
+    is_saved = fate is Fate.MOVED and _copy_into_file(connection, budget)
+    # Between a look and what follows from it nobody may make a new file, whose log it would be.
+    with alone_in(path.parent):
+        for log in logs.ours():
+            if is_saved:
+                with contextlib.suppress(OSError):
+                    log.unlink()
+                continue
+            aside = aside_of(log)
+            try:
+                is_kept = set_aside(log, aside)
+            except OSError as error:
+                raise translate_os(error, log) from error
+            if is_kept:
+                tell_set_aside(path, aside)
+
+
+def _copy_into_file(connection: Connection, budget: Budget) -> bool:
+    """Checkpoint into the file that is open, whatever its name; return whether all of it is in.
+
+    Other processes have it open too. What one of them has begun is waited for, so that it is not
+    stored in a log which is gone; and each of them copies, perhaps at the same moment.
+    """
+    within = Budget(min(budget.left(), _COPYING))
+    while True:
         try:
-            is_kept = set_aside(log, aside)
-        except OSError as error:
-            raise translate_os(error, log) from error
-        if is_kept:
-            tell_set_aside(path, aside)
-
-
-def _copy_into_file(connection: Connection) -> bool:
-    """Checkpoint into the file that is open, whatever its name; return whether all of it is in."""
-    try:
-        connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
-        frames, done = connection.wal_backlog()
-    except apsw.Error:
-        return False
-    return frames == done
+            begin_immediate(connection, within, "close")
+            rollback(connection)
+            connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+            frames, done = connection.wal_backlog()
+        except (apsw.BusyError, DatabaseBusyError):
+            frames, done = 1, 0
+        except (apsw.Error, DatabaseError):
+            return False
+        if frames == done:
+            return True
+        if not pause(within.deadline):
+            return False

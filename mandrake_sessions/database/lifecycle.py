@@ -19,15 +19,17 @@ from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.fate import Fate, Logs, end_log, find_fate, is_emptied
 from mandrake_sessions.database.guard import bury, reentrant_error
 from mandrake_sessions.database.health.inspection import Inspections
+from mandrake_sessions.database.lane import Lane
 from mandrake_sessions.database.lease import MakeError
 from mandrake_sessions.database.parking import FileParkedError
-from mandrake_sessions.database.paths import Identity
+from mandrake_sessions.database.paths import Identity, is_named
 from mandrake_sessions.database.refusal import Refusal
-from mandrake_sessions.database.scope import Lane, WriteLane
+from mandrake_sessions.database.scope import WriteLane
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseError,
+    DatabaseMissingError,
     DatabaseMovedError,
     ForkedPoolError,
     MandrakeSessionsError,
@@ -85,10 +87,13 @@ class FileLifecycle(abc.ABC):
         self.is_parked = False
         self.stamp = int(main.value("PRAGMA user_version"))
         self.logs = Logs(main.path)
+        if main.has_moved():
+            # Moved since it was opened, and what has these names may be another file's.
+            raise DatabaseMovedError(path=main.path, operation="open")
         self.inspections = Inspections(main.path, main.identity, options)
         self._fate = Fate.OURS
         self._retirement: MakeError | None = None
-        self._refusal: MakeError | None = None
+        self._closed_with: MakeError | None = None
         self._is_closing = False
         self._is_ending = False
         self._on_retired = on_retired
@@ -143,10 +148,13 @@ class FileLifecycle(abc.ABC):
         return self._auxiliary
 
     def _open_auxiliary(self, budget: Budget) -> Lane:
-        if self._refusal is not None:
-            raise self._refusal()
+        if self._closed_with is not None:
+            raise self._closed_with()
         if self._is_closing:
             raise self._closed_error()
+        if not is_named(self.path, self.identity):
+            self.retire_moved()
+            raise DatabaseMovedError(path=self.path, operation="open")
         if self.options.vfs is None and is_emptied(self.path):
             # SQLite would take it for a new database, and delete the log of the old one.
             self.retire_as(Fate.OVERWRITTEN)
@@ -155,9 +163,9 @@ class FileLifecycle(abc.ABC):
             connection = open_connection(
                 self.path, self.identity, self.options, budget, auxiliary=True
             )
-        except DatabaseMovedError:
+        except (DatabaseMovedError, DatabaseMissingError) as error:
             self.retire_moved()
-            raise
+            raise DatabaseMovedError(path=self.path, operation="open") from error
         except (CorruptDatabaseError, NotADatabaseError) as error:
             self.refusal.note(error)
             raise
@@ -175,8 +183,8 @@ class FileLifecycle(abc.ABC):
 
         A live connection does not notice a dead file: with the file gone, INSERT still succeeded.
         """
-        if self._refusal is not None:
-            raise self._refusal()
+        if self._closed_with is not None:
+            raise self._closed_with()
         if connection.has_moved():
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation=operation)
@@ -193,8 +201,8 @@ class FileLifecycle(abc.ABC):
         self._require_open()
         if self.is_refusing or self._is_ending:
             raise self._closed_error()
-        if self._refusal is not None:
-            raise self._refusal()
+        if self._closed_with is not None:
+            raise self._closed_with()
 
     def _admit(self, operation: str, *, even_refused: bool = False) -> None:
         """Let a new call in, unless it can only wait for itself."""
@@ -220,7 +228,9 @@ class FileLifecycle(abc.ABC):
         self.state = FileState.RETIRED
         message = f"The open database is not used any more: {reason}; open it again."
         self._retirement = lambda: DatabaseMovedError(message, path=self.path)
-        self._refuse(self._retirement, waiters_too=True)
+        self._closed_with = self._retirement
+        for lane in self.lanes():
+            lane.queue.refuse(self._retirement, waiters_too=True)
         self._attached.retired()
         self._on_retired()
         get_logger(__name__).warning(
@@ -235,11 +245,6 @@ class FileLifecycle(abc.ABC):
         """Retire because of what became of the file."""
         self._fate = fate
         self.retire(fate.value)
-
-    def _refuse(self, make_error: MakeError, *, waiters_too: bool) -> None:
-        self._refusal = make_error
-        for lane in self.lanes():
-            lane.queue.refuse(make_error, waiters_too=waiters_too)
 
     def refuse_new_work(self) -> None:
         """Refuse who comes from now on; who waits or works already goes on."""
@@ -374,7 +379,7 @@ class FileLifecycle(abc.ABC):
                 take_for_closing(lane, half, whole, self._closed_error, on_stuck)
                 if lane is self._main:
                     self._end_log(lane.connection, whole)
-                close_lane(lane, whole, abandon=self._is_log_kept)
+                close_lane(lane, whole, self.options, abandon=self._is_log_kept)
                 lane.is_closed = True
             except MandrakeSessionsError as error:
                 failures.append(error)
@@ -389,7 +394,7 @@ class FileLifecycle(abc.ABC):
         self._main.turnstile.close()
         is_gone = self._fate in (Fate.MOVED, Fate.OVERWRITTEN)
         self._attached.end(self._note_closed, is_moved=is_gone)
-        self._refusal = self._closed_error
+        self._closed_with = self._closed_error
         if len(failures) == 1 and isinstance(failures[0], MandrakeSessionsError):
             raise failures[0]
         if failures:

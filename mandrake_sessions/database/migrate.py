@@ -14,8 +14,9 @@ import apsw
 import sqlalchemy
 
 from mandrake_sessions.database.connection import Connection, foreign_keys_off, open_connection
+from mandrake_sessions.database.creation import make_file
 from mandrake_sessions.database.dialect import lend, typed_cause
-from mandrake_sessions.database.paths import identify, make_file, real_path
+from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.revisions import (
     RUN,
     Direction,
@@ -90,15 +91,12 @@ def downgrade(
     _migrate(connection, budget, "downgrade", revision, scripts)
 
 
-def offline_sql(
-    direction: Direction, revisions: str = "base:head", *, scripts: Path | None = None
-) -> str:
+def offline_sql(direction: Direction, revisions: str = "base:head") -> str:
     """Return a migration as an SQL script.
 
     Args:
         direction: ``upgrade`` or ``downgrade``.
         revisions: ``from:to``, as Alembic names them.
-        scripts: the folder of the migration scripts; None for ours.
 
     Raises:
         MigrationError: there are no such revisions, or a step needs a database to look at.
@@ -106,7 +104,7 @@ def offline_sql(
     start, _, end = revisions.partition(":")
     buffer = io.StringIO()
     try:
-        environment = make_environment(direction, end, scripts, starting_rev=start, as_sql=True)
+        environment = make_environment(direction, end, None, starting_rev=start, as_sql=True)
         write_sql(environment, output_buffer=buffer)
     except DatabaseError:
         raise

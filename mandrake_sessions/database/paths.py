@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.faults import translate_os
-from mandrake_sessions.errors import DatabaseFolderError, DatabaseMovedError, DatabasePathError
+from mandrake_sessions.errors import DatabaseError, DatabasePathError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.log import get_logger
 
@@ -28,7 +29,7 @@ def real_path(path: str | os.PathLike[str]) -> Path:
         raise DatabasePathError(
             "The path of a database is a text of at least one character, and UTF-8."
         )
-    if text == ":memory:" or text.startswith("file:"):
+    if not _may_name_a_file(text):
         raise DatabasePathError(
             "A database lives in a file; for one that goes away use a temporary folder."
         )
@@ -41,6 +42,25 @@ def real_path(path: str | os.PathLike[str]) -> Path:
             return Path(os.path.realpath(expanded))
     except OSError as error:
         raise translate_os(error, Path(expanded)) from error
+
+
+def absolute_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return a path that names the same wherever the process changes its directory to.
+
+    What cannot name a file stays as it is: ``real_path`` says what is wrong with it.
+    """
+    text: object = os.fspath(path)
+    if not isinstance(text, str) or not _may_name_a_file(text):
+        return path
+    # Not abspath: it would fold ``..`` before links are followed. A directory that is gone is the
+    # business of whoever opens something in it.
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.join(os.getcwd(), os.path.expanduser(text))
+    return path
+
+
+def _may_name_a_file(text: str) -> bool:
+    return bool(text) and text != ":memory:" and not text.startswith("file:")
 
 
 def _is_utf8(text: str) -> bool:
@@ -72,62 +92,32 @@ def identify(path: Path) -> Identity | None:
     return found.st_dev, found.st_ino
 
 
-def make_file(path: Path) -> Identity:
-    """Make the file, readable by its owner only, and its folders; return its identity.
+def descriptors_on(files: Collection[Identity]) -> list[int] | None:
+    """Return the descriptors of this process that are open on any of some files.
 
-    A file that exists, also one that another process makes at this moment, is left as it is. A log
-    that is there without its file is kept under another name: SQLite would delete it. Its index
-    goes: whoever still has the moved file open writes into it, and a new file would read that.
+    None where the system does not list a process's descriptors.
     """
-    identity = identify(path)
-    if identity is not None:
-        return identity
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            return [each for each in map(int, os.listdir(folder)) if _is_on(each, files)]
+    return None
+
+
+def _is_on(descriptor: int, files: Collection[Identity]) -> bool:
     try:
-        make_folder(path.parent)
-        log, index = companions(path)
-        orphans = identify(log), identify(index)
-        # Before SQLite, so that the -wal and -shm files, which take its mode, are private too.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        # After it: of all that come here at once, one has made the file.
-        if orphans[0] is not None and identify(log) == orphans[0]:
-            aside = aside_of(log)
-            if set_aside(log, aside):
-                tell_set_aside(path, aside)
-        if orphans[1] is not None and identify(index) == orphans[1]:
-            index.unlink(missing_ok=True)
-    except FileExistsError:
-        if not path.parent.is_dir():
-            raise DatabaseFolderError(path=path, operation="open") from None
-    except OSError as error:
-        raise translate_os(error, path) from error
-    identity = identify(path)
-    if identity is None:
-        raise DatabaseMovedError(path=path, operation="open")
-    return identity
+        found = os.fstat(descriptor)
+    except OSError:
+        # Closed meanwhile, as the one is that lists them.
+        return False
+    return (found.st_dev, found.st_ino) in files
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each readable by its owner only.
-
-    Their names are on the disk before anything is: SQLite syncs only the folder of its files.
-    """
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        each.mkdir(mode=0o700, exist_ok=True)
-        sync_folder(each.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, on a system that can."""
-    with contextlib.suppress(OSError, AttributeError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def is_named(path: Path, identity: Identity) -> bool:
+    """Return whether a path names this very file; a folder or nothing is none."""
+    try:
+        return identify(path) == identity
+    except DatabaseError:
+        return False
 
 
 def aside_of(log: Path) -> Path:

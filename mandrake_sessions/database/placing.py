@@ -16,7 +16,7 @@ from typing import Final
 import apsw
 
 from mandrake_sessions.database import owner
-from mandrake_sessions.database.paths import sync_folder
+from mandrake_sessions.database.creation import sync_folder
 
 _MARK: Final = ".partial-"
 _PARTIAL: Final = re.compile(r"(\.partial-[0-9a-f]{16})(-wal|-shm|-journal|-owner-[0-9a-f-]{36})?")

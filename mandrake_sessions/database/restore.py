@@ -18,6 +18,7 @@ import apsw
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
 from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.creation import alone_in, clear_name, make_folder
 from mandrake_sessions.database.exclusive import alone
 from mandrake_sessions.database.faults import primary_code, translate, translate_os
 from mandrake_sessions.database.head import is_known
@@ -26,7 +27,6 @@ from mandrake_sessions.database.paths import (
     Identity,
     aside_of,
     identify,
-    make_folder,
     real_path,
     set_aside,
 )
@@ -198,11 +198,13 @@ def _alone(path: Path, budget: Budget) -> Iterator[bool]:
     """
     identity = identify(path)
     if identity is None:
-        for suffix in _LOGS:
-            log = Path(f"{path}{suffix}")
-            set_aside(log, aside_of(log))
-        Path(f"{path}-shm").unlink(missing_ok=True)
-        yield False
+        with alone_in(path.parent):
+            # Who has made one this moment keeps it, and its log: ours is refused.
+            if identify(path) is None:
+                journal = Path(f"{path}-journal")
+                set_aside(journal, aside_of(journal))
+                clear_name(path)
+            yield False
         return
     with contextlib.ExitStack() as stack:
         try:

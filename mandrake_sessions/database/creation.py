@@ -1,0 +1,136 @@
+"""How a database file comes into being: private, by one maker, with no log of another file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.paths import (
+    Identity,
+    aside_of,
+    companions,
+    identify,
+    set_aside,
+    tell_set_aside,
+)
+from mandrake_sessions.errors import DatabaseFolderError, DatabaseMovedError
+
+if sys.platform != "win32":
+    import fcntl
+
+PATIENCE: Final = 1.0
+"""Seconds to wait for another maker, which needs milliseconds; it may be stopped."""
+
+_PACE: Final = 0.001
+
+
+def make_file(path: Path) -> Identity:
+    """Make the file, readable by its owner only, and its folders; return its identity.
+
+    A file that exists, also one that another process makes at this moment, is left as it is.
+    """
+    identity = identify(path)
+    if identity is not None:
+        return identity
+    try:
+        make_folder(path.parent)
+        with alone_in(path.parent):
+            if identify(path) is None:
+                clear_name(path)
+                # Before SQLite, so that the -wal and -shm files, which take its mode, are private.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if not path.parent.is_dir():
+            raise DatabaseFolderError(path=path, operation="open") from None
+    except OSError as error:
+        raise translate_os(error, path) from error
+    identity = identify(path)
+    if identity is None:
+        raise DatabaseMovedError(path=path, operation="open")
+    return identity
+
+
+def clear_name(path: Path) -> None:
+    """Take away what lies beside a database that is not there; its maker is alone in the folder.
+
+    A log is kept under another name: SQLite would delete it. Its index goes: whoever still has a
+    moved file open writes into it, and a new file would read that.
+    """
+    log, index = companions(path)
+    aside = aside_of(log)
+    if set_aside(log, aside):
+        tell_set_aside(path, aside)
+    index.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other makers of databases out of a folder for a block, which takes milliseconds.
+
+    What lies beside a name is cleared before there is a file, and by nobody afterwards: it would
+    be the log of who opened the new one first. Where a folder cannot be locked, and behind a maker
+    that is stopped, it goes on without.
+    """
+    descriptor = _locked(folder)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                # A child that was forked this moment has it open still.
+                _unlock(descriptor)
+            os.close(descriptor)
+
+
+def _locked(folder: Path) -> int | None:
+    if sys.platform == "win32":
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    until = monotonic() + PATIENCE
+    with contextlib.suppress(OSError):
+        while monotonic() < until:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_PACE)
+    return descriptor
+
+
+def _unlock(descriptor: int) -> None:
+    if sys.platform != "win32":
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each readable by its owner only.
+
+    Their names are on the disk before anything is: SQLite syncs only the folder of its files.
+    """
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(each.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, on a system that can."""
+    with contextlib.suppress(OSError, AttributeError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,198 @@
+"""Files that are renamed while several processes have them open, and new ones of their names."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from database_kit import Task, add, adding, file_of, keys, until
+
+from mandrake_sessions import ConnectionPool, DatabaseMovedError
+from mandrake_sessions.database import creation, file
+from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.lifecycle import FileState
+from mandrake_sessions.database.waiting import Budget
+
+PAUSED_MAKER = """
+import structlog
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+from mandrake_sessions import ConnectionPool
+from mandrake_sessions.database import creation
+clear = creation.clear_name
+def pausing(path):
+    tell("looked")
+    hear()
+    clear(path)
+creation.clear_name = pausing
+pool = ConnectionPool()
+handle = pool.acquire(sys.argv[1])
+tell("made")
+hear()
+"""
+WRITER = """
+import structlog
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+from mandrake_sessions import ConnectionPool
+ADD = "INSERT INTO meta (key, value) VALUES (?, '')"
+pool = ConnectionPool()
+handle = pool.acquire(sys.argv[1])
+handle.transact(lambda tx: tx.run_all([(ADD, ("theirs",))]))
+tell("written")
+hear()
+with handle.write() as tx:
+    tx.run_all([(ADD, ("begun before",))])
+    tell("begun")
+    hear()
+tell("committed")
+hear()
+handle.release()
+pool.close()
+"""
+
+
+def logs_beside(path: Path) -> set[str]:
+    return {each.name for each in path.parent.iterdir() if each.name.startswith(f"{path.name}-")}
+
+
+def test_makers_of_one_file_do_not_take_its_log_from_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+    pool: ConnectionPool,
+    path: Path,
+    start_child: Callable[..., Any],
+) -> None:
+    """What lies beside the name is taken away before there is a file, and by one at a time."""
+    monkeypatch.setattr(creation, "PATIENCE", 60.0)
+    path.with_name("db.sqlite-wal").write_bytes(b"of a file that is gone")
+    child = start_child(PAUSED_MAKER, path)
+    assert child.hear() == "looked"
+    is_here = threading.Event()
+    waits = creation._locked
+
+    def noting(folder: Path) -> int | None:
+        is_here.set()
+        return waits(folder)
+
+    monkeypatch.setattr(creation, "_locked", noting)
+    task = Task(lambda: pool.acquire(path))
+    assert is_here.wait(20)
+    threading.Event().wait(0.1)
+    assert not path.exists()
+    child.tell()
+    assert child.hear() == "made"
+    with task.result() as handle:
+        handle.transact(adding("ours"))
+        child.process.kill()
+        child.process.wait()
+        assert keys(handle) == {"ours"}
+        assert not file_of(handle).logs.lost()
+
+
+def test_a_maker_that_is_stopped_is_passed_by(
+    monkeypatch: pytest.MonkeyPatch,
+    pool: ConnectionPool,
+    path: Path,
+    start_child: Callable[..., Any],
+) -> None:
+    monkeypatch.setattr(creation, "PATIENCE", 0.05)
+    child = start_child(PAUSED_MAKER, path)
+    assert child.hear() == "looked"
+    with pool.acquire(path) as handle:
+        handle.transact(adding("ours"))
+        assert keys(handle) == {"ours"}
+
+
+def test_a_file_that_is_renamed_as_it_is_made_leaves_the_new_one_its_log(
+    monkeypatch: pytest.MonkeyPatch,
+    pool: ConnectionPool,
+    path: Path,
+    start_child: Callable[..., Any],
+) -> None:
+    make_head = file.bring_to_head
+    children = []
+
+    def renamed_after(connection: Connection, budget: Budget) -> None:
+        make_head(connection, budget)
+        path.rename(path.with_name("moved.sqlite"))
+        children.append(start_child(WRITER, path))
+        assert children[0].hear() == "written"
+
+    monkeypatch.setattr(file, "bring_to_head", renamed_after)
+    with pytest.raises(DatabaseMovedError):
+        pool.acquire(path)
+    monkeypatch.undo()
+    assert {"db.sqlite-wal", "db.sqlite-shm"} <= logs_beside(path)
+    children[0].process.kill()
+    children[0].process.wait()
+    with pool.acquire(path) as handle:
+        assert keys(handle) == {"theirs"}
+
+
+@pytest.mark.parametrize("ends", ["commit", "kill"])
+def test_what_another_process_has_begun_in_a_moved_file_is_not_lost(
+    pool: ConnectionPool, path: Path, start_child: Callable[..., Any], ends: str
+) -> None:
+    with pool.acquire(path) as handle:
+        child = start_child(WRITER, path)
+        assert child.hear() == "written"
+        child.tell()
+        assert child.hear() == "begun"
+        moved = path.rename(path.with_name("moved.sqlite"))
+        with pytest.raises(DatabaseMovedError):
+            handle.query(lambda tx: None)
+        # Ours ends meanwhile: it copies the log, and waits for theirs.
+        threading.Event().wait(0.2)
+        child.tell()
+        assert child.hear() == "committed"
+        if ends == "commit":
+            child.tell()
+        else:
+            child.process.kill()
+        child.process.wait()
+    until(lambda: file_of(handle).state is FileState.CLOSED)
+    with pool.acquire(moved) as handle:
+        assert keys(handle) == {"theirs", "begun before"}
+    assert not logs_beside(path)
+
+
+@pytest.mark.parametrize("in_its_place", ["nothing", "an empty file", "a folder"])
+def test_who_reads_first_finds_out_that_the_file_was_moved(
+    handle: DatabaseHandle, ready_path: Path, pool: ConnectionPool, in_its_place: str
+) -> None:
+    handle.transact(adding("kept"))
+    moved = ready_path.rename(ready_path.with_name("moved.sqlite"))
+    if in_its_place == "an empty file":
+        ready_path.touch()
+    elif in_its_place == "a folder":
+        ready_path.mkdir()
+    # Its connection is opened now, by name.
+    assert not file_of(handle).has_auxiliary
+    with pytest.raises(DatabaseMovedError):
+        handle.query(lambda tx: None)
+    until(lambda: file_of(handle).state is FileState.CLOSED)
+    with pool.acquire(moved) as found:
+        assert keys(found) == {"kept"}
+
+
+def test_files_that_have_swapped_their_names_open_at_once(
+    pool: ConnectionPool, tmp_path: Path
+) -> None:
+    paths = tmp_path / "a.sqlite", tmp_path / "b.sqlite"
+    handles = [pool.acquire(each) for each in paths]
+    for handle, each in zip(handles, paths, strict=True):
+        handle.transact(adding(f"made as {each.stem}"))
+    between = paths[0].rename(tmp_path / "between")
+    paths[1].rename(paths[0])
+    between.rename(paths[1])
+    with pytest.raises(DatabaseMovedError), handles[0].write() as tx:
+        add(tx, "lost")
+    # Nobody has noticed of the other one, which has the name of this one's file.
+    with pool.acquire(paths[0]) as handle:
+        assert keys(handle) == {"made as b"}
+    with pool.acquire(paths[1]) as handle:
+        assert keys(handle) == {"made as a"}
+    for handle in handles:
+        handle.release()
