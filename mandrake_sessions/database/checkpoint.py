@@ -6,6 +6,7 @@ checkpoint that fails is a fact for health, never the error of a COMMIT.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -14,6 +15,7 @@ import apsw
 
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import extended_code, primary_code
+from mandrake_sessions.options import DatabaseOptions
 
 _TRUNCATE_PATIENCE = 0.1
 _FRAME_BYTES = 4096 + 24
@@ -31,8 +33,9 @@ class Checkpointer:
     """Decides when the WAL is copied into the database, and remembers how it went.
 
     Args:
-        frames: the backlog above which a checkpoint is asked for.
-        limit_bytes: the size of the WAL file above which it is truncated too.
+        options: the backlog above which a checkpoint is asked for, and the size of the WAL file
+            above which it is truncated too.
+        look: returns the frames in the WAL and how many of them are in the database already.
         ask: has ``run`` called soon, in another thread.
 
     Attributes:
@@ -46,18 +49,25 @@ class Checkpointer:
         runs: how many checkpoints were made.
     """
 
-    def __init__(self, frames: int, limit_bytes: int, ask: Callable[[], None]) -> None:
-        self._frames = frames
-        self._limit_bytes = limit_bytes
+    def __init__(
+        self,
+        options: DatabaseOptions,
+        look: Callable[[], tuple[int, int]],
+        ask: Callable[[], None],
+    ) -> None:
+        self._frames = options.checkpoint_frames
+        self._limit_bytes = options.wal_limit_bytes
+        self._look: Callable[[], tuple[int, int]] | None = look
         self._ask = ask
-        self._outrun_frames = max(frames, limit_bytes // _FRAME_BYTES)
+        self._outrun_frames = _most_frames(options)
         self._outrun_at = self._outrun_frames
         self._is_copying = False
         self._ended = threading.Event()
         self.is_outrun = False
         self.is_cheap = True
         self.written = 0
-        self._ask_at = frames
+        # The first commit looks what others have left.
+        self._ask_at = 0
         self.backlog = 0
         self.wal_frames = 0
         self.failure: int | None = None
@@ -67,11 +77,24 @@ class Checkpointer:
         """Take note, after a commit, of the pages its connection has written in all."""
         self.written = written
         if written >= self._ask_at:
-            # Not again until this one has run.
-            self._ask_at = 1 << 62
-            self._ask()
+            self._note_due(written)
         # Only while one copies: where it waits for a reader, holding writers up would not help.
         self.is_outrun = self._is_copying and written >= self._outrun_at
+
+    def _note_due(self, written: int) -> None:
+        # First of all, and not for ever: should what is asked for get lost, it is asked for again.
+        self._ask_at = written + self._frames
+        look, self._look = self._look, None
+        if look is not None:
+            # Processes that end before they have written enough never ask. Who goes on where they
+            # ended counts what they left.
+            with contextlib.suppress(apsw.Error):
+                frames, done = look()
+                self._ask_at -= max(0, frames - done)
+            if self._ask_at > written:
+                return
+            self._ask_at = written + self._frames
+        self._ask()
 
     def hold(self, seconds: float) -> None:
         """Hold a writer up that is faster than the disk, until the checkpoint under way has ended.
@@ -117,6 +140,9 @@ class Checkpointer:
         meanwhile, fewer each time because there is less to copy: so it is repeated until little
         is left, a few times at most, for readers can hold frames back for long.
 
+        Truncating waits for readers with the write lock held. So it is tried where they hold
+        nothing back and nobody writes; elsewhere the file is cut when the WAL begins anew.
+
         Args:
             auxiliary: the connection that copies.
             deadline: when truncating must be done.
@@ -128,16 +154,17 @@ class Checkpointer:
         self.runs += 1
         self._ended.clear()
         self._is_copying = True
+        # Until it has ended, it need not be asked for.
+        self._ask_at = self.written + self._outrun_frames
         try:
             for _ in range(_ROUNDS):
                 before = self.backlog
                 self._passive(auxiliary)
                 if self.backlog <= self._frames // 4 or self.backlog == before:
                     break
-            if self.wal_frames * _FRAME_BYTES > self._limit_bytes:
-                auxiliary.deadline = min(deadline, monotonic() + _TRUNCATE_PATIENCE)
-                auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            self._measure(auxiliary)
+            is_too_large = self.wal_frames * _FRAME_BYTES > self._limit_bytes
+            if is_too_large and not self.backlog and not finishes:
+                self._truncate(auxiliary, deadline)
             self.failure = None
         except apsw.Error as error:
             # Beside a busy writer even looking can be BUSY: the next commit asks again.
@@ -154,7 +181,36 @@ class Checkpointer:
         auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
         self._measure(auxiliary)
 
+    def _truncate(self, auxiliary: Connection, deadline: float) -> None:
+        auxiliary.deadline = min(deadline, monotonic() + _TRUNCATE_PATIENCE)
+        # Somebody reads or writes after all: the next checkpoint tries again.
+        with contextlib.suppress(apsw.BusyError):
+            auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        self._measure(auxiliary)
+
     def _measure(self, auxiliary: Connection) -> None:
         """Take note of how long the WAL is and how much is left to copy."""
         self.wal_frames, done = auxiliary.wal_backlog()
         self.backlog = max(0, self.wal_frames - done)
+
+
+def copy_at_closing(connection: Connection, options: DatabaseOptions) -> None:
+    """Copy a WAL that has become long, before its writer goes: perhaps none of the others writes.
+
+    Whoever closes last leaves no WAL, but where a process that only reads stays, nobody does. One
+    so long that a checkpoint beside other work has not coped with it is left to the next of those.
+
+    Args:
+        connection: the writer's, with no transaction open; its lease is the caller's.
+        options: how long is too long.
+    """
+    # What fails does not keep the file from being closed.
+    with contextlib.suppress(apsw.Error):
+        frames, done = connection.wal_backlog()
+        if frames >= options.checkpoint_frames and 0 < frames - done <= _most_frames(options):
+            connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+
+def _most_frames(options: DatabaseOptions) -> int:
+    """Return how many frames the WAL should have at most."""
+    return max(options.checkpoint_frames, options.wal_limit_bytes // _FRAME_BYTES)

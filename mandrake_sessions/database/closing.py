@@ -7,10 +7,13 @@ from collections.abc import Callable
 
 import apsw
 
+from mandrake_sessions.database.checkpoint import copy_at_closing
+from mandrake_sessions.database.lane import Lane
 from mandrake_sessions.database.lease import MakeError
-from mandrake_sessions.database.scope import Lane, WriteLane
+from mandrake_sessions.database.scope import WriteLane
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
+from mandrake_sessions.options import DatabaseOptions
 
 OnStuck = Callable[[int], None] | None
 """Told the thread that holds a lease when its work is interrupted for closing."""
@@ -45,7 +48,7 @@ def take_for_closing(
         lane.queue.acquire(patience, "close", even_refused=True)
 
 
-def close_lane(lane: Lane, budget: Budget, *, abandon: bool) -> None:
+def close_lane(lane: Lane, budget: Budget, options: DatabaseOptions, *, abandon: bool) -> None:
     """Close a connection whose lease the caller holds; the lease is never given back."""
     connection = lane.connection
     # Of a file that was only read the query planner knows what it knew before: looking costs as
@@ -56,6 +59,8 @@ def close_lane(lane: Lane, budget: Budget, *, abandon: bool) -> None:
         # What it would improve can wait for another day; what blocks it must not block closing.
         with contextlib.suppress(apsw.Error):
             connection.query_all("PRAGMA optimize")
+        if budget.left() > 0:
+            copy_at_closing(connection, options)
     connection.deadline = budget.deadline
     try:
         connection.close(abandon=abandon)

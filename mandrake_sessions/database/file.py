@@ -25,7 +25,7 @@ from mandrake_sessions.database.head import bring_to_head
 from mandrake_sessions.database.lease import Bring
 from mandrake_sessions.database.lifecycle import FileLifecycle
 from mandrake_sessions.database.maintenance import Maintenance
-from mandrake_sessions.database.paths import Identity
+from mandrake_sessions.database.paths import Identity, is_named
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -45,6 +45,11 @@ from mandrake_sessions.options import DatabaseOptions
 T = TypeVar("T")
 
 _CHECKPOINT_BUDGET = 5.0
+# Seconds. Only the pool's one thread waits so long, for a queue that moves or a process that writes
+# on. Writers wait no longer than they would for what it waits for, and reads do not wait.
+_FINISH_BUDGET = 0.25
+# Seconds that nobody writes, in any process, while it waits for a read that is under way.
+_FINISH_PAUSE = 0.005
 
 
 class DatabaseFile(FileLifecycle):
@@ -72,8 +77,8 @@ class DatabaseFile(FileLifecycle):
         self.was_locked = False
         self._make_companion: Callable[[DatabaseFile], Companion] | None = None
         self.checkpointer = Checkpointer(
-            options.checkpoint_frames,
-            options.wal_limit_bytes,
+            options,
+            main.wal_backlog,
             lambda: maintenance.call_later(("checkpoint", self), 0.0, self.checkpoint),
         )
 
@@ -111,6 +116,8 @@ class DatabaseFile(FileLifecycle):
         except BaseException as error:
             with contextlib.suppress(apsw.Error):
                 main.close()
+            if isinstance(error, apsw.Error | DatabaseError) and not is_named(path, identity):
+                raise DatabaseMovedError(path=path, operation="open") from error
             if isinstance(error, apsw.Error):
                 # What is asked of the file after the migration can fail too.
                 raise translate(error, path, "open") from error
@@ -276,20 +283,18 @@ class DatabaseFile(FileLifecycle):
             with self.exclusive_auxiliary("checkpoint", budget) as connection:
                 if not self.may_checkpoint(connection):
                     return
-                if connection.raw.readonly("main"):
-                    # It was opened while the file was read-only, and stays so.
-                    with self._main.exclusive(budget, "checkpoint") as main:
-                        self.checkpointer.run(main, budget.deadline)
-                    return
+                # It was opened while the file was read-only, and stays so.
+                is_readonly = connection.raw.readonly("main")
                 is_shared = self._main.turnstile.has_met_others
-                self.checkpointer.run(connection, budget.deadline, is_shared=is_shared)
-                if self.checkpointer.is_worth_finishing:
-                    # Frames that came meanwhile keep the WAL from beginning anew: finish while
-                    # nobody writes, in no process.
-                    with self._main.alone(budget, "checkpoint"):
-                        self.checkpointer.run(
-                            connection, budget.deadline, finishes=True, is_shared=is_shared
-                        )
+                if not is_readonly:
+                    self.checkpointer.run(connection, budget.deadline, is_shared=is_shared)
+            # Who waits for the writer must not have this one: reads would have none.
+            if is_readonly:
+                budget = Budget(_FINISH_BUDGET)
+                with self._main.exclusive(budget, "checkpoint") as main:
+                    self.checkpointer.run(main, budget.deadline)
+            elif self.checkpointer.is_worth_finishing:
+                self._finish_checkpoint(is_shared=is_shared)
         except DatabaseError as error:
             # Readers need the connection, it cannot be opened, or it is going away: the next
             # commit asks again.
@@ -299,6 +304,18 @@ class DatabaseFile(FileLifecycle):
         except BaseException:
             self.checkpointer.postpone()
             raise
+
+    def _finish_checkpoint(self, *, is_shared: bool) -> None:
+        """Copy what came during a checkpoint while nobody writes, in no process.
+
+        Otherwise it would keep the WAL from beginning anew.
+        """
+        with self._main.alone(Budget(_FINISH_BUDGET), "checkpoint"):
+            pause = Budget(_FINISH_PAUSE)
+            with self._auxiliary_lane(pause).exclusive(pause, "checkpoint") as connection:
+                self.checkpointer.run(
+                    connection, pause.deadline, finishes=True, is_shared=is_shared
+                )
 
     def may_checkpoint(self, connection: Connection) -> bool:
         """Return whether the log belongs into the file that is there, and that is whole.

@@ -19,7 +19,8 @@ class Maintenance:
 
     A task has a key; asking again for the same key keeps the earlier time. A task that raises is
     logged and harms no other. The thread starts with the first task: to start and to join one took
-    a fifth of the time that a pool took for one file, opened and closed.
+    a fifth of the time that a pool took for one file, opened and closed. Should it end before it is
+    stopped, the next task starts another, which goes on with what is waiting.
 
     Args:
         name: of the thread.
@@ -31,6 +32,8 @@ class Maintenance:
         self._thread: threading.Thread | None = None
         self._is_stopping = False
         self._asked: queue.SimpleQueue[tuple[Hashable, float, Task] | None] = queue.SimpleQueue()
+        # Only the thread looks at it.
+        self._waiting: dict[Hashable, tuple[float, Task]] = {}
 
     def call_later(self, key: Hashable, seconds: float, task: Task) -> None:
         """Have ``task`` run in ``seconds``; does nothing once the thread was stopped."""
@@ -64,7 +67,18 @@ class Maintenance:
             thread.join(timeout)
 
     def _run(self) -> None:
-        waiting: dict[Hashable, tuple[float, Task]] = {}
+        me = threading.current_thread()
+        with self._mutex:
+            # After a signal in the midst of starting this one, another may have been started.
+            if self._is_stopping or self._thread not in (None, me):
+                return
+            self._thread = me
+        try:
+            self._run_tasks(self._waiting)
+        finally:
+            self._thread = None
+
+    def _run_tasks(self, waiting: dict[Hashable, tuple[float, Task]]) -> None:
         while True:
             try:
                 asked = self._asked.get(timeout=_until_next(waiting))

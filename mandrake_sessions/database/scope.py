@@ -47,8 +47,6 @@ from mandrake_sessions.errors import (
 )
 from mandrake_sessions.options import DatabaseOptions
 
-__all__ = ["Lane", "WriteLane"]
-
 T = TypeVar("T")
 
 _REPLAYS = 2
@@ -278,9 +276,16 @@ class WriteLane(Lane):
                 begin_immediate(connection, budget, operation, self.turnstile)
                 yield
             finally:
-                rollback(connection)
-                if self.turnstile.is_entered:
-                    self.turnstile.leave()
+                try:
+                    rollback(connection)
+                    if self.turnstile.is_entered:
+                        self.turnstile.leave()
+                finally:
+                    # A signal in the midst of it: with a transaction open the file would be
+                    # retired.
+                    rollback(connection)
+                    if self.turnstile.is_entered:
+                        self.turnstile.leave()
 
     def _commit(self, operation: str, group: Group | None = None) -> None:
         """Commit for every unit of the group, and give the lease back."""
@@ -327,8 +332,11 @@ class WriteLane(Lane):
         if group is not None:
             group.decide(None if failure is None else partial(_again, failure))
         try:
-            if self.turnstile.is_entered:
-                self.turnstile.leave()
+            self.turnstile.leave()
+        except BaseException:
+            # A signal: who has left may do so again.
+            self.turnstile.leave()
+            raise
         finally:
             try:
                 self._release()

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
+from types import CodeType, FrameType
 from typing import Any
 
 import apsw
 import pytest
 from database_kit import (
     KEYS,
+    Held,
     Task,
     adding,
     file_of,
     keys,
+    queue_of,
+    queued,
     raw_of,
     until,
     until_set,
 )
 
 from mandrake_sessions import ConnectionPool, DatabaseIOError, HealthStatus
-from mandrake_sessions.database import lifecycle
+from mandrake_sessions.database import lifecycle, scope
 from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.maintenance import Maintenance
+from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.testing import FaultVFS
 
 MakePool = Callable[..., ConnectionPool]
 FRAME = 4096 + 24
+
+
+@pytest.fixture
+def path(ready_path: Path) -> Path:
+    return ready_path
 
 
 def wal_of(path: Path) -> Path:
@@ -41,6 +55,67 @@ def status_of(handle: DatabaseHandle, name: str) -> HealthStatus:
 def fill(handle: DatabaseHandle, count: int, name: str = "key") -> None:
     for number in range(count):
         handle.transact(adding(f"{name} {number}", "x" * 5000), delegable=True)
+
+
+def until_idle(pool: ConnectionPool) -> None:
+    """Wait until the checkpoints that the commits have asked for are over."""
+    idle = threading.Event()
+    pool._files.maintenance.call_later("idle", 0.0, idle.set)
+    until_set(idle)
+
+
+@contextlib.contextmanager
+def busy_thread(pool: ConnectionPool) -> Iterator[None]:
+    """Keep the pool's thread from doing anything else for a block."""
+    is_busy, may_go = threading.Event(), threading.Event()
+
+    def be_busy() -> None:
+        is_busy.set()
+        until_set(may_go)
+
+    pool._files.maintenance.call_later("busy", 0.0, be_busy)
+    until_set(is_busy)
+    try:
+        yield
+    finally:
+        may_go.set()
+
+
+@contextlib.contextmanager
+def opened_elsewhere(path: Path, sql: str = "SELECT count(*) FROM meta") -> Iterator[Any]:
+    """Have the file open beside the library for a block, as another process may."""
+    other = apsw.Connection(str(path))
+    try:
+        other.execute(sql).fetchall()
+        yield other
+    finally:
+        other.close()
+
+
+SNAPSHOT = "BEGIN; SELECT count(*) FROM meta"
+
+
+def backlog(connection: apsw.Connection) -> int:
+    connection.execute("SELECT count(*) FROM meta").fetchall()
+    frames, done = connection.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
+    return frames - done
+
+
+@contextlib.contextmanager
+def interrupted_in(code: CodeType, caller: CodeType | None = None) -> Iterator[None]:
+    """Have a KeyboardInterrupt at the entry of a function, once, as a signal may come there."""
+
+    def look(frame: FrameType, event: str, _what: object) -> None:
+        is_it = event == "call" and frame.f_code is code
+        if is_it and (caller is None or (frame.f_back and frame.f_back.f_code is caller)):
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
 
 
 def test_rule_23_the_wal_of_a_busy_writer_stays_bounded(make_pool: MakePool, path: Path) -> None:
@@ -60,10 +135,10 @@ def test_rule_23_the_wal_of_a_busy_writer_stays_bounded(make_pool: MakePool, pat
 def test_rule_23_a_writer_faster_than_the_disk_is_held_up(
     make_pool: MakePool, path: Path, vfs: FaultVFS
 ) -> None:
-    """A disk that takes a second to copy does not make the WAL grow for a second.
+    """A disk that takes half a second to copy does not make the WAL grow for so long.
 
     writer:      units · · · 400 frames · · · · · · one each 0.1 s · · · · at full pace
-    checkpoint:        |---- sync of the database takes 1 s ----|
+    checkpoint:        |--- sync of the database takes 0.5 s ---|
     """
     frames: list[int] = []
     pool = make_pool(
@@ -72,16 +147,17 @@ def test_rule_23_a_writer_faster_than_the_disk_is_held_up(
     with pool.acquire(path) as handle:
 
         def be_slow() -> None:
-            before = handle.stats().pages_written
-            time.sleep(1.0)
-            frames.append(handle.stats().pages_written - before)
+            if not frames:
+                before = handle.stats().pages_written
+                time.sleep(0.5)
+                frames.append(handle.stats().pages_written - before)
 
         with vfs.watching("db", "sync", be_slow):
             turn = 0
             while not frames:
                 fill(handle, 1, str(turn))
                 turn += 1
-        # At three frames a unit: about 400, and then ten units; without the hold some 10,000.
+        # At three frames a unit: about 400, and then five units; without the hold some 5,000.
         assert frames[0] < 1000
         assert len(keys(handle)) == turn
 
@@ -132,6 +208,208 @@ def test_rule_23_a_long_reader_only_puts_it_off(make_pool: MakePool, path: Path)
         fill(handle, 1, "more")
         until(lambda: handle.stats().checkpoints)
         assert status_of(handle, "checkpoints") is HealthStatus.OK
+
+
+@pytest.mark.parametrize("by", ["a block", "another process"])
+def test_rule_23_a_checkpoint_that_waits_for_the_writer_keeps_nobody_from_reading(
+    make_pool: MakePool, path: Path, by: str
+) -> None:
+    """
+    ::
+
+        reader      snapshot ─┘                      fetch: on the auxiliary, which nobody has
+        writer                 block ............................................. ─┘
+        checkpoint              └─ copies ─ waits for the writer, a quarter of a second at most
+    """
+    pool = make_pool(database={"checkpoint_frames": 20})
+    with pool.acquire(path) as handle, contextlib.ExitStack() as stack:
+        reading, may_go = threading.Event(), threading.Event()
+
+        def read() -> None:
+            with handle.read() as tx:
+                tx.rows(KEYS)
+                reading.set()
+                until_set(may_go)
+
+        # So that there is a long log, and a checkpoint that is asked for.
+        reader = Task(read)
+        until_set(reading)
+        fill(handle, 40)
+        if by == "a block":
+            stack.enter_context(Held(handle))
+        else:
+            stack.enter_context(opened_elsewhere(path, "BEGIN IMMEDIATE"))
+        began = monotonic()
+        may_go.set()
+        reader.join()
+        if by == "a block":
+            queued(handle, 1)
+        else:
+            until(lambda: queue_of(handle).holder)
+        assert len(handle.fetch(lambda tx: tx.rows(KEYS), timeout=0.1)) == 43
+        # What is to be done for other files does not wait longer either.
+        until_idle(pool)
+        assert monotonic() - began < 2.0
+        assert handle.stats().checkpoints
+
+
+def test_rule_23_a_checkpoint_that_could_not_be_asked_for_is_asked_for_again(
+    make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There can be no thread more for a moment; the one that is asked for later starts it."""
+    really_start = threading.Thread.start
+    refused: list[str] = []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "mandrake-pool" and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        really_start(thread)
+
+    with make_pool(database={"checkpoint_frames": 20}).acquire(path) as handle:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        fill(handle, 10)
+        assert refused
+        fill(handle, 10, "more")
+        until(lambda: handle.stats().checkpoints)
+
+
+def test_rule_18_ctrl_c_where_a_checkpoint_is_asked_for_only_puts_it_off(
+    make_pool: MakePool, path: Path
+) -> None:
+    with make_pool(database={"checkpoint_frames": 20}).acquire(path) as handle:
+        with (
+            interrupted_in(Maintenance.call_later.__code__),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            fill(handle, 10)
+        fill(handle, 10, "more")
+        until(lambda: handle.stats().checkpoints)
+
+
+def test_rule_18_ctrl_c_while_a_checkpoint_ends_retires_nothing(
+    make_pool: MakePool, path: Path
+) -> None:
+    """A monitor's look heals in its caller's thread, which is the one that gets signals."""
+    pool = make_pool(database={"checkpoint_frames": 20})
+    with pool.acquire(path) as handle:
+        with busy_thread(pool):
+            fill(handle, 40)
+            alone = scope.WriteLane.alone.__wrapped__.__code__  # type: ignore[attr-defined]
+            with (
+                interrupted_in(scope.rollback.__code__, alone),
+                pytest.raises(KeyboardInterrupt),
+            ):
+                file_of(handle).checkpoint()
+            assert queue_of(handle).holder == 0
+        fill(handle, 1, "more")
+        assert len(keys(handle)) == 41
+
+
+def test_rule_23_who_opens_a_long_log_has_it_copied_with_its_first_commit(
+    make_pool: MakePool, path: Path
+) -> None:
+    """Processes that end before they have written enough never ask for a checkpoint."""
+    with opened_elsewhere(path) as other:
+        for number in range(10):
+            other.execute("INSERT INTO meta VALUES (?, ?)", (f"other {number}", "x" * 5000))
+        with make_pool(database={"checkpoint_frames": 20}).acquire(path) as handle:
+            handle.transact(adding("key"))
+            until(lambda: handle.stats().checkpoints)
+        assert backlog(other) == 0
+
+
+def test_rule_22_who_closes_leaves_no_long_log_to_those_that_only_read(
+    make_pool: MakePool, path: Path
+) -> None:
+    pool = make_pool(database={"checkpoint_frames": 20})
+    with opened_elsewhere(path) as other:
+        with busy_thread(pool), pool.acquire(path) as handle:
+            fill(handle, 5)
+        # Short enough; closing does not copy what costs more than it does itself.
+        assert backlog(other) >= 10
+        with busy_thread(pool), pool.acquire(path) as handle:
+            fill(handle, 5, "more")
+        assert backlog(other) == 0
+    assert not wal_of(path).exists()
+
+
+def test_rule_23_a_long_reader_elsewhere_holds_no_writer_up(
+    make_pool: MakePool, path: Path
+) -> None:
+    """Truncating would wait for it with the write lock held, again and again.
+
+    The log grows meanwhile, health tells it, and when the reader has gone it is cut.
+    """
+    limit = 100 * FRAME
+    pool = make_pool(database={"checkpoint_frames": 20, "wal_limit_bytes": limit})
+    with pool.acquire(path) as handle:
+        with opened_elsewhere(path, SNAPSHOT):
+            fill(handle, 100)
+            until_idle(pool)
+            began = monotonic()
+            for _ in range(5):
+                file_of(handle).checkpoint()
+            assert monotonic() - began < 0.3
+            runs = file_of(handle).checkpointer.runs
+            fill(handle, 3, "more")
+            until_idle(pool)
+            # Only when as many frames have come as before.
+            assert file_of(handle).checkpointer.runs == runs
+            assert wal_of(path).stat().st_size > 2 * limit
+            assert status_of(handle, "checkpoints") is HealthStatus.DEGRADED
+        file_of(handle).checkpoint()
+        handle.transact(adding("last"))
+        assert wal_of(path).stat().st_size <= limit
+        assert status_of(handle, "checkpoints") is HealthStatus.OK
+
+
+def test_rule_23_a_reader_that_keeps_the_log_from_being_truncated_is_waited_for_once(
+    make_pool: MakePool, path: Path
+) -> None:
+    """It has seen all that there is, so it holds no frame back, and yet the log cannot be cut."""
+    pool = make_pool(database={"wal_limit_bytes": 100 * FRAME})
+    with pool.acquire(path) as handle:
+        fill(handle, 60)
+        with opened_elsewhere(path, SNAPSHOT):
+            file_of(handle).checkpoint()
+            fill(handle, 3, "more")
+            until_idle(pool)
+            assert file_of(handle).checkpointer.runs == 1
+            assert status_of(handle, "checkpoints") is HealthStatus.OK
+
+
+def test_rule_23_a_log_that_begins_anew_is_cut(make_pool: MakePool, path: Path) -> None:
+    """Where it could not be truncated, because others read or write all the time."""
+    limit = 100 * FRAME
+    pool = make_pool(database={"checkpoint_frames": 20, "wal_limit_bytes": limit})
+    with pool.acquire(path) as handle:
+        with opened_elsewhere(path, SNAPSHOT):
+            fill(handle, 60)
+            until_idle(pool)
+        assert wal_of(path).stat().st_size > limit
+        with opened_elsewhere(path) as other:
+            other.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+        handle.transact(adding("last"))
+        assert wal_of(path).stat().st_size <= limit
+
+
+def test_rule_23_finishing_the_log_does_not_wait_for_itself(
+    make_pool: MakePool, path: Path
+) -> None:
+    """It has the write lock, on the other connection; truncating would need it too."""
+    pool = make_pool(database={"checkpoint_frames": 20, "wal_limit_bytes": 10 * FRAME})
+    with pool.acquire(path) as handle, busy_thread(pool):
+        fill(handle, 10)
+        file = file_of(handle)
+        with (
+            file.exclusive_auxiliary("test", Budget(5.0)) as auxiliary,
+            file.writer.alone(Budget(5.0), "test"),
+        ):
+            began = monotonic()
+            file.checkpointer.run(auxiliary, began + 5.0, finishes=True)
+            assert monotonic() - began < 0.09
+        assert file.checkpointer.backlog == 0
 
 
 @pytest.mark.parametrize(

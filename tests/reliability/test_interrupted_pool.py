@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from time import monotonic
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -19,7 +21,9 @@ from sqlalchemy import bindparam, insert, select
 
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.slots import SlotState
+from mandrake_sessions.database.lifecycle import FileLifecycle, FileState
+from mandrake_sessions.database.open_files import OpenFiles
+from mandrake_sessions.database.slots import Slots, SlotState
 from mandrake_sessions.statements.generator.compiler import compiled
 
 ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
@@ -47,9 +51,9 @@ def until(condition: Callable[[], bool], why: object) -> None:
 class Stand:
     """A pool in which one file may be open, and handles on two: ``first`` is parked."""
 
-    def __init__(self, folder: Path, template: bytes) -> None:
+    def __init__(self, folder: Path, ready_database: Any) -> None:
         self.folder = folder
-        self.template = template
+        self.ready_database = ready_database
         database = DatabaseOptions(durability=Durability.FAST, busy_timeout=PATIENCE)
         self.pool = ConnectionPool(
             PoolOptions(database=database, linger=0, max_open=1, close_timeout=0.5)
@@ -57,8 +61,7 @@ class Stand:
         self.first, self.second = self.acquire("first"), self.acquire("second")
 
     def new(self, name: str) -> Path:
-        path = self.folder / f"{name}.sqlite"
-        path.write_bytes(self.template)
+        path: Path = self.ready_database.lay(self.folder / f"{name}.sqlite")
         return path
 
     def acquire(self, name: str) -> DatabaseHandle:
@@ -86,15 +89,6 @@ DOING: dict[str, Callable[[Stand], Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A database that was opened and closed: opening it again takes no migration."""
-    path = tmp_path_factory.mktemp("template") / "db.sqlite"
-    with ConnectionPool(PoolOptions(linger=0)) as pool:
-        pool.acquire(path).release()
-    return path.read_bytes()
-
-
 @pytest.fixture(autouse=True)
 def _no_finalizers() -> Iterator[None]:
     """Let no finalizer of an earlier test run amidst, and be what is interrupted."""
@@ -110,7 +104,7 @@ def _no_finalizers() -> Iterator[None]:
 @pytest.mark.parametrize("doing", DOING)
 @pytest.mark.timeout(600)
 def test_ctrl_c_at_any_call_leaves_no_file_stuck(
-    doing: str, tmp_path: Path, template: bytes, campaign: Any
+    doing: str, tmp_path: Path, ready_database: Any, campaign: Any
 ) -> None:
     """
     ::
@@ -122,8 +116,7 @@ def test_ctrl_c_at_any_call_leaves_no_file_stuck(
     step = campaign.pick(11, 2, 1)
     for number in itertools.count(0, step):
         folder = tmp_path / str(number)
-        folder.mkdir()
-        stand = Stand(folder, template)
+        stand = Stand(folder, ready_database)
         pool, handles = stand.pool, (stand.first, stand.second)
         work = partial(DOING[doing], stand)
         error = Thread(partial(interrupted_at, number, work)).result()
@@ -146,10 +139,10 @@ def test_ctrl_c_at_any_call_leaves_no_file_stuck(
 
 
 def test_ctrl_c_when_a_statement_has_run_does_not_retire_the_file(
-    tmp_path: Path, template: bytes
+    tmp_path: Path, ready_database: Any
 ) -> None:
     """A short read has no transaction to roll back: its statement must not stay unfinished."""
-    stand = Stand(tmp_path, template)
+    stand = Stand(tmp_path, ready_database)
     with stand.pool:
         use(stand.second)
         for number in itertools.count():
@@ -159,3 +152,128 @@ def test_ctrl_c_when_a_statement_has_run_does_not_retire_the_file(
                 break
         stand.first.release()
         stand.second.release()
+
+
+def interrupted_in(
+    work: Callable[[], Any], event: str, code: CodeType, caller: CodeType
+) -> KeyboardInterrupt:
+    """Call ``work`` with one KeyboardInterrupt where a function begins or has returned."""
+
+    def look(frame: FrameType, seen: str, _what: object) -> None:
+        back = frame.f_back
+        if seen == event and frame.f_code is code and back is not None and back.f_code is caller:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(look)
+    try:
+        work()
+    except KeyboardInterrupt as error:
+        return error
+    finally:
+        sys.setprofile(None)
+    pytest.fail("it did not come there")
+
+
+MOMENTS = {
+    "the slot was forgotten": ("return", Slots.forget.__code__),
+    "others are told": ("call", threading.Event.set.__code__),
+}
+
+
+@pytest.mark.parametrize(
+    ("doing", "moment"),
+    [
+        ("closes", "the slot was forgotten"),
+        ("fails to open", "the slot was forgotten"),
+        ("closes", "others are told"),
+        ("fails to open", "others are told"),
+        ("parks", "others are told"),
+        ("opens", "others are told"),
+    ],
+)
+def test_ctrl_c_when_a_file_is_closed_or_opened_leaves_nobody_waiting(
+    doing: str, moment: str, tmp_path: Path, ready_database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    ::
+
+        interrupted   marks the file ─ closes it ─ forgets the slot, Ctrl-C
+        another                 └─ wants it, waits ...................... ─ has it
+    """
+    stand = Stand(tmp_path, ready_database)
+    path = stand.new("third") if "open" in doing else stand.second.path
+    event, code = MOMENTS[moment]
+    if doing == "parks":
+        ending, work = OpenFiles._park, partial(stand.acquire, "third")
+    elif doing == "closes":
+        ending, work = OpenFiles.close, stand.second.release
+    elif doing == "opens":
+        ending, work = OpenFiles._note_open, partial(stand.pool.acquire, path)
+    else:
+        ending, work = OpenFiles._note_failure, partial(stand.pool.acquire, path)
+    waiting: list[Thread] = []
+
+    def wait_for_it() -> None:
+        slot = stand.pool._slots[path]
+        waiting.append(Thread(lambda: stand.pool.acquire(path).release()))
+        until(lambda: bool(slot.changed._cond._waiters), doing)  # type: ignore[attr-defined]
+
+    def stopping(real: Callable[..., Any]) -> Callable[..., Any]:
+        def method(*args: Any, **options: Any) -> Any:
+            if not waiting:
+                wait_for_it()
+                if doing == "fails to open":
+                    raise OSError
+            return real(*args, **options)
+
+        return method
+
+    with stand.pool:
+        if "open" in doing:
+            monkeypatch.setattr(OpenFiles, "_open_new", stopping(OpenFiles._open_new))
+        else:
+            monkeypatch.setattr(FileLifecycle, "close", stopping(FileLifecycle.close))
+        # Kept: a handle that came to nobody lives on in its traceback.
+        error = interrupted_in(work, event, code, ending.__code__)
+        began = monotonic()
+        waiting[0].result()
+        assert monotonic() - began < PATIENCE / 2
+        for handle in (stand.first, stand.second):
+            if not handle._is_released:
+                handle.release()
+        del error
+        gc.collect()
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_at_any_call_of_a_checkpoint_retires_nothing(
+    tmp_path: Path, ready_database: Any, campaign: Any
+) -> None:
+    """A monitor's look makes one in its caller's thread."""
+    database = DatabaseOptions(
+        durability=Durability.FAST, busy_timeout=PATIENCE, checkpoint_frames=1
+    )
+    path = ready_database.lay(tmp_path / "first.sqlite")
+    may_go = threading.Event()
+    with ConnectionPool(PoolOptions(database=database)) as pool, pool.acquire(path) as handle:
+        file = handle._file
+        # The commits' own checkpoints wait until it is over.
+        pool._files.maintenance.call_later("busy", 0.0, partial(may_go.wait, PATIENCE))
+        # The auxiliary connection is open from here on.
+        file.checkpoint()
+        step = campaign.pick(5, 2, 1)
+        for number in itertools.count(0, step):
+            # So many that it is finished, however long copying takes.
+            for part in range(4):
+                handle.transact(lambda tx, key=f"{number} {part}": tx.run(ADD, {"key": key}))
+            error = Thread(partial(interrupted_at, number, file.checkpoint)).result()
+            gc.collect()
+            assert file.state is FileState.OPEN, error
+            assert not any(lane.queue.holder for lane in file.lanes()), error
+            if error is None:
+                break
+        handle.transact(lambda tx: tx.rows(KEYS))
+        may_go.set()
+    print(f"\na checkpoint: every {step} of {number} places")  # a result
+    assert number >= 90
