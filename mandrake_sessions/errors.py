@@ -38,16 +38,18 @@
         ├── BackupError · RestoreError · SalvageError
         └── HandleReleasedError · PoolClosedError · ForkedPoolError
 
-The docstring of a class is its message when none is given. What a program needs to decide is in
-attributes; no error carries the value of a parameter, because that value is somebody's text.
+The first line of a class's docstring is its message, where nothing more exact is known. What a
+program needs to decide is in attributes; no error carries the value of a parameter, because that
+value is somebody's text. Ids are named, the first characters of them.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+
+from mandrake_sessions.ids import MAX_ID_LENGTH
 
 
 class MandrakeSessionsError(Exception):
@@ -57,7 +59,8 @@ class MandrakeSessionsError(Exception):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.default_message = (inspect.getdoc(cls) or cls.__name__).split("\n\n")[0]
+        # Its own docstring, which python -OO leaves out: those of the bases would say too little.
+        cls.default_message = (cls.__dict__.get("__doc__") or cls.__name__).split("\n\n")[0]
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.default_message)
@@ -81,6 +84,16 @@ def _rebuild(
     return error
 
 
+def _named(error: MandrakeSessionsError, id: str) -> str:
+    """Return what an error is about, such as ``session with the id 'x'``."""
+    # The name says the entity: RoundNotFoundError, TurnAlreadyExistsError.
+    name = type(error).__name__.removesuffix("Error")
+    entity = name.removesuffix("NotFound").removesuffix("AlreadyExists").lower() or "row"
+    # No row has a longer one. What was looked up may be a text, taken for an id by mistake.
+    shown = id if len(id) <= MAX_ID_LENGTH else f"{id[:MAX_ID_LENGTH]}…"
+    return f"{entity} with the id {shown!r}"
+
+
 class InvalidArgumentError(MandrakeSessionsError, ValueError):
     """An argument has the wrong type or is out of range; nothing was written."""
 
@@ -94,17 +107,15 @@ class ReentrantScopeError(MandrakeSessionsError):
 
 
 class NotFoundError(MandrakeSessionsError):
-    """There is no such row."""
+    """There is no such row.
 
-    entity: ClassVar[str] = "row"
+    Attributes:
+        id: the id that was looked up, None where it was not by an id.
+    """
 
     def __init__(self, id: str | None = None, message: str | None = None) -> None:
         self.id = id
-        super().__init__(message or f"There is no {self.entity} with the id {id!r}.")
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls.entity = cls.__name__.removesuffix("NotFoundError").lower()
+        super().__init__(message or (id and f"There is no {_named(self, id)}."))
 
 
 class SessionNotFoundError(NotFoundError):
@@ -132,17 +143,15 @@ class WorkspaceNotFoundError(NotFoundError):
 
 
 class AlreadyExistsError(MandrakeSessionsError):
-    """The id, name or path is taken."""
+    """The id, name or path is taken.
 
-    entity: ClassVar[str] = "row"
+    Attributes:
+        id: that of the row which is there, where it is known.
+    """
 
     def __init__(self, id: str | None = None, message: str | None = None) -> None:
         self.id = id
-        super().__init__(message or f"There is already a {self.entity} with the id {id!r}.")
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls.entity = cls.__name__.removesuffix("AlreadyExistsError").lower()
+        super().__init__(message or (id and f"There is already a {_named(self, id)}."))
 
 
 class SessionAlreadyExistsError(AlreadyExistsError):
@@ -300,21 +309,12 @@ class DatabaseBusyError(DatabaseError):
         phase: str = "begin",
         waited: float = 0.0,
         phases: Mapping[str, float] | None = None,
-        path: str | Path | None = None,
-        operation: str | None = None,
-        result_code: int | None = None,
-        attempts: int = 1,
+        **context: Any,
     ) -> None:
         self.phase = phase
         self.waited = waited
         self.phases = dict(phases or {phase: waited})
-        super().__init__(
-            message,
-            path=path,
-            operation=operation,
-            result_code=result_code,
-            attempts=attempts,
-        )
+        super().__init__(message, **context)
 
     def __str__(self) -> str:
         spent = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in self.phases.items())
@@ -359,23 +359,10 @@ class ConstraintViolationError(StatementError):
     """
 
     def __init__(
-        self,
-        message: str | None = None,
-        *,
-        columns: tuple[str, ...] = (),
-        path: str | Path | None = None,
-        operation: str | None = None,
-        result_code: int | None = None,
-        attempts: int = 1,
+        self, message: str | None = None, *, columns: tuple[str, ...] = (), **context: Any
     ) -> None:
         self.columns = columns
-        super().__init__(
-            message,
-            path=path,
-            operation=operation,
-            result_code=result_code,
-            attempts=attempts,
-        )
+        super().__init__(message, **context)
 
 
 class TransactionLostError(DatabaseError):

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.paths import real_path
+from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.transaction import WriteUnit
 from mandrake_sessions.errors import (
     DatabaseFolderError,
+    DatabaseMissingError,
     MandrakeSessionsError,
+    WorkspaceAlreadyExistsError,
 )
 from mandrake_sessions.log import HostLogger
-from mandrake_sessions.manager import SessionManager
+from mandrake_sessions.manager import SessionManager, seconds_to_wait
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import workspaces
@@ -44,14 +46,24 @@ def workspace_database(path: Root) -> Path:
 
 
 def _folder(path: object) -> Path:
-    return Path(arguments.path("path", path)).expanduser()
+    """Return a directory by a name that stays the same wherever the process goes."""
+    folder = Path(arguments.path("path", path)).expanduser()
+    # Where the process is, is gone: whoever opens something below it says so.
+    with contextlib.suppress(FileNotFoundError):
+        return folder.absolute()
+    return folder
+
+
+def _spelled(folder: Path) -> str:
+    """Return the one spelling of a directory, or two workspaces could share a database."""
+    return str(real_path(workspace_database(folder)).parent.parent)
 
 
 class WorkspaceManager:
     """One workspace: a directory with a ``.ws`` folder, and its conversations.
 
     Args:
-        path: the directory.
+        path: the directory; a relative one begins where the process is now.
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a database that is not there.
@@ -59,6 +71,7 @@ class WorkspaceManager:
         logger: a structlog logger of the host's.
 
     Attributes:
+        path: the directory.
         sessions: the SessionManager of the workspace.
         workspace: its entry in the registry, or None.
     """
@@ -108,13 +121,14 @@ class MandrakeManager:
     """The system: its own conversations, and the registry of workspaces.
 
     Args:
-        root: its directory; None for ``$MANDRAKE_DIR`` or ``~/.mandrake``. The database is
-            ``<root>/db.sqlite``.
+        root: its directory; None for ``$MANDRAKE_DIR`` or ``~/.mandrake``. A relative one begins
+            where the process is now. The database is ``<root>/db.sqlite``.
         pool: where connections come from; None for the process's ``default_pool()``.
         options: how its databases are opened; None for the pool's.
         logger: a structlog logger of the host's.
 
     Attributes:
+        root: its directory.
         sessions: the SessionManager of the system.
     """
 
@@ -126,7 +140,7 @@ class MandrakeManager:
         options: DatabaseOptions | None = None,
         logger: HostLogger | None = None,
     ) -> None:
-        self.root = default_root() if root is None else _folder(root)
+        self.root = _folder(default_root() if root is None else root)
         self._pool = pool
         self._options = options
         self._logger = logger
@@ -186,16 +200,41 @@ class MandrakeManager:
             path: its directory; None for ``<root>/workspaces/<name>``.
 
         Returns:
-            The open workspace.
+            The open workspace, without conversations.
 
         Raises:
             InvalidArgumentError: the name breaks the rule.
-            WorkspaceAlreadyExistsError: the name or the path is registered already.
+            WorkspaceAlreadyExistsError: the name or the path is registered already, with the
+                ``id``; or, without one, the directory holds conversations: adopt it.
             DatabaseOpenError: its database cannot be made; it is not registered then.
         """
         arguments.workspace_name("name", name)
         folder = self.root / _WORKSPACES / name if path is None else _folder(path)
-        return self._register(name, description, folder)
+        spelled = _spelled(folder)
+        unit = workspaces.register_workspace(name, spelled, description)
+        registry, is_free = self.sessions.handle, workspaces.require_free(name, spelled)
+        registry.fetch(is_free, "create_workspace")
+        if self._holds_conversations(folder):
+            # Others may have made them just now, in a workspace of theirs: then that is the error.
+            registry.fetch(is_free, "create_workspace")
+            raise WorkspaceAlreadyExistsError(
+                message="The directory holds conversations already: adopt_workspace() takes them."
+            )
+        return self._register(unit)
+
+    def _holds_conversations(self, folder: Path) -> bool:
+        """Return whether a workspace made in a directory would show what was stored there before.
+
+        A database without any is as good as none: making a workspace was broken off.
+        """
+        if identify(real_path(workspace_database(folder))) is None:
+            return False
+        there = WorkspaceManager(folder, pool=self._pool, options=self._options, create=False)
+        try:
+            with there:
+                return there.sessions.count_sessions() > 0
+        except DatabaseMissingError:
+            return False
 
     def adopt_workspace(
         self, name: str, path: Root, description: str | None = None
@@ -216,16 +255,12 @@ class MandrakeManager:
         folder = _folder(path)
         if not folder.is_dir():
             raise DatabaseFolderError("There is no such directory.", path=folder)
-        return self._register(name, description, folder)
+        return self._register(workspaces.register_workspace(name, _spelled(folder), description))
 
-    def _register(self, name: str, description: str | None, folder: Path) -> WorkspaceManager:
+    def _register(self, unit: WriteUnit[Workspace]) -> WorkspaceManager:
         """Enter it first: the registry decides between two processes who want one name."""
-        # One spelling for each directory, or two workspaces could share a database.
-        spelled = real_path(workspace_database(folder)).parent.parent
         with self._mutex:
-            workspace = self._transact(
-                workspaces.register_workspace(name, str(spelled), description), "create_workspace"
-            )
+            workspace = self._transact(unit, "create_workspace")
             try:
                 return self._open_workspace(workspace)
             except BaseException:
@@ -282,7 +317,11 @@ class MandrakeManager:
         return self.sessions.handle.query(workspaces.list_workspace_rows(), "list_workspaces")
 
     def find_workspace(self, name: str) -> Workspace | None:
-        """Return the registered workspace of a name, or None."""
+        """Return the registered workspace of a name, or None.
+
+        Raises:
+            InvalidArgumentError: no workspace can have this name.
+        """
         return self.sessions.handle.fetch(workspaces.find_workspace_by_name(name), "find_workspace")
 
     def unregister_workspace(self, id: str) -> Workspace:
@@ -314,8 +353,8 @@ class MandrakeManager:
             WorkspaceNotFoundError: no workspace has this id.
             DatabaseBusyError: somebody else had it open until the deadline; nothing was deleted.
         """
-        if timeout is not None:
-            arguments.seconds("timeout", timeout)
+        pool = self._pool or default_pool()
+        seconds = seconds_to_wait(timeout, self._options, pool)
         with self._mutex:
             workspace = self.sessions.handle.fetch(
                 workspaces.get_workspace_row(id), "delete_workspace"
@@ -325,7 +364,7 @@ class MandrakeManager:
             if known is not None:
                 known.close()
         database = workspace_database(workspace.path)
-        (self._pool or default_pool()).remove(database, timeout=timeout)
+        pool.remove(database, timeout=seconds)
         with contextlib.suppress(OSError):  # a folder that holds something else stays
             database.parent.rmdir()
             if database.parents[2] == real_path(self.root / _WORKSPACES):

@@ -6,6 +6,10 @@ import os
 import random
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Final
+
+MAX_ID_LENGTH: Final = 255
+"""Characters of an id that a caller gives."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

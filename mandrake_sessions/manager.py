@@ -12,8 +12,8 @@ from typing import Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.health.levels import HealthLevel, HealthReport
-from mandrake_sessions.database.paths import real_path
+from mandrake_sessions.database.health.report import HealthLevel, HealthReport
+from mandrake_sessions.database.paths import absolute_path, real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.stats import DatabaseStats
 from mandrake_sessions.errors import (
@@ -56,6 +56,21 @@ def _present_hub(handle: DatabaseHandle) -> Hub | None:
     return hub if isinstance(hub, Hub) else None
 
 
+def seconds_to_wait(
+    timeout: float | None, options: DatabaseOptions | None, pool: ConnectionPool
+) -> float:
+    """Return how long a call may wait for a database that is not open.
+
+    Args:
+        timeout: as the caller gave it.
+        options: how the database is opened; None for the pool's.
+        pool: where it is opened.
+    """
+    if timeout is None:
+        return (options or pool.options.database).busy_timeout
+    return arguments.seconds("timeout", timeout)
+
+
 HISTORY_PAGE = 100
 """Rounds that ``iter_session_history`` reads under one lease."""
 
@@ -67,7 +82,8 @@ class SessionManager:
     from any number of threads.
 
     Args:
-        path: of the database file; folders that are missing are made by ``init()``.
+        path: of the database file; folders that are missing are made by ``init()``. A relative
+            one begins where the process is now, wherever it goes later.
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a file that is not there.
@@ -87,11 +103,10 @@ class SessionManager:
         create: bool = True,
         logger: HostLogger | None = None,
     ) -> None:
-        arguments.path("path", path)
+        self._path = absolute_path(arguments.path("path", path))
         arguments.optional_instance("pool", pool, ConnectionPool)
         arguments.optional_instance("options", options, DatabaseOptions)
         arguments.flag("create", create)
-        self._path = path
         self._pool = pool
         self._options = options
         self.create = create
@@ -176,12 +191,12 @@ class SessionManager:
         Raises:
             DatabaseBusyError: somebody else had it open until the deadline; nothing was removed.
         """
-        if timeout is not None:
-            arguments.seconds("timeout", timeout)
-        # Asked before it is closed: a relative path could name another file by now.
+        pool = self._pool or default_pool()
+        patience = seconds_to_wait(timeout, self._options, pool)
+        # Asked before it is closed: a link could lead to another file by now.
         path = self.path
         self.close()
-        (self._pool or default_pool()).remove(path, timeout=timeout)
+        pool.remove(path, timeout=patience)
         self._tell("sessions_deleted")
 
     def restore(
@@ -213,11 +228,11 @@ class SessionManager:
             SchemaTooNewError: it was written by a newer version.
             DatabaseBusyError: somebody has the database open, this manager or another holder.
         """
-        if timeout is not None:
-            arguments.seconds("timeout", timeout)
-        # It would wait for itself.
-        patience = 0.0 if self.is_initialized else timeout
         pool = self._pool or default_pool()
+        patience = seconds_to_wait(timeout, self._options, pool)
+        if self.is_initialized:
+            # It would wait for itself.
+            patience = 0.0
         path = pool.restore(backup, self._path, overwrite=overwrite, timeout=patience)
         self._tell("sessions_restored")
         return path
@@ -282,7 +297,10 @@ class SessionManager:
             InvalidArgumentError: an argument has the wrong type or is out of range.
             SessionNotFoundError: there is no such session.
         """
-        size = arguments.limit("page_size", page_size)
+        arguments.lookup_id("session_id", session_id)
+        return self._history_pages(session_id, arguments.limit("page_size", page_size))
+
+    def _history_pages(self, session_id: str, size: int) -> Iterator[Exchange]:
         after: int | None = None
         while True:
             unit = history.history_page(session_id, after, size)

@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.errors import CommitOutcomeUnknownError
+from mandrake_sessions.live.event_loops import call_in_loop, wake
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class EscapedError(Exception):
     """Carries what is no ``Exception``, as its cause, out of a host's unit."""
 
 
-class Worker(Protocol):
+class CallRunner(Protocol):
     """What runs calls."""
 
     def submit(self, call: Call[Any]) -> None:
@@ -135,32 +136,31 @@ class Call(Generic[T]):
     def tell(self) -> None:
         """Wake the coroutine: the outcome is known."""
         self.is_over = True
-        if not self._future.done():
-            self._future.set_result(None)
+        wake(self._future)
 
-    async def outcome(self, worker: Worker, *, is_write: bool) -> T:
+    async def outcome(self, runner: CallRunner, *, is_write: bool) -> T:
         """Have the work run and return its result, or raise what it raised.
 
         Args:
-            worker: runs it.
+            runner: runs it.
             is_write: whether a cancellation has to wait until it is known what happened.
 
         Raises:
             CancelledError: ``cancelled_call`` tells what became of it.
         """
-        worker.submit(self)
+        runner.submit(self)
         # Not call_at(): a loop may have a clock of its own.
         expiry = self.loop.call_later(self.budget.body_deadline - monotonic(), self._expire)
         try:
             await self._future
         except asyncio.CancelledError as error:
-            await self._give_up(worker, is_write=is_write)
+            await self._give_up(runner, is_write=is_write)
             note_outcome(error, self._cancelled(is_write=is_write))
             raise
         except GeneratorExit:
             # The loop was closed under the coroutine: nobody waits for the call any more.
             if self._withdraw():
-                worker.call_withdrawn()
+                runner.call_withdrawn()
             raise
         finally:
             expiry.cancel()
@@ -180,16 +180,16 @@ class Call(Generic[T]):
             self.is_withdrawn = True
         return self.is_withdrawn
 
-    async def _give_up(self, worker: Worker, *, is_write: bool) -> None:
+    async def _give_up(self, runner: CallRunner, *, is_write: bool) -> None:
         if self._withdraw():
-            worker.call_withdrawn()
+            runner.call_withdrawn()
             return
         self.is_unwanted = True
         while is_write and not self.is_over:
             self._future = self.loop.create_future()
             if self.is_whole:
                 # It has begun, and yet perhaps only waits for the lease.
-                worker.call_withdrawn()
+                runner.call_withdrawn()
             # Cancelled again: what has begun ends soon, and only then it is known how.
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait((self._future,), timeout=_LOOK if self.is_whole else None)
@@ -220,9 +220,7 @@ def tell_all(calls: Iterable[Call[Any]]) -> None:
     for call in calls:
         by_loop.setdefault(call.loop, []).append(call)
     for loop, told in by_loop.items():
-        # Closed meanwhile: there is nobody to tell.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_tell_each, told)
+        call_in_loop(loop, _tell_each, told)
 
 
 def _tell_each(calls: list[Call[Any]]) -> None:

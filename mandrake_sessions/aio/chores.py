@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
+from mandrake_sessions.live.event_loops import call_in_loop, wake
 
 T = TypeVar("T")
 
@@ -32,14 +33,11 @@ class _Chore(Generic[T]):
             self.result = self._context.run(self._work)
         except BaseException as error:  # noqa: BLE001  # the one who awaits gets it
             self.failure = error
-        # Closed meanwhile: there is nobody to tell.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._tell)
+        call_in_loop(self._loop, self._tell)
 
     def _tell(self) -> None:
         self.is_over = True
-        if not self._over.done():
-            self._over.set_result(None)
+        wake(self._over)
 
     async def over(self) -> None:
         """Wait for its end."""

@@ -6,26 +6,25 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from mandrake_sessions import arguments
 from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.aio.manager import AsyncSessionManager
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.errors import MandrakeSessionsError
 from mandrake_sessions.hosts import MandrakeManager, Root, WorkspaceManager
+from mandrake_sessions.log import HostLogger
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import workspaces
-
-if TYPE_CHECKING:
-    import structlog
 
 
 class AsyncWorkspaceManager:
     """One workspace: a directory with a ``.ws`` folder, and its conversations.
 
     Args:
-        path: the directory.
+        path: the directory; a relative one begins where the process is now.
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a database that is not there.
@@ -45,7 +44,7 @@ class AsyncWorkspaceManager:
         options: DatabaseOptions | None = None,
         create: bool = True,
         workspace: Workspace | None = None,
-        logger: structlog.stdlib.BoundLogger | None = None,
+        logger: HostLogger | None = None,
     ) -> None:
         self._begin(
             WorkspaceManager(
@@ -99,8 +98,8 @@ class AsyncMandrakeManager:
     """The system: its own conversations, and the registry of workspaces.
 
     Args:
-        root: its directory; None for ``$MANDRAKE_DIR`` or ``~/.mandrake``. The database is
-            ``<root>/db.sqlite``.
+        root: its directory; None for ``$MANDRAKE_DIR`` or ``~/.mandrake``. A relative one begins
+            where the process is now. The database is ``<root>/db.sqlite``.
         pool: where connections come from; None for the process's ``default_pool()``.
         options: how its databases are opened; None for the pool's.
         logger: a structlog logger of the host's.
@@ -116,7 +115,7 @@ class AsyncMandrakeManager:
         *,
         pool: ConnectionPool | None = None,
         options: DatabaseOptions | None = None,
-        logger: structlog.stdlib.BoundLogger | None = None,
+        logger: HostLogger | None = None,
     ) -> None:
         self.sync = MandrakeManager(root, pool=pool, options=options, logger=logger)
         self.sessions = AsyncSessionManager.over(self.sync.sessions)
@@ -181,11 +180,12 @@ class AsyncMandrakeManager:
             path: its directory; None for ``<root>/workspaces/<name>``.
 
         Returns:
-            The open workspace.
+            The open workspace, without conversations.
 
         Raises:
             InvalidArgumentError: the name breaks the rule.
-            WorkspaceAlreadyExistsError: the name or the path is registered already.
+            WorkspaceAlreadyExistsError: the name or the path is registered already, with the
+                ``id``; or, without one, the directory holds conversations: adopt it.
             DatabaseOpenError: its database cannot be made; it is not registered then.
         """
         return await self._opened(
@@ -247,7 +247,11 @@ class AsyncMandrakeManager:
         return await self.sessions.query(workspaces.list_workspace_rows(), "list_workspaces")
 
     async def find_workspace(self, name: str) -> Workspace | None:
-        """Return the registered workspace of a name, or None."""
+        """Return the registered workspace of a name, or None.
+
+        Raises:
+            InvalidArgumentError: no workspace can have this name.
+        """
         return await self.sessions.fetch(workspaces.find_workspace_by_name(name), "find_workspace")
 
     async def unregister_workspace(self, id: str) -> Workspace:
@@ -277,6 +281,8 @@ class AsyncMandrakeManager:
             WorkspaceNotFoundError: no workspace has this id.
             DatabaseBusyError: somebody else had it open until the deadline; nothing was deleted.
         """
+        if timeout is not None:
+            arguments.seconds("timeout", timeout)
         await self._close_known(id, "delete_workspace")
         workspace = await in_thread(
             "delete_workspace", functools.partial(self.sync.delete_workspace, id, timeout=timeout)

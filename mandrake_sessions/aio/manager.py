@@ -22,7 +22,7 @@ from mandrake_sessions.aio.following import followed
 from mandrake_sessions.aio.listening import AsyncTurnListener, listen
 from mandrake_sessions.aio.opening import AsyncOpening
 from mandrake_sessions.aio.twins import awaits, hosts_unit, streams
-from mandrake_sessions.database.health.levels import HealthLevel, HealthReport
+from mandrake_sessions.database.health.report import HealthLevel, HealthReport
 from mandrake_sessions.database.stats import DatabaseStats
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.live.subscription import (
@@ -51,7 +51,8 @@ class AsyncSessionManager(AsyncOpening):
     waited for, which takes milliseconds. ``cancelled_call(error)`` tells which of both it was.
 
     Args:
-        path: of the database file; folders that are missing are made by ``init()``.
+        path: of the database file; folders that are missing are made by ``init()``. A relative
+            one begins where the process is now, wherever it goes later.
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a file that is not there.
@@ -94,7 +95,7 @@ class AsyncSessionManager(AsyncOpening):
     render_session_history = awaits(SessionManager.render_session_history)
     get_session_usage = awaits(SessionManager.get_session_usage)
 
-    async def iter_session_history(
+    def iter_session_history(
         self, session_id: str, *, page_size: int = HISTORY_PAGE
     ) -> AsyncGenerator[Exchange, None]:
         """Yield the rounds of a session with their turns, in index order, page by page.
@@ -110,7 +111,10 @@ class AsyncSessionManager(AsyncOpening):
             InvalidArgumentError: an argument has the wrong type or is out of range.
             SessionNotFoundError: there is no such session.
         """
-        size = arguments.limit("page_size", page_size)
+        arguments.lookup_id("session_id", session_id)
+        return self._history_pages(session_id, arguments.limit("page_size", page_size))
+
+    async def _history_pages(self, session_id: str, size: int) -> AsyncGenerator[Exchange, None]:
         after: int | None = None
         while True:
             unit = history.history_page(session_id, after, size)

@@ -7,7 +7,6 @@ thread that stores the streams of the file; it tells the event loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from types import TracebackType
@@ -20,14 +19,12 @@ from mandrake_sessions.errors import (
     NotInitializedError,
     TurnInterruptedError,
 )
+from mandrake_sessions.live.event_loops import call_in_loop, wake
 from mandrake_sessions.live.tool_calls import PendingToolCall
 from mandrake_sessions.live.writer import TurnWriter, ending_of, note_unstored_end
 from mandrake_sessions.models import UNSET, Turn, TurnStatus, Unset
 
 T = TypeVar("T")
-
-_GRACE: Final = 1.0
-"""Seconds by which waiting is longer than what the file itself may take."""
 
 _CANCELLED_PATIENCE: Final = 1.0
 """Seconds that a cancellation waits for the end of its turn, which is stored in any case."""
@@ -46,7 +43,6 @@ class AsyncTurnWriter:
         self._handle = handle
         self._begin = begin
         self._begun: TurnWriter | None = None
-        self._is_ended_by_host = False
 
     def __repr__(self) -> str:
         return "<AsyncTurnWriter, not begun>" if self._begun is None else f"<Async{self._begun!r}>"
@@ -123,7 +119,23 @@ class AsyncTurnWriter:
         output_cost: float | Unset = UNSET,
         model: str | Unset | None = UNSET,
     ) -> None:
-        """Set the given figures; as ``TurnWriter.set_usage``."""
+        """Set the given figures; they are stored with the next flush or with the end.
+
+        Args:
+            current_tokens: tokens received so far.
+            expected_tokens: the host's guess of all; None clears it.
+            input_tokens: tokens that were read.
+            output_tokens: tokens that were written.
+            cache_read_tokens: input tokens from the provider's cache; None clears it.
+            cache_write_tokens: input tokens that were put into it; None clears it.
+            input_cost: cost of the input, in the host's currency.
+            output_cost: cost of the output, in the host's currency.
+            model: the model that answers; None clears it.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of range.
+            TurnFinishedError: and what else ``write`` raises.
+        """
         self.sync.set_usage(
             current_tokens=current_tokens,
             expected_tokens=expected_tokens,
@@ -172,14 +184,17 @@ class AsyncTurnWriter:
         return await self._end(TurnStatus.ERROR, error, timeout)
 
     async def interrupt(self, timeout: float | None = None) -> Turn:
-        """End the turn as ``interrupted``; otherwise as ``complete``."""
+        """End the turn as ``interrupted``; otherwise as ``complete``.
+
+        Args:
+            timeout: seconds; None for the ``busy_timeout`` and a second.
+        """
         return await self._end(TurnStatus.INTERRUPTED, None, timeout)
 
     async def _end(
         self, status: TurnStatus, error: BaseException | str | None, timeout: float | None
     ) -> Turn:
         future = self.sync.begin_end(status, error)
-        self._is_ended_by_host = True
         try:
             return await self._outcome(future, timeout, "end of a stream")
         except asyncio.CancelledError as cancelled:
@@ -189,7 +204,7 @@ class AsyncTurnWriter:
             raise
 
     async def _outcome(self, future: Future[T], timeout: float | None, operation: str) -> T:
-        budget = self._handle.budget(self._patience if timeout is None else timeout)
+        budget = self._handle.budget(self.sync.patience if timeout is None else timeout)
         await _settled(future, budget.left())
         if not future.done():
             raise budget.exceeded("queue", self._handle.path, operation)
@@ -208,10 +223,6 @@ class AsyncTurnWriter:
                 cancelled = error
         return cancelled
 
-    @property
-    def _patience(self) -> float:
-        return self._handle.options.busy_timeout + _GRACE
-
     # -- the block --------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
@@ -223,7 +234,7 @@ class AsyncTurnWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._is_ended_by_host:
+        if self.sync.is_ended_by_host:
             return
         if error is None:
             await self.complete()
@@ -235,7 +246,7 @@ class AsyncTurnWriter:
         is_cancelled = isinstance(error, asyncio.CancelledError)
         try:
             future = self.sync.begin_end(*ending_of(error))
-            patience = _CANCELLED_PATIENCE if is_cancelled else self._patience
+            patience = _CANCELLED_PATIENCE if is_cancelled else self.sync.patience
             cancelled = await self._surely_settled(future, patience)
             if future.done():
                 future.result()
@@ -254,17 +265,7 @@ async def _settled(future: Future[Any], seconds: float) -> None:
         return
     loop = asyncio.get_running_loop()
     told: asyncio.Future[None] = loop.create_future()
-
-    def tell() -> None:
-        if not told.done():
-            told.set_result(None)
-
-    def settled(_: Future[Any]) -> None:
-        # Closed meanwhile: there is nobody to tell.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell)
-
-    future.add_done_callback(settled)
+    future.add_done_callback(lambda _: call_in_loop(loop, wake, told))
     await asyncio.wait((told,), timeout=seconds)
 
 

@@ -98,7 +98,11 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
         ExitCode.NOT_FOUND,
         "Check --root, --workspace and --database; `workspaces create` makes one below the root.",
     ),
-    (errors.WorkspaceAlreadyExistsError, ExitCode.EXISTS, "Choose another name or path."),
+    (
+        errors.WorkspaceAlreadyExistsError,
+        ExitCode.EXISTS,
+        "Choose another name or path; `workspaces adopt` takes conversations that are there.",
+    ),
     (errors.AlreadyExistsError, ExitCode.EXISTS, ""),
     (
         errors.DatabaseBusyError,

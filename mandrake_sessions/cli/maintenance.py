@@ -66,16 +66,12 @@ def health(
             help="thorough: also every page and reference; full: also indexes, on a copy.",
         ),
     ] = Level.QUICK,
-    integrity: Annotated[
-        bool, typer.Option("--integrity", help="The same as --level full.")
-    ] = False,
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
     """Look at a database, say what is wrong and what to do; exit code 5 if it cannot be used."""
     with open_sessions(root, workspace, database, timeout) as sessions:
-        wanted = HealthLevel.FULL if integrity else HealthLevel(level.value)
-        report = sessions.health(wanted, _COPY_SECONDS)
+        report = sessions.health(HealthLevel(level.value), _COPY_SECONDS)
     print_report(report, as_json=as_json)
     if not report.is_usable:
         raise typer.Exit(ExitCode.UNUSABLE)

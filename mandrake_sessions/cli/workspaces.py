@@ -1,4 +1,4 @@
-"""``workspaces list | create | delete``: the registry in the system's database."""
+"""``workspaces list | create | adopt | delete``: the registry in the system's database."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from mandrake_sessions.cli.target import (
     open_mandrake,
     require_workspace,
 )
-from mandrake_sessions.hosts import workspace_database
+from mandrake_sessions.hosts import WorkspaceManager, workspace_database
 from mandrake_sessions.models import Workspace
 
-app = typer.Typer(help="List, create and delete workspaces.", no_args_is_help=True)
+app = typer.Typer(help="List, create, adopt and delete workspaces.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="1 to 64 letters, digits, '-' and '_'.")]
+Description = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="What it is for.", show_default=False)
+]
 
 
 def workspace_document(workspace: Workspace) -> dict[str, Any]:
@@ -67,20 +70,37 @@ def create(
             show_default=False,
         ),
     ] = None,
-    description: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What it is for.", show_default=False)
-    ] = None,
+    description: Description = None,
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
     """Register a workspace and make its database; the system is made if it is not there."""
     with open_mandrake(root, timeout, create=True) as mandrake:
-        made = mandrake.create_workspace(name, description, path).workspace
-    assert made is not None  # one that was registered has its entry
+        _tell("Created", mandrake.create_workspace(name, description, path), as_json=as_json)
+
+
+@app.command()
+def adopt(
+    name: Name,
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that exists.")],
+    *,
+    root: Root = None,
+    description: Description = None,
+    timeout: Timeout = TIMEOUT,
+    as_json: Json = False,
+) -> None:
+    """Register a directory with the conversations it holds, as from another machine."""
+    with open_mandrake(root, timeout, create=True) as mandrake:
+        _tell("Adopted", mandrake.adopt_workspace(name, path, description), as_json=as_json)
+
+
+def _tell(what: str, made: WorkspaceManager, *, as_json: bool) -> None:
+    workspace = made.workspace
+    assert workspace is not None  # one that was registered has its entry
     if as_json:
-        print_json({"workspace": workspace_document(made)})
+        print_json({"workspace": workspace_document(workspace)})
     else:
-        print_text(f"Created workspace {made.name} in {made.path}.")
+        print_text(f"{what} workspace {workspace.name} in {workspace.path}.")
 
 
 @app.command()

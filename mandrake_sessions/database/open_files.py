@@ -15,11 +15,12 @@ from time import monotonic
 from typing import Final, TypeVar
 
 from mandrake_sessions.database.closing import OnStuck
+from mandrake_sessions.database.creation import make_file
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.parking import lacks_descriptors, most_open
-from mandrake_sessions.database.paths import Identity, identify, make_file
+from mandrake_sessions.database.paths import Identity, identify, is_named
 from mandrake_sessions.database.slots import (
     Slot,
     Slots,
@@ -29,7 +30,7 @@ from mandrake_sessions.database.slots import (
     next_to_close,
     too_many_idle,
 )
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.waiting import Budget, pause
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -236,11 +237,22 @@ class OpenFiles:
                 operation="open",
             )
         while (other := self._other_name(slot, identity)) is not None:
-            if _is_there(other):
+            if not _is_there(other):
+                self.drop_moved(other)
+            elif is_named(other.path, identity) or not self._is_closed_after_its_move(other):
                 raise DatabasePathError(
                     f"The file is open under another name, {other.path}.", path=slot.path
                 )
-            self.drop_moved(other)
+
+    def _is_closed_after_its_move(self, other: Slot) -> bool:
+        """Have a file closed that has not its name any more, which nobody has noticed yet."""
+        if other.file is not None:
+            other.file.retire_moved()
+        until = monotonic() + self._options.close_timeout
+        while other.state is not SlotState.GONE:
+            if not pause(until):
+                return False
+        return True
 
     def _other_name(self, slot: Slot, identity: Identity) -> Slot | None:
         with self.mutex:
@@ -257,15 +269,19 @@ class OpenFiles:
 
     def _note_failure(self, slot: Slot, error: BaseException | None, state: SlotState) -> None:
         with self.mutex:
-            slot.error = error if isinstance(error, MandrakeSessionsError) else None
-            if not slot.refs or state is SlotState.GONE:
-                self.slots.forget(slot)
-            else:
-                slot.state = state
-                self.slots.rest(slot)
-            # Under the mutex: later, another thread could be opening it again, and who waits for
-            # that would look on and on.
-            slot.changed.set()
+            try:
+                slot.error = error if isinstance(error, MandrakeSessionsError) else None
+                if not slot.refs or state is SlotState.GONE:
+                    self.slots.forget(slot)
+                else:
+                    slot.state = state
+                    self.slots.rest(slot)
+                # Under the mutex: later, another thread could be opening it again, and who waits
+                # for that would look on and on.
+                slot.changed.set()
+            finally:
+                # Here and below: a signal in the midst of it must not leave anybody waiting.
+                slot.changed.set()
 
     def _note_open(self, slot: Slot, operation: str) -> None:
         with self.mutex:
@@ -274,9 +290,12 @@ class OpenFiles:
             if is_late:
                 begin_closing([slot])
             else:
-                slot.state = SlotState.OPEN
-                self._note_idle(slot)
-                slot.changed.set()
+                try:
+                    slot.state = SlotState.OPEN
+                    self._note_idle(slot)
+                    slot.changed.set()
+                finally:
+                    slot.changed.set()
         if is_late:
             # The pool was closed meanwhile, and has perhaps not waited for this file.
             self.close([slot])
@@ -326,18 +345,21 @@ class OpenFiles:
         except (MandrakeSessionsError, ExceptionGroup) as error:
             _log_failure(slot, error)
         with self.mutex:
-            # Not what park() returned: it may have raised.
-            if file.is_parked:
-                self.parkings += 1
-                self.closed += 1
-                slot.state = SlotState.PARKED
-                self.slots.rest(slot)
-                if not slot.refs:
-                    self.slots.forget(slot)
-            else:
-                slot.state = SlotState.OPEN
-                self._note_idle(slot)
-            slot.changed.set()
+            try:
+                # Not what park() returned: it may have raised.
+                if file.is_parked:
+                    self.parkings += 1
+                    self.closed += 1
+                    slot.state = SlotState.PARKED
+                    self.slots.rest(slot)
+                    if not slot.refs:
+                        self.slots.forget(slot)
+                else:
+                    slot.state = SlotState.OPEN
+                    self._note_idle(slot)
+                slot.changed.set()
+            finally:
+                slot.changed.set()
         if file.state is FileState.RETIRED:
             self.retire(slot)
 
@@ -427,17 +449,20 @@ class OpenFiles:
                 failures.append(error)
             # Not if a signal's handler has raised: then it is closed by the maintenance thread.
             with self.mutex:
-                self.slots.forget(slot)
-                self.closed += 1
-                slot.changed.set()
+                try:
+                    self.slots.forget(slot)
+                    self.closed += 1
+                    slot.changed.set()
+                finally:
+                    slot.changed.set()
         if failures:
             raise ExceptionGroup("closing databases failed", failures)
 
-    def close_and_log(self, slots: Iterable[Slot]) -> None:
+    def close_and_log(self, slots: Iterable[Slot], timeout: float | None = None) -> None:
         """Do what ``close`` does; what fails is nothing the present caller has asked for."""
         for slot in slots:
             try:
-                self.close([slot])
+                self.close([slot], timeout)
             except ExceptionGroup as group:
                 _log_failure(slot, group.exceptions[0])
 

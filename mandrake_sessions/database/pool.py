@@ -77,7 +77,9 @@ class ConnectionPool:
 
         Args:
             path: of the database file; its folder is made if missing.
-            options: how to open it; None for the pool's. If it is open, they must be the same.
+            options: how to open it; None for the pool's. Where somebody has a handle on it, None
+                takes it as it is open; one that only lingers, open in another way, is closed and
+                opened as asked.
             create: whether a file that is not there is made.
 
         Returns:
@@ -85,6 +87,7 @@ class ConnectionPool:
 
         Raises:
             PoolClosedError: the pool is closed.
+            OptionsConflictError: somebody else has it open with other options.
             DatabaseOpenError: the file cannot be opened; each reason has its own subclass.
             MigrationError: its schema cannot be brought to this version's.
             DatabaseBusyError: other processes held it until the deadline.
@@ -112,6 +115,7 @@ class ConnectionPool:
         create: bool,
     ) -> DatabaseHandle:
         while True:
+            self._close_other(real, options or self.options.database, budget)
             identity = identify(real)
             with self._mutex:
                 self._require_open(real)
@@ -168,6 +172,20 @@ class ConnectionPool:
         if self._files.is_closed:
             raise PoolClosedError(path=path, operation="acquire")
 
+    def _close_other(self, real: Path, options: DatabaseOptions, budget: Budget) -> None:
+        """Close a file that nobody has a handle on, if it is open with other options.
+
+        How a file is opened must not depend on how long ago somebody has closed it.
+        """
+        with self._mutex:
+            slot = self._slots.get(real)
+            if slot is None or slot.file is None or slot.file.options == options:
+                return
+            if self._files.is_closed or not slot.is_idle:
+                return
+            begin_closing([slot])
+        self._files.close_and_log([slot], min(self.options.close_timeout, budget.left()))
+
     def _require_same_options(self, slot: Slot, options: DatabaseOptions | None) -> None:
         if options is not None and slot.file is not None and options != slot.file.options:
             raise OptionsConflictError(path=slot.path, operation="acquire")
@@ -188,9 +206,14 @@ class ConnectionPool:
         self._files.maintenance.call_for_finalizer(_FORGOTTEN, self._reap_forgotten)
 
     def _reap_forgotten(self) -> None:
-        while self._forgotten:
+        while True:
+            try:
+                slot, claim = self._forgotten.popleft()
+            except IndexError:
+                # Another thread may have taken the last one just now.
+                return
             # Nobody here has asked for the files of others.
-            self._files.close_and_log(self._files.note_released(*self._forgotten.popleft()))
+            self._files.close_and_log(self._files.note_released(slot, claim))
 
     def remove(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> None:
         """Remove a database's files; a file that is not there is no error.
@@ -201,7 +224,7 @@ class ConnectionPool:
 
         Args:
             path: of the database file.
-            timeout: seconds; None for the ``busy_timeout``.
+            timeout: seconds; None for the ``busy_timeout`` of the pool's ``database``.
 
         Raises:
             DatabaseBusyError: it was in use until the deadline; nothing was removed.
@@ -233,7 +256,7 @@ class ConnectionPool:
             overwrite: whether a file that is there is replaced. A damaged one is kept as
                 ``<name>.damaged-…``, with its log.
             timeout: seconds to wait for handles to be released, and then for other processes to
-                close it; None for the ``busy_timeout``.
+                close it; None for the ``busy_timeout`` of the pool's ``database``.
 
         Returns:
             The real path of the database.

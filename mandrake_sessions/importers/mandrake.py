@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from mandrake_sessions import arguments
 from mandrake_sessions.database.foreign import open_foreign
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.paths import identify, real_path
@@ -76,8 +77,12 @@ def import_mandrake(
         StorageFullError: there is no room for the copy of the source, or for its rows.
         DatabaseError: the target failed; what was stored before stands.
     """
-    if not isinstance(source, str | os.PathLike):
-        raise InvalidArgumentError("source must be a str or os.PathLike.")
+    arguments.path("source", source)
+    if not isinstance(sessions, SessionManager):
+        raise InvalidArgumentError("sessions must be a SessionManager.")
+    arguments.flag("recover_orphans", recover_orphans)
+    if progress is not None and not callable(progress):
+        raise InvalidArgumentError("progress must be callable.")
     handle = sessions.handle
     path = real_path(source)
     if identify(path) == identify(sessions.path) is not None:

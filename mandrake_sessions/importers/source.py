@@ -17,12 +17,12 @@ import os
 import struct
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from mandrake_sessions.database.faults import translate_os
-from mandrake_sessions.database.paths import Identity, identify
+from mandrake_sessions.database.paths import Identity, descriptors_on, identify
 from mandrake_sessions.database.raw import states_of
 from mandrake_sessions.errors import DatabaseMissingError, ImportSourceError
 
@@ -152,24 +152,12 @@ def _opened(path: str) -> Iterator[int]:
 
 def _is_open_here(path: Path) -> bool:
     """Return whether a file descriptor of this process is one of the database's files."""
-    identities: set[Identity] = set()
+    files: set[Identity] = set()
     for suffix in _ALL:
         with contextlib.suppress(OSError):
             found = os.stat(f"{path}{suffix}")
-            identities.add((found.st_dev, found.st_ino))
-    for descriptor in _descriptors():
-        with contextlib.suppress(OSError):
-            mine = os.fstat(descriptor)
-            if (mine.st_dev, mine.st_ino) in identities:
-                return True
-    return False
-
-
-def _descriptors() -> Iterable[int]:
-    for folder in ("/proc/self/fd", "/dev/fd"):
-        with contextlib.suppress(OSError):
-            return [int(name) for name in os.listdir(folder)]
-    return ()
+            files.add((found.st_dev, found.st_ino))
+    return bool(descriptors_on(files))
 
 
 def _lock_holder(file: int, start: int, length: int) -> int | None:

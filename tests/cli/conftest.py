@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 from cli_kit import Ended
 from typer.testing import CliRunner
 
-from mandrake_sessions import MandrakeManager, NewTurn, Session
+from mandrake_sessions import ConnectionPool, MandrakeManager, NewTurn, Session
 from mandrake_sessions.cli.app import app
 
 
@@ -37,9 +38,10 @@ def run(root: Path) -> Iterator[Callable[..., Ended]]:
 
 
 @pytest.fixture
-def session(root: Path) -> Session:
+def session(root: Path, pool: ConnectionPool, ready_database: Any) -> Session:
     """A session with two rounds in the workspace ``shop``; the system has one without any."""
-    with MandrakeManager(root) as mandrake:
+    ready_database.lay(root / "db.sqlite")
+    with MandrakeManager(root, pool=pool) as mandrake:
         mandrake.sessions.create_session("Of the system")
         sessions = mandrake.create_workspace("shop", "sells things").sessions
         session = sessions.create_session("Why [bold]late[/bold]?", metadata={"branch": "main"})

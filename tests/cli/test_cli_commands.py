@@ -130,8 +130,25 @@ def test_a_workspace_can_lie_anywhere(run: Run, tmp_path: Path) -> None:
     assert run("sessions", "list", "-w", "here", "--json").json()["total"] == 0
 
 
+def test_a_workspace_that_was_kept_is_adopted_with_its_sessions(run: Run, root: Path) -> None:
+    made = run("workspaces", "create", "shop", "--json").json()["workspace"]
+    with SessionManager(made["database"]) as sessions:
+        sessions.create_session("Kept")
+    run("workspaces", "delete", "shop", "--keep-files")
+
+    refused = run("workspaces", "create", "shop")
+    assert refused.code == 6
+    assert "workspaces adopt" in refused.stderr
+    told = run("workspaces", "adopt", "again", made["path"], "--description", "sells", "--json")
+    assert told.json()["workspace"]["path"] == made["path"]
+    assert run("sessions", "list", "-w", "again", "--json").json()["total"] == 1
+    assert run("workspaces", "delete", "again", "--keep-files").code == 0
+    assert "Adopted workspace shop" in run("workspaces", "adopt", "shop", made["path"]).stdout
+    assert run("workspaces", "adopt", "none", root / "nowhere").code != 0
+
+
 def test_health_tells_what_it_looked_at(run: Run, database: Path) -> None:
-    told = run("health", "--database", database, "--integrity", "--json").json()
+    told = run("health", "--database", database, "--level", "full", "--json").json()
     assert told["status"] == "ok"
     assert told["is_usable"] is True
     assert ("integrity", "ok") in {(each["name"], each["status"]) for each in told["checks"]}

@@ -10,6 +10,8 @@ from mandrake_sessions import (
     DatabaseError,
     DatabaseFolderError,
     DatabaseMissingError,
+    DatabaseOpenError,
+    DatabaseOptions,
     InvalidArgumentError,
     MandrakeManager,
     MandrakeSessionsError,
@@ -20,6 +22,7 @@ from mandrake_sessions import (
     WorkspaceManager,
     WorkspaceNotFoundError,
 )
+from mandrake_sessions.records import workspaces
 
 
 @pytest.fixture
@@ -131,6 +134,46 @@ def test_m51_a_tilde_is_expanded_everywhere(tmp_path, monkeypatch, pool):
     assert WorkspaceManager("~/made").path == tmp_path / "made"
 
 
+def test_m50_a_relative_root_is_the_same_wherever_the_process_goes(tmp_path, pool, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    (tmp_path / "link").symlink_to(there)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("MANDRAKE_DIR", "by-default")
+    manager, by_default = MandrakeManager("root", pool=pool), MandrakeManager(pool=pool)
+    beside = WorkspaceManager("beside", pool=pool)
+    # Not folded: what ".." is depends on where the link leads to.
+    behind_link = MandrakeManager("../link/../behind", pool=pool)
+
+    monkeypatch.chdir(there)
+    with manager:
+        work = manager.create_workspace("work")
+        elsewhere = manager.create_workspace("elsewhere", path="elsewhere")
+        assert manager.root == here / "root"
+        assert work.path == here / "root" / "workspaces" / "work"
+        assert elsewhere.path == there / "elsewhere"
+        monkeypatch.chdir(tmp_path)
+        manager.delete_workspace(work.id)
+        assert list((here / "root" / "workspaces").iterdir()) == []
+    assert by_default.root == here / "by-default"
+    assert beside.path == here / "beside"
+    assert behind_link.sessions.path == tmp_path / "behind" / "db.sqlite"
+
+
+def test_m50_a_process_whose_directory_is_gone_is_told_so_at_opening(tmp_path, pool, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    for manager in (MandrakeManager("root", pool=pool), WorkspaceManager("work", pool=pool)):
+        with pytest.raises(DatabaseOpenError):
+            manager.init()
+    with MandrakeManager(tmp_path / "root", pool=pool) as manager:
+        assert manager.list_workspaces() == []
+
+
 @pytest.mark.parametrize("name", ["a", "7", "A-b_C", "x" * 64, "0-"])
 def test_m51_these_are_names(mandrake, name):
     assert mandrake.create_workspace(name).workspace.name == name
@@ -172,6 +215,85 @@ def test_m51_duplicates_raise_and_leave_nothing(tmp_path, mandrake):
     assert mandrake.list_workspaces() == [work.workspace]
     assert work.sessions.list_sessions() == [session]
     assert not (tmp_path / "other").exists()
+
+
+def test_m51_a_duplicate_names_the_one_that_is_there(tmp_path, mandrake):
+    first = mandrake.create_workspace("first", path=tmp_path / "first")
+    second = mandrake.create_workspace("second", path=tmp_path / "second")
+    # With conversations and without: it is registered either way.
+    first.sessions.create_session("kept")
+
+    for name, path, there, told in (
+        ("first", None, first, "name"),
+        ("other", tmp_path / "first", first, "path"),
+        ("other", tmp_path / "second", second, "path"),
+        ("second", tmp_path / "first", second, "name"),
+    ):
+        with pytest.raises(WorkspaceAlreadyExistsError, match=f"with this {told}") as caught:
+            mandrake.create_workspace(name, path=path)
+        assert mandrake.get_workspace(caught.value.id) is there
+
+
+def test_m51_a_duplicate_is_told_though_its_database_is_damaged(mandrake):
+    work = mandrake.create_workspace("work")
+    mandrake.get_workspace(work.id).close()
+    work.sessions.path.write_bytes(b"no database, and longer than a header of one" * 30)
+
+    with pytest.raises(WorkspaceAlreadyExistsError) as caught:
+        mandrake.create_workspace("work")
+
+    assert caught.value.id == work.id
+
+
+def test_m51_a_new_workspace_shows_no_conversations_of_an_earlier_one(mandrake, pool):
+    work = mandrake.create_workspace("work")
+    session = work.sessions.create_session("of the first")
+    mandrake.unregister_workspace(work.id)
+
+    with pytest.raises(WorkspaceAlreadyExistsError, match="adopt_workspace") as caught:
+        mandrake.create_workspace("work")
+
+    assert caught.value.id is None
+    assert mandrake.list_workspaces() == []
+    assert pool.stats().handles == 1
+    adopted = mandrake.adopt_workspace("work", work.path)
+    assert adopted.sessions.list_sessions() == [session]
+
+
+@pytest.mark.parametrize("left", ["database", "empty file"])
+def test_m51_what_making_a_workspace_has_left_is_taken_by_the_next_attempt(
+    root, pool, mandrake, left
+):
+    folder = root / "workspaces" / "work"
+    if left == "database":
+        with WorkspaceManager(folder, pool=pool):
+            pass
+    else:
+        (folder / ".ws").mkdir(parents=True)
+        (folder / ".ws" / "db.sqlite").touch()
+
+    work = mandrake.create_workspace("work")
+
+    assert work.sessions.path == folder / ".ws" / "db.sqlite"
+    assert work.sessions.count_sessions() == 0
+
+
+def test_m51_after_a_crash_between_the_registry_and_the_file_the_error_leads_to_it(
+    root, pool, mandrake
+):
+    work = mandrake.create_workspace("work")
+    mandrake.unregister_workspace(work.id)
+    # As the crash leaves it: an entry that was never opened, and no file.
+    entry = mandrake._transact(
+        workspaces.register_workspace("work", str(work.path)), "create_workspace"
+    )
+    work.sessions.delete()
+
+    with pytest.raises(WorkspaceAlreadyExistsError) as caught:
+        mandrake.create_workspace("work")
+
+    assert caught.value.id == entry.id
+    assert mandrake.get_workspace(caught.value.id).sessions.count_sessions() == 0
 
 
 def test_m51_a_name_is_free_again_when_its_database_could_not_be_made(tmp_path, mandrake):
@@ -284,6 +406,19 @@ def test_m52_delete_beside_a_holder_of_this_process_deletes_nothing(pool, mandra
 
     assert mandrake.find_workspace("work") is not None
     assert mandrake.get_workspace(work.id).sessions.get_session(session.id) == session
+
+
+def test_m52_delete_waits_as_long_as_the_managers_own_options_say(root, pool):
+    options = DatabaseOptions(busy_timeout=0.1)
+    assert pool.options.database.busy_timeout == 20
+    with MandrakeManager(root, pool=pool, options=options) as mandrake:
+        work = mandrake.create_workspace("work")
+        with (
+            SessionManager(work.sessions.path, pool=pool),
+            pytest.raises(DatabaseBusyError) as caught,
+        ):
+            mandrake.delete_workspace(work.id)
+        assert 0.1 <= caught.value.waited < 5
 
 
 def test_m52_a_delete_that_failed_leaves_the_same_object(pool, mandrake):

@@ -67,7 +67,7 @@ def registrars(tmp_path, start_child):
 
 
 def test_m51_of_two_processes_who_want_the_same_names_one_gets_each(tmp_path, pool, registrars):
-    names = [f"workspace-{number}" for number in range(20)]
+    names = [f"workspace-{number}" for number in range(12)]
     # They meet in the middle as well as at each name.
     for child, order in zip(registrars, (names, names[::-1]), strict=True):
         child.tell(order)
@@ -84,14 +84,14 @@ def test_m51_of_two_processes_who_want_the_same_names_one_gets_each(tmp_path, po
 
 def test_m51_two_processes_register_different_names_at_once(tmp_path, pool, registrars):
     for letter, child in zip("ab", registrars, strict=True):
-        child.tell([f"{letter}-{number}" for number in range(15)])
+        child.tell([f"{letter}-{number}" for number in range(8)])
     made = [child.hear() for child in registrars]
     finish(*registrars)
 
     with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
         listed = mandrake.list_workspaces()
         assert [each.name for each in listed] == sorted(
-            f"{letter}-{number}" for letter in "ab" for number in range(15)
+            f"{letter}-{number}" for letter in "ab" for number in range(8)
         )
         assert {each.id for each in listed} == {*made[0], *made[1]}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mandrake_sessions import ConnectionPool, PoolOptions, SessionManager
+from mandrake_sessions import ConnectionPool, SessionManager
 
 # Reads statements from its standard input, runs them, then does as told: "crash", or holds the
 # file open until its standard input ends.
@@ -38,12 +38,11 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Iterator[SessionManager]:
+def target(tmp_path: Path, pool: ConnectionPool, ready_database: Any) -> Iterator[SessionManager]:
     """An open, empty database of ours."""
-    pool = ConnectionPool(PoolOptions(linger=0.0))
-    with SessionManager(tmp_path / "target" / "db.sqlite", pool=pool) as sessions:
+    path = ready_database.lay(tmp_path / "target" / "db.sqlite")
+    with SessionManager(path, pool=pool) as sessions:
         yield sessions
-    pool.close()
 
 
 @pytest.fixture

@@ -410,11 +410,26 @@ def test_no_orphans_make_no_session(source: Path, target: SessionManager) -> Non
     assert target.count_sessions() == 2
 
 
-def test_the_target_must_be_open_and_the_source_a_path(source: Path, tmp_path: Path) -> None:
+def test_the_target_must_be_open(source: Path, tmp_path: Path) -> None:
     two_sessions().write(source)
-    with ConnectionPool() as pool:
-        sessions = SessionManager(tmp_path / "db.sqlite", pool=pool)
-        with pytest.raises(NotInitializedError):
-            import_mandrake(source, sessions)
-        with pytest.raises(InvalidArgumentError), sessions:
-            import_mandrake(17, sessions)  # type: ignore[arg-type]
+    with ConnectionPool() as pool, pytest.raises(NotInitializedError):
+        import_mandrake(source, SessionManager(tmp_path / "db.sqlite", pool=pool))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"source": 17},
+        {"sessions": "the target"},
+        {"recover_orphans": 1},
+        {"progress": "told"},
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_stored(
+    source: Path, target: SessionManager, wrong: dict[str, Any]
+) -> None:
+    two_sessions().write(source)
+    given: dict[str, Any] = {"source": source, "sessions": target, **wrong}
+    with pytest.raises(InvalidArgumentError):
+        import_mandrake(**given)
+    assert target.count_sessions() == 0

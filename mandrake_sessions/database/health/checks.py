@@ -24,7 +24,7 @@ from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import second_sqlite
 from mandrake_sessions.database.header import strangeness
 from mandrake_sessions.database.health.log import pages_in_log
-from mandrake_sessions.database.health.openers import descriptors_on, has_lock, other_connections_on
+from mandrake_sessions.database.health.openers import has_lock, other_connections_on
 from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.health.wording import (
     LOW_DISK,
@@ -34,7 +34,7 @@ from mandrake_sessions.database.health.wording import (
     readable_size,
 )
 from mandrake_sessions.database.lifecycle import FileState
-from mandrake_sessions.database.paths import identify, may_write
+from mandrake_sessions.database.paths import descriptors_on, identify, may_write
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
@@ -185,12 +185,12 @@ def check_locks(file: DatabaseFile) -> HealthCheck:
 
 def check_second_opener(file: DatabaseFile) -> HealthCheck:
     """Whether something in this process has the file open beside our SQLite."""
-    descriptors = descriptors_on(file.identity)
+    descriptors = descriptors_on((file.identity,))
     if descriptors is None:
         return found("second_opener", OK, "the system does not show descriptors")
     # SQLite keeps a descriptor of a closed connection while another one has the file locked.
     ours = [lane.connection.raw for lane in file.lanes()]
-    others = descriptors - len(ours) - file.inspections.most
+    others = len(descriptors) - len(ours) - file.inspections.most
     library = second_sqlite() if others > 0 else None
     if library is not None and others > other_connections_on(file.path, ours):
         detail = f"{others} descriptors beside ours, and {library} is loaded"
@@ -234,10 +234,12 @@ def check_damage(file: DatabaseFile) -> HealthCheck:
 
 def check_turnstile(file: DatabaseFile) -> HealthCheck:
     """Whether processes that write take turns."""
-    failure = file.writer.turnstile.failure
-    if failure is None:
-        return found("turnstile", OK)
-    return found("turnstile", DEGRADED, os.strerror(failure.errno or 0))
+    turnstile = file.writer.turnstile
+    if turnstile.failure is not None:
+        return found("turnstile", DEGRADED, os.strerror(turnstile.failure.errno or 0))
+    # A process that is stopped holds it up; passing it by is what there is to do.
+    passed_by = f"passed by, as it did not move: {turnstile.stalls}" if turnstile.stalls else ""
+    return found("turnstile", OK, passed_by)
 
 
 # -- through a connection whose lease is ours -----------------------------------------------------

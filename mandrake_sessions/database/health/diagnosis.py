@@ -16,6 +16,7 @@ from typing import Final
 import apsw
 import msgspec
 
+from mandrake_sessions import arguments
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.faults import free_bytes, translate
 from mandrake_sessions.database.guard import is_safe_sqlite, second_sqlite
@@ -34,7 +35,7 @@ from mandrake_sessions.database.placing import leftovers
 from mandrake_sessions.database.raw import states_of
 from mandrake_sessions.database.salvage.pages import Pages, open_pages
 from mandrake_sessions.database.turnstile import turnstile_path
-from mandrake_sessions.errors import DatabaseError, InvalidArgumentError
+from mandrake_sessions.errors import DatabaseError
 from mandrake_sessions.tables import APPLICATION_ID
 
 OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
@@ -60,8 +61,7 @@ def diagnose(path: str | os.PathLike[str], *, full: bool = False) -> HealthRepor
         DatabasePathError: the path cannot name a file.
         InvalidArgumentError: an argument has the wrong type.
     """
-    if type(full) is not bool:
-        raise InvalidArgumentError("full must be True or False.")
+    arguments.flag("full", full)
     real = real_path(path)
     level = HealthLevel.FULL if full else HealthLevel.THOROUGH
     checks = _Diagnosis(real, full=full).run()

@@ -34,8 +34,6 @@ from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import BackupError, DatabaseBusyError, DatabaseError
 
-__all__ = ["HealthCheck", "HealthLevel", "HealthReport", "HealthStatus", "check_health"]
-
 _LONG = 600.0
 """Seconds that a check of every page may take."""
 

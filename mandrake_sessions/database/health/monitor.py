@@ -29,6 +29,7 @@ from mandrake_sessions.database.health.report import (
     HealthLevel,
     HealthReport,
     HealthStatus,
+    level_of,
 )
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.database.waiting import Budget
@@ -133,9 +134,10 @@ class HealthMonitor:
             level: how far to look.
 
         Raises:
+            InvalidArgumentError: it is none of the levels.
             PoolClosedError: the pool is closed.
         """
-        return self._round(HealthLevel(level), threading.Event())
+        return self._round(level_of(level), threading.Event())
 
     def _round(self, level: HealthLevel, stop: threading.Event) -> tuple[HealthReport, ...]:
         reports = []

@@ -7,7 +7,6 @@ process, and SQLite does not notice.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 import apsw
 
 from mandrake_sessions.database.health.locks import lock_holders
-from mandrake_sessions.database.paths import Identity
 
 if sys.platform != "win32":
     import fcntl
@@ -27,20 +25,6 @@ if sys.platform != "win32":
 # about one of 5,000 looks beside busy writers.
 _LOOKS = 5
 _PAUSE = 0.002
-
-
-def descriptors_on(identity: Identity) -> int | None:
-    """Return how many descriptors of this process are open on a file, None if none can tell."""
-    try:
-        names = os.listdir("/proc/self/fd")
-    except OSError:
-        return None
-    count = 0
-    for name in names:
-        with contextlib.suppress(OSError):
-            found = os.fstat(int(name))
-            count += (found.st_dev, found.st_ino) == identity
-    return count
 
 
 def other_connections_on(path: Path, ours: Collection[apsw.Connection]) -> int:

@@ -37,9 +37,12 @@ def orphans(rows: Sequence[Sequence[Any]]) -> str:
     Args:
         rows: its rows: table, row id, table of the parent, number of the foreign key.
     """
-    told = [
-        f"row {'?' if row is None else row} of {table} refers to a row of {parent} "
-        "that is not there"
-        for table, row, parent, _ in rows
-    ]
-    return listed(told, "; ")
+    return listed([orphan(row) for row in rows], "; ")
+
+
+def orphan(found: Sequence[Any]) -> str:
+    """Say what one row of ``PRAGMA foreign_key_check`` tells; see ``orphans``."""
+    table, row, parent, _ = found
+    # A table without row ids has none to tell.
+    which = "a row" if row is None else f"row {row}"
+    return f"{which} of {table} refers to a row of {parent} that is not there"
