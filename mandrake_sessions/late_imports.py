@@ -32,9 +32,17 @@ class _Fork:
         if self._has_waited:
             late_import.release()
 
+    def after_in_child(self) -> None:
+        if self._has_waited:
+            late_import.release()
+        else:
+            # Nobody here will release it: the thread that has it is the parent's. What it was
+            # importing can be waited for in vain, but nothing else.
+            late_import._at_fork_reinit()  # type: ignore[attr-defined]  # as logging does
+
 
 if hasattr(os, "register_at_fork"):
     _fork = _Fork()
     os.register_at_fork(
-        before=_fork.before, after_in_parent=_fork.after, after_in_child=_fork.after
+        before=_fork.before, after_in_parent=_fork.after, after_in_child=_fork.after_in_child
     )

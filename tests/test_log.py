@@ -4,9 +4,11 @@ import os
 import typing
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from mandrake_sessions import MandrakeManager, SessionManager, WorkspaceManager
+from mandrake_sessions.aio import AsyncMandrakeManager, AsyncSessionManager, AsyncWorkspaceManager
 from mandrake_sessions.log import get_logger
 
 resource = pytest.importorskip("resource", reason="needs limits of a process")
@@ -32,14 +34,15 @@ tell([sys.stderr.getvalue(), logs])
 FORKED_MEANWHILE = """
 import os, signal, sys, threading, time
 from mandrake_sessions.log import get_logger
-thread = threading.Thread(target=lambda: get_logger("a.module"))
+# What structlog does not know imports it, and takes no lock of a sink's.
+thread = threading.Thread(target=lambda: get_logger("a.module").unknown("imported"))
 thread.start()
 while "structlog" not in sys.modules:
     time.sleep(0.0005)
 child = os.fork()
 if not child:
     signal.alarm(20)
-    get_logger("a.module")
+    get_logger("a.module").unknown("imported")
     os._exit(0)
 tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 thread.join()
@@ -53,7 +56,46 @@ def test_a_fork_waits_for_the_import(start_child):
     child.finish()
 
 
-@pytest.mark.parametrize("manager", [SessionManager, MandrakeManager, WorkspaceManager])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_logs_though_the_fork_could_not_wait_for_an_import(start_child):
+    child = start_child(
+        "import os, signal, threading\n"
+        "from mandrake_sessions import late_imports\n"
+        "from mandrake_sessions.log import get_logger\n"
+        "late_imports._PATIENCE = 0.01\n"
+        "importing, done = threading.Event(), threading.Event()\n"
+        "def slow():\n"
+        "    with late_imports.late_import:\n"
+        "        importing.set()\n"
+        "        done.wait()\n"
+        "thread = threading.Thread(target=slow)\n"
+        "thread.start()\n"
+        "importing.wait()\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    signal.alarm(10)\n"
+        "    os.dup2(2, 1)\n"
+        "    get_logger('a.module').warning('writes_refused')\n"
+        "    os._exit(0)\n"
+        "tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "done.set()\n"
+        "thread.join()\n"
+    )
+    assert child.hear() == 0
+    child.finish()
+
+
+@pytest.mark.parametrize(
+    "manager",
+    [
+        SessionManager,
+        MandrakeManager,
+        WorkspaceManager,
+        AsyncSessionManager,
+        AsyncMandrakeManager,
+        AsyncWorkspaceManager,
+    ],
+)
 def test_hints_that_name_a_logger_can_be_asked_for(manager):
     assert "logger" in typing.get_type_hints(manager.__init__)
 
@@ -68,6 +110,20 @@ def test_an_event_is_told_where_structlog_cannot_be_found(start_child):
     )
     assert child.hear() == "metadata_unreadable session_id='one'\n"
     child.finish()
+
+
+def test_an_event_that_cannot_be_told_keeps_nothing_from_its_end(capsys):
+    def broken(*_):
+        raise BrokenPipeError
+
+    before = structlog.get_config()
+    structlog.configure(processors=[broken])
+    try:
+        get_logger("a.module").warning("writes_refused", path="db.sqlite")
+    finally:
+        structlog.configure(**before)
+
+    assert capsys.readouterr().err == "writes_refused path='db.sqlite'\n"
 
 
 def test_an_event_goes_to_structlog():
