@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,6 +67,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="brief",
         help="how far the reliability tests go",
     )
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what lives until the end; some tests call it after each attempt."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bytecode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where no bytecode is to be written, hundreds of children would compile what they import."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "PYTHONDONTWRITEBYTECODE" in os.environ:
+            patch.delenv("PYTHONDONTWRITEBYTECODE")
+            patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("bytecode")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +165,33 @@ class Child:
             self.process.__exit__(None, None, None)
 
 
+class ReadyDatabase:
+    """A new database as its first opening leaves it, for tests of what comes after that.
+
+    To migrate costs more than most tests do, and ten times that in a child, which imports Alembic.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "db.sqlite"
+        with ConnectionPool(PoolOptions(linger=0)) as pool, SessionManager(path, pool=pool):
+            pass
+        with contextlib.closing(apsw.Connection(str(path))) as connection:
+            (stamp,) = connection.execute("SELECT value FROM meta WHERE key = 'stamp'").fetchall()
+        self._stamp = stamp[0].encode()
+        self._content = path.read_bytes()
+        assert self._content.count(self._stamp) == 1
+
+    def lay(self, path: Path) -> Path:
+        """Put one where nothing is yet; like every database it has a stamp of its own."""
+        stamp = uuid.uuid4()
+        content = self._content.replace(self._stamp, stamp.hex.encode())
+        number = (stamp.int & 0x7FFFFFFF or 1).to_bytes(4, "big")  # the header's user_version
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content[:60] + number + content[64:])
+        return path
+
+
 def dump_database(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Return every row of every table, as a reader of its own sees the file.
 
@@ -190,9 +235,8 @@ def statements() -> Iterator[StatementLog]:
             connection.exec_trace = None
 
 
-@pytest.fixture
-def start_child() -> Iterator[Callable[..., Child]]:
-    """Starts a ``Child``; those that still run at the end of the test are stopped."""
+@contextlib.contextmanager
+def _children() -> Iterator[Callable[..., Child]]:
     children: list[Child] = []
 
     def start(script: str, *arguments: object, **environment: str) -> Child:
@@ -202,6 +246,20 @@ def start_child() -> Iterator[Callable[..., Child]]:
     yield start
     for child in children:
         child.stop()
+
+
+@pytest.fixture
+def start_child() -> Iterator[Callable[..., Child]]:
+    """Starts a ``Child``; those that still run at the end of the test are stopped."""
+    with _children() as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_child_of_module() -> Iterator[Callable[..., Child]]:
+    """Starts a ``Child`` that several tests ask; it is stopped after the last of a module."""
+    with _children() as start:
+        yield start
 
 
 @pytest.fixture
@@ -224,6 +282,12 @@ def pool() -> Iterator[ConnectionPool]:
         yield pool
 
 
+@pytest.fixture(scope="session")
+def ready_database(tmp_path_factory: pytest.TempPathFactory) -> ReadyDatabase:
+    """Lays new databases that need not be migrated."""
+    return ReadyDatabase(tmp_path_factory.mktemp("ready"))
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Where the database of ``sessions`` is."""
@@ -231,9 +295,15 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sessions(path: Path, pool: ConnectionPool) -> Iterator[SessionManager]:
+def ready_path(tmp_path: Path, ready_database: ReadyDatabase) -> Path:
+    """``path``, with a new database there."""
+    return ready_database.lay(tmp_path / "db.sqlite")
+
+
+@pytest.fixture
+def sessions(ready_path: Path, pool: ConnectionPool) -> Iterator[SessionManager]:
     """An open SessionManager of a new database."""
-    with SessionManager(path, pool=pool) as manager:
+    with SessionManager(ready_path, pool=pool) as manager:
         yield manager
 
 

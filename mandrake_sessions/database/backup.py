@@ -18,6 +18,7 @@ import apsw
 
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate, translate_os
+from mandrake_sessions.database.health.wording import orphan
 from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.placing import making, put_in_place, sync_file
 from mandrake_sessions.database.transaction import rollback
@@ -188,21 +189,15 @@ def problems_of(raw: apsw.Connection) -> list[str]:
         apsw.Error: the file is too damaged to be looked through.
     """
     # What is damaged cannot be trusted to tell its references.
-    return damage_of(raw) or broken_references_of(raw)
+    return damage_of(raw) or [
+        orphan(row) for row in raw.execute("PRAGMA foreign_key_check").fetchall()
+    ]
 
 
 def damage_of(raw: apsw.Connection) -> list[str]:
     """Return what SQLite's integrity check finds; raises what ``problems_of`` does."""
     found = [str(row[0]) for row in raw.execute("PRAGMA integrity_check").fetchall()]
     return [] if found == ["ok"] else found
-
-
-def broken_references_of(raw: apsw.Connection) -> list[str]:
-    """Return what SQLite's foreign key check finds; raises what ``problems_of`` does."""
-    return [
-        f"row {rowid} of {table} refers to a row of {parent} that is not there"
-        for table, rowid, parent, _ in raw.execute("PRAGMA foreign_key_check").fetchall()
-    ]
 
 
 def verify(

@@ -341,18 +341,13 @@ def _dialect() -> MandrakeDialect:
 
 
 @contextlib.contextmanager
-def lend(
-    connection: Connection, budget: Budget, operation: str, *, begin: bool = True
-) -> Iterator[sqlalchemy.Connection]:
-    """Lend a connection to SQLAlchemy for one scope.
+def lend(connection: Connection, budget: Budget, operation: str) -> Iterator[sqlalchemy.Connection]:
+    """Lend a connection to SQLAlchemy for one scope; begin at once, and commit when it ends.
 
     Args:
         connection: no transaction may be open on it; its lease is the caller's.
         budget: for BEGIN and for each statement.
         operation: for errors.
-        begin: begin at once and commit when the block ends, as ``engine.begin()`` does. Otherwise
-            the first statement begins, the block commits by itself, and what it has not committed
-            is rolled back, as with ``engine.connect()``.
 
     Yields:
         A SQLAlchemy connection, also for ``orm.Session(bind=...)``; closing it does not close the
@@ -369,12 +364,8 @@ def lend(
     # No error carries the value of a parameter.
     engine = Engine(pool, _dialect(), url, hide_parameters=True)
     try:
-        with engine.connect() as borrowed:
-            if not begin:
-                yield borrowed
-                return
-            with borrowed.begin():
-                yield borrowed
+        with engine.begin() as borrowed:
+            yield borrowed
     finally:
         lent.end()
 

@@ -45,10 +45,11 @@ class DatabaseHandle:
     Where more files are open than may be, one that nobody works with is closed all the same; the
     handle opens it again when it is used (see ``PoolOptions.max_open``).
 
-    Made by ``ConnectionPool.acquire``. Every method takes a ``timeout`` in seconds, the budget of
-    the call; None means the database's ``busy_timeout``. Methods raise ``HandleReleasedError``
-    after ``release()``, ``ForkedPoolError`` in a forked child, ``DatabaseMovedError`` when the
-    file is not the one that was opened.
+    Made by ``ConnectionPool.acquire``. What reads or writes rows takes a ``timeout`` in seconds,
+    the budget of the call, and raises ``DatabaseBusyError`` when it is used up; None means the
+    ``busy_timeout`` of the database. Methods raise ``HandleReleasedError`` after ``release()``,
+    ``ForkedPoolError`` in a forked child, ``DatabaseMovedError`` when the file is not the one
+    that was opened.
     """
 
     def __init__(
@@ -111,7 +112,13 @@ class DatabaseHandle:
         return file
 
     def fetch(self, work: ReadUnit[T], operation: str = "fetch", timeout: float | None = None) -> T:
-        """Run a short read and return its result; each statement sees what is committed."""
+        """Run a short read and return its result; each statement sees what is committed.
+
+        Args:
+            work: called with what reads, in this thread.
+            operation: names it in errors.
+            timeout: seconds for the queue and the work.
+        """
         try:
             return self._open_file().fetch(work, operation, timeout)
         except FileParkedError as parked:
@@ -120,7 +127,7 @@ class DatabaseHandle:
             return file.fetch(work, operation, left)
 
     def query(self, work: ReadUnit[T], operation: str = "query", timeout: float | None = None) -> T:
-        """Run a long read in one snapshot and return its result; no writer waits for it."""
+        """Run a long read in one snapshot, which no writer waits for; otherwise as ``fetch``."""
         try:
             return self._open_file().read(work, operation, timeout)
         except FileParkedError as parked:
@@ -203,12 +210,12 @@ class DatabaseHandle:
             return file.claim()
 
     def read(self, timeout: float | None = None) -> AbstractContextManager[ReadTransaction]:
-        """Lend a snapshot for a block."""
+        """Lend a snapshot for a block, with ``timeout`` seconds for the queue and the block."""
         file, pin = self._open_file(), self._pinned(timeout, "read")
         return PinnedScope(file, pin, timeout, DatabaseFile.read_scope)
 
     def write(self, timeout: float | None = None) -> AbstractContextManager[WriteTransaction]:
-        """Lend a write transaction for a block; it commits alone when the block ends."""
+        """Lend a write transaction for a block, which commits alone; else as ``transact``."""
         file, pin = self._open_file(), self._pinned(timeout, "write")
         return PinnedScope(file, pin, timeout, DatabaseFile.write_scope)
 

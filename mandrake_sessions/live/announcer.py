@@ -48,11 +48,6 @@ class Announcer:
         self._is_stopping = False
 
     @property
-    def threads(self) -> int:
-        """How many threads there are."""
-        return len(self._threads)
-
-    @property
     def is_behind(self) -> bool:
         """Whether a listener waits for a thread."""
         return bool(self._ready)

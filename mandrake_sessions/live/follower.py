@@ -129,11 +129,6 @@ class Follower:
         """Return how many of them belong to one manager."""
         return sum(mailbox.is_of(holder) for mailbox in tuple(self._members))
 
-    @property
-    def threads(self) -> int:
-        """How many threads serve them, the notifier's not among them."""
-        return (self._thread is not None) + self._announcer.threads
-
     def require_no_lease(self, operation: str) -> None:
         """Raise ReentrantScopeError in a thread that holds a lease of the file."""
         self._file.require_no_lease(operation)

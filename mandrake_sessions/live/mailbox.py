@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from mandrake_sessions.errors import ForkedPoolError
+from mandrake_sessions.live.event_loops import call_in_loop, wake
 from mandrake_sessions.live.states import Told, TurnState
 from mandrake_sessions.live.updates import RoundUpdate, SessionEvent, SessionUpdate, TurnUpdate
 
@@ -238,12 +239,9 @@ def tell_loops(waiters: list[Waiter]) -> None:
     for loop, future in waiters:
         by_loop.setdefault(loop, []).append(future)
     for loop, futures in by_loop.items():
-        # A loop that was closed meanwhile has nobody left who waits.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_settle, futures)
+        call_in_loop(loop, _wake_each, futures)
 
 
-def _settle(futures: list[asyncio.Future[None]]) -> None:
+def _wake_each(futures: list[asyncio.Future[None]]) -> None:
     for future in futures:
-        if not future.done():
-            future.set_result(None)
+        wake(future)

@@ -66,11 +66,6 @@ class Watched:
         self._of: dict[Mailbox, Target] = {}
         self.turns = KnownTurns(texts, poke)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is watched."""
-        return not self._targets
-
     # -- who watches ------------------------------------------------------------------------
 
     def join(self, joining: Joining) -> None:

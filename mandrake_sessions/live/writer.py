@@ -78,12 +78,24 @@ class TurnWriter:
         """The end of the text that is not stored; after a failure, what was lost."""
         return self._stream.unstored_text
 
+    @property
+    def patience(self) -> float:
+        """Seconds for which ``flush`` and the ends wait where no ``timeout`` is given."""
+        return min(self._file.options.busy_timeout + _GRACE, arguments.MAX_SECONDS)
+
+    @property
+    def is_ended_by_host(self) -> bool:
+        """Whether its end was asked for, by whichever method; a block leaves it alone then."""
+        return self._is_ended_by_host
+
     # -- what the model says ----------------------------------------------------------------
 
     def write(self, text: str) -> None:
         """Add text to ``content``; never waits for the file.
 
-        A surrogate pair that is split between two calls is joined; half a pair becomes U+FFFD.
+        A surrogate pair that is split between two calls is joined; half a pair becomes U+FFFD. A
+        thread that is a thousand pieces ahead of what is stored gives way to others for 2 ms,
+        unless it runs an event loop.
 
         Args:
             text: any length. What is longer than ``max_buffered_bytes`` is taken while nothing
@@ -215,11 +227,19 @@ class TurnWriter:
         return self._end(TurnStatus.ERROR, _message(error), timeout)
 
     def interrupt(self, timeout: float | None = None) -> Turn:
-        """End the turn as ``interrupted``; otherwise as ``complete``."""
+        """End the turn as ``interrupted``; otherwise as ``complete``.
+
+        Args:
+            timeout: seconds; None for the ``busy_timeout`` and a second.
+        """
         return self._end(TurnStatus.INTERRUPTED, None, timeout)
 
     def begin_flush(self) -> Future[None]:
-        """Do what ``flush`` does without waiting; the future has its outcome."""
+        """Do what ``flush`` does without waiting; the future has its outcome.
+
+        Raises:
+            TurnFinishedError: and what else ``write`` raises; errors of storing are the future's.
+        """
         return self._stream.ask_for_flush()
 
     def begin_end(
@@ -229,7 +249,13 @@ class TurnWriter:
 
         Args:
             status: how it ends.
-            error: what went wrong.
+            error: what went wrong; an exception is stored with its type and message.
+
+        Raises:
+            InvalidArgumentError: ``status`` is none that ends a turn, or ``error`` is no error.
+            TurnFinishedError: the turn has ended otherwise.
+            TurnInterruptedError: somebody else has ended the turn; what else is in the way of its
+                end is the future's error.
         """
         status = arguments.status("status", status)
         if not status.is_finished:
@@ -244,9 +270,7 @@ class TurnWriter:
     def _wait(self, future: Future[T], timeout: float | None, operation: str) -> T:
         # In its own transaction the caller would wait for itself. What it asked for is done after.
         self._file.require_no_lease(operation)
-        if timeout is None:
-            timeout = min(self._file.options.busy_timeout + _GRACE, arguments.MAX_SECONDS)
-        budget = self._file.budget(timeout)
+        budget = self._file.budget(self.patience if timeout is None else timeout)
         concurrent.futures.wait((future,), budget.left())
         if not future.done():
             raise budget.exceeded("queue", self._file.path, operation)

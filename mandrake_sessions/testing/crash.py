@@ -118,8 +118,8 @@ class Life:
         self._failure: str | None = None
         self._is_silent = False
         self._heard_at = monotonic()
-        # When it was read, and what.
-        # Bounded: what tells without end must wait for who listens, not fill the memory.
+        # When something was read, and what. Bounded: who tells without end must wait for who
+        # listens, and not fill the memory.
         self._events: queue.Queue[tuple[float, tuple[str, Any]]] = queue.Queue(_MOST_UNREAD)
         self._is_over = False
         self._reader = threading.Thread(target=self._read, name="crash-runner", daemon=True)

@@ -133,10 +133,14 @@ class FaultVFS(apsw.VFS):
                 self._injections.remove(injection)
 
     @contextmanager
-    def failing(
-        self, kind: str, operation: str, code: int = apsw.SQLITE_IOERR_WRITE
-    ) -> Iterator[None]:
-        """Let every such operation fail with an extended result code as long as the block lasts."""
+    def failing(self, kind: str, operation: str, code: int | None = None) -> Iterator[None]:
+        """Let every such operation fail as long as the block lasts.
+
+        Args:
+            kind: of the files.
+            operation: that fails.
+            code: SQLite's extended result code; None for the operation's own, see ``CODES``.
+        """
         with self.injecting(Fault(operation, kind=kind, code=code, sticking=True)):
             yield
 

@@ -12,9 +12,9 @@ from mandrake_sessions.aio import AsyncSessionManager
 
 
 @pytest.fixture
-def manager(path: Path, pool: ConnectionPool) -> AsyncSessionManager:
+def manager(ready_path: Path, pool: ConnectionPool) -> AsyncSessionManager:
     """An AsyncSessionManager that is not open yet."""
-    return AsyncSessionManager(path, pool=pool)
+    return AsyncSessionManager(ready_path, pool=pool)
 
 
 @pytest.fixture

@@ -314,7 +314,7 @@ def test_a_history_that_is_left_early_holds_nothing(manager):
             with pytest.raises(SessionNotFoundError):
                 await anext(sessions.iter_session_history("nobody"))
             with pytest.raises(InvalidArgumentError):
-                await anext(sessions.iter_session_history(session.id, page_size=0))
+                sessions.iter_session_history(session.id, page_size=0)
 
     run(main())
 

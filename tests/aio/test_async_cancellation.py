@@ -249,7 +249,8 @@ def test_a_loop_that_is_closed_leaves_its_calls_to_end(manager):
 
 def test_random_cancellations_lose_nothing(managers, pool):
     """1,000 tasks append to 50 files, and 200 of them are cancelled at random moments."""
-    before_threads, before_files = threads(), descriptors()
+    until(lambda: not threads())  # those of the test before
+    before_files = descriptors()
     dice = random.Random(3)
 
     cancelled = set(dice.sample(range(1_000), 200))
@@ -298,6 +299,6 @@ def test_random_cancellations_lose_nothing(managers, pool):
         return sum(not each for each in outcomes.values())
 
     assert 0 < run(main()) < 200
-    until(lambda: threads() == before_threads)
+    until(lambda: not threads())
     until(lambda: not pool.stats().databases)
     until(lambda: descriptors() <= before_files)

@@ -62,6 +62,18 @@ def test_a_host_with_workspaces(tmp_path, pool):
     until(lambda: not threads())
 
 
+def test_a_deletion_that_is_refused_closes_nothing(tmp_path, pool):
+    async def main():
+        async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
+            work = await mandrake.create_workspace("work")
+            with pytest.raises(InvalidArgumentError):
+                await mandrake.delete_workspace(work.id, timeout=-1)
+            assert work.sessions.is_initialized
+            assert await work.sessions.count_sessions() == 0
+
+    run(main())
+
+
 def test_everybody_gets_the_same_workspace(tmp_path, pool):
     async def main():
         async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:

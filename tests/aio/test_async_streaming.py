@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+import time
 
 import apsw
 import pytest
@@ -246,7 +248,50 @@ def test_a_block_may_end_its_turn_itself(manager):
             async with sessions.stream_turn(response_id) as turn:
                 await turn.interrupt()
             assert turn.turn.status is TurnStatus.INTERRUPTED
+            async with sessions.stream_turn(response_id) as turn:
+                await asyncio.to_thread(turn.sync.fail, "by a thread")
+            assert turn.turn.error_message == "by a thread"
 
+    run(main())
+
+
+def test_a_block_waits_for_its_end_with_the_longest_busy_timeout(path):
+    options = DatabaseOptions(durability=Durability.FAST, busy_timeout=86_400)
+
+    async def main(pool):
+        async with AsyncSessionManager(path, pool=pool) as sessions:
+            async with sessions.stream_turn(await response_of(sessions)) as turn:
+                turn.write("patient")
+                await turn.flush()
+            assert turn.turn.status is TurnStatus.COMPLETED
+
+    with ConnectionPool(PoolOptions(database=options, linger=0)) as pool:
+        run(main(pool))
+
+
+def test_a_writer_far_ahead_gives_way_in_a_thread_and_never_in_the_event_loop(manager, monkeypatch):
+    paused = set()
+    sleep = time.sleep
+
+    def noted(seconds):
+        paused.add(threading.get_ident())
+        sleep(seconds)
+
+    def write_much(write):
+        for _ in range(5_000):
+            write("a token of the model")
+        return threading.get_ident()
+
+    async def main():
+        async with manager as sessions:
+            async with sessions.stream_turn(await response_of(sessions)) as turn:
+                # The flusher stays behind as long as it waits for the lease.
+                with lease_held(sessions.sync):
+                    assert write_much(turn.write) not in paused
+                    assert await asyncio.to_thread(write_much, turn.sync.write) in paused
+            assert len(turn.turn.content) == 200_000
+
+    monkeypatch.setattr(time, "sleep", noted)
     run(main())
 
 

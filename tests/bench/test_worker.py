@@ -20,9 +20,12 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "workers.log"
 
 
-@pytest.fixture(params=[OURS, OURS_ASYNC, BARE])
-def worker(request: pytest.FixtureRequest, log: Path) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess(request.param, log)
+@pytest.fixture(scope="module", params=[OURS, OURS_ASYNC, BARE])
+def worker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WorkerProcess]:
+    """A worker of several tests: what one has open is closed when the next opens its own."""
+    worker = WorkerProcess(request.param, tmp_path_factory.mktemp("worker") / "workers.log")
     yield worker
     worker.kill()
 

@@ -42,17 +42,19 @@ def make_pool() -> Iterator[Callable[..., ConnectionPool]]:
 
 
 @pytest.fixture
-def handle(pool: ConnectionPool, path: Path) -> Iterator[DatabaseHandle]:
+def handle(pool: ConnectionPool, ready_path: Path) -> Iterator[DatabaseHandle]:
     """A handle on a new database."""
-    with pool.acquire(path) as handle:
+    with pool.acquire(ready_path) as handle:
         yield handle
 
 
 @pytest.fixture
-def grouping(make_pool: Callable[..., ConnectionPool], path: Path) -> Iterator[DatabaseHandle]:
+def grouping(
+    make_pool: Callable[..., ConnectionPool], ready_path: Path
+) -> Iterator[DatabaseHandle]:
     """A handle on a new database whose groups are never closed by time."""
     pool = make_pool(database={"group_max_seconds": 600.0})
-    with pool.acquire(path) as handle:
+    with pool.acquire(ready_path) as handle:
         yield handle
 
 

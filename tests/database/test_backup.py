@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -19,8 +20,9 @@ from mandrake_sessions.database import backup as module
 from mandrake_sessions.database import head
 from mandrake_sessions.database.backup import backup, verify
 from mandrake_sessions.database.connection import Connection, open_connection
+from mandrake_sessions.database.creation import make_file
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.paths import make_file, real_path
+from mandrake_sessions.database.paths import real_path
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
@@ -55,10 +57,9 @@ def open_file(tmp_path: Path) -> Iterator[Open]:
 
 
 @pytest.fixture
-def writer(open_file: Open) -> Connection:
+def writer(ready_path: Path, open_file: Open) -> Connection:
     """The read-write connection of a database with 40 rows of 4 kB."""
-    connection = open_file()
-    head.bring_to_head(connection, Budget(10))
+    connection = open_file(ready_path.name)
     connection.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)")
     for _ in range(40):
         connection.execute(NOTE, ("x" * 4000,))
@@ -502,6 +503,18 @@ def test_verify_tells_what_is_no_database(target: Path) -> None:
     target.write_bytes(b"certainly not a database" * 1000)
 
     assert verify(target)
+
+
+def test_verify_tells_of_a_row_without_an_id(target: Path) -> None:
+    with contextlib.closing(apsw.Connection(str(target))) as raw:
+        raw.execute("CREATE TABLE parents (id TEXT PRIMARY KEY) WITHOUT ROWID")
+        raw.execute(
+            "CREATE TABLE children (id TEXT PRIMARY KEY, parent TEXT REFERENCES parents)"
+            " WITHOUT ROWID"
+        )
+        raw.execute("INSERT INTO children VALUES ('a', 'gone')")
+
+    assert verify(target) == ["a row of children refers to a row of parents that is not there"]
 
 
 def test_verify_wants_a_file(target: Path) -> None:

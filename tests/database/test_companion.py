@@ -57,6 +57,11 @@ class Companion:
             raise self.error
 
 
+@pytest.fixture
+def path(ready_path: Path) -> Path:
+    return ready_path
+
+
 def companion_of(handle: DatabaseHandle) -> Companion:
     return handle.file.companion_of(Companion)
 

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from mandrake_sessions.database.connection import Connection, open_connection
+from mandrake_sessions.database.creation import make_file
 from mandrake_sessions.database.dialect import lend, lent_connection, typed_cause
-from mandrake_sessions.database.paths import make_file, real_path
+from mandrake_sessions.database.paths import real_path
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     ConstraintViolationError,
@@ -130,17 +131,6 @@ def test_rollback_inside_the_block_is_its_end(connection: Connection) -> None:
         borrowed.rollback()
 
     assert texts(connection) == ["first"]
-
-
-def test_without_begin_the_block_commits_by_itself(connection: Connection) -> None:
-    with lend(connection, Budget(10), "test", begin=False) as borrowed:
-        assert not connection.in_transaction()
-        borrowed.execute(sa.insert(notes).values(text="second"))
-        borrowed.commit()
-        borrowed.execute(sa.insert(notes).values(text="third"))
-
-    assert not connection.in_transaction()
-    assert texts(connection) == ["first", "second"]
 
 
 def test_a_savepoint_undoes_its_part(connection: Connection) -> None:
@@ -390,7 +380,10 @@ def test_nothing_of_sqlalchemy_closes_the_real_connection(connection: Connection
         borrowed.engine.dispose()
         borrowed.detach()
         borrowed.close()
-    with lend(connection, Budget(10), "test", begin=False) as borrowed:
+    with (
+        pytest.raises(sa.exc.PendingRollbackError),
+        lend(connection, Budget(10), "test") as borrowed,
+    ):
         borrowed.execute(sa.insert(notes).values(text="second"))
         borrowed.invalidate()
 
@@ -421,9 +414,9 @@ def test_one_scope_has_one_connection(connection: Connection) -> None:
 
 
 def test_autocommit_is_refused(connection: Connection) -> None:
-    with lend(connection, Budget(10), "test", begin=False) as borrowed:
+    with lend(connection, Budget(10), "test") as borrowed:
         assert borrowed.get_isolation_level() == "SERIALIZABLE"
-        with pytest.raises(sa.exc.ArgumentError):
+        with pytest.raises(sa.exc.InvalidRequestError):
             borrowed.execution_options(isolation_level="AUTOCOMMIT")
 
 
@@ -440,7 +433,8 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from mandrake_sessions.database import head, migrate
 from mandrake_sessions.database.connection import open_connection
-from mandrake_sessions.database.paths import make_file, real_path
+from mandrake_sessions.database.creation import make_file
+from mandrake_sessions.database.paths import real_path
 from mandrake_sessions.database.dialect import lend
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.options import DatabaseOptions

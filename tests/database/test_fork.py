@@ -15,11 +15,9 @@ PRELUDE = """
 import os, threading
 from pathlib import Path
 from mandrake_sessions import *
-from mandrake_sessions.statements.generator.compiler import compiled
-from mandrake_sessions.schema import meta
-from sqlalchemy import bindparam, insert, select
-ADD = compiled(insert(meta).values(key=bindparam("key"), value=""))
-KEYS = compiled(select(meta.c.key).where(meta.c.value == ""))
+from mandrake_sessions.database.statement import Statement
+ADD = Statement("INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
+KEYS = Statement("SELECT key FROM meta WHERE value = ''", is_read=True)
 path = Path(sys.argv[1])
 def add(handle, key):
     handle.transact(lambda tx: tx.run(ADD, {"key": key}), delegable=True)
@@ -58,6 +56,11 @@ tell(sorted(each.name for each in path.parent.iterdir()))
 """
 
 ENDS = {"at once": "os._exit(0)", "through the interpreter": "sys.exit(0)"}
+
+
+@pytest.fixture
+def path(ready_path: Path) -> Path:
+    return ready_path
 
 
 def run(start_child: Callable[..., Any], path: Path, child: str, end: str) -> Any:

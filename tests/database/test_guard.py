@@ -57,8 +57,9 @@ WAYS = [unlink, rename, replace, move_the_folder]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "folder" / "db.sqlite"
+def path(tmp_path: Path, ready_database: Any) -> Path:
+    path: Path = ready_database.lay(tmp_path / "folder" / "db.sqlite")
+    return path
 
 
 def calls(handle: DatabaseHandle) -> dict[str, Callable[[], object]]:

@@ -91,6 +91,11 @@ with open(sys.argv[1], "r+b") as target:
 """
 
 
+@pytest.fixture
+def path(ready_path: Path) -> Path:
+    return ready_path
+
+
 def run(script: str, *arguments: object) -> None:
     subprocess.run([sys.executable, "-c", script, *map(str, arguments)], check=True)
 

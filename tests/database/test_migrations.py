@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import signal
@@ -11,8 +10,6 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,8 +28,9 @@ from alembic.script import ScriptDirectory
 from mandrake_sessions.database import head, migrate, revisions
 from mandrake_sessions.database.backup import verify
 from mandrake_sessions.database.connection import Connection, open_connection
+from mandrake_sessions.database.creation import make_file
 from mandrake_sessions.database.dialect import lend
-from mandrake_sessions.database.paths import identify, make_file, real_path
+from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
@@ -93,9 +91,10 @@ def add_session(connection: Connection, id: str, *, rounds: int = 0) -> None:
 
 
 def schema_of(connection: Connection) -> list[tuple[Any, ...]]:
-    """The schema as SQLite keeps it, without Alembic's table and without layout."""
+    """The schema as SQLite keeps it, without layout, Alembic's table and what a closing leaves."""
     rows = connection.query_all(
-        "SELECT type, name, sql FROM sqlite_schema WHERE tbl_name <> 'alembic_version'"
+        "SELECT type, name, sql FROM sqlite_schema"
+        " WHERE tbl_name <> 'alembic_version' AND tbl_name NOT LIKE 'sqlite_stat_'"
     )
     return sorted((kind, name, re.sub(r"\s+", " ", sql or "").strip()) for kind, name, sql in rows)
 
@@ -361,7 +360,8 @@ def test_a_process_killed_in_a_step_leaves_the_file_as_it_was(
 from pathlib import Path
 from mandrake_sessions.database import head, migrate, revisions
 from mandrake_sessions.database.connection import open_connection
-from mandrake_sessions.database.paths import make_file, real_path
+from mandrake_sessions.database.creation import make_file
+from mandrake_sessions.database.paths import real_path
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.options import DatabaseOptions
 path = real_path({str(tmp_path / "db.sqlite")!r})
@@ -694,38 +694,50 @@ def test_threads_migrate_different_files_at_once(open_file: Open) -> None:
 
 
 PROCESSES = 8
-FILES = 10
 
 
-def open_files(folder: str, together: Barrier, results: Queue[tuple[int, str]]) -> None:
-    for number in range(FILES):
+OPEN_FILES = """
+import multiprocessing
+from mandrake_sessions import ConnectionPool
+# Once for all: they are forked before anything is open, and begin at the same time.
+from mandrake_sessions.database import migrate
+
+folder, processes, files = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+fork = multiprocessing.get_context("fork")
+together = fork.Barrier(processes)
+results = fork.SimpleQueue()
+
+def open_files():
+    for number in range(files):
         together.wait(40)
         try:
-            with ConnectionPool() as pool, pool.acquire(Path(folder) / f"{number}.sqlite"):
+            with ConnectionPool() as pool, pool.acquire(f"{folder}/{number}.sqlite"):
                 results.put((number, "ok"))
-        except BaseException as error:  # noqa: BLE001  # handed to the parent
+        except BaseException as error:
             results.put((number, f"{type(error).__name__}: {error}"))
 
+workers = [fork.Process(target=open_files) for _ in range(processes)]
+for worker in workers:
+    worker.start()
+tell([results.get() for _ in range(processes * files)])
+for worker in workers:
+    worker.join()
+"""
 
-def test_eight_processes_open_a_fresh_file_together(open_file: Open, tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    together = spawn.Barrier(PROCESSES)
-    results: Queue[tuple[int, str]] = spawn.Queue()
-    workers = [
-        spawn.Process(target=open_files, args=(str(tmp_path), together, results))
-        for _ in range(PROCESSES)
-    ]
-    for worker in workers:
-        worker.start()
-    outcomes = [results.get(timeout=50) for _ in range(PROCESSES * FILES)]
-    for worker in workers:
-        worker.join()
+
+def test_eight_processes_open_a_fresh_file_together(
+    open_file: Open, tmp_path: Path, start_child: Callable[..., Any], campaign: Any
+) -> None:
+    files = campaign.pick(5, 10, 40)
+    child = start_child(OPEN_FILES, tmp_path, PROCESSES, files)
+    outcomes = child.hear()
+    child.finish()
 
     assert sorted(outcomes) == sorted(
-        (number, "ok") for number in range(FILES) for _ in range(PROCESSES)
+        [number, "ok"] for number in range(files) for _ in range(PROCESSES)
     )
     schemas = set()
-    for number in range(FILES):
+    for number in range(files):
         connection = open_file(f"{number}.sqlite")
         schemas.add(str(schema_of(connection)))
         assert connection.query_all("SELECT * FROM alembic_version") == [(HEAD,)]

@@ -34,12 +34,22 @@ Log = dict[str, Any]
 
 
 @pytest.fixture
+def path(ready_path: Path) -> Path:
+    return ready_path
+
+
+@pytest.fixture
 def monitor(pool: ConnectionPool, handle: DatabaseHandle) -> HealthMonitor:
     """A monitor that looks when it is told to, of a healthy database."""
     monitor = HealthMonitor(pool)
     (report,) = monitor.look()
     assert report.status is HealthStatus.OK
     return monitor
+
+
+def test_a_level_that_is_none_is_refused(monitor: HealthMonitor) -> None:
+    with pytest.raises(InvalidArgumentError):
+        monitor.look("nonsense")  # type: ignore[arg-type]
 
 
 @pytest.fixture

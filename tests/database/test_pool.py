@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import linecache
 import os
 import random
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 import apsw
@@ -110,6 +113,44 @@ def test_rule_21_a_forgotten_handle_is_reaped_without_another_call(
     until(lambda: open_connections(path) == 0)
 
 
+def test_rule_21_two_threads_may_reap_the_same_forgotten_handle(
+    make_pool: MakePool, path: Path
+) -> None:
+    """
+    ::
+
+        one thread   is there a forgotten handle? ........... takes it
+        another                                    takes it ─┘
+    """
+    pool = make_pool()
+    forgotten = pool._forgotten
+    taking, may_go = threading.Event(), threading.Event()
+
+    def stop_at_taking(frame: FrameType, event: str, _what: object) -> Any:
+        if frame.f_code is not ConnectionPool._reap_forgotten.__code__:
+            return None
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and "popleft()" in line:
+            sys.settrace(None)
+            taking.set()
+            until_set(may_go)
+        return stop_at_taking
+
+    def acquire() -> None:
+        sys.settrace(stop_at_taking)
+        pool.acquire(path).release()
+
+    with pool.acquire(path) as handle:
+        # As a finalizer does, without waking the pool's thread.
+        forgotten.append((handle._slot, "nobody's"))
+        one = Task(acquire)
+        until_set(taking)
+        pool.acquire(path).release()
+        assert not forgotten
+        may_go.set()
+        one.result()
+
+
 def test_a_released_handle_keeps_nothing_alive(pool: ConnectionPool, path: Path) -> None:
     handle = pool.acquire(path)
     file = weakref.ref(file_of(handle))
@@ -199,6 +240,126 @@ def test_options_other_than_those_it_is_open_with_are_a_conflict(
         pool.acquire(path).release()
     with pool.acquire(path, options=DatabaseOptions(busy_timeout=7.0)) as handle:
         assert file_of(handle).options.busy_timeout == 7.0
+
+
+FAST = DatabaseOptions(durability=Durability.FAST, busy_timeout=20.0)
+OTHER = DatabaseOptions(durability=Durability.DURABLE, busy_timeout=20.0)
+
+
+def test_a_file_that_only_lingers_is_opened_with_the_options_asked_for(
+    make_pool: MakePool, path: Path
+) -> None:
+    pool = make_pool(linger=3600.0)
+    with pool.acquire(path, options=OTHER) as handle:
+        handle.transact(adding("a"))
+        file = file_of(handle)
+    # The same options keep it, whoever names them.
+    with pool.acquire(path, options=OTHER) as handle:
+        assert file_of(handle) is file
+    for asked, expected in ((FAST, FAST), (OTHER, OTHER), (None, pool.options.database)):
+        with pool.acquire(path, options=asked) as handle:
+            assert file_of(handle).options == expected
+            assert open_connections(path) == 1
+            assert keys(handle) == {"a"}
+    assert (pool.stats().opened, pool.stats().closed) == (4, 3)
+
+
+def test_who_comes_while_a_file_is_closed_for_other_options_waits(
+    make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A: closing … opened with OTHER; B, with FAST: waits … a conflict, for A has a handle."""
+    pool = make_pool(linger=3600.0)
+    pool.acquire(path, options=FAST).release()
+    closing, may_go = threading.Event(), threading.Event()
+    really_close = DatabaseFile.close
+
+    def slow(self: DatabaseFile, *args: Any) -> None:
+        closing.set()
+        until_set(may_go)
+        really_close(self, *args)
+
+    monkeypatch.setattr(DatabaseFile, "close", slow)
+    first = Task(lambda: pool.acquire(path, options=OTHER))
+    until_set(closing)
+    second = Task(lambda: pool.acquire(path, options=FAST))
+    second.thread.join(0.05)
+    assert not second.is_over
+    may_go.set()
+    first.join()
+    second.join()
+    # Whoever is faster once it is closed has it.
+    assert [type(each.error) for each in (first, second) if each.error] == [OptionsConflictError]
+    (handle,) = (each.result() for each in (first, second) if each.error is None)
+    assert open_connections(path) == 1
+    handle.release()
+
+
+def test_threads_with_options_of_their_own_never_open_a_file_twice(
+    make_pool: MakePool, path: Path
+) -> None:
+    pool = make_pool(linger=3600.0)
+    pool.acquire(path).release()
+
+    def come_and_go(number: int) -> int:
+        options, had = (FAST, OTHER)[number % 2], 0
+        for turn in range(40):
+            with (
+                contextlib.suppress(OptionsConflictError),
+                pool.acquire(path, options=options) as handle,
+            ):
+                assert file_of(handle).options == options
+                assert open_connections(path) == 1
+                handle.transact(adding(f"{number} {turn}"), delegable=True)
+                had += 1
+        return had
+
+    tasks = [Task(lambda number=number: come_and_go(number)) for number in range(6)]
+    had = sum(task.result() for task in tasks)
+    assert had
+    with pool.acquire(path) as handle:
+        assert len(keys(handle)) == had
+    pool.close()
+    assert pool.stats().opened == pool.stats().closed
+
+
+def test_closing_a_file_for_other_options_takes_no_longer_than_the_callers_budget(
+    make_pool: MakePool, path: Path
+) -> None:
+    """Nobody has a handle, and a look at it, such as a monitor's, is still under way."""
+    pool = make_pool(linger=3600.0, close_timeout=60.0)
+    with pool.acquire(path) as handle:
+        file = file_of(handle)
+    looking = Task(lambda: file.fetch(lambda tx: tx.row(ENDLESS), "look", 60.0))
+    until(lambda: file.writer.queue.holder)
+    began = monotonic()
+    with pool.acquire(path, options=DatabaseOptions(busy_timeout=0.4)) as handle:
+        assert 0.2 <= monotonic() - began < 1.0
+        assert handle.transact(adding("a")) == "a"
+    looking.join()
+    assert isinstance(looking.error, MandrakeSessionsError)
+
+
+def test_an_acquire_does_not_close_for_ever_what_others_open_again_in_their_way(
+    make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mandrake_sessions.database import pool as pool_module
+
+    pool = make_pool(linger=3600.0)
+    pool.acquire(path, options=FAST).release()
+    really_identify = pool_module.identify
+    looks = 0
+
+    def looking(real: Path) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            pool.acquire(path, options=FAST).release()
+        return really_identify(real)
+
+    monkeypatch.setattr(pool_module, "identify", looking)
+    with pytest.raises(OptionsConflictError):
+        pool.acquire(path, options=DatabaseOptions(busy_timeout=0))
+    pool.acquire(path, options=DatabaseOptions(busy_timeout=0)).release()
 
 
 # -- opening from several threads -----------------------------------------------------------
@@ -732,8 +893,10 @@ def test_the_default_pool_is_one_and_is_replaced_when_it_was_closed() -> None:
 
 
 def test_rule_22_at_exit_every_pool_is_closed_though_one_fails(
-    tmp_path: Path, start_child: Callable[..., Any]
+    tmp_path: Path, start_child: Callable[..., Any], ready_database: Any
 ) -> None:
+    for number in range(9):
+        ready_database.lay(tmp_path / f"{number}.sqlite")
     child = start_child(
         """
 import threading
@@ -802,7 +965,7 @@ def test_stats_tell_what_a_database_did(handle: DatabaseHandle, pool: Connection
     (stats,) = pool.stats().databases
     assert stats == handle.stats()
     assert (stats.path, stats.units, stats.commits, stats.waiting) == (handle.path, 3, 3, 0)
-    assert stats.pages_written > 3
+    assert stats.pages_written >= 3
     with Held(handle):
         task = Task(lambda: handle.transact(adding("waits")))
         queued(handle, 1)

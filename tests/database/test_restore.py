@@ -41,12 +41,12 @@ PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def copy(path: Path, pool: ConnectionPool) -> Path:
+def copy(ready_path: Path, pool: ConnectionPool) -> Path:
     """A backup with the session ``old``; the database has ``new`` besides."""
-    with SessionManager(path, pool=pool) as sessions:
+    with SessionManager(ready_path, pool=pool) as sessions:
         session = sessions.create_session("old")
         sessions.record_round(session.id, "Hello?", [NewTurn(content="Yes.")])
-        copy = sessions.backup(path.with_name("copy.sqlite"))
+        copy = sessions.backup(ready_path.with_name("copy.sqlite"))
         sessions.create_session("new")
     return copy
 

@@ -17,7 +17,10 @@ import pytest
 from mandrake_sessions import (
     ConnectionPool,
     DatabaseMissingError,
+    DatabaseOptions,
+    Durability,
     NewTurn,
+    PoolOptions,
     SalvageError,
     SalvageReport,
     SessionManager,
@@ -38,15 +41,24 @@ TALKS = 6
 ROUNDS = 12
 
 
-@pytest.fixture
-def damaged(path: Path, pool: ConnectionPool) -> Path:
-    """A database to damage: six talks of twelve rounds, texts of all lengths, nothing open."""
-    with SessionManager(path, pool=pool) as sessions:
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound database: six talks of twelve rounds, texts of all lengths, nothing open."""
+    path = tmp_path_factory.mktemp("sound") / "db.sqlite"
+    options = PoolOptions(database=DatabaseOptions(durability=Durability.FAST), linger=0)
+    with ConnectionPool(options) as pool, SessionManager(path, pool=pool) as sessions:
         for number in range(TALKS):
             session = sessions.create_session(f"Talk {number}", metadata={"number": number})
             for index in range(ROUNDS):
                 turns = [NewTurn(content=f"Answer {number}.{index} " + "word " * (150 * index))]
                 sessions.record_round(session.id, f"Question {number}.{index}", turns)
+    return path
+
+
+@pytest.fixture
+def damaged(sound: Path, path: Path) -> Path:
+    """A copy of the sound database, to damage."""
+    shutil.copy(sound, path)
     return path
 
 

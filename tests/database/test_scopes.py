@@ -535,17 +535,17 @@ def test_rule_09_the_time_was_spent_in_begin(
     """A foreign process holds the write lock: the error comes at the deadline."""
     hold_write_lock(handle.path)
     for attempt in (
-        lambda: handle.transact(adding("a"), "create", 0.3),
-        lambda: handle.write(0.3).__enter__(),
-        lambda: handle.sqlalchemy(0.3).__enter__(),
+        lambda: handle.transact(adding("a"), "create", 0.2),
+        lambda: handle.write(0.2).__enter__(),
+        lambda: handle.sqlalchemy(0.2).__enter__(),
     ):
         began = monotonic()
         with pytest.raises(DatabaseBusyError) as caught:
             attempt()
-        assert 0.3 <= monotonic() - began < 0.4
+        assert 0.2 <= monotonic() - began < 0.3
         assert caught.value.phase == "begin"
-        assert caught.value.phases["begin"] > 0.25
-        assert 0.3 <= caught.value.waited < 0.4
+        assert caught.value.phases["begin"] > 0.15
+        assert 0.2 <= caught.value.waited < 0.3
         assert caught.value.result_code == apsw.SQLITE_BUSY
         assert caught.value.attempts > 50
     assert handle.stats().retries > 150
@@ -577,7 +577,7 @@ def test_rule_09_a_deadline_that_passes_inside_begin_is_one_of_begin(
 def test_rule_09_phases_say_how_much_each_took(handle: DatabaseHandle) -> None:
     """Some time in the queue, the rest in the body."""
     with Held(handle) as held:
-        task = Task(lambda: handle.transact(lambda tx: tx.rows(ENDLESS), "count", 1.0))
+        task = Task(lambda: handle.transact(lambda tx: tx.rows(ENDLESS), "count", 0.6))
         queued(handle, 1)
         since = monotonic()
         until(lambda: monotonic() - since > 0.1)
@@ -588,7 +588,7 @@ def test_rule_09_phases_say_how_much_each_took(handle: DatabaseHandle) -> None:
     assert isinstance(error, DatabaseBusyError)
     assert error.phase == "body"
     assert error.phases["queue"] >= 0.1
-    assert error.phases["body"] > 0.5
+    assert error.phases["body"] > 0.3
     assert sum(error.phases.values()) == pytest.approx(error.waited, abs=0.01)
 
 
@@ -695,7 +695,7 @@ def test_a_block_that_swallows_the_loss_of_its_transaction_is_told(handle: Datab
 # -- other processes ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seconds", [1.0, pytest.param(3.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [0.6, pytest.param(3.0, marks=pytest.mark.long)])
 def test_issue_2_6_our_write_waits_for_a_foreign_one_and_succeeds(
     handle: DatabaseHandle, hold_write_lock: Callable[..., Any], seconds: float
 ) -> None:
@@ -724,5 +724,5 @@ def test_rule_13_the_wait_looks_at_a_constant_pace(
     """About a millisecond: SQLite's own pauses grow to 100, and starve who waits longest."""
     hold_write_lock(handle.path)
     with pytest.raises(DatabaseBusyError) as caught:
-        handle.transact(adding("a"), timeout=0.5)
-    assert caught.value.attempts > 150
+        handle.transact(adding("a"), timeout=0.3)
+    assert caught.value.attempts > 90

@@ -85,6 +85,11 @@ class Gathering:
 
 
 @pytest.fixture
+def path(ready_path: Path) -> Path:
+    return ready_path
+
+
+@pytest.fixture
 def commits(grouping: DatabaseHandle) -> Iterator[list[str]]:
     """What was said to SQLite from now on, without the rows."""
     said: list[str] = []

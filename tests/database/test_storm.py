@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from database_kit import Task, add, adding, file_of, keys, new_key, queue_of, raw_of
+from database_kit import Task, add, adding, file_of, keys, new_key, queue_of, raw_of, until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, Durability, TransactionLostError
 from mandrake_sessions.database.transaction import WriteTransaction
@@ -127,7 +127,8 @@ def test_rule_17_a_storm_stores_exactly_what_it_acknowledged(
         stats = handle.stats()
         assert stats.commits < stats.units, "no COMMIT was shared"
         assert stats.replays
-        assert queue_of(handle).holder == 0
+        # A checkpoint may have it for a moment.
+        until(lambda: queue_of(handle).holder == 0)
         assert stats.waiting == 0
         assert [lane.connection.txn_state() for lane in file_of(handle).lanes()] == [0, 0]
         # Fair: FIFO gives everybody about the same, but for the kinds of work that chance gave.

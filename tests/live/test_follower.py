@@ -6,7 +6,16 @@ import threading
 import apsw
 import pytest
 from structlog.testing import capture_logs
-from watching_kit import PATIENCE, Heard, Watching, nothing_more, shown, until, wait_until
+from watching_kit import (
+    PATIENCE,
+    Heard,
+    Watching,
+    nothing_more,
+    shown,
+    threads_of,
+    until,
+    wait_until,
+)
 
 from mandrake_sessions import ForkedPoolError, SessionManager, TurnStatus
 from mandrake_sessions.live import watched
@@ -47,7 +56,7 @@ def watching(sessions):
     yield watching
     follower = watching.follower
     wait_until(lambda: follower.subscriptions == 0)
-    wait_until(lambda: follower.threads == 0)
+    wait_until(lambda: threads_of(follower) == 0)
 
 
 @pytest.fixture
@@ -278,12 +287,12 @@ def test_nothing_is_left_when_nobody_watches(watching, sessions, response):
         watches = [watching.response(response.id), watching.session(sessions.list_sessions()[0].id)]
         subscription = watching.track(response.id, print)
         assert follower.subscriptions == 3
-        assert follower.threads >= 1
+        assert threads_of(follower) >= 1
         for watch in (*watches, subscription):
             watch.close()
         assert follower.subscriptions == 0
-        wait_until(lambda: follower.threads == 0)
-        assert follower._watched.is_empty
+        wait_until(lambda: threads_of(follower) == 0)
+        assert not follower._watched._targets
         assert not follower._watched.turns
 
 
@@ -328,7 +337,7 @@ def test_listeners_are_told_one_at_a_time():
     assert len(overlaps) == 201
     assert not any(overlaps)
     announcer.stop()
-    wait_until(lambda: announcer.threads == 0)
+    wait_until(lambda: not announcer._threads)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

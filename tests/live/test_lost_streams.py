@@ -136,8 +136,6 @@ def quick_collections():
     """Have the collector look at what the test itself makes only: it is called often."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.usefixtures("quick_collections")

@@ -5,7 +5,7 @@ import sys
 import threading
 
 import pytest
-from watching_kit import PATIENCE, Heard, Watching, nothing_more, until, wait_until
+from watching_kit import PATIENCE, Heard, Watching, nothing_more, threads_of, until, wait_until
 
 from mandrake_sessions import PoolClosedError, TurnStatus
 from mandrake_sessions.live import watched
@@ -19,7 +19,7 @@ def watching(sessions):
     yield watching
     follower = watching.follower
     wait_until(lambda: follower.subscriptions == 0)
-    wait_until(lambda: follower.threads == 0)
+    wait_until(lambda: threads_of(follower) == 0)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_watching_where_the_system_has_no_more_threads_leaves_nothing_behind(
         with pytest.raises(RuntimeError):
             watching.response(response_id)
         assert sessions.subscriptions == 0
-        assert watching.follower.threads == 0
+        assert threads_of(watching.follower) == 0
     with watching.response(response_id) as watch:
         turn = sessions.create_turn(response_id)
         assert until(watch, lambda update: update.id == turn.id)

@@ -6,7 +6,16 @@ import threading
 
 import pytest
 from structlog.testing import capture_logs
-from watching_kit import PATIENCE, Heard, Watching, nothing_more, shown, until, wait_until
+from watching_kit import (
+    PATIENCE,
+    Heard,
+    Watching,
+    nothing_more,
+    shown,
+    threads_of,
+    until,
+    wait_until,
+)
 
 from mandrake_sessions import (
     InvalidArgumentError,
@@ -30,7 +39,7 @@ def watching(sessions):
     yield watching
     follower = watching.follower
     wait_until(lambda: follower.subscriptions == 0)
-    wait_until(lambda: follower.threads == 0)
+    wait_until(lambda: threads_of(follower) == 0)
 
 
 # -- a response ---------------------------------------------------------------------------------

@@ -91,6 +91,11 @@ def wait_until(is_so, patience=PATIENCE):
         pause.wait(0.002)
 
 
+def threads_of(follower):
+    """Return how many threads serve the subscribers of a file, the notifier's not among them."""
+    return (follower._thread is not None) + len(follower._announcer._threads)
+
+
 def shown(updates):
     """Return the text that a subscriber shows after these updates of one turn."""
     text = ""

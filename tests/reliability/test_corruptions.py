@@ -83,8 +83,8 @@ def test_salvage_of_a_sound_file_keeps_everything(folder: Path, tmp_path: Path) 
 
 @pytest.mark.timeout(600)
 def test_random_damage_is_survived_or_named(folder: Path, campaign: Any) -> None:
-    count = campaign.pick(16, 200, 600)
-    batches = in_batches(list(range(count)), campaign.pick(8, 20, 20))
+    count = campaign.pick(10, 200, 600)
+    batches = in_batches(list(range(count)), campaign.pick(5, 20, 20))
     with ThreadPoolExecutor(2) as executor:
         found = [
             each

@@ -96,6 +96,18 @@ def test_only_files_of_the_named_kind_fail(faulty, path):
 
 
 @pytest.mark.parametrize(
+    ("operation", "code"),
+    [("write", apsw.SQLITE_IOERR_WRITE), ("sync", apsw.SQLITE_IOERR_FSYNC)],
+)
+def test_each_operation_fails_with_a_code_of_its_own(faulty, path, operation, code):
+    with opened(faulty, path) as raw:
+        raw.pragma("synchronous", "full")
+        with faulty.failing("wal", operation), pytest.raises(apsw.IOError) as caught:
+            raw.execute("INSERT INTO facts VALUES (1, 'lost')")
+    assert caught.value.extendedresult == code
+
+
+@pytest.mark.parametrize(
     ("code", "error"), [(None, CommitOutcomeUnknownError), (apsw.SQLITE_FULL, StorageFullError)]
 )
 def test_the_library_answers_with_the_error_of_the_code(faulty, path, code, error):

@@ -86,26 +86,11 @@ def make_pool(**options: Any) -> ConnectionPool:
     return ConnectionPool(PoolOptions(database=database, **{"linger": 0, **options}))
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A database that was opened and closed: opening it again takes no migration."""
-    path = tmp_path_factory.mktemp("template") / "db.sqlite"
-    with make_pool() as pool:
-        pool.acquire(path).release()
-    return path.read_bytes()
-
-
 @pytest.fixture
-def fresh(tmp_path: Path, template: bytes) -> Callable[[], Path]:
+def fresh(tmp_path: Path, ready_database: Any) -> Callable[[], Path]:
     """Makes a new database, which nobody has open."""
     numbers = itertools.count()
-
-    def make() -> Path:
-        path = tmp_path / f"{next(numbers)}.sqlite"
-        path.write_bytes(template)
-        return path
-
-    return make
+    return lambda: ready_database.lay(tmp_path / f"{next(numbers)}.sqlite")
 
 
 @pytest.fixture
@@ -202,7 +187,10 @@ def test_acquire_against_the_last_release(
 
 
 def test_a_failing_opening_against_who_waits_for_it(
-    every_order: Play, fresh: Callable[[], Path], template: bytes, monkeypatch: pytest.MonkeyPatch
+    every_order: Play,
+    fresh: Callable[[], Path],
+    ready_database: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each is told why, by an error of its own, and nobody waits for ever.
 
@@ -232,7 +220,8 @@ def test_a_failing_opening_against_who_waits_for_it(
             assert errors[0] is not errors[1]
             opened.append(living.opened)
             assert (pool.stats().databases, pool._slots, open_connections(path)) == ((), {}, 0)
-            path.write_bytes(template)
+            path.unlink()
+            ready_database.lay(path)
             pool.acquire(path).release()
 
     orders = every_order(story)
@@ -1028,7 +1017,7 @@ def test_health_in_the_midst_of_a_closing(every_order: Play, fresh: Callable[[],
 
 
 def test_a_host_is_closed_while_a_workspace_is_opened(
-    every_order: Play, tmp_path: Path, template: bytes
+    every_order: Play, tmp_path: Path, ready_database: Any
 ) -> None:
     """Nothing stays open behind the closed host.
 
@@ -1042,8 +1031,7 @@ def test_a_host_is_closed_while_a_workspace_is_opened(
     def story(stage: Stage) -> None:
         root = tmp_path / f"root {next(numbers)}"
         for folder in (root, root / "workspaces" / "w" / ".ws"):
-            folder.mkdir(parents=True)
-            (folder / "db.sqlite").write_bytes(template)
+            ready_database.lay(folder / "db.sqlite")
         with make_pool() as pool:
             host = MandrakeManager(root, pool=pool).init()
             id = host.create_workspace("w").id

@@ -189,19 +189,19 @@ def titles(sessions: SessionManager) -> set[str]:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Path:
+def other(tmp_path: Path, ready_database: Any) -> Path:
     """Another database of ours, complete in its file."""
-    path = tmp_path / "other.sqlite"
+    path: Path = ready_database.lay(tmp_path / "other.sqlite")
     with ConnectionPool(FAST) as pool, SessionManager(path, pool=pool) as sessions:
         sessions.create_session("other")
     return path
 
 
 @pytest.fixture
-def lost(tmp_path: Path) -> Iterator[SessionManager]:
+def lost(ready_path: Path) -> Iterator[SessionManager]:
     """An open database with sessions in its file, and newer ones in its log."""
     with ConnectionPool(FAST) as pool:
-        sessions = SessionManager(tmp_path / "db.sqlite", pool=pool).init()
+        sessions = SessionManager(ready_path, pool=pool).init()
         fill(sessions)
         yield sessions
         sessions.close()

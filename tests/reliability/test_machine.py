@@ -72,7 +72,7 @@ class Conversations(RuleBasedStateMachine):
     """Operations one by one, in transactions with savepoints, as streams, and what befalls them."""
 
     face: ClassVar[str]
-    template: ClassVar[bytes]
+    ready_database: ClassVar[Any]
     copier: ClassVar[Any]
     writer: ClassVar[Any]
     dump: ClassVar[Callable[[Path], Any]]
@@ -81,8 +81,7 @@ class Conversations(RuleBasedStateMachine):
         super().__init__()
         self.model = Model()
         self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "db.sqlite"
-        self.path.write_bytes(self.template)
+        self.path = self.ready_database.lay(Path(self.folder.name) / "db.sqlite")
         self.vfs = FaultVFS()
         self.numbers = itertools.count()
         # What was written to a stream is stored when it is asked for, and not before.
@@ -299,19 +298,10 @@ class Conversations(RuleBasedStateMachine):
         return stored
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A database that was opened and closed: opening it again takes no migration."""
-    path = tmp_path_factory.mktemp("template") / "db.sqlite"
-    with ConnectionPool(PoolOptions(linger=0)) as pool:
-        pool.acquire(path).release()
-    return path.read_bytes()
-
-
 @pytest.fixture(params=["sync", "async"])
 def machine(
     request: pytest.FixtureRequest,
-    template: bytes,
+    ready_database: Any,
     start_child: Callable[..., Any],
     dump: Callable[[Path], Any],
 ) -> type[Conversations]:
@@ -321,7 +311,7 @@ def machine(
         (Conversations,),
         {
             "face": request.param,
-            "template": template,
+            "ready_database": ready_database,
             "copier": start_child(COPY),
             "writer": start_child(WRITE),
             "dump": staticmethod(dump),

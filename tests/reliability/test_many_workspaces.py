@@ -131,7 +131,7 @@ tell(result)
 def test_a_thousand_workspaces_in_turn(
     start_child: Callable[..., Any], tmp_path: Path, campaign: Any
 ) -> None:
-    count = campaign.pick(60, 300, 1_000)
+    count = campaign.pick(30, 300, 1_000)
     max_open = campaign.pick(8, 256, 256)
     child = start_child(
         HOST, tmp_path, count, 512, max_open, campaign.pick(1, 1, 3), PYTHONUNBUFFERED="1"

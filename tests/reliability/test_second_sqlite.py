@@ -60,11 +60,10 @@ connection.close()
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A database that is there: a child then need not import what makes one."""
-    for name in ("db.sqlite", "other.sqlite"):
-        titles(tmp_path / name)
-    return tmp_path / "db.sqlite"
+def path(ready_path: Path, ready_database: Any) -> Path:
+    """A database that is there, with another one beside it."""
+    ready_database.lay(ready_path.with_name("other.sqlite"))
+    return ready_path
 
 
 def titles(path: Path) -> set[str]:

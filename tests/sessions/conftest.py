@@ -28,12 +28,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def sessions(
-    request: pytest.FixtureRequest, path: Path, pool: ConnectionPool
+    request: pytest.FixtureRequest, ready_path: Path, pool: ConnectionPool
 ) -> Iterator[SessionManager | AsyncFace]:
     """An open manager of a new database, the sync one or the async one."""
     if getattr(request, "param", "sync") == "sync":
-        with SessionManager(path, pool=pool) as manager:
+        with SessionManager(ready_path, pool=pool) as manager:
             yield manager
     else:
-        with AsyncFace(path, pool=pool) as face:
+        with AsyncFace(ready_path, pool=pool) as face:
             yield face

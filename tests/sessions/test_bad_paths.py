@@ -181,15 +181,11 @@ UNPRIVILEGED = """
 import os
 from pathlib import Path
 from mandrake_sessions import *
-folder = Path(sys.argv[1])
 # All that is imported late is imported now: the user below may not read this installation.
-with SessionManager(folder / "first.sqlite"):
+with SessionManager(sys.argv[1]):
     pass
 default_pool().close()
 if os.geteuid() == 0:
-    os.chown(folder, 65534, 65534)
-    for each in folder.iterdir():
-        os.chown(each, 65534, 65534)
     try:
         os.setgroups([])
         os.setgid(65534)
@@ -208,31 +204,39 @@ def attempt(path):
     return "works"
 
 tell("ready")
-while (asked := hear()) is not None:
+while asked := hear():
+    folder = Path(asked["folder"])
     for path, mode in asked["modes"].items():
         os.chmod(folder / path, mode)
     tell(attempt(folder / asked["open"]))
 """
 
 
+@pytest.fixture(scope="module")
+def somebody(start_child_of_module, tmp_path_factory):
+    """A process that is not root."""
+    child = start_child_of_module(UNPRIVILEGED, tmp_path_factory.mktemp("somebody") / "db.sqlite")
+    told = child.hear()
+    if told != "ready":
+        pytest.skip(f"root, and cannot become another user here: {told}")
+    return child
+
+
 @pytest.fixture
-def unprivileged(start_child):
+def unprivileged(somebody, ready_database):
     """Opens databases in a folder, after changing modes, in a process that is not root."""
     # Not in tmp_path, whose parents nobody else may enter.
     folder = Path(tempfile.mkdtemp(prefix="mandrake-"))
-    child = start_child(UNPRIVILEGED, folder)
-    told = child.hear()
-    if told != "ready":
-        shutil.rmtree(folder)
-        pytest.skip(f"root, and cannot become another user here: {told}")
+    first = ready_database.lay(folder / "first.sqlite")
+    if os.geteuid() == 0:
+        for each in (folder, first):
+            os.chown(each, 65534, 65534)
 
     def ask(path, **modes):
-        child.tell({"open": path, "modes": modes})
-        return child.hear()
+        somebody.tell({"folder": str(folder), "open": path, "modes": modes})
+        return somebody.hear()
 
     yield folder, ask
-    child.tell(None)
-    child.process.wait()
     folder.chmod(0o700)
     shutil.rmtree(folder)
 

@@ -368,3 +368,48 @@ def test_m06_delete_removes_its_own_file_also_from_another_folder(tmp_path, pool
 
     assert not (here / "db.sqlite").exists()
     assert (there / "db.sqlite").exists()
+
+
+def test_a_relative_path_is_the_same_wherever_the_process_goes(tmp_path, pool, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    sessions = SessionManager("db.sqlite", pool=pool)
+    monkeypatch.chdir(there)
+
+    assert sessions.path == here / "db.sqlite"
+    with sessions:
+        sessions.create_session("kept")
+    with sessions:
+        assert sessions.count_sessions() == 1
+    copy = SessionManager(here / "db.sqlite", pool=pool)
+    with copy:
+        copy.backup("copy.sqlite")
+    sessions.restore("copy.sqlite", overwrite=True)
+    assert [each.name for each in there.iterdir()] == ["copy.sqlite"]
+    sessions.delete()
+    assert list(here.iterdir()) == []
+
+
+def test_a_process_whose_directory_is_gone_is_told_so_at_opening(tmp_path, pool, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    sessions = SessionManager("db.sqlite", pool=pool)
+    with pytest.raises(DatabaseOpenError):
+        sessions.init()
+
+
+def test_m06_delete_and_restore_wait_as_long_as_the_managers_own_options_say(path, pool):
+    assert pool.options.database.busy_timeout == 20
+    options = DatabaseOptions(busy_timeout=0.1)
+    with SessionManager(path, pool=pool, options=options) as sessions:
+        backup = sessions.backup(path.with_name("backup.sqlite"))
+        other = SessionManager(path, pool=pool, options=options)
+        for call in (other.delete, lambda: other.restore(backup, overwrite=True)):
+            with pytest.raises(DatabaseBusyError) as caught:
+                call()
+            assert 0.1 <= caught.value.waited < 5

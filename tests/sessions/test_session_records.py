@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from mandrake_sessions import (
+    InvalidArgumentError,
     NewTurn,
     SessionAlreadyExistsError,
     SessionManager,
@@ -313,6 +314,10 @@ def test_m15_an_empty_session_gives_no_rounds(sessions):
         sessions.render_session_history("nobody")
     with pytest.raises(SessionNotFoundError):
         list(sessions.iter_session_history("nobody"))
+    # Refused at once, by both faces, and not when somebody comes to read it.
+    for wrong in ({"session_id": 5}, {"session_id": session.id, "page_size": -1}):
+        with pytest.raises(InvalidArgumentError):
+            sessions.iter_session_history(**wrong)
 
 
 @pytest.mark.parametrize("rounds", [1, 1000])
