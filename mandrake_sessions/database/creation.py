@@ -78,8 +78,12 @@ def alone_in(folder: Path) -> Iterator[None]:
     be the log of who opened the new one first. Where a folder cannot be locked, and behind a maker
     that is stopped, it goes on without.
     """
-    descriptor = _locked(folder)
+    descriptor: int | None = None
     try:
+        # Inside: a signal while it waits must not leave the folder locked.
+        descriptor = _opened(folder)
+        if descriptor is not None:
+            _lock(descriptor)
         yield
     finally:
         if descriptor is not None:
@@ -89,22 +93,23 @@ def alone_in(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _locked(folder: Path) -> int | None:
+def _opened(folder: Path) -> int | None:
     if sys.platform == "win32":
         return None
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return None
+    with contextlib.suppress(OSError):
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return None
+
+
+def _lock(descriptor: int) -> None:
     until = monotonic() + PATIENCE
     with contextlib.suppress(OSError):
-        while monotonic() < until:
+        while sys.platform != "win32" and monotonic() < until:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                return
             except BlockingIOError:
                 time.sleep(_PACE)
-    return descriptor
 
 
 def _unlock(descriptor: int) -> None:

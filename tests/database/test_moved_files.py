@@ -70,13 +70,13 @@ def test_makers_of_one_file_do_not_take_its_log_from_each_other(
     child = start_child(PAUSED_MAKER, path)
     assert child.hear() == "looked"
     is_here = threading.Event()
-    waits = creation._locked
+    lock = creation._lock
 
-    def noting(folder: Path) -> int | None:
+    def noting(descriptor: int) -> None:
         is_here.set()
-        return waits(folder)
+        lock(descriptor)
 
-    monkeypatch.setattr(creation, "_locked", noting)
+    monkeypatch.setattr(creation, "_lock", noting)
     task = Task(lambda: pool.acquire(path))
     assert is_here.wait(20)
     threading.Event().wait(0.1)
