@@ -344,7 +344,7 @@ class DatabaseIOError(DatabaseError):
 
 
 class DatabaseMovedError(DatabaseError):
-    """The file under the open database was moved, replaced or deleted; open it again."""
+    """The file under the open database was moved, replaced or deleted; close and open it again."""
 
 
 class StatementError(DatabaseError):

@@ -15,6 +15,7 @@ from mandrake_sessions.database.transaction import WriteUnit
 from mandrake_sessions.errors import (
     DatabaseFolderError,
     DatabaseMissingError,
+    InvalidArgumentError,
     MandrakeSessionsError,
     WorkspaceAlreadyExistsError,
 )
@@ -47,7 +48,11 @@ def workspace_database(path: Root) -> Path:
 
 def _folder(path: object) -> Path:
     """Return a directory by a name that stays the same wherever the process goes."""
-    folder = Path(arguments.path("path", path)).expanduser()
+    given = arguments.path("path", path)
+    if not os.fspath(given):
+        # It would be the present directory, as it comes of a variable that is not set.
+        raise InvalidArgumentError("path must not be empty.")
+    folder = Path(given).expanduser()
     # Where the process is, is gone: whoever opens something below it says so.
     with contextlib.suppress(FileNotFoundError):
         return folder.absolute()

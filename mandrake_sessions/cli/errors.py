@@ -96,7 +96,10 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
     (
         errors.DatabaseMissingError,
         ExitCode.NOT_FOUND,
-        "Check --root, --workspace and --database; `workspaces create` makes one below the root.",
+        (
+            "Check --root, --workspace and --database; a workspace whose file is gone needs it "
+            "back, from where it is or by `restore`, or `workspaces delete`."
+        ),
     ),
     (
         errors.WorkspaceAlreadyExistsError,

@@ -135,4 +135,4 @@ def delete(
             f"Took workspace {name} out of the registry; its files stay in {workspace.path}."
         )
     else:
-        print_text(f"Deleted workspace {name}.")
+        print_text(f"Deleted workspace {name} with {workspace_database(workspace.path)}.")

@@ -226,7 +226,7 @@ class FileLifecycle(abc.ABC):
         if self.state is not FileState.OPEN:
             return
         self.state = FileState.RETIRED
-        message = f"The open database is not used any more: {reason}; open it again."
+        message = f"The open database is not used any more: {reason}; close and open it again."
         self._retirement = lambda: DatabaseMovedError(message, path=self.path)
         self._closed_with = self._retirement
         for lane in self.lanes():

@@ -188,7 +188,17 @@ class ConnectionPool:
 
     def _require_same_options(self, slot: Slot, options: DatabaseOptions | None) -> None:
         if options is not None and slot.file is not None and options != slot.file.options:
-            raise OptionsConflictError(path=slot.path, operation="acquire")
+            present = slot.file.options
+            differing = ", ".join(
+                name
+                for name in options.__struct_fields__
+                if getattr(options, name) != getattr(present, name)
+            )
+            raise OptionsConflictError(
+                f"The database is open with other options than those asked for: {differing}.",
+                path=slot.path,
+                operation="acquire",
+            )
 
     def _give_back(self, slot: Slot, claim: Hashable) -> None:
         """Count one handle less; what fails to close is told to whom it concerns."""

@@ -520,3 +520,10 @@ def test_hosts_share_one_pool(root, pool):
             Path(root / "db.sqlite"),
             work.sessions.path,
         }
+
+
+def test_an_empty_root_is_refused():
+    """It comes of a variable that is not set, and would be wherever the process is."""
+    for make in (MandrakeManager, WorkspaceManager):
+        with pytest.raises(InvalidArgumentError):
+            make("")
