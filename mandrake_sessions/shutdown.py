@@ -77,6 +77,7 @@ class ShutdownHook:
         self._timeout = timeout
         self._pid = current_pid()
         self._state = _State.WAITING
+        self._number = 0
         self._closeables: list[Closeable] = []
         self._pools: list[ConnectionPool] = []
         # Its put() may be interrupted by itself, which is what a handler needs.
@@ -160,6 +161,7 @@ class ShutdownHook:
             self._run_former(number, frame)
         elif self._state is _State.WAITING:
             self._state = _State.CLOSING
+            self._number = number
             try:
                 for pool in self._pools:
                     pool.refuse_new_work()
@@ -172,9 +174,10 @@ class ShutdownHook:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(128 + number)
-        elif self._state is _State.FINISHED:
+        elif self._state is _State.FINISHED and number == self._number:
             self._run_former(number, frame)
-        # While it is closing, further signals change nothing: it is bounded in time.
+        # While it is closing, further signals change nothing: it is bounded in time. Nor does one
+        # of those that is handled only now, before the one that was sent again.
 
     def _run_former(self, number: int, frame: FrameType | None) -> None:
         former = self._former.get(number)

@@ -57,13 +57,20 @@ def keep_text(file: DatabaseFile, stream: Stream, error: TurnInterruptedError) -
         The turn as it ended, if it could be read.
     """
     for _ in range(_LAST_ROUNDS):
-        if not _keep_so_far(file, stream) or stream.refuse_if_kept(error):
+        if not _keep_so_far(file, stream):
             break
+        turn = _as_it_ended(file, stream)
+        if stream.refuse_if_kept(error, turn):
+            return turn
     else:
         # Its writer is faster than the disk.
         stream.refuse(error)
         _keep_so_far(file, stream)
     stream.refuse(error)
+    return _as_it_ended(file, stream)
+
+
+def _as_it_ended(file: DatabaseFile, stream: Stream) -> Turn | None:
     try:
         return file.fetch(get_turn(stream.turn.id), "flush", even_refused=True)
     except MandrakeSessionsError:

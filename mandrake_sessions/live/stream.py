@@ -394,12 +394,19 @@ class Stream:
             for strand in (self.content, self.raw):
                 strand.note_kept()
 
-    def refuse_if_kept(self, error: BaseException) -> bool:
-        """Take nothing more, if everything that was taken is stored; return whether it is."""
+    def refuse_if_kept(self, error: BaseException, turn: Turn | None) -> bool:
+        """Take nothing more, if everything that was taken is stored; return whether it is.
+
+        Args:
+            error: what more is refused with.
+            turn: as it is stored, if it could be read.
+        """
         with self._mutex:
             is_kept = all(each.text.stored == each.text.length for each in (self.content, self.raw))
             if not is_kept or self._columns.has_new:
                 return False
+            # In this order: who is refused, or asks whether it is over, finds the turn there.
+            self.turn = turn or self.turn
             self._refuse(error)
             return True
 

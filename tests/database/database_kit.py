@@ -10,9 +10,10 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import apsw
+import pytest
 from sqlalchemy import bindparam, func, insert, literal, select
 
-from mandrake_sessions import ids, schema
+from mandrake_sessions import DatabaseBusyError, ids, schema
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lease import LeaseQueue
@@ -125,6 +126,36 @@ def until(condition: Callable[[], Any]) -> None:
 def until_set(event: threading.Event) -> None:
     """Wait for an event that must come."""
     assert event.wait(PATIENCE), "it did not happen"
+
+
+def ends_in_time(
+    call: Callable[[], object],
+    seconds: float,
+    *,
+    slack: float = 0.1,
+    error: type[BaseException] = DatabaseBusyError,
+) -> list[Any]:
+    """Make a call that must end with an error after so many seconds, never sooner.
+
+    The machine may be slow for a moment, so it may be late four times; who is late of itself is so
+    five times.
+
+    Returns:
+        The errors, that of the call that was in time last.
+    """
+    errors = []
+    for _ in range(5):
+        began = monotonic()
+        with pytest.raises(error) as caught:
+            call()
+        took = monotonic() - began
+        errors.append(caught.value)
+        assert took >= seconds
+        if isinstance(caught.value, DatabaseBusyError):
+            assert seconds <= caught.value.waited <= took
+        if took < seconds + slack:
+            return errors
+    pytest.fail(f"it took {took:.3f} s instead of {seconds} s, the last of five times")
 
 
 def queued(handle: DatabaseHandle, count: int) -> None:

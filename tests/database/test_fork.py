@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import kernel_locks
 import pytest
 from database_kit import keys
 
 from mandrake_sessions import ConnectionPool
 
-PRELUDE = """
+PRELUDE = f"sys.path.append({str(Path(kernel_locks.__file__).parent)!r})"
+PRELUDE += """
 import os, threading
 from pathlib import Path
+from kernel_locks import own_lock_lines
 from mandrake_sessions import *
 from mandrake_sessions.database.statement import Statement
 ADD = Statement("INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
@@ -24,10 +27,7 @@ def add(handle, key):
 def keys(handle):
     return sorted(row[0] for row in handle.query(lambda tx: tx.rows(KEYS)))
 def locks():
-    inodes = {str(each.stat().st_ino) for each in path.parent.iterdir()}
-    lines = [line.split()[1:] for line in Path("/proc/locks").read_text().splitlines()]
-    mine = [x for x in lines if x[4].split(":")[-1] in inodes and int(x[3]) == os.getpid()]
-    return sorted(" ".join(x) for x in mine)
+    return own_lock_lines(path.parent.iterdir())
 def error_of(work):
     try:
         work()

@@ -24,6 +24,7 @@ from database_kit import (
     raw_of,
     until,
 )
+from kernel_locks import own_lock_lines
 from structlog.testing import capture_logs
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError, PoolClosedError
@@ -294,12 +295,5 @@ def test_locks_are_unchanged_by_every_public_call(make_pool: MakePool, path: Pat
         assert locks(path) == before
 
 
-def locks(path: Path, pid: int | None = None) -> list[str]:
-    files = {path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")}
-    inodes = {str(each.stat().st_ino) for each in files if each.exists()}
-    found = []
-    for line in Path("/proc/locks").read_text().splitlines():
-        _, *fields = line.split()
-        if fields[4].split(":")[-1] in inodes and int(fields[3]) == (pid or os.getpid()):
-            found.append(" ".join(fields))
-    return sorted(found)
+def locks(path: Path) -> list[str]:
+    return own_lock_lines([path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")])

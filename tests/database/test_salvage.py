@@ -13,6 +13,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from kernel_locks import own_lock_lines
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -517,18 +518,12 @@ def test_a_table_that_is_not_ours_is_named(damaged: Path) -> None:
 
 
 def test_the_locks_of_an_open_database_stay(damaged: Path, pool: ConnectionPool) -> None:
-    inodes = {f":{os.stat(f'{damaged}{suffix}').st_ino}" for suffix in ("",)}
-
-    def locks() -> list[str]:
-        with open("/proc/locks", encoding="ascii") as table:
-            return [line.split(":", 1)[1] for line in table if any(i in line for i in inodes)]
-
     with pool.acquire(damaged):
-        before = locks()
+        before = own_lock_lines([damaged])
         assert before
         salvage(damaged, new_of(damaged))
         diagnose(damaged, full=True)
-        assert locks() == before
+        assert own_lock_lines([damaged]) == before
 
 
 # -- hostile files and full disks -----------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 import apsw
 import pytest
+from kernel_locks import own_lock_lines
 from origin_kit import Origin, everything_in
 
 from mandrake_sessions import (
@@ -163,19 +164,13 @@ def test_a_source_that_this_process_has_open_is_refused_and_its_locks_stay(
     source: Path, target: SessionManager
 ) -> None:
     some_sessions().write(source)
-    inode = f":{source.stat().st_ino} "
-
-    def our_locks() -> list[str]:
-        lines = Path("/proc/locks").read_text().splitlines()
-        return [line.split(":", 1)[1] for line in lines if inode in line]
-
     connection = apsw.Connection(str(source))
     connection.execute("SELECT count(*) FROM sessions").fetchall()
-    held = our_locks()
+    held = own_lock_lines([source])
     assert held
     with pytest.raises(ImportSourceError, match="in use by this process"):
         import_mandrake(source, target)
-    assert our_locks() == held
+    assert own_lock_lines([source]) == held
     connection.close()
     assert target.count_sessions() == 0
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kernel_locks
 import pytest
+from kernel_locks import own_lock_lines
 
 import mandrake_sessions
 from mandrake_sessions import (
@@ -73,16 +74,8 @@ class World:
 
 def locks(path: Path) -> list[str]:
     """Return the locks of this process on a database and on its log's index."""
-    inodes = {os.stat(f"{path}{suffix}").st_ino for suffix in ("", "-shm")}
-    found = []
-    with open("/proc/locks", encoding="ascii") as table:
-        for line in table:
-            _, kind, *words = line.split()
-            if kind == "POSIX" and words[2] == str(os.getpid()):
-                inode = int(words[3].rpartition(":")[2])
-                if inode in inodes:
-                    found.append(f"{words[1]} {inode} {words[4]} {words[5]}")
-    return sorted(found)
+    lines = own_lock_lines([path, Path(f"{path}-shm")])
+    return [line for line in lines if line.startswith("POSIX")]
 
 
 @pytest.fixture
@@ -302,11 +295,11 @@ OPEN_IT = """
 import os
 from pathlib import Path
 from mandrake_sessions import ConnectionPool
+sys.path.append(sys.argv[2])
+from kernel_locks import own_lock_lines
 
 def mine(path):
-    inode = str(os.stat(path).st_ino)
-    lines = Path("/proc/locks").read_text().splitlines()
-    return sum(f" {os.getpid()} " in each and f":{inode} " in each for each in lines)
+    return len(own_lock_lines([Path(path)]))
 
 pool = ConnectionPool()
 handle = pool.acquire(sys.argv[1])
@@ -318,5 +311,5 @@ os._exit(0)
 
 
 def test_this_test_can_see_a_dropped_lock(world: World, start_child: Callable[..., Any]) -> None:
-    before, after = start_child(OPEN_IT, world.copy).hear()
+    before, after = start_child(OPEN_IT, world.copy, Path(kernel_locks.__file__).parent).hear()
     assert before > after

@@ -689,6 +689,28 @@ wait_for_signals()
     assert stored(path) == {"before"}
 
 
+def test_m56_a_second_signal_that_is_handled_late_changes_nothing(run: Run, path: Path) -> None:
+    """Of those that came while the main thread was in C the interpreter takes the lowest first."""
+    child = run(
+        """
+import apsw
+when_closing(lambda: os.kill(os.getpid(), signal.SIGINT))
+raw = apsw.Connection(":memory:")
+long = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 5000000)"
+say("ready")
+os.kill(os.getpid(), signal.SIGTERM)
+try:
+    raw.execute(f"{long} SELECT count(*) FROM n").fetchall()
+    wait_for_signals()
+except KeyboardInterrupt:
+    say("interrupted")
+"""
+    )
+    assert child.hear() == "ready"
+    ends_by(child, signal.SIGTERM)
+    assert stored(path) == {"before"}
+
+
 def test_m56_a_script_that_ends_while_closing_is_closed_first(run: Run, path: Path) -> None:
     child = run(
         """
