@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -50,6 +51,7 @@ from mandrake_sessions import (
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health import checks
 from mandrake_sessions.database.health import levels as health
+from mandrake_sessions.database.health.locks import lock_holders
 from mandrake_sessions.database.health.wording import readable_size
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.waiting import Budget
@@ -611,3 +613,27 @@ def test_rule_28_wherever_a_checkpoint_stands_the_size_is_right(
             if place % 5 == 0:
                 settle(handle)
     assert short > 5
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc/locks")
+def test_a_lock_that_stays_is_told_once_while_others_come_and_go(
+    tmp_path: Path, start_child: Callable[..., Any]
+) -> None:
+    """The kernel tells its table page by page."""
+    path = tmp_path / "locked"
+    with path.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX, 10, 100)
+        child = start_child(
+            "import fcntl\n"
+            "files = [open(f'{sys.argv[1]}-{n}', 'w') for n in range(40)]\n"
+            "tell('locking')\n"
+            "while True:\n"
+            "    for file in files:\n"
+            "        fcntl.lockf(file, fcntl.LOCK_EX, 10, 100)\n"
+            "    for file in reversed(files):\n"
+            "        fcntl.lockf(file, fcntl.LOCK_UN, 10, 100)\n",
+            path,
+        )
+        child.hear()
+        for _ in range(100):
+            assert len(lock_holders(path) or ()) == 1

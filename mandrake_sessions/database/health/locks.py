@@ -15,7 +15,7 @@ _RESERVED: Final = _PENDING + 1
 _WAL_WRITE: Final = 120
 _FIELDS: Final = 8
 _READINGS: Final = 4
-"""How often the table is read again at most until it agrees with itself."""
+"""How often the table is read: a lock is held that was seen once."""
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -49,14 +49,11 @@ def lock_holders(path: Path) -> list[Held] | None:
 
     Those of processes in another pid namespace are not seen.
     """
-    found = _read(path)
     # The kernel tells them page by page: while others come and go, one that stays can be missing
-    # or be there twice (14 of 3,000 readings beside a process that locked on and on).
-    for _ in range(_READINGS):
-        before, found = found, _read(path)
-        if found == before:
-            break
-    return found
+    # in a reading, or be there twice.
+    readings = [_read(path) for _ in range(_READINGS)]
+    told = [reading for reading in readings if reading is not None]
+    return list(dict.fromkeys(held for reading in told for held in reading)) if told else None
 
 
 def _read(path: Path) -> list[Held] | None:
@@ -80,8 +77,7 @@ def _read(path: Path) -> list[Held] | None:
             continue
         last = sys.maxsize if fields[7] == "EOF" else int(fields[7])
         found.append(Held(int(fields[4]), fields[3] == "WRITE", int(fields[6]), last))
-    # None is there twice.
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _inode(path: Path) -> int | None:
