@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.paths import identify, real_path
+from mandrake_sessions.database.paths import from_here, identify, real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.transaction import WriteUnit
 from mandrake_sessions.errors import (
@@ -52,11 +52,7 @@ def _folder(path: object) -> Path:
     if not os.fspath(given):
         # It would be the present directory, as it comes of a variable that is not set.
         raise InvalidArgumentError("path must not be empty.")
-    folder = Path(given).expanduser()
-    # Where the process is, is gone: whoever opens something below it says so.
-    with contextlib.suppress(FileNotFoundError):
-        return folder.absolute()
-    return folder
+    return Path(from_here(str(Path(given))))
 
 
 def _spelled(folder: Path) -> str:

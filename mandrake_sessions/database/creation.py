@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -20,6 +19,7 @@ from mandrake_sessions.database.paths import (
     set_aside,
     tell_set_aside,
 )
+from mandrake_sessions.database.waiting import pause
 from mandrake_sessions.errors import DatabaseFolderError, DatabaseMovedError
 
 if sys.platform != "win32":
@@ -27,8 +27,6 @@ if sys.platform != "win32":
 
 PATIENCE: Final = 1.0
 """Seconds to wait for another maker, which needs milliseconds; it may be stopped."""
-
-_PACE: Final = 0.001
 
 
 def make_file(path: Path) -> Identity:
@@ -104,12 +102,13 @@ def _opened(folder: Path) -> int | None:
 def _lock(descriptor: int) -> None:
     until = monotonic() + PATIENCE
     with contextlib.suppress(OSError):
-        while sys.platform != "win32" and monotonic() < until:
+        while sys.platform != "win32":
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                time.sleep(_PACE)
+                if not pause(until):
+                    return
 
 
 def _unlock(descriptor: int) -> None:

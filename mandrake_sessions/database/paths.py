@@ -52,11 +52,17 @@ def absolute_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     text: object = os.fspath(path)
     if not isinstance(text, str) or not _may_name_a_file(text):
         return path
+    return from_here(text)
+
+
+def from_here(text: str) -> str:
+    """Return a name, with ``~`` or relative, as one that begins at the root."""
+    expanded = os.path.expanduser(text)
     # Not abspath: it would fold ``..`` before links are followed. A directory that is gone is the
     # business of whoever opens something in it.
     with contextlib.suppress(FileNotFoundError):
-        return os.path.join(os.getcwd(), os.path.expanduser(text))
-    return path
+        return os.path.join(os.getcwd(), expanded)
+    return expanded
 
 
 def _may_name_a_file(text: str) -> bool:

@@ -278,14 +278,12 @@ class WriteLane(Lane):
             finally:
                 try:
                     rollback(connection)
-                    if self.turnstile.is_entered:
-                        self.turnstile.leave()
+                    self.turnstile.leave()
                 finally:
                     # A signal in the midst of it: with a transaction open the file would be
                     # retired.
                     rollback(connection)
-                    if self.turnstile.is_entered:
-                        self.turnstile.leave()
+                    self.turnstile.leave()
 
     def _commit(self, operation: str, group: Group | None = None) -> None:
         """Commit for every unit of the group, and give the lease back."""

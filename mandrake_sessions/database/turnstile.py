@@ -96,7 +96,7 @@ class Turnstile:
 
     Attributes:
         looks_at: from when on a process that need not wait looks (``time.monotonic``).
-        is_entered: whether ``leave`` must be called.
+        is_entered: whether a transaction has entered it, and has not left.
         is_held: whether the turnstile is ours now.
         failure: why there is no turnstile, None while nothing is wrong with it.
         stalls: how often it did not move, and was passed by.
@@ -191,6 +191,7 @@ class Turnstile:
     def leave(self) -> None:
         """Let the next one in, at the end of our turn: the transaction has ended."""
         if not self.is_entered:
+            # It went without: whether the next one follows at once is to be known all the same.
             if self.has_met_others:
                 self._left_at = monotonic()
             return

@@ -1,13 +1,27 @@
-"""Telling coroutines in their event loops, from any thread."""
+"""Event loops, of a library that need not import asyncio: is there one, and telling what waits."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
+
+
+def runs_event_loop() -> bool:
+    """Return whether this thread runs an event loop, all of whose tasks a pause would hold up."""
+    # Not imported to ask: without it there is none.
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return False
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: Any) -> None:

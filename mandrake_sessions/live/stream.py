@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import enum
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from mandrake_sessions.errors import (
 )
 from mandrake_sessions.ids import now
 from mandrake_sessions.live.columns import Columns
+from mandrake_sessions.live.event_loops import runs_event_loop
 from mandrake_sessions.live.outcome import fail, settle
 from mandrake_sessions.live.strand import Frozen, Strand, remainders_of, size_of
 from mandrake_sessions.live.text import GrowingText
@@ -40,13 +40,6 @@ _GIVE_WAY: Final = 0.002
 
 _FAR_AHEAD: Final = 1_000
 """Pieces between two times of giving way: 99.9 % of the calls must be quick."""
-
-
-def _runs_event_loop() -> bool:
-    """Whether this thread runs an event loop, all of whose tasks a pause would hold up."""
-    # Not imported to ask: without it there is none.
-    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
-    return running is not None and running() is not None
 
 
 class StreamState(enum.Enum):
@@ -125,7 +118,7 @@ class Stream:
             strand.size += size
             self._fresh_size = fresh_size
             strand.text.append(piece)
-        if is_far_ahead and not _runs_event_loop():
+        if is_far_ahead and not runs_event_loop():
             # Every time the flusher comes back from SQLite it must get the interpreter again, and
             # threads that never wait give it away every 5 ms only, each to any of the others.
             time.sleep(_GIVE_WAY)

@@ -15,7 +15,7 @@ from mandrake_sessions.database import creation, file
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lifecycle import FileState
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.waiting import Budget, pause
 
 PAUSED_MAKER = """
 import structlog
@@ -69,17 +69,15 @@ def test_makers_of_one_file_do_not_take_its_log_from_each_other(
     path.with_name("db.sqlite-wal").write_bytes(b"of a file that is gone")
     child = start_child(PAUSED_MAKER, path)
     assert child.hear() == "looked"
-    is_here = threading.Event()
-    lock = creation._lock
+    met_lock = threading.Event()
 
-    def noting(descriptor: int) -> None:
-        is_here.set()
-        lock(descriptor)
+    def pausing(until: float) -> bool:
+        met_lock.set()
+        return pause(until)
 
-    monkeypatch.setattr(creation, "_lock", noting)
+    monkeypatch.setattr(creation, "pause", pausing)
     task = Task(lambda: pool.acquire(path))
-    assert is_here.wait(20)
-    threading.Event().wait(0.1)
+    assert met_lock.wait(20)
     assert not path.exists()
     child.tell()
     assert child.hear() == "made"
@@ -144,7 +142,8 @@ def test_what_another_process_has_begun_in_a_moved_file_is_not_lost(
         with pytest.raises(DatabaseMovedError):
             handle.query(lambda tx: None)
         # Ours ends meanwhile: it copies the log, and waits for theirs.
-        threading.Event().wait(0.2)
+        main = file_of(handle).writer.connection
+        until(lambda: main.busy_waits > 0)
         child.tell()
         assert child.hear() == "committed"
         if ends == "commit":

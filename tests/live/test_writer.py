@@ -407,6 +407,18 @@ def test_text_that_somebody_else_changed_is_left_alone(sessions, response):
     assert sessions.get_turn(writer.id).content == "summary"
 
 
+def test_who_sees_that_a_writer_is_finished_finds_how_its_turn_ended(sessions, response):
+    for _ in range(20):
+        writer = stream(sessions, response.id)
+        writer.write("text")
+        sessions.update_turn(writer.id, status="interrupted")
+        writer.begin_flush()
+        # On and on, to come in the moment in between.
+        while not writer.is_finished:
+            pass
+        assert (writer.turn.status, writer.turn.content) == (TurnStatus.INTERRUPTED, "text")
+
+
 def test_figures_are_stored_also_where_somebody_else_changed_the_text(sessions, response):
     writer = stream(sessions, response.id)
     sessions.update_turn(writer.id, status="completed")

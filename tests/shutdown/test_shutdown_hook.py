@@ -575,6 +575,22 @@ wait_for_signals()
     assert stored(path) == {"before"}
 
 
+def test_m56_a_process_that_cannot_start_a_thread_ends_all_the_same(run: Run) -> None:
+    child = run(
+        """
+def refuse(_thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+threading.excepthook = lambda told: None
+say("ready")
+wait_for_signals()
+"""
+    )
+    assert child.hear() == "ready"
+    child.process.terminate()
+    ends_by(child, signal.SIGTERM)
+
+
 def test_m56_a_part_that_hangs_keeps_nothing_else_open(run: Run, path: Path) -> None:
     child = run(BAD.format(close="threading.Event().wait()"), hook="")
     assert child.hear() == "ready"
