@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self, TypeVar
 
+from msgspec.structs import replace
+
 from mandrake_sessions import arguments
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health.report import HealthLevel, HealthReport
@@ -20,6 +22,7 @@ from mandrake_sessions.errors import (
     HandleReleasedError,
     InvalidArgumentError,
     NotInitializedError,
+    ReadOnlyDatabaseError,
 )
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.subscription import (
@@ -87,6 +90,7 @@ class SessionManager:
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a file that is not there.
+        read_only: whether the file is only read, as ``DatabaseOptions.read_only`` says.
         logger: a structlog logger of the host's, told when the manager is opened, closed and
             deleted; None for silence.
 
@@ -101,6 +105,7 @@ class SessionManager:
         pool: ConnectionPool | None = None,
         options: DatabaseOptions | None = None,
         create: bool = True,
+        read_only: bool = False,
         logger: HostLogger | None = None,
     ) -> None:
         self._path = absolute_path(arguments.path("path", path))
@@ -109,6 +114,7 @@ class SessionManager:
         arguments.flag("create", create)
         self._pool = pool
         self._options = options
+        self._is_read_only = arguments.flag("read_only", read_only)
         self.create = create
         self._logger = logger
         self._mutex = threading.Lock()
@@ -153,7 +159,10 @@ class SessionManager:
         with self._mutex:
             if self._handle is None:
                 pool = self._pool or default_pool()
-                handle = pool.acquire(self._path, options=self._options, create=self.create)
+                options = self._options
+                if self._is_read_only:
+                    options = replace(options or pool.options.database, read_only=True)
+                handle = pool.acquire(self._path, options=options, create=self.create)
                 try:
                     with handle.pinned("init") as file:
                         Hub.of(file).recover_at_opening()
@@ -193,6 +202,7 @@ class SessionManager:
         """
         pool = self._pool or default_pool()
         patience = seconds_to_wait(timeout, self._options, pool)
+        self._require_writable("delete")
         # Asked before it is closed: a link could lead to another file by now.
         path = self.path
         self.close()
@@ -230,12 +240,27 @@ class SessionManager:
         """
         pool = self._pool or default_pool()
         patience = seconds_to_wait(timeout, self._options, pool)
+        self._require_writable("restore")
         if self.is_initialized:
             # It would wait for itself.
             patience = 0.0
         path = pool.restore(backup, self._path, overwrite=overwrite, timeout=patience)
         self._tell("sessions_restored")
         return path
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the file is only read."""
+        pool = self._pool or default_pool()
+        return self._is_read_only or (self._options or pool.options.database).read_only
+
+    def _require_writable(self, operation: str) -> None:
+        if self.is_read_only:
+            raise ReadOnlyDatabaseError(
+                "The manager was made with read_only: nothing is written.",
+                path=self.path,
+                operation=operation,
+            )
 
     def _tell(self, event: str) -> None:
         """Log what happened to the manager itself, where the host gave a logger for that."""

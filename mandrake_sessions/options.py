@@ -46,6 +46,8 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         flush_bytes: bytes of a streaming turn that are stored at once, before the interval is over.
         max_buffered_bytes: bytes of a streaming turn that may wait to be stored; more is refused.
         vfs: the name of a registered SQLite VFS other than the default one, for fault injection.
+        read_only: whether the file is only read. Nothing of it is made, migrated or ended then, and
+            every write is refused; a file, folder or medium that cannot be written is enough.
     """
 
     durability: Durability = Durability.DURABLE
@@ -59,6 +61,7 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     flush_bytes: int = 16 * 1024
     max_buffered_bytes: int = 8 * 1024 * 1024
     vfs: str | None = None
+    read_only: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.durability, Durability):
@@ -78,6 +81,7 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         )
         if self.vfs is not None and not arguments.text("vfs", self.vfs):
             raise InvalidArgumentError("vfs must be the name of a VFS.")
+        arguments.flag("read_only", self.read_only)
 
 
 class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

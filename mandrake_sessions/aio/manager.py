@@ -56,6 +56,7 @@ class AsyncSessionManager(AsyncOpening):
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a file that is not there.
+        read_only: whether the file is only read, as ``DatabaseOptions.read_only`` says.
         logger: a structlog logger of the host's.
 
     Attributes:

@@ -36,9 +36,19 @@ class AsyncOpening:
         pool: ConnectionPool | None = None,
         options: DatabaseOptions | None = None,
         create: bool = True,
+        read_only: bool = False,
         logger: HostLogger | None = None,
     ) -> None:
-        self._begin(SessionManager(path, pool=pool, options=options, create=create, logger=logger))
+        self._begin(
+            SessionManager(
+                path,
+                pool=pool,
+                options=options,
+                create=create,
+                read_only=read_only,
+                logger=logger,
+            )
+        )
 
     @classmethod
     def over(cls, sync: SessionManager) -> Self:

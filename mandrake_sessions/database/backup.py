@@ -285,7 +285,8 @@ def _copy(source: Connection, partial: Path, budget: Budget, progress: Progress 
     copy = apsw.Connection(
         str(partial),
         flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW,
-        vfs=source.raw.open_vfs or None,
+        # A source that is read by itself has a file layer that only reads such.
+        vfs=None if source.unshared is not None else source.raw.open_vfs or None,
     )
     with contextlib.closing(copy), _snapshot(source, budget):
         # A copy that fails is removed, so there is nothing to roll back to.

@@ -16,6 +16,7 @@ from mandrake_sessions.database.guard import require_safe_sqlite
 from mandrake_sessions.database.header import require_ours
 from mandrake_sessions.database.paths import Identity, identify, is_named
 from mandrake_sessions.database.turnstile import Turnstile
+from mandrake_sessions.database.unshared import Unshared, may_read_unshared
 from mandrake_sessions.database.waiting import Budget, pause, retry_busy
 from mandrake_sessions.errors import (
     DatabaseError,
@@ -61,10 +62,18 @@ class Connection:
         busy_waits: how often it looked at a lock of another process.
         owner: the id under which this process has claimed the file, None before it has.
         turnstile: what BEGIN goes through before it waits; None while nothing begins.
+        unshared: how it is read without the index that processes share; None where it is shared.
     """
 
-    def __init__(self, raw: apsw.Connection, path: Path, identity: Identity) -> None:
+    def __init__(
+        self,
+        raw: apsw.Connection,
+        path: Path,
+        identity: Identity,
+        unshared: Unshared | None = None,
+    ) -> None:
         self.raw = raw
+        self.unshared = unshared
         self.path = path
         self.identity = identity
         self.deadline = 0.0
@@ -159,7 +168,10 @@ class Connection:
         if abandon:
             self.raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._cursor.close(True)
-        self.raw.close(True)
+        if self.unshared is not None:
+            self.unshared.close(self.raw)
+        else:
+            self.raw.close(True)
 
 
 def open_connection(
@@ -184,12 +196,35 @@ def open_connection(
         DatabaseBusyError: another process held it until the deadline.
     """
     require_safe_sqlite(path)
-    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+    if not options.read_only:
+        return _open(path, identity, options, budget, auxiliary=auxiliary)
     try:
-        raw = apsw.Connection(str(path), flags=flags, vfs=options.vfs)
+        return _open(path, identity, options, budget, auxiliary=True)
+    except DatabaseError as error:
+        if options.vfs is not None or not may_read_unshared(path, error):
+            raise
+    return _open(path, identity, options, budget, auxiliary=True, shares=False)
+
+
+def _open(
+    path: Path,
+    identity: Identity,
+    options: DatabaseOptions,
+    budget: Budget,
+    *,
+    auxiliary: bool,
+    shares: bool = True,
+) -> Connection:
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+    unshared = None if shares else Unshared(path, identity)
+    try:
+        if unshared is None:
+            raw = apsw.Connection(str(path), flags=flags, vfs=options.vfs)
+        else:
+            raw = unshared.open()
     except apsw.Error as error:
         raise _opening_error(error, path) from error
-    connection = Connection(raw, path, identity)
+    connection = Connection(raw, path, identity, unshared)
     try:
         connection.deadline = budget.deadline
         _configure(connection, options, budget, auxiliary=auxiliary)
@@ -246,11 +281,12 @@ def _configure(
         and not _is_ours(connection)
     ):
         raise UnrecognizedDatabaseError(path=path, operation="open")
-    # The busy handler is not asked while the journal mode changes (3 of 48 openings failed).
-    mode = retry_busy(
+    # The busy handler is not asked while the journal mode changes (3 of 48 openings failed). A
+    # backup that was never opened has another mode, in which it can be read.
+    mode = options.read_only or retry_busy(
         lambda: connection.value("PRAGMA journal_mode=wal"), budget, path, "open", "open"
     )
-    if mode != "wal":
+    if mode not in (True, "wal"):
         raise DatabaseOpenError(
             f"The file system does not allow WAL (journal mode {mode}).", path=path
         )
@@ -286,7 +322,7 @@ def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:
         # it took as long as the append (docs/adr/0005).
         "temp_store": 2,
         "cache_size": -(options.cache_bytes // 1024),
-        "query_only": int(auxiliary),
+        "query_only": int(auxiliary or options.read_only),
     }
 
 

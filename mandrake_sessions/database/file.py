@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import get_ident
@@ -21,11 +22,11 @@ from mandrake_sessions.database.guard import (
     reentrant_error,
     warn_of_second_sqlite,
 )
-from mandrake_sessions.database.head import bring_to_head
+from mandrake_sessions.database.head import bring_to_head, require_head
 from mandrake_sessions.database.lease import Bring
 from mandrake_sessions.database.lifecycle import FileLifecycle
 from mandrake_sessions.database.maintenance import Maintenance
-from mandrake_sessions.database.paths import Identity, is_named
+from mandrake_sessions.database.paths import Identity, companions, is_named
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -107,15 +108,22 @@ class DatabaseFile(FileLifecycle):
         """
         budget = budget or Budget(options.busy_timeout)
         warn_of_second_sqlite(path)
+        # Before it is opened, which may make one.
+        has_log = any(os.path.lexists(each) for each in companions(path))
         main = open_connection(path, identity, options, budget)
         try:
             if stamp is not None and main.value("PRAGMA user_version") != stamp:
                 raise DatabaseMovedError(path=path, operation="open")
-            bring_to_head(main, budget)
-            return cls(main, options, maintenance, on_retired)
+            if options.read_only:
+                require_head(main)
+            else:
+                bring_to_head(main, budget)
+            file = cls(main, options, maintenance, on_retired)
+            file.keeps_log = options.read_only and has_log
+            return file
         except BaseException as error:
             with contextlib.suppress(apsw.Error):
-                main.close()
+                main.close(abandon=options.read_only and has_log)
             if isinstance(error, apsw.Error | DatabaseError) and not is_named(path, identity):
                 raise DatabaseMovedError(path=path, operation="open") from error
             if isinstance(error, apsw.Error):
@@ -159,6 +167,7 @@ class DatabaseFile(FileLifecycle):
         if not was_run:
             lane = self._auxiliary_lane(budget)
             _, result = lane.fetch(work, budget, operation, even_refused=even_refused)
+        self._require_still(self._main.connection)
         return result  # type: ignore[return-value]  # T itself may be None
 
     def read(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
@@ -166,7 +175,9 @@ class DatabaseFile(FileLifecycle):
         self._admit(operation)
         budget = self.budget(timeout)
         with self._auxiliary_lane(budget).snapshot(budget, operation) as tx:
-            return work(tx)
+            result = work(tx)
+        self._require_still(self._main.connection)
+        return result
 
     def transact(
         self,
@@ -206,6 +217,7 @@ class DatabaseFile(FileLifecycle):
         budget = self.budget(timeout)
         with self._auxiliary_lane(budget).snapshot(budget, operation) as tx:
             yield tx
+        self._require_still(self._main.connection)
 
     @contextlib.contextmanager
     def write_scope(self, timeout: float | None = None) -> Iterator[WriteTransaction]:
@@ -277,7 +289,9 @@ class DatabaseFile(FileLifecycle):
     # -- checkpoints ------------------------------------------------------------------------
 
     def checkpoint(self) -> None:
-        """Copy the WAL into the database as far as readers allow; nobody waits for it."""
+        """Copy the WAL into the database as far as readers allow; no caller waits for it."""
+        if self.options.read_only:
+            return
         try:
             budget = Budget(_CHECKPOINT_BUDGET)
             with self.exclusive_auxiliary("checkpoint", budget) as connection:
@@ -363,8 +377,11 @@ class DatabaseFile(FileLifecycle):
 
         Raises:
             PoolClosedError: the file is closed.
+            ReadOnlyDatabaseError: the file was opened to be read only.
             DatabaseError: the owner's file cannot be made.
         """
+        if self.options.read_only:
+            self.refusal.require_writable()
         # Also while the file closes: a transaction under way goes on.
         id = self._attached.claimed(self._require_open)
         for lane in self.lanes():

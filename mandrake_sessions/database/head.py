@@ -10,6 +10,7 @@ import apsw
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.errors import MigrationError, SchemaTooNewError
 from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.tables import APPLICATION_ID, HEAD
 
@@ -44,6 +45,27 @@ def bring_to_head(connection: Connection, budget: Budget) -> None:
             from mandrake_sessions.database.migrate import upgrade
 
         upgrade(connection, budget)
+
+
+def require_head(connection: Connection) -> None:
+    """Make sure that a database that is only read has the schema of this version.
+
+    Raises:
+        SchemaTooNewError: it was written by a newer version.
+        MigrationError: its schema is an older one, or not made yet.
+        DatabaseError: it cannot be read.
+    """
+    revision = current(connection)
+    if revision == HEAD:
+        return
+    if revision is not None and not is_known(revision):
+        raise SchemaTooNewError(path=connection.path, operation="open")
+    found = "no schema yet" if revision is None else f"the older schema {revision}"
+    raise MigrationError(
+        f"The database has {found}; open it once without read_only to bring it up to date.",
+        path=connection.path,
+        operation="open",
+    )
 
 
 def is_known(revision: str) -> bool:

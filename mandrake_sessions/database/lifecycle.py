@@ -71,6 +71,7 @@ class FileLifecycle(abc.ABC):
         logs: the files that SQLite keeps beside this one.
         inspections: further connections that only look.
         used_at: when the last call began (``time.monotonic``).
+        keeps_log: whether the log is left as it is when the file closes.
         is_parked: whether it is closed, or about to be, only because too many files are open.
     """
 
@@ -81,7 +82,8 @@ class FileLifecycle(abc.ABC):
         self.identity: Identity = main.identity
         self.options = options
         self.state = FileState.OPEN
-        self.refusal = Refusal(main.path)
+        self.refusal = Refusal(main.path, is_read_only=options.read_only)
+        self.keeps_log = False
         self.is_refusing = False
         self.used_at = monotonic()
         self.is_parked = False
@@ -188,9 +190,18 @@ class FileLifecycle(abc.ABC):
         if connection.has_moved():
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation=operation)
+        self._require_still(connection)
         # Closing the file, the standard library's SQLite removes the log that ours writes to.
         if "_sqlite3" in _modules and self.logs.lost():
             self.retire_as(Fate.LOG_LOST)
+            raise self._closed_error()
+
+    def _require_still(self, connection: Connection) -> None:
+        """Make sure that a file which is read without the shared index has not changed."""
+        if connection.unshared is not None and connection.unshared.has_changed():
+            self.retire(
+                "a process has begun to write to a file that was read without the shared index"
+            )
             raise self._closed_error()
 
     def _require_open(self) -> None:
@@ -377,9 +388,10 @@ class FileLifecycle(abc.ABC):
         for lane in [lane for lane in reversed(self.lanes()) if not lane.is_closed]:
             try:
                 take_for_closing(lane, half, whole, self._closed_error, on_stuck)
-                if lane is self._main:
+                if lane is self._main and not self.options.read_only:
                     self._end_log(lane.connection, whole)
-                close_lane(lane, whole, self.options, abandon=self._is_log_kept)
+                abandon = self._is_log_kept or self._has_foreign_log(lane.connection)
+                close_lane(lane, whole, self.options, abandon=abandon)
                 lane.is_closed = True
             except MandrakeSessionsError as error:
                 failures.append(error)
@@ -403,7 +415,13 @@ class FileLifecycle(abc.ABC):
     @property
     def _is_log_kept(self) -> bool:
         """Whether the log must not go into the file when it closes."""
+        if self.keeps_log:
+            return True
         return self._fate not in (Fate.OURS, Fate.LOCKS_LOST) or self.refusal.damage is not None
+
+    def _has_foreign_log(self, connection: Connection) -> bool:
+        """Whether a file that was only read has a log, which other processes have written."""
+        return self.options.read_only and connection.wal_backlog()[0] > 0
 
     def _end_log(self, connection: Connection, budget: Budget) -> None:
         """Keep the log from a file that is not ours; nobody may have noticed until now."""

@@ -102,9 +102,10 @@ class OpenFiles:
         self._note_open(slot, "acquire")
 
     def _open_new(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> DatabaseFile:
-        identity = make_file(slot.path) if create else identify(slot.path)
+        makes = create and not options.read_only
+        identity = make_file(slot.path) if makes else identify(slot.path)
         # An empty file is no database yet, and must not become one where none may be made.
-        if identity is None or (not create and slot.path.stat().st_size == 0):
+        if identity is None or (not makes and slot.path.stat().st_size == 0):
             raise DatabaseMissingError(path=slot.path, operation="open")
         self._claim(slot, identity)
         return DatabaseFile.open(

@@ -18,6 +18,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Self
 
+import msgspec
+
 from mandrake_sessions import arguments
 from mandrake_sessions.database.closing import OnStuck
 from mandrake_sessions.database.file import DatabaseFile
@@ -50,9 +52,12 @@ class ConnectionPool:
         options: how long files stay open, and how databases are opened by default.
     """
 
+    _only_reads = False
+
     def __init__(self, options: PoolOptions | None = None) -> None:
         arguments.optional_instance("options", options, PoolOptions)
         self.options = options or PoolOptions()
+        self._reading: _ReadingPool | None = None
         self._reset()
         _living.add(self)
 
@@ -63,6 +68,15 @@ class ConnectionPool:
         # Handles that were collected without a release.
         self._forgotten: deque[tuple[Slot, Hashable]] = deque()
         self._waiting_for_end: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+
+    def _readers(self) -> _ReadingPool:
+        """Return the pool of the files that are only read, made when it is first needed."""
+        with self._mutex:
+            self._require_open(None)
+            if self._reading is None:
+                # Without a log of its own to end, such a file need not linger.
+                self._reading = _ReadingPool(msgspec.structs.replace(self.options, linger=0.0))
+            return self._reading
 
     # -- acquire and release ----------------------------------------------------------------
 
@@ -94,6 +108,8 @@ class ConnectionPool:
         """
         arguments.optional_instance("options", options, DatabaseOptions)
         arguments.flag("create", create)
+        if (options or self.options.database).read_only and not self._only_reads:
+            return self._readers().acquire(path, options=options)
         real = real_path(path)
         place = caller_outside()
         budget = Budget((options or self.options.database).busy_timeout)
@@ -168,7 +184,7 @@ class ConnectionPool:
             slot, self._give_back, self._note_forgotten, self._files.reopen, place
         )
 
-    def _require_open(self, path: Path) -> None:
+    def _require_open(self, path: Path | None) -> None:
         if self._files.is_closed:
             raise PoolClosedError(path=path, operation="acquire")
 
@@ -339,14 +355,16 @@ class ConnectionPool:
                 "parkings": files.parkings,
                 "reopenings": files.reopenings,
             }
-        return PoolStats(
-            databases=tuple(
-                database_stats(slot.file)
-                for slot, parked in zip(slots, is_parked, strict=True)
-                if slot.file is not None and not parked
-            ),
-            **figures,
+        databases = tuple(
+            database_stats(slot.file)
+            for slot, parked in zip(slots, is_parked, strict=True)
+            if slot.file is not None and not parked
         )
+        if self._reading is not None:
+            reading = self._reading.stats()
+            databases += reading.databases
+            figures = {name: count + getattr(reading, name) for name, count in figures.items()}
+        return PoolStats(databases=databases, **figures)
 
     def health(
         self, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
@@ -381,7 +399,8 @@ class ConnectionPool:
             raise PoolClosedError(operation="health")
         with self._mutex:
             slots = [slot for slot in self._slots.values() if slot.state is SlotState.OPEN]
-        return [slot.file for slot in slots if slot.file is not None]
+        files = [slot.file for slot in slots if slot.file is not None]
+        return files if self._reading is None else files + self._reading.open_files()
 
     def wake_when_closed(self, event: threading.Event) -> None:
         """Have an event set when the pool closes; it is not kept alive."""
@@ -400,6 +419,8 @@ class ConnectionPool:
         for slot in tuple(self._slots.values()):
             if slot.file is not None:
                 slot.file.is_refusing = True
+        if self._reading is not None:
+            self._reading.refuse_new_work()
 
     def close(self, timeout: float | None = None, *, on_stuck: OnStuck = None) -> None:
         """Close every file: wait for work under way, interrupt what does not end.
@@ -435,6 +456,11 @@ class ConnectionPool:
             if slot.state in (SlotState.OPENING, SlotState.CLOSING)
             and not slot.changed.wait(max(0.0, deadline - monotonic()))
         ]
+        if self._reading is not None:
+            try:
+                self._reading.close(max(0.0, deadline - monotonic()), on_stuck=on_stuck)
+            except ExceptionGroup as group:
+                failures.extend(group.exceptions)
         with self._mutex:
             mine = [slot for slot in slots if slot.state is SlotState.OPEN]
             begin_closing(mine)
@@ -477,6 +503,16 @@ class ConnectionPool:
         self._slots.clear()
         bury(self._files.maintenance)
         self._reset()
+
+
+class _ReadingPool(ConnectionPool):
+    """The files of a pool that are only read: each has connections of its own.
+
+    A manager that writes and one that only reads may have the same file open in one process, and
+    what the one must make, migrate or end, the other must not.
+    """
+
+    _only_reads = True
 
 
 # What a parent was using at the fork: SQLite's own state of it is the parent's, for ever.

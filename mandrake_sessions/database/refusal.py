@@ -32,16 +32,18 @@ class Refusal:
 
     Args:
         path: the real path of the file.
+        is_read_only: whether it was opened to be read only.
 
     Attributes:
         damage: the first sign that the file is corrupt; it stays.
         obstacle: why writes are refused for now.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
         self.damage: DatabaseError | None = None
         self.obstacle: StorageFullError | ReadOnlyDatabaseError | None = None
         self._path = path
+        self._is_read_only = is_read_only
         self._try_at = 0.0
         self._mutex = threading.Lock()
 
@@ -56,8 +58,13 @@ class Refusal:
         Raises:
             CorruptDatabaseError: the file is damaged, or is no database any more.
             StorageFullError: the disk is still full.
-            ReadOnlyDatabaseError: the file still cannot be written.
+            ReadOnlyDatabaseError: the file still cannot be written, or was opened with
+                ``read_only``.
         """
+        if self._is_read_only:
+            raise ReadOnlyDatabaseError(
+                "The database was opened with read_only: nothing is written.", path=self._path
+            )
         if self.damage is not None:
             raise copy.copy(self.damage)
         obstacle = self.obstacle

@@ -66,6 +66,8 @@ class Hub:
         A database that cannot be written now, because it is busy or its disk is full, can be
         opened all the same: the next opener tries again.
         """
+        if self.file.options.read_only:
+            return
         if monotonic() < self._next_recovery or not self._recovering.acquire(blocking=False):
             return
         try:
@@ -86,6 +88,7 @@ class Hub:
         Args:
             timeout: seconds; None for the ``busy_timeout``.
         """
+        self.file.refusal.require_writable()
         owners = self.file.fetch(streaming_owners(), "recover_interrupted", timeout)
         return self.interrupt_gone(owners, timeout)
 
@@ -101,6 +104,8 @@ class Hub:
             timeout: seconds; None for the ``busy_timeout``.
         """
         file = self.file
+        if file.options.read_only:
+            return []
         gone = [name for name in owners if not self._is_alive(name)]
         lost = given_up.of(owners)
         if not gone and not lost:

@@ -303,6 +303,8 @@ def check_settings(connection: Connection, file: DatabaseFile, *, auxiliary: boo
 
 def check_writing(connection: Connection, file: DatabaseFile) -> HealthCheck:
     """Whether a write could begin now: BEGIN IMMEDIATE and ROLLBACK."""
+    if file.options.read_only:
+        return found("writing", OK, "not asked: the file was opened to be read only")
     reason = file.refusal.reason
     if reason is not None:
         return found_error("writing", FAILED, reason)
