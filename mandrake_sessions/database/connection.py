@@ -221,7 +221,7 @@ def _open(
         if unshared is None:
             raw = apsw.Connection(str(path), flags=flags, vfs=options.vfs)
         else:
-            raw = unshared.open()
+            raw = unshared.connect()
     except apsw.Error as error:
         raise _opening_error(error, path) from error
     connection = Connection(raw, path, identity, unshared)

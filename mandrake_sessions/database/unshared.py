@@ -80,7 +80,7 @@ class Unshared:
         self.has_log = _size(companions(path)[0]) > 0
         self._before = self._states()
 
-    def open(self) -> apsw.Connection:
+    def connect(self) -> apsw.Connection:
         """Return a new connection that only reads.
 
         Raises:
