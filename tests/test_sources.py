@@ -91,6 +91,7 @@ OWN_OPEN = {"DatabaseFile"}
 LONG_MODULES = {
     "mandrake_sessions/records/sql.py": "generated: every statement as it is run",
     "mandrake_sessions/database/pool.py": "one lock and the table of slots behind it",
+    "mandrake_sessions/database/file.py": "one open file: every way in, and its checkpoints",
     "mandrake_sessions/database/lifecycle.py": "the states of one open file, to its end",
     "mandrake_sessions/database/open_files.py": "what is done with slots, under the pool's mutex",
     "mandrake_sessions/database/turnstile.py": "one lock: who takes it, who waits, who passes by",

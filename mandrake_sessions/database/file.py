@@ -167,7 +167,8 @@ class DatabaseFile(FileLifecycle):
         if not was_run:
             lane = self._auxiliary_lane(budget)
             _, result = lane.fetch(work, budget, operation, even_refused=even_refused)
-        self._require_still(self._main.connection)
+        if self._is_unshared:
+            self._require_still()
         return result  # type: ignore[return-value]  # T itself may be None
 
     def read(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
@@ -176,7 +177,8 @@ class DatabaseFile(FileLifecycle):
         budget = self.budget(timeout)
         with self._auxiliary_lane(budget).snapshot(budget, operation) as tx:
             result = work(tx)
-        self._require_still(self._main.connection)
+        if self._is_unshared:
+            self._require_still()
         return result
 
     def transact(
@@ -217,7 +219,8 @@ class DatabaseFile(FileLifecycle):
         budget = self.budget(timeout)
         with self._auxiliary_lane(budget).snapshot(budget, operation) as tx:
             yield tx
-        self._require_still(self._main.connection)
+        if self._is_unshared:
+            self._require_still()
 
     @contextlib.contextmanager
     def write_scope(self, timeout: float | None = None) -> Iterator[WriteTransaction]:

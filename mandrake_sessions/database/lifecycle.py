@@ -84,6 +84,7 @@ class FileLifecycle(abc.ABC):
         self.state = FileState.OPEN
         self.refusal = Refusal(main.path, is_read_only=options.read_only)
         self.keeps_log = False
+        self._is_unshared = main.unshared is not None
         self.is_refusing = False
         self.used_at = monotonic()
         self.is_parked = False
@@ -190,15 +191,17 @@ class FileLifecycle(abc.ABC):
         if connection.has_moved():
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation=operation)
-        self._require_still(connection)
+        if connection.unshared is not None:
+            self._require_still()
         # Closing the file, the standard library's SQLite removes the log that ours writes to.
         if "_sqlite3" in _modules and self.logs.lost():
             self.retire_as(Fate.LOG_LOST)
             raise self._closed_error()
 
-    def _require_still(self, connection: Connection) -> None:
+    def _require_still(self) -> None:
         """Make sure that a file which is read without the shared index has not changed."""
-        if connection.unshared is not None and connection.unshared.has_changed():
+        unshared = self._main.connection.unshared
+        if unshared is not None and unshared.has_changed():
             self.retire(
                 "a process has begun to write to a file that was read without the shared index"
             )
