@@ -71,8 +71,9 @@ from mandrake_sessions.errors import (
     UnsupportedSQLiteError,
     WorkspaceAlreadyExistsError,
     WorkspaceNotFoundError,
+    WorkspacePlaceError,
 )
-from mandrake_sessions.hosts import MandrakeManager, WorkspaceManager
+from mandrake_sessions.hosts import MandrakeManager
 from mandrake_sessions.live.subscription import Subscription, Watch
 from mandrake_sessions.live.tool_calls import PendingToolCall
 from mandrake_sessions.live.updates import RoundUpdate, SessionEvent, SessionUpdate, TurnUpdate
@@ -97,6 +98,7 @@ from mandrake_sessions.models import (
 from mandrake_sessions.options import DatabaseOptions, Durability, PoolOptions
 from mandrake_sessions.session_transaction import SessionTransaction
 from mandrake_sessions.shutdown import ShutdownHook, ShutdownReport, install_shutdown_hook
+from mandrake_sessions.workspace import WorkspaceManager
 
 __all__ = [
     "UNSET",
@@ -193,6 +195,7 @@ __all__ = [
     "WorkspaceAlreadyExistsError",
     "WorkspaceManager",
     "WorkspaceNotFoundError",
+    "WorkspacePlaceError",
     "default_pool",
     "diagnose",
     "install_shutdown_hook",

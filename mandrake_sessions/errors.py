@@ -21,7 +21,7 @@
     └── DatabaseError                 path · operation · result_code · attempts
         ├── DatabaseOpenError
         │   ├── DatabaseFolderError · DatabasePathError · DatabaseMissingError
-        │   ├── NotADatabaseError · UnrecognizedDatabaseError
+        │   ├── NotADatabaseError · UnrecognizedDatabaseError · WorkspacePlaceError
         │   └── UnsupportedSQLiteError · OptionsConflictError
         ├── MigrationError
         │   └── SchemaTooNewError
@@ -274,6 +274,10 @@ class NotADatabaseError(DatabaseOpenError):
 
 class UnrecognizedDatabaseError(DatabaseOpenError):
     """The file is a SQLite database of another program; it was left as it is."""
+
+
+class WorkspacePlaceError(DatabaseOpenError):
+    """The workspace is not what was registered; nothing was read, written or removed."""
 
 
 class UnsupportedSQLiteError(DatabaseOpenError):

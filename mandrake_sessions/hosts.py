@@ -6,116 +6,48 @@ import contextlib
 import os
 import threading
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.paths import from_here, identify, real_path
+from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.transaction import WriteUnit
 from mandrake_sessions.errors import (
     DatabaseFolderError,
     DatabaseMissingError,
-    InvalidArgumentError,
     MandrakeSessionsError,
+    UnrecognizedDatabaseError,
     WorkspaceAlreadyExistsError,
 )
-from mandrake_sessions.log import HostLogger
+from mandrake_sessions.log import HostLogger, get_logger
 from mandrake_sessions.manager import SessionManager, seconds_to_wait
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import workspaces
+from mandrake_sessions.records.places import Registry
+from mandrake_sessions.workspace import (
+    DATABASE,
+    Root,
+    WorkspaceManager,
+    directory,
+    registry_of,
+    remove_empty,
+    require_in_place,
+    spelled,
+    workspace_database,
+)
 
-ROOT_VARIABLE = "MANDRAKE_DIR"
+ROOT_VARIABLE: Final = "MANDRAKE_DIR"
 """Names the root in the environment; without it the root is ``~/.mandrake``."""
 
-_DATABASE = "db.sqlite"
-_WORKSPACE_FOLDER = ".ws"
-_WORKSPACES = "workspaces"
+_WORKSPACES: Final = "workspaces"
 
 T = TypeVar("T")
-Root = str | os.PathLike[str]
 
 
 def default_root() -> Path:
     """Return the root of the system database: ``$MANDRAKE_DIR``, or ``~/.mandrake``."""
     return Path(os.environ.get(ROOT_VARIABLE) or "~/.mandrake").expanduser()
-
-
-def workspace_database(path: Root) -> Path:
-    """Return where the database of the workspace at ``path`` lives."""
-    return Path(path).expanduser() / _WORKSPACE_FOLDER / _DATABASE
-
-
-def _folder(path: object) -> Path:
-    """Return a directory by a name that stays the same wherever the process goes."""
-    given = arguments.path("path", path)
-    if not os.fspath(given):
-        # It would be the present directory, as it comes of a variable that is not set.
-        raise InvalidArgumentError("path must not be empty.")
-    return Path(from_here(str(Path(given))))
-
-
-def _spelled(folder: Path) -> str:
-    """Return the one spelling of a directory, or two workspaces could share a database."""
-    return str(real_path(workspace_database(folder)).parent.parent)
-
-
-class WorkspaceManager:
-    """One workspace: a directory with a ``.ws`` folder, and its conversations.
-
-    Args:
-        path: the directory; a relative one begins where the process is now.
-        pool: where the connection comes from; None for the process's ``default_pool()``.
-        options: how the database is opened; None for the pool's.
-        create: whether ``init()`` makes a database that is not there.
-        workspace: its entry in the registry, where it has one.
-        logger: a structlog logger of the host's.
-
-    Attributes:
-        path: the directory.
-        sessions: the SessionManager of the workspace.
-        workspace: its entry in the registry, or None.
-    """
-
-    def __init__(
-        self,
-        path: Root,
-        *,
-        pool: ConnectionPool | None = None,
-        options: DatabaseOptions | None = None,
-        create: bool = True,
-        workspace: Workspace | None = None,
-        logger: HostLogger | None = None,
-    ) -> None:
-        self.path = _folder(path)
-        self.workspace = workspace
-        self.sessions = SessionManager(
-            workspace_database(self.path),
-            pool=pool,
-            options=options,
-            create=create,
-            logger=logger,
-        )
-
-    @property
-    def id(self) -> str | None:
-        """The id in the registry, or None for a workspace that is not registered."""
-        return None if self.workspace is None else self.workspace.id
-
-    def init(self) -> Self:
-        """Open the workspace's database; raises what ``SessionManager.init`` does."""
-        self.sessions.init()
-        return self
-
-    def close(self) -> None:
-        """Give the workspace's database back; does nothing when it is closed."""
-        self.sessions.close()
-
-    def __enter__(self) -> Self:
-        return self.init()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class MandrakeManager:
@@ -141,14 +73,14 @@ class MandrakeManager:
         options: DatabaseOptions | None = None,
         logger: HostLogger | None = None,
     ) -> None:
-        self.root = _folder(default_root() if root is None else root)
+        self.root = directory(default_root() if root is None else root)
         self._pool = pool
         self._options = options
         self._logger = logger
         self._mutex = threading.RLock()
         self._open: dict[str, WorkspaceManager] = {}
         self.sessions = SessionManager(
-            self.root / _DATABASE, pool=pool, options=options, logger=logger
+            self.root / DATABASE, pool=pool, options=options, logger=logger
         )
 
     # -- life -------------------------------------------------------------------------------
@@ -210,14 +142,15 @@ class MandrakeManager:
             DatabaseOpenError: its database cannot be made; it is not registered then.
         """
         arguments.workspace_name("name", name)
-        folder = self.root / _WORKSPACES / name if path is None else _folder(path)
-        spelled = _spelled(folder)
-        unit = workspaces.register_workspace(name, spelled, description)
-        registry, is_free = self.sessions.handle, workspaces.require_free(name, spelled)
-        registry.fetch(is_free, "create_workspace")
+        handle, registry = self.sessions.handle, self._registry()
+        folder = registry.root / _WORKSPACES / name if path is None else directory(path)
+        place = spelled(folder, self.list_workspaces() if folder.exists() else ())
+        unit = workspaces.register_workspace(registry, name, place, description)
+        is_free = workspaces.require_free(registry, name, place)
+        handle.fetch(is_free, "create_workspace")
         if self._holds_conversations(folder):
             # Others may have made them just now, in a workspace of theirs: then that is the error.
-            registry.fetch(is_free, "create_workspace")
+            handle.fetch(is_free, "create_workspace")
             raise WorkspaceAlreadyExistsError(
                 message="The directory holds conversations already: adopt_workspace() takes them."
             )
@@ -242,6 +175,9 @@ class MandrakeManager:
     ) -> WorkspaceManager:
         """Register a directory that exists, with the conversations it may hold, and open it.
 
+        Where the name is registered, but its database is gone and the directory holds one, it is
+        taken for the new place of that workspace, as by ``move_workspace``.
+
         Args:
             name: 1 to 64 letters, digits, ``-`` and ``_``, starting with a letter or digit.
             path: the directory; its database is made if it has none.
@@ -253,10 +189,61 @@ class MandrakeManager:
             WorkspaceAlreadyExistsError: the name or the path is registered already.
         """
         arguments.workspace_name("name", name)
-        folder = _folder(path)
+        folder = directory(path)
         if not folder.is_dir():
             raise DatabaseFolderError("There is no such directory.", path=folder)
-        return self._register(workspaces.register_workspace(name, _spelled(folder), description))
+        registry = self._registry()
+        place = spelled(folder, self.list_workspaces())
+        known = self.find_workspace(name)
+        if (
+            known is not None
+            and not os.path.lexists(workspace_database(known.path))
+            and identify(workspace_database(place)) is not None
+        ):
+            self._move(registry, known.id, place, description)
+            return self.get_workspace(known.id)
+        return self._register(workspaces.register_workspace(registry, name, place, description))
+
+    def move_workspace(self, id: str, path: Root) -> Workspace:
+        """Close a workspace and register the place that its directory was moved to.
+
+        No file is moved. What is at its former place stays, and is no workspace any more.
+
+        Args:
+            id: the workspace; it keeps its name.
+            path: the directory with its ``.ws`` folder. In a copy of a root, the registered one
+                says that a directory outside is shared with the original.
+
+        Returns:
+            The workspace as it is now.
+
+        Raises:
+            WorkspaceNotFoundError: no workspace has this id.
+            DatabaseFolderError: there is no such directory.
+            DatabaseMissingError: it holds no workspace's database.
+            WorkspaceAlreadyExistsError: another workspace has the path.
+        """
+        registry = self._registry()
+        self.sessions.handle.fetch(workspaces.get_workspace_row(registry, id), "move_workspace")
+        folder = directory(path)
+        if not folder.is_dir():
+            raise DatabaseFolderError("There is no such directory.", path=folder)
+        place = spelled(folder, self.list_workspaces())
+        if identify(workspace_database(place)) is None:
+            raise DatabaseMissingError(
+                "The directory holds no workspace's database.", path=workspace_database(place)
+            )
+        return self._move(registry, id, place, None)
+
+    def _move(self, registry: Registry, id: str, path: str, description: str | None) -> Workspace:
+        with self._mutex:
+            workspace = self._transact(
+                workspaces.move_workspace_row(registry, id, path, description), "move_workspace"
+            )
+            known = self._open.pop(id, None)
+        if known is not None:
+            known.close()
+        return workspace
 
     def _register(self, unit: WriteUnit[Workspace]) -> WorkspaceManager:
         """Enter it first: the registry decides between two processes who want one name."""
@@ -267,7 +254,8 @@ class MandrakeManager:
             except BaseException:
                 with contextlib.suppress(MandrakeSessionsError):
                     self._transact(
-                        workspaces.unregister_workspace_row(workspace.id), "create_workspace"
+                        workspaces.unregister_workspace_row(self._registry(), workspace.id),
+                        "create_workspace",
                     )
                 raise
 
@@ -277,15 +265,34 @@ class MandrakeManager:
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
             DatabaseMissingError: it is registered, but its database is gone.
+            WorkspacePlaceError: it is not what was registered: a link is in its place, or it
+                belongs to the root that this one is a copy of.
         """
         with self._mutex:
-            workspace = self.sessions.handle.fetch(
-                workspaces.get_workspace_row(id), "get_workspace"
-            )
+            workspace = self._fetch_workspace(id, "get_workspace")
             known = self._open.get(id)
-            if known is not None:
-                return known.init()
-            return self._open_workspace(workspace)
+            if known is not None and known.sessions.is_initialized:
+                return known
+            require_in_place(self.sessions.handle, workspace)
+            return self._open_workspace(workspace) if known is None else known.init()
+
+    def database_of(self, id: str) -> Path:
+        """Return the path of a workspace's database, for what works on the file itself.
+
+        Raises:
+            WorkspaceNotFoundError: no workspace has this id.
+            WorkspacePlaceError: it is not what was registered.
+        """
+        workspace = self._fetch_workspace(id, "database_of")
+        require_in_place(self.sessions.handle, workspace)
+        return workspace_database(workspace.path)
+
+    def _registry(self) -> Registry:
+        return registry_of(self.sessions.handle)
+
+    def _fetch_workspace(self, id: str, operation: str) -> Workspace:
+        unit = workspaces.get_workspace_row(self._registry(), id)
+        return self.sessions.handle.fetch(unit, operation)
 
     def _open_workspace(self, workspace: Workspace) -> WorkspaceManager:
         manager = WorkspaceManager(
@@ -301,7 +308,7 @@ class MandrakeManager:
         manager.init()
         try:
             manager.workspace = self._transact(
-                workspaces.mark_workspace_opened(workspace.id), "open_workspace"
+                workspaces.mark_workspace_opened(self._registry(), workspace.id), "open_workspace"
             )
         except BaseException:
             manager.close()
@@ -315,7 +322,8 @@ class MandrakeManager:
 
     def list_workspaces(self) -> list[Workspace]:
         """Return the registered workspaces by name."""
-        return self.sessions.handle.query(workspaces.list_workspace_rows(), "list_workspaces")
+        unit = workspaces.list_workspace_rows(self._registry())
+        return self.sessions.handle.query(unit, "list_workspaces")
 
     def find_workspace(self, name: str) -> Workspace | None:
         """Return the registered workspace of a name, or None.
@@ -323,7 +331,8 @@ class MandrakeManager:
         Raises:
             InvalidArgumentError: no workspace can have this name.
         """
-        return self.sessions.handle.fetch(workspaces.find_workspace_by_name(name), "find_workspace")
+        unit = workspaces.find_workspace_by_name(self._registry(), name)
+        return self.sessions.handle.fetch(unit, "find_workspace")
 
     def unregister_workspace(self, id: str) -> Workspace:
         """Close a workspace and take it out of the registry; its files stay as they are.
@@ -333,7 +342,7 @@ class MandrakeManager:
         """
         with self._mutex:
             workspace = self._transact(
-                workspaces.unregister_workspace_row(id), "unregister_workspace"
+                workspaces.unregister_workspace_row(self._registry(), id), "unregister_workspace"
             )
             known = self._open.pop(id, None)
         if known is not None:
@@ -343,7 +352,9 @@ class MandrakeManager:
     def delete_workspace(self, id: str, *, timeout: float | None = None) -> Workspace:
         """Delete a workspace's database and take it out of the registry.
 
-        No write is accepted for it from then on. Other files in its directory are left alone.
+        No write is accepted for it from then on. Other files in its directory are left alone; so is
+        what is in the place of its database and was never ours, which is logged. A damaged
+        database is deleted, and for one that is gone the entry is taken out.
 
         Args:
             id: the workspace.
@@ -352,27 +363,30 @@ class MandrakeManager:
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
+            WorkspacePlaceError: it is not what was registered; nothing was deleted.
             DatabaseBusyError: somebody else had it open until the deadline; nothing was deleted.
         """
         pool = self._pool or default_pool()
         seconds = seconds_to_wait(timeout, self._options, pool)
         with self._mutex:
-            workspace = self.sessions.handle.fetch(
-                workspaces.get_workspace_row(id), "delete_workspace"
-            )
+            workspace = self._fetch_workspace(id, "delete_workspace")
+            require_in_place(self.sessions.handle, workspace)
             # It stays known until it is deleted: should that fail, get_workspace() opens it again.
             known = self._open.get(id)
             if known is not None:
                 known.close()
         database = workspace_database(workspace.path)
-        pool.remove(database, timeout=seconds)
-        with contextlib.suppress(OSError):  # a folder that holds something else stays
-            database.parent.rmdir()
-            if database.parents[2] == real_path(self.root / _WORKSPACES):
-                database.parents[1].rmdir()
+        try:
+            pool.remove(database, timeout=seconds, follow_links=False, even_damaged=True)
+        except UnrecognizedDatabaseError:
+            get_logger(__name__).warning("foreign_file_kept", path=str(database))
+        registry = self._registry()
+        remove_empty(database.parent)
+        if database.parents[2] == registry.root / _WORKSPACES:
+            remove_empty(database.parents[1])
         with self._mutex:
             self._open.pop(id, None)
-        return self._transact(workspaces.unregister_workspace_row(id), "delete_workspace")
+        return self._transact(workspaces.unregister_workspace_row(registry, id), "delete_workspace")
 
     def sessions_for(self, workspace_id: str | None) -> SessionManager:
         """Return the system's SessionManager for None, otherwise that workspace's.

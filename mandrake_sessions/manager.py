@@ -96,6 +96,8 @@ class SessionManager:
 
     Attributes:
         create: as given; what the next ``init()`` does.
+        follow_links: whether a symbolic link at ``path``, or on its way, is followed. A registered
+            workspace's manager does not: it is what was registered, or refused.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class SessionManager:
         self._options = options
         self._is_read_only = arguments.flag("read_only", read_only)
         self.create = create
+        self.follow_links = True
         self._logger = logger
         self._mutex = threading.Lock()
         self._handle: DatabaseHandle | None = None
@@ -126,7 +129,9 @@ class SessionManager:
     def path(self) -> Path:
         """The real path of the database file; while it is open, that of the open file."""
         handle = self._handle
-        return real_path(self._path) if handle is None else handle.path
+        if handle is not None:
+            return handle.path
+        return real_path(self._path) if self.follow_links else Path(self._path)
 
     @property
     def is_initialized(self) -> bool:
@@ -162,7 +167,12 @@ class SessionManager:
                 options = self._options
                 if self._is_read_only:
                     options = replace(options or pool.options.database, read_only=True)
-                handle = pool.acquire(self._path, options=options, create=self.create)
+                handle = pool.acquire(
+                    self._path,
+                    options=options,
+                    create=self.create,
+                    follow_links=self.follow_links,
+                )
                 try:
                     with handle.pinned("init") as file:
                         Hub.of(file).recover_at_opening()
@@ -206,7 +216,7 @@ class SessionManager:
         # Asked before it is closed: a link could lead to another file by now.
         path = self.path
         self.close()
-        pool.remove(path, timeout=patience)
+        pool.remove(path, timeout=patience, follow_links=self.follow_links)
         self._tell("sessions_deleted")
 
     def restore(
@@ -244,7 +254,13 @@ class SessionManager:
         if self.is_initialized:
             # It would wait for itself.
             patience = 0.0
-        path = pool.restore(backup, self._path, overwrite=overwrite, timeout=patience)
+        path = pool.restore(
+            backup,
+            self._path,
+            overwrite=overwrite,
+            timeout=patience,
+            follow_links=self.follow_links,
+        )
         self._tell("sessions_restored")
         return path
 

@@ -53,8 +53,9 @@ ALLOWED = {
         "open": "/dev/null, to see whether descriptors are free"
     },
     "mandrake_sessions/database/creation.py": {
-        "open": "makes a new file with O_EXCL; opens its folder, for its lock and for fsync"
+        "open": "opens the folder of a new file, for its lock and for fsync"
     },
+    "mandrake_sessions/database/folder.py": {"open": "folders, and a new file with O_EXCL"},
     "mandrake_sessions/database/placing.py": {
         "open": "makes a new file with O_EXCL; opens it, and its folder, for fsync"
     },

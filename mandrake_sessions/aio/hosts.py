@@ -13,11 +13,13 @@ from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.aio.manager import AsyncSessionManager
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.errors import MandrakeSessionsError
-from mandrake_sessions.hosts import MandrakeManager, Root, WorkspaceManager
+from mandrake_sessions.hosts import MandrakeManager
 from mandrake_sessions.log import HostLogger
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import workspaces
+from mandrake_sessions.records.places import Registry
+from mandrake_sessions.workspace import Root, WorkspaceManager, registry_of
 
 
 class AsyncWorkspaceManager:
@@ -198,6 +200,9 @@ class AsyncMandrakeManager:
     ) -> AsyncWorkspaceManager:
         """Register a directory that exists, with the conversations it may hold, and open it.
 
+        Where the name is registered, but its database is gone and the directory holds one, it is
+        taken for the new place of that workspace, as by ``move_workspace``.
+
         Args:
             name: 1 to 64 letters, digits, ``-`` and ``_``, starting with a letter or digit.
             path: the directory; its database is made if it has none.
@@ -213,18 +218,60 @@ class AsyncMandrakeManager:
             functools.partial(self.sync.adopt_workspace, name, path, description),
         )
 
+    async def move_workspace(self, id: str, path: Root) -> Workspace:
+        """Close a workspace and register the place that its directory was moved to.
+
+        No file is moved. What is at its former place stays, and is no workspace any more.
+
+        Args:
+            id: the workspace; it keeps its name.
+            path: the directory with its ``.ws`` folder. In a copy of a root, the registered one
+                says that a directory outside is shared with the original.
+
+        Returns:
+            The workspace as it is now.
+
+        Raises:
+            WorkspaceNotFoundError: no workspace has this id.
+            DatabaseFolderError: there is no such directory.
+            DatabaseMissingError: it holds no workspace's database.
+            WorkspaceAlreadyExistsError: another workspace has the path.
+        """
+        await self._close_known(id, "move_workspace")
+        workspace = await in_thread(
+            "move_workspace", functools.partial(self.sync.move_workspace, id, path)
+        )
+        self._forget(id)
+        return workspace
+
+    async def database_of(self, id: str) -> Path:
+        """Return the path of a workspace's database, for what works on the file itself.
+
+        Raises:
+            WorkspaceNotFoundError: no workspace has this id.
+            WorkspacePlaceError: it is not what was registered.
+        """
+        return await in_thread("database_of", functools.partial(self.sync.database_of, id))
+
     async def get_workspace(self, id: str) -> AsyncWorkspaceManager:
         """Return a registered workspace, open; the same object each time.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
             DatabaseMissingError: it is registered, but its database is gone.
+            WorkspacePlaceError: it is not what was registered: a link is in its place, or it
+                belongs to the root that this one is a copy of.
         """
-        await self.sessions.fetch(workspaces.get_workspace_row(id), "get_workspace")
+        await self.sessions.fetch(
+            workspaces.get_workspace_row(self._registry(), id), "get_workspace"
+        )
         known = self._known.get(id)
         if known is not None and known.sessions.is_initialized:
             return known
         return await self._opened("get_workspace", functools.partial(self.sync.get_workspace, id))
+
+    def _registry(self) -> Registry:
+        return registry_of(self.sessions.open_handle())
 
     async def _opened(
         self, operation: str, open_it: Callable[[], WorkspaceManager]
@@ -244,7 +291,8 @@ class AsyncMandrakeManager:
 
     async def list_workspaces(self) -> list[Workspace]:
         """Return the registered workspaces by name."""
-        return await self.sessions.query(workspaces.list_workspace_rows(), "list_workspaces")
+        unit = workspaces.list_workspace_rows(self._registry())
+        return await self.sessions.query(unit, "list_workspaces")
 
     async def find_workspace(self, name: str) -> Workspace | None:
         """Return the registered workspace of a name, or None.
@@ -252,7 +300,8 @@ class AsyncMandrakeManager:
         Raises:
             InvalidArgumentError: no workspace can have this name.
         """
-        return await self.sessions.fetch(workspaces.find_workspace_by_name(name), "find_workspace")
+        unit = workspaces.find_workspace_by_name(self._registry(), name)
+        return await self.sessions.fetch(unit, "find_workspace")
 
     async def unregister_workspace(self, id: str) -> Workspace:
         """Close a workspace and take it out of the registry; its files stay as they are.
@@ -270,7 +319,9 @@ class AsyncMandrakeManager:
     async def delete_workspace(self, id: str, *, timeout: float | None = None) -> Workspace:
         """Delete a workspace's database and take it out of the registry.
 
-        No write is accepted for it from then on. Other files in its directory are left alone.
+        No write is accepted for it from then on. Other files in its directory are left alone; so is
+        what is in the place of its database and was never ours, which is logged. A damaged
+        database is deleted, and for one that is gone the entry is taken out.
 
         Args:
             id: the workspace.
@@ -279,6 +330,7 @@ class AsyncMandrakeManager:
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
+            WorkspacePlaceError: it is not what was registered; nothing was deleted.
             DatabaseBusyError: somebody else had it open until the deadline; nothing was deleted.
         """
         if timeout is not None:
@@ -292,7 +344,7 @@ class AsyncMandrakeManager:
 
     async def _close_known(self, id: str, operation: str) -> None:
         """Let the calls end that coroutines have made, before the manager behind is closed."""
-        await self.sessions.fetch(workspaces.get_workspace_row(id), operation)
+        await self.sessions.fetch(workspaces.get_workspace_row(self._registry(), id), operation)
         known = self._known.get(id)
         if known is not None:
             await known.close()

@@ -97,9 +97,15 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
         errors.DatabaseMissingError,
         ExitCode.NOT_FOUND,
         (
-            "Check --root, --workspace and --database; a workspace whose file is gone needs it "
-            "back, from where it is or by `restore`, or `workspaces delete`."
+            "Check --root, --workspace and --database; of a workspace whose directory was moved, "
+            "`workspaces move NAME DIR` names the new place, `restore` brings a lost file back, "
+            "`workspaces unregister NAME` takes the entry out."
         ),
+    ),
+    (
+        errors.WorkspacePlaceError,
+        ExitCode.UNUSABLE,
+        "`workspaces move NAME DIR`, `workspaces unregister NAME`.",
     ),
     (
         errors.WorkspaceAlreadyExistsError,

@@ -12,7 +12,7 @@ import typer
 from mandrake_sessions.cli.errors import CommandError, ExitCode
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.errors import WorkspaceNotFoundError
-from mandrake_sessions.hosts import MandrakeManager, workspace_database
+from mandrake_sessions.hosts import MandrakeManager
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions, PoolOptions
@@ -99,7 +99,7 @@ def database_path(
     if workspace is None:
         return MandrakeManager(root).sessions.path
     with open_mandrake(root, timeout) as mandrake:
-        return workspace_database(require_workspace(mandrake, workspace).path)
+        return mandrake.database_of(require_workspace(mandrake, workspace).id)
 
 
 def require_workspace(mandrake: MandrakeManager, name: str) -> Workspace:

@@ -1,7 +1,8 @@
-"""``workspaces list | create | adopt | delete``: the registry in the system's database."""
+"""``workspaces``: list, create, adopt, move, unregister, delete; in the system's database."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +20,10 @@ from mandrake_sessions.cli.target import (
     open_mandrake,
     require_workspace,
 )
-from mandrake_sessions.hosts import WorkspaceManager, workspace_database
 from mandrake_sessions.models import Workspace
+from mandrake_sessions.workspace import WorkspaceManager, workspace_database
 
-app = typer.Typer(help="List, create, adopt and delete workspaces.", no_args_is_help=True)
+app = typer.Typer(help="List, create, adopt, move and delete workspaces.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="1 to 64 letters, digits, '-' and '_'.")]
 Description = Annotated[
@@ -104,6 +105,43 @@ def _tell(what: str, made: WorkspaceManager, *, as_json: bool) -> None:
 
 
 @app.command()
+def move(
+    name: Name,
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Where its directory is now.")],
+    *,
+    root: Root = None,
+    timeout: Timeout = TIMEOUT,
+    as_json: Json = False,
+) -> None:
+    """Register the place that a workspace's directory was moved to; no file is moved."""
+    with open_mandrake(root, timeout) as mandrake:
+        workspace = mandrake.move_workspace(require_workspace(mandrake, name).id, path)
+    if as_json:
+        print_json({"workspace": workspace_document(workspace)})
+    else:
+        print_text(f"Workspace {name} is in {workspace.path} now.")
+
+
+@app.command()
+def unregister(
+    name: Name, *, root: Root = None, timeout: Timeout = TIMEOUT, as_json: Json = False
+) -> None:
+    """Take a workspace out of the registry; its files stay as they are."""
+    with open_mandrake(root, timeout) as mandrake:
+        workspace = mandrake.unregister_workspace(require_workspace(mandrake, name).id)
+    if as_json:
+        print_json({"unregistered": workspace_document(workspace)})
+    else:
+        print_text(_unregistered(workspace))
+
+
+def _unregistered(workspace: Workspace) -> str:
+    return (
+        f"Took workspace {workspace.name} out of the registry; its files stay in {workspace.path}."
+    )
+
+
+@app.command()
 def delete(
     name: Name,
     *,
@@ -118,21 +156,26 @@ def delete(
     """Delete a workspace's database and take it out of the registry."""
     with open_mandrake(root, timeout) as mandrake:
         workspace = require_workspace(mandrake, name)
+        database = workspace_database(workspace.path)
+        was_there = os.path.lexists(database)
         if keep_files:
             mandrake.unregister_workspace(workspace.id)
         else:
             confirm(
-                f"Delete workspace {name!r} with every session in "
-                f"{workspace_database(workspace.path)}?",
+                f"Delete workspace {name!r} with every session in {database}?",
                 yes=yes,
                 as_json=as_json,
             )
             mandrake.delete_workspace(workspace.id)
+    is_kept = keep_files or os.path.lexists(database)
     if as_json:
-        print_json({"deleted": workspace_document(workspace), "files_kept": keep_files})
+        document = {"deleted": workspace_document(workspace), "files_kept": is_kept}
+        print_json({**document, "database_found": was_there})
     elif keep_files:
-        print_text(
-            f"Took workspace {name} out of the registry; its files stay in {workspace.path}."
-        )
+        print_text(_unregistered(workspace))
+    elif is_kept:
+        print_text(f"Workspace {name} is out of the registry; {database} is not ours and stays.")
+    elif was_there:
+        print_text(f"Workspace {name} is deleted with {database}.")
     else:
-        print_text(f"Deleted workspace {name} with {workspace_database(workspace.path)}.")
+        print_text(f"Workspace {name} is out of the registry; its database was gone already.")

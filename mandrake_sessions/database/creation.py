@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Final
 
 from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.folder import opened_folder
 from mandrake_sessions.database.paths import (
     Identity,
     aside_of,
@@ -39,11 +40,12 @@ def make_file(path: Path) -> Identity:
         return identity
     try:
         make_folder(path.parent)
-        with alone_in(path.parent):
-            if identify(path) is None:
+        # Open: in the place of the folder a link may come, and no file is made where it leads.
+        with opened_folder(path.parent) as folder, alone_in(path.parent):
+            if folder.identify(path.name) is None:
                 clear_name(path)
                 # Before SQLite, so that the -wal and -shm files, which take its mode, are private.
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                folder.make(path.name)
     except FileExistsError:
         if not path.parent.is_dir():
             raise DatabaseFolderError(path=path, operation="open") from None

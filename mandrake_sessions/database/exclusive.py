@@ -5,14 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import apsw
 
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.paths import Identity, identify
+from mandrake_sessions.database.raw import RawFile
 from mandrake_sessions.database.waiting import Budget, retry_busy
-from mandrake_sessions.errors import DatabaseMovedError
+from mandrake_sessions.errors import (
+    CorruptDatabaseError,
+    DatabaseIOError,
+    DatabaseMovedError,
+    NotADatabaseError,
+)
+
+DAMAGE: Final = (CorruptDatabaseError, NotADatabaseError, DatabaseIOError)
+"""What a file that cannot be opened any more answers."""
 
 
 @contextlib.contextmanager
@@ -55,9 +65,32 @@ def alone(
         connection.deadline = budget.deadline
         raw.set_busy_handler(connection.on_busy)
         retry_busy(lock, budget, path, operation, "open")
-        if identify(path) != identity:
+        # Asked of the connection too: its file was found by name.
+        if connection.has_moved() or identify(path) != identity:
             raise DatabaseMovedError(path=path, operation=operation)
         yield connection
     finally:
         with contextlib.suppress(apsw.Error):
             connection.close(abandon=True)
+
+
+@contextlib.contextmanager
+def alone_with_damaged(
+    path: Path, identity: Identity, budget: Budget, operation: str
+) -> Iterator[None]:
+    """Lock a file that cannot be opened any more, as far as SQLite's file layer can.
+
+    Raises:
+        DatabaseBusyError: another process has it open.
+        DatabaseMovedError: another file is there by now.
+        DatabaseError: it cannot be locked; each reason has its own subclass.
+    """
+    try:
+        file = RawFile(path, lockable=True)
+    except apsw.Error as error:
+        raise translate(error, path, operation) from error
+    with file:
+        file.lock(budget, operation)
+        if identify(path) != identity:
+            raise DatabaseMovedError(path=path, operation=operation)
+        yield

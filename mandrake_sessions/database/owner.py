@@ -214,13 +214,24 @@ def forget_all(database: Path) -> None:
 
     Nobody has it open: a living process can only have kept a claim for turns that go with it.
     """
+    let_go(database)
+    for id in _ids_beside(database):
+        with contextlib.suppress(OSError):
+            _file_of(database, id).unlink(missing_ok=True)
+
+
+def let_go(database: Path) -> None:
+    """Drop this process's own claim on a database that is being removed."""
     with _claims.mutex:
         own = _claims.owners.get(database)
         if own is not None:
             _claims.drop(database, own)
-    for id in _ids_beside(database):
-        with contextlib.suppress(OSError):
-            _file_of(database, id).unlink(missing_ok=True)
+
+
+def is_owner_file(name: str, database: Path) -> bool:
+    """Return whether a file's name is that of an owner of a database."""
+    prefix = f"{database.name}-owner-"
+    return name.startswith(prefix) and _ID.fullmatch(name.removeprefix(prefix)) is not None
 
 
 def _ids_beside(database: Path) -> list[str]:

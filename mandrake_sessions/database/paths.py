@@ -38,10 +38,37 @@ def real_path(path: str | os.PathLike[str]) -> Path:
     try:
         try:
             return Path(os.path.realpath(expanded, strict=True))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return Path(os.path.realpath(expanded))
     except OSError as error:
         raise translate_os(error, Path(expanded)) from error
+
+
+def unlinked_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a database that is called by its real path, and by nothing else.
+
+    Raises:
+        DatabasePathError: a link is in the way; or what ``real_path`` refuses.
+    """
+    given = Path(absolute_path(arguments.path("path", path)))
+    refuse_link(given)
+    real = real_path(given)
+    if real != given:
+        raise DatabasePathError("It has another name, which is its real one.", path=given)
+    return real
+
+
+def refuse_link(path: Path) -> None:
+    """Raise DatabasePathError if a path, or a folder on its way, is a symbolic link."""
+    for each in (*reversed(path.parents), path):
+        try:
+            is_link = stat.S_ISLNK(os.lstat(each).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise translate_os(error, path) from error
+        if is_link:
+            raise DatabasePathError(f"{each} is a link, which is not followed.", path=path)
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:

@@ -28,7 +28,7 @@ from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health.levels import check_health
 from mandrake_sessions.database.health.report import HealthLevel, HealthReport, level_of
 from mandrake_sessions.database.open_files import OpenFiles
-from mandrake_sessions.database.paths import Identity, identify, real_path
+from mandrake_sessions.database.paths import Identity, identify, real_path, unlinked_path
 from mandrake_sessions.database.removal import remove
 from mandrake_sessions.database.restore import require_backup, restore
 from mandrake_sessions.database.slots import Slot, SlotState, begin_closing
@@ -86,6 +86,7 @@ class ConnectionPool:
         *,
         options: DatabaseOptions | None = None,
         create: bool = True,
+        follow_links: bool = True,
     ) -> DatabaseHandle:
         """Return a handle on the database at ``path``, opening it if nobody has it open.
 
@@ -95,6 +96,8 @@ class ConnectionPool:
                 takes it as it is open; one that only lingers, open in another way, is closed and
                 opened as asked.
             create: whether a file that is not there is made.
+            follow_links: whether a symbolic link at ``path``, or on its way, is followed; if not,
+                it is a ``DatabasePathError``.
 
         Returns:
             One claim on the open file; ``release()`` it, or use it as a context manager.
@@ -109,8 +112,8 @@ class ConnectionPool:
         arguments.optional_instance("options", options, DatabaseOptions)
         arguments.flag("create", create)
         if (options or self.options.database).read_only and not self._only_reads:
-            return self._readers().acquire(path, options=options)
-        real = real_path(path)
+            return self._readers().acquire(path, options=options, follow_links=follow_links)
+        real = _named(path, follow_links=follow_links)
         place = caller_outside()
         budget = Budget((options or self.options.database).busy_timeout)
         self._reap_forgotten()
@@ -241,7 +244,14 @@ class ConnectionPool:
             # Nobody here has asked for the files of others.
             self._files.close_and_log(self._files.note_released(slot, claim))
 
-    def remove(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> None:
+    def remove(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+        follow_links: bool = True,
+        even_damaged: bool = False,
+    ) -> None:
         """Remove a database's files; a file that is not there is no error.
 
         Closes what this process keeps open without a handle, and waits for handles to be released
@@ -251,17 +261,20 @@ class ConnectionPool:
         Args:
             path: of the database file.
             timeout: seconds; None for the ``busy_timeout`` of the pool's ``database``.
+            follow_links: as for ``acquire``.
+            even_damaged: whether a file that is no database any more is removed too, and what one
+                that is gone has left: for a name that is known to be a database's.
 
         Raises:
             DatabaseBusyError: it was in use until the deadline; nothing was removed.
+            UnrecognizedDatabaseError: it is another program's; nothing was removed.
         """
-        real = real_path(path)
+        real = _named(path, follow_links=follow_links)
+        arguments.flag("even_damaged", even_damaged)
         seconds = self.options.database.busy_timeout if timeout is None else timeout
         budget = Budget(arguments.seconds("timeout", seconds))
         with self._reserved(real, budget, "delete"):
-            identity = identify(real)
-            if identity is not None:
-                remove(real, identity, budget)
+            remove(real, budget, even_damaged=even_damaged)
 
     def restore(
         self,
@@ -270,6 +283,7 @@ class ConnectionPool:
         *,
         overwrite: bool = False,
         timeout: float | None = None,
+        follow_links: bool = True,
     ) -> Path:
         """Put a backup in the place of a database, all of it or nothing.
 
@@ -283,6 +297,7 @@ class ConnectionPool:
                 ``<name>.damaged-…``, with its log.
             timeout: seconds to wait for handles to be released, and then for other processes to
                 close it; None for the ``busy_timeout`` of the pool's ``database``.
+            follow_links: as for ``acquire``, about ``path``.
 
         Returns:
             The real path of the database.
@@ -299,7 +314,7 @@ class ConnectionPool:
         arguments.flag("overwrite", overwrite)
         seconds = self.options.database.busy_timeout if timeout is None else timeout
         arguments.seconds("timeout", seconds)
-        real = real_path(path)
+        real = _named(path, follow_links=follow_links)
         source = require_backup(backup, real)
         with self._reserved(real, Budget(seconds), "restore"):
             restore(source, real, seconds, overwrite=overwrite)
@@ -513,6 +528,11 @@ class _ReadingPool(ConnectionPool):
     """
 
     _only_reads = True
+
+
+def _named(path: str | os.PathLike[str], *, follow_links: bool) -> Path:
+    """Return the one spelling of a path, by which its slot is known."""
+    return real_path(path) if arguments.flag("follow_links", follow_links) else unlinked_path(path)
 
 
 # What a parent was using at the fork: SQLite's own state of it is the parent's, for ever.

@@ -1,39 +1,120 @@
-"""Removes a database's files when nobody has it open, in this process or another."""
+"""Removes a database's files when no process has it open, and no file of another folder."""
 
 from __future__ import annotations
 
 import contextlib
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
+
 from mandrake_sessions.database import owner
-from mandrake_sessions.database.exclusive import alone
+from mandrake_sessions.database.creation import alone_in
+from mandrake_sessions.database.exclusive import DAMAGE, alone, alone_with_damaged
 from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.folder import Folder, opened_folder
+from mandrake_sessions.database.header import MAGIC
 from mandrake_sessions.database.paths import Identity, companions
+from mandrake_sessions.database.raw import RawFile
 from mandrake_sessions.database.turnstile import turnstile_path
 from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.errors import (
+    DatabaseMovedError,
+    UnrecognizedDatabaseError,
+)
+from mandrake_sessions.tables import APPLICATION_ID
+
+_OPERATION = "delete"
 
 
-def remove(path: Path, identity: Identity, budget: Budget) -> None:
-    """Remove a database with the files beside it; nobody in this process has it open.
+def remove(path: Path, budget: Budget, *, even_damaged: bool = False) -> None:
+    """Remove a database with the files beside it; nothing in this process has it open.
+
+    Every file is removed from the folder that the database was found in, which stays open: a link
+    that comes into its place meanwhile leads to nothing that is removed.
+
+    Args:
+        path: its real path.
+        budget: the time to wait for other processes.
+        even_damaged: whether the name is known to be a database's: then what is no database any
+            more is removed too, and so is what a file that is gone has left beside it.
 
     Raises:
         DatabaseBusyError: another process has it open; nothing was removed.
+        UnrecognizedDatabaseError: it is another program's, or no file; nothing was removed.
+        DatabasePathError: a link is in the way.
         DatabaseError: the files cannot be removed.
     """
     try:
-        # Leaving WAL needs the exclusive lock, and in this locking mode it is kept. Not for DELETE:
-        # a process killed here would leave an empty -journal, which nobody would remove. What is
-        # written are a few bytes of the first sector.
-        with alone(path, identity, budget, "delete", journal="MEMORY"):
-            _remove_files(path)
+        with opened_folder(path.parent) as folder:
+            _remove_from(folder, path, budget, even_damaged=even_damaged)
+    except (FileNotFoundError, NotADirectoryError):
+        # No folder, no files.
+        return
     except OSError as error:
         raise translate_os(error, path) from error
 
 
-def _remove_files(path: Path) -> None:
+def _remove_from(folder: Folder, path: Path, budget: Budget, *, even_damaged: bool) -> None:
+    found = folder.look(path.name)
+    if found is None:
+        if even_damaged:
+            with alone_in(path.parent):
+                if folder.look(path.name) is None:
+                    _remove_files(folder, path)
+        return
+    if even_damaged and not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
+        raise UnrecognizedDatabaseError("It is no file.", path=path, operation=_OPERATION)
+    identity = folder.identify(path.name)
+    if identity is None:
+        return
+    if _is_foreign(path):
+        raise UnrecognizedDatabaseError(path=path, operation=_OPERATION)
+    with _alone(path, identity, budget, even_damaged=even_damaged):
+        if folder.identify(path.name) != identity:
+            raise DatabaseMovedError(path=path, operation=_OPERATION)
+        _remove_files(folder, path)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a file is marked as another program's; looked at before SQLite opens it."""
+    try:
+        with RawFile(path) as file:
+            header = file.read(0, 100)
+    except apsw.Error:
+        # What is wrong with it is found by locking it.
+        return False
+    # One page: a file of ours whose schema is not made yet.
+    pages = int.from_bytes(header[28:32], "big")
+    application = int.from_bytes(header[68:72], "big")
+    return header[:16] == MAGIC and pages > 1 and application != APPLICATION_ID
+
+
+@contextlib.contextmanager
+def _alone(path: Path, identity: Identity, budget: Budget, *, even_damaged: bool) -> Iterator[None]:
+    """Keep every other process away from the file for a block."""
+    with contextlib.ExitStack() as stack:
+        try:
+            # Leaving WAL needs the exclusive lock, and in this locking mode it is kept. Not for
+            # DELETE: a process killed here would leave an empty -journal, which nothing would
+            # remove. What is written are a few bytes of the first sector.
+            stack.enter_context(alone(path, identity, budget, _OPERATION, journal="MEMORY"))
+        except DAMAGE:
+            if not even_damaged:
+                raise
+            stack.enter_context(alone_with_damaged(path, identity, budget, _OPERATION))
+        yield
+
+
+def _remove_files(folder: Folder, path: Path) -> None:
     # Before the file: afterwards another process could make it anew, and claim it.
-    owner.forget_all(path)
+    owner.let_go(path)
+    for name in folder.names():
+        if owner.is_owner_file(name, path):
+            with contextlib.suppress(OSError):
+                folder.unlink(name)
     with contextlib.suppress(OSError):
-        turnstile_path(path).unlink()
-    for name in (*companions(path), path):
-        name.unlink(missing_ok=True)
+        folder.unlink(turnstile_path(path).name)
+    for each in (*companions(path), path):
+        folder.unlink(each.name)

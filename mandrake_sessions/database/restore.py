@@ -19,7 +19,7 @@ from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.creation import alone_in, clear_name, make_folder
-from mandrake_sessions.database.exclusive import alone
+from mandrake_sessions.database.exclusive import DAMAGE, alone, alone_with_damaged
 from mandrake_sessions.database.faults import primary_code, translate, translate_os
 from mandrake_sessions.database.head import is_known
 from mandrake_sessions.database.header import SMALLEST_PAGE
@@ -31,14 +31,12 @@ from mandrake_sessions.database.paths import (
     set_aside,
 )
 from mandrake_sessions.database.placing import making, merge_log, put_in_place, sync_file
-from mandrake_sessions.database.raw import RawFile, copy_database
+from mandrake_sessions.database.raw import copy_database
 from mandrake_sessions.database.salvage.pages import open_pages
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
-    DatabaseIOError,
     DatabaseMissingError,
-    DatabaseMovedError,
     NotADatabaseError,
     RestoreError,
     SchemaTooNewError,
@@ -52,8 +50,6 @@ _OPERATION: Final = "restore"
 _ATTEMPTS: Final = 3
 _LOGS: Final = ("-wal", "-journal")
 _DAMAGED: Final = ".damaged-"
-# What a file that cannot be opened any more answers.
-_DAMAGE: Final = (CorruptDatabaseError, NotADatabaseError, DatabaseIOError)
 
 
 def require_backup(backup: str | os.PathLike[str], path: Path) -> Path:
@@ -209,7 +205,7 @@ def _alone(path: Path, budget: Budget) -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_merged(path, identity, budget))
-        except _DAMAGE:
+        except DAMAGE:
             stack.enter_context(_kept(path, identity, budget))
         yield os.path.lexists(path)
 
@@ -261,14 +257,7 @@ def _is_sound(connection: Connection) -> bool:
 @contextlib.contextmanager
 def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
     """Lock a file that cannot be opened any more, and keep it with its log under another name."""
-    try:
-        file = RawFile(path, lockable=True)
-    except apsw.Error as error:
-        raise translate(error, path, _OPERATION) from error
-    with file:
-        file.lock(budget, _OPERATION)
-        if identify(path) != identity:
-            raise DatabaseMovedError(path=path, operation=_OPERATION)
+    with alone_with_damaged(path, identity, budget, _OPERATION):
         aside = _keep(path)
         for suffix in _LOGS:
             set_aside(Path(f"{path}{suffix}"), Path(f"{aside}{suffix}"))

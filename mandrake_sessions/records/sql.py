@@ -990,12 +990,31 @@ ALL_WORKSPACES = Statement(
     is_read=True,
 )
 OPEN_WORKSPACE = Statement(
-    "UPDATE workspaces SET last_opened_at=? WHERE workspaces.id = ? RETURNING id, "
-    "name, path, description, created_at, last_opened_at",
-    ("now", "id"),
+    "UPDATE workspaces SET path=?, last_opened_at=? WHERE workspaces.id = ? "
+    "RETURNING id, name, path, description, created_at, last_opened_at",
+    ("path", "now", "id"),
+)
+MOVE_WORKSPACE = Statement(
+    "UPDATE workspaces SET path=?, description=coalesce(?, workspaces.description) "
+    "WHERE workspaces.id = ? RETURNING id, name, path, description, created_at, "
+    "last_opened_at",
+    ("path", "description", "id"),
 )
 DELETE_WORKSPACE = Statement(
     "DELETE FROM workspaces WHERE workspaces.id = ? RETURNING id, name, path, "
     "description, created_at, last_opened_at",
     ("id",),
 )
+REGISTRAR = Statement(
+    "SELECT meta.value \n"
+    "FROM meta \n"
+    'WHERE meta."key" = ?',
+    ("key",),
+    is_read=True,
+)
+PUT_REGISTRAR = Statement(
+    'INSERT INTO meta ("key", value) VALUES (?, ?) ON CONFLICT ("key") DO UPDATE SET '
+    "value = excluded.value",
+    ("key", "value"),
+)
+DELETE_REGISTRAR = Statement('DELETE FROM meta WHERE meta."key" = ?', ("key",))

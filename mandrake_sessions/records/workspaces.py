@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
+
 from mandrake_sessions import arguments
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
@@ -17,14 +21,19 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.ids import new_id, now
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.records import sql
+from mandrake_sessions.records.places import Registry, is_outside
+
+_REGISTRAR = "registrar:"
+"""Before the id of a workspace outside: the key of what is noted with it."""
 
 
 def register_workspace(
-    name: str, path: str, description: str | None = None
+    registry: Registry, name: str, path: str, description: str | None = None
 ) -> WriteUnit[Workspace]:
     """Enter a workspace into the registry; no folder is made.
 
     Args:
+        registry: where it is entered.
         name: 1 to 64 letters, digits, ``-`` and ``_``, starting with a letter or digit.
         path: the absolute path of its directory, spelled in one way only.
         description: what it is for.
@@ -44,27 +53,39 @@ def register_workspace(
         created_us=now(),
         last_opened_us=None,
     )
+    stored = msgspec.structs.replace(workspace, path=registry.stored(workspace.path))
 
     def work(tx: WriteTransaction) -> Workspace:
         try:
-            tx.run_all((sql.INSERT_WORKSPACE.of(workspace),))
+            tx.run_all((sql.INSERT_WORKSPACE.of(stored),))
         except ConstraintViolationError as violation:
             if not violation.columns or violation.columns[0].split(".")[0] != sql.WORKSPACES:
                 raise
             # SQLite names one column though both may be taken.
-            taken = _taken(tx, workspace.name, workspace.path)
+            taken = _taken(tx, registry, workspace.name, workspace.path)
             if taken is None:
                 raise
             raise taken from violation
+        _note(tx, registry, workspace.id, stored.path)
         return workspace
 
     return work
 
 
-def require_free(name: str, path: str) -> ReadUnit[None]:
+def _note(tx: WriteTransaction, registry: Registry, id: str, stored: str) -> None:
+    """Note that a workspace is registered here; one below the root needs no note."""
+    key = _REGISTRAR + id
+    if is_outside(stored):
+        tx.run(sql.PUT_REGISTRAR, {"key": key, "value": registry.document()})
+    else:
+        tx.run(sql.DELETE_REGISTRAR, {"key": key})
+
+
+def require_free(registry: Registry, name: str, path: str) -> ReadUnit[None]:
     """Make sure that no registered workspace has a name or path.
 
     Args:
+        registry: where it is looked up.
         name: the name of a new workspace.
         path: the absolute path of its directory, spelled in one way only.
 
@@ -73,29 +94,34 @@ def require_free(name: str, path: str) -> ReadUnit[None]:
     """
 
     def work(tx: ReadTransaction) -> None:
-        taken = _taken(tx, name, path)
+        taken = _taken(tx, registry, name, path)
         if taken is not None:
             raise taken
 
     return work
 
 
-def _taken(tx: ReadTransaction, name: str, path: str) -> WorkspaceAlreadyExistsError | None:
+def _taken(
+    tx: ReadTransaction, registry: Registry, name: str, path: str
+) -> WorkspaceAlreadyExistsError | None:
     """Return the error that names the workspace with a name, otherwise that with a path."""
-    registered = [Workspace(*row) for row in tx.rows(sql.ALL_WORKSPACES)]
+    registered = [registry.workspace(row) for row in tx.rows(sql.ALL_WORKSPACES)]
     for what, value in (("name", name), ("path", path)):
         for each in registered:
             if getattr(each, what) == value:
-                return WorkspaceAlreadyExistsError(
-                    each.id, f"There is already a workspace with this {what}."
-                )
+                return _taken_error(each.id, what)
     return None
 
 
-def get_workspace_row(id: str) -> ReadUnit[Workspace]:
+def _taken_error(id: str, what: str) -> WorkspaceAlreadyExistsError:
+    return WorkspaceAlreadyExistsError(id, f"There is already a workspace with this {what}.")
+
+
+def get_workspace_row(registry: Registry, id: str) -> ReadUnit[Workspace]:
     """Return a registered workspace.
 
     Args:
+        registry: where it is looked up.
         id: the id of the workspace.
 
     Returns:
@@ -111,15 +137,16 @@ def get_workspace_row(id: str) -> ReadUnit[Workspace]:
         row = tx.row(sql.WORKSPACE_BY_ID, values)
         if row is None:
             raise WorkspaceNotFoundError(id)
-        return Workspace(*row)
+        return registry.workspace(row)
 
     return work
 
 
-def find_workspace_by_name(name: str) -> ReadUnit[Workspace | None]:
+def find_workspace_by_name(registry: Registry, name: str) -> ReadUnit[Workspace | None]:
     """Return the registered workspace of a name, or None if there is none.
 
     Args:
+        registry: where it is looked up.
         name: the name of the workspace; case counts.
 
     Returns:
@@ -132,28 +159,32 @@ def find_workspace_by_name(name: str) -> ReadUnit[Workspace | None]:
 
     def work(tx: ReadTransaction) -> Workspace | None:
         row = tx.row(sql.WORKSPACE_BY_NAME, values)
-        return None if row is None else Workspace(*row)
+        return None if row is None else registry.workspace(row)
 
     return work
 
 
-def list_workspace_rows() -> ReadUnit[list[Workspace]]:
+def list_workspace_rows(registry: Registry) -> ReadUnit[list[Workspace]]:
     """Return the registered workspaces by name.
+
+    Args:
+        registry: which.
 
     Returns:
         All of them.
     """
 
     def work(tx: ReadTransaction) -> list[Workspace]:
-        return [Workspace(*row) for row in tx.rows(sql.ALL_WORKSPACES)]
+        return [registry.workspace(row) for row in tx.rows(sql.ALL_WORKSPACES)]
 
     return work
 
 
-def mark_workspace_opened(id: str) -> WriteUnit[Workspace]:
-    """Note that the workspace's database is opened now.
+def mark_workspace_opened(registry: Registry, id: str) -> WriteUnit[Workspace]:
+    """Note that the workspace's database is opened now, and where this registry is.
 
     Args:
+        registry: where it is looked up.
         id: the id of the workspace.
 
     Returns:
@@ -166,18 +197,82 @@ def mark_workspace_opened(id: str) -> WriteUnit[Workspace]:
     values = {"id": arguments.lookup_id("id", id), "now": now()}
 
     def work(tx: WriteTransaction) -> Workspace:
-        row = tx.row(sql.OPEN_WORKSPACE, values)
+        row = tx.row(sql.WORKSPACE_BY_ID, values)
         if row is None:
             raise WorkspaceNotFoundError(id)
-        return Workspace(*row)
+        # Also what an earlier version has stored: each directory by its whole path.
+        stored = registry.stored(registry.workspace(row).path)
+        opened = tx.rows(sql.OPEN_WORKSPACE, {**values, "path": stored})
+        _note(tx, registry, id, stored)
+        return registry.workspace(opened[0])
 
     return work
 
 
-def unregister_workspace_row(id: str) -> WriteUnit[Workspace]:
+def move_workspace_row(
+    registry: Registry, id: str, path: str, description: str | None = None
+) -> WriteUnit[Workspace]:
+    """Enter another directory for a workspace; no file is moved.
+
+    Args:
+        registry: where it is looked up.
+        id: the id of the workspace.
+        path: the absolute path of its directory, spelled in one way only.
+        description: what it is for; None leaves that as it is.
+
+    Returns:
+        The workspace as it is now.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type.
+        WorkspaceNotFoundError: there is no such workspace.
+        WorkspaceAlreadyExistsError: another one has the path.
+    """
+    stored = registry.stored(arguments.text("path", path))
+    values = {
+        "id": arguments.lookup_id("id", id),
+        "path": stored,
+        "description": arguments.optional_text("description", description),
+    }
+
+    def work(tx: WriteTransaction) -> Workspace:
+        for each in tx.rows(sql.ALL_WORKSPACES):
+            other = registry.workspace(each)
+            if other.path == path and other.id != id:
+                raise _taken_error(other.id, "path")
+        row = tx.row(sql.MOVE_WORKSPACE, values)
+        if row is None:
+            raise WorkspaceNotFoundError(id)
+        _note(tx, registry, id, stored)
+        return registry.workspace(row)
+
+    return work
+
+
+def find_registrar(registry: Registry, id: str) -> ReadUnit[Path | None]:
+    """Return the other database that has registered a workspace outside.
+
+    Args:
+        registry: a copy of it, perhaps.
+        id: the id of the workspace.
+
+    Returns:
+        Its path, as it was called then; None if it was this one, or for a workspace below the root.
+    """
+    values = {"key": _REGISTRAR + arguments.lookup_id("id", id)}
+
+    def work(tx: ReadTransaction) -> Path | None:
+        row = tx.row(sql.REGISTRAR, values)
+        return None if row is None else registry.other(row[0])
+
+    return work
+
+
+def unregister_workspace_row(registry: Registry, id: str) -> WriteUnit[Workspace]:
     """Take a workspace out of the registry; its files stay as they are.
 
     Args:
+        registry: where it is looked up.
         id: the id of the workspace.
 
     Returns:
@@ -193,6 +288,7 @@ def unregister_workspace_row(id: str) -> WriteUnit[Workspace]:
         row = tx.row(sql.DELETE_WORKSPACE, values)
         if row is None:
             raise WorkspaceNotFoundError(id)
-        return Workspace(*row)
+        tx.run(sql.DELETE_REGISTRAR, {"key": _REGISTRAR + id})
+        return registry.workspace(row)
 
     return work

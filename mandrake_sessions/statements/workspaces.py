@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy.dialects.sqlite import insert
 
 from mandrake_sessions import schema
 from mandrake_sessions.models import Workspace
@@ -19,8 +20,26 @@ WORKSPACE_BY_NAME = select(*_columns).where(_c.name == bindparam("name"))
 ALL_WORKSPACES = select(*_columns).order_by(_c.name)
 OPEN_WORKSPACE = (
     update(schema.workspaces)
-    .values(last_opened_at=bindparam("now"))
+    .values(last_opened_at=bindparam("now"), path=bindparam("path"))
+    .where(_c.id == bindparam("id"))
+    .returning(*_columns)
+)
+MOVE_WORKSPACE = (
+    update(schema.workspaces)
+    .values(
+        path=bindparam("path"),
+        description=func.coalesce(bindparam("description"), _c.description),
+    )
     .where(_c.id == bindparam("id"))
     .returning(*_columns)
 )
 DELETE_WORKSPACE = delete(schema.workspaces).where(_c.id == bindparam("id")).returning(*_columns)
+
+# Which file registered a workspace outside its root (records.places).
+_meta = schema.meta.c
+_put = insert(schema.meta).values(key=bindparam("key"), value=bindparam("value"))
+REGISTRAR = select(_meta.value).where(_meta.key == bindparam("key"))
+PUT_REGISTRAR = _put.on_conflict_do_update(
+    index_elements=[_meta.key], set_={"value": _put.excluded.value}
+)
+DELETE_REGISTRAR = delete(schema.meta).where(_meta.key == bindparam("key"))

@@ -710,10 +710,11 @@ sys.addaudithook(
 from pathlib import Path
 from mandrake_sessions.database.creation import make_file
 make_file(Path(sys.argv[1], "a", "b", "db.sqlite"))
-tell([each[len(sys.argv[1]) :] for each in opened if each.startswith(sys.argv[1])])
+mine = (sys.argv[1], "db")
+tell([each.removeprefix(sys.argv[1]) for each in opened if each.startswith(mine)])
 """,
         tmp_path,
     )
     # The last folder is opened for its lock.
-    assert child.hear() == ["", "/a", "/a/b", "/a/b/db.sqlite"]
+    assert child.hear() == ["", "/a", "/a/b", "db.sqlite"]
     child.finish()

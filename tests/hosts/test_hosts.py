@@ -285,7 +285,8 @@ def test_m51_after_a_crash_between_the_registry_and_the_file_the_error_leads_to_
     mandrake.unregister_workspace(work.id)
     # As the crash leaves it: an entry that was never opened, and no file.
     entry = mandrake._transact(
-        workspaces.register_workspace("work", str(work.path)), "create_workspace"
+        workspaces.register_workspace(mandrake._registry(), "work", str(work.path)),
+        "create_workspace",
     )
     work.sessions.delete()
 

@@ -1,0 +1,73 @@
+"""How a registry names directories: below its own one as seen from there, others by their path.
+
+So a root that is moved finds its workspaces, and a copy of it finds its copies. A directory outside
+is the same one for both, and belongs to the registry that registered it: that one is noted with it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mandrake_sessions.database.paths import Identity
+from mandrake_sessions.models import Workspace
+
+
+class Registry(NamedTuple):
+    """The file that holds a registry.
+
+    Attributes:
+        database: its real path.
+        identity: what the file is, whatever it is called; None where that is not known.
+    """
+
+    database: Path
+    identity: Identity | None
+
+    @property
+    def root(self) -> Path:
+        """The directory that the registry lies in."""
+        return self.database.parent
+
+    def stored(self, path: str) -> str:
+        """Return how the registry stores the real path of a directory."""
+        folder = Path(path)
+        if folder.is_relative_to(self.root):
+            return folder.relative_to(self.root).as_posix()
+        # Mounted in two places, or written in other letters, it has two real paths.
+        for each in (folder, *folder.parents):
+            if _is_same(each, self.root):
+                return folder.relative_to(each).as_posix()
+        return path
+
+    def workspace(self, row: tuple[Any, ...]) -> Workspace:
+        """Return a workspace of the registry, with the path it has now."""
+        id, name, path, *rest = row
+        return Workspace(id, name, str(self.root / path), *rest)
+
+    def document(self) -> str:
+        """Return what is noted with a directory outside that is registered here."""
+        device, inode = self.identity or (0, 0)
+        return f"{device}:{inode}:{self.database}"
+
+    def other(self, document: str | None) -> Path | None:
+        """Return the database that a note names, None if it is this one under whatever name."""
+        if document is None:
+            return None
+        device, inode, path = document.split(":", 2)
+        if path == str(self.database) or (int(device), int(inode)) == self.identity:
+            return None
+        return None if _is_same(Path(path), self.database) else Path(path)
+
+
+def is_outside(stored: str) -> bool:
+    """Return whether a directory lies outside the registry's own one."""
+    return os.path.isabs(stored)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

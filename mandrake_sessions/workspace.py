@@ -1,0 +1,186 @@
+"""One workspace: its directory, its manager, and whether it is what was registered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, Self
+
+from mandrake_sessions import arguments
+from mandrake_sessions.database.folder import opened_folder
+from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.paths import from_here, identify, real_path, refuse_link
+from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.errors import (
+    DatabaseError,
+    DatabasePathError,
+    InvalidArgumentError,
+    WorkspacePlaceError,
+)
+from mandrake_sessions.log import HostLogger
+from mandrake_sessions.manager import SessionManager
+from mandrake_sessions.models import Workspace
+from mandrake_sessions.options import DatabaseOptions
+from mandrake_sessions.records import workspaces
+from mandrake_sessions.records.places import Registry
+
+DATABASE: Final = "db.sqlite"
+"""The name of a database in its folder, the system's and a workspace's."""
+
+_WORKSPACE_FOLDER: Final = ".ws"
+
+Root = str | os.PathLike[str]
+
+
+def workspace_database(path: Root) -> Path:
+    """Return where the database of the workspace at ``path`` lives."""
+    return Path(path).expanduser() / _WORKSPACE_FOLDER / DATABASE
+
+
+def directory(path: object) -> Path:
+    """Return a directory by a name that stays the same wherever the process goes."""
+    given = arguments.path("path", path)
+    if not os.fspath(given):
+        # It would be the present directory, as it comes of a variable that is not set.
+        raise InvalidArgumentError("path must not be empty.")
+    return Path(from_here(str(Path(given))))
+
+
+def registry_of(handle: DatabaseHandle) -> Registry:
+    """Return the registry in an open system database."""
+    try:
+        return Registry(handle.path, identify(handle.path))
+    except DatabaseError:
+        # The file has gone away: the next statement finds out.
+        return Registry(handle.path, None)
+
+
+def spelled(folder: Path, registered: Iterable[Workspace]) -> str:
+    """Return the one spelling of a directory, or two workspaces could share a database.
+
+    Raises:
+        DatabasePathError: its database is a link to one that is called otherwise.
+    """
+    database = real_path(workspace_database(folder))
+    path = database.parent.parent
+    if workspace_database(path) != database:
+        raise DatabasePathError(
+            "The database of the directory is a link to a file of another name.", path=database
+        )
+    # A directory that is mounted twice has two real paths.
+    for each in registered:
+        if _is_same_folder(path, each.path):
+            return each.path
+    return str(path)
+
+
+def _is_same_folder(one: Path, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def require_in_place(handle: DatabaseHandle, workspace: Workspace) -> None:
+    """Make sure that a workspace is what was registered, and this registry's.
+
+    Args:
+        handle: on the system database.
+        workspace: its entry.
+
+    Raises:
+        WorkspacePlaceError: it is not.
+    """
+    database = workspace_database(workspace.path)
+    try:
+        refuse_link(database)
+    except DatabasePathError as error:
+        raise WorkspacePlaceError(
+            f"{error.message} Put back what was registered, name its new place by "
+            "move_workspace(), or take it out by unregister_workspace().",
+            path=database,
+        ) from error
+    unit = workspaces.find_registrar(registry_of(handle), workspace.id)
+    original = handle.fetch(unit, "find_registrar")
+    if original is not None and _may_be_there(original):
+        raise WorkspacePlaceError(
+            f"This root is a copy of {original.parent}, whose workspace it is. To share it, "
+            "name its place by move_workspace(); unregister_workspace() takes it out.",
+            path=database,
+        )
+
+
+def _may_be_there(database: Path) -> bool:
+    """Return whether there is a file, as far as this process may look."""
+    try:
+        return identify(database) is not None
+    except DatabaseError:
+        return True
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing, reached through no link."""
+    with contextlib.suppress(OSError, DatabasePathError), opened_folder(folder.parent) as above:
+        above.rmdir(folder.name)
+
+
+class WorkspaceManager:
+    """One workspace: a directory with a ``.ws`` folder, and its conversations.
+
+    Args:
+        path: the directory; a relative one begins where the process is now.
+        pool: where the connection comes from; None for the process's ``default_pool()``.
+        options: how the database is opened; None for the pool's.
+        create: whether ``init()`` makes a database that is not there.
+        workspace: its entry in the registry, where it has one.
+        logger: a structlog logger of the host's.
+
+    Attributes:
+        path: the directory.
+        sessions: the SessionManager of the workspace.
+        workspace: its entry in the registry, or None.
+    """
+
+    def __init__(
+        self,
+        path: Root,
+        *,
+        pool: ConnectionPool | None = None,
+        options: DatabaseOptions | None = None,
+        create: bool = True,
+        workspace: Workspace | None = None,
+        logger: HostLogger | None = None,
+    ) -> None:
+        self.path = directory(path)
+        self.workspace = workspace
+        self.sessions = SessionManager(
+            workspace_database(self.path),
+            pool=pool,
+            options=options,
+            create=create,
+            logger=logger,
+        )
+        # A registered one is what was registered, or it is refused.
+        self.sessions.follow_links = workspace is None
+
+    @property
+    def id(self) -> str | None:
+        """The id in the registry, or None for a workspace that is not registered."""
+        return None if self.workspace is None else self.workspace.id
+
+    def init(self) -> Self:
+        """Open the workspace's database; raises what ``SessionManager.init`` does."""
+        self.sessions.init()
+        return self
+
+    def close(self) -> None:
+        """Give the workspace's database back; does nothing when it is closed."""
+        self.sessions.close()
+
+    def __enter__(self) -> Self:
+        return self.init()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
