@@ -48,6 +48,11 @@ def new_ids(count: int) -> list[str]:
     return [f"{head}{tail + number:012x}" for number in range(count)]
 
 
+def new_stamp() -> int:
+    """Return a random number of 128 bits that tells a file from every other."""
+    return _random.getrandbits(128)
+
+
 def now() -> int:
     """Return the present time as every time column holds it: microseconds since the epoch."""
     return time.time_ns() // 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -30,22 +30,31 @@ PATIENCE: Final = 1.0
 """Seconds to wait for another maker, which needs milliseconds; it may be stopped."""
 
 
-def make_file(path: Path) -> Identity:
+def make_file(path: Path, content: Callable[[], bytes] | None = None) -> Identity:
     """Make the file, readable by its owner only, and its folders; return its identity.
 
     A file that exists, also one that another process makes at this moment, is left as it is.
+
+    Args:
+        path: as ``real_path`` gave it.
+        content: returns what the file begins with. Where the system cannot make a file that is
+            whole when it gets its name, the file is empty all the same.
     """
     identity = identify(path)
     if identity is not None:
         return identity
     try:
-        make_folder(path.parent)
+        changed = _make_folders(path.parent)
         # Open: in the place of the folder a link may come, and no file is made where it leads.
         with opened_folder(path.parent) as folder, alone_in(path.parent):
             if folder.identify(path.name) is None:
                 clear_name(path)
                 # Before SQLite, so that the -wal and -shm files, which take its mode, are private.
-                folder.make(path.name)
+                if content is None or not folder.make_whole(path.name, content()):
+                    folder.make(path.name)
+        # After the file: what one sync has brought to the disk, the next finds there.
+        for each in changed:
+            sync_folder(each)
     except FileExistsError:
         if not path.parent.is_dir():
             raise DatabaseFolderError(path=path, operation="open") from None
@@ -123,13 +132,19 @@ def make_folder(folder: Path) -> None:
 
     Their names are on the disk before anything is: SQLite syncs only the folder of its files.
     """
+    for changed in _make_folders(folder):
+        sync_folder(changed)
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; return those that have a new name in them."""
     missing = []
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
     for each in reversed(missing):
         each.mkdir(mode=0o700, exist_ok=True)
-        sync_folder(each.parent)
+    return [each.parent for each in reversed(missing)]
 
 
 def sync_folder(folder: Path) -> None:

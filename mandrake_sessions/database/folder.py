@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -66,6 +67,41 @@ class Folder:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         os.close(os.open(self._reach(name), flags, 0o600, dir_fd=self.descriptor))
 
+    def make_whole(self, name: str, content: bytes) -> bool:
+        """Make a file that has its content, on the disk, from the moment it has a name.
+
+        Nothing is left of it before: it has no name until then, and never has two.
+
+        Returns:
+            Whether it was made; False where the system has no such files, and for lack of space.
+
+        Raises:
+            FileExistsError: there is a file of this name.
+        """
+        if sys.platform != "linux" or self.descriptor is None:
+            return False
+        nameless: int | None = None
+        try:
+            nameless = _write_nameless(self.descriptor, content)
+            # With a descriptor, which an absolute path does not need, Python follows the link.
+            os.link(
+                f"/proc/self/fd/{nameless}",
+                name,
+                src_dir_fd=nameless,
+                dst_dir_fd=self.descriptor,
+                follow_symlinks=True,
+            )
+        except FileExistsError:
+            raise
+        except OSError:
+            return False
+        finally:
+            if nameless is not None:
+                os.close(nameless)
+        with contextlib.suppress(OSError):
+            os.fsync(self.descriptor)
+        return True
+
     def unlink(self, name: str) -> None:
         """Remove a name that is there or not; never what a link leads to."""
         with contextlib.suppress(FileNotFoundError):
@@ -77,6 +113,24 @@ class Folder:
 
     def _reach(self, name: str) -> str | Path:
         return self.path / name if self.descriptor is None else name
+
+
+def _write_nameless(folder: int, content: bytes) -> int:
+    """Make a file without a name; return a descriptor by which it can be given one.
+
+    The one that wrote it is closed before: the closing of a descriptor that can read or write
+    drops the locks of this process, and once it has a name another thread may have it open.
+    """
+    if sys.platform != "linux":
+        raise NotImplementedError
+    descriptor = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        os.fsync(descriptor)
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_PATH | os.O_CLOEXEC)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

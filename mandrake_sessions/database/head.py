@@ -1,6 +1,7 @@
 """Which revision a database is at, and whether that is this version's: two reads of first pages.
 
-Alembic and SQLAlchemy are imported only when a database is at another one.
+A fresh file is installed from compiled texts. Alembic and SQLAlchemy are imported only for a
+database that is at another revision.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import apsw
 
 from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.ddl import REVISIONS
 from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.installing import install, is_fresh, settle
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import MigrationError, SchemaTooNewError
 from mandrake_sessions.late_imports import late_import
@@ -39,12 +42,30 @@ def is_at_head(connection: Connection) -> bool:
 
 
 def bring_to_head(connection: Connection, budget: Budget) -> None:
-    """Bring an opened database to the schema of this version; raises what ``upgrade`` does."""
-    if not is_at_head(connection):
-        with late_import:
-            from mandrake_sessions.database.migrate import upgrade
+    """Bring an opened database to the schema of this version.
 
-        upgrade(connection, budget)
+    Raises:
+        SchemaTooNewError: it is at a revision that this version does not know.
+        MigrationError: and what else ``install`` and ``migrate.upgrade`` raise.
+    """
+    if not is_at_head(connection):
+        _migrate(connection, budget)
+    settle(connection, budget)
+
+
+def _migrate(connection: Connection, budget: Budget) -> None:
+    if is_fresh(connection):
+        install(connection, budget)
+    # Not what was installed: another process may have been first, and of another version.
+    revision = current(connection)
+    if revision == HEAD:
+        return
+    if revision is not None and not is_known(revision):
+        raise SchemaTooNewError(path=connection.path, operation=_OPERATION)
+    with late_import:
+        from mandrake_sessions.database.migrate import upgrade
+
+    upgrade(connection, budget)
 
 
 def require_head(connection: Connection) -> None:
@@ -69,10 +90,5 @@ def require_head(connection: Connection) -> None:
 
 
 def is_known(revision: str) -> bool:
-    """Return whether this version has the script of a revision."""
-    if revision == HEAD:
-        return True
-    with late_import:
-        from mandrake_sessions.database.revisions import known_revisions
-
-    return revision in known_revisions()
+    """Return whether this version knows a revision."""
+    return revision in REVISIONS

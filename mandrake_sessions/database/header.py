@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 MAGIC = b"SQLite format 3\0"
 SMALLEST_PAGE = 512
-_WAL_FORMAT = b"\2\2"
+FORMAT_AT = slice(18, 20)
+USER_VERSION_AT = slice(60, 64)
+APPLICATION_ID_AT = slice(68, 72)
+WAL_FORMAT = b"\2\2"
 _LOOKS = 3
 _PAUSE = 0.002
 _LOOKS_FOR_PAGE = 5
@@ -42,10 +45,10 @@ def require_ours(connection: Connection) -> None:
     if size == 0 or os.path.lexists(f"{path}-wal") or os.path.lexists(f"{path}-journal"):
         return
     header = connection.header()
-    application = int.from_bytes(header[68:72], "big")
+    application = int.from_bytes(header[APPLICATION_ID_AT], "big")
     # One page: a file of ours that was switched to WAL, and its schema is not made yet.
     pages = int.from_bytes(header[28:32], "big")
-    is_wal = header[:16] == MAGIC and header[18:20] == _WAL_FORMAT
+    is_wal = header[:16] == MAGIC and header[FORMAT_AT] == WAL_FORMAT
     if is_wal and pages > 1 and application != APPLICATION_ID:
         raise UnrecognizedDatabaseError(path=path, operation="open")
 
@@ -93,10 +96,10 @@ def strangeness(header: bytes, stamp: int) -> str | None:
     """
     if header[:16] != MAGIC:
         return "the file is no SQLite database any more"
-    if int.from_bytes(header[68:72], "big") not in (0, APPLICATION_ID):
+    if int.from_bytes(header[APPLICATION_ID_AT], "big") not in (0, APPLICATION_ID):
         return "another program's database is there"
     # 0: the page that carries it has not been checkpointed into the file yet.
-    if int.from_bytes(header[60:64], "big") not in (0, stamp):
+    if int.from_bytes(header[USER_VERSION_AT], "big") not in (0, stamp):
         return "another database was copied over it"
     return None
 

@@ -40,8 +40,13 @@ from mandrake_sessions.errors import (
     StorageFullError,
 )
 from mandrake_sessions.options import DatabaseOptions
+from mandrake_sessions.tables import HEAD, TABLES
 
 _OPERATION = "migrate"
+_COLUMNS = (
+    "SELECT s.name, c.name FROM sqlite_schema AS s, pragma_table_info(s.name) AS c "
+    "WHERE s.type = 'table' ORDER BY s.name, c.cid"
+)
 _NOT_THE_MIGRATIONS_FAULT = (
     MigrationError,
     CommitOutcomeUnknownError,
@@ -71,7 +76,7 @@ def upgrade(
         connection: the read-write one, with no transaction open; its lease is the caller's.
         budget: for what others hold. The steps themselves take the time they take: a large table
             that is rebuilt for longer could otherwise never be opened again.
-        revision: as Alembic names it.
+        revision: as Alembic names it; ``head`` of our scripts is the one of this version.
         scripts: the folder of the migration scripts; None for ours.
 
     Raises:
@@ -120,10 +125,37 @@ def _migrate(
     revision: str,
     scripts: Path | None,
 ) -> None:
+    is_to_this_version = scripts is None and direction == "upgrade" and revision == "head"
     with migrating(connection, budget) as borrowed:
+        if is_to_this_version:
+            revision = HEAD
         # Not by Alembic's commands: they put another global, ``alembic.context``, under us.
         environment = make_environment(direction, revision, scripts)
         run_migrations(environment, borrowed, budget)
+        if is_to_this_version:
+            _require_schema(connection)
+
+
+def _require_schema(connection: Connection) -> None:
+    """Make sure, before the COMMIT, that what the scripts have made is what this code works with.
+
+    Raises:
+        MigrationError: they are those of another version.
+    """
+    columns: dict[str, list[str]] = {table: [] for table in TABLES}
+    for table, column in connection.query_all(_COLUMNS):
+        columns.setdefault(table, []).append(column)
+    wanted = ((table, [column.name for column in TABLES[table]]) for table in TABLES)
+    different = [table for table, names in wanted if columns[table] != names]
+    revision = connection.value("SELECT version_num FROM alembic_version")
+    if different or revision != HEAD:
+        raise MigrationError(
+            f"The migration scripts are those of another version: they lead to revision {revision} "
+            f"instead of {HEAD}, with other columns in {', '.join(different) or 'no table'}; "
+            "nothing was changed. Install the package anew.",
+            path=connection.path,
+            operation=_OPERATION,
+        )
 
 
 # -- lending ------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from mandrake_sessions.database.closing import OnStuck
 from mandrake_sessions.database.creation import make_file
 from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.installing import image
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.parking import lacks_descriptors, most_open
@@ -103,7 +104,9 @@ class OpenFiles:
 
     def _open_new(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> DatabaseFile:
         makes = create and not options.read_only
-        identity = make_file(slot.path) if makes else identify(slot.path)
+        # What a VFS of the host's makes of the bytes of a file is not known here.
+        content = None if options.vfs else image
+        identity = make_file(slot.path, content) if makes else identify(slot.path)
         # An empty file is no database yet, and must not become one where none may be made.
         if identity is None or (not makes and slot.path.stat().st_size == 0):
             raise DatabaseMissingError(path=slot.path, operation="open")

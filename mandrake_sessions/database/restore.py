@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -23,6 +22,7 @@ from mandrake_sessions.database.exclusive import DAMAGE, alone, alone_with_damag
 from mandrake_sessions.database.faults import primary_code, translate, translate_os
 from mandrake_sessions.database.head import is_known
 from mandrake_sessions.database.header import SMALLEST_PAGE
+from mandrake_sessions.database.installing import marks
 from mandrake_sessions.database.paths import (
     Identity,
     aside_of,
@@ -176,10 +176,10 @@ def _require_ours(raw: apsw.Connection, source: Path) -> None:
 
 
 def _stamp(raw: apsw.Connection) -> None:
-    stamp = uuid.uuid4()
+    pragmas, facts = marks()
     with raw:
-        raw.execute(f"PRAGMA user_version = {stamp.int & 0x7FFFFFFF or 1}")
-        raw.execute("UPDATE meta SET value = ? WHERE key = 'stamp'", (stamp.hex,))
+        raw.execute(f"PRAGMA user_version = {pragmas['user_version']}")
+        raw.execute("UPDATE meta SET value = ? WHERE key = 'stamp'", (facts["stamp"],))
 
 
 # -- the old file -------------------------------------------------------------------------------

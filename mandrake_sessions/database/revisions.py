@@ -6,27 +6,27 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator
-from importlib import metadata as distributions
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import sqlalchemy
 
-from mandrake_sessions import ids
 from mandrake_sessions.database.backup import backup
 from mandrake_sessions.database.connection import Connection, open_connection
+from mandrake_sessions.database.ddl import REVISIONS
 from mandrake_sessions.database.dialect import lent_connection
 from mandrake_sessions.database.guard import after_fork
+from mandrake_sessions.database.installing import marks
 from mandrake_sessions.database.placing import remove_leftovers
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseBusyError, MigrationError, SchemaTooNewError
 from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.options import DatabaseOptions
-from mandrake_sessions.schema import APPLICATION_ID, metadata
+from mandrake_sessions.schema import metadata
 
 if TYPE_CHECKING:
     from alembic.runtime.environment import EnvironmentContext
@@ -96,7 +96,7 @@ def make_environment(
         from alembic.runtime.environment import EnvironmentContext
         from alembic.script import ScriptDirectory
 
-    script = ScriptDirectory(str(scripts or script_location()))
+    script = ScriptDirectory(str(scripts or _complete_scripts()))
     find = script._upgrade_revs if direction == "upgrade" else script._downgrade_revs
 
     def steps(heads: tuple[str, ...], _: MigrationContext) -> Iterable[StampStep]:
@@ -107,16 +107,36 @@ def make_environment(
 
 def script_location() -> Path:
     """Return the folder of our migration scripts: inside the package in a wheel, else beside it."""
-    return _PACKAGED_SCRIPTS if _PACKAGED_SCRIPTS.is_dir() else _CHECKOUT_SCRIPTS
+    # Not Path.is_dir: it raises where a process may not look any more.
+    return _PACKAGED_SCRIPTS if os.path.isdir(_PACKAGED_SCRIPTS) else _CHECKOUT_SCRIPTS
 
 
-def known_revisions() -> set[str]:
-    """Return the revisions that this version has the scripts of."""
+def _complete_scripts() -> Path:
+    """Return the folder of our migration scripts, with one for each revision of this version.
+
+    Raises:
+        MigrationError: they are not where this installation should have them.
+    """
+    folder = script_location()
+    found = set(scripts_in_order()) if os.path.isdir(folder / "versions") else set()
+    missing = [revision for revision in REVISIONS if revision not in found]
+    if missing:
+        raise MigrationError(
+            f"This installation has no migration script for {', '.join(missing)} in {folder}. New "
+            "databases need none, those of earlier versions do: a packed program must carry the "
+            "folder mandrake_sessions/migrations with its .py files.",
+            operation=_OPERATION,
+        )
+    return folder
+
+
+def scripts_in_order() -> list[str]:
+    """Return the revisions of the migration scripts, the first one first."""
     with late_import:
         from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory(str(script_location()))
-    return {script.revision for script in scripts.walk_revisions()}
+    return [script.revision for script in scripts.walk_revisions()][::-1]
 
 
 def options() -> dict[str, Any]:
@@ -248,38 +268,19 @@ def _back_up(connection: Connection, revision: str) -> Path:
 
 
 def _mark_new_file(ctx: MigrationContext, step: MigrationInfo, **_: object) -> None:
-    """Make a file ours, in the transaction that creates its tables.
-
-    The stamp tells this file from any other, also one that was copied over it: whole in ``meta``,
-    and 31 bits of it in the header, which can be read without the cache.
-    """
+    """Make a file ours, in the transaction that creates its tables."""
     if step.is_stamp or not step.is_upgrade or step.source_revision_ids:
         return
-    stamp = uuid.uuid4()
+    kept = 0
     if not ctx.as_sql and ctx.connection is not None:
-        # A file that was at base again stays the same file: until the next checkpoint its header
-        # shows the old stamp.
-        kept = ctx.connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-        if kept:
-            stamp = uuid.UUID(int=stamp.int >> 31 << 31 | kept & 0x7FFFFFFF)
-    ctx.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    ctx.execute(f"PRAGMA user_version = {stamp.int & 0x7FFFFFFF or 1}")
+        kept = int(ctx.connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    pragmas, facts = marks(kept)
+    for name, number in pragmas.items():
+        ctx.execute(f"PRAGMA {name} = {number}")
     meta = sqlalchemy.table(
         "meta",
         sqlalchemy.column("key", sqlalchemy.Text),
         sqlalchemy.column("value", sqlalchemy.Text),
     )
-    facts = {
-        "stamp": stamp.hex,
-        "created_by": f"mandrake_sessions {_version()}",
-        "created_at": str(ids.now()),
-    }
     for key, value in facts.items():
         ctx.execute(sqlalchemy.insert(meta).values(key=key, value=value))
-
-
-def _version() -> str:
-    try:
-        return distributions.version("mandrake-sessions")
-    except distributions.PackageNotFoundError:
-        return "(not installed)"

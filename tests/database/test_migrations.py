@@ -678,7 +678,7 @@ def test_threads_migrate_different_files_at_once(open_file: Open) -> None:
     def bring(connection: Connection) -> None:
         try:
             together.wait(20)
-            head.bring_to_head(connection, Budget(20))
+            migrate.upgrade(connection, Budget(20))
         except BaseException as error:  # noqa: BLE001  # handed to the main thread
             failures.append(error)
 

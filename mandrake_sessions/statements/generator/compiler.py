@@ -27,12 +27,12 @@ class _Dialect(SQLiteDialect):
     supports_statement_cache = False
 
 
-_DIALECT = _Dialect(paramstyle="qmark")
+DIALECT = _Dialect(paramstyle="qmark")
 
 
 def compiled(core: ClauseElement) -> Statement:
     """Return a Core statement as it is run; what varies in it is a ``bindparam`` with a name."""
-    compiler = core.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
+    compiler = core.compile(dialect=DIALECT, compile_kwargs={"render_postcompile": True})
     assert isinstance(compiler, SQLCompiler)
     return Statement(
         str(compiler), tuple(compiler.positiontup or ()), is_read=isinstance(core, SelectBase)

@@ -25,7 +25,7 @@ def _broken(line: str) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("\n", "\\n")
+    escaped = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
     if '"' not in text:
         return f'"{escaped}"'
     return f"'{escaped}'" if "'" not in text else '"' + escaped.replace('"', '\\"') + '"'
@@ -52,6 +52,11 @@ def _filled(quoted: list[str]) -> str:
 def several(sources: Iterable[str]) -> str:
     """Return a tuple of what has a source already, each on lines of its own."""
     return "(\n" + "".join(f"{_indented(source)},\n" for source in sources) + ")"
+
+
+def enclosed(source: str) -> str:
+    """Return a source of several lines in parentheses, so that it is one element of a tuple."""
+    return f"(\n{_indented(source)}\n)" if "\n" in source else source
 
 
 def call(name: str, arguments: list[str]) -> str:

@@ -1,23 +1,28 @@
-"""What belongs into ``tables.py`` and ``records/sql.py``; a test compares it with the files."""
+"""What belongs into the generated modules; a test compares it with the files."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Column, Table
+from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.sql import ClauseElement
 
 from mandrake_sessions import schema, statements
+from mandrake_sessions.database.revisions import scripts_in_order
 from mandrake_sessions.database.statement import Statement
-from mandrake_sessions.statements.generator.compiler import compiled
+from mandrake_sessions.statements.generator.compiler import DIALECT, compiled
 from mandrake_sessions.statements.generator.layout import (
     WIDTH,
     call,
+    enclosed,
     set_source,
     several,
     text_source,
@@ -63,9 +68,18 @@ class Column(NamedTuple):
 '''
 
 
+_DDL_HEAD = '''\
+"""What a new file gets. Made by ``make sql`` from ``schema.py`` and ``migrations/``."""
+
+# fmt: off
+
+'''
+
+
 def generated() -> dict[Path, str]:
     """Return the files and what belongs into them."""
     return {
+        _PACKAGE / "database" / "ddl.py": "".join([_DDL_HEAD, *_ddl()]),
         _PACKAGE / "tables.py": "".join([_TABLES_HEAD, *_tables()]),
         _PACKAGE / "records" / "sql.py": "".join([_SQL_HEAD, *_sections()]),
     }
@@ -92,6 +106,27 @@ def _column(column: Column[Any]) -> str:
     }
     told = "".join(f", {name}=True" for name, is_so in facts.items() if is_so)
     return f'Column("{column.name}", "{column.type}"{told})'
+
+
+# -- database/ddl.py ----------------------------------------------------------------------------
+
+
+def _ddl() -> Iterator[str]:
+    project = tomllib.loads((_PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    yield f'CREATED_BY = "mandrake_sessions {project["version"]}"\n'
+    yield f"REVISIONS = {tuple_source(scripts_in_order())}\n"
+    yield f"SCHEMA = {several(enclosed(text_source(text)) for text in _creations())}\n"
+
+
+def _creations() -> Iterator[str]:
+    """Return what makes the tables, in the order in which migrations make those of ``0001``."""
+    # Alembic's own table has no other name in public.
+    version = MigrationContext.configure(dialect_name="sqlite")._version
+    for table in (version, *schema.metadata.tables.values()):
+        # What stands behind the last word is kept by SQLite, what stands before the first is not.
+        yield str(CreateTable(table).compile(dialect=DIALECT)).lstrip()
+        for index in sorted(table.indexes, key=lambda each: str(each.name)):
+            yield str(CreateIndex(index).compile(dialect=DIALECT)).lstrip()
 
 
 # -- records/sql.py -----------------------------------------------------------------------------
