@@ -18,6 +18,7 @@
     ├── StreamBackpressureError
     ├── ImportSourceError
     ├── ShutdownHookError
+    ├── ThreadStartError
     └── DatabaseError                 path · operation · result_code · attempts
         ├── DatabaseOpenError
         │   ├── DatabaseFolderError · DatabasePathError · DatabaseMissingError
@@ -214,6 +215,13 @@ class ImportSourceError(MandrakeSessionsError):
 
 class ShutdownHookError(MandrakeSessionsError):
     """The shutdown hook cannot be installed here: signal handlers belong to the main thread."""
+
+
+class ThreadStartError(MandrakeSessionsError):
+    """No thread can be started now: raise the limit of threads or memory, or end some, and retry.
+
+    Nothing was stored and nothing is left half done.
+    """
 
 
 class DatabaseError(MandrakeSessionsError):

@@ -160,7 +160,16 @@ class DatabaseFile(FileLifecycle):
             even_refused: for the last look of what closes with the file.
         """
         self._admit(operation, even_refused=even_refused)
-        budget = self.budget(timeout)
+        return self._fetch(work, self.budget(timeout), operation, even_refused=even_refused)
+
+    def peek(self, work: ReadUnit[T], operation: str, timeout: float) -> T:
+        """Run a short read that is no use of the file: it gives way to others no later for it."""
+        self._admit(operation)
+        return self._fetch(work, Budget(timeout), operation)
+
+    def _fetch(
+        self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
+    ) -> T:
         was_run, result = self._main.fetch(
             work, budget, operation, waits=False, even_refused=even_refused
         )

@@ -1,8 +1,9 @@
 """Which process owns a streaming turn, and whether that process still lives.
 
-A process claims a database with a small private file beside it, and holds a lock on that file: the
-kernel frees it when the process dies, however it dies, and every pid namespace sees it. Where files
-cannot be locked so, the owner touches its file again and again.
+A process claims a database with a small file beside it, and holds a lock on that file: the kernel
+frees it when the process dies, however it dies, and every pid namespace sees it. Whoever may open
+the database may look at the file. Where files cannot be locked so, the owner touches its file again
+and again.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import Final
 
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.guard import after_fork, current_pid
+from mandrake_sessions.database.health.locks import is_flocked
 from mandrake_sessions.errors import DatabaseFolderError
 from mandrake_sessions.ids import new_id
+from mandrake_sessions.threads import start
 
 if sys.platform != "win32":
     import fcntl
@@ -37,6 +40,9 @@ _ATTEMPTS: Final = 20
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Not through a link, and not waiting for the other end of a pipe: what is there may be a trap.
 _LOOK: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_HELD: Final = (errno.EWOULDBLOCK, errno.EACCES)
+# This process lacks something: that says nothing of the owner, and passes.
+_LACKING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Owner:
@@ -122,10 +128,13 @@ class _Claims:
     def start_beating(self) -> None:
         """Have the owners without a lock touched for as long as there are any."""
         if self.stop_beating is None:
-            stop = self.stop_beating = threading.Event()
-            threading.Thread(
-                target=_beat, args=(self, stop), name="mandrake-heartbeat", daemon=True
-            ).start()
+            stop = threading.Event()
+            start(
+                threading.Thread(
+                    target=_beat, args=(self, stop), name="mandrake-heartbeat", daemon=True
+                )
+            )
+            self.stop_beating = stop
 
 
 _claims = _Claims()
@@ -139,6 +148,7 @@ def claim(database: Path) -> Owner:
 
     Raises:
         DatabaseError: the owner's file cannot be made; each reason has its own subclass.
+        ThreadStartError: it cannot be locked, and no thread can be started that touches it.
     """
     with _claims.mutex:
         owner = _claims.owners.get(database)
@@ -151,17 +161,22 @@ def claim(database: Path) -> Owner:
             owner = _make(database)
         except OSError as error:
             raise translate_os(error, database) from error
-        _claims.owners[database] = owner
         if not owner.is_locked:
-            _claims.start_beating()
+            try:
+                _claims.start_beating()
+            except BaseException:
+                owner.end()
+                raise
+        _claims.owners[database] = owner
         return owner
 
 
 def is_alive(database: Path, owner: str) -> bool:
     """Return whether the process that an owner's id stands for still lives.
 
-    Where its file cannot be locked or looked at, it is alive until it was silent for
-    ``HEARTBEAT_INTERVAL`` three times: ask again later.
+    Where its file cannot be locked, it is alive until it was silent for ``HEARTBEAT_INTERVAL``
+    three times: ask again later. Where its file cannot be opened, the system's table of locks tells
+    (Linux), or else its silence.
 
     Args:
         database: the real path of the database.
@@ -256,6 +271,7 @@ def _make(database: Path) -> Owner:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(path, flags, 0o600)
         try:
+            _let_others_look(database, descriptor)
             is_locked = _lock(descriptor)
             if is_locked is False:
                 os.write(descriptor, _HEARTBEAT)
@@ -276,6 +292,21 @@ def _make(database: Path) -> Owner:
     )
 
 
+def _let_others_look(database: Path, descriptor: int) -> None:
+    """Let other users open an owner's file, unless only this one may open the database.
+
+    There is nothing in it; and who cannot try its lock cannot tell a dead owner from a living one.
+    """
+    if sys.platform == "win32":
+        return
+    # A file system without modes has nothing in the way of others.
+    with contextlib.suppress(OSError):
+        found = os.stat(database)
+        if found.st_mode & 0o077 or found.st_uid != os.geteuid():
+            # Not by the mode at its making, which a umask cuts.
+            os.fchmod(descriptor, 0o644)
+
+
 def _discard(path: Path, descriptor: int) -> None:
     with contextlib.suppress(OSError):
         os.close(descriptor)
@@ -290,7 +321,7 @@ def _lock(descriptor: int) -> bool | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return None if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else False
+        return None if error.errno in _HELD else False
     return True
 
 
@@ -302,17 +333,35 @@ def _looking_at(path: Path) -> Iterator[bool]:
     """
     try:
         descriptor = os.open(path, _LOOK)
-    except FileNotFoundError:
-        yield False
-        return
     except OSError as error:
-        # A link is nobody's file; what may not be opened, or not now, is somebody else's.
-        yield error.errno not in (errno.ELOOP, errno.ENOTDIR)
+        yield error.errno in _LACKING or _is_living_unopened(path)
         return
     try:
         yield _is_living(path, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_living_unopened(path: Path) -> bool:
+    """Return whether the owner of a file that cannot be opened may live: that proves nothing."""
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return _was_heard(path, 0)
+    # A link is nobody's file.
+    return stat.S_ISREG(found.st_mode) and _is_living_unlocked(path, found)
+
+
+def _is_living_unlocked(path: Path, found: os.stat_result) -> bool:
+    """Return whether the owner of a file whose lock cannot be tried may live."""
+    is_held = is_flocked(found.st_ino)
+    if is_held:
+        return True
+    # One with a heartbeat has something in its file.
+    is_freed = is_held is False and not found.st_size
+    return not is_freed and _was_heard(path, found.st_mtime_ns)
 
 
 def _is_living(path: Path, descriptor: int) -> bool:
@@ -325,9 +374,8 @@ def _is_living(path: Path, descriptor: int) -> bool:
         return _was_heard(path, found.st_mtime_ns)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        # Held; or a lock that cannot be asked for from here, and nothing else tells.
-        return True
+    except OSError as error:
+        return error.errno in _HELD or _is_living_unlocked(path, found)
     return False
 
 

@@ -15,7 +15,7 @@ import copy
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -53,12 +53,6 @@ _GROWTH_PAUSE: Final = 0.0002
 """Seconds more for each subscriber told: waking 100 threads 200 times a second took 70 % of a core,
 and the writers need it."""
 
-_HEARTBEAT: Final = 1.0
-"""Seconds between two looks at the owners of streams of other processes."""
-
-_HEARTBEAT_PATIENCE: Final = 0.1
-"""Seconds to end the turns of the dead; who watches others must not wait long for a busy file."""
-
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 _CLOSE_PATIENCE: Final = 1.0
@@ -79,17 +73,10 @@ class Follower:
     Args:
         file: the open file.
         texts: the texts of this process's writers, by turn; somebody else adds and removes.
-        interrupt_gone: ends the turns of those owners that are gone, within some seconds.
     """
 
-    def __init__(
-        self,
-        file: DatabaseFile,
-        texts: dict[str, GrowingText],
-        interrupt_gone: Callable[[Collection[str], float], object],
-    ) -> None:
+    def __init__(self, file: DatabaseFile, texts: dict[str, GrowingText]) -> None:
         self._file = file
-        self._interrupt_gone = interrupt_gone
         self._texts = texts
         self._failure: MandrakeSessionsError | None = None
         self._reset()
@@ -110,7 +97,6 @@ class Follower:
         self._ladder = Ladder()
         self._next_look = 0.0
         self._next_growth = 0.0
-        self._next_heartbeat = 0.0
         self._pause = 0.0
 
     # -- asked by others --------------------------------------------------------------------
@@ -280,8 +266,6 @@ class Follower:
     def _seconds_to_wait(self) -> float | None:
         now = monotonic()
         due = [self._look_due(), self._growth_due()]
-        if self._watched.turns.foreign_owners:
-            due.append(self._next_heartbeat)
         stuck = self._announcer.look_after()
         due.append(None if stuck is None else now + stuck)
         times = [time for time in due if time is not None]
@@ -303,7 +287,7 @@ class Follower:
         return self._next_growth if self._grown else None
 
     def _work(self) -> None:
-        """Do what is due: look, let in and out, tell of growth, ask after other processes."""
+        """Do what is due: look, let in and out, tell of growth."""
         now = monotonic()
         due = self._look_due()
         if self._asked or (due is not None and now >= due):
@@ -313,9 +297,6 @@ class Follower:
         growth_due = self._growth_due()
         if growth_due is not None and now >= growth_due:
             self._attempt(self._tell_growth)
-        if now >= self._next_heartbeat and self._watched.turns.foreign_owners:
-            self._next_heartbeat = now + _HEARTBEAT
-            self._attempt(self._interrupt_dead)
 
     def _attempt(self, work: Callable[[], None]) -> None:
         """Do one thing; what fails is tried again, and ends nothing but what cannot go on."""
@@ -379,10 +360,6 @@ class Follower:
             )
         self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)
         self._next_look = monotonic() + self._pause
-
-    def _interrupt_dead(self) -> None:
-        """End the turns of processes that died while somebody here watches them."""
-        self._interrupt_gone(self._watched.turns.foreign_owners, _HEARTBEAT_PATIENCE)
 
     def _read(self, work: ReadUnit[T]) -> T:
         # While the file closes too: its streams are ended then, and that is told.

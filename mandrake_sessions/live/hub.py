@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Collection
 from time import monotonic
 from typing import Self
 
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.errors import DatabaseError, DatabaseMovedError
+from mandrake_sessions.errors import DatabaseError, DatabaseMovedError, ReentrantScopeError
 from mandrake_sessions.live import given_up
 from mandrake_sessions.live.flusher import Flusher
 from mandrake_sessions.live.follower import Follower
+from mandrake_sessions.live.patrol import Lookout, patrol
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import Turn
@@ -22,8 +22,8 @@ from mandrake_sessions.records.recovery import interrupt_turns_of, streaming_own
 _RECOVERY_PATIENCE = 5.0
 """Seconds that an opening gives to the turns of hosts that have died."""
 
-_RECOVERY_INTERVAL = 1.0
-"""Seconds in which one opening's look is good enough for others of the same open file."""
+_SWEEP_INTERVAL = 1.0
+"""Seconds in which one opening's sweep of the folder is good enough for others of the file."""
 
 _LAST_LOOK = 0.1
 """Seconds to find out, at closing, whether a turn of ours still streams."""
@@ -36,6 +36,7 @@ class Hub:
         file: the open file.
         flusher: stores what the TurnWriters hold.
         follower: tells subscriptions what has changed.
+        lookout: finds turns whose host has died.
     """
 
     def __init__(self, file: DatabaseFile) -> None:
@@ -43,10 +44,12 @@ class Hub:
         # The texts of this process's streams: what is in flight is read from here.
         texts: dict[str, GrowingText] = {}
         self.flusher = Flusher(file, texts)
-        self.follower = Follower(file, texts, self.interrupt_gone)
+        self.follower = Follower(file, texts)
+        self.lookout = Lookout(file, self.interrupt_gone)
         self._is_claim_looked_after = False
-        self._recovering = threading.Lock()
-        self._next_recovery = 0.0
+        self._next_sweep = 0.0
+        if not file.options.read_only:
+            patrol.add(self)
 
     @classmethod
     def of(cls, file: DatabaseFile) -> Self:
@@ -61,26 +64,27 @@ class Hub:
             self.follower.close_holder(holder)
 
     def recover_at_opening(self) -> None:
-        """Do what ``recover`` does, unless somebody did a moment ago or is at it.
+        """Do what ``recover`` does: every opening finds the turns of dead hosts ended.
 
         A database that cannot be written now, because it is busy or its disk is full, can be
-        opened all the same: the next opener tries again.
+        opened all the same: the patrol tries again.
         """
         if self.file.options.read_only:
             return
-        if monotonic() < self._next_recovery or not self._recovering.acquire(blocking=False):
-            return
         try:
             self.recover(min(self.file.options.busy_timeout, _RECOVERY_PATIENCE))
-            # Also of those who were killed while they streamed nothing.
-            owner.forget_dead(self.file.path)
-            self._next_recovery = monotonic() + _RECOVERY_INTERVAL
+        except ReentrantScopeError:
+            # Opened by a thread that is inside a transaction of another manager of the file.
+            return
         except DatabaseError as error:
             get_logger(__name__).warning(
                 "recovery_postponed", path=str(self.file.path), error=type(error).__name__
             )
-        finally:
-            self._recovering.release()
+            return
+        if monotonic() >= self._next_sweep:
+            self._next_sweep = monotonic() + _SWEEP_INTERVAL
+            # Also of those who were killed while they streamed nothing.
+            owner.forget_dead(self.file.path)
 
     def recover(self, timeout: float | None = None) -> list[Turn]:
         """End the turns that stream though their owner is gone, and return them.
@@ -113,9 +117,11 @@ class Hub:
         turns = file.transact(interrupt_turns_of(gone, lost), "recover_interrupted", timeout)
         given_up.discard(lost)
         owner.forget_dead(file.path)
-        get_logger(__name__).warning(
-            "turns_interrupted", path=str(file.path), turn_ids=[turn.id for turn in turns]
-        )
+        if turns:
+            # None if another process was faster.
+            get_logger(__name__).warning(
+                "turns_interrupted", path=str(file.path), turn_ids=[turn.id for turn in turns]
+            )
         return turns
 
     def _is_alive(self, name: str | None) -> bool:
@@ -162,6 +168,7 @@ class Hub:
         Args:
             deadline: when it must be done (``time.monotonic``).
         """
+        patrol.remove(self)
         try:
             self.flusher.close(deadline)
         finally:

@@ -30,11 +30,6 @@ class KnownTurns:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    @property
-    def foreign_owners(self) -> set[str]:
-        """The processes whose streams are watched here, without this one's writers."""
-        return {known.owner for known in self.foreign.values() if known.owner is not None}
-
     def find(self, id: str) -> KnownTurn | None:
         """Return a turn if it is known."""
         return self._by_id.get(id)

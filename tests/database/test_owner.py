@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import resource
+import shutil
 import signal
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -271,6 +275,96 @@ def test_a_claim_whose_file_is_gone_is_made_anew(path: Path) -> None:
     assert owner.is_alive(path, second.id)
     assert not owner.is_alive(path, first.id)
     assert len(descriptors(path.parent)) == 1
+
+
+# -- of other users ----------------------------------------------------------------------------
+
+AS_ANOTHER_USER = """
+os.setgroups([])
+os.setgid(54321)
+os.setuid(54321)
+while id := hear():
+    tell(owner.is_alive(path, id))
+"""
+WITHOUT_TABLE = """
+from mandrake_sessions.database.health import locks
+owner.HEARTBEAT_INTERVAL = 0.1
+locks._read = lambda kind, inode: None  # as on another system than Linux
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may look into."""
+    if os.geteuid() != 0:
+        pytest.skip("only root becomes another user")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0o600, 0o600), (0o640, 0o644), (0o666, 0o644)])
+def test_who_may_open_the_database_may_look_at_its_owners(
+    path: Path, mode: int, expected: int
+) -> None:
+    path.touch()
+    path.chmod(mode)
+    before = os.umask(0o077)
+    try:
+        mine = owner.claim(path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(mine.path.stat().st_mode) == expected
+
+
+def test_the_owner_of_a_private_database_may_look_at_a_claim_of_root(open_folder: Path) -> None:
+    path = open_folder / "db.sqlite"
+    path.touch(mode=0o600)
+    os.chown(path, 54321, 54321)
+    assert stat.S_IMODE(owner.claim(path).path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("prelude", [PRELUDE, PRELUDE + WITHOUT_TABLE])
+def test_an_owner_whose_file_cannot_be_opened_is_seen_live_and_die(
+    open_folder: Path, start_child: Callable[..., Any], prelude: str
+) -> None:
+    path = open_folder / "db.sqlite"
+    looker = start_child(prelude + AS_ANOTHER_USER, path)
+    claimer = start_child(PRELUDE + CLAIM, path)
+    theirs = claimer.hear()
+    assert stat.S_IMODE(path.with_name(name_of(path, theirs)).stat().st_mode) == 0o600
+    looker.tell(theirs)
+    assert looker.hear() is True
+    claimer.process.kill()
+    claimer.process.wait()
+
+    def is_dead() -> bool:
+        looker.tell(theirs)
+        return looker.hear() is False
+
+    until(is_dead)
+    looker.tell("")
+    looker.finish()
+
+
+def test_a_lack_of_descriptors_calls_nobody_dead(
+    path: Path, start_child: Callable[..., Any]
+) -> None:
+    theirs = start_child(PRELUDE + CLAIM, path).hear()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limit[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+        found = owner.is_alive(path, theirs)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert found
 
 
 # -- where files cannot be locked --------------------------------------------------------------

@@ -127,9 +127,11 @@ def test_watchers_see_that_the_host_has_died(watching, sessions, response, start
     child.tell("kept")
     child.hear()
     watch = watching.response(response.id)
-    child.stop()
     with capture_logs() as logs:
+        child.stop()
         updates = list(watch)
+        # It is logged after the COMMIT that the watchers are told of.
+        wait_until(lambda: logs)
     assert updates[-1].status is TurnStatus.INTERRUPTED
     assert updates[-1].turn.content == "kept"
     assert [log["event"] for log in logs] == ["turns_interrupted"]

@@ -49,39 +49,59 @@ def lock_holders(path: Path) -> list[Held] | None:
 
     Those of processes in another pid namespace are not seen.
     """
+    try:
+        inode = os.stat(path).st_ino
+    except FileNotFoundError:
+        return []
+    except OSError:
+        return None
+    told = _told("POSIX", inode)
+    if told is None:
+        return None
+    return [
+        Held(
+            int(fields[4]),
+            fields[3] == "WRITE",
+            int(fields[6]),
+            sys.maxsize if fields[7] == "EOF" else int(fields[7]),
+        )
+        for fields in told
+    ]
+
+
+def is_flocked(inode: int) -> bool | None:
+    """Return whether a process keeps a whole file to itself; None where the system does not tell.
+
+    Args:
+        inode: of the file, without its device: some file systems have another one in the table.
+    """
+    told = _told("FLOCK", inode)
+    return None if told is None else any(fields[3] == "WRITE" for fields in told)
+
+
+def _told(kind: str, inode: int) -> list[list[str]] | None:
+    """Return the table's lines about a file, in fields; None if it cannot be read."""
     # The kernel tells them page by page: while others come and go, one that stays can be missing
     # in a reading, or be there twice.
-    readings = [_read(path) for _ in range(_READINGS)]
+    readings = [_read(kind, inode) for _ in range(_READINGS)]
     told = [reading for reading in readings if reading is not None]
-    return list(dict.fromkeys(held for reading in told for held in reading)) if told else None
+    found = {tuple(fields[1:]): fields for reading in told for fields in reading}
+    return list(found.values()) if told else None
 
 
-def _read(path: Path) -> list[Held] | None:
+def _read(kind: str, inode: int) -> list[list[str]] | None:
     if not sys.platform.startswith("linux"):
         return None
     try:
-        with open("/proc/locks", encoding="ascii", errors="replace") as table:
-            lines = table.readlines()
-        inode = _inode(path)
+        with open("/proc/locks", "rb") as table:
+            lines = [line.decode(errors="replace").split() for line in table]
     except OSError:
         return None
-    if inode is None:
-        return []
-    found: list[Held] = []
-    for line in lines:
-        # 12: POSIX  ADVISORY  READ 32355 fe:00:2147494 128 128; a waiter has an arrow behind 12:.
-        fields = line.split()
-        if len(fields) != _FIELDS or fields[1] != "POSIX":
-            continue
-        if fields[5].rpartition(":")[2] != str(inode):
-            continue
-        last = sys.maxsize if fields[7] == "EOF" else int(fields[7])
-        found.append(Held(int(fields[4]), fields[3] == "WRITE", int(fields[6]), last))
-    return found
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_ino
-    except FileNotFoundError:
-        return None
+    # 12: POSIX  ADVISORY  READ 32355 fe:00:2147494 128 128; a waiter has an arrow behind 12:.
+    return [
+        fields
+        for fields in lines
+        if len(fields) == _FIELDS
+        and fields[1] == kind
+        and fields[5].rpartition(":")[2] == str(inode)
+    ]

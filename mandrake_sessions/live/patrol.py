@@ -1,0 +1,165 @@
+"""The thread that looks for turns whose host has died, in every file that this process has open.
+
+A host that dies tells no process. Once a second the patrol looks at the times of each file's log;
+only where they have changed it asks whose turns are streaming, one short read of an index with a
+few rows; and only where other processes stream it tries their locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Collection
+from typing import Final, Protocol
+
+from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.guard import after_fork
+from mandrake_sessions.database.paths import is_named
+from mandrake_sessions.errors import DatabaseError, DatabaseMovedError, PoolClosedError
+from mandrake_sessions.log import get_logger
+from mandrake_sessions.records.recovery import streaming_owners
+
+INTERVAL: Final = 1.0
+"""Seconds between two looks at a file."""
+
+_PATIENCE: Final = 1.0
+"""Seconds that a busy file is waited for; the other files wait meanwhile."""
+
+_SETTLING: Final = 8
+"""Looks in a row that read after a write: the log's times change before a COMMIT is synced and can
+be seen, and times that a file system keeps are coarse."""
+
+
+class Lookout:
+    """What is known of one open file: when it was last written, and whose turns stream in it.
+
+    Args:
+        file: the open file.
+        interrupt_gone: ends the turns of those owners that are gone, within some seconds.
+    """
+
+    def __init__(
+        self,
+        file: DatabaseFile,
+        interrupt_gone: Callable[[Collection[str | None], float], object],
+    ) -> None:
+        self._file = file
+        self._interrupt_gone = interrupt_gone
+        self._log = f"{file.path}-wal"
+        self._stamp: tuple[int, ...] | None = None
+        self._reads_left = 0
+        self._owners: frozenset[str | None] = frozenset()
+        self._has_failed = False
+
+    def look(self) -> None:
+        """End the turns of hosts that have died; what fails is tried again by the next look."""
+        try:
+            self._ask_for_owners()
+            if self._owners:
+                self._interrupt_gone(self._owners, _PATIENCE)
+        except (PoolClosedError, DatabaseMovedError):
+            # It closes, or is given up: whoever opens it again looks.
+            return
+        except DatabaseError as error:
+            if not self._has_failed:
+                get_logger(__name__).warning(
+                    "recovery_postponed", path=str(self._file.path), error=type(error).__name__
+                )
+            self._has_failed = True
+        else:
+            self._has_failed = False
+
+    def _ask_for_owners(self) -> None:
+        """Read whose turns are streaming, if the file was perhaps written since the last time."""
+        stamp = self._written()
+        if stamp == self._stamp and not self._reads_left:
+            return
+        if stamp is None or not is_named(self._file.path, self._file.identity):
+            # To find out that a file went away is for whoever uses it.
+            return
+        reads_left = self._reads_left - 1 if stamp == self._stamp else _SETTLING
+        owners = self._file.peek(streaming_owners(), "recover_interrupted", _PATIENCE)
+        self._stamp, self._reads_left, self._owners = stamp, reads_left, frozenset(owners)
+
+    def _written(self) -> tuple[int, ...] | None:
+        """Return what changes with every COMMIT, of whichever process; None if there is no log."""
+        try:
+            found = os.stat(self._log)
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+class Looking(Protocol):
+    """What hangs on an open file and has a lookout."""
+
+    @property
+    def lookout(self) -> Lookout:
+        """What the patrol looks with."""
+
+
+class Patrol:
+    """Looks at every open file of the process in turn; its thread is there as long as there is one.
+
+    It is not told when a file closes, and nobody waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._mutex = threading.Lock()
+        self._hubs: weakref.WeakSet[Looking] = weakref.WeakSet()
+        self._thread: threading.Thread | None = None
+
+    def add(self, hub: Looking) -> None:
+        """Look at a file from now on.
+
+        Where no thread can be started now, the next file that is opened tries again: a file can
+        be used without the patrol, and every opening looks by itself.
+        """
+        with self._mutex:
+            self._hubs.add(hub)
+            # One that never started, after Ctrl-C or for want of threads, is replaced.
+            if self._thread is None or self._thread.ident is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="mandrake-patrol", daemon=True
+                )
+                with contextlib.suppress(RuntimeError):
+                    self._thread.start()
+
+    def remove(self, hub: Looking) -> None:
+        """Look at a file no more."""
+        with self._mutex:
+            self._hubs.discard(hub)
+
+    def forget_after_fork(self) -> None:
+        """Begin anew in a child: the thread is the parent's, and so are the files."""
+        self._reset()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            pause.wait(INTERVAL)
+            with self._mutex:
+                if self._thread is not threading.current_thread():
+                    return
+                hubs = list(self._hubs)
+                if not hubs:
+                    self._thread = None
+                    return
+            for hub in hubs:
+                try:
+                    hub.lookout.look()
+                except Exception:  # noqa: BLE001  # one file must not end the watch over all
+                    get_logger(__name__).exception("patrol_failed")
+            # Whatever is closed meanwhile is not kept alive by a thread that waits.
+            del hubs
+
+
+patrol = Patrol()
+"""The process's own."""
+
+after_fork(patrol.forget_after_fork)
