@@ -49,6 +49,7 @@ ALLOWED = {
         "tempfile": "a file to lock, to see whether the system shows locks"
     },
     "mandrake_sessions/database/owner.py": {"open": "an owner's file, never a database"},
+    "mandrake_sessions/database/signs.py": {"open": "an owner's file, never a database"},
     "mandrake_sessions/database/parking.py": {
         "open": "/dev/null, to see whether descriptors are free"
     },

@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import os
 import re
-import stat
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
 from typing import Final
 
+from mandrake_sessions.database import signs
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.guard import after_fork, current_pid
-from mandrake_sessions.database.health.locks import is_flocked
 from mandrake_sessions.errors import DatabaseFolderError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.threads import start
@@ -31,18 +27,8 @@ from mandrake_sessions.threads import start
 if sys.platform != "win32":
     import fcntl
 
-HEARTBEAT_INTERVAL: Final = 2.0
-"""Seconds between two touches of an owner whose file cannot be locked; FAT counts in twos."""
-
-_SILENT_INTERVALS: Final = 3
-_HEARTBEAT: Final = b"heartbeat"
 _ATTEMPTS: Final = 20
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# Not through a link, and not waiting for the other end of a pipe: what is there may be a trap.
-_LOOK: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_HELD: Final = (errno.EWOULDBLOCK, errno.EACCES)
-# This process lacks something: that says nothing of the owner, and passes.
-_LACKING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Owner:
@@ -113,7 +99,6 @@ class _Claims:
     def __init__(self) -> None:
         self.mutex = threading.RLock()
         self.owners: dict[Path, Owner] = {}
-        self.heard: dict[Path, tuple[int, float]] = {}
         self.stop_beating: threading.Event | None = None
 
     def drop(self, database: Path, owner: Owner) -> None:
@@ -188,7 +173,7 @@ def is_alive(database: Path, owner: str) -> bool:
         own = _claims.owners.get(database)
         if own is not None and own.id == owner:
             return True
-    with _looking_at(_file_of(database, owner)) as is_living:
+    with signs.looking_at(_file_of(database, owner)) as is_living:
         return is_living
 
 
@@ -212,10 +197,10 @@ def forget(database: Path, owner: str) -> None:
             return
     path = _file_of(database, owner)
     # Removed while it is locked for looking: who is just claiming with it sees one or the other.
-    with _looking_at(path) as is_living, contextlib.suppress(OSError):
+    with signs.looking_at(path) as is_living, contextlib.suppress(OSError):
         if not is_living:
             path.unlink(missing_ok=True)
-            _claims.heard.pop(path, None)
+            signs.forget(path)
 
 
 def forget_dead(database: Path) -> None:
@@ -274,7 +259,7 @@ def _make(database: Path) -> Owner:
             _let_others_look(database, descriptor)
             is_locked = _lock(descriptor)
             if is_locked is False:
-                os.write(descriptor, _HEARTBEAT)
+                os.write(descriptor, signs.HEARTBEAT)
             # Somebody who removes dead owners' files may have met it before it was locked.
             is_in_place = is_locked is not None and os.fstat(descriptor).st_nlink > 0
         except BaseException:
@@ -321,80 +306,12 @@ def _lock(descriptor: int) -> bool | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return None if error.errno in _HELD else False
+        return None if error.errno in signs.HELD else False
     return True
 
 
-@contextlib.contextmanager
-def _looking_at(path: Path) -> Iterator[bool]:
-    """Look whether the owner of a file lives; inside the block a dead one's file stays locked.
-
-    The lock for looking is a shared one: two that look never take each other for the owner.
-    """
-    try:
-        descriptor = os.open(path, _LOOK)
-    except OSError as error:
-        yield error.errno in _LACKING or _is_living_unopened(path)
-        return
-    try:
-        yield _is_living(path, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_living_unopened(path: Path) -> bool:
-    """Return whether the owner of a file that cannot be opened may live: that proves nothing."""
-    try:
-        found = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return _was_heard(path, 0)
-    # A link is nobody's file.
-    return stat.S_ISREG(found.st_mode) and _is_living_unlocked(path, found)
-
-
-def _is_living_unlocked(path: Path, found: os.stat_result) -> bool:
-    """Return whether the owner of a file whose lock cannot be tried may live."""
-    is_held = is_flocked(found.st_ino)
-    if is_held:
-        return True
-    # One with a heartbeat has something in its file.
-    is_freed = is_held is False and not found.st_size
-    return not is_freed and _was_heard(path, found.st_mtime_ns)
-
-
-def _is_living(path: Path, descriptor: int) -> bool:
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        return False
-    if os.read(descriptor, len(_HEARTBEAT)) == _HEARTBEAT:
-        return _was_heard(path, found.st_mtime_ns)
-    if sys.platform == "win32":
-        return _was_heard(path, found.st_mtime_ns)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in _HELD or _is_living_unlocked(path, found)
-    return False
-
-
-def _was_heard(path: Path, touched: int) -> bool:
-    """Return whether an owner may still beat: its time of change against our own patience.
-
-    Two times of change are compared for equality only; no clock is compared with another one's.
-    """
-    present = monotonic()
-    with _claims.mutex:
-        last, since = _claims.heard.get(path, (None, present))
-        if last != touched:
-            _claims.heard[path] = (touched, present)
-            return True
-        return present - since < _SILENT_INTERVALS * HEARTBEAT_INTERVAL
-
-
 def _beat(claims: _Claims, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_INTERVAL):
+    while not stop.wait(signs.HEARTBEAT_INTERVAL):
         with claims.mutex:
             silent = [owner.path for owner in claims.owners.values() if not owner.is_locked]
         for path in silent:

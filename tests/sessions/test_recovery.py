@@ -24,6 +24,8 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.database import owner
 from mandrake_sessions.errors import TurnBeingWrittenError, TurnInterruptedError
+from mandrake_sessions.live.hub import Hub
+from mandrake_sessions.live.patrol import patrol
 from mandrake_sessions.records import sql
 from mandrake_sessions.records.recovery import interrupt_turns_of, streaming_owners
 from mandrake_sessions.records.transfer import insert_exchange, insert_session
@@ -56,6 +58,8 @@ hear()
 def sessions(ready_path: Path, pool: ConnectionPool) -> Iterator[SessionManager]:
     """What is tested here is below the faces: one of them is enough."""
     with SessionManager(ready_path, pool=pool) as manager:
+        # Only the tests end turns here.
+        patrol.remove(Hub.of(manager.handle.file))
         yield manager
     owner._at_exit()
 
