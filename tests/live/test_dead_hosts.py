@@ -376,6 +376,7 @@ os.setgroups([])
 os.setgid(uid)
 os.setuid(uid)
 with SessionManager(path, create=False) as sessions:
+    tell("open")
     while turn_id := hear():
         tell([sessions.get_turn(turn_id).status, len(sessions.recover_interrupted())])
 """
@@ -408,6 +409,8 @@ def test_the_turn_of_a_dead_host_of_another_user_ends(
     observer_uid: int,
 ) -> None:
     observer = start_child(OBSERVER_OF_ANOTHER_USER, shared_path, observer_uid)
+    # Between making its log and setting its mode, SQLite has no place for another user.
+    assert observer.hear() == "open"
     host = start_child(HOST_OF_ANOTHER_USER, shared_path, host_uid, umask)
     turn_id = host.hear()
     observer.tell(turn_id)
@@ -427,6 +430,8 @@ def test_the_turn_of_a_dead_host_ends_though_its_file_cannot_be_opened(
     mode: int,
 ) -> None:
     observer = start_child(OBSERVER_OF_ANOTHER_USER, shared_path, BOB)
+    # Between making its log and setting its mode, SQLite has no place for another user.
+    assert observer.hear() == "open"
     host = start_child(HOST_OF_ANOTHER_USER, shared_path, ALICE, "022")
     turn_id = host.hear()
     (claim,) = shared_path.parent.glob("*-owner-*")
