@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,7 +21,10 @@ else:
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """Return structlog's logger of a name; nothing that it is told raises.
+    """Return structlog's logger of a name; nothing that is logged raises.
+
+    While the host has not configured structlog, it writes to stderr: structlog's own default is
+    stdout, where many hosts speak a protocol.
 
     structlog, with Rich where it is there, takes longer to import than the library, and most
     processes log nothing: so it is imported by the first event.
@@ -38,13 +42,61 @@ class _Logger:
         return partial(_tell, self._name, level)
 
 
+def tell_host(logger: HostLogger, event: str, **fields: object) -> None:
+    """Log an event of the host's own manager through the logger it gave for that.
+
+    One that is as structlog makes it while nothing is configured would print to stdout: its event
+    goes where the others go.
+    """
+    import structlog
+
+    if not structlog.is_configured() and hasattr(logger, "_logger"):
+        # None until the first event, what prints from then on, and the host's own where it has one.
+        if logger._logger is None or getattr(logger._logger, "_file", None) is sys.stdout:
+            logger = _unconfigured(structlog.get_context(logger))
+    logger.info(event, **fields)
+
+
 def _tell(name: str, level: str, event: str, **fields: object) -> None:
     try:
         with late_import:
             import structlog
-        getattr(structlog.get_logger(name), level)(event, **fields)
+        # Asked for each event: what the host configures counts from then on.
+        logger = structlog.get_logger(name) if structlog.is_configured() else _unconfigured({})
+        getattr(logger, level)(event, **fields)
     except Exception:  # noqa: BLE001  # no descriptor is free to import it, a host's sink is gone
         # Often it is just that which is told here; and what the library does must come to its end.
         with contextlib.suppress(Exception):
             told = "".join(f" {key}={value!r}" for key, value in fields.items())
             sys.stderr.write(f"{event}{told}\n")
+
+
+def _unconfigured(context: Mapping[str, Any]) -> Any:
+    """Return a logger to stderr that needs no configuration, and leaves that of structlog alone."""
+    import structlog
+
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return structlog.wrap_logger(
+        _Stderr(),
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            # Without the local variables that Rich would show: they hold conversations.
+            structlog.dev.ConsoleRenderer(
+                colors=is_terminal, exception_formatter=structlog.dev.plain_traceback
+            ),
+        ],
+        **context,
+    )
+
+
+class _Stderr:
+    """What prints: no lock that a fork could leave taken, and nothing where there is no stderr."""
+
+    def debug(self, line: str) -> None:
+        """Print a line."""
+        if sys.stderr is not None:
+            sys.stderr.write(f"{line}\n")
+
+    info = warning = error = critical = debug

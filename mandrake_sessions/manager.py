@@ -35,7 +35,7 @@ from mandrake_sessions.live.subscription import (
 )
 from mandrake_sessions.live.updates import SessionEvent, TurnUpdate
 from mandrake_sessions.live.writer import TurnWriter
-from mandrake_sessions.log import HostLogger
+from mandrake_sessions.log import HostLogger, tell_host
 from mandrake_sessions.methods import fetches, not_initialized_once_released, queries, writes
 from mandrake_sessions.models import Exchange, Turn
 from mandrake_sessions.options import DatabaseOptions
@@ -281,7 +281,7 @@ class SessionManager:
     def _tell(self, event: str) -> None:
         """Log what happened to the manager itself, where the host gave a logger for that."""
         if self._logger is not None:
-            self._logger.info(event, path=str(self._path))
+            tell_host(self._logger, event, path=str(self._path))
 
     def __enter__(self) -> Self:
         return self.init()

@@ -1,6 +1,8 @@
 """Events reach structlog, which nobody imports before there is one."""
 
 import os
+import subprocess
+import sys
 import typing
 
 import pytest
@@ -140,3 +142,78 @@ def test_an_event_is_told_where_no_descriptor_is_free_to_read_structlog_with(sta
 
     assert told == "database_not_closed path='db.sqlite' turn_ids=['one']\n"
     assert [entry["event"] for entry in logged_later] == ["database_not_closed"]
+
+
+HOST = """
+import sys
+from mandrake_sessions.log import get_logger
+get_logger("a.module").warning("writes_refused", path="first")
+from mandrake_sessions import SessionManager
+{}
+with SessionManager(sys.argv[1], logger=logger):
+    get_logger("a.module").error("database_corrupt", path="second")
+try:
+    1 / 0
+except ZeroDivisionError:
+    secret = "a conversation"
+    get_logger("a.module").exception("maintenance_failed")
+print("an answer")
+"""
+
+
+@pytest.mark.parametrize(
+    "logger",
+    [
+        "logger = None",
+        "import structlog; logger = structlog.get_logger()",
+        "import structlog; logger = structlog.get_logger().bind(host='any')",
+    ],
+    ids=["without a logger", "a logger", "a bound logger"],
+)
+def test_nothing_is_printed_to_stdout_while_the_host_configures_nothing(ready_path, logger):
+    done = subprocess.run(
+        [sys.executable, "-c", HOST.format(logger), ready_path],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=50,
+    )
+
+    assert done.stdout == "an answer\n"
+    for text in ("writes_refused", "path=first", "database_corrupt", "ZeroDivisionError"):
+        assert text in done.stderr
+    assert "a conversation" not in done.stderr
+    if "logger = None" not in logger:
+        assert "sessions_opened" in done.stderr
+    if "bind" in logger:
+        assert "host=any" in done.stderr
+
+
+def test_what_the_host_configures_later_counts_at_once(ready_path):
+    configured = (
+        "import structlog; logger = structlog.get_logger(); "
+        "structlog.configure(processors=[structlog.processors.JSONRenderer()])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", HOST.format(configured), ready_path],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=50,
+    )
+
+    assert "writes_refused" in done.stderr
+    assert "writes_refused" not in done.stdout
+    assert '{"path": "second", "event": "database_corrupt"}' in done.stdout.splitlines()
+    assert "sessions_opened" in done.stdout
+
+
+def test_an_event_without_a_stderr_is_dropped(start_child):
+    child = start_child(
+        "from mandrake_sessions.log import get_logger\n"
+        "sys.stderr = None\n"
+        "get_logger('a.module').warning('writes_refused')\n"
+        "tell('nothing before')\n"
+    )
+    assert child.hear() == "nothing before"
+    child.finish()

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule
 from sqlalchemy.pool import NullPool, PoolProxiedConnection
 
-from mandrake_sessions.database import transaction
+from mandrake_sessions.database import damaged_text, transaction
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import primary_code, translate
 from mandrake_sessions.database.waiting import Budget
@@ -60,7 +60,7 @@ class Driver:
         """The database file is damaged or is none."""
 
     class DataError(DatabaseError):
-        """A value is too large."""
+        """A value is too large, or a text is none."""
 
     class OperationalError(DatabaseError):
         """SQLite could not run the statement, or the time was up."""
@@ -252,7 +252,7 @@ class LentCursor:
         raw = self.connection.connection.raw
         before = raw.total_changes()
         try:
-            self._rows = iter(self._cursor.execute(sql, parameters).fetchall())
+            self._rows = iter(self._fetched(sql, tuple(parameters)))
         except apsw.Error as error:
             failed = self.connection.failed(error)
             raise failed from failed.__cause__
@@ -266,6 +266,16 @@ class LentCursor:
             return -1
         # SQLite keeps the last count where a statement changes nothing.
         return raw.changes() if raw.total_changes() != before else 0
+
+    def _fetched(self, sql: str, parameters: tuple[Any, ...]) -> list[_Row]:
+        try:
+            return self._cursor.execute(sql, parameters).fetchall()
+        except UnicodeDecodeError:
+            # Not in here: this exception holds the text, and would hang on another as its context.
+            pass
+        if not self._is_readonly:
+            raise Driver.DataError("What writes cannot return a text that is not UTF-8.")
+        return damaged_text.rows_of_select(self.connection.connection, sql, parameters)
 
     def fetchone(self) -> _Row | None:
         """Return the next row, or None."""

@@ -6,6 +6,8 @@ database that is at another revision.
 
 from __future__ import annotations
 
+from typing import Final
+
 import apsw
 
 from mandrake_sessions.database.connection import Connection
@@ -19,6 +21,14 @@ from mandrake_sessions.tables import APPLICATION_ID, HEAD
 
 _OPERATION = "migrate"
 
+STORED_REVISIONS: Final = "SELECT CAST(version_num AS BLOB) FROM alembic_version"
+"""Reads them as bytes, whatever these are; ``revision_of`` takes one."""
+
+
+def revision_of(stored: object) -> str:
+    """Return a revision that ``STORED_REVISIONS`` has read; damage makes it an unknown one."""
+    return stored.decode(errors="replace") if isinstance(stored, bytes) else str(stored)
+
 
 def current(connection: Connection) -> str | None:
     """Return the revision of the database, or None for a fresh one.
@@ -30,10 +40,10 @@ def current(connection: Connection) -> str | None:
         # Both come in the same transaction: with our id there is the table.
         if connection.value("PRAGMA application_id") != APPLICATION_ID:
             return None
-        revision = connection.value("SELECT version_num FROM alembic_version")
+        revision = connection.value(STORED_REVISIONS)
     except apsw.Error as error:
         raise translate(error, connection.path, _OPERATION) from error
-    return None if revision is None else str(revision)
+    return None if revision is None else revision_of(revision)
 
 
 def is_at_head(connection: Connection) -> bool:

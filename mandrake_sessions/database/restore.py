@@ -20,7 +20,7 @@ from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.creation import alone_in, clear_name, make_folder
 from mandrake_sessions.database.exclusive import DAMAGE, alone, alone_with_damaged
 from mandrake_sessions.database.faults import primary_code, translate, translate_os
-from mandrake_sessions.database.head import is_known
+from mandrake_sessions.database.head import STORED_REVISIONS, is_known, revision_of
 from mandrake_sessions.database.header import SMALLEST_PAGE
 from mandrake_sessions.database.installing import marks
 from mandrake_sessions.database.paths import (
@@ -168,10 +168,10 @@ def _check_and_stamp(partial: Path, source: Path) -> None:
 def _require_ours(raw: apsw.Connection, source: Path) -> None:
     if raw.execute("PRAGMA application_id").fetchall() != [(APPLICATION_ID,)]:
         raise UnrecognizedDatabaseError(path=source, operation=_OPERATION)
-    rows = raw.execute("SELECT version_num FROM alembic_version").fetchall()
+    rows = raw.execute(STORED_REVISIONS).fetchall()
     if len(rows) != 1:
         raise UnrecognizedDatabaseError(path=source, operation=_OPERATION)
-    if not is_known(str(rows[0][0])):
+    if not is_known(revision_of(rows[0][0])):
         raise SchemaTooNewError(path=source, operation=_OPERATION)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import apsw
 
+from mandrake_sessions.database import damaged_text
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import extended_code, free_bytes, primary_code, translate
 from mandrake_sessions.database.statement import Bound, Row, Statement, Values
@@ -20,7 +21,6 @@ from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
-    CorruptDatabaseError,
     DatabaseError,
     ForkedPoolError,
     PoolClosedError,
@@ -62,9 +62,7 @@ class ReadTransaction:
         except apsw.Error as error:
             if self._may_retry(error):
                 return retry_busy(
-                    lambda: self._connection.execute(
-                        statement.sql, statement.bind(values)
-                    ).fetchall(),
+                    lambda: self._rows_again(statement, values),
                     self._budget,
                     self._connection.path,
                     self.operation,
@@ -72,13 +70,23 @@ class ReadTransaction:
                 )
             raise self._failed(error) from error
         except UnicodeDecodeError:
-            # Raised below: this exception holds the text, and would hang on ours as its context.
+            # Read below: this exception holds the text, and would hang on another as its context.
             pass
-        raise CorruptDatabaseError(
-            "A text in the database is damaged: it is not UTF-8.",
-            path=self._connection.path,
-            operation=self.operation,
-        )
+        return self._damaged_rows(statement, values)
+
+    def _rows_again(self, statement: Statement, values: Values) -> list[Row]:
+        try:
+            return self._connection.execute(statement.sql, statement.bind(values)).fetchall()
+        except UnicodeDecodeError:
+            pass
+        return self._damaged_rows(statement, values)
+
+    def _damaged_rows(self, statement: Statement, values: Values) -> list[Row]:
+        """Return the rows of a statement that has run and returned a text that is not UTF-8."""
+        try:
+            return damaged_text.rows_of(self._connection, statement, values)
+        except apsw.Error as error:
+            raise self._failed(error) from error
 
     def row(self, statement: Statement, values: Values = _NO_VALUES) -> Row | None:
         """Run a statement and return its first row, or None; raises what ``rows`` does."""

@@ -28,14 +28,17 @@ def record_change(
             turn.
 
     Returns:
-        The id of the session it belongs to.
+        The id of the session it belongs to; empty where that is not known, and no change row is
+        written then.
     """
     if entity is Entity.REQUEST or entity is Entity.TURN:
         # Changed under the parent that its own row names; SQLite finds the session of it.
         is_request = entity is Entity.REQUEST
         insert = sql.INSERT_CHANGE_OF_ROUND if is_request else sql.INSERT_CHANGE_OF_RESPONSE
         row = tx.row(insert, {"parent_id": parent_id, "entity": entity, "id": id, "op": op})
-        assert row is not None
+        if row is None:
+            # The row names a parent that there is none of: its text is damaged, or the parent's.
+            return ""
         seq, session_id = row
     else:
         session_id = parent_id

@@ -49,24 +49,32 @@ def interrupt_turns_of(
     """
     moment = now()
     values = {"owners": msgspec.json.encode(list(owners)).decode()}
+    # A text that is not UTF-8 is equal to none that a statement can be given.
+    damaged = {name for name in owners if name is not None and "\ufffd" in name}
 
     def work(tx: WriteTransaction) -> list[Turn]:
         abandoned = set(tx.rows(sql.ABANDONED_TURNS, values))
+        if damaged:
+            found = tx.rows(sql.STREAMING_TURNS)
+            abandoned.update(row[1:] for row in found if row[0] in damaged)
         for id in turn_ids:
             abandoned.update(tx.rows(sql.STILL_STREAMING, {"id": id}))
-        return [_interrupt(tx, id, calls, moment) for _, _, id, calls in sorted(abandoned)]
+        ended = (_interrupt(tx, id, calls, moment) for _, _, id, calls in sorted(abandoned))
+        return [turn for turn in ended if turn is not None]
 
     return work
 
 
-def _interrupt(tx: WriteTransaction, id: str, stored_calls: str, moment: int) -> Turn:
+def _interrupt(tx: WriteTransaction, id: str, stored_calls: str, moment: int) -> Turn | None:
+    """End a turn; None where its id is damaged, so that it cannot be named."""
     values = {
         "id": id,
         "tool_calls": marked_as_interrupted(stored_calls) or stored_calls,
         "now": moment,
     }
     row = tx.row(sql.INTERRUPT_TURN, values)
-    assert row is not None
+    if row is None:
+        return None
     turn = turn_from(row)
     tx.run(sql.DELETE_CHUNKS, values)
     session_id = record_change(tx, Entity.TURN, id, ChangeOp.UPDATE, parent_id=turn.response_id)

@@ -385,8 +385,9 @@ def delete_round(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
     moment = now()
 
     def work(tx: WriteTransaction) -> bool:
-        row = tx.row(sql.DELETE_ROUND, values)
+        row = tx.row(sql.SESSION_OF_ROUND, values)
         if row is not None:
+            tx.run(sql.DELETE_ROUND, values)
             record_change(tx, Entity.ROUND, id, ChangeOp.DELETE, parent_id=row[0])
             touch_session(tx, row[0], moment)
             return True

@@ -168,7 +168,8 @@ def list_sessions(
         "limit": arguments.limit("limit", limit),
         "offset": arguments.offset("offset", offset),
         "before_time": arguments.MAX_COUNT if after is None else after.updated_us,
-        "before_id": "" if after is None else after.id,
+        # A damaged id is not the one that is stored: what begins as it does is behind the page.
+        "before_id": "" if after is None else after.id.partition("\ufffd")[0],
     }
 
     def work(tx: ReadTransaction) -> list[Session]:

@@ -252,6 +252,13 @@ ABANDONED_TURNS = Statement(
     ("owners",),
     is_read=True,
 )
+STREAMING_TURNS = Statement(
+    'SELECT turns.owner, turns.response_id, turns."index", turns.id, '
+    "turns.tool_calls \n"
+    "FROM turns \n"
+    "WHERE turns.status = 'streaming'",
+    is_read=True,
+)
 STILL_STREAMING = Statement(
     'SELECT turns.response_id, turns."index", turns.id, turns.tool_calls \n'
     "FROM turns \n"
@@ -399,10 +406,14 @@ ROUND_PAGE = Statement(
     ("session_id", "after", "limit", "offset"),
     is_read=True,
 )
-DELETE_ROUND = Statement(
-    "DELETE FROM rounds WHERE rounds.id = ? RETURNING session_id",
+SESSION_OF_ROUND = Statement(
+    "SELECT rounds.session_id \n"
+    "FROM rounds \n"
+    "WHERE rounds.id = ?",
     ("id",),
+    is_read=True,
 )
+DELETE_ROUND = Statement("DELETE FROM rounds WHERE rounds.id = ?", ("id",))
 
 # -- sessions -------------------------------------------------------------------------------------
 
@@ -767,10 +778,14 @@ TURN_PAGE = Statement(
     ("response_id", "after", "limit", "offset"),
     is_read=True,
 )
-DELETE_TURN = Statement(
-    "DELETE FROM turns WHERE turns.id = ? RETURNING response_id",
+RESPONSE_OF_TURN = Statement(
+    "SELECT turns.response_id \n"
+    "FROM turns \n"
+    "WHERE turns.id = ?",
     ("id",),
+    is_read=True,
 )
+DELETE_TURN = Statement("DELETE FROM turns WHERE turns.id = ?", ("id",))
 STREAMING_STATUS = Statement(
     "SELECT responses.id, (SELECT count(*) AS count_1 \n"
     "FROM turns \n"
@@ -1000,11 +1015,7 @@ MOVE_WORKSPACE = Statement(
     "last_opened_at",
     ("path", "description", "id"),
 )
-DELETE_WORKSPACE = Statement(
-    "DELETE FROM workspaces WHERE workspaces.id = ? RETURNING id, name, path, "
-    "description, created_at, last_opened_at",
-    ("id",),
-)
+DELETE_WORKSPACE = Statement("DELETE FROM workspaces WHERE workspaces.id = ?", ("id",))
 REGISTRAR = Statement(
     "SELECT meta.value \n"
     "FROM meta \n"

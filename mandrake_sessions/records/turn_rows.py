@@ -11,25 +11,13 @@ import msgspec
 from mandrake_sessions import arguments
 from mandrake_sessions.database.statement import Bound, Row
 from mandrake_sessions.database.transaction import WriteTransaction
-from mandrake_sessions.errors import (
-    ConstraintViolationError,
-    CorruptDatabaseError,
-    TurnAlreadyExistsError,
-)
+from mandrake_sessions.errors import ConstraintViolationError, TurnAlreadyExistsError
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import NewTurn, ToolCall, Turn, TurnStatus
 from mandrake_sessions.records import sql
 
-
-class _Statuses(dict[str, TurnStatus]):
-    """Each status by what is stored; TurnStatus("completed") takes ten times as long."""
-
-    def __missing__(self, stored: str) -> TurnStatus:
-        # The schema lets nothing else in: the file is damaged.
-        raise CorruptDatabaseError("The status of a turn is damaged.")
-
-
-_STATUS: Final = _Statuses({status.value: status for status in TurnStatus})
+_STATUS: Final = {status.value: status for status in TurnStatus}
+"""Each status by what is stored; TurnStatus("completed") takes ten times as long."""
 _tool_calls_decoder = msgspec.json.Decoder(tuple[ToolCall, ...])
 _one_tool_call_decoder = msgspec.json.Decoder(ToolCall)
 
@@ -83,7 +71,12 @@ def turn_from(row: Row) -> Turn:
     fields = list(row)
     calls = fields[TOOL_CALLS_AT]
     fields[TOOL_CALLS_AT] = () if calls == "[]" else read_tool_calls(calls, row[0])
-    fields[_STATUS_AT] = _STATUS[fields[_STATUS_AT]]
+    try:
+        fields[_STATUS_AT] = _STATUS[fields[_STATUS_AT]]
+    except KeyError:
+        # The schema lets nothing else in: it is damaged. That the turn is complete is not known.
+        get_logger(__name__).warning("status_unreadable", turn_id=row[0])
+        fields[_STATUS_AT] = TurnStatus.INTERRUPTED
     return Turn(*fields)
 
 

@@ -250,8 +250,9 @@ def delete_turn(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
     moment = now()
 
     def work(tx: WriteTransaction) -> bool:
-        row = tx.row(sql.DELETE_TURN, values)
+        row = tx.row(sql.RESPONSE_OF_TURN, values)
         if row is not None:
+            tx.run(sql.DELETE_TURN, values)
             session_id = record_change(tx, Entity.TURN, id, ChangeOp.DELETE, parent_id=row[0])
             touch_session(tx, session_id, moment)
             return True

@@ -282,13 +282,12 @@ def unregister_workspace_row(registry: Registry, id: str) -> WriteUnit[Workspace
         InvalidArgumentError: the id is not a string.
         WorkspaceNotFoundError: there is no such workspace.
     """
-    values = {"id": arguments.lookup_id("id", id)}
+    get = get_workspace_row(registry, id)
 
     def work(tx: WriteTransaction) -> Workspace:
-        row = tx.row(sql.DELETE_WORKSPACE, values)
-        if row is None:
-            raise WorkspaceNotFoundError(id)
+        workspace = get(tx)
+        tx.run(sql.DELETE_WORKSPACE, {"id": id})
         tx.run(sql.DELETE_REGISTRAR, {"key": _REGISTRAR + id})
-        return registry.workspace(row)
+        return workspace
 
     return work

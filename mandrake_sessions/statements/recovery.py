@@ -21,6 +21,9 @@ ABANDONED_TURNS = (
     # IS, so that nobody, NULL, is found like any other owner.
     .where(is_streaming, select(_gone).where(_gone.c.value.is_not_distinct_from(_c.owner)).exists())
 )
+STREAMING_TURNS = select(_c.owner, _c.response_id, _c.index, _c.id, _c.tool_calls).where(
+    is_streaming
+)
 STILL_STREAMING = select(_c.response_id, _c.index, _c.id, _c.tool_calls).where(
     _c.id == bindparam("id"), is_streaming
 )

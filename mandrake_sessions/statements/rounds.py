@@ -60,6 +60,5 @@ ROUND_PAGE = (
     .limit(bindparam("limit"))
     .offset(bindparam("offset"))
 )
-DELETE_ROUND = (
-    delete(schema.rounds).where(_round.id == bindparam("id")).returning(_round.session_id)
-)
+SESSION_OF_ROUND = select(_round.session_id).where(_round.id == bindparam("id"))
+DELETE_ROUND = delete(schema.rounds).where(_round.id == bindparam("id"))

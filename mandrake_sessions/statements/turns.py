@@ -57,7 +57,8 @@ TURN_PAGE = (
     .limit(bindparam("limit"))
     .offset(bindparam("offset"))
 )
-DELETE_TURN = delete(schema.turns).where(_c.id == bindparam("id")).returning(_c.response_id)
+RESPONSE_OF_TURN = select(_c.response_id).where(_c.id == bindparam("id"))
+DELETE_TURN = delete(schema.turns).where(_c.id == bindparam("id"))
 _count_turns = (
     select(func.count()).where(_c.response_id == _response.id).correlate(schema.responses)
 )

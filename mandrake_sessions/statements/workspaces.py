@@ -33,7 +33,7 @@ MOVE_WORKSPACE = (
     .where(_c.id == bindparam("id"))
     .returning(*_columns)
 )
-DELETE_WORKSPACE = delete(schema.workspaces).where(_c.id == bindparam("id")).returning(*_columns)
+DELETE_WORKSPACE = delete(schema.workspaces).where(_c.id == bindparam("id"))
 
 # Which file registered a workspace outside its root (records.places).
 _meta = schema.meta.c

@@ -18,7 +18,7 @@ import apsw
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
 from mandrake_sessions.database.faults import translate
-from mandrake_sessions.database.head import is_known
+from mandrake_sessions.database.head import STORED_REVISIONS, is_known, revision_of
 from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.health.wording import ORPHANS, listed, orphans
 from mandrake_sessions.database.raw import copy_database
@@ -29,6 +29,7 @@ OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAIL
 
 _OPERATION: Final = "diagnose"
 _BUSY_MS: Final = 250
+_REPLACED: Final = "They are read with U+FFFD in place of what is damaged: write them anew"
 
 
 class Contents:
@@ -120,8 +121,8 @@ class Contents:
             return HealthCheck("schema", OK, "no tables yet")
         rows: list[Any] = []
         if "alembic_version" in tables:
-            rows = raw.execute("SELECT version_num FROM alembic_version").fetchall()
-        revision = str(rows[0][0]) if rows else "none"
+            rows = raw.execute(STORED_REVISIONS).fetchall()
+        revision = revision_of(rows[0][0]) if rows else "none"
         if revision == HEAD:
             missing = sorted(TABLES.keys() - tables)
             if missing:
@@ -190,19 +191,23 @@ class Contents:
                 else:
                     bad += [f"{count} in {table}"] if count else []
         told = [f"rows with a damaged text: {', '.join(bad)}"] if bad else []
-        told += [f"cannot be read to the end: {', '.join(unread)}"] if unread else []
-        if told:
+        if unread:
+            told.append(f"cannot be read to the end: {', '.join(unread)}")
             return HealthCheck(name, FAILED, "; ".join(told), self._rescue)
+        if told:
+            return HealthCheck(name, DEGRADED, told[0], f"{_REPLACED}, or: {self._salvage}")
         return HealthCheck(name, OK)
 
     def _streaming(self, name: str, raw: apsw.Connection) -> HealthCheck:
         turns = raw.execute(
-            "SELECT owner, count(*) FROM turns WHERE stream_ended_at IS NULL GROUP BY owner"
+            "SELECT CAST(owner AS BLOB), count(*) FROM turns"
+            " WHERE stream_ended_at IS NULL GROUP BY owner"
         ).fetchall()
         dead = sum(
             int(str(count))
             for id, count in turns
-            if id is None or not owner.is_alive(self._path, str(id))
+            if not isinstance(id, bytes)
+            or not owner.is_alive(self._path, id.decode(errors="replace"))
         )
         total = sum(int(str(count)) for _, count in turns)
         if dead:
