@@ -51,8 +51,9 @@ def tell_host(logger: HostLogger, event: str, **fields: object) -> None:
     import structlog
 
     if not structlog.is_configured() and hasattr(logger, "_logger"):
-        # None until the first event, what prints from then on, and the host's own where it has one.
-        if logger._logger is None or getattr(logger._logger, "_file", None) is sys.stdout:
+        # None as get_logger() gives it, what prints when something was bound, or the host's own.
+        printer: Any = logger._logger
+        if printer is None or getattr(printer, "_file", None) is sys.stdout:
             logger = _unconfigured(structlog.get_context(logger))
     logger.info(event, **fields)
 
