@@ -20,7 +20,7 @@ from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.health.wording import orphan
 from mandrake_sessions.database.paths import identify, real_path
-from mandrake_sessions.database.placing import making, put_in_place, sync_file
+from mandrake_sessions.database.placing import making, put_in_place, sync_file, tidy
 from mandrake_sessions.database.transaction import rollback
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
@@ -99,6 +99,7 @@ def back_up(
         DatabaseError: the connection cannot be lent; each reason has its own subclass.
     """
     path = _require_free(database, target, overwrite=overwrite)
+    tidy(database)
     told = _Told(database, path, budget, is_ended)
     with told, making(path) as partial:
         with lend() as source:
@@ -111,6 +112,16 @@ def back_up(
         sync_file(partial)
         put_in_place(partial, path, overwrite=overwrite)
     return path
+
+
+def check_copy(source: Connection, budget: Budget) -> None:
+    """Check a copy of a database, made beside it and removed; raises what ``back_up`` does."""
+    told = _Told(source.path, source.path, budget, lambda: source.is_cancelled)
+    told.source = source
+    # Not under a name of its own: what a killed process leaves is then known as unfinished.
+    with told, making(source.path) as partial:
+        _copy(source, partial, budget, None)
+        _require_whole(partial, source.path, told.must_stop)
 
 
 class _Told:

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -228,20 +229,23 @@ def let_go(database: Path) -> None:
             _claims.drop(database, own)
 
 
-def is_owner_file(name: str, database: Path) -> bool:
-    """Return whether a file's name is that of an owner of a database."""
-    prefix = f"{database.name}-owner-"
-    return name.startswith(prefix) and _ID.fullmatch(name.removeprefix(prefix)) is not None
+def prefix_of(database: Path) -> str:
+    """Return what the names of the owners' files of a database begin with."""
+    return f"{database.name}-owner-"
+
+
+def ids_among(names: Iterable[str], database: Path) -> list[str]:
+    """Return the ids of the owners of a database whose files' names are among some."""
+    prefix = prefix_of(database)
+    found = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    return [id for id in found if _ID.fullmatch(id)]
 
 
 def _ids_beside(database: Path) -> list[str]:
-    prefix = f"{database.name}-owner-"
     try:
-        with os.scandir(database.parent) as entries:
-            names = [entry.name for entry in entries if entry.name.startswith(prefix)]
+        return ids_among(os.listdir(database.parent), database)
     except OSError:
         return []
-    return [id for id in (name.removeprefix(prefix) for name in names) if _ID.fullmatch(id)]
 
 
 def _file_of(database: Path, owner: str) -> Path:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import apsw
 
@@ -19,15 +19,17 @@ from mandrake_sessions.database import owner
 from mandrake_sessions.database.creation import sync_folder
 
 _MARK: Final = ".partial-"
-_PARTIAL: Final = re.compile(r"(\.partial-[0-9a-f]{16})(-wal|-shm|-journal|-owner-[0-9a-f-]{36})?")
-_BESIDE: Final = ("-wal", "-shm", "-journal")
+_PARTIAL: Final = re.compile(
+    r"(.+\.partial-[0-9a-f]{16})(?:-wal|-shm|-journal|-owner-([0-9a-f-]{36}))?"
+)
+_BESIDE: Final = ("", "-wal", "-shm", "-journal")
 
 
 @contextlib.contextmanager
 def making(path: Path) -> Iterator[Path]:
     """Lend an empty file beside ``path``, readable by its owner only, which goes with the block.
 
-    What killed processes have left of the same kind is removed first.
+    What killed processes have left is removed first.
 
     Args:
         path: the name it may get by ``put_in_place``.
@@ -39,7 +41,7 @@ def making(path: Path) -> Iterator[Path]:
         DatabaseError: it cannot be claimed; each reason has its own subclass.
         OSError: it cannot be made.
     """
-    remove_leftovers(path)
+    tidy(path)
     partial = path.with_name(f"{path.name}{_MARK}{os.urandom(8).hex()}")
     # First, so that nobody finds the file without its maker.
     claim = owner.claim(partial)
@@ -51,29 +53,86 @@ def making(path: Path) -> Iterator[Path]:
         claim.release()
 
 
-def leftovers(path: Path) -> list[Path]:
-    """Return the unfinished files beside ``path`` that nobody makes any more."""
-    found = set()
-    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
-        for entry in entries:
-            if entry.name.startswith(f"{path.name}{_MARK}"):
-                matched = _PARTIAL.fullmatch(entry.name.removeprefix(path.name))
-                if matched is not None:
-                    found.add(path.with_name(f"{path.name}{matched[1]}"))
-    return sorted(partial for partial in found if not owner.is_claimed(partial))
+class Leftover(NamedTuple):
+    """An unfinished file whose maker is gone.
+
+    Attributes:
+        path: its name.
+        owners: the ids of its makers whose files are there.
+    """
+
+    path: Path
+    owners: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk, with what SQLite has made beside it."""
+        total = 0
+        for suffix in _BESIDE:
+            with contextlib.suppress(OSError):
+                total += os.lstat(f"{self.path}{suffix}").st_size
+        return total
+
+    def remove(self) -> None:
+        """Remove it, and then the files of its makers."""
+        _remove(self.path)
+        for id in self.owners:
+            owner.forget(self.path, id)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove the unfinished files beside ``path`` that nobody makes any more."""
-    for left in leftovers(path):
-        _remove(left)
+def leftovers(path: Path) -> list[Leftover]:
+    """Return the unfinished files in the folder of ``path`` that no process makes any more."""
+    return _look(path, _names_beside(path))
+
+
+def tidy(path: Path) -> None:
+    """Remove what killed processes have left in the folder of a database.
+
+    These are unfinished files, of any database in the folder, and owners' files of this one.
+
+    Args:
+        path: the real path of the database.
+    """
+    names = _names_beside(path)
+    for left in _look(path, names):
+        left.remove()
+    for id in owner.ids_among(names, path):
+        owner.forget(path, id)
+
+
+def _names_beside(path: Path) -> list[str]:
+    """Return the names in the folder that may be owners' files, or unfinished ones."""
+    owners = owner.prefix_of(path)
+    with contextlib.suppress(OSError):
+        # In one expression: a folder may hold ten thousand names.
+        return [
+            name for name in os.listdir(path.parent) if _MARK in name or name.startswith(owners)
+        ]
+    return []
+
+
+def _look(path: Path, names: Iterable[str]) -> list[Leftover]:
+    owners: dict[str, list[str]] = {}
+    for name in names:
+        matched = _PARTIAL.fullmatch(name)
+        if matched is not None:
+            found = owners.setdefault(matched[1], [])
+            if matched[2] is not None:
+                found.append(matched[2])
+    # Of another name than the database's a file is ours only if it was claimed.
+    ours = (f"{path.name}{_MARK}", f"{path.name}.before-")
+    return [
+        Leftover(partial, tuple(ids))
+        for partial, ids in sorted((path.with_name(name), ids) for name, ids in owners.items())
+        if (ids or partial.name.startswith(ours))
+        and not any(owner.is_alive(partial, id) for id in ids)
+    ]
 
 
 def _remove(partial: Path) -> None:
-    for each in (partial, *(Path(f"{partial}{suffix}") for suffix in _BESIDE)):
+    for suffix in _BESIDE:
         with contextlib.suppress(OSError):
-            each.unlink()
-    owner.forget_dead(partial)
+            os.unlink(f"{partial}{suffix}")
 
 
 def put_in_place(partial: Path, path: Path, *, overwrite: bool) -> None:

@@ -29,6 +29,7 @@ from mandrake_sessions.database.health.levels import check_health
 from mandrake_sessions.database.health.report import HealthLevel, HealthReport, level_of
 from mandrake_sessions.database.open_files import OpenFiles
 from mandrake_sessions.database.paths import Identity, identify, real_path, unlinked_path
+from mandrake_sessions.database.placing import tidy
 from mandrake_sessions.database.removal import remove
 from mandrake_sessions.database.restore import require_backup, restore
 from mandrake_sessions.database.slots import Slot, SlotState, begin_closing
@@ -43,6 +44,7 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.options import DatabaseOptions, PoolOptions
 
 _FORGOTTEN = "count forgotten handles"
+_TIDY_SHARE = 100
 
 
 class ConnectionPool:
@@ -117,6 +119,8 @@ class ConnectionPool:
         place = caller_outside()
         budget = Budget((options or self.options.database).busy_timeout)
         self._reap_forgotten()
+        if not self._only_reads:
+            self._tidy(real)
         try:
             return self._acquire(real, options, budget, place, create=create)
         except BaseException as error:
@@ -168,6 +172,20 @@ class ConnectionPool:
             # It was opened, closed or given up: look again.
         self._files.open_slot(slot, options or self.options.database, create=create)
         return handle
+
+    def _tidy(self, real: Path) -> None:
+        """Remove what killed processes have left beside a file that is asked for.
+
+        For one that is open the looks take a hundredth of the time, however large its folder is.
+        """
+        now = monotonic()
+        slot = self._slots.get(real)
+        if slot is not None and now < slot.tidy_at:
+            return
+        tidy(real)
+        if slot is not None:
+            then = monotonic()
+            slot.tidy_at = then + _TIDY_SHARE * (then - now)
 
     def _bring_back(self, slot: Slot, handle: DatabaseHandle, budget: Budget) -> bool:
         """Open a parked file for one handle more; False if it is not the one that was open."""

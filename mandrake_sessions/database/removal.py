@@ -16,6 +16,7 @@ from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.folder import Folder, opened_folder
 from mandrake_sessions.database.header import MAGIC
 from mandrake_sessions.database.paths import Identity, companions
+from mandrake_sessions.database.placing import tidy
 from mandrake_sessions.database.raw import RawFile
 from mandrake_sessions.database.turnstile import turnstile_path
 from mandrake_sessions.database.waiting import Budget
@@ -46,6 +47,7 @@ def remove(path: Path, budget: Budget, *, even_damaged: bool = False) -> None:
         DatabasePathError: a link is in the way.
         DatabaseError: the files cannot be removed.
     """
+    tidy(path)
     try:
         with opened_folder(path.parent) as folder:
             _remove_from(folder, path, budget, even_damaged=even_damaged)
@@ -110,10 +112,9 @@ def _alone(path: Path, identity: Identity, budget: Budget, *, even_damaged: bool
 def _remove_files(folder: Folder, path: Path) -> None:
     # Before the file: afterwards another process could make it anew, and claim it.
     owner.let_go(path)
-    for name in folder.names():
-        if owner.is_owner_file(name, path):
-            with contextlib.suppress(OSError):
-                folder.unlink(name)
+    for id in owner.ids_among(folder.names(), path):
+        with contextlib.suppress(OSError):
+            folder.unlink(f"{owner.prefix_of(path)}{id}")
     with contextlib.suppress(OSError):
         folder.unlink(turnstile_path(path).name)
     for each in (*companions(path), path):

@@ -21,7 +21,7 @@ from mandrake_sessions.database.ddl import REVISIONS
 from mandrake_sessions.database.dialect import lent_connection
 from mandrake_sessions.database.guard import after_fork
 from mandrake_sessions.database.installing import marks
-from mandrake_sessions.database.placing import remove_leftovers
+from mandrake_sessions.database.placing import tidy
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseBusyError, MigrationError, SchemaTooNewError
 from mandrake_sessions.late_imports import late_import
@@ -250,7 +250,7 @@ def _back_up(connection: Connection, revision: str) -> Path:
     number = 1
     while target.exists():
         # A process killed just when this copy had got its name has left the other name too.
-        remove_leftovers(target)
+        tidy(target)
         number += 1
         target = Path(f"{connection.path}.before-{revision}-{number}")
     budget = Budget(_BACKUP_SECONDS)

@@ -51,6 +51,7 @@ class Slot:
         worker: the thread that opens or closes it, or has it closed.
         is_parking: whether it is closed for others; its handles open it again.
         changed: set when it is open, parked or gone.
+        tidy_at: when its folder is looked at again for what killed processes leave.
     """
 
     __slots__ = (
@@ -63,6 +64,7 @@ class Slot:
         "is_parking",
         "path",
         "state",
+        "tidy_at",
         "worker",
     )
 
@@ -78,6 +80,7 @@ class Slot:
         self.idle_since = 0.0
         self.is_parking = False
         self.changed = threading.Event()
+        self.tidy_at = 0.0
 
     @property
     def refs(self) -> int:

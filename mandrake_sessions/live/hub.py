@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection
-from time import monotonic
 from typing import Self
 
 from mandrake_sessions.database import owner
@@ -21,9 +20,6 @@ from mandrake_sessions.records.recovery import interrupt_turns_of, streaming_own
 
 _RECOVERY_PATIENCE = 5.0
 """Seconds that an opening gives to the turns of hosts that have died."""
-
-_SWEEP_INTERVAL = 1.0
-"""Seconds in which one opening's sweep of the folder is good enough for others of the file."""
 
 _LAST_LOOK = 0.1
 """Seconds to find out, at closing, whether a turn of ours still streams."""
@@ -47,7 +43,6 @@ class Hub:
         self.follower = Follower(file, texts)
         self.lookout = Lookout(file, self.interrupt_gone)
         self._is_claim_looked_after = False
-        self._next_sweep = 0.0
         if not file.options.read_only:
             patrol.add(self)
 
@@ -80,11 +75,6 @@ class Hub:
             get_logger(__name__).warning(
                 "recovery_postponed", path=str(self.file.path), error=type(error).__name__
             )
-            return
-        if monotonic() >= self._next_sweep:
-            self._next_sweep = monotonic() + _SWEEP_INTERVAL
-            # Also of those who were killed while they streamed nothing.
-            owner.forget_dead(self.file.path)
 
     def recover(self, timeout: float | None = None) -> list[Turn]:
         """End the turns that stream though their owner is gone, and return them.

@@ -563,7 +563,7 @@ def test_rule_25_damage_is_found_by_a_look_at_every_page(damaged: DatabaseHandle
     assert damaged.health().is_usable
     assert "pages" in bad(damaged.health(HealthLevel.THOROUGH))
     assert "integrity" in bad(damaged.health(HealthLevel.FULL))
-    assert [name for name in os.listdir(damaged.path.parent) if ".health-" in name] == []
+    assert [name for name in os.listdir(damaged.path.parent) if ".partial-" in name] == []
 
 
 def test_rule_28_a_checkpoint_that_stands_half_way_is_no_damage(

@@ -528,14 +528,15 @@ hear()
 def test_removing_a_database_removes_what_owners_left(
     pool: ConnectionPool, path: Path, start_child: Callable[..., Any]
 ) -> None:
-    dead = start_child(PRELUDE + CLAIM, path)
-    dead.hear()
-    dead.process.kill()
-    dead.process.wait()
     living = start_child(PRELUDE + KEEPS, path)
     first = living.hear()
     with pool.acquire(path) as handle:
         file_of(handle).claim()
+    # After the others have opened it: an opening removes it too.
+    dead = start_child(PRELUDE + CLAIM, path)
+    dead.hear()
+    dead.process.kill()
+    dead.process.wait()
     beside = path.with_name(f"{path.name}-owner-manual.txt")
     beside.touch()
     assert len(files(path)) == 4

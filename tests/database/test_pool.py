@@ -50,6 +50,7 @@ from mandrake_sessions import (
     default_pool,
 )
 from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.folder import Folder
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.statements.generator.compiler import compiled
 
@@ -532,10 +533,10 @@ def test_an_acquire_while_a_file_is_removed_waits_and_finds_it_gone(
     in_it, may_go = threading.Event(), threading.Event()
     really_remove = pool_module.remove
 
-    def slow(*args: Any) -> None:
+    def slow(*args: Any, **options: Any) -> None:
         in_it.set()
         until_set(may_go)
-        really_remove(*args)
+        really_remove(*args, **options)
 
     monkeypatch.setattr(pool_module, "remove", slow)
     removing = Task(lambda: pool.remove(path))
@@ -998,13 +999,13 @@ def test_a_removal_that_is_interrupted_leaves_no_log_without_its_database(
     pool.acquire(path).release()
     path.with_name(f"{path.name}-shm").touch()
     removed: list[str] = []
-    really_unlink = Path.unlink
+    really_unlink = Folder.unlink
 
-    def unlink(self: Path, missing_ok: bool = False) -> None:
-        removed.append(self.name.removeprefix(path.name))
-        really_unlink(self, missing_ok=missing_ok)
+    def unlink(self: Folder, name: str) -> None:
+        removed.append(name.removeprefix(path.name))
+        really_unlink(self, name)
 
-    monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr(Folder, "unlink", unlink)
     pool.remove(path)
     assert removed[-1] == ""
     assert sorted(removed) == ["", "-shm", "-turnstile", "-wal"]

@@ -96,7 +96,8 @@ class _Diagnosis:
         checks = [self._file()]
         if not self._path.is_file():
             # Opening what is no file may wait for ever: a named pipe has no other end.
-            return [*checks, self._folder(), self._set_aside(), self._disk(), self._sqlite()]
+            beside = [self._folder(), self._set_aside(), self._partials()]
+            return [*checks, *beside, self._disk(), self._sqlite()]
         self._size = self._path.stat().st_size
         self._users = _find_users(self._path)
         checks += [
@@ -235,15 +236,15 @@ class _Diagnosis:
 
     def _partials(self) -> HealthCheck:
         left = leftovers(self._path)
-        for name in self._copies():
-            left += leftovers(self._path.with_name(name))
         if not left:
             return HealthCheck("partial_files", OK)
+        size = readable_size(sum(each.size for each in left))
+        names = listed([each.path.name for each in left])
         return HealthCheck(
             "partial_files",
             DEGRADED,
-            f"left by a process that was killed: {listed([each.name for each in left])}",
-            "Delete them; the next restore or backup to this name does too.",
+            f"left by a process that was killed: {names}, {size}",
+            "Delete them, or open the database once: that does it too.",
         )
 
     def _copies(self) -> list[str]:

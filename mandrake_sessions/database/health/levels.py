@@ -8,15 +8,13 @@ is open.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import apsw
 
-from mandrake_sessions.database.backup import backup
+from mandrake_sessions.database.backup import check_copy
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import free_bytes
 from mandrake_sessions.database.file import DatabaseFile
@@ -173,10 +171,9 @@ def _check_integrity(file: DatabaseFile, budget: Budget) -> HealthCheck:
             f"{readable_size(free)} that are free"
         )
         return found("integrity", HealthStatus.DEGRADED, detail)
-    copy = _copy_name(file.path)
     try:
         with file.inspecting(budget) as connection:
-            backup(connection, copy, budget)
+            check_copy(connection, budget)
     except BackupError as error:
         cause = error.__cause__
         if isinstance(cause, DatabaseBusyError):
@@ -188,12 +185,4 @@ def _check_integrity(file: DatabaseFile, budget: Budget) -> HealthCheck:
             # The pages are sound; a row without its parent is no damage.
             return found("references", HealthStatus.DEGRADED, error.message)
         return found("integrity", HealthStatus.FAILED, error.message)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(copy)
     return found("integrity", HealthStatus.OK)
-
-
-def _copy_name(path: Path) -> Path:
-    # Beside the file: where it has its space, and nobody else may read it.
-    return path.with_name(f"{path.name}.health-{os.urandom(8).hex()}")
