@@ -58,6 +58,7 @@ class MandrakeManager:
             where the process is now. The database is ``<root>/db.sqlite``.
         pool: where connections come from; None for the process's ``default_pool()``.
         options: how its databases are opened; None for the pool's.
+        read_only: whether its databases are only read, as ``DatabaseOptions.read_only`` says.
         logger: a structlog logger of the host's.
 
     Attributes:
@@ -71,6 +72,7 @@ class MandrakeManager:
         *,
         pool: ConnectionPool | None = None,
         options: DatabaseOptions | None = None,
+        read_only: bool = False,
         logger: HostLogger | None = None,
     ) -> None:
         self.root = directory(default_root() if root is None else root)
@@ -80,7 +82,7 @@ class MandrakeManager:
         self._mutex = threading.RLock()
         self._open: dict[str, WorkspaceManager] = {}
         self.sessions = SessionManager(
-            self.root / DATABASE, pool=pool, options=options, logger=logger
+            self.root / DATABASE, pool=pool, options=options, read_only=read_only, logger=logger
         )
 
     # -- life -------------------------------------------------------------------------------
@@ -142,6 +144,7 @@ class MandrakeManager:
             DatabaseOpenError: its database cannot be made; it is not registered then.
         """
         arguments.workspace_name("name", name)
+        self.sessions.require_writable("create_workspace")
         handle, registry = self.sessions.handle, self._registry()
         folder = registry.root / _WORKSPACES / name if path is None else directory(path)
         place = spelled(folder, self.list_workspaces() if folder.exists() else ())
@@ -189,6 +192,7 @@ class MandrakeManager:
             WorkspaceAlreadyExistsError: the name or the path is registered already.
         """
         arguments.workspace_name("name", name)
+        self.sessions.require_writable("adopt_workspace")
         folder = directory(path)
         if not folder.is_dir():
             raise DatabaseFolderError("There is no such directory.", path=folder)
@@ -223,6 +227,7 @@ class MandrakeManager:
             DatabaseMissingError: it holds no workspace's database.
             WorkspaceAlreadyExistsError: another workspace has the path.
         """
+        self.sessions.require_writable("move_workspace")
         registry = self._registry()
         self.sessions.handle.fetch(workspaces.get_workspace_row(registry, id), "move_workspace")
         folder = directory(path)
@@ -302,14 +307,17 @@ class MandrakeManager:
             # Only one that was never opened may be made: a database that was there and is gone
             # was deleted, perhaps by another process, and must not come back empty.
             create=workspace.last_opened_us is None,
+            read_only=self.sessions.is_read_only,
             workspace=workspace,
             logger=self._logger,
         )
         manager.init()
         try:
-            manager.workspace = self._transact(
-                workspaces.mark_workspace_opened(self._registry(), workspace.id), "open_workspace"
-            )
+            if not self.sessions.is_read_only:
+                manager.workspace = self._transact(
+                    workspaces.mark_workspace_opened(self._registry(), workspace.id),
+                    "open_workspace",
+                )
         except BaseException:
             manager.close()
             raise
@@ -340,6 +348,7 @@ class MandrakeManager:
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
         """
+        self.sessions.require_writable("unregister_workspace")
         with self._mutex:
             workspace = self._transact(
                 workspaces.unregister_workspace_row(self._registry(), id), "unregister_workspace"
@@ -368,6 +377,7 @@ class MandrakeManager:
         """
         pool = self._pool or default_pool()
         seconds = seconds_to_wait(timeout, self._options, pool)
+        self.sessions.require_writable("delete_workspace")
         with self._mutex:
             workspace = self._fetch_workspace(id, "delete_workspace")
             require_in_place(self.sessions.handle, workspace)

@@ -212,7 +212,7 @@ class SessionManager:
         """
         pool = self._pool or default_pool()
         patience = seconds_to_wait(timeout, self._options, pool)
-        self._require_writable("delete")
+        self.require_writable("delete")
         # Asked before it is closed: a link could lead to another file by now.
         path = self.path
         self.close()
@@ -250,7 +250,7 @@ class SessionManager:
         """
         pool = self._pool or default_pool()
         patience = seconds_to_wait(timeout, self._options, pool)
-        self._require_writable("restore")
+        self.require_writable("restore")
         if self.is_initialized:
             # It would wait for itself.
             patience = 0.0
@@ -270,7 +270,15 @@ class SessionManager:
         pool = self._pool or default_pool()
         return self._is_read_only or (self._options or pool.options.database).read_only
 
-    def _require_writable(self, operation: str) -> None:
+    def require_writable(self, operation: str) -> None:
+        """Make sure that the manager was not made to read only.
+
+        Args:
+            operation: for the error.
+
+        Raises:
+            ReadOnlyDatabaseError: it was.
+        """
         if self.is_read_only:
             raise ReadOnlyDatabaseError(
                 "The manager was made with read_only: nothing is written.",

@@ -134,6 +134,7 @@ class WorkspaceManager:
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a database that is not there.
+        read_only: whether the database is only read, as ``DatabaseOptions.read_only`` says.
         workspace: its entry in the registry, where it has one.
         logger: a structlog logger of the host's.
 
@@ -150,6 +151,7 @@ class WorkspaceManager:
         pool: ConnectionPool | None = None,
         options: DatabaseOptions | None = None,
         create: bool = True,
+        read_only: bool = False,
         workspace: Workspace | None = None,
         logger: HostLogger | None = None,
     ) -> None:
@@ -160,6 +162,7 @@ class WorkspaceManager:
             pool=pool,
             options=options,
             create=create,
+            read_only=read_only,
             logger=logger,
         )
         # A registered one is what was registered, or it is refused.

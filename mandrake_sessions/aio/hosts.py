@@ -30,6 +30,7 @@ class AsyncWorkspaceManager:
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a database that is not there.
+        read_only: whether the database is only read, as ``DatabaseOptions.read_only`` says.
         workspace: its entry in the registry, where it has one.
         logger: a structlog logger of the host's.
 
@@ -45,12 +46,19 @@ class AsyncWorkspaceManager:
         pool: ConnectionPool | None = None,
         options: DatabaseOptions | None = None,
         create: bool = True,
+        read_only: bool = False,
         workspace: Workspace | None = None,
         logger: HostLogger | None = None,
     ) -> None:
         self._begin(
             WorkspaceManager(
-                path, pool=pool, options=options, create=create, workspace=workspace, logger=logger
+                path,
+                pool=pool,
+                options=options,
+                create=create,
+                read_only=read_only,
+                workspace=workspace,
+                logger=logger,
             )
         )
 
@@ -104,6 +112,7 @@ class AsyncMandrakeManager:
             where the process is now. The database is ``<root>/db.sqlite``.
         pool: where connections come from; None for the process's ``default_pool()``.
         options: how its databases are opened; None for the pool's.
+        read_only: whether its databases are only read, as ``DatabaseOptions.read_only`` says.
         logger: a structlog logger of the host's.
 
     Attributes:
@@ -117,9 +126,12 @@ class AsyncMandrakeManager:
         *,
         pool: ConnectionPool | None = None,
         options: DatabaseOptions | None = None,
+        read_only: bool = False,
         logger: HostLogger | None = None,
     ) -> None:
-        self.sync = MandrakeManager(root, pool=pool, options=options, logger=logger)
+        self.sync = MandrakeManager(
+            root, pool=pool, options=options, read_only=read_only, logger=logger
+        )
         self.sessions = AsyncSessionManager.over(self.sync.sessions)
         self._mutex = threading.Lock()
         self._known: dict[str, AsyncWorkspaceManager] = {}
