@@ -192,7 +192,6 @@ class MandrakeManager:
             WorkspaceAlreadyExistsError: the name or the path is registered already.
         """
         arguments.workspace_name("name", name)
-        self.sessions.require_writable("adopt_workspace")
         folder = directory(path)
         if not folder.is_dir():
             raise DatabaseFolderError("There is no such directory.", path=folder)
@@ -227,7 +226,6 @@ class MandrakeManager:
             DatabaseMissingError: it holds no workspace's database.
             WorkspaceAlreadyExistsError: another workspace has the path.
         """
-        self.sessions.require_writable("move_workspace")
         registry = self._registry()
         self.sessions.handle.fetch(workspaces.get_workspace_row(registry, id), "move_workspace")
         folder = directory(path)
@@ -348,7 +346,6 @@ class MandrakeManager:
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
         """
-        self.sessions.require_writable("unregister_workspace")
         with self._mutex:
             workspace = self._transact(
                 workspaces.unregister_workspace_row(self._registry(), id), "unregister_workspace"
