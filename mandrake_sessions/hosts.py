@@ -226,6 +226,7 @@ class MandrakeManager:
             DatabaseMissingError: it holds no workspace's database.
             WorkspaceAlreadyExistsError: another workspace has the path.
         """
+        self.sessions.require_writable("move_workspace")
         registry = self._registry()
         self.sessions.handle.fetch(workspaces.get_workspace_row(registry, id), "move_workspace")
         folder = directory(path)

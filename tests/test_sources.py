@@ -101,6 +101,7 @@ LONG_MODULES = {
     "mandrake_sessions/database/open_files.py": "what is done with slots, under the pool's mutex",
     "mandrake_sessions/database/turnstile.py": "one lock: who takes it, who waits, who passes by",
     "mandrake_sessions/live/stream.py": "the state of one stream, behind one mutex",
+    "mandrake_sessions/hosts.py": "the registry: one method for each thing done with a workspace",
     "mandrake_sessions/manager.py": "the table of the methods that each face offers",
     "mandrake_sessions/errors.py": "every exception, and the tree of them",
 }
