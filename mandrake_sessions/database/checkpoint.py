@@ -177,6 +177,22 @@ class Checkpointer:
         # Readers can hold frames back for long: ask again only when as many new ones have come.
         self._end(self.written + self._frames * (1 if self.is_cheap or is_shared else _RARER))
 
+    def cut(self, auxiliary: Connection) -> None:
+        """Copy what a reader has held back, and cut the log, if that reader has gone.
+
+        It waits for no other connection, so it can be tried again and again.
+
+        Args:
+            auxiliary: the connection that copies.
+        """
+        try:
+            self._passive(auxiliary)
+            if self.backlog <= self._frames // 4:
+                self._truncate(auxiliary, monotonic())
+        except apsw.Error as error:
+            if primary_code(error) != apsw.SQLITE_BUSY:
+                self.failure = extended_code(error)
+
     def _passive(self, auxiliary: Connection) -> None:
         auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
         self._measure(auxiliary)

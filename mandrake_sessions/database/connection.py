@@ -139,7 +139,11 @@ class Connection:
 
     def header(self) -> bytes:
         """Return the file's first 100 bytes as they are on disk, not as the cache shows them."""
-        return self.raw.read("main", 0, 0, 100)[1]
+        return self.head(100)
+
+    def head(self, amount: int) -> bytes:
+        """Return the file's first bytes as they are on disk, not as the cache shows them."""
+        return self.raw.read("main", 0, 0, amount)[1]
 
     def pages_written(self) -> int:
         """Return how many pages this connection has written to the WAL since it was opened."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 from typing import TypeVar
@@ -15,7 +16,7 @@ from mandrake_sessions import arguments
 from mandrake_sessions.database.checkpoint import Checkpointer
 from mandrake_sessions.database.companion import C, Companion
 from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.fate import Fate, find_fate
+from mandrake_sessions.database.fate import Fate
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.guard import (
     caller_outside,
@@ -24,7 +25,7 @@ from mandrake_sessions.database.guard import (
 )
 from mandrake_sessions.database.head import bring_to_head, require_head
 from mandrake_sessions.database.lease import Bring
-from mandrake_sessions.database.lifecycle import FileLifecycle
+from mandrake_sessions.database.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.paths import Identity, companions, is_named
 from mandrake_sessions.database.transaction import (
@@ -51,6 +52,11 @@ _CHECKPOINT_BUDGET = 5.0
 _FINISH_BUDGET = 0.25
 # Seconds that nobody writes, in any process, while it waits for a read that is under way.
 _FINISH_PAUSE = 0.005
+# Seconds between two looks at a log that is too long, which a reader may hold back: at first, and
+# at most. A look waits for a read of this process that has the connection for so long.
+_CUT_PAUSE = 0.1
+_LONGEST_CUT_PAUSE = 2.0
+_CUT_BUDGET = 0.05
 
 
 class DatabaseFile(FileLifecycle):
@@ -76,12 +82,15 @@ class DatabaseFile(FileLifecycle):
     ) -> None:
         super().__init__(main, options, on_retired)
         self.was_locked = False
+        self._maintenance = maintenance
         self._make_companion: Callable[[DatabaseFile], Companion] | None = None
         self.checkpointer = Checkpointer(
             options,
             main.wal_backlog,
             lambda: maintenance.call_later(("checkpoint", self), 0.0, self.checkpoint),
         )
+        if not options.read_only:
+            self._cut_later(_CUT_PAUSE)
 
     @classmethod
     def open(
@@ -123,7 +132,8 @@ class DatabaseFile(FileLifecycle):
             return file
         except BaseException as error:
             with contextlib.suppress(apsw.Error):
-                main.close(abandon=options.read_only and has_log)
+                # A log that was there is not copied into a file which cannot be opened.
+                main.close(abandon=has_log)
             if isinstance(error, apsw.Error | DatabaseError) and not is_named(path, identity):
                 raise DatabaseMovedError(path=path, operation="open") from error
             if isinstance(error, apsw.Error):
@@ -256,6 +266,7 @@ class DatabaseFile(FileLifecycle):
         self._admit(operation)
         self.refusal.require_writable()
         with self._main.exclusive(budget, operation) as connection:
+            self.witness.require_whole(self.inspections, budget)
             try:
                 yield connection
             finally:
@@ -307,18 +318,20 @@ class DatabaseFile(FileLifecycle):
         try:
             budget = Budget(_CHECKPOINT_BUDGET)
             with self.exclusive_auxiliary("checkpoint", budget) as connection:
-                if not self.may_checkpoint(connection):
+                if not self.may_checkpoint(connection, budget):
                     return
                 # It was opened while the file was read-only, and stays so.
                 is_readonly = connection.raw.readonly("main")
                 is_shared = self._main.turnstile.has_met_others
                 if not is_readonly:
                     self.checkpointer.run(connection, budget.deadline, is_shared=is_shared)
+                    self.witness.look(connection)
             # Who waits for the writer must not have this one: reads would have none.
             if is_readonly:
                 budget = Budget(_FINISH_BUDGET)
                 with self._main.exclusive(budget, "checkpoint") as main:
                     self.checkpointer.run(main, budget.deadline)
+                    self.witness.look(main)
             elif self.checkpointer.is_worth_finishing:
                 self._finish_checkpoint(is_shared=is_shared)
         except DatabaseError as error:
@@ -330,6 +343,36 @@ class DatabaseFile(FileLifecycle):
         except BaseException:
             self.checkpointer.postpone()
             raise
+        finally:
+            self._cut_later(_CUT_PAUSE)
+
+    def _cut_later(self, seconds: float) -> None:
+        """Have a log that is too long looked at again, for its reader may end and no write come."""
+        if self.state is FileState.OPEN and self._has_long_log():
+            self._maintenance.call_later(("cut", self), seconds, partial(self._cut, seconds))
+
+    def _cut(self, paused: float) -> None:
+        if self.state is not FileState.OPEN or not self._has_long_log():
+            return
+        try:
+            budget = Budget(_CUT_BUDGET)
+            with self.exclusive_auxiliary("checkpoint", budget) as connection:
+                if not self.may_checkpoint(connection, budget):
+                    return
+                if not connection.raw.readonly("main"):
+                    self.checkpointer.cut(connection)
+                    self.witness.look(connection)
+        except DatabaseError:
+            # A reader of this process has the connection, or the file goes away.
+            pass
+        self._cut_later(min(2 * paused, _LONGEST_CUT_PAUSE))
+
+    def _has_long_log(self) -> bool:
+        try:
+            size = os.stat(companions(self.path)[0]).st_size
+        except OSError:
+            return False
+        return size > self.options.wal_limit_bytes
 
     def _finish_checkpoint(self, *, is_shared: bool) -> None:
         """Copy what came during a checkpoint while nobody writes, in no process.
@@ -342,16 +385,18 @@ class DatabaseFile(FileLifecycle):
                 self.checkpointer.run(
                     connection, pause.deadline, finishes=True, is_shared=is_shared
                 )
+                self.witness.look(connection)
 
-    def may_checkpoint(self, connection: Connection) -> bool:
+    def may_checkpoint(self, connection: Connection, budget: Budget) -> bool:
         """Return whether the log belongs into the file that is there, and that is whole.
 
         A checkpoint is what writes into the file itself; commits go to the log only.
 
         Args:
             connection: one on the file; its lease is the caller's.
+            budget: the time it may take.
         """
-        fate = find_fate(connection, self.stamp, self.logs)
+        fate = self.witness.examine(connection, self.inspections, budget)
         if fate is not Fate.OURS:
             self.retire_as(fate)
         return fate is Fate.OURS and self.refusal.damage is None

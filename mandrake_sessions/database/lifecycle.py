@@ -7,6 +7,7 @@ import enum
 import sys
 import threading
 from collections.abc import Callable
+from os import stat
 from pathlib import Path
 from threading import get_ident
 from time import monotonic
@@ -16,7 +17,7 @@ import apsw
 from mandrake_sessions.database.closing import OnStuck, close_lane, take_for_closing
 from mandrake_sessions.database.companion import Attached
 from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.fate import Fate, Logs, end_log, find_fate, is_emptied
+from mandrake_sessions.database.fate import Fate, Logs, end_log, is_emptied
 from mandrake_sessions.database.guard import bury, reentrant_error
 from mandrake_sessions.database.health.inspection import Inspections
 from mandrake_sessions.database.lane import Lane
@@ -26,6 +27,7 @@ from mandrake_sessions.database.paths import Identity, is_named
 from mandrake_sessions.database.refusal import Refusal
 from mandrake_sessions.database.scope import WriteLane
 from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.witness import Witness
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseError,
@@ -40,6 +42,8 @@ from mandrake_sessions.log import get_logger
 from mandrake_sessions.options import DatabaseOptions
 
 _modules = sys.modules
+_COMPARE_EVERY = 0.5
+"""Seconds between two reads that look for more than that the file was moved: half a microsecond."""
 
 
 class FileState(enum.Enum):
@@ -69,6 +73,8 @@ class FileLifecycle(abc.ABC):
         stamp: the random number in the file's header that tells it from other databases.
         refusal: why writes are refused, if they are.
         logs: the files that SQLite keeps beside this one.
+        fate: what has become of it, as far as that was noticed.
+        witness: knows how it was when it was last whole.
         inspections: further connections that only look.
         used_at: when the last call began (``time.monotonic``).
         keeps_log: whether the log is left as it is when the file closes.
@@ -90,11 +96,14 @@ class FileLifecycle(abc.ABC):
         self.is_parked = False
         self.stamp = int(main.value("PRAGMA user_version"))
         self.logs = Logs(main.path)
-        if main.has_moved():
+        self.witness = Witness(main, self.stamp, self.logs, self.refusal)
+        if self.witness.look(main) is Fate.MOVED:
             # Moved since it was opened, and what has these names may be another file's.
             raise DatabaseMovedError(path=main.path, operation="open")
         self.inspections = Inspections(main.path, main.identity, options)
-        self._fate = Fate.OURS
+        self.fate = Fate.OURS
+        self._name = str(main.path)
+        self._compare_at = 0.0
         self._retirement: MakeError | None = None
         self._closed_with: MakeError | None = None
         self._is_closing = False
@@ -104,6 +113,7 @@ class FileLifecycle(abc.ABC):
             main,
             options,
             check=self._check,
+            check_write=self._check_write,
             on_unclean=self.retire,
             on_fault=self.refusal.note,
             on_commit=self._note_commit,
@@ -188,7 +198,9 @@ class FileLifecycle(abc.ABC):
         """
         if self._closed_with is not None:
             raise self._closed_with()
-        if connection.has_moved():
+        if monotonic() >= self._compare_at:
+            self._compare(connection, operation)
+        elif connection.has_moved():
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation=operation)
         if connection.unshared is not None:
@@ -196,6 +208,48 @@ class FileLifecycle(abc.ABC):
         # Closing the file, the standard library's SQLite removes the log that ours writes to.
         if "_sqlite3" in _modules and self.logs.lost():
             self.retire_as(Fate.LOG_LOST)
+            raise self._closed_error()
+
+    def _check_write(self, connection: Connection, operation: str, budget: Budget) -> None:
+        """Make sure, at every lease for writing, that what is written will be found again."""
+        if self._closed_with is not None:
+            raise self._closed_with()
+        self._compare(connection, operation)
+        if "_sqlite3" in _modules and self.logs.lost():
+            self.retire_as(Fate.LOG_LOST)
+            raise self._closed_error()
+        if self.witness.is_doubted or self.refusal.damage is not None:
+            self.witness.require_whole(self.inspections, budget)
+
+    def _compare(self, connection: Connection, operation: str) -> None:
+        """Look at the file if its path says anything else of it than before.
+
+        Reads do it now and then, so that little is to be explained when a write comes.
+        """
+        self._compare_at = monotonic() + _COMPARE_EVERY
+        seen = self.witness.seen
+        try:
+            found = stat(self._name)
+        except OSError:
+            self._look(connection, operation)
+            return
+        # Written out, for it is done at every write: whatever changes a file changes one of these.
+        if (
+            found.st_ctime_ns != seen[4]
+            or found.st_mtime_ns != seen[3]
+            or found.st_size != seen[2]
+            or found.st_ino != seen[1]
+        ):
+            self._look(connection, operation)
+
+    def _look(self, connection: Connection, operation: str) -> None:
+        """Find out what has changed the file; give it up if it is not ours any more."""
+        fate = self.witness.look(connection)
+        if fate is Fate.MOVED:
+            self.retire_moved()
+            raise DatabaseMovedError(path=self.path, operation=operation)
+        if fate is not Fate.OURS:
+            self.retire_as(fate)
             raise self._closed_error()
 
     def _require_still(self) -> None:
@@ -257,7 +311,7 @@ class FileLifecycle(abc.ABC):
 
     def retire_as(self, fate: Fate) -> None:
         """Retire because of what became of the file."""
-        self._fate = fate
+        self.fate = fate
         self.retire(fate.value)
 
     def refuse_new_work(self) -> None:
@@ -407,7 +461,7 @@ class FileLifecycle(abc.ABC):
                     lane.queue.release()
                 raise
         self._main.turnstile.close()
-        is_gone = self._fate in (Fate.MOVED, Fate.OVERWRITTEN)
+        is_gone = self.fate in (Fate.MOVED, Fate.OVERWRITTEN)
         self._attached.end(self._note_closed, is_moved=is_gone)
         self._closed_with = self._closed_error
         if len(failures) == 1 and isinstance(failures[0], MandrakeSessionsError):
@@ -420,7 +474,7 @@ class FileLifecycle(abc.ABC):
         """Whether the log must not go into the file when it closes."""
         if self.keeps_log:
             return True
-        return self._fate not in (Fate.OURS, Fate.LOCKS_LOST) or self.refusal.damage is not None
+        return self.fate not in (Fate.OURS, Fate.LOCKS_LOST) or self.refusal.damage is not None
 
     def _has_foreign_log(self, connection: Connection) -> bool:
         """Whether a file that was only read has a log, which other processes have written."""
@@ -428,10 +482,12 @@ class FileLifecycle(abc.ABC):
 
     def _end_log(self, connection: Connection, budget: Budget) -> None:
         """Keep the log from a file that is not ours; nobody may have noticed until now."""
-        if self._fate in (Fate.OURS, Fate.LOCKS_LOST):
-            self._fate = find_fate(connection, self.stamp, self.logs)
-        if self._fate is not Fate.OURS:
-            end_log(connection, self.logs, self._fate, budget)
+        if self.fate in (Fate.OURS, Fate.LOCKS_LOST):
+            # Those that there were have ended.
+            inspections = Inspections(self.path, self.identity, self.options)
+            self.fate = self.witness.examine(connection, inspections, budget)
+        if self.fate is not Fate.OURS:
+            end_log(connection, self.logs, self.fate, budget)
 
     def _note_closed(self) -> None:
         self.state = FileState.CLOSED

@@ -132,11 +132,12 @@ def descriptors_on(files: Collection[Identity]) -> list[int] | None:
     """
     for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
-            return [each for each in map(int, os.listdir(folder)) if _is_on(each, files)]
+            return [each for each in map(int, os.listdir(folder)) if is_on(each, files)]
     return None
 
 
-def _is_on(descriptor: int, files: Collection[Identity]) -> bool:
+def is_on(descriptor: int, files: Collection[Identity]) -> bool:
+    """Return whether a descriptor of this process is open on any of some files."""
     try:
         found = os.fstat(descriptor)
     except OSError:

@@ -54,7 +54,17 @@ _GATHERING = 0.001
 
 
 class WriteLane(Lane):
-    """The read-write connection, whose transactions may be shared."""
+    """The read-write connection, whose transactions may be shared.
+
+    Args:
+        connection: what the lease is for.
+        options: how groups are bounded.
+        check: called by every new holder before anything else; raises if the file is not usable.
+        check_write: called instead by a holder that is going to write.
+        on_unclean: told of a connection that was not given back clean; it must not be used again.
+        on_fault: told of what may keep later calls from writing: damage, no space.
+        on_commit: called after each COMMIT, with the lease still held.
+    """
 
     def __init__(
         self,
@@ -62,11 +72,13 @@ class WriteLane(Lane):
         options: DatabaseOptions,
         *,
         check: Callable[[Connection, str], None],
+        check_write: Callable[[Connection, str, Budget], None],
         on_unclean: Callable[..., None],
         on_fault: Callable[[DatabaseError], None],
         on_commit: Callable[[], None],
     ) -> None:
         super().__init__(connection, check=check, on_unclean=on_unclean, on_fault=on_fault)
+        self._check_write = check_write
         self._options = options
         self._on_commit = on_commit
         self.turnstile = Turnstile(connection.path)
@@ -120,7 +132,7 @@ class WriteLane(Lane):
                 return done
             if bring is None and self._company:
                 self._gather()
-            self._check(connection, operation)
+            self._check_write(connection, operation, budget)
             self._begin(budget, operation)
             result = self._run(work, budget, operation)
             self.units += 1
@@ -251,7 +263,7 @@ class WriteLane(Lane):
         owner = get_ident()
         try:
             self.queue.acquire(budget, operation)
-            self._check(connection, operation)
+            self._check_write(connection, operation, budget)
             begin_immediate(connection, budget, operation, self.turnstile)
             tx = WriteTransaction(connection, budget, operation)
             try:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 from typing import Final
 
 import apsw
@@ -23,7 +21,6 @@ from mandrake_sessions.database.faults import (
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import second_sqlite
 from mandrake_sessions.database.header import strangeness
-from mandrake_sessions.database.health.log import pages_in_log
 from mandrake_sessions.database.health.openers import has_lock, other_connections_on
 from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.health.wording import (
@@ -33,6 +30,7 @@ from mandrake_sessions.database.health.wording import (
     orphans,
     readable_size,
 )
+from mandrake_sessions.database.length import measure
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.paths import descriptors_on, identify, may_write
 from mandrake_sessions.database.waiting import Budget
@@ -52,13 +50,10 @@ from mandrake_sessions.errors import (
 
 PATIENCE: Final = 0.25
 _BACKLOG_FACTOR = 10
-_LOOKS = 5
-_PAUSE = 0.002
-_LOCKS_AT = 0x40000000
 
 DAMAGED: Final = (CorruptDatabaseError, NotADatabaseError)
 DAMAGE: Final = ("size", "pages", "integrity")
-"""Checks that fail only for damage; a monitor takes no writes any more because of them."""
+"""Checks that fail only for damage: once one has failed, the file takes no writes any more."""
 
 OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
 
@@ -252,34 +247,16 @@ def check_header(connection: Connection, stamp: int) -> HealthCheck:
 
 
 def check_size(connection: Connection) -> HealthCheck:
-    """Whether the file has the pages it should have, or its log does.
-
-    A checkpoint, also one of another process, writes the first page before the last ones. What
-    the file lacks meanwhile is in the log, and is still to be copied.
-    """
-    page_size = connection.value("PRAGMA page_size")
-    # SQLite never writes the page on which the locks lie.
-    never = _LOCKS_AT // page_size + 1
-    for look in range(_LOOKS):
-        if look:
-            time.sleep(_PAUSE)
-        pages = max(1, int.from_bytes(connection.header()[28:32], "big"))
-        size = connection.path.stat().st_size
-        there = size // page_size
-        lacking = max(0, pages - there - (there < never <= pages))
-        if not lacking:
-            return found("size", OK, readable_size(size))
-        frames, done = connection.wal_backlog()
-        # Counted first: a damaged header may state four thousand million.
-        if lacking <= frames - done:
-            missing = set(range(there + 1, pages + 1)) - {never}
-            if monotonic() >= connection.deadline:
-                return found("size", DEGRADED, "not finished in time")
-            if missing <= pages_in_log(connection, page_size, done, frames):
-                detail = f"{readable_size(size)}; the log holds {lacking} pages more"
-                return found("size", OK, detail)
-    detail = f"{size} bytes, but {pages} pages of {page_size}: it was cut off"
-    return found("size", FAILED, detail)
+    """Whether the file has the pages it should have, or its log does."""
+    length = measure(connection, connection.deadline)
+    if length.is_cut is None:
+        return found("size", DEGRADED, "not finished in time")
+    if length.is_cut:
+        return found("size", FAILED, str(length))
+    size = readable_size(length.size)
+    if length.lacking:
+        return found("size", OK, f"{size}; the log holds {length.lacking} pages more")
+    return found("size", OK, size)
 
 
 def check_schema(connection: Connection) -> HealthCheck:

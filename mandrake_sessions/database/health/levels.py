@@ -16,6 +16,7 @@ import apsw
 
 from mandrake_sessions.database.backup import check_copy
 from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.fate import Fate
 from mandrake_sessions.database.faults import free_bytes
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.health import checks
@@ -30,7 +31,12 @@ from mandrake_sessions.database.health.report import (
 from mandrake_sessions.database.health.wording import LOW_DISK, readable_size
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.waiting import Budget
-from mandrake_sessions.errors import BackupError, DatabaseBusyError, DatabaseError
+from mandrake_sessions.errors import (
+    BackupError,
+    CorruptDatabaseError,
+    DatabaseBusyError,
+    DatabaseError,
+)
 
 _LONG = 600.0
 """Seconds that a check of every page may take."""
@@ -56,7 +62,14 @@ def check_health(
         PoolClosedError: it is closed, or closing.
         ReentrantScopeError: this thread holds its lease.
     """
-    budget = Budget(_LONG if timeout is None else timeout)
+    report = _look(file, level, Budget(_LONG if timeout is None else timeout), stop)
+    _note_damage(file, report)
+    return report
+
+
+def _look(
+    file: DatabaseFile, level: HealthLevel, budget: Budget, stop: threading.Event | None
+) -> HealthReport:
     looks = [("file", partial(checks.check_file, file))]
     if level is HealthLevel.LEASE:
         looks.append(("lease", partial(_check_lease, file)))
@@ -71,6 +84,20 @@ def check_health(
     elif level is HealthLevel.FULL:
         made.append(guarded("integrity", partial(_check_integrity, file, budget), file.path))
     return HealthReport(file.path, tuple(made), level)
+
+
+def _note_damage(file: DatabaseFile, report: HealthReport) -> None:
+    """Have a file that was found damaged take no writes any more."""
+    for check in report.checks:
+        if check.name in checks.DAMAGE and check.status is HealthStatus.FAILED:
+            file.refusal.note(
+                CorruptDatabaseError(
+                    f"The database file is damaged ({check.name}: {check.detail}).",
+                    path=file.path,
+                    operation="health",
+                    result_code=apsw.SQLITE_CORRUPT,
+                )
+            )
 
 
 def _is_other(made: list[HealthCheck]) -> bool:
@@ -105,12 +132,15 @@ def _quick(file: DatabaseFile) -> list[HealthCheck]:
     made = [guarded(name, look, file.path) for name, look in looks.items()]
     # The auxiliary connection is not opened for this: a file that only idles does not need it.
     if file.has_auxiliary:
-        with _noting(made, "reading"), file.exclusive_auxiliary("health", Budget(PATIENCE)) as lent:
+        with (
+            _noting(file, made, "reading"),
+            file.exclusive_auxiliary("health", Budget(PATIENCE)) as lent,
+        ):
             made += _read(file, lent)
             made.append(_settings(file, lent, auxiliary=True))
     else:
         made.append(found("settings_auxiliary", HealthStatus.OK, "not open"))
-    with _noting(made, "writing"), file.probing("health", Budget(PATIENCE)) as lent:
+    with _noting(file, made, "writing"), file.probing("health", Budget(PATIENCE)) as lent:
         if not file.has_auxiliary:
             made += _read(file, lent)
         made.append(_settings(file, lent, auxiliary=False))
@@ -122,6 +152,7 @@ def _read(file: DatabaseFile, connection: Connection) -> list[HealthCheck]:
     connection.deadline = Budget(PATIENCE).deadline
     header = guarded("header", partial(checks.check_header, connection, file.stamp), file.path)
     if header.status is HealthStatus.FAILED:
+        file.may_checkpoint(connection, Budget(PATIENCE))
         # What it says of the size, and what the cache says of the schema, means nothing.
         return [header]
     looks: dict[str, Look] = {
@@ -138,19 +169,24 @@ def _settings(file: DatabaseFile, connection: Connection, *, auxiliary: bool) ->
 
 
 @contextlib.contextmanager
-def _noting(made: list[HealthCheck], name: str) -> Iterator[None]:
+def _noting(file: DatabaseFile, made: list[HealthCheck], name: str) -> Iterator[None]:
     """Let a connection that cannot be had be the outcome of a check."""
     try:
         yield
     except DatabaseError as error:
-        made.append(checks.failed(name, error))
+        check = checks.failed(name, error)
+        if file.fate is Fate.OVERWRITTEN:
+            # The lease has found out what the check of the header was to find.
+            check = found("header", HealthStatus.FAILED, Fate.OVERWRITTEN.value)
+        if check not in made:
+            made.append(check)
 
 
 def _thorough(
     file: DatabaseFile, budget: Budget, stop: threading.Event | None
 ) -> list[HealthCheck]:
     made: list[HealthCheck] = []
-    with _noting(made, "pages"), file.inspecting(budget) as connection:
+    with _noting(file, made, "pages"), file.inspecting(budget) as connection:
         if stop is not None:
             heed(connection, stop)
         for name, look in {

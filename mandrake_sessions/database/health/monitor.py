@@ -22,10 +22,8 @@ from mandrake_sessions.database.connection import Connection, restore_settings
 from mandrake_sessions.database.fate import Fate
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import after_fork, current_pid
-from mandrake_sessions.database.health.checks import DAMAGE
 from mandrake_sessions.database.health.levels import check_health
 from mandrake_sessions.database.health.report import (
-    HealthCheck,
     HealthLevel,
     HealthReport,
     HealthStatus,
@@ -34,7 +32,6 @@ from mandrake_sessions.database.health.report import (
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
-    CorruptDatabaseError,
     DatabaseError,
     ForkedPoolError,
     InvalidArgumentError,
@@ -241,9 +238,6 @@ def heal(file: DatabaseFile, report: HealthReport) -> None:
     if fate is not None:
         _give_up(file, fate)
         return
-    for name in DAMAGE:
-        if name in failed:
-            _refuse_for_good(file, wrong[name])
     for name in ("settings", "settings_auxiliary"):
         if name in failed:
             _restore(file, auxiliary=name == "settings_auxiliary")
@@ -272,16 +266,7 @@ def _give_up(file: DatabaseFile, fate: Fate) -> None:
         file.retire_as(fate)
         return
     with contextlib.suppress(DatabaseError), file.probing("health", Budget(_HEAL_SECONDS)) as lent:
-        file.may_checkpoint(lent)
-
-
-def _refuse_for_good(file: DatabaseFile, check: HealthCheck) -> None:
-    message = f"The database file is damaged ({check.name}: {check.detail})."
-    file.refusal.note(
-        CorruptDatabaseError(
-            message, path=file.path, operation="health", result_code=apsw.SQLITE_CORRUPT
-        )
-    )
+        file.may_checkpoint(lent, Budget(_HEAL_SECONDS))
 
 
 def _restore(file: DatabaseFile, *, auxiliary: bool) -> None:

@@ -1,0 +1,123 @@
+"""How far the log of an open database is copied into its file, in every process that has it open.
+
+SQLite's processes share that in the first bytes of the ``-shm`` (https://sqlite.org/walformat.html).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from mandrake_sessions.database.paths import Identity, companions, descriptors_on, identify, is_on
+from mandrake_sessions.errors import DatabaseError
+
+if sys.platform != "win32":
+    import fcntl
+
+_BYTES: Final = 136
+_HEADER: Final = struct.Struct("=8xI4xI12x8s8x")
+_COPY: Final = slice(0, _HEADER.size)
+_AGAIN: Final = slice(_HEADER.size, 2 * _HEADER.size)
+_COPIED: Final = struct.Struct("=I")
+_COPIED_AT: Final = 96
+_BEGUN_AT: Final = 128
+_CHECKPOINT_LOCK: Final = 121
+_FLOCK: Final = struct.Struct("@hhqqi")
+_LOOKS: Final = 3
+_NEAR: Final = 32
+"""Descriptors that are looked at before all are listed: SQLite has just opened its own."""
+
+
+class LogState(NamedTuple):
+    """The log as its index tells.
+
+    Attributes:
+        salts: the random numbers of this round of the log; it has others when it begins anew.
+        copied: how many of its frames a checkpoint has copied into the file.
+        begun: how many a checkpoint has begun to copy; more than ``copied`` while one is under way,
+            and after one that was killed.
+        frames: how many it has.
+        commits: transactions counted, also over the rounds of the log.
+    """
+
+    salts: bytes
+    copied: int
+    begun: int
+    frames: int
+    commits: int
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no checkpoint is under way, nor was one killed."""
+        return self.copied == self.begun
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the whole log is in the file, so that it may begin anew."""
+        return self.frames == self.copied
+
+
+class LogIndex:
+    """Reads the index of an open database's log through the descriptor that SQLite has on it.
+
+    One more, opened and closed, would drop the locks of this process.
+
+    Args:
+        path: of the database file, which is open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._name = companions(path)[1]
+        self._identity: Identity | None = None
+        self._descriptor = -1
+
+    def state(self) -> LogState | None:
+        """Return how far the log is copied; None where the system does not show it."""
+        if not self._find():
+            return None
+        for _ in range(_LOOKS):
+            try:
+                found = os.pread(self._descriptor, _BYTES, 0)
+            except OSError:
+                return None
+            # Written twice, one after the other, as SQLite itself compares it.
+            if len(found) == _BYTES and found[_COPY] == found[_AGAIN]:
+                commits, frames, salts = _HEADER.unpack(found[_COPY])
+                copied = _COPIED.unpack_from(found, _COPIED_AT)[0]
+                begun = _COPIED.unpack_from(found, _BEGUN_AT)[0]
+                return LogState(salts, copied, begun, frames, commits)
+        return None
+
+    def is_copying(self) -> bool:
+        """Return whether a checkpoint may be under way, in any process: its lock is held."""
+        if not hasattr(fcntl, "F_OFD_GETLK") or sys.maxsize < 1 << 32 or not self._find():
+            return True
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _CHECKPOINT_LOCK, 1, 0)
+        try:
+            found = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, wanted)
+        except OSError:
+            return True
+        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+
+    def _find(self) -> bool:
+        if self._identity is not None and is_on(self._descriptor, (self._identity,)):
+            return True
+        with contextlib.suppress(DatabaseError):
+            self._identity = identify(self._name)
+        if self._identity is None:
+            return False
+        with contextlib.suppress(OSError):
+            lowest_free = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            os.close(lowest_free)
+            for each in range(lowest_free - 1, max(2, lowest_free - _NEAR), -1):
+                if is_on(each, (self._identity,)):
+                    self._descriptor = each
+                    return True
+        found = descriptors_on((self._identity,))
+        if found:
+            self._descriptor = found[0]
+        return bool(found)

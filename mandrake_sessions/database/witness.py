@@ -1,0 +1,251 @@
+"""Knows how an open file was when it was last whole, and judges what has changed it since.
+
+Commits go to the log; only a checkpoint writes into the file itself. Each lease asks the path what
+the file looks like (``seen``). A change is nothing if a checkpoint explains it, of this or another
+process: the log's index tells how far it was copied. What no checkpoint explains was written by
+something else: other bytes in the header are another file's, pages that are gone were cut off, and
+for the rest every page has to be looked at before the next write.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from time import monotonic
+from typing import Final, NamedTuple
+
+import apsw
+
+from mandrake_sessions.database.connection import Connection
+from mandrake_sessions.database.fate import Fate, Logs, find_fate
+from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.header import (
+    HEADER_BYTES,
+    is_overwritten,
+    page_size_of,
+    strangeness,
+)
+from mandrake_sessions.database.health.inspection import Inspections
+from mandrake_sessions.database.length import lacking_pages, measure
+from mandrake_sessions.database.log_frames import commits_in_log
+from mandrake_sessions.database.log_index import LogIndex, LogState
+from mandrake_sessions.database.refusal import Refusal
+from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.errors import (
+    CorruptDatabaseError,
+    DatabaseBusyError,
+    DatabaseError,
+    NotADatabaseError,
+    PoolClosedError,
+)
+from mandrake_sessions.log import get_logger
+
+Look = tuple[int, int, int, int, int]
+"""What a path says of its file: device, inode, size, and when it was written and changed last."""
+
+UNSEEN: Final[Look] = (-1, -1, -1, -1, -1)
+"""What no file looks like."""
+
+_PATIENCE: Final = 1.0
+"""Seconds for looking through the log for pages that the file lacks."""
+_PAGES_PATIENCE: Final = 5.0
+"""Seconds for looking at every page: some 10 GB of a file that the system has in memory."""
+_OPERATION: Final = "look"
+_FOREIGN: Final = "something has written to it beside SQLite"
+_HEAD: Final = 4096
+"""Bytes that are compared where no checkpoint explains a change: the first page."""
+
+
+def _look_at(found: os.stat_result) -> Look:
+    """Return what is compared of a file's state."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class _Known(NamedTuple):
+    """The file when it was looked at last.
+
+    Attributes:
+        look: what its path said.
+        head: its first bytes.
+        log: how far the log was copied before that, with no checkpoint under way; whatever one
+            writes into the file later, it changes this first. None if that was not known.
+    """
+
+    look: Look
+    head: bytes
+    log: LogState | None
+
+
+class Witness:
+    """Judges the changes of one open file; what damage it finds, ``refusal`` remembers.
+
+    Args:
+        connection: one on the file.
+        stamp: the random number that its header carries.
+        logs: the files that SQLite keeps beside it.
+        refusal: refuses writes once there is damage.
+
+    Attributes:
+        seen: the state of the file that has been judged; ``UNSEEN`` if it must be looked at again.
+        is_doubted: whether something has written to it that is no checkpoint, so that its pages
+            have to be looked at.
+    """
+
+    def __init__(self, connection: Connection, stamp: int, logs: Logs, refusal: Refusal) -> None:
+        self.seen: Look = UNSEEN
+        self.is_doubted = False
+        self._name = connection.path
+        self._identity = connection.identity
+        self._stamp = stamp
+        self._logs = logs
+        self._refusal = refusal
+        self._index = LogIndex(connection.path)
+        self._known: _Known | None = None
+
+    def look(self, connection: Connection, *, may_be_under_way: bool = True) -> Fate:
+        """Look what has become of the file since it was looked at last; about ten microseconds.
+
+        Args:
+            connection: one on the file; its lease is the caller's.
+            may_be_under_way: whether pages may be missing while a checkpoint seems under way.
+
+        Returns:
+            ``MOVED``, ``OVERWRITTEN`` or ``OURS``.
+        """
+        before = self._index.state()
+        try:
+            found = os.stat(self._name)
+        except OSError:
+            return Fate.MOVED
+        if (found.st_dev, found.st_ino) != self._identity:
+            return Fate.MOVED
+        try:
+            return self._judge(connection, before, _look_at(found), may_be_under_way)
+        except (apsw.Error, OSError):
+            # What cannot be read is not judged: the next lease looks again.
+            self.seen = UNSEEN
+            return Fate.OURS
+
+    def require_whole(self, inspections: Inspections, budget: Budget) -> None:
+        """Make sure, before a write, that what is written will be found again.
+
+        Args:
+            inspections: lends a connection that sees what is on disk.
+            budget: of the call; half of what is left is taken at most.
+
+        Raises:
+            CorruptDatabaseError: the file is damaged.
+        """
+        if self.is_doubted:
+            self._look_at_pages(inspections, budget)
+        if self._refusal.damage is not None:
+            raise copy.copy(self._refusal.damage)
+
+    def examine(self, connection: Connection, inspections: Inspections, budget: Budget) -> Fate:
+        """Find out, before anything is written into the file itself, what has become of it.
+
+        Args:
+            connection: one on the file; its lease is the caller's.
+            inspections: lends a connection that sees what is on disk.
+            budget: the time it may take.
+        """
+        fate = find_fate(connection, self._stamp, self._logs)
+        if fate is Fate.OURS:
+            fate = self.look(connection, may_be_under_way=False)
+        if fate is Fate.OURS and self.is_doubted:
+            self._look_at_pages(inspections, budget)
+        return fate
+
+    def _look_at_pages(self, inspections: Inspections, budget: Budget) -> None:
+        if self._logs.lost():
+            # To open the file would make another log.
+            return
+        within = Budget(min(budget.left() / 2, _PAGES_PATIENCE))
+        try:
+            with inspections.connection(within, lambda: PoolClosedError(path=self._name)) as lent:
+                problem = lent.value("PRAGMA quick_check(1)")
+        except apsw.Error as error:
+            self._heed(translate(error, self._name, _OPERATION))
+        except DatabaseError as error:
+            self._heed(error)
+        else:
+            self.is_doubted = False
+            if problem != "ok":
+                self._note_damage(_FOREIGN)
+
+    def _heed(self, error: DatabaseError) -> None:
+        """Take note of why the pages could not be looked at; the next write tries it again."""
+        if isinstance(error, CorruptDatabaseError | NotADatabaseError):
+            self._refusal.note(error)
+        elif isinstance(error, DatabaseBusyError):
+            # There are too many, and would be for the next write: health takes longer.
+            get_logger(__name__).warning("database_pages_not_looked_at", path=str(self._name))
+            self.is_doubted = False
+
+    def _note_damage(self, detail: str) -> None:
+        self._refusal.note(
+            CorruptDatabaseError(
+                f"The database file is damaged: {detail}.",
+                path=self._name,
+                operation=_OPERATION,
+                result_code=apsw.SQLITE_CORRUPT,
+            )
+        )
+
+    def _judge(
+        self, connection: Connection, before: LogState | None, look: Look, may_be_under_way: bool
+    ) -> Fate:
+        known, head = self._known, connection.head(_HEAD)
+        after = self._index.state()
+        header = head[:HEADER_BYTES]
+        if strangeness(header, self._stamp) is not None:
+            # Once more from the beginning, should a checkpoint have been met half way.
+            self.seen = UNSEEN
+            is_strange = is_overwritten(connection, self._stamp)
+            return Fate.OVERWRITTEN if is_strange else Fate.OURS
+        is_foreign = (
+            known is not None
+            and known.look != look
+            and self._is_unexplained(connection, known.log, after)
+        )
+        if is_foreign and known is not None and head != known.head and _is_at_rest(after):
+            if header != known.head[:HEADER_BYTES]:
+                return Fate.OVERWRITTEN
+            self._note_damage(_FOREIGN)
+        is_under_way = self._is_under_way(before) or self._is_under_way(after)
+        if lacking_pages(header, look[2]) and not (is_under_way and may_be_under_way):
+            length = measure(connection, monotonic() + _PATIENCE)
+            if length.is_cut:
+                self._note_damage(str(length))
+        self.is_doubted = self.is_doubted or is_foreign
+        self._known = _Known(look, head, None if is_under_way else before)
+        # What a checkpoint writes last may have the same time.
+        self.seen = UNSEEN if is_under_way else look
+        return Fate.OURS
+
+    def _is_unexplained(
+        self, connection: Connection, known: LogState | None, after: LogState | None
+    ) -> bool:
+        """Whether no checkpoint can have written into the file between two states of the log."""
+        if known is None or after is None:
+            return False
+        if after.salts == known.salts:
+            is_same = (after.copied, after.begun) == (known.copied, known.begun)
+            return is_same and not self._is_under_way(after)
+        # It has begun anew. All was copied then, and if it has every commit since, a checkpoint
+        # had nothing to copy before, and has not begun since.
+        if not (known.is_copied and known.is_at_rest) or after.copied or after.begun:
+            return False
+        commits = (after.commits - known.commits) % (1 << 32)
+        if commits > after.frames or self._known is None:
+            return False
+        page_size = page_size_of(self._known.head)
+        return commits == commits_in_log(connection, page_size, after.frames)
+
+    def _is_under_way(self, state: LogState | None) -> bool:
+        """Whether a checkpoint is; one that was killed is not, though it has not ended."""
+        return state is not None and not state.is_at_rest and self._index.is_copying()
+
+
+def _is_at_rest(state: LogState | None) -> bool:
+    return state is not None and state.is_at_rest

@@ -1,0 +1,415 @@
+"""Bytes of an open file are overwritten or cut off: the next write of every process is refused.
+
+Everything is done to a file by another process: an open and a close of it in this one would drop
+SQLite's locks, which is damage of another kind (``test_second_sqlite.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mandrake_sessions import (
+    ConnectionPool,
+    CorruptDatabaseError,
+    DatabaseMovedError,
+    DatabaseOptions,
+    Durability,
+    HealthStatus,
+    MandrakeSessionsError,
+    PoolOptions,
+    SessionManager,
+    salvage,
+)
+
+FAST = PoolOptions(database=DatabaseOptions(durability=Durability.FAST), linger=0)
+REFUSED = {CorruptDatabaseError.__name__, DatabaseMovedError.__name__}
+LONGEST = 30.0
+"""Seconds that no other process may take."""
+
+COPY_OVER = """
+def copy_over(data):
+    with open(path, "r+b") as file:
+        file.write(data)
+        file.truncate()
+"""
+GARBAGE = """
+def garbage(at, amount):
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(os.urandom(amount))
+size = os.stat(path).st_size
+"""
+CUTS = {
+    "cut to nothing": "os.truncate(path, 0)",
+    "cut to a few bytes": "os.truncate(path, 50)",
+    "cut in half": "os.truncate(path, os.stat(path).st_size // 2)",
+    "cut by one byte": "os.truncate(path, os.stat(path).st_size - 1)",
+    "cut by a page": "os.truncate(path, os.stat(path).st_size - 4096)",
+}
+OVERWRITINGS = {
+    "another database of this library copied over it": COPY_OVER
+    + "copy_over(open(other, 'rb').read())",
+    "an older copy of itself copied over it": COPY_OVER + "copy_over(open(older, 'rb').read())",
+    "another program's database copied over it": COPY_OVER
+    + """
+import sqlite3
+with sqlite3.connect(other + ".foreign") as foreign:
+    foreign.execute("CREATE TABLE cats (name)")
+foreign.close()
+copy_over(open(other + ".foreign", "rb").read())
+""",
+    "random bytes in all of it": GARBAGE + "garbage(0, size)",
+    "random bytes at its head": GARBAGE + "garbage(0, 4096)",
+    "random bytes behind its header": GARBAGE + "garbage(100, 3996)",
+    "random bytes in its middle": GARBAGE + "garbage(size // 8192 * 4096, 8 * 4096)",
+    "random bytes at its tail": GARBAGE + "garbage(size - 8 * 4096, 8 * 4096)",
+    "zeros where it was cut": """
+size = os.stat(path).st_size
+os.truncate(path, size // 2)
+os.truncate(path, size)
+""",
+}
+DAMAGES = CUTS | OVERWRITINGS
+
+BESIDE = """
+import sys
+import structlog
+from mandrake_sessions import *
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+with ConnectionPool(PoolOptions(database=DatabaseOptions(durability=Durability.FAST))) as pool:
+    sessions = SessionManager(sys.argv[1], pool=pool).init()
+    sessions.list_sessions()
+    print("open", flush=True)
+    for line in sys.stdin:
+        try:
+            if line == "write\\n":
+                sessions.create_session("beside")
+            elif line == "checkpoint\\n":
+                sessions.handle.file.checkpoint()
+            elif line == "read\\n":
+                sessions.list_sessions()
+            print("done", flush=True)
+        except MandrakeSessionsError as error:
+            print(type(error).__name__, flush=True)
+    sessions.close()
+"""
+
+
+class Beside:
+    """Another process that has the file open, and does one thing when it is asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", BESIDE, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._answer() == "open"
+
+    def do(self, what: str) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def close(self) -> None:
+        with contextlib.suppress(ValueError):
+            self.process.communicate(timeout=LONGEST)
+
+
+def run(script: str, path: Path) -> None:
+    """Run a script in another process, which gets the names of the files."""
+    names = {"path": path, "other": path.with_name("other"), "older": path.with_name("older")}
+    prelude = "import os\n" + "".join(f"{name} = {str(it)!r}\n" for name, it in names.items())
+    subprocess.run([sys.executable, "-IS", "-c", prelude + script], check=True, timeout=LONGEST)
+
+
+def content(path: Path) -> str:
+    """Return what a file has in it, as another process sees it."""
+    script = (
+        "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())"
+    )
+    command = [sys.executable, "-IS", "-c", script, str(path)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def outcome(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except MandrakeSessionsError as error:
+        return type(error).__name__
+    return "done"
+
+
+def fill(sessions: SessionManager, title: str, count: int) -> None:
+    for _ in range(count):
+        sessions.create_session(title, description="x" * 4000)
+
+
+def checkpoint(sessions: SessionManager) -> None:
+    sessions.handle.file.checkpoint()
+    assert sessions.handle.file.checkpointer.backlog == 0
+
+
+@pytest.fixture
+def other(ready_path: Path, ready_database: Any) -> None:
+    """Another database of this library, complete in its file."""
+    path: Path = ready_database.lay(ready_path.with_name("other"))
+    with ConnectionPool(FAST) as pool, SessionManager(path, pool=pool) as sessions:
+        sessions.create_session("other")
+
+
+@pytest.fixture
+def sessions(ready_path: Path) -> Iterator[SessionManager]:
+    """An open database, of which there is an older copy."""
+    with ConnectionPool(FAST) as pool:
+        sessions = SessionManager(ready_path, pool=pool).init()
+        fill(sessions, "early", 10)
+        checkpoint(sessions)
+        run("import shutil; shutil.copyfile(path, older)", sessions.path)
+        fill(sessions, "ours", 20)
+        checkpoint(sessions)
+        yield sessions
+        sessions.close()
+
+
+@pytest.fixture
+def beside(sessions: SessionManager) -> Iterator[Beside]:
+    beside = Beside(sessions.path)
+    try:
+        yield beside
+    finally:
+        beside.close()
+
+
+@pytest.mark.parametrize("log", ["all is in the file", "some is in the log"])
+@pytest.mark.usefixtures("other")
+@pytest.mark.parametrize("name", DAMAGES)
+def test_the_first_write_after_the_damage_is_refused_in_every_process(
+    sessions: SessionManager, beside: Beside, name: str, log: str
+) -> None:
+    path = sessions.path
+    if log == "some is in the log":
+        fill(sessions, "late", 3)
+        assert beside.do("write") == "done"
+    run(DAMAGES[name], path)
+    after = content(path)
+
+    assert outcome(lambda: sessions.create_session("lost")) in REFUSED
+    assert beside.do("write") in REFUSED
+    assert outcome(lambda: sessions.create_session("lost")) in REFUSED
+    assert beside.do("write") in REFUSED
+    # Neither a checkpoint nor a closing writes into what is there.
+    sessions.handle.file.checkpoint()
+    beside.do("checkpoint")
+    sessions.close()
+    beside.close()
+    assert content(path) == after
+    kept = [each for each in path.parent.iterdir() if each.name.startswith(f"{path.name}-wal")]
+    assert log == "all is in the file" or any(each.stat().st_size for each in kept)
+
+
+@pytest.mark.usefixtures("other")
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_checkpoint_that_comes_first_writes_nothing_into_a_damaged_file(
+    sessions: SessionManager, beside: Beside, name: str
+) -> None:
+    fill(sessions, "late", 3)
+    assert beside.do("read") == "done"
+    run(DAMAGES[name], sessions.path)
+    after = content(sessions.path)
+    sessions.handle.file.checkpoint()
+    beside.do("checkpoint")
+    assert content(sessions.path) == after
+    assert outcome(lambda: sessions.create_session("lost")) in REFUSED
+    assert beside.do("write") in REFUSED
+
+
+@pytest.mark.usefixtures("other")
+@pytest.mark.parametrize("name", DAMAGES)
+def test_closing_writes_nothing_into_a_damaged_file(sessions: SessionManager, name: str) -> None:
+    fill(sessions, "late", 3)
+    run(DAMAGES[name], sessions.path)
+    after = content(sessions.path)
+    sessions.close()
+    assert content(sessions.path) == after
+
+
+@pytest.mark.parametrize("name", ["random bytes in its middle", "cut in half"])
+def test_a_process_that_has_done_nothing_since_the_log_began_anew_refuses_too(
+    sessions: SessionManager, beside: Beside, name: str
+) -> None:
+    """What it knew of the log was that all of it had been copied."""
+    fill(sessions, "late", 3)
+    run(DAMAGES[name], sessions.path)
+    assert beside.do("write") in REFUSED
+
+
+@pytest.mark.parametrize("name", ["random bytes at its head", "cut to nothing", "cut by a page"])
+def test_a_write_after_a_look_that_found_the_damage_is_refused(
+    sessions: SessionManager, name: str
+) -> None:
+    run(DAMAGES[name], sessions.path)
+    report = sessions.health()
+    failed = {each.name for each in report.checks if each.status is HealthStatus.FAILED}
+    assert failed & {"header", "size"}
+    assert outcome(lambda: sessions.create_session("lost")) in REFUSED
+
+
+def test_what_is_in_the_log_of_a_file_that_was_cut_is_salvaged(
+    sessions: SessionManager, tmp_path: Path
+) -> None:
+    fill(sessions, "late", 3)
+    run(CUTS["cut by a page"], sessions.path)
+    assert outcome(lambda: sessions.create_session("lost")) in REFUSED
+    sessions.close()
+    # Each opening leaves it as it is, and refuses writes as well.
+    with ConnectionPool(FAST) as pool:
+        for _ in range(2):
+            with contextlib.suppress(MandrakeSessionsError):
+                again = SessionManager(sessions.path, pool=pool).init()
+                refused = outcome(partial(again.create_session, "lost"))
+                again.close()
+                assert refused in REFUSED
+    salvage(sessions.path, tmp_path / "rescued.sqlite")
+    rescued_path = tmp_path / "rescued.sqlite"
+    with ConnectionPool(FAST) as pool, SessionManager(rescued_path, pool=pool) as rescued:
+        titles = [each.title for each in rescued.list_sessions(limit=1000)]
+    assert titles.count("late") == 3
+    assert "lost" not in titles
+
+
+HARMLESS = {
+    "touched": "os.utime(path)",
+    "dated back": "os.utime(path, (1e9, 1e9))",
+    "another mode": "os.chmod(path, 0o640); os.chmod(path, 0o600)",
+    "opened and closed": "open(path, 'r+b').close()",
+    "bytes behind its end": "file = open(path, 'ab'); file.write(b'x' * 100); file.close()",
+    "the same bytes again": """
+data = open(path, "rb").read()
+with open(path, "r+b") as file:
+    file.write(data)
+""",
+}
+
+
+@pytest.mark.parametrize("log", ["all is in the file", "some is in the log"])
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_does_no_harm_refuses_nothing(
+    sessions: SessionManager, beside: Beside, name: str, log: str
+) -> None:
+    if log == "some is in the log":
+        fill(sessions, "late", 3)
+    for _ in range(2):
+        run(HARMLESS[name], sessions.path)
+        sessions.create_session("more")
+        assert beside.do("write") == "done"
+    checkpoint(sessions)
+    sessions.create_session("more")
+    assert beside.do("write") == "done"
+    assert sessions.health().is_usable
+
+
+STORM = """
+import sys
+from mandrake_sessions import *
+options = DatabaseOptions(
+    durability=Durability.FAST, checkpoint_frames=int(sys.argv[2]), wal_limit_bytes=1 << 20
+)
+with ConnectionPool(PoolOptions(database=options)) as pool:
+    with SessionManager(sys.argv[1], pool=pool) as sessions:
+        for number in range(300):
+            sessions.create_session("beside", description="x" * (number % 7) * 3000)
+            if number % 50 == 0:
+                sessions.handle.file.checkpoint()
+"""
+
+
+def test_checkpoints_of_other_processes_are_no_damage(sessions: SessionManager) -> None:
+    """Files that grow, logs that begin anew and are cut, checkpoints under way at each lease."""
+    storm = [
+        subprocess.Popen([sys.executable, "-c", STORM, str(sessions.path), frames])
+        for frames in ("20", "100", "400")
+    ]
+    written = 0
+    while written < 2000 and any(each.poll() is None for each in storm):
+        sessions.create_session("here", description="x" * (written % 5) * 2000)
+        sessions.list_sessions(limit=5)
+        written += 1
+    assert [each.wait() for each in storm] == [0, 0, 0]
+    assert sessions.health().is_usable
+    assert sessions.handle.file.refusal.damage is None
+    titles = [each.title for each in sessions.list_sessions(limit=10_000)]
+    assert (titles.count("here"), titles.count("beside")) == (written, 900)
+
+
+KILLED = """
+import os, signal, sys
+from mandrake_sessions import *
+from mandrake_sessions.testing import FaultVFS
+vfs = FaultVFS("killed")
+options = DatabaseOptions(durability=Durability.FAST, vfs=vfs.name)
+written = []
+def die():
+    written.append(1)
+    if len(written) > int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+with ConnectionPool(PoolOptions(database=options)) as pool:
+    sessions = SessionManager(sys.argv[1], pool=pool).init()
+    for number in range(20):
+        sessions.create_session("killed", description="x" * 4000)
+    if sys.argv[2] == "0":
+        die()
+    with vfs.watching("db", "write", die):
+        sessions.handle.file.checkpoint()
+"""
+
+
+@pytest.mark.parametrize("writes", [1, 10])
+def test_a_checkpoint_that_was_killed_is_no_damage(sessions: SessionManager, writes: int) -> None:
+    """Some of its pages are in the file, and the file is shorter than its first page says."""
+    command = [sys.executable, "-c", KILLED, str(sessions.path), str(writes)]
+    before = sessions.path.stat()
+    assert subprocess.run(command, check=False, timeout=LONGEST).returncode == -9
+    assert sessions.path.stat().st_mtime_ns != before.st_mtime_ns
+    for _ in range(3):
+        sessions.create_session("more")
+        assert sessions.health().is_usable
+    run(DAMAGES["random bytes in its middle"], sessions.path)
+    assert outcome(lambda: sessions.create_session("lost")) in REFUSED
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["random bytes in its middle", "cut by a page", "an older copy of itself copied over it"],
+)
+def test_damage_is_found_in_a_file_that_was_opened_after_a_kill(
+    ready_path: Path, name: str
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(ready_path), "1"]
+    run("import shutil; shutil.copyfile(path, older)", ready_path)
+    assert subprocess.run(command, check=False, timeout=LONGEST).returncode == -9
+    assert os.stat(f"{ready_path}-wal").st_size
+    with ConnectionPool(FAST) as pool, SessionManager(ready_path, pool=pool) as sessions:
+        sessions.create_session("more")
+        run(DAMAGES[name], ready_path)
+        if name == "an older copy of itself copied over it":
+            # All of what it lacks is in the log.
+            assert sessions.health().is_usable
+        else:
+            assert outcome(lambda: sessions.create_session("lost")) in REFUSED
