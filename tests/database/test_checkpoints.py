@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from database_kit import (
 )
 
 from mandrake_sessions import ConnectionPool, DatabaseIOError, HealthStatus
+from mandrake_sessions.database import file as database_file
 from mandrake_sessions.database import lifecycle, scope
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.maintenance import Maintenance
@@ -392,6 +394,110 @@ def test_rule_23_a_log_that_begins_anew_is_cut(make_pool: MakePool, path: Path) 
             other.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
         handle.transact(adding("last"))
         assert wal_of(path).stat().st_size <= limit
+
+
+READER = """
+import sys, apsw
+connection = apsw.Connection(sys.argv[1])
+connection.execute("BEGIN")
+connection.execute("SELECT count(*) FROM meta").fetchall()
+print("reading", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def reading_elsewhere(path: Path, end: str) -> Iterator[None]:
+    """Have another process read for a block, and end with it in a way of its own."""
+    command = [sys.executable, "-c", READER, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reading\n"
+        yield
+        if end == "is killed":
+            reader.kill()
+
+
+@contextlib.contextmanager
+def reading_here(handle: DatabaseHandle) -> Iterator[None]:
+    """Have a thread of this process read for a block."""
+    is_reading, may_go = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with handle.read() as tx:
+            tx.rows(KEYS)
+            is_reading.set()
+            until_set(may_go)
+
+    reader = Task(read)
+    until_set(is_reading)
+    try:
+        yield
+    finally:
+        may_go.set()
+        reader.result()
+
+
+@pytest.mark.parametrize("end", ["ends", "is killed", "is a thread", "has seen all there is"])
+def test_a_long_log_is_cut_soon_after_its_reader_though_no_write_follows(
+    make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The reader keeps the checkpoints from copying, or from cutting what they have copied."""
+    limit = 100 * FRAME
+    # So that a thread need not read for so long that a checkpoint gives up.
+    monkeypatch.setattr(database_file, "_CHECKPOINT_BUDGET", 0.01)
+    pool = make_pool(database={"checkpoint_frames": 20, "wal_limit_bytes": limit})
+    with pool.acquire(path) as handle:
+        if end == "has seen all there is":
+            with busy_thread(pool):
+                fill(handle, 100)
+                reader = reading_elsewhere(path, end)
+                reader.__enter__()
+        else:
+            here = end == "is a thread"
+            reader = reading_here(handle) if here else reading_elsewhere(path, end)
+            reader.__enter__()
+            fill(handle, 100)
+        until_idle(pool)
+        assert wal_of(path).stat().st_size > 2 * limit
+        reader.__exit__(None, None, None)
+        began = monotonic()
+        until(lambda: wal_of(path).stat().st_size <= limit)
+        assert monotonic() - began < 15.0
+        assert len(keys(handle)) == 100
+        # And then the thread has nothing to do.
+        until_idle(pool)
+        assert not pool._files.maintenance._waiting
+
+
+def test_a_long_log_that_was_found_at_opening_is_cut_though_nothing_is_written(
+    make_pool: MakePool, path: Path
+) -> None:
+    limit = 100 * FRAME
+    with opened_elsewhere(path) as other:
+        other.pragma("wal_autocheckpoint", 0)
+        for number in range(100):
+            other.execute("INSERT INTO meta VALUES (?, ?)", (f"other {number}", "x" * 5000))
+        assert wal_of(path).stat().st_size > 2 * limit
+        with make_pool(database={"wal_limit_bytes": limit}).acquire(path):
+            until(lambda: wal_of(path).stat().st_size <= limit)
+
+
+def test_looking_at_a_long_log_keeps_no_writer_waiting(make_pool: MakePool, path: Path) -> None:
+    """A reader of another process stays, and the look that would cut the log waits for no lock."""
+    pool = make_pool(database={"checkpoint_frames": 20, "wal_limit_bytes": 100 * FRAME})
+    with pool.acquire(path) as handle, opened_elsewhere(path, SNAPSHOT):
+        fill(handle, 100)
+        until_idle(pool)
+        runs = file_of(handle).checkpointer.runs
+        began = monotonic()
+        for _ in range(20):
+            file_of(handle)._cut(0.0)
+        assert monotonic() - began < 1.0
+        assert file_of(handle).checkpointer.runs == runs
+        assert file_of(handle).checkpointer.failure is None
 
 
 def test_rule_23_finishing_the_log_does_not_wait_for_itself(
