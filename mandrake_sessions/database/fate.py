@@ -130,7 +130,9 @@ def find_fate(connection: Connection, stamp: int, logs: Logs) -> Fate:
     return Fate.LOG_LOST if logs.lost() else Fate.OURS
 
 
-def end_log(connection: Connection, logs: Logs, fate: Fate, budget: Budget) -> None:
+def end_log(
+    connection: Connection, logs: Logs, fate: Fate, budget: Budget, *, may_copy: bool
+) -> None:
     """Bring what the log holds to where it belongs, and keep it from every other file.
 
     Args:
@@ -138,12 +140,13 @@ def end_log(connection: Connection, logs: Logs, fate: Fate, budget: Budget) -> N
         logs: that the file was opened with.
         fate: what became of the file; not ``OURS``.
         budget: the time it may take.
+        may_copy: whether the log may go into the file: not into one that is damaged.
     """
     path = connection.path
     connection.deadline = budget.deadline
     if fate is Fate.LOG_LOST:
         # Where another log has begun, pages of ours would undo what it says of the file.
-        is_saved = not logs.are_replaced() and _copy_into_file(connection, budget)
+        is_saved = may_copy and not logs.are_replaced() and _copy_into_file(connection, budget)
         try:
             aside = None if is_saved else logs.save_copy()
         except OSError as error:
@@ -151,7 +154,7 @@ def end_log(connection: Connection, logs: Logs, fate: Fate, budget: Budget) -> N
         if aside is not None:
             tell_set_aside(path, aside)
         return
-    is_saved = fate is Fate.MOVED and _copy_into_file(connection, budget)
+    is_saved = may_copy and fate is Fate.MOVED and _copy_into_file(connection, budget)
     # Between a look and what follows from it nobody may make a new file, whose log it would be.
     with alone_in(path.parent):
         for log in logs.ours():

@@ -205,21 +205,24 @@ class FileLifecycle(abc.ABC):
             raise DatabaseMovedError(path=self.path, operation=operation)
         if connection.unshared is not None:
             self._require_still()
-        # Closing the file, the standard library's SQLite removes the log that ours writes to.
-        if "_sqlite3" in _modules and self.logs.lost():
-            self.retire_as(Fate.LOG_LOST)
-            raise self._closed_error()
+        if "_sqlite3" in _modules:
+            self._require_log()
 
     def _check_write(self, connection: Connection, operation: str, budget: Budget) -> None:
         """Make sure, at every lease for writing, that what is written will be found again."""
         if self._closed_with is not None:
             raise self._closed_with()
         self._compare(connection, operation)
-        if "_sqlite3" in _modules and self.logs.lost():
-            self.retire_as(Fate.LOG_LOST)
-            raise self._closed_error()
+        if "_sqlite3" in _modules:
+            self._require_log()
         if self.witness.is_doubted or self.refusal.damage is not None:
             self.witness.require_whole(self.inspections, budget)
+
+    def _require_log(self) -> None:
+        # Closing the file, the standard library's SQLite removes the log that ours writes to.
+        if self.logs.lost():
+            self.retire_as(Fate.LOG_LOST)
+            raise self._closed_error()
 
     def _compare(self, connection: Connection, operation: str) -> None:
         """Look at the file if its path says anything else of it than before.
@@ -231,7 +234,7 @@ class FileLifecycle(abc.ABC):
         try:
             found = stat(self._name)
         except OSError:
-            self._look(connection, operation)
+            self.require_ours(connection, operation)
             return
         # Written out, for it is done at every write: whatever changes a file changes one of these.
         if (
@@ -240,10 +243,18 @@ class FileLifecycle(abc.ABC):
             or found.st_size != seen[2]
             or found.st_ino != seen[1]
         ):
-            self._look(connection, operation)
+            self.require_ours(connection, operation)
 
-    def _look(self, connection: Connection, operation: str) -> None:
-        """Find out what has changed the file; give it up if it is not ours any more."""
+    def require_ours(self, connection: Connection, operation: str) -> None:
+        """Find out what has changed the file, and give it up if it is not ours any more.
+
+        Args:
+            connection: one on the file; its lease is the caller's.
+            operation: for errors.
+
+        Raises:
+            DatabaseMovedError: it is not.
+        """
         fate = self.witness.look(connection)
         if fate is Fate.MOVED:
             self.retire_moved()
@@ -482,12 +493,13 @@ class FileLifecycle(abc.ABC):
 
     def _end_log(self, connection: Connection, budget: Budget) -> None:
         """Keep the log from a file that is not ours; nobody may have noticed until now."""
-        if self.fate in (Fate.OURS, Fate.LOCKS_LOST):
+        if self.fate in (Fate.OURS, Fate.LOCKS_LOST, Fate.LOG_LOST):
             # Those that there were have ended.
             inspections = Inspections(self.path, self.identity, self.options)
             self.fate = self.witness.examine(connection, inspections, budget)
         if self.fate is not Fate.OURS:
-            end_log(connection, self.logs, self.fate, budget)
+            is_whole = self.refusal.damage is None and not self.witness.is_doubted
+            end_log(connection, self.logs, self.fate, budget, may_copy=is_whole)
 
     def _note_closed(self) -> None:
         self.state = FileState.CLOSED

@@ -149,9 +149,10 @@ class Witness:
             inspections: lends a connection that sees what is on disk.
             budget: the time it may take.
         """
-        fate = find_fate(connection, self._stamp, self._logs)
+        fate = self.look(connection, may_be_under_way=False)
         if fate is Fate.OURS:
-            fate = self.look(connection, may_be_under_way=False)
+            # Asked after it: the log is lost as well where another process has set it aside.
+            fate = find_fate(connection, self._stamp, self._logs)
         if fate is Fate.OURS and self.is_doubted:
             self._look_at_pages(inspections, budget)
         return fate

@@ -149,10 +149,10 @@ def _quick(file: DatabaseFile) -> list[HealthCheck]:
 
 
 def _read(file: DatabaseFile, connection: Connection) -> list[HealthCheck]:
+    file.require_ours(connection, "health")
     connection.deadline = Budget(PATIENCE).deadline
     header = guarded("header", partial(checks.check_header, connection, file.stamp), file.path)
     if header.status is HealthStatus.FAILED:
-        file.may_checkpoint(connection, Budget(PATIENCE))
         # What it says of the size, and what the cache says of the schema, means nothing.
         return [header]
     looks: dict[str, Look] = {
