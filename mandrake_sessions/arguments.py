@@ -3,6 +3,10 @@
 Each function checks one kind of argument, an object until then, and returns it as it is stored.
 What is refused raises ``InvalidArgumentError`` with the name of the argument and never its value,
 which is somebody's text. It happens before a lease is taken, so a refused call wrote nothing.
+
+An object of a subclass of ``str``, ``int`` or ``float`` is taken as the value it is, and its own
+methods are not asked: whatever they do, nothing of it goes further. So callers use what is
+returned, and not what they were given. Only True and False are no numbers.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any, Final
 
 import msgspec
@@ -47,44 +52,42 @@ _TOOL_CALL_KEYS: Final = frozenset({"call", "response", "raw", "is_interrupted"}
 
 def lookup_id(name: str, value: object) -> str:
     """Return an id to look something up by: any text that a database can hold."""
-    if not isinstance(value, str):
+    id = as_str(value)
+    if id is None:
         raise InvalidArgumentError(f"{name} must be the id itself, a string.")
-    if not _is_utf8(value):
+    if not _is_utf8(id):
         raise InvalidArgumentError(f"{name} must not contain lone surrogates.")
-    return value
+    return id
 
 
 def fresh_id(name: str, value: object) -> str:
     """Return the id for a new row: the one given, or a new UUIDv7 for None."""
     if value is None:
         return new_id()
-    if (
-        not isinstance(value, str)
-        or not 1 <= len(value) <= MAX_ID_LENGTH
-        or "\0" in value
-        or not _is_utf8(value)
-    ):
+    id = as_str(value)
+    if id is None or not 1 <= len(id) <= MAX_ID_LENGTH or "\0" in id or not _is_utf8(id):
         raise InvalidArgumentError(
             f"{name} must be a string of 1 to {MAX_ID_LENGTH} characters "
             "without NUL and lone surrogates."
         )
-    return _exact_str(value)
+    return id
 
 
 def text(name: str, value: object) -> str:
     """Return a text of at most ``MAX_TEXT_BYTES`` in UTF-8."""
     if type(value) is str and value.isascii() and len(value) <= MAX_TEXT_BYTES:
         return value
-    if not isinstance(value, str):
+    given = as_str(value)
+    if given is None:
         raise InvalidArgumentError(f"{name} must be a string.")
-    if not _is_utf8(value):
+    if not _is_utf8(given):
         raise InvalidArgumentError(f"{name} must not contain lone surrogates.")
     # No character has fewer than one byte or more than four.
-    if len(value) * 4 > MAX_TEXT_BYTES and (
-        len(value) > MAX_TEXT_BYTES or len(value.encode()) > MAX_TEXT_BYTES
+    if len(given) * 4 > MAX_TEXT_BYTES and (
+        len(given) > MAX_TEXT_BYTES or len(given.encode()) > MAX_TEXT_BYTES
     ):
         raise InvalidArgumentError(f"{name} must not be longer than {MAX_TEXT_BYTES} bytes.")
-    return _exact_str(value)
+    return given
 
 
 def optional_text(name: str, value: object) -> str | None:
@@ -94,12 +97,13 @@ def optional_text(name: str, value: object) -> str | None:
 
 def workspace_name(name: str, value: object) -> str:
     """Return a workspace's name: 1 to 64 of letters, digits, ``-``, ``_``; no sign in front."""
-    if not isinstance(value, str) or _NAME.fullmatch(value) is None:
+    given = as_str(value)
+    if given is None or _NAME.fullmatch(given) is None:
         raise InvalidArgumentError(
             f"{name} must be 1 to 64 of A-Z, a-z, 0-9, '-' and '_', "
             "and start with a letter or digit."
         )
-    return _exact_str(value)
+    return given
 
 
 def flag(name: str, value: object) -> bool:
@@ -111,13 +115,12 @@ def flag(name: str, value: object) -> bool:
 
 def seconds(name: str, value: object) -> float:
     """Return a time that threads can wait: 0 to ``MAX_SECONDS``."""
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not 0 <= value <= MAX_SECONDS
-    ):
+    given = _as_float(value)
+    if given is None:
+        given = _as_int(value)
+    if given is None or not 0 <= given <= MAX_SECONDS:
         raise InvalidArgumentError(f"{name} must be a number of seconds from 0 to {MAX_SECONDS}.")
-    return value
+    return given
 
 
 def optional_instance(name: str, value: object, kind: type) -> None:
@@ -128,7 +131,13 @@ def optional_instance(name: str, value: object, kind: type) -> None:
 
 def path(name: str, value: object) -> str | os.PathLike[str]:
     """Return what names a file or folder."""
-    if not isinstance(value, str | os.PathLike):
+    if isinstance(value, PurePath):
+        return value
+    spelled = os.fspath(value) if isinstance(value, os.PathLike) else value
+    given = as_str(spelled)
+    if given is not None:
+        return given
+    if not isinstance(value, os.PathLike):
         raise InvalidArgumentError(f"{name} must be a str or os.PathLike.")
     return value
 
@@ -168,6 +177,11 @@ def optional_limit(name: str, value: object) -> int:
     return -1 if value is None else limit(name, value)
 
 
+def count_of_last(name: str, value: object) -> int:
+    """Return how many of the last rows are meant, 0 to ``MAX_LIMIT``."""
+    return _whole(name, value, 0, MAX_LIMIT)
+
+
 def offset(name: str, value: object) -> int:
     """Return how many rows are left out in front, 0 to ``MAX_COUNT``."""
     return _whole(name, value, 0, MAX_COUNT)
@@ -175,19 +189,22 @@ def offset(name: str, value: object) -> int:
 
 def cost(name: str, value: object) -> float:
     """Return an amount of money: finite and not negative, in the host's currency."""
-    if isinstance(value, float) or type(value) is int:
+    amount = _as_float(value)
+    whole = _as_int(value) if amount is None else None
+    if whole is not None:
         try:
-            amount = float(value)
+            amount = float(whole)
         except OverflowError:
             amount = math.inf
-        if 0 <= amount < math.inf:
-            return amount
+    if amount is not None and 0 <= amount < math.inf:
+        return amount
     raise InvalidArgumentError(f"{name} must be a finite number of at least 0.")
 
 
 def status(name: str, value: object) -> TurnStatus:
     """Return a turn's status, given as the enum or as its value."""
-    found = _STATUS.get(value) if isinstance(value, str) else None
+    given = as_str(value)
+    found = None if given is None else _STATUS.get(given)
     if found is None:
         raise InvalidArgumentError(f"{name} must be one of {', '.join(_STATUS)}.")
     return found
@@ -220,12 +237,10 @@ def json_object(name: str, value: object) -> tuple[dict[str, Any], str]:
 
 def tool_calls(name: str, value: object) -> tuple[tuple[ToolCall, ...], str]:
     """Return tool calls, independent of the caller's objects, and as JSON text."""
-    if value == ():
+    if type(value) is tuple and not value:
         return (), "[]"
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise InvalidArgumentError(f"{name} must be a sequence of ToolCall or mappings.")
-    if not value:
-        return (), "[]"
     calls = tuple(_tool_call(name, item) for item in value)
     return calls, _encode(name, [_stored_tool_call(call) for call in calls])
 
@@ -252,13 +267,14 @@ def _tool_call(name: str, item: object) -> ToolCall:
     if isinstance(item, ToolCall):
         call, response, raw = item.call, item.response, item.raw
         is_interrupted = item.is_interrupted
-    elif isinstance(item, Mapping) and "call" in item and item.keys() <= _TOOL_CALL_KEYS:
-        call, response, raw = item["call"], item.get("response"), item.get("raw")
-        is_interrupted = item.get("is_interrupted", False)
     else:
-        raise InvalidArgumentError(
-            f"{name} must hold ToolCall, or mappings with 'call' and 'response'."
-        )
+        fields = {as_str(key): part for key, part in _pairs(item)}
+        if "call" not in fields or not fields.keys() <= _TOOL_CALL_KEYS:
+            raise InvalidArgumentError(
+                f"{name} must hold ToolCall, or mappings with 'call' and 'response'."
+            )
+        call, response, raw = fields["call"], fields.get("response"), fields.get("raw")
+        is_interrupted = fields.get("is_interrupted", False)
     # Two levels are the list's and the object's around these.
     return ToolCall(
         _plain(name, call, MAX_JSON_DEPTH - 2),
@@ -287,25 +303,29 @@ def _plain(name: str, value: Any, depth: int) -> Any:
     """
     if value is None or value is True or value is False:
         return value
-    if isinstance(value, str):
-        return _exact_str(value)
-    if isinstance(value, int):
-        if -MAX_COUNT - 1 <= value <= MAX_COUNT:
-            return int(value)
+    given = as_str(value)
+    if given is not None:
+        return given
+    whole = _as_int(value)
+    if whole is not None:
+        if -MAX_COUNT - 1 <= whole <= MAX_COUNT:
+            return whole
         # Other readers of the file, SQLite's JSON functions first, would make a float of it.
         raise InvalidArgumentError(f"{name} must not hold integers of more than 64 bits.")
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return float(value)
+    number = _as_float(value)
+    if number is not None:
+        if math.isfinite(number):
+            return number
         raise InvalidArgumentError(f"{name} must not hold NaN or infinity.")
     if depth == 0:
         raise InvalidArgumentError(f"{name} must not be nested deeper than {MAX_JSON_DEPTH}.")
     if isinstance(value, (list, tuple)):
         return [_plain(name, item, depth - 1) for item in value]
     if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
+        plain = {as_str(key): _plain(name, item, depth - 1) for key, item in value.items()}
+        if None in plain:
             raise InvalidArgumentError(f"{name} must not hold keys that are not strings.")
-        return {_exact_str(key): _plain(name, item, depth - 1) for key, item in value.items()}
+        return plain
     raise InvalidArgumentError(f"{name} must hold JSON values only, not {type(value).__name__}.")
 
 
@@ -323,9 +343,10 @@ def _encode(name: str, plain: Any) -> str:
 
 
 def _whole(name: str, value: object, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
+    given = _as_int(value)
+    if given is None or not least <= given <= most:
         raise InvalidArgumentError(f"{name} must be a whole number from {least} to {most}.")
-    return value
+    return given
 
 
 def _is_utf8(value: str) -> bool:
@@ -339,6 +360,27 @@ def _is_utf8(value: str) -> bool:
     return True
 
 
-def _exact_str(value: str) -> str:
-    """Return a str, and never a subclass, whose own methods would be called on what we return."""
-    return value if type(value) is str else str.__str__(value)
+def as_str(value: object) -> str | None:
+    """Return the text that a string is, of whatever class; None for what is none."""
+    if type(value) is str:
+        return value
+    # Not isinstance(): an object may say that it is of a class that it is not of.
+    return str.__str__(value) if issubclass(type(value), str) else None
+
+
+def _as_int(value: object) -> int | None:
+    """Return the number that an integer is, of whatever class; None for what is none."""
+    kind = type(value)
+    if kind is int:
+        return value  # type: ignore[return-value]  # as the line above says
+    return int.__int__(value) if issubclass(kind, int) and kind is not bool else None  # type: ignore[arg-type]
+
+
+def _as_float(value: object) -> float | None:
+    """Return the number that a float is, of whatever class; None for what is none."""
+    return float.__float__(value) if issubclass(type(value), float) else None  # type: ignore[arg-type]
+
+
+def _pairs(value: object) -> Iterable[tuple[object, Any]]:
+    """Return what is in a mapping; nothing for what is none."""
+    return value.items() if isinstance(value, Mapping) else ()

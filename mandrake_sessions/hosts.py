@@ -143,7 +143,7 @@ class MandrakeManager:
                 ``id``; or, without one, the directory holds conversations: adopt it.
             DatabaseOpenError: its database cannot be made; it is not registered then.
         """
-        arguments.workspace_name("name", name)
+        name = arguments.workspace_name("name", name)
         self.sessions.require_writable("create_workspace")
         handle, registry = self.sessions.handle, self._registry()
         folder = registry.root / _WORKSPACES / name if path is None else directory(path)
@@ -191,7 +191,7 @@ class MandrakeManager:
             DatabaseFolderError: there is no such directory.
             WorkspaceAlreadyExistsError: the name or the path is registered already.
         """
-        arguments.workspace_name("name", name)
+        name = arguments.workspace_name("name", name)
         folder = directory(path)
         if not folder.is_dir():
             raise DatabaseFolderError("There is no such directory.", path=folder)
@@ -228,7 +228,7 @@ class MandrakeManager:
         """
         self.sessions.require_writable("move_workspace")
         registry = self._registry()
-        self.sessions.handle.fetch(workspaces.get_workspace_row(registry, id), "move_workspace")
+        id = self._fetch_workspace(id, "move_workspace").id
         folder = directory(path)
         if not folder.is_dir():
             raise DatabaseFolderError("There is no such directory.", path=folder)
@@ -274,7 +274,7 @@ class MandrakeManager:
         """
         with self._mutex:
             workspace = self._fetch_workspace(id, "get_workspace")
-            known = self._open.get(id)
+            known = self._open.get(workspace.id)
             if known is not None and known.sessions.is_initialized:
                 return known
             require_in_place(self.sessions.handle, workspace)
@@ -351,7 +351,7 @@ class MandrakeManager:
             workspace = self._transact(
                 workspaces.unregister_workspace_row(self._registry(), id), "unregister_workspace"
             )
-            known = self._open.pop(id, None)
+            known = self._open.pop(workspace.id, None)
         if known is not None:
             known.close()
         return workspace
@@ -380,7 +380,7 @@ class MandrakeManager:
             workspace = self._fetch_workspace(id, "delete_workspace")
             require_in_place(self.sessions.handle, workspace)
             # It stays known until it is deleted: should that fail, get_workspace() opens it again.
-            known = self._open.get(id)
+            known = self._open.get(workspace.id)
             if known is not None:
                 known.close()
         database = workspace_database(workspace.path)
@@ -393,8 +393,9 @@ class MandrakeManager:
         if database.parents[2] == registry.root / _WORKSPACES:
             remove_empty(database.parents[1])
         with self._mutex:
-            self._open.pop(id, None)
-        return self._transact(workspaces.unregister_workspace_row(registry, id), "delete_workspace")
+            self._open.pop(workspace.id, None)
+        unit = workspaces.unregister_workspace_row(registry, workspace.id)
+        return self._transact(unit, "delete_workspace")
 
     def sessions_for(self, workspace_id: str | None) -> SessionManager:
         """Return the system's SessionManager for None, otherwise that workspace's.

@@ -346,7 +346,7 @@ class SessionManager:
             InvalidArgumentError: an argument has the wrong type or is out of range.
             SessionNotFoundError: there is no such session.
         """
-        arguments.lookup_id("session_id", session_id)
+        session_id = arguments.lookup_id("session_id", session_id)
         return self._history_pages(session_id, arguments.limit("page_size", page_size))
 
     def _history_pages(self, session_id: str, size: int) -> Iterator[Exchange]:

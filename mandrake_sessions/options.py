@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
 from mandrake_sessions import arguments
 from mandrake_sessions.errors import InvalidArgumentError
 
+T = TypeVar("T")
+
+
+def _taken(options: msgspec.Struct, name: str, check: Callable[[str, object], T]) -> T:
+    """Check a field and return it, which is kept as the plain value that the check returns."""
+    value = check(name, getattr(options, name))
+    msgspec.structs.force_setattr(options, name, value)
+    return value
+
 
 def _require_count(options: msgspec.Struct, *names: str) -> None:
     for name in names:
-        if arguments.count(name, getattr(options, name)) == 0:
+        if _taken(options, name, arguments.count) == 0:
             raise InvalidArgumentError(f"{name} must be at least 1.")
 
 
@@ -66,9 +77,9 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def __post_init__(self) -> None:
         if not isinstance(self.durability, Durability):
             raise InvalidArgumentError("durability must be a Durability.")
-        arguments.seconds("busy_timeout", self.busy_timeout)
-        arguments.seconds("group_max_seconds", self.group_max_seconds)
-        if arguments.seconds("flush_interval", self.flush_interval) == 0:
+        _taken(self, "busy_timeout", arguments.seconds)
+        _taken(self, "group_max_seconds", arguments.seconds)
+        if _taken(self, "flush_interval", arguments.seconds) == 0:
             raise InvalidArgumentError("flush_interval must be more than 0 seconds.")
         _require_count(
             self,
@@ -79,7 +90,7 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             "flush_bytes",
             "max_buffered_bytes",
         )
-        if self.vfs is not None and not arguments.text("vfs", self.vfs):
+        if _taken(self, "vfs", arguments.optional_text) == "":
             raise InvalidArgumentError("vfs must be the name of a VFS.")
         arguments.flag("read_only", self.read_only)
 
@@ -109,7 +120,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         if not isinstance(self.database, DatabaseOptions):
             raise InvalidArgumentError("database must be DatabaseOptions.")
-        arguments.seconds("linger", self.linger)
-        arguments.seconds("close_timeout", self.close_timeout)
-        arguments.count("max_idle", self.max_idle)
+        _taken(self, "linger", arguments.seconds)
+        _taken(self, "close_timeout", arguments.seconds)
+        _taken(self, "max_idle", arguments.count)
         _require_count(self, "max_open")

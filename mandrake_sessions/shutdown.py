@@ -27,8 +27,9 @@ import msgspec
 from mandrake_sessions import arguments
 from mandrake_sessions.database.guard import current_pid
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
-from mandrake_sessions.errors import InvalidArgumentError, ShutdownHookError
+from mandrake_sessions.errors import InvalidArgumentError, ShutdownHookError, ThreadStartError
 from mandrake_sessions.log import get_logger
+from mandrake_sessions.threads import start
 
 DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEFAULT_TIMEOUT = 10.0
@@ -86,13 +87,13 @@ class ShutdownHook:
         self._former: dict[int, _Former] = {}
         try:
             self.handle_too(signals)
-        except ShutdownHookError:
+            self._thread = threading.Thread(
+                target=self._wait_and_close, name="mandrake-shutdown", daemon=True
+            )
+            start(self._thread)
+        except (ShutdownHookError, ThreadStartError):
             self._restore()
             raise
-        self._thread = threading.Thread(
-            target=self._wait_and_close, name="mandrake-shutdown", daemon=True
-        )
-        self._thread.start()
         atexit.register(self._let_it_finish)
 
     def handle_too(self, signals: Iterable[int]) -> None:
@@ -214,8 +215,11 @@ class ShutdownHook:
         worker = threading.Thread(
             target=self._close_all, args=(began, failures, number), daemon=True
         )
-        worker.start()
-        worker.join(self._timeout + 1.0)
+        try:
+            start(worker)
+            worker.join(self._timeout + 1.0)
+        except ThreadStartError:
+            self._close_all(began, failures, number)
         if worker.is_alive():
             failures.append(TimeoutError("closing did not end in time"))
         self.report = ShutdownReport(
@@ -264,8 +268,11 @@ def _close_within(seconds: float, closeable: Closeable, failures: list[BaseExcep
             failures.append(error)
 
     thread = threading.Thread(target=close, daemon=True)
-    thread.start()
-    thread.join(max(0.0, seconds))
+    try:
+        start(thread)
+        thread.join(max(0.0, seconds))
+    except ThreadStartError:
+        close()
     if thread.is_alive():
         failures.append(TimeoutError(f"closing {type(closeable).__name__} did not end in time"))
 
@@ -322,6 +329,7 @@ def install_shutdown_hook(
     Raises:
         InvalidArgumentError: an argument has the wrong type or is out of range.
         ShutdownHookError: this is not the main thread, or one of the signals cannot be handled.
+        ThreadStartError: no thread can be started that waits for them; none of them is handled.
     """
     if not all(callable(getattr(each, "close", None)) for each in closeables):
         raise InvalidArgumentError("closeables must have a method close().")

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
+from mandrake_sessions.errors import ThreadStartError
 from mandrake_sessions.live.event_loops import call_in_loop, wake
+from mandrake_sessions.threads import start
 
 T = TypeVar("T")
 
@@ -26,7 +28,7 @@ class _Chore(Generic[T]):
         self.is_over = False
         self.result: T | None = None
         self.failure: BaseException | None = None
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        start(threading.Thread(target=self._run, name=name, daemon=True))
 
     def _run(self) -> None:
         try:
@@ -52,7 +54,11 @@ class _Chore(Generic[T]):
 
 
 async def in_thread(
-    operation: str, work: Callable[[], T], *, undo: Callable[[T], object] | None = None
+    operation: str,
+    work: Callable[[], T],
+    *,
+    undo: Callable[[T], object] | None = None,
+    surely: bool = False,
 ) -> T:
     """Call ``work`` in a thread of its own and return its result, or raise what it raised.
 
@@ -60,11 +66,18 @@ async def in_thread(
         operation: for whoever cancels.
         work: called with the caller's context variables; its waits are bounded.
         undo: called, in a thread too, with the result that a cancelled caller does not get.
+        surely: whether it is called in this thread where no other can be started: to close.
 
     Raises:
+        ThreadStartError: no thread can be started.
         CancelledError: after the work has ended; ``cancelled_call`` tells how.
     """
-    chore = _Chore(f"mandrake-async {operation}", work)
+    try:
+        chore = _Chore(f"mandrake-async {operation}", work)
+    except ThreadStartError:
+        if not surely:
+            raise
+        return work()
     try:
         await chore.over()
     except asyncio.CancelledError as error:
@@ -72,12 +85,11 @@ async def in_thread(
         result, failure = chore.result, chore.failure
         is_done = failure is None
         if is_done and undo is not None:
-            undoing = _Chore(
-                f"mandrake-async {operation}",
+            failure = await _undone(
+                operation,
                 lambda: undo(result),  # type: ignore[arg-type]  # T itself may be None
             )
-            await undoing.surely_over()
-            is_done, result, failure = False, None, undoing.failure
+            is_done, result = False, None
         note_outcome(
             error,
             CancelledCall(
@@ -93,3 +105,17 @@ async def in_thread(
             # Its traceback refers to this frame.
             del failure
     return chore.result  # type: ignore[return-value]  # T itself may be None
+
+
+async def _undone(operation: str, undo: Callable[[], object]) -> BaseException | None:
+    """Undo what a cancelled caller does not want, and return what that raised."""
+    try:
+        undoing = _Chore(f"mandrake-async {operation}", undo)
+    except ThreadStartError:
+        try:
+            undo()
+        except Exception as error:  # noqa: BLE001  # the cancellation goes on
+            return error
+        return None
+    await undoing.surely_over()
+    return undoing.failure

@@ -13,6 +13,7 @@ from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.mailbox import Mailbox
 from mandrake_sessions.live.subscription import Followed
 from mandrake_sessions.live.targets import Joining
+from mandrake_sessions.threads import start
 
 
 class WakingFollower:
@@ -32,9 +33,11 @@ class WakingFollower:
 
     def subscribe(self, joining: Joining) -> None:
         """Have a subscriber let in; ``joining`` tells when it is, or why not."""
-        threading.Thread(
-            target=self._subscribe, args=(joining,), name="mandrake-async watch", daemon=True
-        ).start()
+        start(
+            threading.Thread(
+                target=self._subscribe, args=(joining,), name="mandrake-async watch", daemon=True
+            )
+        )
 
     def leave(self, mailbox: Mailbox) -> None:
         """Forget the subscriber; takes no lock, so a finalizer may call it."""

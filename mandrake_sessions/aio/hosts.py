@@ -158,7 +158,7 @@ class AsyncMandrakeManager:
             parts = [*(known.sessions for known in self._known.values()), self.sessions]
             self._known.clear()
         # In one thread: who cancels leaves none of them open.
-        await in_thread("close", functools.partial(self._close_all, parts))
+        await in_thread("close", functools.partial(self._close_all, parts), surely=True)
 
     def _close_all(self, parts: Sequence[AsyncSessionManager]) -> None:
         failures: list[Exception] = []
@@ -249,7 +249,7 @@ class AsyncMandrakeManager:
             DatabaseMissingError: it holds no workspace's database.
             WorkspaceAlreadyExistsError: another workspace has the path.
         """
-        await self._close_known(id, "move_workspace")
+        id = await self._close_known(id, "move_workspace")
         workspace = await in_thread(
             "move_workspace", functools.partial(self.sync.move_workspace, id, path)
         )
@@ -274,9 +274,8 @@ class AsyncMandrakeManager:
             WorkspacePlaceError: it is not what was registered: a link is in its place, or it
                 belongs to the root that this one is a copy of.
         """
-        await self.sessions.fetch(
-            workspaces.get_workspace_row(self._registry(), id), "get_workspace"
-        )
+        unit = workspaces.get_workspace_row(self._registry(), id)
+        id = (await self.sessions.fetch(unit, "get_workspace")).id
         known = self._known.get(id)
         if known is not None and known.sessions.is_initialized:
             return known
@@ -321,7 +320,7 @@ class AsyncMandrakeManager:
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
         """
-        await self._close_known(id, "unregister_workspace")
+        id = await self._close_known(id, "unregister_workspace")
         workspace = await in_thread(
             "unregister_workspace", functools.partial(self.sync.unregister_workspace, id)
         )
@@ -346,20 +345,26 @@ class AsyncMandrakeManager:
             DatabaseBusyError: somebody else had it open until the deadline; nothing was deleted.
         """
         if timeout is not None:
-            arguments.seconds("timeout", timeout)
-        await self._close_known(id, "delete_workspace")
+            timeout = arguments.seconds("timeout", timeout)
+        id = await self._close_known(id, "delete_workspace")
         workspace = await in_thread(
             "delete_workspace", functools.partial(self.sync.delete_workspace, id, timeout=timeout)
         )
         self._forget(id)
         return workspace
 
-    async def _close_known(self, id: str, operation: str) -> None:
-        """Let the calls end that coroutines have made, before the manager behind is closed."""
-        await self.sessions.fetch(workspaces.get_workspace_row(self._registry(), id), operation)
-        known = self._known.get(id)
+    async def _close_known(self, id: str, operation: str) -> str:
+        """Let the calls end that coroutines have made, before the manager behind is closed.
+
+        Returns:
+            The id as it is registered.
+        """
+        unit = workspaces.get_workspace_row(self._registry(), id)
+        workspace = await self.sessions.fetch(unit, operation)
+        known = self._known.get(workspace.id)
         if known is not None:
             await known.close()
+        return workspace.id
 
     def _forget(self, id: str) -> None:
         with self._mutex:

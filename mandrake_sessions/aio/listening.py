@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
 from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.errors import InvalidArgumentError, MandrakeSessionsError
+from mandrake_sessions.live.announcer import log_failure
+from mandrake_sessions.live.event_loops import runs_event_loop
 from mandrake_sessions.live.mailbox import Mailbox
 from mandrake_sessions.live.subscription import Followed, Subscription, Watch
 from mandrake_sessions.live.targets import Joining
@@ -81,13 +82,17 @@ async def _tell(listener: AsyncTurnListener, update: TurnUpdate) -> None:
         if inspect.isawaitable(answer):
             await answer
     except BaseException as error:
-        me = asyncio.current_task()
-        is_ours = isinstance(error, asyncio.CancelledError) and me is not None and me.cancelling()
-        if is_ours or not isinstance(error, Exception | asyncio.CancelledError):
+        if _is_from_outside(error):
             raise
-        # The places and not the message or the values: those may hold somebody's text.
-        get_logger(__name__).error(
-            "listener_failed",
-            error=type(error).__qualname__,
-            traceback="".join(traceback.format_tb(error.__traceback__)),
-        )
+        log_failure(error)
+
+
+def _is_from_outside(error: BaseException) -> bool:
+    """Whether something was raised in a listener, perhaps not by it, and is for its task.
+
+    A Ctrl-C comes wherever the thread of the event loop is.
+    """
+    if isinstance(error, KeyboardInterrupt) or not runs_event_loop():
+        return True
+    me = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and me is not None and me.cancelling() > 0

@@ -112,7 +112,7 @@ class AsyncSessionManager(AsyncOpening):
             InvalidArgumentError: an argument has the wrong type or is out of range.
             SessionNotFoundError: there is no such session.
         """
-        arguments.lookup_id("session_id", session_id)
+        session_id = arguments.lookup_id("session_id", session_id)
         return self._history_pages(session_id, arguments.limit("page_size", page_size))
 
     async def _history_pages(self, session_id: str, size: int) -> AsyncGenerator[Exchange, None]:
@@ -171,7 +171,7 @@ class AsyncSessionManager(AsyncOpening):
             InvalidArgumentError: an argument has the wrong type.
             TurnNotFoundError: there is no such turn.
         """
-        arguments.lookup_id("turn_id", turn_id)
+        turn_id = arguments.lookup_id("turn_id", turn_id)
         with followed(self.open_handle()) as follower:
             return await listen(
                 follower,
@@ -200,7 +200,7 @@ class AsyncSessionManager(AsyncOpening):
             InvalidArgumentError: an argument has the wrong type.
             ResponseNotFoundError: there is no such response.
         """
-        arguments.lookup_id("response_id", response_id)
+        response_id = arguments.lookup_id("response_id", response_id)
         arguments.flag("follow", follow)
         with followed(self.open_handle()) as follower:
             return await listen(

@@ -102,7 +102,7 @@ class AsyncOpening:
         Does nothing when it is closed.
         """
         if self.sync.is_initialized:
-            await in_thread("close", self.close_now)
+            await in_thread("close", self.close_now, surely=True)
 
     def close_now(self) -> None:
         """Do what ``close`` does; it blocks, so not in an event loop."""
@@ -117,7 +117,7 @@ class AsyncOpening:
                 the ``busy_timeout``.
         """
         if timeout is not None:
-            arguments.seconds("timeout", timeout)
+            timeout = arguments.seconds("timeout", timeout)
         delete = functools.partial(self.sync.delete, timeout=timeout)
         await in_thread("delete", functools.partial(self._end, delete))
 

@@ -18,6 +18,7 @@ from mandrake_sessions.database.guard import after_fork
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lease import Errand, Waiter
 from mandrake_sessions.errors import NotInitializedError, TransactionLostError
+from mandrake_sessions.threads import start
 
 IDLE_SECONDS: Final = 5.0
 """How long a thread waits for the next call before it ends."""
@@ -63,13 +64,14 @@ class Worker:
 
         Raises:
             NotInitializedError: the worker was closed.
+            ThreadStartError: no thread can be started that runs it.
         """
         with self._mutex:
             if self._is_closing:
                 raise NotInitializedError
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                thread.start()
+                start(thread)
                 self._thread = thread
             self._calls.append(call)
             self._rouse()

@@ -311,7 +311,7 @@ class DatabaseHandle:
         from mandrake_sessions.database.backup import back_up
 
         arguments.flag("overwrite", overwrite)
-        arguments.path("target", target)
+        target = arguments.path("target", target)
         with self._pinned(timeout, "backup") as (file, left):
             budget = file.budget(left)
             return back_up(
@@ -341,7 +341,7 @@ class DatabaseHandle:
         """
         level, seconds = level_of(level), timeout
         if seconds is not None:
-            arguments.seconds("timeout", seconds)
+            seconds = arguments.seconds("timeout", seconds)
         try:
             return check_health(self._open_file(), level, seconds)
         except FileParkedError as parked:

@@ -328,10 +328,10 @@ class ConnectionPool:
             SchemaTooNewError: it was written by a newer version.
             DatabaseBusyError: the database was in use until the deadline.
         """
-        arguments.path("backup", backup)
+        backup = arguments.path("backup", backup)
         arguments.flag("overwrite", overwrite)
         seconds = self.options.database.busy_timeout if timeout is None else timeout
-        arguments.seconds("timeout", seconds)
+        seconds = arguments.seconds("timeout", seconds)
         real = _named(path, follow_links=follow_links)
         source = require_backup(backup, real)
         with self._reserved(real, Budget(seconds), "restore"):

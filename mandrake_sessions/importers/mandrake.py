@@ -77,7 +77,7 @@ def import_mandrake(
         StorageFullError: there is no room for the copy of the source, or for its rows.
         DatabaseError: the target failed; what was stored before stands.
     """
-    arguments.path("source", source)
+    source = arguments.path("source", source)
     if not isinstance(sessions, SessionManager):
         raise InvalidArgumentError("sessions must be a SessionManager.")
     arguments.flag("recover_orphans", recover_orphans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import traceback
 from collections import deque
@@ -9,9 +10,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from mandrake_sessions.errors import MandrakeSessionsError
+from mandrake_sessions.errors import MandrakeSessionsError, ThreadStartError
 from mandrake_sessions.live.mailbox import Mailbox
 from mandrake_sessions.log import get_logger
+from mandrake_sessions.threads import start
 
 _STUCK_AFTER = 0.05
 """Seconds in one callback after which another thread takes over the rest."""
@@ -52,6 +54,17 @@ class Announcer:
         """Whether a listener waits for a thread."""
         return bool(self._ready)
 
+    def require_thread(self) -> None:
+        """Make sure that there is a thread, for a listener that is about to be added.
+
+        Raises:
+            ThreadStartError: there is none, and none can be started.
+        """
+        with self._changed:
+            self._is_stopping = False
+            if not self._threads:
+                self._start_thread()
+
     def ask(self, listener: Listener) -> None:
         """Have a listener told what is in its mailbox."""
         with self._changed:
@@ -83,14 +96,15 @@ class Announcer:
         if len(self._threads) < _MOST_THREADS and all(
             since is not None and since <= stuck_since for since in self._threads.values()
         ):
-            thread = threading.Thread(target=self._run, name="mandrake-listeners", daemon=True)
-            # Its first act is to take the lock, which is held here.
-            try:
-                thread.start()
-            except RuntimeError:
-                # The system has no more threads: tried again when the follower looks after it.
-                return
-            self._threads[thread] = None
+            # Where there can be no more: tried again when the follower looks after it.
+            with contextlib.suppress(ThreadStartError):
+                self._start_thread()
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._run, name="mandrake-listeners", daemon=True)
+        # Its first act is to take the lock, which is held here.
+        start(thread)
+        self._threads[thread] = None
 
     def _run(self) -> None:
         me = threading.current_thread()
@@ -124,9 +138,15 @@ class Announcer:
             try:
                 listener.call(update)
             except BaseException as error:  # noqa: BLE001  # what it raises is its own affair
-                # The places and not the message or the values: those may hold somebody's text.
-                get_logger(__name__).error(
-                    "listener_failed",
-                    error=type(error).__qualname__,
-                    traceback="".join(traceback.format_tb(error.__traceback__)),
-                )
+                log_failure(error)
+
+
+def log_failure(error: BaseException) -> None:
+    """Log what a listener has raised; should that fail too, others are to be told all the same."""
+    with contextlib.suppress(Exception):
+        # The places and not the message or the values: those may hold somebody's text.
+        get_logger(__name__).error(
+            "listener_failed",
+            error=type(error).__qualname__,
+            traceback="".join(traceback.format_tb(error.__traceback__)),
+        )

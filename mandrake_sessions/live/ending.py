@@ -7,13 +7,33 @@ from concurrent.futures import Future
 from typing import Final
 
 from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.errors import MandrakeSessionsError, TurnInterruptedError
+from mandrake_sessions.errors import (
+    CorruptDatabaseError,
+    DatabaseMovedError,
+    ForkedPoolError,
+    MandrakeSessionsError,
+    NotADatabaseError,
+    PoolClosedError,
+    ReadOnlyDatabaseError,
+    TurnInterruptedError,
+    TurnNotFoundError,
+)
 from mandrake_sessions.ids import now
 from mandrake_sessions.live.stream import Stream, StreamState
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import Turn
 from mandrake_sessions.records.streaming import append_remainder
 from mandrake_sessions.records.turns import get_turn
+
+FATAL: Final = (
+    PoolClosedError,
+    DatabaseMovedError,
+    CorruptDatabaseError,
+    NotADatabaseError,
+    ReadOnlyDatabaseError,
+    ForkedPoolError,
+)
+"""After these nothing can be stored through the open file any more."""
 
 _LAST_ROUNDS: Final = 10
 """How often what a writer took meanwhile is stored too, before it is refused more."""
@@ -41,6 +61,16 @@ def ends_of(streams: Sequence[Stream]) -> list[Future[Turn]]:
         if future is not None:
             futures.append(future)
     return futures
+
+
+def require_ended(futures: Sequence[Future[Turn]]) -> None:
+    """Raise what kept a turn from ending; somebody else may have ended or deleted it."""
+    for future in futures:
+        failure = future.exception()
+        if failure is not None and not isinstance(
+            failure, TurnInterruptedError | TurnNotFoundError
+        ):
+            raise failure
 
 
 def keep_text(file: DatabaseFile, stream: Stream, error: TurnInterruptedError) -> Turn | None:

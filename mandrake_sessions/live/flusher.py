@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from math import inf
 from time import monotonic
@@ -14,16 +14,13 @@ from typing import Any, Final
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.database.transaction import WriteTransaction, WriteUnit
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
-    CorruptDatabaseError,
     DatabaseMovedError,
     ForkedPoolError,
     MandrakeSessionsError,
-    NotADatabaseError,
     PoolClosedError,
-    ReadOnlyDatabaseError,
     ReentrantScopeError,
     StorageFullError,
     TurnAlreadyExistsError,
@@ -31,7 +28,7 @@ from mandrake_sessions.errors import (
     TurnNotFoundError,
 )
 from mandrake_sessions.live import given_up
-from mandrake_sessions.live.ending import ending_now, ends_of, keep_text
+from mandrake_sessions.live.ending import FATAL, ending_now, ends_of, keep_text, require_ended
 from mandrake_sessions.live.stream import Stream
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.live.writer import TurnWriter
@@ -45,22 +42,13 @@ from mandrake_sessions.records.streaming import (
     store_streams,
 )
 from mandrake_sessions.records.turns import get_turn
+from mandrake_sessions.threads import start
 
 _FULL_DISK_PAUSE: Final = 1.0
 """Seconds until storing is tried again when the disk was full."""
 
 _CLOSING_PAUSE: Final = 0.05
 """The longest time in seconds between two attempts to store while the file closes."""
-
-_FATAL: Final = (
-    PoolClosedError,
-    DatabaseMovedError,
-    CorruptDatabaseError,
-    NotADatabaseError,
-    ReadOnlyDatabaseError,
-    ForkedPoolError,
-)
-"""After these nothing can be stored through the open file any more."""
 
 
 class Flusher:
@@ -76,6 +64,8 @@ class Flusher:
         self.texts = texts
         self._mutex = threading.Lock()
         self._streams: dict[str, Stream] = {}
+        # How many streams are just being begun: the thread is there before they are stored.
+        self._beginnings = 0
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._is_retired = False
@@ -114,6 +104,7 @@ class Flusher:
 
         Raises:
             TurnAlreadyExistsError: the id or the index is taken.
+            ThreadStartError: no thread can be started that stores it; there is no such turn.
             MandrakeSessionsError: what else ``create_turn`` raises.
         """
         operation = "stream_turn"
@@ -126,7 +117,31 @@ class Flusher:
             with contextlib.suppress(TurnNotFoundError):
                 file.fetch(get_turn(turn_id), operation, timeout)
                 raise TurnAlreadyExistsError(turn_id)
-        file.claim()
+        with self._thread_kept():
+            file.claim()
+            return self._begin(turn_id, unit, holder, timeout)
+
+    @contextlib.contextmanager
+    def _thread_kept(self) -> Iterator[None]:
+        """Keep the thread for a block, at whose end it may have a stream to store."""
+        with self._mutex:
+            self._beginnings += 1
+        try:
+            with self._mutex:
+                self._start_thread()
+            yield
+        finally:
+            with self._mutex:
+                self._beginnings -= 1
+                is_idle = not self._streams
+            if is_idle:
+                self.poke()
+
+    def _begin(
+        self, turn_id: str, unit: WriteUnit[Turn], holder: object, timeout: float | None
+    ) -> TurnWriter:
+        """Store the turn and add its stream: both, or neither."""
+        file = self._file
         text = GrowingText()
         begun: list[Turn] = []
 
@@ -140,7 +155,7 @@ class Flusher:
                     raise PoolClosedError(path=file.path)
                 if self.texts.setdefault(turn_id, text) is not text:
                     raise TurnAlreadyExistsError(turn_id)
-            turn = file.transact(work, operation, timeout)
+            turn = file.transact(work, "stream_turn", timeout)
             stream = Stream(turn, holder, file.options, self.poke, text)
             self._add(stream)
             return TurnWriter(stream, file, self.abandon)
@@ -170,7 +185,7 @@ class Flusher:
         # One that never started, after Ctrl-C or for want of threads, is replaced.
         if self._thread is None or self._thread.ident is None:
             self._thread = threading.Thread(target=self._run, name="mandrake-flusher", daemon=True)
-            self._thread.start()
+            start(self._thread)
 
     def _add_abandoned(self, stream: Stream) -> None:
         """Have a turn interrupted whose beginning failed, if it is there."""
@@ -207,12 +222,7 @@ class Flusher:
         budget = self._file.budget(None)
         if wait(futures, budget.left()).not_done:
             raise budget.exceeded("queue", self._file.path, "close")
-        for future in futures:
-            failure = future.exception()
-            if failure is not None and not isinstance(
-                failure, TurnInterruptedError | TurnNotFoundError
-            ):
-                raise failure
+        require_ended(futures)
 
     def close(self, deadline: float) -> None:
         """Store what all writers hold, end their turns as interrupted, and end the thread.
@@ -254,6 +264,7 @@ class Flusher:
         self._mutex = threading.Lock()
         self._wake = threading.Lock()
         self._streams = {}
+        self._beginnings = 0
         self.texts.clear()
         self._thread = None
         self._is_closed = True
@@ -270,11 +281,12 @@ class Flusher:
                 if self._thread is not threading.current_thread():
                     return
                 streams = list(self._streams.values())
-                if not streams:
+                # One that is begun while the file closes is given up.
+                if not streams and (self._is_closed or not self._beginnings):
                     self._thread = None
                     return
             self._interrupt_abandoned()
-            if self._is_retired:
+            if self._is_retired and streams:
                 self._lose_all(streams, DatabaseMovedError(path=self._file.path))
                 continue
             left = self._due_at(streams) - monotonic()
@@ -288,7 +300,7 @@ class Flusher:
                 self._note_failure(set(streams), error)
 
     def _due_at(self, streams: Sequence[Stream]) -> float:
-        due_at = min(stream.due_at for stream in streams)
+        due_at = min((stream.due_at for stream in streams), default=inf)
         if due_at < self._retry_at and not any(stream.is_awaited for stream in streams):
             return self._retry_at
         return due_at
@@ -313,7 +325,7 @@ class Flusher:
             outcome = self._store(
                 [chunk for _, chunk in chunks], [each.next_ending() for each in ending]
             )
-        except _FATAL as error:
+        except FATAL as error:
             self._lose_all(streams, error)
             return
         except Exception as error:  # noqa: BLE001  # whatever it is, the text is still here

@@ -37,6 +37,7 @@ from mandrake_sessions.live.targets import Joining
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.live.watched import Watched
 from mandrake_sessions.log import get_logger
+from mandrake_sessions.threads import start
 
 T = TypeVar("T")
 
@@ -120,7 +121,11 @@ class Follower:
         self._file.require_no_lease(operation)
 
     def subscribe(self, joining: Joining) -> None:
-        """Have a subscriber let in; ``joining`` tells when it is, or why not."""
+        """Have a subscriber let in; ``joining`` tells when it is, or why not.
+
+        Raises:
+            ThreadStartError: no thread can be started that tells it anything.
+        """
         with self._mutex:
             self._require_alive()
             if self._thread is None:
@@ -131,7 +136,13 @@ class Follower:
         self._rouse()
 
     def listener(self, holder: object, call: Callable[[Any], object]) -> Listener:
-        """Return a listener whose mailbox can be subscribed."""
+        """Return a listener whose mailbox can be subscribed.
+
+        Raises:
+            ThreadStartError: no thread can be started that calls it.
+        """
+        self._require_alive()
+        self._announcer.require_thread()
         return Listener(self._announcer, holder, call)
 
     def leave(self, mailbox: Mailbox) -> None:
@@ -232,7 +243,7 @@ class Follower:
         notifier.watch(self, self._file.path, self._note_file)
         thread = threading.Thread(target=self._run, name="mandrake-follower", daemon=True)
         try:
-            thread.start()
+            start(thread)
         except BaseException:
             notifier.forget(self)
             raise
@@ -333,13 +344,9 @@ class Follower:
         try:
             self._require_alive()
             self._watched.join(joining)
-        except MandrakeSessionsError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is: the one who joins gets it
             self._members.pop(joining.mailbox, None)
             joining.settle(error)
-        except BaseException as error:
-            self._members.pop(joining.mailbox, None)
-            joining.settle(error)
-            raise
         else:
             joining.settle()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Collection
 from typing import Self
 
@@ -43,6 +44,7 @@ class Hub:
         self.follower = Follower(file, texts)
         self.lookout = Lookout(file, self.interrupt_gone)
         self._is_claim_looked_after = False
+        self._asking = threading.Lock()
         if not file.options.read_only:
             patrol.add(self)
 
@@ -83,8 +85,19 @@ class Hub:
             timeout: seconds; None for the ``busy_timeout``.
         """
         self.file.refusal.require_writable()
-        owners = self.file.fetch(streaming_owners(), "recover_interrupted", timeout)
-        return self.interrupt_gone(owners, timeout)
+        return self.interrupt_gone(self._owners(timeout), timeout)
+
+    def _owners(self, timeout: float | None) -> list[str | None]:
+        """Return whose turns are streaming; of many who open at once, one asks after the other.
+
+        At once, all but one would find the connection busy, and open the auxiliary one for it.
+        """
+        is_my_turn = self._asking.acquire(timeout=self.file.budget(timeout).left())
+        try:
+            return self.file.fetch(streaming_owners(), "recover_interrupted", timeout)
+        finally:
+            if is_my_turn:
+                self._asking.release()
 
     def interrupt_gone(
         self, owners: Collection[str | None], timeout: float | None = None

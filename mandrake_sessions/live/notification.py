@@ -23,6 +23,7 @@ from time import monotonic, sleep
 from typing import Final
 
 from mandrake_sessions.database.guard import after_fork
+from mandrake_sessions.threads import start
 
 _PACE: Final = 0.002
 """Seconds between two looks at what the system tells: a commit is many writes."""
@@ -188,20 +189,23 @@ class Notifier:
             key: for ``forget``.
             path: of the database.
             tell: must be quick and must not raise.
+
+        Raises:
+            ThreadStartError: no thread can be started that hears of writes.
         """
         watch = _Watch(path, tell)
         with self._mutex:
+            if self._thread is None:
+                # It looks for what to watch under this lock.
+                thread = threading.Thread(target=self._run, name="mandrake-notifier", daemon=True)
+                start(thread)
+                self._thread = thread
             if self._inotify is None:
                 with contextlib.suppress(OSError):
                     self._inotify = self._make_inotify()
             if self._inotify is not None:
                 with contextlib.suppress(OSError):
                     watch.number = self._inotify.add(watch.log)
-            if self._thread is None:
-                # It looks for what to watch under this lock.
-                thread = threading.Thread(target=self._run, name="mandrake-notifier", daemon=True)
-                thread.start()
-                self._thread = thread
             self._watches[key] = watch
         self._changed.set()
 

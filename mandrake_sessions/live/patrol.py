@@ -17,9 +17,15 @@ from typing import Final, Protocol
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import after_fork
 from mandrake_sessions.database.paths import is_named
-from mandrake_sessions.errors import DatabaseError, DatabaseMovedError, PoolClosedError
+from mandrake_sessions.errors import (
+    DatabaseError,
+    DatabaseMovedError,
+    PoolClosedError,
+    ThreadStartError,
+)
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.records.recovery import streaming_owners
+from mandrake_sessions.threads import start
 
 INTERVAL: Final = 1.0
 """Seconds between two looks at a file."""
@@ -127,8 +133,8 @@ class Patrol:
                 self._thread = threading.Thread(
                     target=self._run, name="mandrake-patrol", daemon=True
                 )
-                with contextlib.suppress(RuntimeError):
-                    self._thread.start()
+                with contextlib.suppress(ThreadStartError):
+                    start(self._thread)
 
     def remove(self, hub: Looking) -> None:
         """Look at a file no more."""

@@ -50,9 +50,10 @@ class Strand:
 
     def joined(self, piece: object) -> tuple[str, str]:
         """Return a piece with its surrogates paired, and the half to hold back after it."""
-        if not isinstance(piece, str):
+        given = arguments.as_str(piece)
+        if given is None:
             raise InvalidArgumentError(f"{self.name} must be a string.")
-        whole = self.held + (piece if type(piece) is str else str.__str__(piece))
+        whole = self.held + given
         held = ""
         if "\ud800" <= whole[-1:] <= "\udbff":
             whole, held = whole[:-1], whole[-1]

@@ -67,7 +67,7 @@ class Subscription:
             Whether it has ended.
         """
         if timeout is not None:
-            arguments.seconds("timeout", timeout)
+            timeout = arguments.seconds("timeout", timeout)
         return self._mailbox.wait_for_end(timeout)
 
     def __call__(self) -> None:
@@ -179,7 +179,7 @@ def watch_response(
         InvalidArgumentError: an argument has the wrong type.
         ResponseNotFoundError: there is no such response.
     """
-    arguments.lookup_id("response_id", response_id)
+    response_id = arguments.lookup_id("response_id", response_id)
     arguments.flag("follow", follow)
     mailbox = Mailbox(holder)
     watch = Watch[TurnUpdate](follower, mailbox)
@@ -213,9 +213,8 @@ def watch_session(
         InvalidArgumentError: an argument has the wrong type or is out of range.
         SessionNotFoundError: there is no such session.
     """
-    arguments.lookup_id("session_id", session_id)
-    if last != 0 or type(last) is not int:
-        arguments.limit("last", last)
+    session_id = arguments.lookup_id("session_id", session_id)
+    last = arguments.count_of_last("last", last)
     mailbox = Mailbox(holder)
     watch = Watch[SessionEvent](follower, mailbox)
     joining = Joining(mailbox, SessionTarget, session_id, last=last)
@@ -244,7 +243,7 @@ def track_streaming_turns(
         InvalidArgumentError: an argument has the wrong type.
         ResponseNotFoundError: there is no such response.
     """
-    arguments.lookup_id("response_id", response_id)
+    response_id = arguments.lookup_id("response_id", response_id)
     arguments.flag("follow", follow)
     return _listen(
         follower,
@@ -272,7 +271,7 @@ def add_turn_update_listener(
         InvalidArgumentError: an argument has the wrong type.
         TurnNotFoundError: there is no such turn.
     """
-    arguments.lookup_id("turn_id", turn_id)
+    turn_id = arguments.lookup_id("turn_id", turn_id)
     return _listen(
         follower,
         holder,

@@ -69,11 +69,20 @@ class Watched:
     # -- who watches ------------------------------------------------------------------------
 
     def join(self, joining: Joining) -> None:
-        """Let a subscriber in, and post the present states to it.
+        """Let a subscriber in, and post the present states to it; of one that fails nothing stays.
 
         Raises:
             NotFoundError: there is nothing of that id.
         """
+        try:
+            self._join(joining)
+        except BaseException:
+            self.leave(joining.mailbox)
+            for target in [each for each in self._targets.values() if not each.members]:
+                self._forget(target)
+            raise
+
+    def _join(self, joining: Joining) -> None:
         if not self._targets:
             # Before anything is read: what changes from now on is a change.
             self._last = self._read(feed.last_change())
@@ -94,9 +103,12 @@ class Watched:
         target = self._of.pop(mailbox, None)
         if target is None:
             return
-        del target.members[mailbox]
-        if target.members:
-            return
+        target.members.pop(mailbox, None)
+        if not target.members:
+            self._forget(target)
+
+    def _forget(self, target: Target) -> None:
+        """Let go of what no subscriber watches any more."""
         del self._targets[type(target), target.id]
         for known in target.turns.values():
             others = tuple(other for other in known.targets if other is not target)

@@ -348,8 +348,9 @@ def _message(error: BaseException | str) -> str:
             text = f"{type(error).__name__}: {told}" if told else type(error).__name__
         except Exception:  # noqa: BLE001  # a host's own __str__
             text = type(error).__name__
-    elif isinstance(error, str):
-        text = error
     else:
-        raise InvalidArgumentError("error must be an exception or a string.")
+        given = arguments.as_str(error)
+        if given is None:
+            raise InvalidArgumentError("error must be an exception or a string.")
+        text = given
     return paired(text)[:_LONGEST_MESSAGE]

@@ -93,7 +93,8 @@ def turn_of(id: str) -> ReadUnit[StoredTurn]:
     Raises:
         TurnNotFoundError: there is no such turn.
     """
-    find = find_turns([arguments.lookup_id("turn_id", id)])
+    id = arguments.lookup_id("turn_id", id)
+    find = find_turns([id])
 
     def work(tx: ReadTransaction) -> StoredTurn:
         found = find(tx)
@@ -115,7 +116,8 @@ def response_with_turns(response_id: str) -> ReadUnit[StoredResponse]:
     Raises:
         ResponseNotFoundError: there is no such response.
     """
-    values = {"response_id": arguments.lookup_id("response_id", response_id)}
+    response_id = arguments.lookup_id("response_id", response_id)
+    values = {"response_id": response_id}
 
     def work(tx: ReadTransaction) -> StoredResponse:
         place = tx.row(sql.PLACE_OF_RESPONSE, values)

@@ -33,6 +33,7 @@ def render_session_history(session_id: str, *, last: int | None = None) -> ReadU
         InvalidArgumentError: an argument has the wrong type or is out of range.
         SessionNotFoundError: there is no such session.
     """
+    session_id = arguments.lookup_id("session_id", session_id)
     get = get_session(session_id)
     values = {
         "session_id": session_id,
@@ -67,8 +68,9 @@ def history_page(session_id: str, after_index: int | None, limit: int) -> ReadUn
         InvalidArgumentError: an argument has the wrong type or is out of range.
         SessionNotFoundError: there is no such session.
     """
+    session_id = arguments.lookup_id("session_id", session_id)
     values: dict[str, Any] = {
-        "session_id": arguments.lookup_id("session_id", session_id),
+        "session_id": session_id,
         "after": arguments.after_index("after_index", after_index),
         "limit": arguments.limit("limit", limit),
     }

@@ -29,7 +29,8 @@ def get_request(id: str) -> ReadUnit[Request]:
         InvalidArgumentError: the id is not a string.
         RequestNotFoundError: there is no such request.
     """
-    values = {"id": arguments.lookup_id("id", id)}
+    id = arguments.lookup_id("id", id)
+    values = {"id": id}
 
     def work(tx: ReadTransaction) -> Request:
         row = tx.row(sql.REQUEST_BY_ID, values)
@@ -54,6 +55,7 @@ def update_request(id: str, *, content: str | Unset = UNSET) -> WriteUnit[Reques
         InvalidArgumentError: an argument has the wrong type or is out of range.
         RequestNotFoundError: there is no such request.
     """
+    id = arguments.lookup_id("id", id)
     get = get_request(id)
     given = {} if content is UNSET else {"content": arguments.text("content", content)}
     values = given | {"id": id, "now": now()}
@@ -82,7 +84,8 @@ def get_response(id: str) -> ReadUnit[Response]:
         InvalidArgumentError: the id is not a string.
         ResponseNotFoundError: there is no such response.
     """
-    values = {"id": arguments.lookup_id("id", id)}
+    id = arguments.lookup_id("id", id)
+    values = {"id": id}
 
     def work(tx: ReadTransaction) -> Response:
         row = tx.row(sql.RESPONSE_BY_ID, values)

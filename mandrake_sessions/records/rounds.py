@@ -87,14 +87,13 @@ def create_round(
         RoundAlreadyExistsError: the id is taken.
         StaleRevisionError: the next index is not the expected one.
     """
-    moment = now()
+    moment, expected = now(), arguments.optional_index("expected_index", expected_index)
     new = _prepare_round(session_id, content, id, moment, new_ids(3))
-    arguments.optional_index("expected_index", expected_index)
     inserts = round_inserts(new, next_turn_index=0)
 
     def work(tx: WriteTransaction) -> Round:
-        index = _take_index(tx, session_id, moment, expected_index)
-        round_ = Round(new.id, session_id, index, new.request, new.response, moment, moment)
+        index = _take_index(tx, new.session_id, moment, expected)
+        round_ = Round(new.id, new.session_id, index, new.request, new.response, moment, moment)
         add_round(tx, round_, inserts)
         return round_
 
@@ -132,7 +131,7 @@ def record_round(
     turns = arguments.new_turns("turns", turns)
     ids = new_ids(3 + len(turns))
     new = _prepare_round(session_id, content, id, moment, ids)
-    arguments.optional_index("expected_index", expected_index)
+    expected_index = arguments.optional_index("expected_index", expected_index)
     stored: list[Turn] = []
     turn_inserts: list[Bound] = []
     for index, turn in enumerate(turns):
@@ -146,9 +145,9 @@ def record_round(
     inserts = round_inserts(new, turn_inserts, next_turn_index=len(turns))
 
     def work(tx: WriteTransaction) -> Exchange:
-        index = _take_index(tx, session_id, moment, expected_index)
+        index = _take_index(tx, new.session_id, moment, expected_index)
         exchange = Exchange(
-            new.id, session_id, index, new.request, new.response, moment, moment, tuple(stored)
+            new.id, new.session_id, index, new.request, new.response, moment, moment, tuple(stored)
         )
         add_round(tx, exchange, inserts, stored)
         return exchange
@@ -168,7 +167,7 @@ def _prepare_round(
         moment: the present time.
         ids: new ones for the round, its request and its response.
     """
-    arguments.lookup_id("session_id", session_id)
+    session_id = arguments.lookup_id("session_id", session_id)
     round_id = ids[0] if id is None else arguments.fresh_id("id", id)
     request = Request(ids[1], round_id, arguments.text("content", content), moment, moment)
     response = Response(ids[2], round_id, moment, moment)
@@ -271,7 +270,8 @@ def get_round(id: str) -> ReadUnit[Round]:
         InvalidArgumentError: the id is not a string.
         RoundNotFoundError: there is no such round.
     """
-    values = {"id": arguments.lookup_id("id", id)}
+    id = arguments.lookup_id("id", id)
+    values = {"id": id}
 
     def work(tx: ReadTransaction) -> Round:
         row = tx.row(sql.ROUND_BY_ID, values)
@@ -295,7 +295,8 @@ def get_round_by_response(response_id: str) -> ReadUnit[Round]:
         InvalidArgumentError: the id is not a string.
         ResponseNotFoundError: there is no such response.
     """
-    values = {"response_id": arguments.lookup_id("response_id", response_id)}
+    response_id = arguments.lookup_id("response_id", response_id)
+    values = {"response_id": response_id}
 
     def work(tx: ReadTransaction) -> Round:
         row = tx.row(sql.ROUND_BY_RESPONSE, values)
@@ -320,7 +321,8 @@ def get_current_round(session_id: str) -> ReadUnit[Round]:
         SessionNotFoundError: there is no such session.
         RoundNotFoundError: the session has no round.
     """
-    values = {"session_id": arguments.lookup_id("session_id", session_id)}
+    session_id = arguments.lookup_id("session_id", session_id)
+    values = {"session_id": session_id}
 
     def work(tx: ReadTransaction) -> Round:
         row = tx.row(sql.LAST_ROUND, values)
@@ -360,7 +362,7 @@ def list_rounds(
     def work(tx: ReadTransaction) -> list[Round]:
         rows = tx.rows(sql.ROUND_PAGE, values)
         if not rows:
-            require_session(tx, session_id)
+            require_session(tx, values["session_id"])
         return [Round(*round_fields(row)) for row in rows]
 
     return work
@@ -381,7 +383,8 @@ def delete_round(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
         RoundNotFoundError: there is no such round.
     """
     arguments.flag("missing_ok", missing_ok)
-    values = {"id": arguments.lookup_id("id", id)}
+    id = arguments.lookup_id("id", id)
+    values = {"id": id}
     moment = now()
 
     def work(tx: WriteTransaction) -> bool:

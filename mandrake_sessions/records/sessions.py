@@ -137,7 +137,8 @@ def find_session(id: str) -> ReadUnit[Session | None]:
     Raises:
         InvalidArgumentError: the id is not a string.
     """
-    values = {"id": arguments.lookup_id("id", id)}
+    id = arguments.lookup_id("id", id)
+    values = {"id": id}
 
     def work(tx: ReadTransaction) -> Session | None:
         row = tx.row(sql.SESSION_BY_ID, values)
@@ -226,8 +227,9 @@ def update_session(
     if metadata is not UNSET:
         _, given["metadata"] = arguments.json_object("metadata", metadata)
     statement = sql.UPDATE_SESSION.of(given)
+    id = arguments.lookup_id("id", id)
     values = given | {
-        "id": arguments.lookup_id("id", id),
+        "id": id,
         "expected_revision": arguments.optional_count("expected_revision", expected_revision),
         "now": now(),
     }
@@ -261,7 +263,8 @@ def delete_session(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
         SessionNotFoundError: there is no such session.
     """
     arguments.flag("missing_ok", missing_ok)
-    values = {"id": arguments.lookup_id("id", id)}
+    id = arguments.lookup_id("id", id)
+    values = {"id": id}
 
     def work(tx: WriteTransaction) -> bool:
         if tx.run(sql.DELETE_SESSION, values):

@@ -116,13 +116,14 @@ def update_turn(
     }
     if tool_calls is not UNSET:
         _, given["tool_calls"] = arguments.tool_calls("tool_calls", tool_calls)
-    arguments.optional_count("expected_revision", expected_revision)
+    expected_revision = arguments.optional_count("expected_revision", expected_revision)
     return _prepare_update(id, given, expected_revision)
 
 
 def _prepare_update(
     id: str, given: dict[str, Any], expected_revision: int | None
 ) -> WriteUnit[Turn]:
+    id = arguments.lookup_id("id", id)
     moment = now()
     status: TurnStatus | None = given.get("status")
     is_end = status is not None and status.is_finished

@@ -114,7 +114,7 @@ def create_turn(
         model=model,
         id=id,
     )
-    arguments.lookup_id("response_id", response_id)
+    response_id = arguments.lookup_id("response_id", response_id)
     prepared, encoded_calls = prepare_turn(new, response_id, 0, moment)
     values = {
         "response_id": response_id,
@@ -160,7 +160,8 @@ def get_turn(id: str) -> ReadUnit[Turn]:
         InvalidArgumentError: the id is not a string.
         TurnNotFoundError: there is no such turn.
     """
-    values = {"id": arguments.lookup_id("id", id)}
+    id = arguments.lookup_id("id", id)
+    values = {"id": id}
 
     def work(tx: ReadTransaction) -> Turn:
         row = tx.row(sql.TURN_BY_ID, values)
@@ -185,7 +186,8 @@ def get_latest_turn(response_id: str) -> ReadUnit[Turn]:
         ResponseNotFoundError: there is no such response.
         TurnNotFoundError: the response has no turn.
     """
-    values = {"response_id": arguments.lookup_id("response_id", response_id)}
+    response_id = arguments.lookup_id("response_id", response_id)
+    values = {"response_id": response_id}
 
     def work(tx: ReadTransaction) -> Turn:
         row = tx.row(sql.LATEST_TURN, values)
@@ -215,8 +217,9 @@ def list_turns(
         InvalidArgumentError: an argument has the wrong type or is out of range.
         ResponseNotFoundError: there is no such response.
     """
+    response_id = arguments.lookup_id("response_id", response_id)
     values: dict[str, Any] = {
-        "response_id": arguments.lookup_id("response_id", response_id),
+        "response_id": response_id,
         "limit": arguments.optional_limit("limit", limit),
         "offset": arguments.offset("offset", offset),
         "after": arguments.after_index("after", after),
@@ -246,7 +249,8 @@ def delete_turn(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
         TurnNotFoundError: there is no such turn.
     """
     arguments.flag("missing_ok", missing_ok)
-    values = {"id": arguments.lookup_id("id", id)}
+    id = arguments.lookup_id("id", id)
+    values = {"id": id}
     moment = now()
 
     def work(tx: WriteTransaction) -> bool:
@@ -276,7 +280,8 @@ def get_streaming_status(response_id: str) -> ReadUnit[StreamingStatus]:
         InvalidArgumentError: the id is not a string.
         ResponseNotFoundError: there is no such response.
     """
-    values = {"response_id": arguments.lookup_id("response_id", response_id)}
+    response_id = arguments.lookup_id("response_id", response_id)
+    values = {"response_id": response_id}
 
     def work(tx: ReadTransaction) -> StreamingStatus:
         row = tx.row(sql.STREAMING_STATUS, values)

@@ -22,7 +22,8 @@ def get_session_usage(session_id: str) -> ReadUnit[SessionUsage]:
         InvalidArgumentError: the id is not a string.
         SessionNotFoundError: there is no such session.
     """
-    values = {"session_id": arguments.lookup_id("session_id", session_id)}
+    session_id = arguments.lookup_id("session_id", session_id)
+    values = {"session_id": session_id}
 
     def work(tx: ReadTransaction) -> SessionUsage:
         row = tx.row(sql.SESSION_USAGE, values)

@@ -131,7 +131,8 @@ def get_workspace_row(registry: Registry, id: str) -> ReadUnit[Workspace]:
         InvalidArgumentError: the id is not a string.
         WorkspaceNotFoundError: there is no such workspace.
     """
-    values = {"id": arguments.lookup_id("id", id)}
+    id = arguments.lookup_id("id", id)
+    values = {"id": id}
 
     def work(tx: ReadTransaction) -> Workspace:
         row = tx.row(sql.WORKSPACE_BY_ID, values)
@@ -194,7 +195,8 @@ def mark_workspace_opened(registry: Registry, id: str) -> WriteUnit[Workspace]:
         InvalidArgumentError: the id is not a string.
         WorkspaceNotFoundError: there is no such workspace.
     """
-    values = {"id": arguments.lookup_id("id", id), "now": now()}
+    id = arguments.lookup_id("id", id)
+    values = {"id": id, "now": now()}
 
     def work(tx: WriteTransaction) -> Workspace:
         row = tx.row(sql.WORKSPACE_BY_ID, values)
@@ -229,8 +231,9 @@ def move_workspace_row(
         WorkspaceAlreadyExistsError: another one has the path.
     """
     stored = registry.stored(arguments.text("path", path))
+    id = arguments.lookup_id("id", id)
     values = {
-        "id": arguments.lookup_id("id", id),
+        "id": id,
         "path": stored,
         "description": arguments.optional_text("description", description),
     }
@@ -259,7 +262,8 @@ def find_registrar(registry: Registry, id: str) -> ReadUnit[Path | None]:
     Returns:
         Its path, as it was called then; None if it was this one, or for a workspace below the root.
     """
-    values = {"key": _REGISTRAR + arguments.lookup_id("id", id)}
+    id = arguments.lookup_id("id", id)
+    values = {"key": _REGISTRAR + id}
 
     def work(tx: ReadTransaction) -> Path | None:
         row = tx.row(sql.REGISTRAR, values)
@@ -282,6 +286,7 @@ def unregister_workspace_row(registry: Registry, id: str) -> WriteUnit[Workspace
         InvalidArgumentError: the id is not a string.
         WorkspaceNotFoundError: there is no such workspace.
     """
+    id = arguments.lookup_id("id", id)
     get = get_workspace_row(registry, id)
 
     def work(tx: WriteTransaction) -> Workspace:

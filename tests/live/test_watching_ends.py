@@ -7,7 +7,7 @@ import threading
 import pytest
 from watching_kit import PATIENCE, Heard, Watching, nothing_more, threads_of, until, wait_until
 
-from mandrake_sessions import PoolClosedError, TurnStatus
+from mandrake_sessions import PoolClosedError, ThreadStartError, TurnStatus
 from mandrake_sessions.live import watched
 from mandrake_sessions.live.mailbox import Mailbox
 from mandrake_sessions.live.updates import RoundUpdate
@@ -127,7 +127,7 @@ def test_watching_where_the_system_has_no_more_threads_leaves_nothing_behind(
 
     with monkeypatch.context() as scarce:
         scarce.setattr(threading.Thread, "start", fail)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ThreadStartError):
             watching.response(response_id)
         assert sessions.subscriptions == 0
         assert threads_of(watching.follower) == 0

@@ -135,6 +135,9 @@ KINDS = {
     "follow": "flag",
     "overwrite": "flag",
     "create": "flag",
+    "read_only": "flag",
+    "follow_links": "flag",
+    "even_damaged": "flag",
     "timeout": "seconds",
     "work": "work",
     "listener": "listener",
@@ -357,6 +360,7 @@ OPTION_CASES = {
         "flush_bytes": [0, -1, 1.0, "1", None],
         "max_buffered_bytes": [0, -1, 1.0, "1", None],
         "vfs": [5, b"unix", ""],
+        "read_only": [None, 1, "yes"],
     },
     PoolOptions: {
         "database": [None, {}, 5],

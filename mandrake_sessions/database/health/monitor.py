@@ -39,6 +39,7 @@ from mandrake_sessions.errors import (
     ReadOnlyDatabaseError,
 )
 from mandrake_sessions.log import get_logger
+from mandrake_sessions.threads import start
 
 OnReport = Callable[[HealthReport], object]
 """Told each report, in the monitor's thread; what it raises is logged."""
@@ -93,6 +94,7 @@ class HealthMonitor:
 
         Raises:
             PoolClosedError: the pool is closed.
+            ThreadStartError: the system has no thread left; it may be started again later.
         """
         if self._pool.is_closed:
             raise PoolClosedError(operation="monitor")
@@ -100,10 +102,11 @@ class HealthMonitor:
             if self._thread is None or not self._thread.is_alive():
                 self._stop = threading.Event()
                 self._pool.wake_when_closed(self._stop)
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._run, args=(self._stop,), name="mandrake-health", daemon=True
                 )
-                self._thread.start()
+                start(thread)
+                self._thread = thread
         return self
 
     def stop(self) -> None:

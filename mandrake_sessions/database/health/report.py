@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from mandrake_sessions import arguments
 from mandrake_sessions.errors import InvalidArgumentError
 
 
@@ -78,7 +79,8 @@ def level_of(value: object) -> HealthLevel:
     Raises:
         InvalidArgumentError: it is none.
     """
+    text = arguments.as_str(value)
     try:
-        return HealthLevel(value)  # type: ignore[arg-type]  # whatever it is
+        return HealthLevel(value if text is None else text)  # type: ignore[arg-type]  # whatever
     except ValueError:
         raise InvalidArgumentError(f"level must be one of {', '.join(HealthLevel)}.") from None

@@ -1,0 +1,316 @@
+"""Where no thread can be started: a typed error, nothing stored, and nothing that is waited for."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PRELUDE = """
+import asyncio, os, resource, threading, time
+from mandrake_sessions import *
+from mandrake_sessions.aio import AsyncMandrakeManager, AsyncSessionManager
+from mandrake_sessions.live.hub import Hub
+
+path, response_id, turn_id = sys.argv[1:4]
+limit = resource.getrlimit(resource.RLIMIT_NPROC)
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(54329)
+    os.setuid(54329)
+
+def running():
+    return len(os.listdir("/proc/self/task"))
+
+def ignore(update):
+    pass
+
+def allow(more):
+    "Let this process start so many threads more, or any number."
+    while threading.active_count() < running():
+        time.sleep(0.001)  # one that has ended is not gone yet
+    most = limit[0] if more is None else running() + more
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, limit[1]))
+
+def raised(call):
+    began = time.monotonic()
+    try:
+        call()
+    except BaseException as error:
+        return type(error).__name__, time.monotonic() - began
+    return "", time.monotonic() - began
+
+def turns():
+    with sessions.transaction() as tx:
+        return len(tx.list_turns(response_id))
+
+def until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+"""
+
+CALLS = {
+    "stream_turn": "sessions.stream_turn(response_id)",
+    "stream_turn with an id": "sessions.stream_turn(response_id, id='mine')",
+    "watch_response": "sessions.watch_response(response_id)",
+    "watch_session": "sessions.watch_session(sessions.list_sessions()[0].id)",
+    "track_streaming_turns": "sessions.track_streaming_turns(response_id, ignore)",
+    "add_turn_update_listener": "sessions.add_turn_update_listener(turn_id, ignore)",
+    "HealthMonitor.start": "monitor.start()",
+}
+THREADS = {
+    "watch_response": 2,
+    "watch_session": 2,
+    "track_streaming_turns": 3,
+    "add_turn_update_listener": 3,
+}
+"""How many threads a call starts, where it is more than one."""
+
+
+@pytest.fixture
+def streamed(ready_database: Any, pool: Any) -> Iterator[tuple[Path, str, str]]:
+    """A database that another user may write, with a response and a turn that has ended."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("threads are limited as on Linux")
+    from mandrake_sessions import SessionManager
+
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    path = ready_database.lay(folder / "db.sqlite")
+    path.chmod(0o666)
+    with SessionManager(path, pool=pool) as sessions:
+        response = sessions.create_round(sessions.create_session("A talk").id, "Hello?").response
+        turn = sessions.create_turn(response.id, content="ended", status="completed")
+    yield path, response.id, turn.id
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("call", "more"),
+    [(call, more) for call in CALLS for more in range(THREADS.get(call, 1))],
+)
+def test_a_call_that_needs_a_thread_is_refused_and_works_later(
+    streamed: tuple[Path, str, str], start_child: Callable[..., Any], call: str, more: int
+) -> None:
+    child = start_child(
+        PRELUDE
+        + f"""
+pool = ConnectionPool(PoolOptions(linger=0))
+sessions = SessionManager(path, pool=pool).init()
+monitor = HealthMonitor(pool)
+before = threading.active_count()
+allow({more})
+tell(raised(lambda: {CALLS[call]})[0])
+allow(None)
+until(lambda: threading.active_count() <= before + {more})
+tell([turns(), sessions.subscriptions, Hub.of(sessions.handle.file).flusher.writers])
+tell(monitor.is_running)
+made = {CALLS[call]}
+tell("works")
+if isinstance(made, HealthMonitor):
+    made.stop()
+elif isinstance(made, Subscription):
+    made.close()
+else:
+    made.complete()
+pool.close()
+""",
+        *streamed,
+    )
+    assert child.hear() == "ThreadStartError"
+    assert child.hear() == [1, 0, 0]
+    assert child.hear() is False
+    assert child.hear() == "works"
+    child.finish()
+
+
+def test_without_threads_a_database_is_opened_used_and_closed_at_once(
+    streamed: tuple[Path, str, str], start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        PRELUDE
+        + """
+allow(0)
+pool = ConnectionPool(PoolOptions(linger=1))
+sessions = SessionManager(path, pool=pool).init()
+session = sessions.create_session("No threads")
+turn = sessions.create_turn(response_id)
+for _ in range(3):
+    tell(raised(lambda: sessions.stream_turn(response_id))[0])
+    tell(raised(lambda: sessions.track_streaming_turns(response_id, ignore))[0])
+sessions.update_turn(turn.id, status="completed")
+tell(turns())
+tell(raised(sessions.close)[1])
+sessions.init()
+tell(raised(pool.close)[1])
+""",
+        *streamed,
+    )
+    assert [child.hear() for _ in range(6)] == ["ThreadStartError"] * 6
+    assert child.hear() == 2
+    # Half a pool's close_timeout would be five seconds.
+    assert child.hear() < 1
+    assert child.hear() < 1
+    child.finish()
+
+
+def test_a_stream_that_has_its_thread_goes_on_where_no_other_can_be_started(
+    streamed: tuple[Path, str, str], start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        PRELUDE
+        + """
+sessions = SessionManager(path).init()
+first = sessions.stream_turn(response_id)
+allow(0)
+with first, sessions.stream_turn(response_id) as second:
+    first.write("one")
+    second.write("two")
+tell([first.turn.content, second.turn.content])
+# Its thread ends with the last stream.
+until(lambda: raised(lambda: sessions.stream_turn(response_id))[0] == "ThreadStartError")
+tell(raised(sessions.close)[1])
+""",
+        *streamed,
+    )
+    assert child.hear() == ["one", "two"]
+    assert child.hear() < 1
+    child.finish()
+
+
+def test_listeners_are_told_when_a_thread_can_be_started_again(
+    streamed: tuple[Path, str, str], start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        PRELUDE
+        + """
+sessions = SessionManager(path).init()
+heard = []
+sessions.track_streaming_turns(response_id, heard.append, follow=True)
+until(lambda: heard)
+announcer = Hub.of(sessions.handle.file).follower._announcer
+until(lambda: not announcer._threads)
+allow(0)
+sessions.update_turn(turn_id, input_tokens=7)
+until(lambda: announcer.is_behind)
+allow(None)
+until(lambda: len(heard) == 2)
+tell(heard[-1].turn.input_tokens)
+sessions.close()
+""",
+        *streamed,
+    )
+    assert child.hear() == 7
+    child.finish()
+
+
+def test_coroutines_are_refused_and_can_close(
+    streamed: tuple[Path, str, str], start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        PRELUDE
+        + """
+async def refused(awaitable):
+    try:
+        await awaitable
+    except ThreadStartError:
+        return True
+    return False
+
+async def main():
+    sessions = AsyncSessionManager(path)
+    allow(0)
+    told = [await refused(sessions.init())]
+    allow(None)
+    await sessions.init()
+    allow(0)
+    told += [
+        await refused(sessions.get_turn(turn_id)),
+        await refused(sessions.create_session("x")),
+        await refused(sessions.stream_turn(response_id).begin()),
+        await refused(sessions.track_streaming_turns(response_id, ignore)),
+        await refused(sessions.backup(path + ".copy")),
+    ]
+    try:
+        sessions.watch_response(response_id)
+    except ThreadStartError:
+        told.append(True)
+    tell(told)
+    began = time.monotonic()
+    await sessions.close()
+    tell([sessions.is_initialized, time.monotonic() - began < 1])
+    allow(None)
+    async with sessions:
+        async with sessions.stream_turn(response_id) as turn:
+            turn.write("later")
+        tell((await sessions.get_turn(turn.id)).content)
+        tell(len(await sessions.list_turns(response_id)))
+
+asyncio.run(main())
+""",
+        *streamed,
+    )
+    assert child.hear() == [True] * 7
+    assert child.hear() == [False, True]
+    assert child.hear() == "later"
+    assert child.hear() == 2
+    child.finish()
+
+
+def test_a_shutdown_hook_that_has_no_thread_handles_no_signal(
+    streamed: tuple[Path, str, str], start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        PRELUDE
+        + """
+import signal
+allow(0)
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+tell(raised(install_shutdown_hook)[0])
+tell(before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)])
+allow(None)
+install_shutdown_hook().uninstall()
+""",
+        *streamed,
+    )
+    assert child.hear() == "ThreadStartError"
+    assert child.hear() is True
+    child.finish()
+
+
+def test_a_claim_that_needs_a_thread_is_not_left_behind(
+    streamed: tuple[Path, str, str], start_child: Callable[..., Any]
+) -> None:
+    """Where files cannot be locked, a thread touches the owner's."""
+    child = start_child(
+        PRELUDE
+        + """
+import errno, fcntl
+sessions = SessionManager(path).init()
+
+def no_locks(descriptor, operation):
+    raise OSError(errno.ENOLCK, "no locks")
+
+fcntl.flock = no_locks
+allow(0)
+tell([raised(lambda: sessions.create_turn(response_id))[0], turns()])
+tell([name for name in os.listdir(os.path.dirname(path)) if "-owner-" in name])
+allow(None)
+turn = sessions.create_turn(response_id)
+sessions.update_turn(turn.id, status="completed")
+tell(turns())
+sessions.close()
+""",
+        *streamed,
+    )
+    assert child.hear() == ["ThreadStartError", 1]
+    assert child.hear() == []
+    assert child.hear() == 2
+    child.finish()
