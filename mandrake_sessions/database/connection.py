@@ -14,7 +14,7 @@ import apsw
 from mandrake_sessions.database.faults import extended_code, primary_code, translate
 from mandrake_sessions.database.guard import require_safe_sqlite
 from mandrake_sessions.database.header import require_ours
-from mandrake_sessions.database.paths import Identity, identify, is_named
+from mandrake_sessions.database.paths import Identity, identify, is_named, refuse_planted
 from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.unshared import Unshared, may_read_unshared
 from mandrake_sessions.database.waiting import Budget, pause, retry_busy
@@ -220,6 +220,7 @@ def _open(
     shares: bool = True,
 ) -> Connection:
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+    refuse_planted(path)
     unshared = None if shares else Unshared(path, identity)
     try:
         if unshared is None:

@@ -11,7 +11,7 @@ import apsw
 
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate
-from mandrake_sessions.database.paths import Identity, identify
+from mandrake_sessions.database.paths import Identity, identify, refuse_planted
 from mandrake_sessions.database.raw import RawFile
 from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import (
@@ -47,6 +47,7 @@ def alone(
         DatabaseMovedError: another file is there by now.
         DatabaseError: it cannot be opened or locked; each reason has its own subclass.
     """
+    refuse_planted(path)
     try:
         raw = apsw.Connection(
             str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,8 +22,11 @@ Identity = tuple[int, int]
 def real_path(path: str | os.PathLike[str]) -> Path:
     """Return the one spelling of a database's path, following symbolic links.
 
+    Not those that another user has put into a folder where others than its owner may.
+
     Raises:
-        DatabasePathError: it cannot name a file: empty, in memory, a URI, a loop of links.
+        DatabasePathError: it cannot name a file: empty, in memory, a URI, a loop of links; or it is
+            another user's link.
     """
     text: object = os.fspath(arguments.path("path", path))
     if not isinstance(text, str) or not text or "\0" in text or not _is_utf8(text):
@@ -37,11 +41,89 @@ def real_path(path: str | os.PathLike[str]) -> Path:
     expanded = os.path.expanduser(text)
     try:
         try:
-            return Path(os.path.realpath(expanded, strict=True))
+            real = os.path.realpath(expanded, strict=True)
         except (FileNotFoundError, NotADirectoryError):
-            return Path(os.path.realpath(expanded))
+            real = os.path.realpath(expanded)
+        # Without a link nothing is resolved, and nothing need be looked at.
+        if sys.platform != "win32" and real != expanded and _follow(expanded) != real:
+            raise DatabasePathError("The path changed while it was looked at.", path=expanded)
     except OSError as error:
         raise translate_os(error, Path(expanded)) from error
+    return Path(real)
+
+
+def _follow(path: str) -> str:
+    """Return where a path leads, if it goes through no link that another user has put there."""
+    left = from_here(path).split(os.sep)[::-1]
+    at = os.sep
+    # It ends: ``realpath`` has found no loop.
+    while left:
+        part = left.pop()
+        if part == os.pardir:
+            at = os.path.dirname(at)
+        elif part not in ("", os.curdir):
+            here = os.path.join(at, part)
+            try:
+                found = os.lstat(here)
+            except (FileNotFoundError, NotADirectoryError):
+                found = None
+            if found is None or not stat.S_ISLNK(found.st_mode):
+                at = here
+                continue
+            _require_trusted(here, found, os.stat(at), is_last=not any(left))
+            target = os.readlink(here)
+            at = os.sep if os.path.isabs(target) else at
+            left += target.split(os.sep)[::-1]
+    return at
+
+
+def _require_trusted(
+    link: str, found: os.stat_result, folder: os.stat_result, *, is_last: bool
+) -> None:
+    """Refuse a link that another user may have put into a folder, to lead us elsewhere.
+
+    On the way to the file as the Linux kernel does, in folders that everybody may write; in the
+    place of the file itself also where only a group may.
+    """
+    if sys.platform == "win32":
+        return
+    others = stat.S_IWOTH | (stat.S_IWGRP if is_last else 0)
+    if folder.st_mode & others and found.st_uid not in (0, os.geteuid(), folder.st_uid):
+        raise DatabasePathError(
+            f"{link} is a link that another user has put there; it is not followed.", path=link
+        )
+
+
+def refuse_planted(path: Path) -> None:
+    """Refuse a database whose log, index or journal another user may have put beside it.
+
+    SQLite follows no link there, but would write into a file of ours that has a second name there,
+    and would read another user's log. Only the users that may write the database make these.
+
+    Raises:
+        DatabasePathError: the name of what was put there.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        # Of nearly all folders nothing more is asked.
+        if not os.stat(path.parent).st_mode & (stat.S_IWOTH | stat.S_IWGRP):
+            return
+        database = os.stat(path)
+    except FileNotFoundError:
+        return
+    is_shared = database.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
+    for suffix in ("-wal", "-shm", "-journal"):
+        try:
+            found = os.lstat(f"{path}{suffix}")
+        except FileNotFoundError:
+            continue
+        is_trusted = is_shared or found.st_uid in (0, os.geteuid(), database.st_uid)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or not is_trusted:
+            raise DatabasePathError(
+                f"{path.name}{suffix} was put there by another user, or is a link: remove it.",
+                path=path,
+            )
 
 
 def unlinked_path(path: str | os.PathLike[str]) -> Path:
@@ -167,7 +249,7 @@ def set_aside(log: Path, aside: Path) -> bool:
         brought it there meanwhile.
     """
     with contextlib.suppress(FileNotFoundError):
-        if log.stat().st_size:
+        if log.lstat().st_size:
             log.rename(aside)
             return True
         log.unlink()

@@ -104,6 +104,7 @@ class Turnstile:
 
     def __init__(self, database: Path) -> None:
         self.path = turnstile_path(database)
+        self._database = database
         self.looks_at = 0.0
         self.is_entered = False
         self.is_held = False
@@ -375,13 +376,24 @@ class Turnstile:
             if sys.platform == "win32":
                 raise OSError(errno.ENOTSUP, "no locks with a queue", str(self.path))
             descriptor = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            if not self._is_trusted(os.fstat(descriptor)):
                 os.close(descriptor)
-                raise OSError(errno.EINVAL, "not a regular file", str(self.path))
+                raise OSError(errno.EINVAL, "not a file of this database", str(self.path))
         except OSError as error:
             self._fail(error)
         else:
             self._descriptor, self.failure = descriptor, None
+
+    def _is_trusted(self, found: os.stat_result) -> bool:
+        """Whether a file is a turnstile, and not what another user has put in its place.
+
+        One could hold it for ever, and what has a second name is written as that, too.
+        """
+        if sys.platform == "win32" or not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            return False
+        if found.st_uid in (0, os.geteuid()):
+            return True
+        return os.stat(self._database).st_uid == found.st_uid
 
     def _is_gone(self) -> bool:
         """Whether the file we have open was removed, so that others queue up elsewhere."""
