@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "Workspace",
         "UNSET",
     ),
-    "Streaming": ("TurnWriter", "PendingToolCall"),
+    "Streaming": ("TurnWriter", "PendingToolCall", "storable", "Storable", "ValueChange"),
     "Watching": (
         "Watch",
         "Subscription",
@@ -65,10 +65,12 @@ GIVEN = (
     "SalvageReport",
     "SessionTransaction",
     "ShutdownHook",
+    "Storable",
     "Subscription",
     "TableSalvage",
     "TurnUpdate",
     "TurnWriter",
+    "ValueChange",
     "Watch",
 )
 """Classes that the library makes, and callers do not."""

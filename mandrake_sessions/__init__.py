@@ -75,6 +75,8 @@ from mandrake_sessions.errors import (
     WorkspacePlaceError,
 )
 from mandrake_sessions.hosts import MandrakeManager
+from mandrake_sessions.json_values import Storable, storable
+from mandrake_sessions.json_writer import ValueChange
 from mandrake_sessions.live.subscription import Subscription, Watch
 from mandrake_sessions.live.tool_calls import PendingToolCall
 from mandrake_sessions.live.updates import RoundUpdate, SessionEvent, SessionUpdate, TurnUpdate
@@ -173,6 +175,7 @@ __all__ = [
     "ShutdownReport",
     "StaleRevisionError",
     "StatementError",
+    "Storable",
     "StorageFullError",
     "StreamBackpressureError",
     "StreamingStatus",
@@ -192,6 +195,7 @@ __all__ = [
     "TurnWriter",
     "UnrecognizedDatabaseError",
     "UnsupportedSQLiteError",
+    "ValueChange",
     "Watch",
     "Workspace",
     "WorkspaceAlreadyExistsError",
@@ -202,4 +206,5 @@ __all__ = [
     "diagnose",
     "install_shutdown_hook",
     "salvage",
+    "storable",
 ]

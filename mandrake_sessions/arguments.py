@@ -19,17 +19,12 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any, Final
 
-import msgspec
-
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.ids import MAX_ID_LENGTH, new_id, to_microseconds
+from mandrake_sessions.json_values import encoded_json, plain_json
+from mandrake_sessions.json_writer import MAX_INTEGER, MAX_JSON_DEPTH, MAX_TEXT_BYTES, VALUE_DEPTH
 from mandrake_sessions.models import NewTurn, ToolCall, TurnStatus
-
-MAX_TEXT_BYTES: Final = 256 * 1024 * 1024
-"""Bytes of one text in UTF-8; SQLite's own limit is 1e9 for a whole row."""
-
-MAX_JSON_DEPTH: Final = 200
-"""Levels of a JSON value; SQLite's JSON functions stop at 1,000."""
+from mandrake_sessions.plain_forms import as_float, as_int, as_str
 
 MAX_LIMIT: Final = 10_000
 """Rows of one page."""
@@ -37,8 +32,8 @@ MAX_LIMIT: Final = 10_000
 MAX_SECONDS: Final = 86_400
 """One day; threads cannot wait for any length of time everywhere."""
 
-MAX_COUNT: Final = 2**63 - 1
-"""The largest integer that SQLite stores."""
+MAX_COUNT: Final = MAX_INTEGER
+"""The largest number of something."""
 
 MAX_INDEX: Final = 2**31 - 1
 """The largest index a caller may name: the counter behind it must be able to go on."""
@@ -115,9 +110,9 @@ def flag(name: str, value: object) -> bool:
 
 def seconds(name: str, value: object) -> float:
     """Return a time that threads can wait: 0 to ``MAX_SECONDS``."""
-    given = _as_float(value)
+    given = as_float(value)
     if given is None:
-        given = _as_int(value)
+        given = as_int(value)
     if given is None or not 0 <= given <= MAX_SECONDS:
         raise InvalidArgumentError(f"{name} must be a number of seconds from 0 to {MAX_SECONDS}.")
     return given
@@ -189,8 +184,8 @@ def offset(name: str, value: object) -> int:
 
 def cost(name: str, value: object) -> float:
     """Return an amount of money: finite and not negative, in the host's currency."""
-    amount = _as_float(value)
-    whole = _as_int(value) if amount is None else None
+    amount = as_float(value)
+    whole = as_int(value) if amount is None else None
     if whole is not None:
         try:
             amount = float(whole)
@@ -231,8 +226,8 @@ def json_object(name: str, value: object) -> tuple[dict[str, Any], str]:
         return {}, "{}"
     if not isinstance(value, Mapping):
         raise InvalidArgumentError(f"{name} must be a mapping.")
-    plain: dict[str, Any] = _plain(name, value, MAX_JSON_DEPTH)
-    return plain, _encode(name, plain)
+    plain: dict[str, Any] = plain_json(name, value, MAX_JSON_DEPTH)
+    return plain, encoded_json(name, plain, MAX_JSON_DEPTH)
 
 
 def tool_calls(name: str, value: object) -> tuple[tuple[ToolCall, ...], str]:
@@ -241,14 +236,9 @@ def tool_calls(name: str, value: object) -> tuple[tuple[ToolCall, ...], str]:
         return (), "[]"
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise InvalidArgumentError(f"{name} must be a sequence of ToolCall or mappings.")
-    calls = tuple(_tool_call(name, item) for item in value)
-    return calls, _encode(name, [_stored_tool_call(call) for call in calls])
-
-
-def tool_call(name: str, value: ToolCall, *, is_answered: bool) -> tuple[ToolCall, str]:
-    """Return one tool call, as ``tool_calls`` does; None is its result if it ``is_answered``."""
-    call = _tool_call(name, value)
-    return call, _encode(name, _stored_tool_call(call, is_answered=is_answered))
+    calls = tuple(_tool_call(f"{name}[{at}]", item) for at, item in enumerate(value))
+    encoded = encoded_json(name, [_stored_tool_call(call) for call in calls], MAX_JSON_DEPTH)
+    return calls, encoded
 
 
 def new_turns(name: str, value: object) -> tuple[NewTurn, ...]:
@@ -271,23 +261,22 @@ def _tool_call(name: str, item: object) -> ToolCall:
         fields = {as_str(key): part for key, part in _pairs(item)}
         if "call" not in fields or not fields.keys() <= _TOOL_CALL_KEYS:
             raise InvalidArgumentError(
-                f"{name} must hold ToolCall, or mappings with 'call' and 'response'."
+                f"{name} must be a ToolCall, or a mapping with 'call' and 'response'."
             )
         call, response, raw = fields["call"], fields.get("response"), fields.get("raw")
         is_interrupted = fields.get("is_interrupted", False)
-    # Two levels are the list's and the object's around these.
     return ToolCall(
-        _plain(name, call, MAX_JSON_DEPTH - 2),
-        _plain(name, response, MAX_JSON_DEPTH - 2),
-        optional_text(name, raw),
-        flag(f"is_interrupted of {name}", is_interrupted),
+        plain_json(f"{name}.call", call, VALUE_DEPTH),
+        plain_json(f"{name}.response", response, VALUE_DEPTH),
+        optional_text(f"{name}.raw", raw),
+        flag(f"{name}.is_interrupted", is_interrupted),
     )
 
 
-def _stored_tool_call(call: ToolCall, *, is_answered: bool = False) -> dict[str, Any]:
+def _stored_tool_call(call: ToolCall) -> dict[str, Any]:
     """Return a tool call as its JSON text holds it: without a ``response`` it has no result."""
     stored = {"call": call.call}
-    if call.response is not None or is_answered:
+    if call.response is not None:
         stored["response"] = call.response
     if call.raw is not None:
         stored["raw"] = call.raw
@@ -296,54 +285,8 @@ def _stored_tool_call(call: ToolCall, *, is_answered: bool = False) -> dict[str,
     return stored
 
 
-def _plain(name: str, value: Any, depth: int) -> Any:
-    """Copy a JSON value into plain types, so that the text made of it comes back equal.
-
-    msgspec alone would write NaN as null and the key 1 as "1", and take datetimes and sets.
-    """
-    if value is None or value is True or value is False:
-        return value
-    given = as_str(value)
-    if given is not None:
-        return given
-    whole = _as_int(value)
-    if whole is not None:
-        if -MAX_COUNT - 1 <= whole <= MAX_COUNT:
-            return whole
-        # Other readers of the file, SQLite's JSON functions first, would make a float of it.
-        raise InvalidArgumentError(f"{name} must not hold integers of more than 64 bits.")
-    number = _as_float(value)
-    if number is not None:
-        if math.isfinite(number):
-            return number
-        raise InvalidArgumentError(f"{name} must not hold NaN or infinity.")
-    if depth == 0:
-        raise InvalidArgumentError(f"{name} must not be nested deeper than {MAX_JSON_DEPTH}.")
-    if isinstance(value, (list, tuple)):
-        return [_plain(name, item, depth - 1) for item in value]
-    if isinstance(value, Mapping):
-        plain = {as_str(key): _plain(name, item, depth - 1) for key, item in value.items()}
-        if None in plain:
-            raise InvalidArgumentError(f"{name} must not hold keys that are not strings.")
-        return plain
-    raise InvalidArgumentError(f"{name} must hold JSON values only, not {type(value).__name__}.")
-
-
-def _encode(name: str, plain: Any) -> str:
-    try:
-        encoded = msgspec.json.encode(plain)
-    except UnicodeEncodeError:
-        # Raised below: this exception holds the text, and would hang on ours as its context.
-        encoded = None
-    if encoded is None:
-        raise InvalidArgumentError(f"{name} must not contain lone surrogates.")
-    if len(encoded) > MAX_TEXT_BYTES:
-        raise InvalidArgumentError(f"{name} must not be longer than {MAX_TEXT_BYTES} bytes.")
-    return encoded.decode()
-
-
 def _whole(name: str, value: object, least: int, most: int) -> int:
-    given = _as_int(value)
+    given = as_int(value)
     if given is None or not least <= given <= most:
         raise InvalidArgumentError(f"{name} must be a whole number from {least} to {most}.")
     return given
@@ -358,27 +301,6 @@ def _is_utf8(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def as_str(value: object) -> str | None:
-    """Return the text that a string is, of whatever class; None for what is none."""
-    if type(value) is str:
-        return value
-    # Not isinstance(): an object may say that it is of a class that it is not of.
-    return str.__str__(value) if issubclass(type(value), str) else None
-
-
-def _as_int(value: object) -> int | None:
-    """Return the number that an integer is, of whatever class; None for what is none."""
-    kind = type(value)
-    if kind is int:
-        return value  # type: ignore[return-value]  # as the line above says
-    return int.__int__(value) if issubclass(kind, int) and kind is not bool else None  # type: ignore[arg-type]
-
-
-def _as_float(value: object) -> float | None:
-    """Return the number that a float is, of whatever class; None for what is none."""
-    return float.__float__(value) if issubclass(type(value), float) else None  # type: ignore[arg-type]
 
 
 def _pairs(value: object) -> Iterable[tuple[object, Any]]:

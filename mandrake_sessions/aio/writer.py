@@ -102,9 +102,14 @@ class AsyncTurnWriter:
         """Add text to ``raw_response``; otherwise as ``write``."""
         self.sync.write_raw(text)
 
-    def tool_call(self, call: Any) -> PendingToolCall:
-        """Add a tool call to the turn; its result comes by ``set_result`` of what is returned."""
-        return self.sync.tool_call(call)
+    def tool_call(self, call: Any, *, strict: bool = False) -> PendingToolCall:
+        """Add a tool call to the turn; its result comes by ``set_result`` of what is returned.
+
+        Args:
+            call: what is called; what JSON does not have is changed as ``storable`` does it.
+            strict: whether a value that would have to be changed is refused.
+        """
+        return self.sync.tool_call(call, strict=strict)
 
     def set_usage(
         self,

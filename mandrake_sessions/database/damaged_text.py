@@ -21,6 +21,7 @@ _CHANGING: Final = re.compile(r"(UPDATE|INSERT INTO) (\w+)")
 _CHANGED_ROW: Final = {"UPDATE": "id = ?", "INSERT INTO": "rowid = last_insert_rowid()"}
 _KEYS: Final = ("id", "turn_id")
 _MOST_NAMED: Final = 10_000
+_UNREADABLE: Final = "A statement that writes cannot return a text that is not UTF-8."
 
 
 class _Column(NamedTuple):
@@ -106,13 +107,28 @@ def rows_of(connection: Connection, statement: Statement, values: Values) -> lis
     else:
         sql, bound = _reading_changed_row(connection.path, statement.sql, values)
     key = next((values[name] for name in _KEYS if name in values), None)
-    return rows_of_select(connection, sql, bound, key)
+    return _rows_of_select(connection, sql, bound, key)
 
 
-def rows_of_select(
+def fetched(cursor: apsw.Cursor, sql: str, bound: Row, connection: Connection) -> list[Row]:
+    """Run a statement of a host's and return its rows, whatever bytes its texts are.
+
+    Raises:
+        apsw.Error: it cannot be run.
+        StatementError: it writes, and what it has returned cannot be read again.
+    """
+    try:
+        return cursor.execute(sql, bound).fetchall()
+    except UnicodeDecodeError:
+        # Read below: this exception holds the text, and would hang on another as its context.
+        pass
+    return _rows_of_select(connection, sql, bound)
+
+
+def _rows_of_select(
     connection: Connection, sql: str, bound: Row, key: str | None = None
 ) -> list[Row]:
-    """Return the rows of a SELECT, whatever bytes its texts are.
+    """Return the rows of a SELECT.
 
     Args:
         connection: to read with.
@@ -123,7 +139,10 @@ def rows_of_select(
     Raises:
         apsw.Error: it cannot be read.
     """
-    result = _Result(connection.path, _columns(connection.raw, sql, bound), key)
+    columns = _columns(connection.raw, sql, bound)
+    if columns is None:
+        raise StatementError(_UNREADABLE, path=connection.path)
+    result = _Result(connection.path, columns, key)
     found = connection.execute(_readable(sql, len(result.columns)), bound).fetchall()
     return [result.replaced(row) for row in found]
 
@@ -133,7 +152,7 @@ def _reading_changed_row(path: Path, sql: str, values: Values) -> tuple[str, Row
     changing = _CHANGING.match(sql)
     _, returning, columns = sql.rpartition(" RETURNING ")
     if changing is None or not returning:
-        raise StatementError("A text that is not UTF-8 cannot be returned by it.", path=path)
+        raise StatementError(_UNREADABLE, path=path)
     kind, table = changing.groups()
     return (
         f"SELECT {columns} FROM {table} WHERE {_CHANGED_ROW[kind]}",
@@ -141,11 +160,13 @@ def _reading_changed_row(path: Path, sql: str, values: Values) -> tuple[str, Row
     )
 
 
-def _columns(raw: apsw.Connection, sql: str, bound: Row) -> list[_Column]:
-    """Return the columns of a SELECT, which is prepared for that and not run."""
+def _columns(raw: apsw.Connection, sql: str, bound: Row) -> list[_Column] | None:
+    """Return the columns of a SELECT, which is prepared and not run; None if it would write."""
     columns: list[_Column] = []
 
     def before_it_runs(cursor: apsw.Cursor, *_: object) -> bool:
+        if not cursor.is_readonly:
+            return False
         for name, _kind, _schema, table, origin in cursor.description_full:
             columns.append(_Column(name, table, origin))
         return False
@@ -154,7 +175,7 @@ def _columns(raw: apsw.Connection, sql: str, bound: Row) -> list[_Column]:
         cursor.exec_trace = before_it_runs
         with contextlib.suppress(apsw.ExecTraceAbort):
             cursor.execute(sql, bound)
-    return columns
+    return columns or None
 
 
 def _readable(sql: str, width: int) -> str:

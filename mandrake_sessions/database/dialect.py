@@ -60,7 +60,7 @@ class Driver:
         """The database file is damaged or is none."""
 
     class DataError(DatabaseError):
-        """A value is too large, or a text is none."""
+        """A value is too large."""
 
     class OperationalError(DatabaseError):
         """SQLite could not run the statement, or the time was up."""
@@ -249,10 +249,10 @@ class LentCursor:
     def _run(self, sql: str, parameters: Sequence[Any]) -> int:
         """Run a statement; return how many rows it changed, or -1 if it changes none."""
         self.connection.require_usable()
-        raw = self.connection.connection.raw
-        before = raw.total_changes()
+        lent = self.connection.connection
+        before = lent.raw.total_changes()
         try:
-            self._rows = iter(self._fetched(sql, tuple(parameters)))
+            self._rows = iter(damaged_text.fetched(self._cursor, sql, tuple(parameters), lent))
         except apsw.Error as error:
             failed = self.connection.failed(error)
             raise failed from failed.__cause__
@@ -261,21 +261,11 @@ class LentCursor:
             raise Driver.ProgrammingError(f"A parameter cannot be stored: {error}") from error
         # No columns, no rows.
         self.description = self._columns or None
-        self.lastrowid = raw.last_insert_rowid()
+        self.lastrowid = lent.raw.last_insert_rowid()
         if self._is_readonly:
             return -1
         # SQLite keeps the last count where a statement changes nothing.
-        return raw.changes() if raw.total_changes() != before else 0
-
-    def _fetched(self, sql: str, parameters: tuple[Any, ...]) -> list[_Row]:
-        try:
-            return self._cursor.execute(sql, parameters).fetchall()
-        except UnicodeDecodeError:
-            # Not in here: this exception holds the text, and would hang on another as its context.
-            pass
-        if not self._is_readonly:
-            raise Driver.DataError("What writes cannot return a text that is not UTF-8.")
-        return damaged_text.rows_of_select(self.connection.connection, sql, parameters)
+        return lent.raw.changes() if lent.raw.total_changes() != before else 0
 
     def fetchone(self) -> _Row | None:
         """Return the next row, or None."""

@@ -66,7 +66,7 @@ def import_mandrake(
 
     Raises:
         InvalidArgumentError: an argument has the wrong type, or a text of the source is longer
-            than ``arguments.MAX_TEXT_BYTES``.
+            than ``json_writer.MAX_TEXT_BYTES``.
         NotInitializedError: the target is not open.
         ImportSourceError: the source is in use, is not a database of the origin, or cannot be
             read; nothing was stored, as with the next four.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-from mandrake_sessions import arguments
 from mandrake_sessions.errors import InvalidArgumentError
+from mandrake_sessions.json_writer import MAX_TEXT_BYTES
 from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.plain_forms import as_str, paired
 from mandrake_sessions.records.streaming import Chunk, Remainder
 
 
@@ -34,9 +35,9 @@ class Strand:
 
     def require_room(self, size: int) -> None:
         """Refuse bytes that would make the text longer than a text can be."""
-        if self.size + size > arguments.MAX_TEXT_BYTES:
+        if self.size + size > MAX_TEXT_BYTES:
             raise InvalidArgumentError(
-                f"{self.name} must not be longer than {arguments.MAX_TEXT_BYTES} bytes."
+                f"{self.name} must not be longer than {MAX_TEXT_BYTES} bytes."
             )
 
     def note_kept_so_far(self) -> None:
@@ -50,7 +51,7 @@ class Strand:
 
     def joined(self, piece: object) -> tuple[str, str]:
         """Return a piece with its surrogates paired, and the half to hold back after it."""
-        given = arguments.as_str(piece)
+        given = as_str(piece)
         if given is None:
             raise InvalidArgumentError(f"{self.name} must be a string.")
         whole = self.held + given
@@ -97,15 +98,6 @@ def remainders_of(content: Strand, raw: Strand, frozen: Frozen | None) -> list[R
         )
     # The last one may be empty: then nothing is missing if that attempt has stored it.
     return found if any(texts) else []
-
-
-def paired(text: str) -> str:
-    """Return a text with its surrogate pairs joined; what stays alone becomes U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def size_of(text: str) -> int:

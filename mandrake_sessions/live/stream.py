@@ -14,23 +14,24 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any, Final
 
-from mandrake_sessions import arguments
 from mandrake_sessions.errors import (
     StreamBackpressureError,
     TurnFinishedError,
     TurnInterruptedError,
 )
 from mandrake_sessions.ids import now
+from mandrake_sessions.json_writer import MAX_TEXT_BYTES, ValueChange
 from mandrake_sessions.live.columns import Columns
 from mandrake_sessions.live.event_loops import runs_event_loop
 from mandrake_sessions.live.outcome import fail, settle
 from mandrake_sessions.live.strand import Frozen, Strand, remainders_of, size_of
 from mandrake_sessions.live.text import GrowingText
-from mandrake_sessions.live.tool_calls import PendingToolCall, encoded_call
+from mandrake_sessions.live.tool_calls import PendingToolCall, value_of
 from mandrake_sessions.models import Turn, TurnStatus
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records.streaming import FIRST_SEQ, Chunk, Ending, Remainder
@@ -144,25 +145,32 @@ class Stream:
         self._notice_at = min(
             fresh_size + max(size, 16) * _FAR_AHEAD if is_much else self._options.flush_bytes,
             self._options.max_buffered_bytes - frozen_size + 1,
-            arguments.MAX_TEXT_BYTES - longest + 1,
+            MAX_TEXT_BYTES - longest + 1,
         )
         return is_far_ahead
 
-    def add_call(self, call: Any) -> PendingToolCall:
+    def add_call(self, call: Any, *, strict: bool) -> PendingToolCall:
         """Add a tool call without a result."""
-        kept, text = encoded_call(call)
+        value = value_of("call", call, strict=strict)
         with self._mutex:
             self._require_open()
-            place = self._columns.calls.add(kept, text)
+            if not strict:
+                value = self._columns.calls.fitting(value)
+            place = self._columns.calls.add(value.text)
             self._note_calls()
-        return PendingToolCall(kept.call, lambda value: self._answer_call(place, kept.call, value))
+        value.log_changes("call", self.turn.id)
+        return PendingToolCall(value.plain, value.changes, partial(self._answer_call, place))
 
-    def _answer_call(self, place: int, call: Any, value: Any) -> None:
-        answered, text = encoded_call(call, value, is_answered=True, name="result")
+    def _answer_call(self, place: int, result: Any, strict: bool) -> tuple[ValueChange, ...]:
+        value = value_of("result", result, strict=strict)
         with self._mutex:
             self._require_open()
-            self._columns.calls.answer(place, answered, text)
+            if not strict:
+                value = self._columns.calls.fitting(value)
+            self._columns.calls.answer(place, value.text)
             self._note_calls()
+        value.log_changes("result", self.turn.id)
+        return value.changes
 
     def _note_calls(self) -> None:
         self._columns.note_calls()

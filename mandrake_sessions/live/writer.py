@@ -14,11 +14,11 @@ from mandrake_sessions import arguments
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import caller_outside
 from mandrake_sessions.errors import InvalidArgumentError, TurnInterruptedError
-from mandrake_sessions.live.strand import paired
 from mandrake_sessions.live.stream import Stream, StreamState
 from mandrake_sessions.live.tool_calls import PendingToolCall
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import UNSET, Turn, TurnStatus, Unset
+from mandrake_sessions.plain_forms import as_str, paired
 from mandrake_sessions.records.turn_rows import FIELD_CHECKS
 
 T = TypeVar("T")
@@ -117,20 +117,21 @@ class TurnWriter:
         """Add text to ``raw_response``; otherwise as ``write``."""
         self._stream.take(self._stream.raw, text)
 
-    def tool_call(self, call: Any) -> PendingToolCall:
+    def tool_call(self, call: Any, *, strict: bool = False) -> PendingToolCall:
         """Add a tool call to the turn; its result comes by ``set_result`` of what is returned.
 
         Args:
-            call: what is called, a JSON value.
+            call: what is called; what JSON does not have is changed as ``storable`` does it.
+            strict: whether a value that would have to be changed is refused.
 
         Returns:
             The call, waiting for its result. If the turn ends before, it is marked as interrupted.
 
         Raises:
-            InvalidArgumentError: it is no JSON value.
+            InvalidArgumentError: it is no JSON value, if ``strict``; the error says where in it.
             TurnFinishedError: and what else ``write`` raises.
         """
-        return self._stream.add_call(call)
+        return self._stream.add_call(call, strict=arguments.flag("strict", strict))
 
     def set_usage(
         self,
@@ -349,7 +350,7 @@ def _message(error: BaseException | str) -> str:
         except Exception:  # noqa: BLE001  # a host's own __str__
             text = type(error).__name__
     else:
-        given = arguments.as_str(error)
+        given = as_str(error)
         if given is None:
             raise InvalidArgumentError("error must be an exception or a string.")
         text = given

@@ -228,7 +228,7 @@ def test_tool_calls_are_paired_with_their_results(sessions, response):
         with pytest.raises(InvalidArgumentError):
             third.set_result(2)
         with pytest.raises(InvalidArgumentError):
-            first.set_result(object())
+            first.set_result(object(), strict=True)
     calls = sessions.get_turn(writer.id).tool_calls
     assert [call.call["name"] for call in calls] == ["first", "second", "third"]
     # None is a result too; what never came is marked.
@@ -244,7 +244,7 @@ def test_a_tool_call_is_what_it_was_when_it_was_made(sessions, response):
         pending.set_result(result)
         result.append(2)
         with pytest.raises(InvalidArgumentError):
-            writer.tool_call({1: 2})
+            writer.tool_call({1: 2}, strict=True)
     (stored,) = sessions.get_turn(writer.id).tool_calls
     assert (stored.call["arguments"], stored.response) == (["a"], [1])
 

@@ -43,6 +43,7 @@ from mandrake_sessions import (
     TurnStatus,
     TurnUpdate,
     TurnWriter,
+    ValueChange,
     Watch,
     Workspace,
     WorkspaceManager,
@@ -182,7 +183,10 @@ def streaming(sessions: SessionManager) -> None:
         turn.write("text")
         turn.write(7)  # type: ignore[arg-type]
         call = turn.tool_call({"name": "ls"})
-        call.set_result(["bin"])
+        changed: tuple[ValueChange, ...] = call.set_result(["bin"])
+        turn.tool_call({"name": "ls"}, strict=True).set_result({"bin"}, strict=False)
+        assert not changed
+        assert not call.changes
         turn.set_usage(input_tokens=3, output_cost=0.5)
         turn.flush(timeout=1.0)
     assert_type(turn.turn, Turn)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from mandrake_sessions import arguments
 from mandrake_sessions.errors import InvalidArgumentError
+from mandrake_sessions.plain_forms import as_str
 
 
 class HealthStatus(enum.StrEnum):
@@ -79,7 +79,7 @@ def level_of(value: object) -> HealthLevel:
     Raises:
         InvalidArgumentError: it is none.
     """
-    text = arguments.as_str(value)
+    text = as_str(value)
     try:
         return HealthLevel(value if text is None else text)  # type: ignore[arg-type]  # whatever
     except ValueError:
