@@ -15,7 +15,6 @@ import apsw
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.creation import alone_in
 from mandrake_sessions.database.faults import translate_os
-from mandrake_sessions.database.header import is_overwritten
 from mandrake_sessions.database.paths import (
     Identity,
     aside_of,
@@ -49,14 +48,24 @@ class Logs:
 
     Args:
         path: of a database file that is open.
+
+    Attributes:
+        size: bytes of the ``-wal`` when the file was opened.
+        index: the identity of the ``-shm``, None if there was none.
     """
 
     def __init__(self, path: Path) -> None:
         self._known: list[tuple[Path, Identity]] = []
-        for log in companions(path):
-            identity = identify(log)
-            if identity is not None:
-                self._known.append((log, identity))
+        self.size = 0
+        self.index: Identity | None = None
+        log, index = companions(path)
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(log)
+            self.size = found.st_size
+            self._known.append((log, (found.st_dev, found.st_ino)))
+        self.index = identify(index)
+        if self.index is not None:
+            self._known.append((index, self.index))
 
     def lost(self) -> list[Path]:
         """Return those whose name is not theirs any more."""
@@ -109,25 +118,6 @@ def is_emptied(path: Path) -> bool:
         return path.stat().st_size == 0
     except OSError:
         return False
-
-
-def find_fate(connection: Connection, stamp: int, logs: Logs) -> Fate:
-    """Look what became of the file; about ten microseconds.
-
-    Args:
-        connection: one on the file; its lease is the caller's.
-        stamp: of the database that was opened.
-        logs: that it was opened with.
-    """
-    try:
-        if connection.has_moved():
-            return Fate.MOVED
-    except apsw.Error:
-        # Nothing can be said; what follows will meet the same.
-        return Fate.OURS
-    if is_overwritten(connection, stamp):
-        return Fate.OVERWRITTEN
-    return Fate.LOG_LOST if logs.lost() else Fate.OURS
 
 
 def end_log(

@@ -89,7 +89,7 @@ class DatabaseFile(FileLifecycle):
             main.wal_backlog,
             lambda: maintenance.call_later(("checkpoint", self), 0.0, self.checkpoint),
         )
-        if not options.read_only:
+        if self.logs.size > options.wal_limit_bytes and not options.read_only:
             self._cut_later(_CUT_PAUSE)
 
     @classmethod
@@ -266,7 +266,7 @@ class DatabaseFile(FileLifecycle):
         self._admit(operation)
         self.refusal.require_writable()
         with self._main.exclusive(budget, operation) as connection:
-            self.witness.require_whole(self.inspections, budget)
+            self.witness.require_whole(self._inspect, budget)
             try:
                 yield connection
             finally:
@@ -369,7 +369,7 @@ class DatabaseFile(FileLifecycle):
 
     def _has_long_log(self) -> bool:
         try:
-            size = os.stat(companions(self.path)[0]).st_size
+            size = os.stat(f"{self.path}-wal").st_size
         except OSError:
             return False
         return size > self.options.wal_limit_bytes
@@ -396,7 +396,7 @@ class DatabaseFile(FileLifecycle):
             connection: one on the file; its lease is the caller's.
             budget: the time it may take.
         """
-        fate = self.witness.examine(connection, self.inspections, budget)
+        fate = self.witness.examine(connection, self._inspect, budget)
         if fate is not Fate.OURS:
             self.retire_as(fate)
         return fate is Fate.OURS and self.refusal.damage is None

@@ -7,6 +7,7 @@ import enum
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from os import stat
 from pathlib import Path
 from threading import get_ident
@@ -216,7 +217,7 @@ class FileLifecycle(abc.ABC):
         if "_sqlite3" in _modules:
             self._require_log()
         if self.witness.is_doubted or self.refusal.damage is not None:
-            self.witness.require_whole(self.inspections, budget)
+            self.witness.require_whole(self._inspect, budget)
 
     def _require_log(self) -> None:
         # Closing the file, the standard library's SQLite removes the log that ours writes to.
@@ -262,6 +263,9 @@ class FileLifecycle(abc.ABC):
         if fate is not Fate.OURS:
             self.retire_as(fate)
             raise self._closed_error()
+
+    def _inspect(self) -> Inspections:
+        return self.inspections
 
     def _require_still(self) -> None:
         """Make sure that a file which is read without the shared index has not changed."""
@@ -495,7 +499,7 @@ class FileLifecycle(abc.ABC):
         """Keep the log from a file that is not ours; nobody may have noticed until now."""
         if self.fate in (Fate.OURS, Fate.LOCKS_LOST, Fate.LOG_LOST):
             # Those that there were have ended.
-            inspections = Inspections(self.path, self.identity, self.options)
+            inspections = partial(Inspections, self.path, self.identity, self.options)
             self.fate = self.witness.examine(connection, inspections, budget)
         if self.fate is not Fate.OURS:
             is_whole = self.refusal.damage is None and not self.witness.is_doubted

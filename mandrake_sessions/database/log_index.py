@@ -5,15 +5,12 @@ SQLite's processes share that in the first bytes of the ``-shm`` (https://sqlite
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import sys
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
-from mandrake_sessions.database.paths import Identity, companions, descriptors_on, identify, is_on
-from mandrake_sessions.errors import DatabaseError
+from mandrake_sessions.database.paths import Identity, descriptors_on, is_on
 
 if sys.platform != "win32":
     import fcntl
@@ -28,8 +25,8 @@ _BEGUN_AT: Final = 128
 _CHECKPOINT_LOCK: Final = 121
 _FLOCK: Final = struct.Struct("@hhqqi")
 _LOOKS: Final = 3
-_NEAR: Final = 32
-"""Descriptors that are looked at before all are listed: SQLite has just opened its own."""
+_NEAR: Final = 16
+"""Descriptors that are looked at before all are listed."""
 
 
 class LogState(NamedTuple):
@@ -67,12 +64,13 @@ class LogIndex:
     One more, opened and closed, would drop the locks of this process.
 
     Args:
-        path: of the database file, which is open.
+        identity: of the index; None if there is none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._name = companions(path)[1]
-        self._identity: Identity | None = None
+    _found_last: ClassVar[int] = 3
+
+    def __init__(self, identity: Identity | None) -> None:
+        self._identity = identity
         self._descriptor = -1
 
     def state(self) -> LogState | None:
@@ -104,20 +102,19 @@ class LogIndex:
         return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
     def _find(self) -> bool:
-        if self._identity is not None and is_on(self._descriptor, (self._identity,)):
-            return True
-        with contextlib.suppress(DatabaseError):
-            self._identity = identify(self._name)
         if self._identity is None:
             return False
-        with contextlib.suppress(OSError):
-            lowest_free = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            os.close(lowest_free)
-            for each in range(lowest_free - 1, max(2, lowest_free - _NEAR), -1):
-                if is_on(each, (self._identity,)):
-                    self._descriptor = each
-                    return True
-        found = descriptors_on((self._identity,))
-        if found:
-            self._descriptor = found[0]
-        return bool(found)
+        wanted = (self._identity,)
+        if self._descriptor >= 0 and is_on(self._descriptor, wanted):
+            return True
+        # Where the one of a file opened before was, or a little further on.
+        near = LogIndex._found_last
+        for each in range(near, near + _NEAR):
+            if is_on(each, wanted):
+                break
+        else:
+            each = next(iter(descriptors_on(wanted) or ()), -1)
+            if each < 0:
+                return False
+        self._descriptor = LogIndex._found_last = each
+        return True

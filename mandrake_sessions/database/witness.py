@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from time import monotonic
 from typing import Final, NamedTuple
 
 import apsw
 
 from mandrake_sessions.database.connection import Connection
-from mandrake_sessions.database.fate import Fate, Logs, find_fate
+from mandrake_sessions.database.fate import Fate, Logs
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.header import (
     HEADER_BYTES,
@@ -40,6 +41,7 @@ from mandrake_sessions.errors import (
 )
 from mandrake_sessions.log import get_logger
 
+MakeInspections = Callable[[], Inspections]
 Look = tuple[int, int, int, int, int]
 """What a path says of its file: device, inode, size, and when it was written and changed last."""
 
@@ -94,12 +96,13 @@ class Witness:
     def __init__(self, connection: Connection, stamp: int, logs: Logs, refusal: Refusal) -> None:
         self.seen: Look = UNSEEN
         self.is_doubted = False
-        self._name = connection.path
+        self._path = connection.path
+        self._name = str(connection.path)
         self._identity = connection.identity
         self._stamp = stamp
         self._logs = logs
         self._refusal = refusal
-        self._index = LogIndex(connection.path)
+        self._index = LogIndex(logs.index)
         self._known: _Known | None = None
 
     def look(self, connection: Connection, *, may_be_under_way: bool = True) -> Fate:
@@ -126,11 +129,11 @@ class Witness:
             self.seen = UNSEEN
             return Fate.OURS
 
-    def require_whole(self, inspections: Inspections, budget: Budget) -> None:
+    def require_whole(self, inspections: MakeInspections, budget: Budget) -> None:
         """Make sure, before a write, that what is written will be found again.
 
         Args:
-            inspections: lends a connection that sees what is on disk.
+            inspections: returns what lends a connection that sees what is on disk.
             budget: of the call; half of what is left is taken at most.
 
         Raises:
@@ -141,32 +144,42 @@ class Witness:
         if self._refusal.damage is not None:
             raise copy.copy(self._refusal.damage)
 
-    def examine(self, connection: Connection, inspections: Inspections, budget: Budget) -> Fate:
+    def examine(self, connection: Connection, inspections: MakeInspections, budget: Budget) -> Fate:
         """Find out, before anything is written into the file itself, what has become of it.
 
         Args:
             connection: one on the file; its lease is the caller's.
-            inspections: lends a connection that sees what is on disk.
+            inspections: returns what lends a connection that sees what is on disk.
             budget: the time it may take.
         """
-        fate = self.look(connection, may_be_under_way=False)
-        if fate is Fate.OURS:
+        fate = Fate.OURS
+        if not self._is_as_seen(connection):
+            fate = self.look(connection, may_be_under_way=False)
+        if fate is Fate.OURS and self._logs.lost():
             # Asked after it: the log is lost as well where another process has set it aside.
-            fate = find_fate(connection, self._stamp, self._logs)
+            return Fate.LOG_LOST
         if fate is Fate.OURS and self.is_doubted:
             self._look_at_pages(inspections, budget)
         return fate
 
-    def _look_at_pages(self, inspections: Inspections, budget: Budget) -> None:
+    def _is_as_seen(self, connection: Connection) -> bool:
+        """Whether nothing has changed the file since it was looked at."""
+        try:
+            is_same = _look_at(os.stat(self._name)) == self.seen
+            return is_same and strangeness(connection.header(), self._stamp) is None
+        except (apsw.Error, OSError):
+            return False
+
+    def _look_at_pages(self, inspections: MakeInspections, budget: Budget) -> None:
         if self._logs.lost():
             # To open the file would make another log.
             return
         within = Budget(min(budget.left() / 2, _PAGES_PATIENCE))
         try:
-            with inspections.connection(within, lambda: PoolClosedError(path=self._name)) as lent:
+            with inspections().connection(within, lambda: PoolClosedError(path=self._path)) as lent:
                 problem = lent.value("PRAGMA quick_check(1)")
         except apsw.Error as error:
-            self._heed(translate(error, self._name, _OPERATION))
+            self._heed(translate(error, self._path, _OPERATION))
         except DatabaseError as error:
             self._heed(error)
         else:
@@ -180,14 +193,14 @@ class Witness:
             self._refusal.note(error)
         elif isinstance(error, DatabaseBusyError):
             # There are too many, and would be for the next write: health takes longer.
-            get_logger(__name__).warning("database_pages_not_looked_at", path=str(self._name))
+            get_logger(__name__).warning("database_pages_not_looked_at", path=self._name)
             self.is_doubted = False
 
     def _note_damage(self, detail: str) -> None:
         self._refusal.note(
             CorruptDatabaseError(
                 f"The database file is damaged: {detail}.",
-                path=self._name,
+                path=self._path,
                 operation=_OPERATION,
                 result_code=apsw.SQLITE_CORRUPT,
             )
@@ -197,7 +210,8 @@ class Witness:
         self, connection: Connection, before: LogState | None, look: Look, may_be_under_way: bool
     ) -> Fate:
         known, head = self._known, connection.head(_HEAD)
-        after = self._index.state()
+        # At first there is nothing to judge.
+        after = before if known is None else self._index.state()
         header = head[:HEADER_BYTES]
         if strangeness(header, self._stamp) is not None:
             # Once more from the beginning, should a checkpoint have been met half way.
