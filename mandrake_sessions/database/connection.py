@@ -115,6 +115,11 @@ class Connection:
         self.raw.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, self._moved_address)
         return self._moved.value != 0
 
+    def require_in_place(self, operation: str = "open") -> None:
+        """Raise DatabaseMovedError if the path does not lead to the open file any more."""
+        if self.has_moved():
+            raise DatabaseMovedError(path=self.path, operation=operation)
+
     def in_transaction(self) -> bool:
         """Return whether a transaction is open, also one that an unfinished SELECT keeps open."""
         return self.txn_state() != _NONE
@@ -276,8 +281,12 @@ def _configure(
     if raw.readonly("main") and not auxiliary:
         # SQLite opens an unwritable file without complaint and would fail at the first write.
         raise ReadOnlyDatabaseError(path=path, operation="open")
+    # The first read opens the log by its name. A folder that was swapped for another one since the
+    # file was opened would give that one's log: before anything is written this is found out.
+    connection.require_in_place()
     # Reads the header: here a file that is no database is told from one that is.
     is_ours = retry_busy(lambda: _is_ours(connection), budget, path, "open", "open")
+    connection.require_in_place()
     # Before anything is set: another program's database must stay as it is. Asked twice, because
     # another process may be making ours this moment.
     if (

@@ -27,7 +27,7 @@ DAMAGE: Final = (CorruptDatabaseError, NotADatabaseError, DatabaseIOError)
 
 @contextlib.contextmanager
 def alone(
-    path: Path, identity: Identity, budget: Budget, operation: str, *, journal: str
+    path: Path, identity: Identity, budget: Budget, operation: str, *, journal: str | None = None
 ) -> Iterator[Connection]:
     """Lend the only connection there is to a database; it must not write but by its log.
 
@@ -40,7 +40,7 @@ def alone(
         identity: of the file that is meant.
         budget: the time to wait for others.
         operation: what an error says was being done.
-        journal: the journal mode that it is in meanwhile.
+        journal: the journal mode that it is brought into; None leaves it as it is.
 
     Raises:
         DatabaseBusyError: another process has it open.
@@ -58,7 +58,13 @@ def alone(
 
     def lock() -> None:
         connection.query_all("PRAGMA locking_mode=EXCLUSIVE")
-        connection.query_all(f"PRAGMA journal_mode={journal}")
+        # The first read opens the log by its name, and in this locking mode keeps the exclusive
+        # lock. The log must not be that of a folder which has come into this one's place.
+        connection.require_in_place(operation)
+        connection.query_all("SELECT count(*) FROM sqlite_schema")
+        connection.require_in_place(operation)
+        if journal is not None:
+            connection.query_all(f"PRAGMA journal_mode={journal}")
         connection.query_all("BEGIN EXCLUSIVE")
         connection.query_all("ROLLBACK")
 

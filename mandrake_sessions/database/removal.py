@@ -98,10 +98,8 @@ def _alone(path: Path, identity: Identity, budget: Budget, *, even_damaged: bool
     """Keep every other process away from the file for a block."""
     with contextlib.ExitStack() as stack:
         try:
-            # Leaving WAL needs the exclusive lock, and in this locking mode it is kept. Not for
-            # DELETE: a process killed here would leave an empty -journal, which nothing would
-            # remove. What is written are a few bytes of the first sector.
-            stack.enter_context(alone(path, identity, budget, _OPERATION, journal="MEMORY"))
+            # In the mode that it is in: leaving WAL, SQLite would remove the log by its name.
+            stack.enter_context(alone(path, identity, budget, _OPERATION))
         except DAMAGE:
             if not even_damaged:
                 raise
