@@ -383,8 +383,7 @@ def delete_round(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
         RoundNotFoundError: there is no such round.
     """
     arguments.flag("missing_ok", missing_ok)
-    id = arguments.lookup_id("id", id)
-    values = {"id": id}
+    values = {"id": (id := arguments.lookup_id("id", id))}
     moment = now()
 
     def work(tx: WriteTransaction) -> bool:
