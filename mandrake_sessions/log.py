@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mandrake_sessions.late_imports import late_import
+from mandrake_sessions.visible import visible
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
@@ -83,6 +84,7 @@ def _unconfigured(context: Mapping[str, Any]) -> Any:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
+            _without_controls,
             # Without the local variables that Rich would show: they hold conversations.
             structlog.dev.ConsoleRenderer(
                 colors=is_terminal, exception_formatter=structlog.dev.plain_traceback
@@ -90,6 +92,11 @@ def _unconfigured(context: Mapping[str, Any]) -> Any:
         ],
         **context,
     )
+
+
+def _without_controls(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Let no stored id steer the terminal: ids are a host's, and may be damaged."""
+    return {key: visible(it) if isinstance(it, str) else it for key, it in event.items()}
 
 
 class _Stderr:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import os
 import sys
@@ -12,12 +11,13 @@ from typing import Annotated, Any
 
 import structlog
 import typer
-from typer.core import TyperGroup
 
 from mandrake_sessions.cli import importing, maintenance, rescue, sessions, workspaces
 from mandrake_sessions.cli.demo import command as demo
 from mandrake_sessions.cli.errors import EXIT_CODES, CommandError, ExitCode, Failure
-from mandrake_sessions.cli.output import print_json
+from mandrake_sessions.cli.help import Group, polish
+from mandrake_sessions.cli.output import print_error, print_json, print_json_line
+from mandrake_sessions.visible import visible
 
 PROGRAM = "mandrake-sessions"
 TRACEBACK_VARIABLE = "MANDRAKE_TRACEBACK"
@@ -26,7 +26,7 @@ TRACEBACK_VARIABLE = "MANDRAKE_TRACEBACK"
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-class Program(TyperGroup):
+class Program(Group):
     """Ends every command with its exit code and at most one line, never with a traceback."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
@@ -71,10 +71,12 @@ def _tell(error: BaseException, given: Sequence[str]) -> int:
     """Say what went wrong, in JSON on stdout or in one line on stderr; return the exit code."""
     failure = Failure(error)
     try:
-        if _wants_json(given):
-            print_json(failure.document())
+        if not _wants_json(given):
+            print_error(f"{PROGRAM}: {failure}")
+        elif _wants_lines(given):
+            print_json_line(failure.document())
         else:
-            print(f"{PROGRAM}: {failure}", file=sys.stderr)
+            print_json(failure.document())
     except BrokenPipeError:
         _hush()
     return failure.code
@@ -96,6 +98,12 @@ def _wants_json(given: Sequence[str]) -> bool:
     # Not from the parsed options: an error in them must be told as JSON too.
     options = given[: given.index("--")] if "--" in given else given
     return "--json" in options
+
+
+def _wants_lines(given: Sequence[str]) -> bool:
+    """Return whether the command prints a document a line: then an error of it is one too."""
+    words = [each for each in given if not each.startswith("-")]
+    return words[:2] == ["sessions", "tail"]
 
 
 def _require_streams() -> None:
@@ -120,7 +128,7 @@ app = typer.Typer(
     epilog=f"Exit codes: {EXIT_CODES}.",
     no_args_is_help=False,
     invoke_without_command=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -151,6 +159,11 @@ def _version() -> str:
         return "(not installed)"
 
 
+def _without_controls(_: object, __: str, event: Any) -> Any:
+    """Let no stored id or path steer the terminal."""
+    return {key: visible(it) if isinstance(it, str) else it for key, it in event.items()}
+
+
 def _configure_log(level: int) -> None:
     """Send the library's events to stderr; stdout is for what was asked for."""
     structlog.configure(
@@ -158,6 +171,7 @@ def _configure_log(level: int) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
+            _without_controls,
             # Without the local variables that Rich would show: they hold conversations.
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
@@ -177,15 +191,8 @@ rescue.register(app)
 demo.register(app)
 
 
-def _join_lines(part: typer.Typer) -> None:
-    """Let the help of each command be wrapped for the terminal: Typer keeps a docstring's lines."""
-    for command in part.registered_commands:
-        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
-        command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
-
-
 for _part in (app, sessions.app, workspaces.app):
-    _join_lines(_part)
+    polish(_part)
 
 
 def run() -> None:

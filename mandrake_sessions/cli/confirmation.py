@@ -7,6 +7,7 @@ import sys
 import typer
 
 from mandrake_sessions.cli.errors import CommandError, ExitCode
+from mandrake_sessions.cli.output import printable
 
 
 def confirm(question: str, *, yes: bool, as_json: bool) -> None:
@@ -20,4 +21,4 @@ def confirm(question: str, *, yes: bool, as_json: bool) -> None:
         return
     if as_json or not sys.stdin.isatty():
         raise CommandError(f"{question} Not without --yes.", ExitCode.USAGE)
-    typer.confirm(question, abort=True, err=True)
+    typer.confirm(printable(question), abort=True, err=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -74,6 +76,8 @@ def advising(hints: Mapping[type[Exception], str]) -> Iterator[None]:
 _UNSOUND: Final = {11, 19, 26}
 # How a program of Python's is told of it; a person has --timeout.
 _FOR_PROGRAMS: Final = "; raise busy_timeout or find who holds it"
+_OF_FILE: Final = re.compile(r"(mandrake-sessions (?:doctor|salvage)) FILE")
+"""Where a hint names the file that the error is about."""
 _RESCUE: Final = (
     "`mandrake-sessions doctor FILE` says what is wrong, `mandrake-sessions salvage FILE NEW` "
     "reads what is left."
@@ -189,6 +193,11 @@ class Failure:
         self.code, self.hint = _meaning(error)
         if hint is not None:
             self.hint = hint
+        path = getattr(error, "path", None)
+        if path is not None:
+            self.hint = _OF_FILE.sub(
+                lambda found: f"{found[1]} {shlex.quote(str(path))}", self.hint
+            )
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()

@@ -11,18 +11,31 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mandrake_sessions.ids import to_datetime
+from mandrake_sessions.models import ToolCall
+from mandrake_sessions.visible import escaped, visible
 
-_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "�")
-_BREAKS = {ord("\n"): "\n", ord("\t"): "\t"}
+_WIDTH: Final = 80
+_NARROWEST: Final = 10
+_GAP: Final = 2
+_LONGEST_NAME: Final = 40
+_NOW: Final = 10
+_UNITS: Final = (
+    ("year", 365 * 86_400),
+    ("month", 30 * 86_400),
+    ("day", 86_400),
+    ("hour", 3_600),
+    ("minute", 60),
+)
 
 
 def is_terminal() -> bool:
@@ -48,13 +61,22 @@ def document_of(record: Any) -> Any:
 
 def print_json(document: Any) -> None:
     """Print the one document of a command."""
-    encoded = msgspec.json.format(msgspec.json.encode(document, enc_hook=_encoded), indent=2)
-    _write(encoded + b"\n")
+    _write_json(msgspec.json.format(msgspec.json.encode(document, enc_hook=_encoded), indent=2))
 
 
 def print_json_line(document: Any) -> None:
     """Print one of many documents, in a line of its own."""
-    _write(msgspec.json.encode(document, enc_hook=_encoded) + b"\n")
+    _write_json(msgspec.json.encode(document, enc_hook=_encoded))
+
+
+def as_json(value: Any) -> str:
+    """Return a stored value in one line of JSON, for people."""
+    return msgspec.json.encode(value).decode()
+
+
+def _write_json(encoded: bytes) -> None:
+    """Write a document; a control character of JSON's strings reaches no terminal."""
+    _write(f"{escaped(encoded.decode())}\n".encode())
 
 
 def _write(encoded: bytes) -> None:
@@ -87,46 +109,76 @@ def print_piece(text: str) -> None:
     _write(printable(text, lines=True).encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def print_line(text: str, *, style: str = "") -> None:
+    """Print one line, whatever breaks there are in the text."""
+    print_text(printable(text), style=style)
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, cut: str | None = None
+) -> None:
     """Print a table; columns in which every value is a number stand to the right.
 
-    An ``id`` stays on one line, however narrow the terminal is: it is there to be copied.
+    Args:
+        columns: the heads.
+        rows: a value for each column; a time is shown by how long ago it is.
+        cut: the column that gives way, so that each row is one line of the terminal, or of 80
+            columns where there is none.
     """
     values = [tuple(row) for row in rows]
-    cells = [[_shown(value) for value in row] for row in values]
+    cells = [[_shown_in_table(value) for value in row] for row in values]
     numeric = [
         bool(values) and all(isinstance(row[at], int | float) for row in values)
         for at in range(len(columns))
     ]
-    if is_terminal():
+    if cut is None and is_terminal():
         table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
         for name, is_number in zip(columns, numeric, strict=True):
-            table.add_column(
-                Text(name),
-                justify="right" if is_number else "left",
-                overflow="fold",
-                no_wrap=name == "id",
-            )
+            table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
         for row in cells:
             table.add_row(*(Text(cell) for cell in row))
         console().print(table)
         return
     lines = [list(columns), *cells]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
-    for line in lines:
+    widths = [max(cell_len(line[at]) for line in lines) for at in range(len(columns))]
+    if cut is not None:
+        place = columns.index(cut)
+        others = sum(widths) - widths[place] + _GAP * (len(widths) - 1)
+        widths[place] = min(widths[place], max(line_width() - others, _NARROWEST))
+    for number, line in enumerate(lines):
         padded = (
-            cell.rjust(width) if is_number else cell.ljust(width)
+            _padded(cell, width, is_number=is_number)
             for cell, width, is_number in zip(line, widths, numeric, strict=True)
         )
-        _print_line("  ".join(padded).rstrip())
+        print_text((" " * _GAP).join(padded).rstrip(), style="" if number else "bold")
+
+
+def line_width() -> int:
+    """Return how many columns a line may have; 80 where no terminal says so."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    return console().width if is_terminal() else _WIDTH
+
+
+def _padded(cell: str, width: int, *, is_number: bool) -> str:
+    """Return a cell as wide as its column, by the columns of a terminal that its signs take."""
+    if cell_len(cell) > width:
+        mark = printable("…") if len(printable("…")) == 1 else "..."
+        cell = f"{set_cell_size(cell, width - len(mark)).rstrip()}{mark}"
+    space = " " * (width - cell_len(cell))
+    return space + cell if is_number else cell + space
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
-    """Print names and values below each other."""
-    shown = [(name, _shown(value)) for name, value in fields]
-    width = max((len(name) for name, _ in shown), default=0)
+    """Print names and values below each other, each in a line."""
+    shown = [(printable(name), _shown(value)) for name, value in fields]
+    lengths = [cell_len(name) for name, _ in shown]
+    # One name without end does not push all values away.
+    width = max((length for length in lengths if length <= _LONGEST_NAME), default=0)
     for name, value in shown:
-        line = Text(f"{name.ljust(width)}  ", style="bold").append(value, style="not bold")
+        padding = " " * max(width - cell_len(name), 0)
+        line = Text(f"{name}{padding}  ", style="bold").append(value, style="not bold")
         if is_terminal():
             console().print(line, soft_wrap=True)
         else:
@@ -142,17 +194,63 @@ def console() -> Console:
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
 
 
-def printable(text: str, *, lines: bool = False) -> str:
+def printable(text: str, *, lines: bool = False, encoding: str | None = None) -> str:
     """Return text with which nobody can steer the terminal.
 
     Args:
         text: somebody's text.
         lines: whether line breaks and tabs are left in.
+        encoding: of what it is printed to; stdout's when None.
     """
-    shown = text.translate(_CONTROLS | _BREAKS if lines else _CONTROLS)
     # What the output cannot show becomes an escape, not an error: LC_ALL=C is common in scripts.
-    encoding = sys.stdout.encoding or "utf-8"
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
+    encoding = encoding or sys.stdout.encoding or "utf-8"
+    return visible(text, lines=lines).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def print_error(text: str) -> None:
+    """Print one line to stderr."""
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    print(printable(text, encoding=encoding), file=sys.stderr)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number and what it counts, such as ``1 session`` and ``2 sessions``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def counted_of(count: int, total: int, noun: str) -> str:
+    """Return how many of all are shown, such as ``3 sessions`` or ``2 of 3 sessions``."""
+    return counted(total, noun) if count == total else f"{count} of {counted(total, noun)}"
+
+
+def told_call(call: ToolCall) -> str:
+    """Return a tool call with what came back, as JSON."""
+    if call.raw is not None:
+        return call.raw
+    came = "interrupted" if call.is_interrupted else as_json(call.response)
+    return f"{as_json(call.call)} → {came}"
+
+
+def ago(moment: datetime) -> str:
+    """Return how long ago a time is, such as ``3 hours ago``."""
+    seconds = int((datetime.now(UTC) - moment).total_seconds())
+    if seconds < 0:
+        # The clock of another machine, or one that went back.
+        return _absolute(moment)
+    if seconds < _NOW:
+        return "just now"
+    for unit, length in _UNITS:
+        if seconds >= length:
+            return f"{counted(seconds // length, unit)} ago"
+    return f"{counted(seconds, 'second')} ago"
+
+
+def _absolute(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _shown_in_table(value: object) -> str:
+    return ago(value) if isinstance(value, datetime) else _shown(value)
 
 
 def _shown(value: object) -> str:
@@ -163,5 +261,5 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return printable(str(value))
+        return f"{_absolute(value)} UTC, {ago(value)}"
+    return printable(as_json(value) if isinstance(value, dict | list) else str(value))

@@ -26,7 +26,8 @@ def print_report(report: HealthReport, *, as_json: bool) -> None:
         ("check", "status", "detail"),
         [(each.name, each.status, each.detail) for each in report.checks],
     )
-    print_fields([("\ndatabase", report.path), ("status", report.status), ("level", report.level)])
+    print_text()
+    print_fields([("database", report.path), ("status", report.status), ("level", report.level)])
     advised = [each for each in report.checks if each.status is not HealthStatus.OK]
     if advised:
         print_text("\nWhat to do")

@@ -171,7 +171,7 @@ def _print_salvage(report: SalvageReport) -> None:
     if not report.is_complete:
         print_text(_LEGEND)
     told: list[tuple[str, object]] = [
-        ("\nsource", report.source),
+        ("source", report.source),
         ("new database", report.target),
         ("pages", report.pages),
         ("damaged pages", report.damaged_pages),
@@ -181,6 +181,7 @@ def _print_salvage(report: SalvageReport) -> None:
         told.append(("tables left out", ", ".join(report.left_out)))
     if report.may_hold_deleted:
         told.append(("note", "what was deleted before may be back"))
+    print_text()
     print_fields(told)
 
 

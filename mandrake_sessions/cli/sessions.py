@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from mandrake_sessions.cli import tail
 from mandrake_sessions.cli.confirmation import confirm
+from mandrake_sessions.cli.help import Group
 from mandrake_sessions.cli.output import (
+    counted,
+    counted_of,
     document_of,
     print_fields,
     print_json,
+    print_line,
     print_table,
     print_text,
+    told_call,
 )
+from mandrake_sessions.cli.short_ids import shortened, whole_id
 from mandrake_sessions.cli.target import (
     TIMEOUT,
     Database,
     Json,
     Limit,
     Root,
+    SessionId,
     Timeout,
     WorkspaceName,
     Yes,
     open_sessions,
+    target_options,
 )
 from mandrake_sessions.models import Exchange, SessionHistory, SessionUsage, Turn
 
-app = typer.Typer(help="List, show, follow and delete sessions.", no_args_is_help=True)
+app = typer.Typer(help="List, show, follow and delete sessions.", no_args_is_help=True, cls=Group)
 
-SessionId = Annotated[str, typer.Argument(metavar="ID", help="The id of a session.")]
+
+_LIMIT: Final = 20
 
 
 @app.command("list")
@@ -39,7 +48,7 @@ def list_(
     root: Root = None,
     workspace: WorkspaceName = None,
     database: Database = None,
-    limit: Limit = 20,
+    limit: Limit = _LIMIT,
     offset: Annotated[int, typer.Option(metavar="N", help="Rows left out in front.")] = 0,
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
@@ -48,17 +57,25 @@ def list_(
     with open_sessions(root, workspace, database, timeout) as sessions:
         found = sessions.list_sessions(limit=limit, offset=offset)
         total = sessions.count_sessions()
+        short = shortened(sessions, [each.id for each in found])
     if as_json:
         print_json({"sessions": document_of(found), "total": total})
         return
+    if not total:
+        print_text("No sessions yet: hosts make them, and `mandrake-sessions import` reads them.")
+        return
     print_table(
-        ("id", "title", "rounds begun", "created (UTC)", "updated (UTC)"),
-        [
-            (each.id, each.title, each.next_round_index, each.created_at, each.updated_at)
-            for each in found
-        ],
+        ("id", "title", "rounds", "updated"),
+        [(short[each.id], each.title, each.next_round_index, each.updated_at) for each in found],
+        cut="title",
     )
-    print_text(f"\n{len(found)} of {total} sessions")
+    print_text(f"\n{counted_of(len(found), total, 'session')}")
+    shown = offset + len(found)
+    if found and shown < total:
+        options = target_options(root, workspace, database)
+        limited = "" if limit == _LIMIT else f" --limit {limit}"
+        command = f"mandrake-sessions sessions list{options}{limited} --offset {shown}"
+        print_line(f"`{command}` shows more.")
 
 
 @app.command()
@@ -77,6 +94,7 @@ def show(
 ) -> None:
     """Show a session: its rounds with their turns, and what they used."""
     with open_sessions(root, workspace, database, timeout) as sessions:
+        id = whole_id(sessions, id)
         history = sessions.render_session_history(id, last=last)
         usage = sessions.get_session_usage(id)
     if as_json:
@@ -108,14 +126,16 @@ def _print_head(history: SessionHistory, usage: SessionUsage) -> None:
 
 
 def _print_round(exchange: Exchange) -> None:
-    print_text(f"\n── round {exchange.index} · {exchange.id}", style="bold cyan")
+    print_text()
+    print_line(f"── round {exchange.index} · {exchange.id}", style="bold cyan")
     print_text(exchange.request.content)
     for turn in exchange.turns:
-        print_text(f"\n   turn {turn.index} · {_about(turn)}", style="bold")
+        print_text()
+        print_line(f"   turn {turn.index} · {_about(turn)}", style="bold")
         if turn.content:
             print_text(turn.content)
         for call in turn.tool_calls:
-            print_text(f"   tool call {call.raw or call.call} → {call.response}", style="dim")
+            print_line(f"   tool call {told_call(call)}", style="dim")
 
 
 def _about(turn: Turn) -> str:
@@ -141,9 +161,11 @@ def delete(
 ) -> None:
     """Delete a session with its rounds and turns."""
     with open_sessions(root, workspace, database, timeout) as sessions:
+        id = whole_id(sessions, id)
         usage = sessions.get_session_usage(id)
+        size = f"{counted(usage.rounds, 'round')} and {counted(usage.turns, 'turn')}"
         confirm(
-            f"Delete session {id!r} with {usage.rounds} rounds and {usage.turns} turns?",
+            f"Delete session {id} with {size}?",
             yes=yes,
             as_json=as_json,
         )
@@ -151,4 +173,4 @@ def delete(
     if as_json:
         print_json({"deleted": id, "rounds": usage.rounds, "turns": usage.turns})
     else:
-        print_text(f"Deleted session {id} with {usage.rounds} rounds and {usage.turns} turns.")
+        print_line(f"Deleted session {id} with {size}.")

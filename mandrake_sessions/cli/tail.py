@@ -8,19 +8,26 @@ from typing import Annotated, Any
 import typer
 
 from mandrake_sessions.cli.errors import CommandError, ExitCode
-from mandrake_sessions.cli.output import document_of, print_json_line, print_piece, print_text
+from mandrake_sessions.cli.output import (
+    document_of,
+    print_json_line,
+    print_piece,
+    print_text,
+    printable,
+    told_call,
+)
+from mandrake_sessions.cli.short_ids import whole_id
 from mandrake_sessions.cli.target import (
     TIMEOUT,
     Database,
     Root,
+    SessionId,
     Timeout,
     WorkspaceName,
     open_sessions,
 )
 from mandrake_sessions.live.updates import RoundUpdate, SessionEvent, SessionUpdate, TurnUpdate
 from mandrake_sessions.models import Round, Turn
-
-SessionId = Annotated[str, typer.Argument(metavar="ID", help="The id of a session.")]
 
 
 def tail(
@@ -44,7 +51,7 @@ def tail(
     show = _print_line if as_json else _Page().show
     with (
         open_sessions(root, workspace, database, timeout) as sessions,
-        sessions.watch_session(id, last=last) as watch,
+        sessions.watch_session(whole_id(sessions, id), last=last) as watch,
     ):
         for event in watch:
             show(event)
@@ -138,15 +145,14 @@ class _Page:
 
     def _show_end(self, turn: Turn) -> None:
         for call in turn.tool_calls:
-            result = "interrupted" if call.is_interrupted else call.response
-            self._line(f"   tool call {call.raw or call.call} → {result}", style="dim")
+            self._line(printable(f"   tool call {told_call(call)}"), style="dim")
         error = f" · {turn.error_message}" if turn.error_message else ""
-        self._line(f"   {turn.status.value}{error}", style="dim")
+        self._line(printable(f"   {turn.status.value}{error}"), style="dim")
 
     def _head(self, text: str, *, style: str) -> None:
         """Print a line below an empty one."""
         self._piece("\n" * (2 - self._breaks))
-        self._line(text, style=style)
+        self._line(printable(text), style=style)
 
     def _line(self, text: str, *, style: str = "") -> None:
         """Print text that begins a line and ends one."""

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mandrake_sessions.cli.errors import CommandError, ExitCode
+from mandrake_sessions.cli.errors import CommandError, ExitCode, advising
 from mandrake_sessions.database.pool import ConnectionPool
-from mandrake_sessions.errors import WorkspaceNotFoundError
+from mandrake_sessions.errors import (
+    DatabaseMissingError,
+    SessionNotFoundError,
+    WorkspaceNotFoundError,
+)
 from mandrake_sessions.hosts import MandrakeManager
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions, PoolOptions
 
+SessionId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="The id of a session, or its ending as it is listed."),
+]
 Root = Annotated[
     Path | None,
     typer.Option(
+        metavar="DIR",
         help="Directory of the system database; $MANDRAKE_DIR, or ~/.mandrake, when not given.",
         show_default=False,
     ),
@@ -71,7 +82,14 @@ def open_mandrake(
     with new_pool(timeout) as pool:
         mandrake = MandrakeManager(root, pool=pool)
         mandrake.sessions.create = create
-        with mandrake:
+        hints: dict[type[Exception], str] = {
+            WorkspaceNotFoundError: (
+                f"`mandrake-sessions workspaces list{target_options(root)}` shows those there are."
+            )
+        }
+        if not os.path.lexists(mandrake.sessions.path):
+            hints[DatabaseMissingError] = _first_use(mandrake)
+        with advising(hints), mandrake:
             yield mandrake
 
 
@@ -80,9 +98,42 @@ def open_sessions(
     root: Path | None, workspace: str | None, database: Path | None, timeout: float
 ) -> Iterator[SessionManager]:
     """Open the database a command is about for a block; one that is not there is not made."""
+    options = target_options(root, workspace, database)
+    hints: dict[type[Exception], str] = {
+        SessionNotFoundError: f"`mandrake-sessions sessions list{options}` shows those there are."
+    }
     path = database_path(root, workspace, database, timeout)
-    with new_pool(timeout) as pool, SessionManager(path, pool=pool, create=False) as sessions:
+    if database is not None:
+        hints[DatabaseMissingError] = "Check the path that --database names."
+    elif workspace is None and not os.path.lexists(path):
+        hints[DatabaseMissingError] = _first_use(MandrakeManager(root))
+    with (
+        advising(hints),
+        new_pool(timeout) as pool,
+        SessionManager(path, pool=pool, create=False) as sessions,
+    ):
         yield sessions
+
+
+def target_options(
+    root: Path | None, workspace: str | None = None, database: Path | None = None
+) -> str:
+    """Return the options that name a target, as they are typed: what a hint says keeps them."""
+    given = (("--root", root), ("-w", workspace), ("--database", database))
+    return "".join(
+        f" {option} {shlex.quote(str(value))}" for option, value in given if value is not None
+    )
+
+
+def _first_use(mandrake: MandrakeManager) -> str:
+    """Return what to do where nothing was stored yet."""
+    is_named = mandrake.root != MandrakeManager().root
+    options = target_options(mandrake.root if is_named else None)
+    return (
+        f"Nothing is stored in {mandrake.root} yet: a host makes it when it runs, "
+        f"or `mandrake-sessions workspaces create NAME{options}` does; "
+        "--root, --workspace and --database name another place."
+    )
 
 
 def database_path(

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from mandrake_sessions.cli.confirmation import confirm
-from mandrake_sessions.cli.output import document_of, print_json, print_table, print_text
+from mandrake_sessions.cli.help import Group
+from mandrake_sessions.cli.output import (
+    counted_of,
+    document_of,
+    print_json,
+    print_line,
+    print_table,
+    print_text,
+)
 from mandrake_sessions.cli.target import (
     TIMEOUT,
     Json,
@@ -19,11 +27,14 @@ from mandrake_sessions.cli.target import (
     Yes,
     open_mandrake,
     require_workspace,
+    target_options,
 )
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.workspace import WorkspaceManager, workspace_database
 
-app = typer.Typer(help="List, create, adopt, move and delete workspaces.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, create, adopt, move and delete workspaces.", no_args_is_help=True, cls=Group
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="1 to 64 letters, digits, '-' and '_'.")]
 Description = Annotated[
@@ -51,11 +62,16 @@ def list_(
             {"workspaces": [workspace_document(each) for each in shown], "total": len(known)}
         )
         return
+    if not known:
+        command = f"mandrake-sessions workspaces create NAME{target_options(root)}"
+        print_line(f"No workspaces yet: `{command}` makes one.")
+        return
     print_table(
-        ("name", "path", "last opened (UTC)", "description"),
+        ("name", "path", "last opened", "description"),
         [(each.name, each.path, each.last_opened_at, each.description) for each in shown],
+        cut="description",
     )
-    print_text(f"\n{len(shown)} of {len(known)} workspaces")
+    print_text(f"\n{counted_of(len(shown), len(known), 'workspace')}")
 
 
 @app.command()
@@ -101,7 +117,7 @@ def _tell(what: str, made: WorkspaceManager, *, as_json: bool) -> None:
     if as_json:
         print_json({"workspace": workspace_document(workspace)})
     else:
-        print_text(f"{what} workspace {workspace.name} in {workspace.path}.")
+        print_line(f"{what} workspace {workspace.name} in {workspace.path}.")
 
 
 @app.command()
@@ -119,7 +135,7 @@ def move(
     if as_json:
         print_json({"workspace": workspace_document(workspace)})
     else:
-        print_text(f"Workspace {name} is in {workspace.path} now.")
+        print_line(f"Workspace {name} is in {workspace.path} now.")
 
 
 @app.command()
@@ -132,7 +148,7 @@ def unregister(
     if as_json:
         print_json({"unregistered": workspace_document(workspace)})
     else:
-        print_text(_unregistered(workspace))
+        print_line(_unregistered(workspace))
 
 
 def _unregistered(workspace: Workspace) -> str:
@@ -172,10 +188,10 @@ def delete(
         document = {"deleted": workspace_document(workspace), "files_kept": is_kept}
         print_json({**document, "database_found": was_there})
     elif keep_files:
-        print_text(_unregistered(workspace))
+        print_line(_unregistered(workspace))
     elif is_kept:
-        print_text(f"Workspace {name} is out of the registry; {database} is not ours and stays.")
+        print_line(f"Workspace {name} is out of the registry; {database} is not ours and stays.")
     elif was_there:
-        print_text(f"Workspace {name} is deleted with {database}.")
+        print_line(f"Workspace {name} is deleted with {database}.")
     else:
-        print_text(f"Workspace {name} is out of the registry; its database was gone already.")
+        print_line(f"Workspace {name} is out of the registry; its database was gone already.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -177,6 +177,19 @@ def list_sessions(
         return [session_from(row) for row in tx.rows(sql.SESSION_PAGE, values)]
 
     return work
+
+
+def find_session_ids(part: str, limit: int) -> ReadUnit[list[str]]:
+    """Return the ids that begin or end with a text, in their order; ``limit`` of them at most."""
+    values = {"part": arguments.lookup_id("part", part), "limit": arguments.limit("limit", limit)}
+    return lambda tx: [str(row[0]) for row in tx.rows(sql.IDS_WITH_PART, values)]
+
+
+def ids_ending_as(ids: Iterable[str], length: int) -> ReadUnit[list[str]]:
+    """Return the ids of all sessions whose last characters, so many, are those of one of these."""
+    endings = sorted({id[-length:] for id in ids})
+    values = {"endings": msgspec.json.encode(endings).decode(), "length": length}
+    return lambda tx: [str(row[0]) for row in tx.rows(sql.IDS_ENDING_AS, values)]
 
 
 def count_sessions() -> ReadUnit[int]:

@@ -447,6 +447,23 @@ SESSION_EXISTS = Statement(
     ("id",),
     is_read=True,
 )
+IDS_WITH_PART = Statement(
+    "SELECT sessions.id \n"
+    "FROM sessions \n"
+    "WHERE substr(sessions.id, 1, length(?)) = ? OR substr(sessions.id, -length(?)) "
+    "= ? ORDER BY sessions.id\n"
+    " LIMIT ? OFFSET 0",
+    ("part", "part", "part", "part", "limit"),
+    is_read=True,
+)
+IDS_ENDING_AS = Statement(
+    "SELECT sessions.id \n"
+    "FROM sessions \n"
+    "WHERE substr(sessions.id, -?) IN (SELECT anon_1.value \n"
+    "FROM json_each(?) AS anon_1)",
+    ("length", "endings"),
+    is_read=True,
+)
 COUNT_SESSIONS = Statement(
     "SELECT count(*) AS count_1 \n"
     "FROM sessions",

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Integer, Text, Update, bindparam, delete, func, select, tuple_, update
+from sqlalchemy import (
+    Integer,
+    Text,
+    Update,
+    bindparam,
+    column,
+    delete,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from mandrake_sessions import schema
 from mandrake_sessions.models import Session
@@ -18,6 +30,18 @@ SESSION_ID = _c.id
 INSERT_SESSION = RecordInsert(Session, schema.sessions, beside=(_c.metadata,))
 SESSION_BY_ID = select(*_columns).where(_c.id == bindparam("id"))
 SESSION_EXISTS = select(_c.id).where(_c.id == bindparam("id"))
+_part = bindparam("part", type_=Text)
+_length = func.length(_part)
+IDS_WITH_PART = (
+    select(_c.id)
+    .where(or_(func.substr(_c.id, 1, _length) == _part, func.substr(_c.id, -_length) == _part))
+    .order_by(_c.id)
+    .limit(bindparam("limit"))
+)
+_endings = func.json_each(bindparam("endings", type_=Text)).table_valued(column("value"))
+IDS_ENDING_AS = select(_c.id).where(
+    func.substr(_c.id, -bindparam("length", type_=Integer)).in_(select(_endings.c.value))
+)
 COUNT_SESSIONS = select(func.count()).select_from(schema.sessions)
 # A row value and not an OR of two comparisons: SQLite then starts in the index where the page does.
 SESSION_PAGE = (

@@ -236,7 +236,7 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
         ),
         (
             lambda p: execute(p, "UPDATE requests SET content = CAST(x'ff' AS TEXT)"),
-            {"texts": "failed"},
+            {"texts": "degraded"},
         ),
         (lambda p: Path(f"{p}.partial-{'0' * 16}").touch(), {"partial_files": "degraded"}),
         (lambda p: Path(f"{p}-wal.of-moved-file-1").touch(), {"set_aside": "degraded"}),
