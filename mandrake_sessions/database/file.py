@@ -266,7 +266,7 @@ class DatabaseFile(FileLifecycle):
         self._admit(operation)
         self.refusal.require_writable()
         with self._main.exclusive(budget, operation) as connection:
-            self.witness.require_whole(self._inspect, budget)
+            self._check_write(connection, operation, budget)
             try:
                 yield connection
             finally:

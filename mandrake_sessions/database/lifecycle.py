@@ -97,7 +97,9 @@ class FileLifecycle(abc.ABC):
         self.is_parked = False
         self.stamp = int(main.value("PRAGMA user_version"))
         self.logs = Logs(main.path)
-        self.witness = Witness(main, self.stamp, self.logs, self.refusal)
+        self.witness = Witness(
+            main, self.stamp, self.logs, self.refusal, has_vfs=options.vfs is not None
+        )
         if self.witness.look(main) is Fate.MOVED:
             # Moved since it was opened, and what has these names may be another file's.
             raise DatabaseMovedError(path=main.path, operation="open")

@@ -9,6 +9,7 @@ for the rest every page has to be looked at before the next write.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Callable
@@ -53,6 +54,7 @@ _PATIENCE: Final = 1.0
 _PAGES_PATIENCE: Final = 5.0
 """Seconds for looking at every page: some 10 GB of a file that the system has in memory."""
 _OPERATION: Final = "look"
+_CHECK: Final = "PRAGMA quick_check(1)"
 _FOREIGN: Final = "something has written to it beside SQLite"
 _HEAD: Final = 4096
 """Bytes that are compared where no checkpoint explains a change: the first page."""
@@ -86,6 +88,7 @@ class Witness:
         stamp: the random number that its header carries.
         logs: the files that SQLite keeps beside it.
         refusal: refuses writes once there is damage.
+        has_vfs: whether the file is opened through a VFS of the host's.
 
     Attributes:
         seen: the state of the file that has been judged; ``UNSEEN`` if it must be looked at again.
@@ -93,7 +96,15 @@ class Witness:
             have to be looked at.
     """
 
-    def __init__(self, connection: Connection, stamp: int, logs: Logs, refusal: Refusal) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        stamp: int,
+        logs: Logs,
+        refusal: Refusal,
+        *,
+        has_vfs: bool,
+    ) -> None:
         self.seen: Look = UNSEEN
         self.is_doubted = False
         self._path = connection.path
@@ -101,9 +112,12 @@ class Witness:
         self._identity = connection.identity
         self._stamp = stamp
         self._logs = logs
+        self._has_vfs = has_vfs
         self._refusal = refusal
         self._index = LogIndex(logs.index)
         self._known: _Known | None = None
+        # Salts of the log, and how much of it was copied when that was all.
+        self._whole_at: tuple[bytes, int] | None = None
 
     def look(self, connection: Connection, *, may_be_under_way: bool = True) -> Fate:
         """Look what has become of the file since it was looked at last; about ten microseconds.
@@ -176,16 +190,44 @@ class Witness:
             return
         within = Budget(min(budget.left() / 2, _PAGES_PATIENCE))
         try:
-            with inspections().connection(within, lambda: PoolClosedError(path=self._path)) as lent:
-                problem = lent.value("PRAGMA quick_check(1)")
+            is_sound = self._is_sound(inspections(), within)
         except apsw.Error as error:
             self._heed(translate(error, self._path, _OPERATION))
         except DatabaseError as error:
             self._heed(error)
         else:
             self.is_doubted = False
-            if problem != "ok":
+            if not is_sound:
                 self._note_damage(_FOREIGN)
+
+    def _is_sound(self, inspections: Inspections, within: Budget) -> bool:
+        """Whether every page is what it should be, also those that the log has written anew."""
+        with self._connection(inspections, within, with_log=True) as lent:
+            if lent.value(_CHECK) != "ok":
+                return False
+        before = self._index.state()
+        if self._has_vfs or before is None or not self._is_whole(before):
+            return True
+        try:
+            with self._connection(inspections, within, with_log=False) as lent:
+                is_sound = lent.value(_CHECK) == "ok"
+        except (apsw.CorruptError, apsw.NotADBError):
+            is_sound = False
+        # A checkpoint that has begun meanwhile may have been met half way.
+        after = self._index.state()
+        return is_sound or after is None or after[:3] != before[:3]
+
+    def _connection(
+        self, inspections: Inspections, within: Budget, *, with_log: bool
+    ) -> contextlib.AbstractContextManager[Connection]:
+        return inspections.connection(
+            within, lambda: PoolClosedError(path=self._path), with_log=with_log
+        )
+
+    def _is_whole(self, state: LogState) -> bool:
+        """Whether the file alone is the database as some COMMIT has left it."""
+        is_whole = state.copied == 0 or self._whole_at == (state.salts, state.copied)
+        return is_whole and state.is_at_rest
 
     def _heed(self, error: DatabaseError) -> None:
         """Take note of why the pages could not be looked at; the next write tries it again."""
@@ -234,6 +276,8 @@ class Witness:
                 self._note_damage(str(length))
         self.is_doubted = self.is_doubted or is_foreign
         self._known = _Known(look, head, None if is_under_way else before)
+        if before is not None and before.is_copied and before.is_at_rest:
+            self._whole_at = before.salts, before.copied
         # What a checkpoint writes last may have the same time.
         self.seen = UNSEEN if is_under_way else look
         return Fate.OURS

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kernel_locks import own_lock_lines
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -72,6 +73,13 @@ copy_over(open(other + ".foreign", "rb").read())
     "random bytes behind its header": GARBAGE + "garbage(100, 3996)",
     "random bytes in its middle": GARBAGE + "garbage(size // 8192 * 4096, 8 * 4096)",
     "random bytes at its tail": GARBAGE + "garbage(size - 8 * 4096, 8 * 4096)",
+    "random bytes at its head, and its dates as before": GARBAGE
+    + """
+was = os.stat(path)
+garbage(100, 3996)
+os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+""",
+    "random bytes that the log overwrites": GARBAGE + "garbage(size // 8192 * 4096, size // 2)",
     "zeros where it was cut": """
 size = os.stat(path).st_size
 os.truncate(path, size // 2)
@@ -240,6 +248,39 @@ def test_a_checkpoint_that_comes_first_writes_nothing_into_a_damaged_file(
     assert beside.do("write") in REFUSED
 
 
+@pytest.mark.parametrize("log", ["empty", "some is in the log"])
+def test_garbage_in_any_page_is_found(sessions: SessionManager, log: str, tmp_path: Path) -> None:
+    """Also in one that the log has anew, and that SQLite would not read."""
+    path = sessions.path
+    pages = path.stat().st_size // 4096
+    sessions.close()
+    for page in range(0, pages, 7):
+        copy = tmp_path / f"{page}.sqlite"
+        run(f"import shutil; shutil.copyfile(path, {str(copy)!r})", path)
+        with ConnectionPool(FAST) as pool, SessionManager(copy, pool=pool) as damaged:
+            if log == "some is in the log":
+                fill(damaged, "late", 3)
+            run(GARBAGE + f"garbage({page} * 4096, 4096)", copy)
+            assert outcome(partial(damaged.create_session, "lost")) in REFUSED, page
+
+
+@pytest.mark.parametrize("way", ["transaction", "stream", "lent connection"])
+def test_every_way_to_write_is_refused(sessions: SessionManager, way: str) -> None:
+    session = sessions.create_session("written")
+    response = sessions.create_round(session.id, "asked").response
+    run(DAMAGES["random bytes in its middle"], sessions.path)
+    with pytest.raises((CorruptDatabaseError, DatabaseMovedError)):
+        if way == "transaction":
+            with sessions.transaction() as tx:
+                tx.create_session("lost")
+        elif way == "stream":
+            with sessions.stream_turn(response.id) as turn:
+                turn.append("lost")
+        else:
+            with sessions.handle.sqlalchemy() as lent:
+                lent.exec_driver_sql("DELETE FROM sessions")
+
+
 @pytest.mark.usefixtures("other")
 @pytest.mark.parametrize("name", DAMAGES)
 def test_closing_writes_nothing_into_a_damaged_file(sessions: SessionManager, name: str) -> None:
@@ -323,6 +364,19 @@ def test_what_does_no_harm_refuses_nothing(
     sessions.create_session("more")
     assert beside.do("write") == "done"
     assert sessions.health().is_usable
+
+
+def test_looking_at_the_pages_drops_no_lock(sessions: SessionManager) -> None:
+    def locks() -> list[str]:
+        return own_lock_lines([sessions.path, Path(f"{sessions.path}-shm")])
+
+    sessions.list_sessions()
+    before = locks()
+    assert before
+    run(HARMLESS["touched"], sessions.path)
+    sessions.create_session("more")
+    assert not sessions.handle.file.witness.is_doubted
+    assert locks() == before
 
 
 STORM = """

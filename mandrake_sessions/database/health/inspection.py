@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
+from urllib.parse import quote
 
 import apsw
 
@@ -47,18 +48,24 @@ class Inspections:
 
     @contextlib.contextmanager
     def connection(
-        self, budget: Budget, closed_error: Callable[[], MandrakeSessionsError]
+        self,
+        budget: Budget,
+        closed_error: Callable[[], MandrakeSessionsError],
+        *,
+        with_log: bool = True,
     ) -> Iterator[Connection]:
         """Lend a connection of its own; it is interrupted at the deadline, or when the file closes.
 
         Args:
             budget: the time it may take.
             closed_error: what is raised when the file is being closed.
+            with_log: whether it sees what is in the log; without, it takes no lock, and a
+                checkpoint may change what it reads.
         """
         with self._changed:
             if self._is_over:
                 raise closed_error()
-            connection = self._connect(budget)
+            connection = self._connect(budget, with_log=with_log)
             self._open.add(connection)
             self.most = max(self.most, len(self._open))
         try:
@@ -86,10 +93,14 @@ class Inspections:
                 connection.is_cancelled = True
             self._changed.wait_for(lambda: not self._open, max(0.0, deadline - monotonic()))
 
-    def _connect(self, budget: Budget) -> Connection:
+    def _connect(self, budget: Budget, *, with_log: bool) -> Connection:
         flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOFOLLOW
+        name = str(self._path)
+        if not with_log:
+            flags |= apsw.SQLITE_OPEN_URI
+            name = f"file:{quote(name)}?immutable=1"
         try:
-            raw = apsw.Connection(str(self._path), flags=flags, vfs=self._options.vfs)
+            raw = apsw.Connection(name, flags=flags, vfs=self._options.vfs)
         except apsw.Error as error:
             raise translate(error, self._path, "health") from error
         connection = Connection(raw, self._path, self._identity)
