@@ -114,6 +114,7 @@ def get_session(id: str) -> ReadUnit[Session]:
         InvalidArgumentError: the id is not a string.
         SessionNotFoundError: there is no such session.
     """
+    id = arguments.lookup_id("id", id)
     find = find_session(id)
 
     def work(tx: ReadTransaction) -> Session:

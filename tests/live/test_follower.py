@@ -20,7 +20,9 @@ from watching_kit import (
 from mandrake_sessions import ForkedPoolError, SessionManager, TurnStatus
 from mandrake_sessions.live import watched
 from mandrake_sessions.live.announcer import Announcer, Listener
+from mandrake_sessions.live.mailbox import Mailbox
 from mandrake_sessions.live.states import agreement
+from mandrake_sessions.live.targets import Joining, ResponseTarget, SessionTarget, TurnTarget
 from mandrake_sessions.live.updates import RoundUpdate, SessionUpdate
 from mandrake_sessions.records import feed
 
@@ -373,3 +375,70 @@ def test_managers_of_one_file_share_a_follower(path, pool, sessions, response, w
 )
 def test_agreement(one, other, same):
     assert agreement(one, other) == agreement(other, one) == same
+
+
+# -- who cannot be let in -----------------------------------------------------------------------
+
+
+def test_a_subscriber_that_cannot_be_served_harms_no_other(watching, sessions, response):
+    turn = sessions.create_turn(response.id)
+    good = watching.response(response.id)
+    assert good.receive(PATIENCE).id == turn.id
+    with capture_logs() as logs:
+        for kind in (TurnTarget, ResponseTarget, SessionTarget):
+            # Nothing that could be looked for: no boundary lets it in.
+            joining = Joining(Mailbox(sessions), kind, ["unhashable"])
+            joining.is_waited_for = True
+            watching.follower.subscribe(joining)
+            with pytest.raises(TypeError):
+                joining.wait()
+        sessions.update_turn(turn.id, content="seen", status="completed")
+        assert [update.turn.content for update in good] == ["seen"]
+    assert logs == []
+    assert watching.follower.subscriptions == 0
+
+
+@pytest.mark.parametrize("kind", [TurnTarget, ResponseTarget, SessionTarget])
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_whichever_read_of_a_joining_fails_nothing_of_it_stays(
+    watching, sessions, response, kind, is_watched
+):
+    turn = sessions.create_turn(response.id, content="text", status="completed")
+    session_id = sessions.get_round(response.round_id).session_id
+    id = {TurnTarget: turn.id, ResponseTarget: response.id, SessionTarget: session_id}[kind]
+    reads_left = None
+
+    def read(work):
+        nonlocal reads_left
+        if reads_left is not None:
+            reads_left -= 1
+            if reads_left < 0:
+                raise OSError("a read that fails")
+        return watching.hub.file.fetch(work, "test")
+
+    mine = watched.Watched(read, {}, lambda _known: None, lambda _mailbox: None)
+    other = Mailbox(sessions)
+    if is_watched:
+        mine.join(Joining(other, kind, id, follow=True, last=1))
+    targets, turns = dict(mine._targets), len(mine.turns)
+    failed = 0
+    while True:
+        reads_left = failed
+        mailbox = Mailbox(sessions)
+        try:
+            mine.join(Joining(mailbox, kind, id, last=1))
+        except OSError:
+            failed += 1
+        else:
+            break
+        assert mailbox not in mine._of
+        assert mine._targets == targets
+        assert len(mine.turns) == turns
+    # One that is watched already is read no more, but for a session.
+    assert failed or (is_watched and kind is TurnTarget)
+    reads_left = None
+    sessions.update_turn(turn.id, input_tokens=7)
+    # A response that is complete is watched no more.
+    assert mine.look() or (kind is ResponseTarget and not is_watched)
+    assert not mailbox.is_empty
+    assert not is_watched or not other.is_empty

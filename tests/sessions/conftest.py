@@ -14,6 +14,7 @@ BOTH_FACES = {
     "test_round_records",
     "test_session_records",
     "test_streaming",
+    "test_subclasses",
     "test_turn_records",
     "test_watching",
 }
