@@ -40,6 +40,7 @@ KEPT = {
     "__init_subclass__",
     "__module__",
     "__new__",
+    "__repr__",
     "__subclasshook__",
     "__weakref__",
 }
