@@ -19,10 +19,11 @@ from mandrake_sessions.errors import (
     DatabaseIOError,
     DatabaseMovedError,
     NotADatabaseError,
+    StatementError,
 )
 
-DAMAGE: Final = (CorruptDatabaseError, NotADatabaseError, DatabaseIOError)
-"""What a file that cannot be opened any more answers."""
+DAMAGE: Final = (CorruptDatabaseError, NotADatabaseError, DatabaseIOError, StatementError)
+"""What a file that cannot be opened any more answers; the last to a format that SQLite has not."""
 
 
 @contextlib.contextmanager

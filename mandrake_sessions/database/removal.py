@@ -24,7 +24,7 @@ from mandrake_sessions.errors import (
     DatabaseMovedError,
     UnrecognizedDatabaseError,
 )
-from mandrake_sessions.tables import APPLICATION_ID
+from mandrake_sessions.tables import APPLICATION_ID, TABLES
 
 _OPERATION = "delete"
 
@@ -90,7 +90,23 @@ def _is_foreign(path: Path) -> bool:
     # One page: a file of ours whose schema is not made yet.
     pages = int.from_bytes(header[28:32], "big")
     application = int.from_bytes(header[68:72], "big")
-    return header[:16] == MAGIC and pages > 1 and application != APPLICATION_ID
+    if header[:16] != MAGIC or pages <= 1 or application == APPLICATION_ID:
+        return False
+    # The mark may be what is damaged: then it has all our tables.
+    return not TABLES.keys() <= _tables_in(path)
+
+
+def _tables_in(path: Path) -> set[str]:
+    """Return the names of a database's tables, as far as they can be read and nothing changed."""
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
+    try:
+        with contextlib.closing(
+            apsw.Connection(f"{path.as_uri()}?immutable=1", flags=flags)
+        ) as raw:
+            rows = raw.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+            return {str(row[0]) for row in rows}
+    except apsw.Error:
+        return set()
 
 
 @contextlib.contextmanager
@@ -115,5 +131,6 @@ def _remove_files(folder: Folder, path: Path) -> None:
             folder.unlink(f"{owner.prefix_of(path)}{id}")
     with contextlib.suppress(OSError):
         folder.unlink(turnstile_path(path).name)
-    for each in (*companions(path), path):
+    # A journal too: SQLite would roll it back into the next file of the name.
+    for each in (*companions(path), Path(f"{path}-journal"), path):
         folder.unlink(each.name)

@@ -1011,7 +1011,7 @@ def test_a_removal_that_is_interrupted_leaves_no_log_without_its_database(
     monkeypatch.setattr(Folder, "unlink", unlink)
     pool.remove(path)
     assert removed[-1] == ""
-    assert sorted(removed) == ["", "-shm", "-turnstile", "-wal"]
+    assert sorted(removed) == ["", "-journal", "-shm", "-turnstile", "-wal"]
 
 
 def test_rule_03_two_pools_do_not_open_one_file_under_two_names(

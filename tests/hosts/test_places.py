@@ -432,6 +432,24 @@ def damage_pages(database: Path) -> None:
         file.write(os.urandom(8000))
 
 
+def damage_format(database: Path) -> None:
+    """A number that SQLite answers with an error about the statement."""
+    with open(database, "r+b") as file:
+        file.seek(44)
+        file.write(b"\0\0\0\x09")
+
+
+def damage_mark(database: Path) -> None:
+    """What tells our databases from other programs'."""
+    with open(database, "r+b") as file:
+        file.seek(68)
+        file.write(b"\0\0\0\x09")
+
+
+def damage_with_journal(database: Path) -> None:
+    database.with_name("db.sqlite-journal").write_bytes(GARBAGE)
+
+
 def damage_emptied(database: Path) -> None:
     os.truncate(database, 0)
     database.with_name("db.sqlite-wal").write_bytes(GARBAGE)
@@ -443,7 +461,17 @@ def damage_no_file(database: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [damage_garbage, damage_cut, damage_pages, damage_emptied, damage_no_file]
+    "damage",
+    [
+        damage_garbage,
+        damage_cut,
+        damage_pages,
+        damage_format,
+        damage_mark,
+        damage_with_journal,
+        damage_emptied,
+        damage_no_file,
+    ],
 )
 def test_a_damaged_workspace_can_be_deleted(
     tmp_path: Path,
