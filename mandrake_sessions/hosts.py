@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.transaction import WriteUnit
@@ -16,10 +17,9 @@ from mandrake_sessions.errors import (
     DatabaseFolderError,
     DatabaseMissingError,
     MandrakeSessionsError,
-    UnrecognizedDatabaseError,
     WorkspaceAlreadyExistsError,
 )
-from mandrake_sessions.log import HostLogger, get_logger
+from mandrake_sessions.log import HostLogger
 from mandrake_sessions.manager import SessionManager, seconds_to_wait
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions
@@ -31,7 +31,7 @@ from mandrake_sessions.workspace import (
     WorkspaceManager,
     directory,
     registry_of,
-    remove_empty,
+    remove_files,
     require_in_place,
     spelled,
     workspace_database,
@@ -81,6 +81,7 @@ class MandrakeManager:
         self._logger = logger
         self._mutex = threading.RLock()
         self._open: dict[str, WorkspaceManager] = {}
+        self._known_registry: tuple[DatabaseHandle, Registry] | None = None
         self.sessions = SessionManager(
             self.root / DATABASE, pool=pool, options=options, read_only=read_only, logger=logger
         )
@@ -277,7 +278,7 @@ class MandrakeManager:
             known = self._open.get(workspace.id)
             if known is not None and known.sessions.is_initialized:
                 return known
-            require_in_place(self.sessions.handle, workspace)
+            require_in_place(self.sessions.handle, self._registry(), workspace)
             return self._open_workspace(workspace) if known is None else known.init()
 
     def database_of(self, id: str) -> Path:
@@ -288,11 +289,14 @@ class MandrakeManager:
             WorkspacePlaceError: it is not what was registered.
         """
         workspace = self._fetch_workspace(id, "database_of")
-        require_in_place(self.sessions.handle, workspace)
+        require_in_place(self.sessions.handle, self._registry(), workspace)
         return workspace_database(workspace.path)
 
     def _registry(self) -> Registry:
-        return registry_of(self.sessions.handle)
+        handle, known = self.sessions.handle, self._known_registry
+        if known is None or known[0] is not handle:
+            known = self._known_registry = handle, registry_of(handle)
+        return known[1]
 
     def _fetch_workspace(self, id: str, operation: str) -> Workspace:
         unit = workspaces.get_workspace_row(self._registry(), id)
@@ -378,20 +382,13 @@ class MandrakeManager:
         self.sessions.require_writable("delete_workspace")
         with self._mutex:
             workspace = self._fetch_workspace(id, "delete_workspace")
-            require_in_place(self.sessions.handle, workspace)
+            require_in_place(self.sessions.handle, self._registry(), workspace)
             # It stays known until it is deleted: should that fail, get_workspace() opens it again.
             known = self._open.get(workspace.id)
             if known is not None:
                 known.close()
-        database = workspace_database(workspace.path)
-        try:
-            pool.remove(database, timeout=seconds, follow_links=False, even_damaged=True)
-        except UnrecognizedDatabaseError:
-            get_logger(__name__).warning("foreign_file_kept", path=str(database))
         registry = self._registry()
-        remove_empty(database.parent)
-        if database.parents[2] == registry.root / _WORKSPACES:
-            remove_empty(database.parents[1])
+        remove_files(pool, workspace, seconds, made_in=registry.root / _WORKSPACES)
         with self._mutex:
             self._open.pop(workspace.id, None)
         unit = workspaces.unregister_workspace_row(registry, workspace.id)

@@ -17,9 +17,10 @@ from mandrake_sessions.errors import (
     DatabaseError,
     DatabasePathError,
     InvalidArgumentError,
+    UnrecognizedDatabaseError,
     WorkspacePlaceError,
 )
-from mandrake_sessions.log import HostLogger
+from mandrake_sessions.log import HostLogger, get_logger
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions
@@ -70,24 +71,21 @@ def spelled(folder: Path, registered: Iterable[Workspace]) -> str:
             "The database of the directory is a link to a file of another name.", path=database
         )
     # A directory that is mounted twice has two real paths.
-    for each in registered:
-        if _is_same_folder(path, each.path):
-            return each.path
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        for each in registered:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(found, os.stat(each.path)):
+                    return each.path
     return str(path)
 
 
-def _is_same_folder(one: Path, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False
-
-
-def require_in_place(handle: DatabaseHandle, workspace: Workspace) -> None:
+def require_in_place(handle: DatabaseHandle, registry: Registry, workspace: Workspace) -> None:
     """Make sure that a workspace is what was registered, and this registry's.
 
     Args:
         handle: on the system database.
+        registry: which is in it.
         workspace: its entry.
 
     Raises:
@@ -102,7 +100,7 @@ def require_in_place(handle: DatabaseHandle, workspace: Workspace) -> None:
             "move_workspace(), or take it out by unregister_workspace().",
             path=database,
         ) from error
-    unit = workspaces.find_registrar(registry_of(handle), workspace.id)
+    unit = workspaces.find_registrar(registry, workspace.id)
     original = handle.fetch(unit, "find_registrar")
     if original is not None and _may_be_there(original):
         raise WorkspacePlaceError(
@@ -120,7 +118,32 @@ def _may_be_there(database: Path) -> bool:
         return True
 
 
-def remove_empty(folder: Path) -> None:
+def remove_files(
+    pool: ConnectionPool, workspace: Workspace, seconds: float, *, made_in: Path
+) -> None:
+    """Remove a workspace's database, and the folders that are empty then.
+
+    Args:
+        pool: where it may be open.
+        workspace: its entry.
+        seconds: to wait for other holders.
+        made_in: where workspaces lie whose own directory was made for them.
+
+    Raises:
+        DatabaseBusyError: it was in use until the deadline; nothing was removed.
+        DatabaseError: it cannot be removed.
+    """
+    database = workspace_database(workspace.path)
+    try:
+        pool.remove(database, timeout=seconds, follow_links=False, even_damaged=True)
+    except UnrecognizedDatabaseError:
+        get_logger(__name__).warning("foreign_file_kept", path=str(database))
+    _remove_empty(database.parent)
+    if database.parents[2] == made_in:
+        _remove_empty(database.parents[1])
+
+
+def _remove_empty(folder: Path) -> None:
     """Remove a folder that holds nothing, reached through no link."""
     with contextlib.suppress(OSError, DatabasePathError), opened_folder(folder.parent) as above:
         above.rmdir(folder.name)

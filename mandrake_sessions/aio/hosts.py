@@ -19,7 +19,7 @@ from mandrake_sessions.models import Workspace
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import workspaces
 from mandrake_sessions.records.places import Registry
-from mandrake_sessions.workspace import Root, WorkspaceManager, registry_of
+from mandrake_sessions.workspace import Root, WorkspaceManager
 
 
 class AsyncWorkspaceManager:
@@ -282,7 +282,8 @@ class AsyncMandrakeManager:
         return await self._opened("get_workspace", functools.partial(self.sync.get_workspace, id))
 
     def _registry(self) -> Registry:
-        return registry_of(self.sessions.open_handle())
+        self.sessions.open_handle()  # none is given out while it closes
+        return self.sync._registry()
 
     async def _opened(
         self, operation: str, open_it: Callable[[], WorkspaceManager]

@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mandrake_sessions.database.paths import Identity
 from mandrake_sessions.models import Workspace
 
 
-class Registry(NamedTuple):
+class Registry:
     """The file that holds a registry.
 
-    Attributes:
+    Args:
         database: its real path.
         identity: what the file is, whatever it is called; None where that is not known.
+
+    Attributes:
+        root: the directory that the registry lies in.
     """
 
-    database: Path
-    identity: Identity | None
-
-    @property
-    def root(self) -> Path:
-        """The directory that the registry lies in."""
-        return self.database.parent
+    def __init__(self, database: Path, identity: Identity | None) -> None:
+        self.database = database
+        self.identity = identity
+        self.root = database.parent
+        # Of every workspace that is looked up a path is made: by names alone.
+        self._root_name = str(self.root)
 
     def stored(self, path: str) -> str:
         """Return how the registry stores the real path of a directory."""
@@ -44,7 +46,8 @@ class Registry(NamedTuple):
     def workspace(self, row: tuple[Any, ...]) -> Workspace:
         """Return a workspace of the registry, with the path it has now."""
         id, name, path, *rest = row
-        return Workspace(id, name, str(self.root / path), *rest)
+        place = self._root_name if path == os.curdir else os.path.join(self._root_name, path)
+        return Workspace(id, name, place, *rest)
 
     def document(self) -> str:
         """Return what is noted with a directory outside that is registered here."""
