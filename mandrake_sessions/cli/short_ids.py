@@ -6,6 +6,7 @@ The ending, because ids that are made at the same time begin alike (UUIDv7).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise, takewhile
 from typing import Final
 
 from mandrake_sessions.cli.errors import CommandError, ExitCode
@@ -26,14 +27,23 @@ def shortened(sessions: SessionManager, ids: Iterable[str]) -> dict[str, str]:
     short = {id: id for id in ids}
     if not long:
         return short
-    known = sessions.handle.fetch(ids_ending_as(long, _SHORTEST), "short ids")
-    for id in long:
-        others = [other for other in known if other != id and other[-_SHORTEST:] == id[-_SHORTEST:]]
-        for length in range(_SHORTEST, len(id)):
-            if not any(other.endswith(id[-length:]) for other in others):
-                short[id] = id[-length:]
-                break
+    # Read from the end and sorted, each id stands beside the one that has most in common with it.
+    known = sorted(
+        id[::-1] for id in sessions.handle.fetch(ids_ending_as(long, _SHORTEST), "short ids")
+    )
+    common = [_alike(*pair) for pair in pairwise(known)]
+    for at, backwards in enumerate(known):
+        longest = max(*common[max(at - 1, 0) : at + 1], _SHORTEST - 1, 0)
+        id = backwards[::-1]
+        if id in short and longest < len(id):
+            short[id] = id[-(longest + 1) :]
     return short
+
+
+def _alike(one: str, other: str) -> int:
+    """Return how many characters two texts have in common from their beginning."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def whole_id(sessions: SessionManager, given: str) -> str:

@@ -197,7 +197,7 @@ class Watched:
         while True:
             changes = self._read(feed.changes_from(self._last.seq, _CHANGES_AT_ONCE))
             fresh = self._after_last(changes)
-            if fresh is None:
+            if fresh is None or any(change.is_damaged for change in fresh):
                 self._read_anew()
                 return True
             if fresh:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -11,11 +11,14 @@ from mandrake_sessions import arguments
 from mandrake_sessions.database.statement import Row, Statement
 from mandrake_sessions.database.transaction import ReadTransaction, ReadUnit
 from mandrake_sessions.errors import ResponseNotFoundError, TurnNotFoundError
-from mandrake_sessions.models import Round, Session, Turn
+from mandrake_sessions.models import ChangeOp, Entity, Round, Session, Turn
 from mandrake_sessions.records import sql
 from mandrake_sessions.records.rounds import round_fields
 from mandrake_sessions.records.sessions import get_session
 from mandrake_sessions.records.turn_rows import turn_from
+
+_ENTITIES: Final = frozenset(Entity)
+_OPS: Final = frozenset(ChangeOp)
 
 
 class Change(NamedTuple):
@@ -26,6 +29,12 @@ class Change(NamedTuple):
     entity: str
     id: str
     op: str
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether it does not say what was changed: a text of it was damaged in the file."""
+        is_known = self.entity in _ENTITIES and self.op in _OPS
+        return not is_known or "\ufffd" in self.id or "\ufffd" in self.session_id
 
 
 NO_CHANGE = Change(0, "", "", "", "")

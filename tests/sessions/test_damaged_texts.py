@@ -294,21 +294,26 @@ def test_pages_behind_a_session_whose_id_is_damaged_come_to_an_end(
         assert seen == sessions.list_sessions()
 
 
+@pytest.mark.parametrize("column", ["session_id", "entity", "id", "op"])
 def test_a_watcher_goes_on_behind_a_damaged_change(
-    damaged: Callable[..., Path], pool: ConnectionPool
+    damaged: Callable[..., Path], pool: ConnectionPool, column: str
 ) -> None:
     path = damaged("sessions", "description")
     with SessionManager(path, pool=pool) as sessions:
         session = sessions.list_sessions()[-1]
         with sessions.watch_session(session.id) as watch:
             assert watch.receive(10) is not None
-            with sessions.handle.sqlalchemy() as connection:
-                connection.execute(
-                    sqlalchemy.text(
-                        "INSERT INTO changes (session_id, entity, id, op)"
-                        " VALUES (CAST(x'c3' AS TEXT), 'turn', CAST(x'c3' AS TEXT), 'update')"
-                    )
-                )
+            raw = apsw.Connection(str(path))
+            raw.set_busy_timeout(10_000)
+            raw.execute("PRAGMA ignore_check_constraints = on")
+            columns = {"session_id": "?1", "entity": "'session'", "id": "?1", "op": "'update'"}
+            columns[column] = "CAST(x'c3' AS TEXT)"
+            raw.execute(
+                f"INSERT INTO changes ({', '.join(columns)}) SELECT {', '.join(columns.values())}"
+                " FROM (SELECT ?1)",
+                (session.id,),
+            )
+            raw.close()
             sessions.update_session(session.id, title="behind it")
             assert any(
                 isinstance(event, SessionUpdate) and event.session.title == "behind it"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -298,8 +299,8 @@ def _print_closing(
         print_text("\nThe demo failed.", style="bold red")
     print_text(
         f"The databases and their log stay in {place}\n"
-        f"  {_program()} sessions list --root {place}\n"
-        f"  {_program()} demo-verify {place}"
+        f"  {_program()} sessions list --root {shlex.quote(str(place))}\n"
+        f"  {_program()} demo-verify {shlex.quote(str(place))}"
     )
 
 
