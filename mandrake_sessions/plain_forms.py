@@ -5,8 +5,7 @@ Kinds are told by what they are or what they offer, so that no other library is 
 
 from __future__ import annotations
 
-import base64
-import dataclasses
+import binascii
 import datetime
 import enum
 import itertools
@@ -93,7 +92,7 @@ def _scalar(value: Any) -> PlainForm | None:  # noqa: PLR0911  # one for each ki
     if isinstance(value, enum.Enum):
         return PlainForm("its value", value.value)
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return PlainForm("base64 text", base64.b64encode(bytes(value)).decode())
+        return PlainForm("base64 text", binascii.b2a_base64(bytes(value), newline=False).decode())
     if isinstance(value, (datetime.date, datetime.time)):
         return PlainForm("ISO 8601 text", value.isoformat())
     if isinstance(value, datetime.timedelta):
@@ -114,7 +113,10 @@ def _container(value: Any) -> PlainForm | None:  # noqa: PLR0911  # one for each
         return None
     if isinstance(value, msgspec.Struct):
         return PlainForm("an object", _attributes(value, value.__struct_fields__))
-    if dataclasses.is_dataclass(value):
+    if hasattr(type(value), "__dataclass_fields__"):
+        # Late: whoever has one has imported it.
+        import dataclasses
+
         names = [field.name for field in dataclasses.fields(value)]
         return PlainForm("an object", _attributes(value, names))
     if isinstance(fields := getattr(type(value), "__attrs_attrs__", None), tuple):

@@ -65,7 +65,7 @@ def list_(
         print_text("No sessions yet: hosts make them, and `mandrake-sessions import` reads them.")
         return
     print_table(
-        ("id", "title", "rounds", "updated"),
+        ("id", "title", "rounds begun", "updated"),
         [(short[each.id], each.title, each.next_round_index, each.updated_at) for each in found],
         cut="title",
     )
