@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mandrake_sessions.database.health.wording import counted
 from mandrake_sessions.ids import to_datetime
 from mandrake_sessions.models import ToolCall
 from mandrake_sessions.visible import escaped, visible
@@ -211,11 +212,6 @@ def print_error(text: str) -> None:
     """Print one line to stderr."""
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     print(printable(text, encoding=encoding), file=sys.stderr)
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number and what it counts, such as ``1 session`` and ``2 sessions``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def counted_of(count: int, total: int, noun: str) -> str:

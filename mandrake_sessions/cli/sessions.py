@@ -10,7 +10,6 @@ from mandrake_sessions.cli import tail
 from mandrake_sessions.cli.confirmation import confirm
 from mandrake_sessions.cli.help import Group
 from mandrake_sessions.cli.output import (
-    counted,
     counted_of,
     document_of,
     print_fields,
@@ -34,6 +33,7 @@ from mandrake_sessions.cli.target import (
     open_sessions,
     target_options,
 )
+from mandrake_sessions.database.health.wording import counted
 from mandrake_sessions.models import Exchange, SessionHistory, SessionUsage, Turn
 
 app = typer.Typer(help="List, show, follow and delete sessions.", no_args_is_help=True, cls=Group)

@@ -31,7 +31,8 @@ from mandrake_sessions import (
 from mandrake_sessions.cli import tail as tail_command
 from mandrake_sessions.cli.app import app
 from mandrake_sessions.cli.errors import ExitCode
-from mandrake_sessions.cli.output import ago, counted, printable
+from mandrake_sessions.cli.output import ago, printable
+from mandrake_sessions.database.health.wording import counted
 from mandrake_sessions.visible import escaped, visible
 
 Run = Callable[..., Ended]

@@ -29,6 +29,7 @@ from mandrake_sessions.cli.demo.screen import Screen, milliseconds
 from mandrake_sessions.cli.errors import CommandError, ExitCode
 from mandrake_sessions.cli.output import print_fields, print_json, print_text
 from mandrake_sessions.cli.target import Json
+from mandrake_sessions.database.health.wording import counted
 from mandrake_sessions.options import Durability
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a demo.")]
@@ -73,7 +74,7 @@ def demo(
     """
     place = _empty_directory(directory)
     if not as_json:
-        print_text(f"{agents} agents and 2 readers at 3 databases in {place}")
+        print_text(f"{counted(agents, 'agent')} and 2 readers at 3 databases in {place}")
     try:
         with Screen(seconds, is_silent=as_json) as screen:
             closing = _run_agents(place, seconds, agents, durability, screen)

@@ -26,6 +26,7 @@ from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.health.wording import (
     LOW_DISK,
     ORPHANS,
+    counted,
     listed,
     orphans,
     readable_size,
@@ -216,7 +217,7 @@ def check_checkpoints(file: DatabaseFile) -> HealthCheck:
         return found("checkpoints", DEGRADED, f"failed with result code {pointer.failure}")
     many = _BACKLOG_FACTOR * file.options.checkpoint_frames
     status = OK if pointer.backlog < many else DEGRADED
-    return found("checkpoints", status, f"{pointer.backlog} frames behind")
+    return found("checkpoints", status, f"{counted(pointer.backlog, 'frame')} behind")
 
 
 def check_damage(file: DatabaseFile) -> HealthCheck:
@@ -255,7 +256,7 @@ def check_size(connection: Connection) -> HealthCheck:
         return found("size", FAILED, str(length))
     size = readable_size(length.size)
     if length.lacking:
-        return found("size", OK, f"{size}; the log holds {length.lacking} pages more")
+        return found("size", OK, f"{size}; the log holds {counted(length.lacking, 'page')} more")
     return found("size", OK, size)
 
 

@@ -20,7 +20,7 @@ from mandrake_sessions.database.backup import problems_of
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.head import STORED_REVISIONS, is_known, revision_of
 from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
-from mandrake_sessions.database.health.wording import ORPHANS, listed, orphans
+from mandrake_sessions.database.health.wording import ORPHANS, counted, listed, orphans
 from mandrake_sessions.database.raw import copy_database
 from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 from mandrake_sessions.tables import HEAD, TABLES, Column
@@ -214,20 +214,16 @@ class Contents:
             return HealthCheck(
                 name,
                 DEGRADED,
-                f"{_turns(dead)} still streaming, but of a process that is gone",
+                f"{counted(dead, 'turn')} still streaming, but of a process that is gone",
                 f"Open it once: mandrake-sessions health --database {shlex.quote(str(self._path))}",
             )
-        return HealthCheck(name, OK, f"{_turns(total)} streaming" if total else "")
+        return HealthCheck(name, OK, f"{counted(total, 'turn')} streaming" if total else "")
 
 
 def _damaged_texts(raw: apsw.Connection, table: str, columns: tuple[Column, ...]) -> int:
     texts = [f'CAST("{c.name}" AS BLOB)' for c in columns if c.kind == "TEXT"]
     rows = raw.execute(f"SELECT {', '.join(texts)} FROM {table}")
     return sum(not all(_is_text(cell) for cell in row) for row in rows)
-
-
-def _turns(count: int) -> str:
-    return "1 turn" if count == 1 else f"{count} turns"
 
 
 def _is_text(cell: object) -> bool:

@@ -29,7 +29,7 @@ from mandrake_sessions.database.health.report import (
     HealthReport,
     HealthStatus,
 )
-from mandrake_sessions.database.health.wording import LOW_DISK, listed, readable_size
+from mandrake_sessions.database.health.wording import LOW_DISK, counted, listed, readable_size
 from mandrake_sessions.database.paths import identify, may_write, real_path
 from mandrake_sessions.database.placing import leftovers
 from mandrake_sessions.database.raw import states_of
@@ -356,8 +356,8 @@ class _Diagnosis:
             return HealthCheck(
                 "log",
                 DEGRADED,
-                f"{pages.lost_frames} frames of {log.name} are damaged; SQLite leaves out those "
-                "and all behind them",
+                f"damaged frames of {log.name}: {pages.lost_frames}; SQLite leaves out those and "
+                "all behind them",
                 f"Before anybody opens it: {self._salvage()}",
             )
         if pages.is_log_damaged:
@@ -369,7 +369,7 @@ class _Diagnosis:
                 f"Before anybody opens it: {self._salvage()}",
             )
         left = "left by a program that did not close it"
-        return HealthCheck("log", OK, f"{pages.frames} frames, {left}")
+        return HealthCheck("log", OK, f"{counted(pages.frames, 'frame')}, {left}")
 
     def _rescue(self) -> str:
         return f"{_RESCUE}{self._salvage()}"

@@ -13,10 +13,15 @@ _MOST: Final = 3
 _STEP: Final = 1024
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and what it counts, such as ``1 turn`` and ``2 turns``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def readable_size(count: int) -> str:
     """Return a number of bytes as people read it, such as ``74.0 GiB``."""
     if count < _STEP:
-        return f"{count} bytes"
+        return counted(count, "byte")
     size, units = count / _STEP, ["TiB", "GiB", "MiB", "KiB"]
     # 1,023.96 would be shown as 1024.0.
     while size >= _STEP - 0.05 and len(units) > 1:
