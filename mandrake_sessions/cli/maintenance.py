@@ -20,6 +20,7 @@ from mandrake_sessions.cli.target import (
     TIMEOUT,
     Database,
     Json,
+    ReadOnly,
     Root,
     Timeout,
     WorkspaceName,
@@ -66,11 +67,12 @@ def health(
             help="thorough: also every page and reference; full: also indexes, on a copy.",
         ),
     ] = Level.QUICK,
+    read_only: ReadOnly = False,
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
     """Look at a database, say what is wrong and what to do; exit code 5 if it cannot be used."""
-    with open_sessions(root, workspace, database, timeout) as sessions:
+    with open_sessions(root, workspace, database, timeout, read_only=read_only) as sessions:
         report = sessions.health(HealthLevel(level.value), _COPY_SECONDS)
     print_report(report, as_json=as_json)
     if not report.is_usable:
@@ -88,6 +90,7 @@ def backup(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is there.")
     ] = False,
+    read_only: ReadOnly = False,
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
@@ -98,7 +101,7 @@ def backup(
             ExitCode.EXISTS,
             "Choose another file, or give --overwrite.",
         )
-    with open_sessions(root, workspace, database, timeout) as sessions:
+    with open_sessions(root, workspace, database, timeout, read_only=read_only) as sessions:
         source = sessions.path
         copy = sessions.backup(target, overwrite=overwrite, timeout=_COPY_SECONDS)
     size = copy.stat().st_size

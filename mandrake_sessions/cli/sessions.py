@@ -25,6 +25,7 @@ from mandrake_sessions.cli.target import (
     Database,
     Json,
     Limit,
+    ReadOnly,
     Root,
     SessionId,
     Timeout,
@@ -50,11 +51,12 @@ def list_(
     database: Database = None,
     limit: Limit = _LIMIT,
     offset: Annotated[int, typer.Option(metavar="N", help="Rows left out in front.")] = 0,
+    read_only: ReadOnly = False,
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
     """List sessions, the one that changed last first."""
-    with open_sessions(root, workspace, database, timeout) as sessions:
+    with open_sessions(root, workspace, database, timeout, read_only=read_only) as sessions:
         found = sessions.list_sessions(limit=limit, offset=offset)
         total = sessions.count_sessions()
         short = shortened(sessions, [each.id for each in found])
@@ -89,11 +91,12 @@ def show(
         int | None,
         typer.Option(metavar="N", help="The last rounds only; all when not given."),
     ] = None,
+    read_only: ReadOnly = False,
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
     """Show a session: its rounds with their turns, and what they used."""
-    with open_sessions(root, workspace, database, timeout) as sessions:
+    with open_sessions(root, workspace, database, timeout, read_only=read_only) as sessions:
         id = whole_id(sessions, id)
         history = sessions.render_session_history(id, last=last)
         usage = sessions.get_session_usage(id)

@@ -20,6 +20,7 @@ from mandrake_sessions.cli.short_ids import whole_id
 from mandrake_sessions.cli.target import (
     TIMEOUT,
     Database,
+    ReadOnly,
     Root,
     SessionId,
     Timeout,
@@ -39,6 +40,7 @@ def tail(
     last: Annotated[
         int, typer.Option(metavar="N", help="Begin with so many of the last rounds.")
     ] = 1,
+    read_only: ReadOnly = False,
     timeout: Timeout = TIMEOUT,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document for each change, a line each.")
@@ -50,7 +52,7 @@ def tail(
     """
     show = _print_line if as_json else _Page().show
     with (
-        open_sessions(root, workspace, database, timeout) as sessions,
+        open_sessions(root, workspace, database, timeout, read_only=read_only) as sessions,
         sessions.watch_session(whole_id(sessions, id), last=last) as watch,
     ):
         for event in watch:

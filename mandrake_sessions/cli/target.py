@@ -57,6 +57,9 @@ Timeout = Annotated[
     float, typer.Option(metavar="SECONDS", help="How long to wait for a busy database.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+ReadOnly = Annotated[
+    bool, typer.Option("--read-only", help="Write nothing, not even what opening would bring up.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Limit = Annotated[int, typer.Option(metavar="N", help="Rows at most, 1 to 10000.")]
 
@@ -70,7 +73,7 @@ def new_pool(timeout: float) -> ConnectionPool:
 
 @contextlib.contextmanager
 def open_mandrake(
-    root: Path | None, timeout: float, *, create: bool = False
+    root: Path | None, timeout: float, *, create: bool = False, read_only: bool = False
 ) -> Iterator[MandrakeManager]:
     """Open a system for a block.
 
@@ -78,9 +81,10 @@ def open_mandrake(
         root: its directory; None for the default one.
         timeout: seconds to wait for a busy database.
         create: whether a system that is not there is made.
+        read_only: whether nothing is written.
     """
     with new_pool(timeout) as pool:
-        mandrake = MandrakeManager(root, pool=pool)
+        mandrake = MandrakeManager(root, pool=pool, read_only=read_only)
         mandrake.sessions.create = create
         hints: dict[type[Exception], str] = {
             WorkspaceNotFoundError: (
@@ -95,14 +99,19 @@ def open_mandrake(
 
 @contextlib.contextmanager
 def open_sessions(
-    root: Path | None, workspace: str | None, database: Path | None, timeout: float
+    root: Path | None,
+    workspace: str | None,
+    database: Path | None,
+    timeout: float,
+    *,
+    read_only: bool = False,
 ) -> Iterator[SessionManager]:
     """Open the database a command is about for a block; one that is not there is not made."""
     options = target_options(root, workspace, database)
     hints: dict[type[Exception], str] = {
         SessionNotFoundError: f"`mandrake-sessions sessions list{options}` shows those there are."
     }
-    path = database_path(root, workspace, database, timeout)
+    path = database_path(root, workspace, database, timeout, read_only=read_only)
     if database is not None:
         hints[DatabaseMissingError] = "Check the path that --database names."
     elif workspace is None and not os.path.lexists(path):
@@ -110,7 +119,7 @@ def open_sessions(
     with (
         advising(hints),
         new_pool(timeout) as pool,
-        SessionManager(path, pool=pool, create=False) as sessions,
+        SessionManager(path, pool=pool, create=False, read_only=read_only) as sessions,
     ):
         yield sessions
 
@@ -137,7 +146,12 @@ def _first_use(mandrake: MandrakeManager) -> str:
 
 
 def database_path(
-    root: Path | None, workspace: str | None, database: Path | None, timeout: float
+    root: Path | None,
+    workspace: str | None,
+    database: Path | None,
+    timeout: float,
+    *,
+    read_only: bool = False,
 ) -> Path:
     """Return the file a command is about."""
     if database is not None:
@@ -149,7 +163,7 @@ def database_path(
         return database
     if workspace is None:
         return MandrakeManager(root).sessions.path
-    with open_mandrake(root, timeout) as mandrake:
+    with open_mandrake(root, timeout, read_only=read_only) as mandrake:
         return mandrake.database_of(require_workspace(mandrake, workspace).id)
 
 

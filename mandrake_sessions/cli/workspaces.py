@@ -22,6 +22,7 @@ from mandrake_sessions.cli.target import (
     TIMEOUT,
     Json,
     Limit,
+    ReadOnly,
     Root,
     Timeout,
     Yes,
@@ -49,12 +50,17 @@ def workspace_document(workspace: Workspace) -> dict[str, Any]:
 
 @app.command("list")
 def list_(
-    *, root: Root = None, limit: Limit = 100, timeout: Timeout = TIMEOUT, as_json: Json = False
+    *,
+    root: Root = None,
+    limit: Limit = 100,
+    read_only: ReadOnly = False,
+    timeout: Timeout = TIMEOUT,
+    as_json: Json = False,
 ) -> None:
     """List the registered workspaces by name."""
     if not 1 <= limit <= 10_000:
         raise typer.BadParameter("limit must be a whole number from 1 to 10000.")
-    with open_mandrake(root, timeout) as mandrake:
+    with open_mandrake(root, timeout, read_only=read_only) as mandrake:
         known = mandrake.list_workspaces()
     shown = known[:limit]
     if as_json:
