@@ -45,9 +45,12 @@ class Registry:
 
     def workspace(self, row: tuple[Any, ...]) -> Workspace:
         """Return a workspace of the registry, with the path it has now."""
-        id, name, path, *rest = row
-        place = self._root_name if path == os.curdir else os.path.join(self._root_name, path)
-        return Workspace(id, name, place, *rest)
+        id, name, stored, *rest = row
+        return Workspace(id, name, self.path(stored), *rest)
+
+    def path(self, stored: str) -> str:
+        """Return the path that a stored one stands for now."""
+        return self._root_name if stored == os.curdir else os.path.join(self._root_name, stored)
 
     def document(self) -> str:
         """Return what is noted with a directory outside that is registered here."""

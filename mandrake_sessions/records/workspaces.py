@@ -45,15 +45,16 @@ def register_workspace(
         InvalidArgumentError: an argument has the wrong type or is out of range.
         WorkspaceAlreadyExistsError: the name or path is taken.
     """
+    place = registry.stored(arguments.text("path", path))
     workspace = Workspace(
         id=new_id(),
         name=arguments.workspace_name("name", name),
-        path=arguments.text("path", path),
+        path=registry.path(place),
         description=arguments.optional_text("description", description),
         created_us=now(),
         last_opened_us=None,
     )
-    stored = msgspec.structs.replace(workspace, path=registry.stored(workspace.path))
+    stored = msgspec.structs.replace(workspace, path=place)
 
     def work(tx: WriteTransaction) -> Workspace:
         try:
@@ -92,9 +93,10 @@ def require_free(registry: Registry, name: str, path: str) -> ReadUnit[None]:
     Raises:
         WorkspaceAlreadyExistsError: one of both is taken.
     """
+    place = registry.path(registry.stored(path))
 
     def work(tx: ReadTransaction) -> None:
-        taken = _taken(tx, registry, name, path)
+        taken = _taken(tx, registry, name, place)
         if taken is not None:
             raise taken
 
@@ -241,7 +243,7 @@ def move_workspace_row(
     def work(tx: WriteTransaction) -> Workspace:
         for each in tx.rows(sql.ALL_WORKSPACES):
             other = registry.workspace(each)
-            if other.path == path and other.id != id:
+            if other.path == registry.path(stored) and other.id != id:
                 raise _taken_error(other.id, "path")
         row = tx.row(sql.MOVE_WORKSPACE, values)
         if row is None:

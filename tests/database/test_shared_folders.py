@@ -49,6 +49,22 @@ def shared(public: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("mode", [0o1777, 0o777, 0o775])
+def test_a_link_is_not_followed_whoever_the_others_are_that_may_write(
+    shared: Path, tmp_path: Path, pool: ConnectionPool, mode: int
+) -> None:
+    ours = tmp_path / "ours.sqlite"
+    SessionManager(ours, pool=pool).init().close()
+    link_of(OTHER, shared / "db.sqlite", ours)
+    shared.chmod(mode)
+    with pytest.raises(DatabasePathError, match="another user"):
+        SessionManager(shared / "db.sqlite", pool=pool).init()
+    # Nobody else could have put it there: root itself has given it away.
+    shared.chmod(0o755)
+    with SessionManager(shared / "db.sqlite", pool=pool) as sessions:
+        assert sessions.path == ours
+
+
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
     """Something of ours that a link could lead to."""

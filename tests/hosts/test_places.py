@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,8 @@ from mandrake_sessions import (
     WorkspaceNotFoundError,
     WorkspacePlaceError,
 )
-from mandrake_sessions.hosts import workspace_database
+from mandrake_sessions.records import sql
+from mandrake_sessions.workspace import workspace_database
 
 OpenRoot = Callable[[Path], Any]
 GARBAGE = b"no database, and longer than a header of one" * 300
@@ -102,6 +104,45 @@ def test_a_root_that_was_moved_finds_its_workspaces(
         host.delete_workspace(ids["inside"])
     assert not root.exists()
     assert list((moved / "workspaces").iterdir()) == []
+
+
+def test_what_lies_below_the_root_is_stored_as_seen_from_there(
+    tmp_path: Path, open_root: OpenRoot, pool: ConnectionPool
+) -> None:
+    root = tmp_path / "root"
+    make(open_root, root, inside=None, outside=tmp_path / "outside", deep=root / "a" / "deep")
+
+    with SessionManager(root / "db.sqlite", pool=pool) as system, system.handle.read() as tx:
+        assert {row[1]: row[2] for row in tx.rows(sql.ALL_WORKSPACES)} == {
+            "inside": "workspaces/inside",
+            "deep": "a/deep",
+            "outside": str(tmp_path / "outside"),
+        }
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="mounts a folder a second time"
+)
+def test_a_root_that_is_mounted_twice_is_one(tmp_path: Path, open_root: OpenRoot) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    ids = make(open_root, one / "root", inside=None, outside=one / "outside")
+    other.mkdir()
+    if subprocess.run(["mount", "--bind", one, other], check=False).returncode:
+        pytest.skip("this process may not mount")
+    try:
+        with open_root(other / "root") as host:
+            inside = host.get_workspace(ids["inside"])
+            assert titles(inside) == ["inside"]
+            assert inside.path == other / "root" / "workspaces" / "inside"
+            for path in (one / "root" / "workspaces" / "inside", other / "outside"):
+                with pytest.raises(WorkspaceAlreadyExistsError):
+                    host.adopt_workspace("again", path)
+            made = host.create_workspace("made", path=one / "root" / "made")
+            assert made.path == other / "root" / "made"
+        with open_root(one / "root") as host:
+            assert host.get_workspace(made.id).path == one / "root" / "made"
+    finally:
+        subprocess.run(["umount", other], check=True)
 
 
 def test_a_copied_root_works_on_its_own_copies(
@@ -210,8 +251,6 @@ def test_what_an_earlier_version_has_stored_moves_with_its_root_once_it_was_open
     root = tmp_path / "root"
     ids = make(open_root, root, work=None)
     with SessionManager(root / "db.sqlite", pool=pool) as system, system.handle.write() as tx:
-        from mandrake_sessions.records import sql
-
         stored = {"path": str(root / "workspaces" / "work"), "id": ids["work"], "description": None}
         tx.rows(sql.MOVE_WORKSPACE, stored)
 
