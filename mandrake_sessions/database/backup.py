@@ -115,7 +115,7 @@ def back_up(
 
 
 def check_copy(source: Connection, budget: Budget) -> None:
-    """Check a copy of a database, made beside it and removed; raises what ``back_up`` does."""
+    """Check a copy of a database, made next to it and removed; raises what ``back_up`` does."""
     told = _Told(source.path, source.path, budget, lambda: source.is_cancelled)
     told.source = source
     # Not under a name of its own: what a killed process leaves is then known as unfinished.

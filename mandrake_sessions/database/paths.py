@@ -95,9 +95,9 @@ def _require_trusted(
 
 
 def refuse_planted(path: Path) -> None:
-    """Refuse a database whose log, index or journal another user may have put beside it.
+    """Refuse a database whose log, index or journal another user may have planted.
 
-    SQLite follows no link there, but would write into a file of ours that has a second name there,
+    SQLite follows no link there, but would write into a private file that has a second name there,
     and would read another user's log. Only the users that may write the database make these.
 
     Raises:

@@ -29,7 +29,7 @@ _BESIDE: Final = ("", "-wal", "-shm", "-journal")
 def making(path: Path) -> Iterator[Path]:
     """Lend an empty file beside ``path``, readable by its owner only, which goes with the block.
 
-    What killed processes have left is removed first.
+    Leftovers of killed processes are removed first.
 
     Args:
         path: the name it may get by ``put_in_place``.
@@ -66,7 +66,7 @@ class Leftover(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes on the disk, with what SQLite has made beside it."""
+        """Bytes on the disk, with the files that SQLite has made for it."""
         total = 0
         for suffix in _BESIDE:
             with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ def leftovers(path: Path) -> list[Leftover]:
 
 
 def tidy(path: Path) -> None:
-    """Remove what killed processes have left in the folder of a database.
+    """Remove the leftovers of killed processes in the folder of a database.
 
     These are unfinished files, of any database in the folder, and owners' files of this one.
 

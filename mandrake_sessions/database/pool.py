@@ -174,7 +174,7 @@ class ConnectionPool:
         return handle
 
     def _tidy(self, real: Path) -> None:
-        """Remove what killed processes have left beside a file that is asked for.
+        """Remove the leftovers of killed processes next to a file that is asked for.
 
         For one that is open the looks take a hundredth of the time, however large its folder is.
         """

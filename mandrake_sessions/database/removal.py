@@ -30,7 +30,7 @@ _OPERATION = "delete"
 
 
 def remove(path: Path, budget: Budget, *, even_damaged: bool = False) -> None:
-    """Remove a database with the files beside it; nothing in this process has it open.
+    """Remove a database with its sidecar files; nothing in this process has it open.
 
     Every file is removed from the folder that the database was found in, which stays open: a link
     that comes into its place meanwhile leads to nothing that is removed.
@@ -38,8 +38,8 @@ def remove(path: Path, budget: Budget, *, even_damaged: bool = False) -> None:
     Args:
         path: its real path.
         budget: the time to wait for other processes.
-        even_damaged: whether the name is known to be a database's: then what is no database any
-            more is removed too, and so is what a file that is gone has left beside it.
+        even_damaged: whether the name is known to be a database's: then a file that is
+            no database any more is removed too, and so are the sidecar files of one that is gone.
 
     Raises:
         DatabaseBusyError: another process has it open; nothing was removed.
@@ -87,7 +87,7 @@ def _is_foreign(path: Path) -> bool:
     except apsw.Error:
         # What is wrong with it is found by locking it.
         return False
-    # One page: a file of ours whose schema is not made yet.
+    # One page: a database of this library whose schema is not made yet.
     pages = int.from_bytes(header[28:32], "big")
     application = int.from_bytes(header[68:72], "big")
     if header[:16] != MAGIC or pages <= 1 or application == APPLICATION_ID:

@@ -387,7 +387,7 @@ class Turnstile:
     def _is_trusted(self, found: os.stat_result) -> bool:
         """Whether a file is a turnstile, and not what another user has put in its place.
 
-        One could hold it for ever, and what has a second name is written as that, too.
+        Its maker could hold it without end, and a file with a second name is written as that, too.
         """
         if sys.platform == "win32" or not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
             return False

@@ -21,8 +21,8 @@ def make(run: Run, name: str, folder: Path) -> None:
 
 
 def titles(run: Run, name: str) -> list[str]:
-    told = run("sessions", "list", "-w", name, "--json").json()
-    return [each["title"] for each in told["sessions"]]
+    ended = run("sessions", "list", "-w", name, "--json").json()
+    return [each["title"] for each in ended["sessions"]]
 
 
 def test_a_moved_workspace_is_registered_anew(run: Run, tmp_path: Path) -> None:
@@ -52,9 +52,9 @@ def test_adopting_a_moved_one_under_its_name_does_the_same(run: Run, tmp_path: P
 def test_unregistering_leaves_the_files(run: Run, tmp_path: Path) -> None:
     make(run, "shop", tmp_path / "shop")
 
-    told = run("workspaces", "unregister", "shop", "--json").json()
+    ended = run("workspaces", "unregister", "shop", "--json").json()
 
-    assert told["unregistered"]["name"] == "shop"
+    assert ended["unregistered"]["name"] == "shop"
     assert workspace_database(tmp_path / "shop").exists()
     assert run("workspaces", "unregister", "shop").code == 3
     run("workspaces", "adopt", "shop", tmp_path / "shop")
@@ -75,9 +75,9 @@ def test_deleting_says_what_became_of_the_database(run: Run, tmp_path: Path) -> 
         ("foreign", "is not ours and stays"),
         ("damaged", "is deleted with"),
     ):
-        told = run("workspaces", "delete", name, "--yes")
-        assert told.code == 0
-        assert said in told.stdout
+        ended = run("workspaces", "delete", name, "--yes")
+        assert ended.code == 0
+        assert said in ended.stdout
     assert run("workspaces", "list", "--json").json()["total"] == 0
     assert workspace_database(tmp_path / "foreign").is_dir()
     assert not workspace_database(tmp_path / "damaged").exists()
@@ -97,10 +97,10 @@ def test_a_link_in_the_place_of_a_workspace_is_an_error_that_says_what_to_do(
         ("health", "-w", "shop"),
         ("backup", tmp_path / "copy.sqlite", "-w", "shop"),
     ):
-        told = run(*command)
-        assert told.code == 5, told.stderr
-        assert "workspaces move" in told.stderr
-        assert "workspaces unregister" in told.stderr
+        ended = run(*command)
+        assert ended.code == 5, ended.stderr
+        assert "workspaces move" in ended.stderr
+        assert "workspaces unregister" in ended.stderr
     assert titles(run, "victim") == ["victim"]
     assert not (tmp_path / "copy.sqlite").exists()
     assert run("workspaces", "move", "shop", tmp_path / "aside").code == 0

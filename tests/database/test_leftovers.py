@@ -1,4 +1,4 @@
-"""What killed processes leave beside a file, and who removes it."""
+"""Leftovers of killed processes, and the calls that remove them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def stop(*_):
     tell("at it")
     hear()
 backup._require_whole = restore._check_and_stamp = salvaging.verify = stop
-path, beside = sys.argv[1], sys.argv[2]
+path, other = sys.argv[1], sys.argv[2]
 """
 HEALTH = AT_IT + "SessionManager(path).init().handle.health(HealthLevel.FULL)"
-BACKUP = AT_IT + "SessionManager(path).init().handle.backup(beside)"
+BACKUP = AT_IT + "SessionManager(path).init().handle.backup(other)"
 COPY_BEFORE_MIGRATION = AT_IT + "SessionManager(path).init().handle.backup(path + '.before-0000')"
-RESTORE = AT_IT + "SessionManager(path).restore(beside, overwrite=True)"
-SALVAGE = AT_IT + "salvage(path, beside)"
+RESTORE = AT_IT + "SessionManager(path).restore(other, overwrite=True)"
+SALVAGE = AT_IT + "salvage(path, other)"
 
 Leave = Callable[[], Path]
 
@@ -66,8 +66,8 @@ def partials(database: Path) -> set[str]:
     return {name for name in names(database) if ".partial-" in name or "-owner-" in name}
 
 
-def kill_at_it(start_child: Any, script: str, database: Path, beside: Path) -> None:
-    child = start_child(script, database, beside)
+def kill_at_it(start_child: Any, script: str, database: Path, other: Path) -> None:
+    child = start_child(script, database, other)
     assert child.hear() == "at it"
     assert partials(database)
     child.process.send_signal(signal.SIGKILL)
@@ -116,12 +116,12 @@ def test_what_a_killed_process_has_left_is_removed_by_the_next_use(
     script: str,
     remove: Callable[[Path, ConnectionPool], None],
 ) -> None:
-    beside = database.with_name("beside.sqlite")
+    other = database.with_name("other.sqlite")
     if script is RESTORE:
-        beside = database.parent.parent / "backup.sqlite"
+        other = database.parent.parent / "backup.sqlite"
     before = names(database)
-    kill_at_it(start_child, script, database, beside)
-    # A file that happens to be called so, and was never claimed, is somebody's.
+    kill_at_it(start_child, script, database, other)
+    # A file that happens to be called so, and was never claimed, is another program's.
     foreign = database.with_name("notes.partial-0123456789abcdef")
     foreign.touch()
 
@@ -142,10 +142,10 @@ def test_what_a_killed_process_has_left_is_removed_by_the_next_use(
 def test_what_a_living_process_makes_stays(
     database: Path, pool: ConnectionPool, start_child: Any, script: str
 ) -> None:
-    beside = database.with_name("beside.sqlite")
+    other = database.with_name("other.sqlite")
     if script is RESTORE:
-        beside = database.parent.parent / "backup.sqlite"
-    child = start_child(script, database, beside)
+        other = database.parent.parent / "backup.sqlite"
+    child = start_child(script, database, other)
     assert child.hear() == "at it"
     made = partials(database)
     assert made
@@ -200,8 +200,8 @@ with SessionManager(sys.argv[1]) as sessions:
 def test_the_doctor_names_what_is_left_with_its_size(
     database: Path, pool: ConnectionPool, start_child: Any
 ) -> None:
-    kill_at_it(start_child, HEALTH, database, database.with_name("beside.sqlite"))
-    kill_at_it(start_child, BACKUP, database, database.with_name("beside.sqlite"))
+    kill_at_it(start_child, HEALTH, database, database.with_name("other.sqlite"))
+    kill_at_it(start_child, BACKUP, database, database.with_name("other.sqlite"))
     before = partials(database)
 
     (check,) = [each for each in diagnose(database).checks if each.name == "partial_files"]

@@ -1,4 +1,4 @@
-"""In a folder that others may write, what they put into the place of a file of ours is not used."""
+"""In a folder that other users may write, files that they have planted are not used."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def public() -> Iterator[Path]:
 
 @pytest.fixture
 def shared(public: Path) -> Path:
-    """As ``/tmp``: everybody may write, and nobody remove what is another's."""
+    """As ``/tmp``: every user may write, and none remove what is another's."""
     folder = public / "shared"
     folder.mkdir()
     folder.chmod(0o1777)
@@ -50,7 +50,7 @@ def shared(public: Path) -> Path:
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o777, 0o775])
-def test_a_link_is_not_followed_whoever_the_others_are_that_may_write(
+def test_a_link_is_not_followed_in_any_folder_that_others_may_write(
     shared: Path, tmp_path: Path, pool: ConnectionPool, mode: int
 ) -> None:
     ours = tmp_path / "ours.sqlite"
@@ -59,7 +59,7 @@ def test_a_link_is_not_followed_whoever_the_others_are_that_may_write(
     shared.chmod(mode)
     with pytest.raises(DatabasePathError, match="another user"):
         SessionManager(shared / "db.sqlite", pool=pool).init()
-    # Nobody else could have put it there: root itself has given it away.
+    # No other user could have put it there: root itself has given it away.
     shared.chmod(0o755)
     with SessionManager(shared / "db.sqlite", pool=pool) as sessions:
         assert sessions.path == ours
@@ -67,7 +67,7 @@ def test_a_link_is_not_followed_whoever_the_others_are_that_may_write(
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """Something of ours that a link could lead to."""
+    """A private file that a link could lead to."""
     path = tmp_path / "private" / "precious"
     path.parent.mkdir(mode=0o700)
     path.write_bytes(b"precious")
@@ -193,21 +193,21 @@ def test_a_link_that_comes_while_a_backup_is_made_is_not_followed(
     assert victim.read_bytes() == b"precious"
 
 
-def symbolic(beside: Path, victim: Path) -> None:
-    link_of(OTHER, beside, victim)
+def symbolic(planted_at: Path, victim: Path) -> None:
+    link_of(OTHER, planted_at, victim)
 
 
-def dangling(beside: Path, victim: Path) -> None:
-    link_of(OTHER, beside, victim.with_name("new"))
+def dangling(planted_at: Path, victim: Path) -> None:
+    link_of(OTHER, planted_at, victim.with_name("new"))
 
 
-def second_name(beside: Path, victim: Path) -> None:
-    os.link(victim, beside)
+def second_name(planted_at: Path, victim: Path) -> None:
+    os.link(victim, planted_at)
 
 
-def anothers_file(beside: Path, victim: Path) -> None:
-    beside.write_bytes(b"planted")
-    os.chown(beside, OTHER, OTHER)
+def anothers_file(planted_at: Path, victim: Path) -> None:
+    planted_at.write_bytes(b"planted")
+    os.chown(planted_at, OTHER, OTHER)
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
@@ -233,22 +233,22 @@ def test_what_another_user_has_put_in_the_place_of_a_sidecar_is_not_used(
             sessions.create_session("kept")
         with pool._reserved(path, _budget(), "delete"):
             pass
-    beside = path.with_name(f"{path.name}{suffix}")
-    plant(beside, victim)
-    planted = os.lstat(beside)
+    planted_at = path.with_name(f"{path.name}{suffix}")
+    plant(planted_at, victim)
+    planted = os.lstat(planted_at)
 
     try:
         with SessionManager(path, pool=pool) as sessions:
-            # What lay beside a database that was not there is set aside.
+            # Without a database the planted file is set aside.
             assert not is_there
             sessions.create_session("mine")
     except DatabaseOpenError:
-        assert os.lstat(beside).st_ino == planted.st_ino
+        assert os.lstat(planted_at).st_ino == planted.st_ino
         assert path.exists()
     assert victim.read_bytes() == b"precious"
     assert os.listdir(victim.parent) == [victim.name]
     if is_there:
-        beside.unlink()
+        planted_at.unlink()
         with SessionManager(path, pool=pool) as sessions:
             assert [each.title for each in sessions.list_sessions()] == ["kept"]
 

@@ -283,7 +283,7 @@ def test_a_moved_folder_is_registered_anew_under_the_same_name(
         assert (moved.id, moved.name, moved.path) == (ids["work"], "work", str(new))
         assert titles(host.get_workspace(ids["work"])) == ["work"]
         with pytest.raises(WorkspaceNotFoundError):
-            host.move_workspace("nobody", new)
+            host.move_workspace("no such id", new)
         with pytest.raises(DatabaseFolderError):
             host.move_workspace(ids["work"], tmp_path / "nowhere")
         (tmp_path / "empty").mkdir()
@@ -479,7 +479,7 @@ def damage_format(database: Path) -> None:
 
 
 def damage_mark(database: Path) -> None:
-    """What tells our databases from other programs'."""
+    """The mark by which a database of this library is known."""
     with open(database, "r+b") as file:
         file.seek(68)
         file.write(b"\0\0\0\x09")

@@ -96,8 +96,8 @@ class _Diagnosis:
         checks = [self._file()]
         if not self._path.is_file():
             # Opening what is no file may wait for ever: a named pipe has no other end.
-            beside = [self._folder(), self._set_aside(), self._partials()]
-            return [*checks, *beside, self._disk(), self._sqlite()]
+            around = [self._folder(), self._set_aside(), self._partials()]
+            return [*checks, *around, self._disk(), self._sqlite()]
         self._size = self._path.stat().st_size
         self._users = _find_users(self._path)
         checks += [
