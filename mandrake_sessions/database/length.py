@@ -44,7 +44,7 @@ def lacking_pages(header: bytes, size: int) -> int:
         size: its bytes.
     """
     page_size = page_size_of(header)
-    pages, there = _pages(header), size // page_size
+    pages, there = pages_of(header), size // page_size
     return max(0, pages - there - (there < _never(page_size) <= pages))
 
 
@@ -68,7 +68,7 @@ def measure(connection: Connection, deadline: float) -> Length:
             time.sleep(_PAUSE)
         header = connection.header()
         size = connection.path.stat().st_size
-        page_size, pages = page_size_of(header), _pages(header)
+        page_size, pages = page_size_of(header), pages_of(header)
         lacking = lacking_pages(header, size)
         found = Length(size, page_size, pages, lacking, is_cut=bool(lacking))
         if not lacking:
@@ -84,7 +84,8 @@ def measure(connection: Connection, deadline: float) -> Length:
     return found
 
 
-def _pages(header: bytes) -> int:
+def pages_of(header: bytes) -> int:
+    """Return how many pages a header counts."""
     return max(1, int.from_bytes(header[28:32], "big"))
 
 

@@ -43,7 +43,7 @@ from mandrake_sessions.log import get_logger
 from mandrake_sessions.options import DatabaseOptions
 
 _modules = sys.modules
-_COMPARE_EVERY = 0.5
+_COMPARE_EVERY = 0.1
 """Seconds between two reads that look for more than that the file was moved: half a microsecond."""
 
 
@@ -232,12 +232,14 @@ class FileLifecycle(abc.ABC):
 
         Reads do it now and then, so that little is to be explained when a write comes.
         """
-        self._compare_at = monotonic() + _COMPARE_EVERY
+        now = monotonic()
+        after_pause = now >= self._compare_at
+        self._compare_at = now + _COMPARE_EVERY
         seen = self.witness.seen
         try:
             found = stat(self._name)
         except OSError:
-            self.require_ours(connection, operation)
+            self.require_ours(connection, operation, after_pause=after_pause)
             return
         # Written out, for it is done at every write: whatever changes a file changes one of these.
         if (
@@ -246,19 +248,22 @@ class FileLifecycle(abc.ABC):
             or found.st_size != seen[2]
             or found.st_ino != seen[1]
         ):
-            self.require_ours(connection, operation)
+            self.require_ours(connection, operation, after_pause=after_pause)
 
-    def require_ours(self, connection: Connection, operation: str) -> None:
+    def require_ours(
+        self, connection: Connection, operation: str, *, after_pause: bool = False
+    ) -> None:
         """Find out what has changed the file, and give it up if it is not ours any more.
 
         Args:
             connection: one on the file; its lease is the caller's.
             operation: for errors.
+            after_pause: whether it was not compared for a while.
 
         Raises:
             DatabaseMovedError: it is not.
         """
-        fate = self.witness.look(connection)
+        fate = self.witness.look(connection, after_pause=after_pause)
         if fate is Fate.MOVED:
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation=operation)

@@ -16,7 +16,7 @@ if sys.platform != "win32":
     import fcntl
 
 _BYTES: Final = 136
-_HEADER: Final = struct.Struct("=8xI4xI12x8s8x")
+_HEADER: Final = struct.Struct("=8xI4xII8x8s8x")
 _COPY: Final = slice(0, _HEADER.size)
 _AGAIN: Final = slice(_HEADER.size, 2 * _HEADER.size)
 _COPIED: Final = struct.Struct("=I")
@@ -39,6 +39,7 @@ class LogState(NamedTuple):
             and after one that was killed.
         frames: how many it has.
         commits: transactions counted, also over the rounds of the log.
+        pages: how many the database has after the last of them; 0 if it has not been written.
     """
 
     salts: bytes
@@ -46,6 +47,7 @@ class LogState(NamedTuple):
     begun: int
     frames: int
     commits: int
+    pages: int
 
     @property
     def is_at_rest(self) -> bool:
@@ -84,10 +86,10 @@ class LogIndex:
                 return None
             # Written twice, one after the other, as SQLite itself compares it.
             if len(found) == _BYTES and found[_COPY] == found[_AGAIN]:
-                commits, frames, salts = _HEADER.unpack(found[_COPY])
+                commits, frames, pages, salts = _HEADER.unpack(found[_COPY])
                 copied = _COPIED.unpack_from(found, _COPIED_AT)[0]
                 begun = _COPIED.unpack_from(found, _BEGUN_AT)[0]
-                return LogState(salts, copied, begun, frames, commits)
+                return LogState(salts, copied, begun, frames, commits, pages)
         return None
 
     def is_copying(self) -> bool:

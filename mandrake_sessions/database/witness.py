@@ -28,7 +28,7 @@ from mandrake_sessions.database.header import (
     strangeness,
 )
 from mandrake_sessions.database.health.inspection import Inspections
-from mandrake_sessions.database.length import lacking_pages, measure
+from mandrake_sessions.database.length import lacking_pages, measure, pages_of
 from mandrake_sessions.database.log_frames import commits_in_log
 from mandrake_sessions.database.log_index import LogIndex, LogState
 from mandrake_sessions.database.refusal import Refusal
@@ -53,6 +53,8 @@ _PATIENCE: Final = 1.0
 """Seconds for looking through the log for pages that the file lacks."""
 _PAGES_PATIENCE: Final = 5.0
 """Seconds for looking at every page: some 10 GB of a file that the system has in memory."""
+_SMALL: Final = 8 * 1024 * 1024
+"""Bytes of a file whose pages are looked at in some 3 ms, so that it is done after a pause."""
 _OPERATION: Final = "look"
 _CHECK: Final = "PRAGMA quick_check(1)"
 _FOREIGN: Final = "something has written to it beside SQLite"
@@ -119,12 +121,16 @@ class Witness:
         # Salts of the log, and how much of it was copied when that was all.
         self._whole_at: tuple[bytes, int] | None = None
 
-    def look(self, connection: Connection, *, may_be_under_way: bool = True) -> Fate:
+    def look(
+        self, connection: Connection, *, may_be_under_way: bool = True, after_pause: bool = False
+    ) -> Fate:
         """Look what has become of the file since it was looked at last; about ten microseconds.
 
         Args:
             connection: one on the file; its lease is the caller's.
             may_be_under_way: whether pages may be missing while a checkpoint seems under way.
+            after_pause: whether it was not looked at for a while, so that something may have
+                written to it after a checkpoint, or before one.
 
         Returns:
             ``MOVED``, ``OVERWRITTEN`` or ``OURS``.
@@ -136,12 +142,17 @@ class Witness:
             return Fate.MOVED
         if (found.st_dev, found.st_ino) != self._identity:
             return Fate.MOVED
+        look = _look_at(found)
+        is_changed = self._known is not None and self._known.look != look
         try:
-            return self._judge(connection, before, _look_at(found), may_be_under_way)
+            fate = self._judge(connection, before, look, may_be_under_way)
         except (apsw.Error, OSError):
             # What cannot be read is not judged: the next lease looks again.
             self.seen = UNSEEN
             return Fate.OURS
+        if is_changed and after_pause and found.st_size <= _SMALL:
+            self.is_doubted = True
+        return fate
 
     def require_whole(self, inspections: MakeInspections, budget: Budget) -> None:
         """Make sure, before a write, that what is written will be found again.
@@ -269,6 +280,9 @@ class Witness:
             if header != known.head[:HEADER_BYTES]:
                 return Fate.OVERWRITTEN
             self._note_damage(_FOREIGN)
+        if known is not None and _lacks_what_was_copied(before, after, header):
+            # An older copy, which came after a checkpoint of another process.
+            return Fate.OVERWRITTEN
         is_under_way = self._is_under_way(before) or self._is_under_way(after)
         if lacking_pages(header, look[2]) and not (is_under_way and may_be_under_way):
             length = measure(connection, monotonic() + _PATIENCE)
@@ -304,6 +318,13 @@ class Witness:
     def _is_under_way(self, state: LogState | None) -> bool:
         """Whether a checkpoint is; one that was killed is not, though it has not ended."""
         return state is not None and not state.is_at_rest and self._index.is_copying()
+
+
+def _lacks_what_was_copied(before: LogState | None, after: LogState | None, header: bytes) -> bool:
+    """Whether the whole log is in the file, by its index, and not by the file's first page."""
+    if after is None or before != after or not (after.is_copied and after.is_at_rest):
+        return False
+    return 0 < after.pages != pages_of(header)
 
 
 def _is_at_rest(state: LogState | None) -> bool:

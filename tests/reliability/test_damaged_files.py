@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -298,6 +299,21 @@ def test_a_process_that_has_done_nothing_since_the_log_began_anew_refuses_too(
     """What it knew of the log was that all of it had been copied."""
     fill(sessions, "late", 3)
     run(DAMAGES[name], sessions.path)
+    assert beside.do("write") in REFUSED
+
+
+@pytest.mark.parametrize(
+    "name", ["random bytes in its middle", "an older copy of itself copied over it"]
+)
+def test_a_process_that_has_missed_a_checkpoint_of_another_one_refuses_too(
+    sessions: SessionManager, beside: Beside, name: str
+) -> None:
+    began = monotonic()
+    fill(sessions, "late", 10)
+    checkpoint(sessions)
+    run(DAMAGES[name], sessions.path)
+    while monotonic() - began < 0.2:
+        run("", sessions.path)
     assert beside.do("write") in REFUSED
 
 
