@@ -291,10 +291,7 @@ def _signal_main_thread(number: int) -> None:
 def _signal_numbers(signals: object) -> tuple[int, ...]:
     if not isinstance(signals, Iterable):
         raise InvalidArgumentError("signals must be signals.")
-    numbers = tuple(signals)
-    if not all(isinstance(each, int) and not isinstance(each, bool) for each in numbers):
-        raise InvalidArgumentError("signals must be signals.")
-    return numbers
+    return tuple(arguments.index("signals", each) for each in signals)
 
 
 _installed: ShutdownHook | None = None
