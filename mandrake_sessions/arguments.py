@@ -47,6 +47,8 @@ _TOOL_CALL_KEYS: Final = frozenset({"call", "response", "raw", "is_interrupted"}
 
 def lookup_id(name: str, value: object) -> str:
     """Return an id to look something up by: any text that a database can hold."""
+    if type(value) is str and value.isascii():
+        return value
     id = as_str(value)
     if id is None:
         raise InvalidArgumentError(f"{name} must be the id itself, a string.")
@@ -286,7 +288,7 @@ def _stored_tool_call(call: ToolCall) -> dict[str, Any]:
 
 
 def _whole(name: str, value: object, least: int, most: int) -> int:
-    given = as_int(value)
+    given = value if type(value) is int else as_int(value)
     if given is None or not least <= given <= most:
         raise InvalidArgumentError(f"{name} must be a whole number from {least} to {most}.")
     return given

@@ -38,6 +38,10 @@ _SETTLING: Final = 8
 be seen, and times that a file system keeps are coarse."""
 
 
+_FORK_PATIENCE: Final = 0.1
+"""Seconds that a fork waits for the look under way: its file would be in use in the child."""
+
+
 class Lookout:
     """What is known of one open file: when it was last written, and whose turns stream in it.
 
@@ -117,6 +121,8 @@ class Patrol:
 
     def _reset(self) -> None:
         self._mutex = threading.Lock()
+        # Held for each look, and by a thread that forks.
+        self._looking = threading.RLock()
         self._hubs: weakref.WeakSet[Looking] = weakref.WeakSet()
         self._thread: threading.Thread | None = None
 
@@ -141,6 +147,16 @@ class Patrol:
         with self._mutex:
             self._hubs.discard(hub)
 
+    def pause_for_fork(self) -> None:
+        """Wait until no file is looked at."""
+        self._looking.acquire(timeout=_FORK_PATIENCE)
+
+    def go_on_after_fork(self) -> None:
+        """Look again, in the parent."""
+        # Not held where a look took too long.
+        with contextlib.suppress(RuntimeError):
+            self._looking.release()
+
     def forget_after_fork(self) -> None:
         """Begin anew in a child: the thread is the parent's, and so are the files."""
         self._reset()
@@ -158,7 +174,8 @@ class Patrol:
                     return
             for hub in hubs:
                 try:
-                    hub.lookout.look()
+                    with self._looking:
+                        hub.lookout.look()
                 except Exception:  # noqa: BLE001  # one file must not end the watch over all
                     get_logger(__name__).exception("patrol_failed")
             # Whatever is closed meanwhile is not kept alive by a thread that waits.
@@ -169,3 +186,5 @@ patrol = Patrol()
 """The process's own."""
 
 after_fork(patrol.forget_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=patrol.pause_for_fork, after_in_parent=patrol.go_on_after_fork)

@@ -208,6 +208,37 @@ def test_a_living_host_keeps_its_turn(
     assert sessions.get_turn(own.id).status is TurnStatus.STREAMING
 
 
+FORKING = """
+import os
+from mandrake_sessions import SessionManager
+from mandrake_sessions.live import patrol
+# It looks, and reads, without a pause.
+patrol.INTERVAL = 0.0
+patrol._SETTLING = 10**9
+sessions = SessionManager(sys.argv[1], create=False).init()
+found = set()
+for _ in range(60):
+    pid = os.fork()
+    if not pid:
+        try:
+            other = SessionManager(sys.argv[1], create=False).init()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    found.add(os.waitpid(pid, 0)[1])
+tell(sorted(found))
+"""
+
+
+def test_a_fork_waits_for_the_look_at_a_file(
+    ready_path: Path, start_child: Callable[..., Any]
+) -> None:
+    """A file that no caller uses at a fork can be opened in the child."""
+    child = start_child(FORKING, ready_path)
+    assert child.hear() == [0]
+    child.finish()
+
+
 # -- what looking costs ------------------------------------------------------------------------
 
 
