@@ -21,7 +21,9 @@
     ├── ThreadStartError
     └── DatabaseError                 path · operation · result_code · attempts
         ├── DatabaseOpenError
-        │   ├── DatabaseFolderError · DatabasePathError · DatabaseMissingError
+        │   ├── DatabaseFolderError · DatabaseMissingError
+        │   ├── DatabasePathError
+        │   │   └── DatabaseNamesError kind · others
         │   ├── NotADatabaseError · UnrecognizedDatabaseError · WorkspacePlaceError
         │   └── UnsupportedSQLiteError · OptionsConflictError
         ├── MigrationError
@@ -274,6 +276,29 @@ class DatabasePathError(DatabaseOpenError):
 
 class DatabaseMissingError(DatabaseOpenError):
     """There is no database file at this path."""
+
+
+class DatabaseNamesError(DatabasePathError):
+    """The file has another name, to which its log belongs; nothing was changed.
+
+    Attributes:
+        kind: ``hard link``, ``mounted file`` (the file is a mount point, as a container has it
+            that mounts a file and not its folder) or ``other mount`` (a process has it open by
+            another mount of its folder).
+        others: the other names, as far as they were found.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        kind: str = "hard link",
+        others: tuple[Path, ...] = (),
+        **context: Any,
+    ) -> None:
+        self.kind = kind
+        self.others = others
+        super().__init__(message, **context)
 
 
 class NotADatabaseError(DatabaseOpenError):

@@ -56,6 +56,9 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         flush_interval: how long text of a streaming turn may stay in memory before it is stored.
         flush_bytes: bytes of a streaming turn that are stored at once, before the interval is over.
         max_buffered_bytes: bytes of a streaming turn that may wait to be stored; more is refused.
+        allow_other_names: whether a file is opened that has another name as well: a hard link, a
+            file that is mounted by itself, a folder that is mounted twice. Only for who makes
+            sure that one of them is used at a time, and was closed by its last user.
         vfs: the name of a registered SQLite VFS other than the default one, for fault injection.
         read_only: whether the file is only read. Nothing of it is made, migrated or ended then, and
             every write is refused; a file, folder or medium that cannot be written is enough.
@@ -71,6 +74,7 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     flush_interval: float = 0.05
     flush_bytes: int = 16 * 1024
     max_buffered_bytes: int = 8 * 1024 * 1024
+    allow_other_names: bool = False
     vfs: str | None = None
     read_only: bool = False
 
@@ -90,6 +94,7 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             "flush_bytes",
             "max_buffered_bytes",
         )
+        arguments.flag("allow_other_names", self.allow_other_names)
         if _taken(self, "vfs", arguments.optional_text) == "":
             raise InvalidArgumentError("vfs must be the name of a VFS.")
         arguments.flag("read_only", self.read_only)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from time import monotonic
 from typing import Final
 
@@ -23,6 +24,7 @@ from mandrake_sessions.database.header import (
     USER_VERSION_AT,
     WAL_FORMAT,
 )
+from mandrake_sessions.database.names import HOME, home_of
 from mandrake_sessions.database.transaction import begin_immediate, commit, rollback
 from mandrake_sessions.database.waiting import Budget, pause
 from mandrake_sessions.tables import APPLICATION_ID, HEAD
@@ -66,7 +68,7 @@ def install(connection: Connection, budget: Budget) -> None:
         # Another process may have made it meanwhile.
         if not is_fresh(connection):
             return
-        _fill(connection.execute)
+        _fill(connection.execute, connection.path)
         commit(connection, _OPERATION)
     except apsw.Error as error:
         raise translate(error, connection.path, _OPERATION) from error
@@ -98,11 +100,11 @@ def settle(connection: Connection, budget: Budget) -> None:
             return
 
 
-def image() -> bytes:
-    """Return the bytes of a whole new file, each time with marks of its own."""
+def image(path: Path) -> bytes:
+    """Return the bytes of a whole new file at a path, each time with marks of its own."""
     template, marked = _template()
     content = bytearray(template)
-    pragmas, facts = marks()
+    pragmas, facts = marks(path)
     content[USER_VERSION_AT] = pragmas["user_version"].to_bytes(4, "big")
     for key, (start, end) in marked.items():
         value = facts[key].encode()
@@ -120,26 +122,26 @@ def _template() -> tuple[bytes, dict[str, tuple[int, int]]]:
     raw = apsw.Connection(":memory:")
     try:
         raw.execute("BEGIN")
-        facts = _fill(raw.execute)
+        facts = _fill(raw.execute, Path("/"))
         raw.execute("COMMIT")
         content = bytearray(raw.serialize("main"))
     finally:
         raw.close()
     content[FORMAT_AT] = WAL_FORMAT
     marked = {}
-    for key in ("stamp", "created_at"):
+    for key in ("stamp", "created_at", HOME):
         value = facts[key].encode()
         start = content.index(value)
         marked[key] = start, start + len(value)
     return bytes(content), marked
 
 
-def _fill(execute: Callable[..., object]) -> dict[str, str]:
+def _fill(execute: Callable[..., object], path: Path) -> dict[str, str]:
     """Make the tables and the marks in an open transaction; return the rows of ``meta``."""
     for text in SCHEMA:
         execute(text)
     execute("INSERT INTO alembic_version (version_num) VALUES (?)", (HEAD,))
-    pragmas, facts = marks()
+    pragmas, facts = marks(path)
     for name, number in pragmas.items():
         execute(f"PRAGMA {name} = {number}")
     for fact in facts.items():
@@ -147,24 +149,25 @@ def _fill(execute: Callable[..., object]) -> dict[str, str]:
     return facts
 
 
-def marks(kept: int = 0) -> tuple[dict[str, int], dict[str, str]]:
+def marks(path: Path | None, kept: int = 0) -> tuple[dict[str, int], dict[str, str]]:
     """Return what makes a new file ours, and itself: pragmas, and the first rows of ``meta``.
 
     The stamp tells this file from any other, also from one that was copied over it: whole in
     ``meta``, and 31 bits of it in the header, which can be read without the cache.
 
     Args:
+        path: of the file; None where it is not known.
         kept: those 31 bits of a file that was at base again and stays the same file: until the
             next checkpoint its header shows them.
     """
     stamp = ids.new_stamp()
     in_header = kept or stamp & _HEADER_BITS or 1
     stamp = stamp & ~_HEADER_BITS | in_header
-    return (
-        {"application_id": APPLICATION_ID, "user_version": in_header},
-        {
-            "stamp": f"{stamp:032x}",
-            "created_by": CREATED_BY,
-            "created_at": str(ids.now()),
-        },
-    )
+    facts = {
+        "stamp": f"{stamp:032x}",
+        "created_by": CREATED_BY,
+        "created_at": str(ids.now()),
+    }
+    if path is not None:
+        facts[HOME] = home_of(path)
+    return {"application_id": APPLICATION_ID, "user_version": in_header}, facts

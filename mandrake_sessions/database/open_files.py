@@ -10,6 +10,7 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from threading import get_ident
 from time import monotonic
 from typing import Final, TypeVar
@@ -37,7 +38,7 @@ from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseMissingError,
     DatabaseMovedError,
-    DatabasePathError,
+    DatabaseNamesError,
     ForkedPoolError,
     HandleReleasedError,
     MandrakeSessionsError,
@@ -105,7 +106,7 @@ class OpenFiles:
     def _open_new(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> DatabaseFile:
         makes = create and not options.read_only
         # What a VFS of the host's makes of the bytes of a file is not known here.
-        content = None if options.vfs else image
+        content = None if options.vfs else partial(image, slot.path)
         identity = make_file(slot.path, content) if makes else identify(slot.path)
         # An empty file is no database yet, and must not become one where none may be made.
         if identity is None or (not makes and slot.path.stat().st_size == 0):
@@ -244,8 +245,11 @@ class OpenFiles:
             if not _is_there(other):
                 self.drop_moved(other)
             elif is_named(other.path, identity) or not self._is_closed_after_its_move(other):
-                raise DatabasePathError(
-                    f"The file is open under another name, {other.path}.", path=slot.path
+                raise DatabaseNamesError(
+                    f"The file is open under another name, {other.path}.",
+                    kind="hard link",
+                    others=(other.path,),
+                    path=slot.path,
                 )
 
     def _is_closed_after_its_move(self, other: Slot) -> bool:

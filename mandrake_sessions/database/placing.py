@@ -80,6 +80,11 @@ class Leftover(NamedTuple):
             owner.forget(self.path, id)
 
 
+def is_partial(partial: Path, path: Path) -> bool:
+    """Return whether a name is one of those that a file gets before it is given ``path``."""
+    return partial.name.startswith(f"{path.name}{_MARK}")
+
+
 def leftovers(path: Path) -> list[Leftover]:
     """Return the unfinished files in the folder of ``path`` that no process makes any more."""
     return _look(path, _names_beside(path))

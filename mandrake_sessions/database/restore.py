@@ -23,6 +23,7 @@ from mandrake_sessions.database.faults import primary_code, translate, translate
 from mandrake_sessions.database.head import STORED_REVISIONS, is_known, revision_of
 from mandrake_sessions.database.header import SMALLEST_PAGE
 from mandrake_sessions.database.installing import marks
+from mandrake_sessions.database.names import HOME
 from mandrake_sessions.database.paths import (
     Identity,
     aside_of,
@@ -95,7 +96,7 @@ def restore(source: Path, path: Path, patience: float, *, overwrite: bool) -> No
         make_folder(path.parent)
         with making(path) as partial:
             _copy(source, partial)
-            _check_and_stamp(partial, source)
+            _check_and_stamp(partial, source, path)
             sync_file(partial)
             with _alone(path, Budget(patience)) as is_there:
                 _require_room(path, overwrite=overwrite)
@@ -127,7 +128,7 @@ def _copy(source: Path, partial: Path) -> None:
     )
 
 
-def _check_and_stamp(partial: Path, source: Path) -> None:
+def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
     """Make sure that the copy can be used, and make it a file of its own."""
     if partial.stat().st_size < SMALLEST_PAGE and not Path(f"{partial}-wal").exists():
         # SQLite would take it for an empty one.
@@ -148,7 +149,7 @@ def _check_and_stamp(partial: Path, source: Path) -> None:
                     operation=_OPERATION,
                     result_code=apsw.SQLITE_CORRUPT,
                 )
-            _stamp(raw)
+            _stamp(raw, path)
             # Switched here, the one who opens it needs no rollback journal for that: a process
             # that waits for the old file would find it by its name.
             raw.execute("PRAGMA journal_mode=wal").fetchall()
@@ -175,11 +176,12 @@ def _require_ours(raw: apsw.Connection, source: Path) -> None:
         raise SchemaTooNewError(path=source, operation=_OPERATION)
 
 
-def _stamp(raw: apsw.Connection) -> None:
-    pragmas, facts = marks()
+def _stamp(raw: apsw.Connection, path: Path) -> None:
+    pragmas, facts = marks(path)
+    own = {key: facts[key] for key in ("stamp", HOME)}
     with raw:
         raw.execute(f"PRAGMA user_version = {pragmas['user_version']}")
-        raw.execute("UPDATE meta SET value = ? WHERE key = 'stamp'", (facts["stamp"],))
+        raw.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", own.items())
 
 
 # -- the old file -------------------------------------------------------------------------------

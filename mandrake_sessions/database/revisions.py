@@ -271,10 +271,11 @@ def _mark_new_file(ctx: MigrationContext, step: MigrationInfo, **_: object) -> N
     """Make a file ours, in the transaction that creates its tables."""
     if step.is_stamp or not step.is_upgrade or step.source_revision_ids:
         return
-    kept = 0
+    kept, path = 0, None
     if not ctx.as_sql and ctx.connection is not None:
+        path = lent_connection(ctx.connection).path
         kept = int(ctx.connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-    pragmas, facts = marks(kept)
+    pragmas, facts = marks(path, kept)
     for name, number in pragmas.items():
         ctx.execute(f"PRAGMA {name} = {number}")
     meta = sqlalchemy.table(

@@ -33,7 +33,7 @@ _counter = _counter.union_all(select(_counter.c.n + 1).where(_counter.c.n < 10**
 ENDLESS = compiled(select(func.count()).select_from(_counter))
 """A SELECT that runs for minutes."""
 KEYS = compiled(select(_meta.key))
-_FACTS = {"stamp", "created_by", "created_at"}
+_FACTS = {"stamp", "created_by", "created_at", "home"}
 
 
 def endless_insert() -> Statement:

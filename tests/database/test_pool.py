@@ -1027,5 +1027,7 @@ def test_rule_03_two_pools_do_not_open_one_file_under_two_names(
             second.acquire(other)
         with second.acquire(path) as same:
             assert keys(same) == {"a"}
-    with second.acquire(other) as handle:
+    with pytest.raises(DatabaseNamesError):
+        second.acquire(other)
+    with second.acquire(path) as handle:
         assert keys(handle) == {"a"}

@@ -1,0 +1,127 @@
+"""What Linux says of the mount that a path lies on; other systems are not asked."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+import struct
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+_MOUNTS: Final = "/proc/self/mountinfo"
+_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
+# struct statx: attributes, links, and which of the attributes the file system knows.
+_STATX: Final = struct.Struct("8xQI36xQ192x")
+_STATX_NLINK: Final = 0x4
+_STATX_MOUNT_ROOT: Final = 0x2000
+_AT_FDCWD: Final = -100
+
+# What one process writes into a mapped file, or locks, another one that reaches the same file from
+# elsewhere (from another machine, the host of a virtual machine, the folder behind a mount) does
+# not see. A file system of the kind ``fuse.…`` is one as well.
+_UNSHARED: Final = {
+    *("9p", "afs", "ceph", "cifs", "drvfs", "fuse", "lustre", "ncpfs", "nfs", "nfs4"),
+    *("prl_fs", "smb3", "smbfs", "vboxsf", "virtiofs"),
+}
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """One mount of this process's namespace.
+
+    Attributes:
+        point: where it is mounted.
+        kind: of file system, such as ``ext4``, ``nfs4`` or ``fuse.sshfs``.
+    """
+
+    point: str
+    kind: str
+
+    @property
+    def is_unshared(self) -> bool:
+        """Whether it is known not to share memory maps or locks with other ways to its files."""
+        return self.kind in _UNSHARED or self.kind.startswith("fuse.")
+
+
+def mount_of(path: Path) -> Mount | None:
+    """Return the mount that a real path lies on, or None where the system does not say."""
+    return nearest(path, _mounts())
+
+
+def nearest(path: Path, lines: Iterable[str]) -> Mount | None:
+    """Return the mount that a real path lies on.
+
+    Args:
+        path: the real path.
+        lines: as ``/proc/self/mountinfo`` has them.
+    """
+    found: Mount | None = None
+    for line in lines:
+        # 36 35 98:0 /root /point rw,noatime shared:1 - ext3 /dev/root rw; what is optional varies.
+        head, dash, tail = line.partition(" - ")
+        fields = head.split(" ")
+        if not dash or len(fields) < 5:
+            continue
+        point = _ESCAPED.sub(lambda code: chr(int(code[1], 8)), fields[4])
+        # The last one covers those before it.
+        is_above = point == "/" or str(path) == point or str(path).startswith(f"{point}/")
+        if is_above and (found is None or len(point) >= len(found.point)):
+            found = Mount(point, tail.split(" ")[0])
+    return found
+
+
+class Naming(msgspec.Struct, frozen=True):
+    """How a file is reached.
+
+    Attributes:
+        links: how many names it has in its file system.
+        is_mounted_alone: whether it is itself a mount point: then its folder is not the one that
+            it lies in.
+    """
+
+    links: int
+    is_mounted_alone: bool
+
+
+def naming_of(path: Path) -> Naming:
+    """Return how the file at a real path is reached.
+
+    Raises:
+        OSError: there is none, or it cannot be looked at.
+    """
+    statx = _statx()
+    if statx is not None:
+        answer = ctypes.create_string_buffer(_STATX.size)
+        if statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_NLINK, answer) == 0:
+            attributes, links, known = _STATX.unpack(answer)
+            if known & _STATX_MOUNT_ROOT:
+                return Naming(links, bool(attributes & _STATX_MOUNT_ROOT))
+    found = mount_of(path)
+    return Naming(os.stat(path).st_nlink, found is not None and found.point == str(path))
+
+
+def _mounts() -> list[str]:
+    if not sys.platform.startswith("linux"):
+        return []
+    try:
+        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as table:
+            return table.read().splitlines()
+    except OSError:
+        return []
+
+
+@functools.cache
+def _statx() -> Callable[..., Any] | None:
+    """Return the system's function: a tenth of what it takes to read the table of mounts."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        found: Callable[..., Any] = ctypes.CDLL(None).statx
+    except (OSError, AttributeError):
+        return None
+    return found
