@@ -14,7 +14,6 @@ import apsw
 from mandrake_sessions.database.faults import extended_code, primary_code, translate
 from mandrake_sessions.database.guard import require_safe_sqlite
 from mandrake_sessions.database.header import require_ours
-from mandrake_sessions.database.names import require_home
 from mandrake_sessions.database.paths import Identity, identify, is_named, refuse_planted
 from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.unshared import Unshared, may_read_unshared
@@ -207,10 +206,7 @@ def open_connection(
     """
     require_safe_sqlite(path)
     if not options.read_only:
-        if not auxiliary:
-            require_home(path, options)
         return _open(path, identity, options, budget, auxiliary=auxiliary)
-    require_home(path, options)
     try:
         return _open(path, identity, options, budget, auxiliary=True)
     except DatabaseError as error:

@@ -27,6 +27,7 @@ from mandrake_sessions.database.head import bring_to_head, require_head
 from mandrake_sessions.database.lease import Bring
 from mandrake_sessions.database.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.maintenance import Maintenance
+from mandrake_sessions.database.names import require_home
 from mandrake_sessions.database.paths import Identity, companions, is_named
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
@@ -119,6 +120,7 @@ class DatabaseFile(FileLifecycle):
         warn_of_second_sqlite(path)
         # Before it is opened, which may make one.
         has_log = any(os.path.lexists(each) for each in companions(path))
+        require_home(path, options)
         main = open_connection(path, identity, options, budget)
         try:
             if stamp is not None and main.value("PRAGMA user_version") != stamp:

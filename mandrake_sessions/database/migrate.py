@@ -16,6 +16,7 @@ import sqlalchemy
 from mandrake_sessions.database.connection import Connection, foreign_keys_off, open_connection
 from mandrake_sessions.database.creation import make_file
 from mandrake_sessions.database.dialect import lend, typed_cause
+from mandrake_sessions.database.names import require_home
 from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.revisions import (
     RUN,
@@ -210,6 +211,7 @@ def migrating_file(path: str, *, create: bool) -> Iterator[sqlalchemy.Connection
     identity = make_file(real) if create else identify(real)
     if identity is None:
         raise DatabaseMissingError(path=real, operation=_OPERATION)
+    require_home(real, options)
     connection = open_connection(real, identity, options, budget)
     try:
         with migrating(connection, budget) as borrowed:

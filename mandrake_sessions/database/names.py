@@ -16,6 +16,7 @@ from typing import Final
 
 import apsw
 
+from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.mounts import naming_of
 from mandrake_sessions.database.placing import is_partial, tidy
 from mandrake_sessions.database.waiting import Budget, pause
@@ -46,7 +47,10 @@ def require_home(path: Path, options: DatabaseOptions) -> None:
     """
     if options.allow_other_names:
         return
-    naming = naming_of(path)
+    try:
+        naming = naming_of(path)
+    except OSError as error:
+        raise translate_os(error, path) from error
     if naming.is_mounted_alone:
         raise DatabaseNamesError(
             "The file is mounted by itself, without its folder: its log would stay on this side "

@@ -67,6 +67,7 @@ def test_a_sound_file_is_fine_and_nothing_is_made(run: Run, database: Path) -> N
     assert ended.json()["status"] == "ok"
     assert set(checks(ended)) == {
         *("file", "folder", "sqlite", "disk", "journal", "set_aside", "owners", "partial_files"),
+        *("file_system", "names"),
         *("turnstile", "locks", "header", "size", "log", "schema", "integrity", "references"),
         *("texts", "streaming"),
     }

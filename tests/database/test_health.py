@@ -69,6 +69,7 @@ CHECKS = {
     "turnstile",
     "sqlite",
     "disk",
+    "file_system",
     "checkpoints",
     "damage",
     "header",

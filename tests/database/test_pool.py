@@ -40,6 +40,7 @@ from mandrake_sessions import (
     ConnectionPool,
     DatabaseBusyError,
     DatabaseMissingError,
+    DatabaseNamesError,
     DatabaseOptions,
     DatabasePathError,
     Durability,

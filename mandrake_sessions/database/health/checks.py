@@ -70,6 +70,7 @@ _ADVICE: Final = {
     "second_opener": "Use this file through mandrake_sessions only, never through sqlite3.",
     "sqlite": "It may stay for other files; never let it open one of these.",
     "disk": _MAKE_SPACE,
+    "file_system": "Move it to a disk of this machine, or use it from here only, by one mount.",
     "checkpoints": "Find the reader that stays open for long; see that the disk has space.",
     "damage": _RESCUE,
     "header": f"Find out what wrote over it, and restore a backup. {_OPEN_AGAIN}",

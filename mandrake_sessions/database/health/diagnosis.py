@@ -23,6 +23,7 @@ from mandrake_sessions.database.guard import is_safe_sqlite, second_sqlite
 from mandrake_sessions.database.header import MAGIC, SMALLEST_PAGE
 from mandrake_sessions.database.health.contents import Contents
 from mandrake_sessions.database.health.locks import lock_holders
+from mandrake_sessions.database.health.place import advised, check_place
 from mandrake_sessions.database.health.report import (
     HealthCheck,
     HealthLevel,
@@ -64,7 +65,7 @@ def diagnose(path: str | os.PathLike[str], *, full: bool = False) -> HealthRepor
     arguments.flag("full", full)
     real = real_path(path)
     level = HealthLevel.FULL if full else HealthLevel.THOROUGH
-    checks = _Diagnosis(real, full=full).run()
+    checks = advised(_Diagnosis(real, full=full).run(), real)
     return HealthReport(real, tuple(checks), level)
 
 
@@ -110,6 +111,7 @@ class _Diagnosis:
             self._partials(),
             self._turnstile(),
             self._locks(),
+            *check_place(self._path),
         ]
         in_use = self._is_in_use()
         before = states_of(self._path)
@@ -320,7 +322,7 @@ class _Diagnosis:
                 "header",
                 FAILED,
                 f"it is marked as another program's database ({application:#010x})",
-                f"Check the path. If it was ours: {self._rescue()}",
+                self._rescue(),
             )
         return HealthCheck("header", OK)
 

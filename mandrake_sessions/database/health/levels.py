@@ -22,6 +22,7 @@ from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.health import checks
 from mandrake_sessions.database.health.checks import PATIENCE, found, guarded
 from mandrake_sessions.database.health.inspection import heed
+from mandrake_sessions.database.health.place import check_file_system
 from mandrake_sessions.database.health.report import (
     HealthCheck,
     HealthLevel,
@@ -125,6 +126,7 @@ def _quick(file: DatabaseFile) -> list[HealthCheck]:
     looks |= {
         "sqlite": checks.check_sqlite,
         "disk": partial(checks.check_disk, file),
+        "file_system": partial(check_file_system, file.path),
         "checkpoints": partial(checks.check_checkpoints, file),
         "damage": partial(checks.check_damage, file),
         "turnstile": partial(checks.check_turnstile, file),
