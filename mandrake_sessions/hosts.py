@@ -148,7 +148,7 @@ class MandrakeManager:
         self.sessions.require_writable("create_workspace")
         handle, registry = self.sessions.handle, self._registry()
         folder = registry.root / _WORKSPACES / name if path is None else directory(path)
-        place = spelled(folder, self.list_workspaces() if folder.exists() else ())
+        place = spelled(folder, self.list_workspaces() if os.path.exists(folder) else ())
         unit = workspaces.register_workspace(registry, name, place, description)
         is_free = workspaces.require_free(registry, name, place)
         handle.fetch(is_free, "create_workspace")
@@ -194,7 +194,7 @@ class MandrakeManager:
         """
         name = arguments.workspace_name("name", name)
         folder = directory(path)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise DatabaseFolderError("There is no such directory.", path=folder)
         registry = self._registry()
         place = spelled(folder, self.list_workspaces())
@@ -231,7 +231,7 @@ class MandrakeManager:
         registry = self._registry()
         id = self._fetch_workspace(id, "move_workspace").id
         folder = directory(path)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise DatabaseFolderError("There is no such directory.", path=folder)
         place = spelled(folder, self.list_workspaces())
         if identify(workspace_database(place)) is None:

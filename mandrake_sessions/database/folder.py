@@ -18,7 +18,8 @@ _NO_LINK: Final = (
     getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 )
 # A folder on the way need not be readable.
-_ON_THE_WAY: Final = _NO_LINK | getattr(os, "O_PATH", os.O_RDONLY)
+_HAS_WALK: Final = hasattr(os, "O_PATH")
+_ON_THE_WAY: Final = _NO_LINK | getattr(os, "O_PATH", 0)
 
 
 class Folder:
@@ -148,8 +149,15 @@ def opened_folder(path: Path) -> Iterator[Folder]:
         refuse_link(path)
         yield Folder(path, None)
         return
-    descriptor = _walk(path)
+    if _HAS_WALK:
+        descriptor = _walk(path)
+    else:
+        # Where a folder that may only be searched cannot be opened, two looks must do.
+        refuse_link(path)
+        descriptor = os.open(path, _NO_LINK | os.O_RDONLY)
     try:
+        if not _HAS_WALK:
+            refuse_link(path)
         yield Folder(path, descriptor)
     finally:
         os.close(descriptor)

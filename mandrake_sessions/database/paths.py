@@ -107,11 +107,15 @@ def refuse_planted(path: Path) -> None:
         return
     try:
         # Of nearly all folders nothing more is asked.
-        if not os.stat(path.parent).st_mode & (stat.S_IWOTH | stat.S_IWGRP):
-            return
-        database = os.stat(path)
+        if os.stat(path.parent).st_mode & (stat.S_IWOTH | stat.S_IWGRP):
+            _refuse_planted(path, os.stat(path))
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise translate_os(error, path) from error
+
+
+def _refuse_planted(path: Path, database: os.stat_result) -> None:
     is_shared = database.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
     for suffix in ("-wal", "-shm", "-journal"):
         try:

@@ -393,7 +393,9 @@ class Turnstile:
             return False
         if found.st_uid in (0, os.geteuid()):
             return True
-        return os.stat(self._database).st_uid == found.st_uid
+        with contextlib.suppress(OSError):
+            return os.stat(self._database).st_uid == found.st_uid
+        return False
 
     def _is_gone(self) -> bool:
         """Whether the file we have open was removed, so that others queue up elsewhere."""

@@ -54,15 +54,20 @@ class Registry:
 
     def document(self) -> str:
         """Return what is noted with a directory outside that is registered here."""
-        device, inode = self.identity or (0, 0)
+        device, inode = self._names()
         return f"{device}:{inode}:{self.database}"
+
+    def _names(self) -> tuple[str, str]:
+        device, inode = self.identity or (0, 0)
+        return str(device), str(inode)
 
     def other(self, document: str | None) -> Path | None:
         """Return the database that a note names, None if it is this one under whatever name."""
         if document is None:
             return None
-        device, inode, path = document.split(":", 2)
-        if path == str(self.database) or (int(device), int(inode)) == self.identity:
+        device, _, rest = document.partition(":")
+        inode, _, path = rest.partition(":")
+        if path in ("", str(self.database)) or (device, inode) == self._names():
             return None
         return None if _is_same(Path(path), self.database) else Path(path)
 

@@ -653,3 +653,16 @@ def test_a_damaged_workspace_that_another_process_has_open_waits(
         child.stop()
         host.delete_workspace(ids["work"])
     assert not database.exists()
+
+
+@pytest.mark.parametrize("note", ["", "garbage", "1:2:", "1:2:/nowhere/db.sqlite", "::relative"])
+def test_a_damaged_note_of_the_registrar_keeps_no_workspace_closed(
+    tmp_path: Path, open_root: OpenRoot, pool: ConnectionPool, note: str
+) -> None:
+    ids = make(open_root, tmp_path / "root", outside=tmp_path / "outside")
+    with SessionManager(tmp_path / "root" / "db.sqlite", pool=pool) as system:
+        values = {"key": f"registrar:{ids['outside']}", "value": note}
+        system.handle.transact(lambda tx: tx.run(sql.PUT_REGISTRAR, values))
+
+    with open_root(tmp_path / "root") as host:
+        assert titles(host.get_workspace(ids["outside"])) == ["outside"]
