@@ -1,9 +1,9 @@
 """Which process owns a streaming turn, and whether that process still lives.
 
 A process claims a database with a small file beside it, and holds a lock on that file: the kernel
-frees it when the process dies, however it dies, and every pid namespace sees it. Whoever may open
-the database may look at the file. Where files cannot be locked so, the owner touches its file again
-and again.
+frees it when the process dies, however it dies, and every pid namespace sees it. A process that may
+open the database may look at the file. Where files cannot be locked so, the owner touches its file
+again and again.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def is_alive(database: Path, owner: str) -> bool:
     """Return whether the process that an owner's id stands for still lives.
 
     Where its file cannot be locked, it is alive until it was silent for ``HEARTBEAT_INTERVAL``
-    three times: ask again later. Where its file cannot be opened, the system's table of locks tells
-    (Linux), or else its silence.
+    three times: ask again later. Where its file cannot be opened, the system's table of locks
+    decides (Linux), or else its silence.
 
     Args:
         database: the real path of the database.
@@ -284,7 +284,7 @@ def _make(database: Path) -> Owner:
 def _let_others_look(database: Path, descriptor: int) -> None:
     """Let other users open an owner's file, unless only this one may open the database.
 
-    There is nothing in it; and who cannot try its lock cannot tell a dead owner from a living one.
+    There is nothing in it, and a process that cannot try its lock cannot see that its owner died.
     """
     if sys.platform == "win32":
         return

@@ -1,4 +1,4 @@
-"""What tells, from outside, whether the process behind an owner's file lives.
+"""What shows, from outside, whether the process behind an owner's file lives.
 
 Its lock does. Where that cannot be tried, the system's table of locks does, or else the times at
 which the file was touched.
@@ -65,7 +65,7 @@ def _is_living_unopened(path: Path) -> bool:
         return False
     except OSError:
         return _was_heard(path, 0)
-    # A link is nobody's file.
+    # A link is no owner's file.
     return stat.S_ISREG(found.st_mode) and _is_living_unlocked(path, found)
 
 

@@ -142,9 +142,9 @@ class Announcer:
 
 
 def log_failure(error: BaseException) -> None:
-    """Log what a listener has raised; should that fail too, others are to be told all the same."""
+    """Log what a listener has raised; should that fail, others are called all the same."""
     with contextlib.suppress(Exception):
-        # The places and not the message or the values: those may hold somebody's text.
+        # The places and not the message or the values: those may hold a user's text.
         get_logger(__name__).error(
             "listener_failed",
             error=type(error).__qualname__,

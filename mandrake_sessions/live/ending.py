@@ -64,7 +64,7 @@ def ends_of(streams: Sequence[Stream]) -> list[Future[Turn]]:
 
 
 def require_ended(futures: Sequence[Future[Turn]]) -> None:
-    """Raise what kept a turn from ending; somebody else may have ended or deleted it."""
+    """Raise what kept a turn from ending, unless another caller has ended or deleted it."""
     for future in futures:
         failure = future.exception()
         if failure is not None and not isinstance(

@@ -121,10 +121,10 @@ class Follower:
         self._file.require_no_lease(operation)
 
     def subscribe(self, joining: Joining) -> None:
-        """Have a subscriber let in; ``joining`` tells when it is, or why not.
+        """Have a subscriber let in; ``joining`` is settled when it is, or with why not.
 
         Raises:
-            ThreadStartError: no thread can be started that tells it anything.
+            ThreadStartError: no thread can be started that finds updates for it.
         """
         with self._mutex:
             self._require_alive()

@@ -1,6 +1,6 @@
 """The thread that looks for turns whose host has died, in every file that this process has open.
 
-A host that dies tells no process. Once a second the patrol looks at the times of each file's log;
+A host that dies leaves no word. Once a second the patrol looks at the times of each file's log;
 only where they have changed it asks whose turns are streaming, one short read of an index with a
 few rows; and only where other processes stream it tries their locks.
 """
@@ -70,7 +70,7 @@ class Lookout:
             if self._owners:
                 self._interrupt_gone(self._owners, _PATIENCE)
         except (PoolClosedError, DatabaseMovedError):
-            # It closes, or is given up: whoever opens it again looks.
+            # It closes, or is given up: the next opening looks.
             return
         except DatabaseError as error:
             if not self._has_failed:
@@ -87,7 +87,7 @@ class Lookout:
         if stamp == self._stamp and not self._reads_left:
             return
         if stamp is None or not is_named(self._file.path, self._file.identity):
-            # To find out that a file went away is for whoever uses it.
+            # To find out that a file went away is for the caller that uses it.
             return
         reads_left = self._reads_left - 1 if stamp == self._stamp else _SETTLING
         owners = self._file.peek(streaming_owners(), "recover_interrupted", _PATIENCE)
@@ -113,7 +113,7 @@ class Looking(Protocol):
 class Patrol:
     """Looks at every open file of the process in turn; its thread is there as long as there is one.
 
-    It is not told when a file closes, and nobody waits for it.
+    A file may close while it is looked at; no caller waits for the thread.
     """
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from mandrake_sessions import (
     ConnectionPool,
+    PoolOptions,
     Response,
     SessionManager,
     TurnStatus,
@@ -135,7 +136,7 @@ def test_a_process_that_only_has_the_file_open_ends_the_turn_of_a_dead_host(
     assert [call.is_interrupted for call in turn.tool_calls] == [True]
 
 
-def test_what_ends_a_turn_is_logged_and_told_to_watchers(
+def test_what_ends_a_turn_is_logged_and_seen_by_watchers(
     sessions: SessionManager, response: Response, start_child: Callable[..., Any]
 ) -> None:
     host, turn_id = host_of(start_child, sessions.path, response.id)
@@ -194,6 +195,23 @@ def test_a_turn_that_could_not_be_ended_in_a_busy_file_is_ended_when_it_can(
         until(lambda: sessions.get_turn(turn_id).status is TurnStatus.INTERRUPTED)
         until(lambda: len(logs) > 1)
     assert [log["event"] for log in logs] == ["recovery_postponed", "turns_interrupted"]
+
+
+def test_a_file_that_gave_way_to_others_is_looked_at_when_it_is_open_again(
+    ready_path: Path, tmp_path: Path, start_child: Callable[..., Any]
+) -> None:
+    with (
+        ConnectionPool(PoolOptions(linger=0, max_open=1)) as pool,
+        SessionManager(ready_path, pool=pool) as sessions,
+    ):
+        response = sessions.create_round(sessions.create_session().id, "Hello?").response
+        with SessionManager(tmp_path / "other.sqlite", pool=pool) as other:
+            assert pool.stats().parked == 1
+            host, turn_id = host_of(start_child, ready_path, response.id)
+            assert sessions.get_turn(turn_id).status is TurnStatus.STREAMING
+            kill(host)
+            until(lambda: status_of(ready_path, turn_id) == "interrupted")
+            assert other.count_sessions() == 0
 
 
 def test_a_living_host_keeps_its_turn(

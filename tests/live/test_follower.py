@@ -132,7 +132,7 @@ def test_watchers_see_that_the_host_has_died(watching, sessions, response, start
     with capture_logs() as logs:
         child.stop()
         updates = list(watch)
-        # It is logged after the COMMIT that the watchers are told of.
+        # It is logged after the COMMIT that the watchers see.
         wait_until(lambda: logs)
     assert updates[-1].status is TurnStatus.INTERRUPTED
     assert updates[-1].turn.content == "kept"

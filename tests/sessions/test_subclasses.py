@@ -66,7 +66,7 @@ D = odd(dict, "items")
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value and everything in it is of the builtin types, or of ours."""
+    """Whether a value and everything in it is of the builtin types, or of the library's."""
     if isinstance(value, msgspec.Struct):
         return all(is_plain(getattr(value, name)) for name in value.__struct_fields__)
     if isinstance(value, dict):
@@ -297,7 +297,7 @@ RAISED = [
 
 
 class Raising:
-    """A listener that raises each time it is told something."""
+    """A listener that raises each time it is called."""
 
     def __init__(self, kind: type[BaseException]) -> None:
         self.kind = kind
@@ -325,7 +325,7 @@ def test_a_listener_that_raises_anything_harms_no_other(sessions, response, kind
                 pass
             for each in bad:
                 each.called.get(timeout=PATIENCE)
-        # One that comes later is told too.
+        # One that comes later is called too.
         late = queue.SimpleQueue()
         sessions.track_streaming_turns(response.id, late.put)
         assert late.get(timeout=PATIENCE).turn.current_tokens == 3

@@ -55,8 +55,8 @@ def lock_holders(path: Path) -> list[Held] | None:
         return []
     except OSError:
         return None
-    told = _told("POSIX", inode)
-    if told is None:
+    lines = _lines_about("POSIX", inode)
+    if lines is None:
         return None
     return [
         Held(
@@ -65,28 +65,28 @@ def lock_holders(path: Path) -> list[Held] | None:
             int(fields[6]),
             sys.maxsize if fields[7] == "EOF" else int(fields[7]),
         )
-        for fields in told
+        for fields in lines
     ]
 
 
 def is_flocked(inode: int) -> bool | None:
-    """Return whether a process keeps a whole file to itself; None where the system does not tell.
+    """Return whether a process keeps a whole file to itself; None where the system has no table.
 
     Args:
         inode: of the file, without its device: some file systems have another one in the table.
     """
-    told = _told("FLOCK", inode)
-    return None if told is None else any(fields[3] == "WRITE" for fields in told)
+    lines = _lines_about("FLOCK", inode)
+    return None if lines is None else any(fields[3] == "WRITE" for fields in lines)
 
 
-def _told(kind: str, inode: int) -> list[list[str]] | None:
+def _lines_about(kind: str, inode: int) -> list[list[str]] | None:
     """Return the table's lines about a file, in fields; None if it cannot be read."""
     # The kernel tells them page by page: while others come and go, one that stays can be missing
     # in a reading, or be there twice.
     readings = [_read(kind, inode) for _ in range(_READINGS)]
-    told = [reading for reading in readings if reading is not None]
-    found = {tuple(fields[1:]): fields for reading in told for fields in reading}
-    return list(found.values()) if told else None
+    had = [reading for reading in readings if reading is not None]
+    found = {tuple(fields[1:]): fields for reading in had for fields in reading}
+    return list(found.values()) if had else None
 
 
 def _read(kind: str, inode: int) -> list[list[str]] | None:
