@@ -1,4 +1,6 @@
 # Everything runs in .venv, made on demand from requirements.lock. `make` lists the targets.
+# A lock names every package, so pip is given --no-deps: what a package asks for is not asked again,
+# where a newer release, wanted through an extra, would be one without a hash.
 
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 UV     ?= .cache/lock/bin/uv
@@ -23,7 +25,7 @@ install: $(INSTALLED) ## make .venv with the locked tools and this checkout
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --require-hashes --no-deps -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -67,7 +69,7 @@ bench-report: $(PEERS) ## write docs/benchmarks.md and its plots from the result
 $(PEERS): benchmarks/requirements.lock pyproject.toml
 	@test -x .cache/bench/bin/python || $(PYTHON) -m venv .cache/bench
 	@.cache/bench/bin/python -m pip install --quiet --disable-pip-version-check \
-		--require-hashes -r benchmarks/requirements.lock
+		--require-hashes --no-deps -r benchmarks/requirements.lock
 	@.cache/bench/bin/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --no-build-isolation -e .
 	@touch $@
