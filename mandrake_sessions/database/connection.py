@@ -17,7 +17,7 @@ from mandrake_sessions.database.header import require_ours
 from mandrake_sessions.database.paths import Identity, identify, is_named, refuse_planted
 from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.unshared import Unshared, may_read_unshared
-from mandrake_sessions.database.waiting import Budget, pause, retry_busy
+from mandrake_sessions.database.waiting import Budget, pace, pause, retry_busy
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseMissingError,
@@ -83,6 +83,7 @@ class Connection:
         self.busy_waits = 0
         self.owner: str | None = None
         self.turnstile: Turnstile | None = None
+        self._busy_since = 0.0
         self._moved = ctypes.c_int(0)
         self._moved_address = ctypes.addressof(self._moved)
         self._cursor = raw.cursor()
@@ -92,14 +93,16 @@ class Connection:
 
     # -- what SQLite calls back -------------------------------------------------------------
 
-    def on_busy(self, _attempt: int) -> bool:
+    def on_busy(self, attempt: int) -> bool:
         """Wait one pace for another process's lock; False gives up."""
         self.busy_waits += 1
+        if not attempt:
+            self._busy_since = monotonic()
         if self.is_cancelled:
             return False
         turnstile = self.turnstile
         if turnstile is None:
-            return pause(self.deadline)
+            return pause(self.deadline, pace(self._busy_since))
         if not turnstile.is_entered and turnstile.enter(self):
             return True
         return pause(self.deadline, turnstile.pace())

@@ -20,7 +20,7 @@ from mandrake_sessions.database.paths import (
     set_aside,
     tell_set_aside,
 )
-from mandrake_sessions.database.waiting import pause
+from mandrake_sessions.database.waiting import pace, pause
 from mandrake_sessions.errors import DatabaseFolderError, DatabaseMovedError
 
 if sys.platform != "win32":
@@ -111,14 +111,14 @@ def _opened(folder: Path) -> int | None:
 
 
 def _lock(descriptor: int) -> None:
-    until = monotonic() + PATIENCE
+    since = monotonic()
     with contextlib.suppress(OSError):
         while sys.platform != "win32":
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if not pause(until):
+                if not pause(since + PATIENCE, pace(since)):
                     return
 
 

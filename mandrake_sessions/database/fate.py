@@ -25,7 +25,7 @@ from mandrake_sessions.database.paths import (
     tell_set_aside,
 )
 from mandrake_sessions.database.transaction import begin_immediate, rollback
-from mandrake_sessions.database.waiting import Budget, pause
+from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 
 _BLOCK = 1024 * 1024
@@ -180,5 +180,5 @@ def _copy_into_file(connection: Connection, budget: Budget) -> bool:
             return False
         if frames == done:
             return True
-        if not pause(within.deadline):
+        if not pause(within.deadline, pace(within.started)):
             return False

@@ -32,7 +32,7 @@ from mandrake_sessions.database.slots import (
     next_to_close,
     too_many_idle,
 )
-from mandrake_sessions.database.waiting import Budget, pause
+from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -256,9 +256,9 @@ class OpenFiles:
         """Have a file closed that has not its name any more, which nobody has noticed yet."""
         if other.file is not None:
             other.file.retire_moved()
-        until = monotonic() + self._options.close_timeout
+        since = monotonic()
         while other.state is not SlotState.GONE:
-            if not pause(until):
+            if not pause(since + self._options.close_timeout, pace(since)):
                 return False
         return True
 

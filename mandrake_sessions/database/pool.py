@@ -34,7 +34,7 @@ from mandrake_sessions.database.removal import remove
 from mandrake_sessions.database.restore import require_backup, restore
 from mandrake_sessions.database.slots import Slot, SlotState, begin_closing
 from mandrake_sessions.database.stats import PoolStats, database_stats
-from mandrake_sessions.database.waiting import Budget, pause
+from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseMovedError,
@@ -366,7 +366,7 @@ class ConnectionPool:
                     begin_closing([slot])
             if was_idle:
                 self._files.close([slot], budget.left())
-            elif not pause(budget.deadline):
+            elif not pause(budget.deadline, pace(budget.started)):
                 busy = budget.exceeded("queue", real, operation)
                 busy.args = (f"Handles of this process that are not released: {handles}.",)
                 raise busy

@@ -14,7 +14,7 @@ from typing import Final, Self
 import apsw
 
 from mandrake_sessions.database.faults import primary_code, translate, translate_os
-from mandrake_sessions.database.waiting import Budget, pause
+from mandrake_sessions.database.waiting import Budget, pace, pause
 
 _BLOCK: Final = 1024 * 1024
 # As SQLite's pager goes: each lock needs the one before.
@@ -67,7 +67,7 @@ class RawFile:
                 except apsw.Error as error:
                     if primary_code(error) != apsw.SQLITE_BUSY:
                         raise translate(error, self.path, operation) from error
-                    if not pause(budget.deadline):
+                    if not pause(budget.deadline, pace(budget.started)):
                         raise budget.exceeded("open", self.path, operation) from error
 
     def close(self) -> None:

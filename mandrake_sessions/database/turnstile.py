@@ -26,7 +26,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from mandrake_sessions.database.waiting import PACE
+from mandrake_sessions.database.rhythm import Rhythm
+from mandrake_sessions.database.waiting import PACE, pace
 
 if TYPE_CHECKING:
     from mandrake_sessions.database.connection import Connection
@@ -65,13 +66,10 @@ _FLAGS: Final = (
 _BREATH: Final = 0.0001
 # If it begins again at once, it leaves a few microseconds between two transactions: pauses hardly
 # ever meet them (at our usual pace it kept us out for two seconds). So who has waited at the front
-# for so long waits without pauses, at first and for a part of each later round, lets the next one
-# try as well, and leaves no gap for some seconds.
+# for so long looks at the moments that matter (``rhythm``), lets the next one try as well, and
+# leaves no gap for some seconds.
 _ALONE: Final = 0.003
 _BREATHLESS: Final = 10.0
-_RESTLESS_UNTIL: Final = 0.5
-_ROUND: Final = 1.0
-_RESTLESS_LATER: Final = 0.1
 
 
 # Threads that wait for a process that is perhaps stopped, though their file is closed. A file that
@@ -105,6 +103,7 @@ class Turnstile:
     def __init__(self, database: Path) -> None:
         self.path = turnstile_path(database)
         self._database = database
+        self._log = Path(f"{database}-wal")
         self.looks_at = 0.0
         self.is_entered = False
         self.is_held = False
@@ -115,6 +114,8 @@ class Turnstile:
         self._left_at = self._turn_ends = 0.0
         self._breathes_at = 0.0
         self._has_waited = self._is_through = False
+        # Of a wait at the front; None before its first look.
+        self._rhythm: Rhythm | None = None
         # Whether it began soon after the last one.
         self._is_following = False
         self._descriptor: int | None = None
@@ -163,6 +164,7 @@ class Turnstile:
             if self.is_held and monotonic() >= self._breathes_at:
                 time.sleep(_BREATH)
         self._since = monotonic()
+        self._rhythm = None
         self._turn_ends = self.looks_at = self._since + TURN
         self._is_through = self.is_held
         return self.is_held
@@ -179,15 +181,17 @@ class Turnstile:
     def pace(self) -> float:
         """Return the seconds until the write lock should be looked at again."""
         if not self._is_through:
-            return PACE
+            return pace(self._since)
         self._has_waited = True
-        waited = monotonic() - self._since
-        if self.is_held and waited >= _ALONE:
-            self._breathes_at = monotonic() + _BREATHLESS
+        if self._rhythm is None:
+            self._rhythm = Rhythm(self._log, self._since)
+        now = monotonic()
+        if now - self._since < _ALONE:
+            return PACE
+        if self.is_held:
+            self._breathes_at = now + _BREATHLESS
             self._let_next_in()
-        if waited >= _ROUND:
-            return 0.0 if waited % _ROUND < _RESTLESS_LATER else PACE
-        return 0.0 if _ALONE <= waited < _RESTLESS_UNTIL else PACE
+        return self._rhythm.pause()
 
     def leave(self) -> None:
         """Let the next one in, at the end of our turn: the transaction has ended."""

@@ -71,9 +71,9 @@ def test_makers_of_one_file_do_not_take_its_log_from_each_other(
     assert child.hear() == "looked"
     met_lock = threading.Event()
 
-    def pausing(until: float) -> bool:
+    def pausing(until: float, seconds: float) -> bool:
         met_lock.set()
-        return pause(until)
+        return pause(until, seconds)
 
     monkeypatch.setattr(creation, "pause", pausing)
     task = Task(lambda: pool.acquire(path))
