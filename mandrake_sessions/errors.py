@@ -337,6 +337,8 @@ class DatabaseBusyError(DatabaseError):
             process holds the write lock), ``body`` (the work itself) or ``open``.
         waited: seconds in all.
         phases: seconds by phase.
+        holder_pid: the process that held the database up when the call gave up, where the system
+            shows it; this one's own id if it was another connection here. Otherwise None.
     """
 
     def __init__(
@@ -346,9 +348,11 @@ class DatabaseBusyError(DatabaseError):
         phase: str = "begin",
         waited: float = 0.0,
         phases: Mapping[str, float] | None = None,
+        holder_pid: int | None = None,
         **context: Any,
     ) -> None:
         self.phase = phase
+        self.holder_pid = holder_pid
         self.waited = waited
         self.phases = dict(phases or {phase: waited})
         super().__init__(message, **context)

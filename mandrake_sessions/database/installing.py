@@ -26,7 +26,7 @@ from mandrake_sessions.database.header import (
 )
 from mandrake_sessions.database.names import HOME, home_of
 from mandrake_sessions.database.transaction import begin_immediate, commit, rollback
-from mandrake_sessions.database.waiting import Budget, pause
+from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.tables import APPLICATION_ID, HEAD
 
 _OPERATION: Final = "open"
@@ -88,7 +88,8 @@ def settle(connection: Connection, budget: Budget) -> None:
     Raises:
         DatabaseError: the disk is full or the like.
     """
-    deadline = min(budget.deadline, monotonic() + _PATIENCE)
+    since = monotonic()
+    deadline = min(budget.deadline, since + _PATIENCE)
     while int.from_bytes(connection.header()[APPLICATION_ID_AT], "big") != APPLICATION_ID:
         try:
             connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
@@ -96,7 +97,7 @@ def settle(connection: Connection, budget: Budget) -> None:
             pass
         except apsw.Error as error:
             raise translate(error, connection.path, _OPERATION) from error
-        if not pause(deadline):
+        if not pause(deadline, pace(since)):
             return
 
 

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 import apsw
 
-from mandrake_sessions.database.faults import primary_code, translate, translate_os
+from mandrake_sessions.database.faults import extended_code, primary_code, translate, translate_os
 from mandrake_sessions.database.waiting import Budget, pace, pause
 
 _BLOCK: Final = 1024 * 1024
@@ -68,7 +68,8 @@ class RawFile:
                     if primary_code(error) != apsw.SQLITE_BUSY:
                         raise translate(error, self.path, operation) from error
                     if not pause(budget.deadline, pace(budget.started)):
-                        raise budget.exceeded("open", self.path, operation) from error
+                        code = extended_code(error)
+                        raise budget.exceeded("open", self.path, operation, code=code) from error
 
     def close(self) -> None:
         """Close it, and free the lock."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Final
 
 from mandrake_sessions.database.waiting import pace
@@ -32,7 +32,7 @@ _MARGIN: Final = 0.0003
 _STEADINESS: Final = 1.5
 """How far off it may be, in terms of what the last two differed."""
 
-# Seconds without pauses that a wait may take, at first and of each second.
+# Seconds of a core, without pauses, that a wait may take, at first and of each second.
 _MOST_IF_QUICK: Final = 0.25
 _MOST: Final = 0.01
 _SHARE: Final = 0.003
@@ -60,7 +60,7 @@ class Rhythm:
         self._spent = 0.0
         self._restless_until = 0.0
         self._looks = 0
-        self._looked_at = since
+        self._taken = 0.0
         self._last = self._state()
 
     def pause(self) -> float:
@@ -71,11 +71,12 @@ class Rhythm:
             if self._looks % _LOOKS_AT_LOG:
                 return 0.0
         if self._restless_until:
-            self._spent += now - self._looked_at
-        self._looked_at = now
+            # Not the time that has passed: others may have had the core.
+            self._spent += thread_time() - self._taken
         self._note_change(now)
         self._restless_until = self._next_rest(now)
         if self._restless_until:
+            self._taken = thread_time()
             return 0.0
         if self._cycle is None:
             return pace(self._since)

@@ -17,20 +17,23 @@ from typing import TypeVar
 import apsw
 
 from mandrake_sessions.database.faults import extended_code, primary_code, translate
+from mandrake_sessions.database.health.holder import Holder, opener, write_lock_holder
 from mandrake_sessions.errors import DatabaseBusyError
 
 PACE = 0.001
 """Seconds between two looks at a lock that another process holds, at first."""
 
-_LONGEST_PACE = 0.01
-# A look with its pause takes 25 to 30 us: one each millisecond would be 3 % of a core. So they
-# become rarer, but the last one comes late by no more than a part of the whole wait.
+_LONGEST_PACE = 0.02
+# A look with its pause takes 25 to 65 us: one each millisecond would be 3 % of a core, and more. So
+# they become rarer, but the last one comes late by no more than a part of the whole wait.
 _LATENESS = 1 / 32
 
 LEAST_BODY = 0.1
 """Seconds that work gets though its budget is smaller: what got the lease can use it."""
 
 T = TypeVar("T")
+
+_STAYED_BUSY = "The database stayed busy until the deadline"
 
 
 class Budget:
@@ -65,11 +68,23 @@ class Budget:
     def exceeded(
         self, phase: str, path: Path, operation: str, *, code: int | None = None, attempts: int = 1
     ) -> DatabaseBusyError:
-        """Return the error that says the budget ran out in ``phase``, and where it went."""
+        """Return the error that says the budget ran out in ``phase``, and where it went.
+
+        Args:
+            phase: where the deadline passed.
+            path: the real path of the database.
+            operation: for the error.
+            code: what SQLite said, where it was another connection that was waited for; then the
+                error names the process that has that.
+            attempts: how often it was tried.
+        """
         waited = monotonic() - self.started
         phases = dict(self.phases or {})
         phases[phase] = phases.get(phase, 0.0) + max(0.0, waited - sum(phases.values()))
+        holder = None if code is None else _holder(path, phase)
         return DatabaseBusyError(
+            None if holder is None else f"{_STAYED_BUSY}: {holder.deed}. {holder.advice}",
+            holder_pid=None if holder is None else holder.pid,
             phase=phase,
             waited=waited,
             phases=phases,
@@ -78,6 +93,12 @@ class Budget:
             result_code=code,
             attempts=attempts,
         )
+
+
+def _holder(path: Path, phase: str) -> Holder | None:
+    """Return the process that was waited for; looked for once, now that the call has failed."""
+    found = write_lock_holder(path)
+    return opener(path) if found is None and phase == "open" else found
 
 
 def pace(since: float) -> float:

@@ -707,11 +707,12 @@ def test_issue_2_6_reads_do_not_wait_for_a_foreign_writer(
     assert handle.fetch(lambda tx: len(tx.rows(KEYS)), timeout=0.5) == 4
 
 
-def test_rule_13_the_wait_looks_at_a_constant_pace(
+def test_rule_13_the_wait_looks_often_at_first_and_never_seldom(
     handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
 ) -> None:
-    """About a millisecond: SQLite's own pauses grow to 100, and starve who waits longest."""
+    """A 32nd of the wait: SQLite's own pauses grow to 100 ms, and starve who waits longest."""
     hold_write_lock(handle.path)
     with pytest.raises(DatabaseBusyError) as caught:
-        handle.transact(adding("a"), timeout=0.3)
-    assert caught.value.attempts > 90
+        handle.transact(adding("a"), timeout=1.0)
+    # SQLite's own are 19 in that second; on a machine under load ours come late.
+    assert caught.value.attempts > 50

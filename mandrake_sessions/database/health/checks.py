@@ -21,6 +21,7 @@ from mandrake_sessions.database.faults import (
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import second_sqlite
 from mandrake_sessions.database.header import strangeness
+from mandrake_sessions.database.health.holder import write_lock_holder
 from mandrake_sessions.database.health.openers import has_lock, other_connections_on
 from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.health.wording import (
@@ -294,7 +295,10 @@ def check_writing(connection: Connection, file: DatabaseFile) -> HealthCheck:
     except apsw.Error as error:
         if primary_code(error) != apsw.SQLITE_BUSY:
             raise
-        return found("writing", DEGRADED, "another process holds the write lock")
+        holder = write_lock_holder(connection.path)
+        if holder is None:
+            return found("writing", DEGRADED, "another process holds the write lock")
+        return HealthCheck("writing", DEGRADED, holder.deed, holder.advice)
     # What is open could still be written, and must not be.
     if not may_write(connection.path):
         refused = ReadOnlyDatabaseError(path=connection.path, operation="write")

@@ -22,6 +22,7 @@ from mandrake_sessions.database.faults import free_bytes, translate
 from mandrake_sessions.database.guard import is_safe_sqlite, second_sqlite
 from mandrake_sessions.database.header import MAGIC, SMALLEST_PAGE
 from mandrake_sessions.database.health.contents import Contents
+from mandrake_sessions.database.health.holder import Holder, write_lock_holder
 from mandrake_sessions.database.health.locks import lock_holders
 from mandrake_sessions.database.health.place import advised, check_place
 from mandrake_sessions.database.health.report import (
@@ -79,7 +80,7 @@ class _Users(msgspec.Struct, frozen=True):
     """
 
     pids: frozenset[int]
-    writer: int | None
+    writer: Holder | None
     is_known: bool
 
 
@@ -274,8 +275,8 @@ class _Diagnosis:
             return HealthCheck(
                 "locks",
                 DEGRADED,
-                f"process {users.writer} holds the write lock; open in {who}",
-                "Nothing, if it goes away by itself; else look at that process.",
+                f"{users.writer.deed}; open in {who}",
+                users.writer.advice,
             )
         return HealthCheck("locks", OK, f"open in process {who}" if who else "nobody has it open")
 
@@ -391,6 +392,4 @@ def _find_users(path: Path) -> _Users:
         return _Users(frozenset(), None, False)
     index = lock_holders(Path(f"{path}-shm")) or []
     pids = frozenset(held.pid for held in (*database, *index))
-    writers = [held.pid for held in index if held.is_wal_writer]
-    writers += [held.pid for held in database if held.is_writer]
-    return _Users(pids, writers[0] if writers else None, True)
+    return _Users(pids, write_lock_holder(path), True)

@@ -1,0 +1,216 @@
+"""What a call that waits for another process costs, and what it says of that process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, thread_time
+from typing import Any
+
+import apsw
+import pytest
+from database_kit import adding, until
+
+from mandrake_sessions import ConnectionPool, DatabaseBusyError, diagnose
+from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.rhythm import Rhythm
+
+EXCLUSIVE = """
+import apsw
+connection = apsw.Connection(sys.argv[1])
+connection.execute("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=DELETE")
+connection.execute("BEGIN EXCLUSIVE")
+tell("held")
+hear()
+"""
+
+
+@contextlib.contextmanager
+def stopped(child: Any) -> Iterator[int]:
+    """Stop a child for a block, and yield its process id."""
+    pid = child.process.pid
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def busy_error(handle: DatabaseHandle, seconds: float = 0.05) -> DatabaseBusyError:
+    with pytest.raises(DatabaseBusyError) as caught:
+        handle.transact(adding("never"), "add", seconds)
+    return caught.value
+
+
+def writing_check(handle: DatabaseHandle) -> Any:
+    return next(each for each in handle.health().checks if each.name == "writing")
+
+
+def locks_check(path: Path) -> Any:
+    return next(each for each in diagnose(path).checks if each.name == "locks")
+
+
+# -- what is said of the holder -----------------------------------------------------------------
+
+
+def test_a_busy_error_names_the_process_that_holds_the_write_lock(
+    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+) -> None:
+    pid = hold_write_lock(path).process.pid
+    name = Path(f"/proc/{pid}/comm").read_text().strip()
+    error = busy_error(handle)
+    assert (error.phase, error.holder_pid) == ("begin", pid)
+    assert f"process {pid} ({name}) holds the write lock." in error.message
+    assert "stopped" not in error.message
+    for check in (writing_check(handle), locks_check(path)):
+        assert check.status == "degraded"
+        assert f"process {pid} ({name}) holds the write lock" in check.detail
+        assert check.advice == "Wait; if it stays so, look at that process."
+
+
+def test_a_stopped_holder_is_called_so_by_the_error_health_and_doctor(
+    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+) -> None:
+    child = hold_write_lock(path)
+    with stopped(child) as pid:
+        error = busy_error(handle)
+        assert error.holder_pid == pid
+        assert f"process {pid} (" in error.message
+        assert "holds the write lock, and is stopped" in error.message
+        assert f"kill -CONT {pid}" in error.message
+        for check in (writing_check(handle), locks_check(path)):
+            assert "holds the write lock, and is stopped" in check.detail
+            assert check.advice == f"Let it go on: kill -CONT {pid}"
+    child.tell()
+    assert child.hear() == "gone"
+    handle.transact(adding("afterwards"))
+    assert writing_check(handle).status == "ok"
+
+
+def test_a_holder_that_is_another_connection_of_this_process_is_called_so(
+    handle: DatabaseHandle, path: Path
+) -> None:
+    with contextlib.closing(apsw.Connection(str(path))) as own:
+        own.execute("BEGIN IMMEDIATE")
+        error = busy_error(handle)
+        own.execute("ROLLBACK")
+    assert error.holder_pid == os.getpid()
+    assert "another connection of this process" in error.message
+
+
+def test_a_file_that_cannot_be_opened_names_the_process_that_has_it(
+    make_pool: Callable[..., ConnectionPool],
+    ready_path: Path,
+    start_child: Callable[..., Any],
+) -> None:
+    child = start_child(EXCLUSIVE, ready_path)
+    assert child.hear() == "held"
+    pool = make_pool(database={"busy_timeout": 0.05})
+    with pytest.raises(DatabaseBusyError) as caught:
+        pool.acquire(ready_path)
+    assert (caught.value.phase, caught.value.holder_pid) == ("open", child.process.pid)
+    child.tell()
+    child.finish()
+
+
+def test_a_file_that_is_open_elsewhere_is_not_removed_and_its_user_is_named(
+    make_pool: Callable[..., ConnectionPool],
+    ready_path: Path,
+    start_child: Callable[..., Any],
+) -> None:
+    child = start_child(
+        "from mandrake_sessions import ConnectionPool\n"
+        "handle = ConnectionPool().acquire(sys.argv[1])\n"
+        "tell('open')\nhear()\nhandle.release()",
+        ready_path,
+    )
+    assert child.hear() == "open"
+    with pytest.raises(DatabaseBusyError) as caught:
+        make_pool().remove(ready_path, timeout=0.05)
+    assert caught.value.holder_pid == child.process.pid
+    assert "has the database open" in caught.value.message
+    child.tell()
+    child.finish()
+
+
+def test_what_waited_for_its_own_process_names_no_other(
+    handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
+) -> None:
+    """In the queue of this process's own threads there is no look at the kernel's table."""
+    with handle.write(), pytest.raises(DatabaseBusyError) as caught:
+        _in_thread(lambda: handle.transact(adding("never"), "add", 0.05))
+    assert (caught.value.phase, caught.value.holder_pid) == ("queue", None)
+
+
+def _in_thread(work: Callable[[], object]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(work).result()
+
+
+# -- what a wait costs --------------------------------------------------------------------------
+
+
+def test_waiting_for_a_stopped_process_takes_less_than_a_hundredth_of_a_core(
+    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+) -> None:
+    child = hold_write_lock(path)
+    with stopped(child):
+        since, taken = monotonic(), thread_time()
+        error = busy_error(handle, 3.0)
+        share = (thread_time() - taken) / (monotonic() - since)
+    assert share < 0.01
+    assert error.attempts < 600
+    child.tell()
+    assert child.hear() == "gone"
+
+
+def test_a_holder_that_does_not_commit_is_never_looked_at_without_pauses(tmp_path: Path) -> None:
+    log = tmp_path / "db.sqlite-wal"
+    log.write_bytes(b"frames")
+    for waited in (0.0, 0.01, 0.4, 1.05, 60.0):
+        assert Rhythm(log, monotonic() - waited).pause() >= 0.001
+    assert Rhythm(tmp_path / "no log", monotonic()).pause() >= 0.001
+
+
+def test_a_holder_that_commits_is_looked_at_without_pauses_when_the_next_is_due(
+    tmp_path: Path,
+) -> None:
+    """The log is written after 0.1 s, and again after 0.2: the third time is due at 0.3."""
+    log = tmp_path / "db.sqlite-wal"
+    log.write_bytes(b"frames")
+    rhythm = Rhythm(log, monotonic() - 100.0)
+    for cycle in (0.2, 0.1):
+        with log.open("ab") as file:
+            file.write(b"more")
+        rhythm._note_change(rhythm._changed_at + cycle)
+    rhythm._margin = 0.002
+    moments = {
+        elapsed: bool(rhythm._next_rest(rhythm._changed_at + elapsed))
+        for elapsed in (0.001, 0.05, 0.0975, 0.1, 0.1015, 0.15, 5.0)
+    }
+    assert moments == {
+        0.001: True,
+        0.05: False,
+        0.0975: False,
+        0.1: True,
+        0.1015: True,
+        0.15: False,
+        5.0: False,
+    }
+
+
+def test_a_wait_beside_a_holder_that_ends_is_over_soon(
+    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+) -> None:
+    child = hold_write_lock(path, 1.0)
+    since = monotonic()
+    handle.transact(adding("late"))
+    assert child.hear() == "gone"
+    assert monotonic() - since < 10
+    until(lambda: writing_check(handle).status == "ok")
