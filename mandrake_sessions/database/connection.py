@@ -55,8 +55,8 @@ class Connection:
         identity: its device and inode at opening.
         deadline: when the work of the present holder must be done (``time.monotonic``); the busy
             handler and every statement look at it.
-        interruptible: whether a statement may be interrupted when the deadline passes. Not inside
-            a shared transaction: SQLite would end it for everyone.
+        interruptible: whether a statement may be interrupted when the deadline passes. It is not
+            inside a shared transaction: SQLite would end that for everyone.
         is_cancelled: whether the connection is being closed under its holder.
         is_forked: whether it is a parent's connection in a forked child.
         busy_waits: how often it looked at a lock of another process.
@@ -80,10 +80,9 @@ class Connection:
         self.interruptible = True
         self.is_cancelled = False
         self.is_forked = False
-        self.busy_waits = 0
+        self.busy_waits, self._busy_since = 0, 0.0
         self.owner: str | None = None
         self.turnstile: Turnstile | None = None
-        self._busy_since = 0.0
         self._moved = ctypes.c_int(0)
         self._moved_address = ctypes.addressof(self._moved)
         self._cursor = raw.cursor()
