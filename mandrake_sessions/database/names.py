@@ -19,7 +19,7 @@ import apsw
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.mounts import naming_of
 from mandrake_sessions.database.placing import is_partial, tidy
-from mandrake_sessions.database.waiting import Budget, pause
+from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.errors import DatabaseNamesError
 from mandrake_sessions.options import DatabaseOptions
 
@@ -108,9 +108,11 @@ def _is_placed(path: Path) -> bool:
 
     It is waited for until that is done; what a process that was killed in it has left is removed.
     """
-    until = Budget(_PLACING).deadline
+    budget = Budget(_PLACING)
     tidy(path)
-    while any(is_partial(each, path) for each in _others_beside(path)) and pause(until):
+    while any(is_partial(each, path) for each in _others_beside(path)):
+        if not pause(budget.deadline, pace(budget.started)):
+            break
         tidy(path)
     return _links(path) == 1
 
