@@ -32,7 +32,7 @@ from mandrake_sessions.database.length import lacking_pages, measure, pages_of
 from mandrake_sessions.database.log_frames import commits_in_log
 from mandrake_sessions.database.log_index import LogIndex, LogState
 from mandrake_sessions.database.refusal import Refusal
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.waiting import LEAST_BODY, Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseBusyError,
@@ -50,7 +50,8 @@ UNSEEN: Final[Look] = (-1, -1, -1, -1, -1)
 """What no file looks like."""
 
 _PATIENCE: Final = 1.0
-"""Seconds for looking through the log for pages that the file lacks."""
+"""Seconds for looking through the log for pages that the file lacks; and those after which looking
+at every page is given up."""
 _PAGES_PATIENCE: Final = 5.0
 """Seconds for looking at every page: some 10 GB of a file that the system has in memory."""
 _SMALL: Final = 8 * 1024 * 1024
@@ -118,6 +119,8 @@ class Witness:
         self._refusal = refusal
         self._index = LogIndex(logs.index)
         self._known: _Known | None = None
+        # Seconds that looking at the pages has taken in vain.
+        self._spent = 0.0
         # Salts of the log, and how much of it was copied when that was all.
         self._whole_at: tuple[bytes, int] | None = None
 
@@ -163,9 +166,10 @@ class Witness:
 
         Raises:
             CorruptDatabaseError: the file is damaged.
+            DatabaseBusyError: there was no time to look; after several calls it is given up.
         """
-        if self.is_doubted:
-            self._look_at_pages(inspections, budget)
+        if self.is_doubted and not self._look_at_pages(inspections, budget):
+            raise budget.exceeded("body", self._path, _OPERATION)
         if self._refusal.damage is not None:
             raise copy.copy(self._refusal.damage)
 
@@ -195,21 +199,39 @@ class Witness:
         except (apsw.Error, OSError):
             return False
 
-    def _look_at_pages(self, inspections: MakeInspections, budget: Budget) -> None:
+    def _look_at_pages(self, inspections: MakeInspections, budget: Budget) -> bool:
+        """Look at every page of a file that is doubted; return whether there was the time for it.
+
+        What could not be looked at for another reason is looked at by the next write.
+        """
         if self._logs.lost():
             # To open the file would make another log.
-            return
-        within = Budget(min(budget.left() / 2, _PAGES_PATIENCE))
+            return True
+        within = Budget(min(max(budget.left() / 2, LEAST_BODY), _PAGES_PATIENCE))
         try:
             is_sound = self._is_sound(inspections(), within)
         except apsw.Error as error:
             self._heed(translate(error, self._path, _OPERATION))
+        except DatabaseBusyError:
+            self._spent += monotonic() - within.started
+            if self._spent < _PATIENCE:
+                return False
+            # There are too many, and would be for the next write: health takes longer.
+            get_logger(__name__).warning("database_pages_not_looked_at", path=self._name)
+            self.is_doubted = False
         except DatabaseError as error:
             self._heed(error)
         else:
             self.is_doubted = False
             if not is_sound:
                 self._note_damage(_FOREIGN)
+        if not self.is_doubted:
+            self._spent = 0.0
+        return True
+
+    def _heed(self, error: DatabaseError) -> None:
+        if isinstance(error, CorruptDatabaseError | NotADatabaseError):
+            self._refusal.note(error)
 
     def _is_sound(self, inspections: Inspections, within: Budget) -> bool:
         """Whether every page is what it should be, also those that the log has written anew."""
@@ -240,19 +262,11 @@ class Witness:
         is_whole = state.copied == 0 or self._whole_at == (state.salts, state.copied)
         return is_whole and state.is_at_rest
 
-    def _heed(self, error: DatabaseError) -> None:
-        """Take note of why the pages could not be looked at; the next write tries it again."""
-        if isinstance(error, CorruptDatabaseError | NotADatabaseError):
-            self._refusal.note(error)
-        elif isinstance(error, DatabaseBusyError):
-            # There are too many, and would be for the next write: health takes longer.
-            get_logger(__name__).warning("database_pages_not_looked_at", path=self._name)
-            self.is_doubted = False
-
     def _note_damage(self, detail: str) -> None:
         self._refusal.note(
             CorruptDatabaseError(
-                f"The database file is damaged: {detail}.",
+                f"The database file is damaged: {detail}. Nothing more is written into it: "
+                "close it, and restore a backup or salvage it.",
                 path=self._path,
                 operation=_OPERATION,
                 result_code=apsw.SQLITE_CORRUPT,

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from kernel_locks import own_lock_lines
+from structlog.testing import capture_logs
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -31,6 +32,7 @@ from mandrake_sessions import (
     SessionManager,
     salvage,
 )
+from mandrake_sessions.database import witness
 
 FAST = PoolOptions(database=DatabaseOptions(durability=Durability.FAST), linger=0)
 REFUSED = {CorruptDatabaseError.__name__, DatabaseMovedError.__name__}
@@ -265,6 +267,15 @@ def test_garbage_in_any_page_is_found(sessions: SessionManager, log: str, tmp_pa
             assert outcome(partial(damaged.create_session, "lost")) in REFUSED, page
 
 
+def test_a_write_that_waits_for_nothing_is_refused(sessions: SessionManager) -> None:
+    run(DAMAGES["random bytes in its middle"], sessions.path)
+    with (
+        pytest.raises((CorruptDatabaseError, DatabaseMovedError)),
+        sessions.transaction(timeout=0.0) as tx,
+    ):
+        tx.create_session("lost")
+
+
 @pytest.mark.parametrize("way", ["transaction", "stream", "lent connection"])
 def test_every_way_to_write_is_refused(sessions: SessionManager, way: str) -> None:
     session = sessions.create_session("written")
@@ -483,3 +494,22 @@ def test_damage_is_found_in_a_file_that_was_opened_after_a_kill(
             assert sessions.health().is_usable
         else:
             assert outcome(lambda: sessions.create_session("lost")) in REFUSED
+
+
+def test_pages_that_take_too_long_are_given_up_and_logged(
+    sessions: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calls until then are busy; none of them has written."""
+    monkeypatch.setattr(witness, "_PAGES_PATIENCE", 0.0)
+    monkeypatch.setattr(witness, "_PATIENCE", 0.02)
+    endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c) SELECT max(n) FROM c"
+    monkeypatch.setattr(witness, "_CHECK", endless)
+    run(HARMLESS["touched"], sessions.path)
+    outcomes = []
+    with capture_logs() as logs:
+        while not outcomes or outcomes[-1] != "done":
+            outcomes.append(outcome(lambda: sessions.create_session("more")))
+    assert set(outcomes[:-1]) <= {"DatabaseBusyError"}
+    assert [log["event"] for log in logs] == ["database_pages_not_looked_at"]
+    assert sum(each.title == "more" for each in sessions.list_sessions(limit=1000)) == 1
+    sessions.create_session("more")
