@@ -149,3 +149,24 @@ def test_no_error_of_a_host_carries_a_description(tmp_path, pool):
                 assert CANARY not in "".join(told) + repr(vars(caught.value))
 
     assert CANARY not in repr(events)
+
+
+def test_no_error_and_no_event_of_a_tool_call_carries_it(sessions):
+    class Telling:
+        def __repr__(self):
+            raise ValueError(CANARY)
+
+    session = sessions.create_session()
+    response = sessions.create_round(session.id, "x").response
+    wrong = [LONE, {CANARY: {CANARY}}, {LONE: 1}, [CANARY, math.nan], {1: CANARY}, Telling()]
+    with structlog.testing.capture_logs() as events, sessions.stream_turn(response.id) as writer:
+        for value in wrong:
+            assert writer.tool_call("plain").set_result(value)
+            assert writer.tool_call(value).changes
+            for call in (writer.tool_call, writer.tool_call("plain").set_result):
+                with pytest.raises(Exception, match=r".") as caught:
+                    call(value, strict=True)
+                assert CANARY not in "".join(str(each) + repr(each) for each in chain(caught.value))
+
+    assert [event["event"] for event in events].count("value_changed") == 2 * len(wrong)
+    assert CANARY not in repr(events)

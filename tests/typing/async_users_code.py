@@ -96,7 +96,7 @@ async def live(sessions: AsyncSessionManager) -> None:
     async with sessions.stream_turn("response", model="any", timeout=1.0) as turn:
         assert_type(turn, AsyncTurnWriter)
         turn.write("text")
-        turn.tool_call({"name": "ls"}).set_result(["bin"])
+        turn.tool_call({"name": "ls"}, strict=True).set_result(["bin"], strict=True)
         turn.set_usage(input_tokens=3)
         await turn.flush()
     assert_type(turn.turn, Turn)
