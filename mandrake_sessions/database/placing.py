@@ -99,6 +99,8 @@ def tidy(path: Path) -> None:
         path: the real path of the database.
     """
     names = _names_beside(path)
+    if not names:
+        return
     for left in _look(path, names):
         left.remove()
     for id in owner.ids_among(names, path):
@@ -111,7 +113,9 @@ def _names_beside(path: Path) -> list[str]:
     with contextlib.suppress(OSError):
         # In one expression: a folder may hold ten thousand names.
         return [
-            name for name in os.listdir(path.parent) if _MARK in name or name.startswith(owners)
+            name
+            for name in os.listdir(os.path.dirname(path))
+            if _MARK in name or name.startswith(owners)
         ]
     return []
 
