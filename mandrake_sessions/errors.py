@@ -21,7 +21,7 @@
     ├── ThreadStartError
     └── DatabaseError                 path · operation · result_code · attempts
         ├── DatabaseOpenError
-        │   ├── DatabaseFolderError · DatabaseMissingError
+        │   ├── DatabaseFolderError · DatabaseMissingError · TooManyFilesError
         │   ├── DatabasePathError
         │   │   └── DatabaseNamesError kind · others
         │   ├── NotADatabaseError · UnrecognizedDatabaseError · WorkspacePlaceError
@@ -32,7 +32,7 @@
         ├── ReadOnlyDatabaseError
         ├── StorageFullError          free_bytes
         ├── CorruptDatabaseError
-        ├── DatabaseIOError
+        ├── DatabaseIOError · NoMemoryError
         ├── DatabaseMovedError
         ├── StatementError
         │   └── ConstraintViolationError
@@ -44,6 +44,9 @@
 The first line of a class's docstring is its message, where nothing more exact is known. What a
 program needs to decide is in attributes; no error carries the value of a parameter, because that
 value is somebody's text. Ids are named, the first characters of them.
+
+Docstrings are assigned here, ``__doc__ = …``: those that only stand there are gone under
+``python -OO``, and with them the messages.
 """
 
 from __future__ import annotations
@@ -56,13 +59,13 @@ from mandrake_sessions.ids import MAX_ID_LENGTH
 
 
 class MandrakeSessionsError(Exception):
-    """Something in mandrake_sessions failed."""
+    __doc__ = """Something in mandrake_sessions failed."""
 
     default_message: ClassVar[str] = "Something in mandrake_sessions failed."
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        # Its own docstring, which python -OO leaves out: those of the bases would say too little.
+        # Its own one: those of the bases would say too little.
         cls.default_message = (cls.__dict__.get("__doc__") or cls.__name__).split("\n\n")[0]
 
     def __init__(self, message: str | None = None) -> None:
@@ -98,19 +101,21 @@ def _named(error: MandrakeSessionsError, id: str) -> str:
 
 
 class InvalidArgumentError(MandrakeSessionsError, ValueError):
-    """An argument has the wrong type or is out of range; nothing was written."""
+    __doc__ = """An argument has the wrong type or is out of range; nothing was written."""
 
 
 class NotInitializedError(MandrakeSessionsError):
-    """The manager is not open: call init() or use it as a context manager."""
+    __doc__ = """The manager is not open: call init() or use it as a context manager."""
 
 
 class ReentrantScopeError(MandrakeSessionsError):
-    """This thread already works on this database; pass the open transaction on instead."""
+    __doc__ = (
+        """This thread already works on this database; pass the open transaction on instead."""
+    )
 
 
 class NotFoundError(MandrakeSessionsError):
-    """There is no such row.
+    __doc__ = """There is no such row.
 
     Attributes:
         id: the id that was looked up, None where it was not by an id.
@@ -122,31 +127,31 @@ class NotFoundError(MandrakeSessionsError):
 
 
 class SessionNotFoundError(NotFoundError):
-    """There is no such session."""
+    __doc__ = """There is no such session."""
 
 
 class RoundNotFoundError(NotFoundError):
-    """There is no such round."""
+    __doc__ = """There is no such round."""
 
 
 class RequestNotFoundError(NotFoundError):
-    """There is no such request."""
+    __doc__ = """There is no such request."""
 
 
 class ResponseNotFoundError(NotFoundError):
-    """There is no such response."""
+    __doc__ = """There is no such response."""
 
 
 class TurnNotFoundError(NotFoundError):
-    """There is no such turn."""
+    __doc__ = """There is no such turn."""
 
 
 class WorkspaceNotFoundError(NotFoundError):
-    """There is no such workspace."""
+    __doc__ = """There is no such workspace."""
 
 
 class AlreadyExistsError(MandrakeSessionsError):
-    """The id, name or path is taken.
+    __doc__ = """The id, name or path is taken.
 
     Attributes:
         id: that of the row which is there, where it is known.
@@ -158,31 +163,31 @@ class AlreadyExistsError(MandrakeSessionsError):
 
 
 class SessionAlreadyExistsError(AlreadyExistsError):
-    """The id of the session is taken."""
+    __doc__ = """The id of the session is taken."""
 
 
 class RoundAlreadyExistsError(AlreadyExistsError):
-    """The id of the round is taken."""
+    __doc__ = """The id of the round is taken."""
 
 
 class RequestAlreadyExistsError(AlreadyExistsError):
-    """The id of the request is taken."""
+    __doc__ = """The id of the request is taken."""
 
 
 class ResponseAlreadyExistsError(AlreadyExistsError):
-    """The id of the response is taken."""
+    __doc__ = """The id of the response is taken."""
 
 
 class TurnAlreadyExistsError(AlreadyExistsError):
-    """The id or index of the turn is taken."""
+    __doc__ = """The id or index of the turn is taken."""
 
 
 class WorkspaceAlreadyExistsError(AlreadyExistsError):
-    """The name or path of the workspace is taken."""
+    __doc__ = """The name or path of the workspace is taken."""
 
 
 class StaleRevisionError(MandrakeSessionsError):
-    """Somebody was faster: the row or conversation is not at the expected revision or index.
+    __doc__ = """Somebody was faster: the row or conversation is not at the expected revision or index.
 
     Attributes:
         expected: the revision or index the caller named.
@@ -196,38 +201,44 @@ class StaleRevisionError(MandrakeSessionsError):
 
 
 class TurnFinishedError(MandrakeSessionsError):
-    """The turn has ended: it takes nothing more, and never goes back to streaming."""
+    __doc__ = """The turn has ended: it takes nothing more, and never goes back to streaming."""
 
 
 class TurnInterruptedError(MandrakeSessionsError):
-    """The turn was ended by somebody else while it was being written; its text is kept."""
+    __doc__ = (
+        """The turn was ended by somebody else while it was being written; its text is kept."""
+    )
 
 
 class TurnBeingWrittenError(MandrakeSessionsError):
-    """A TurnWriter is writing the text of this turn; only its status and other fields change."""
+    __doc__ = """A TurnWriter is writing the text of this turn; only its status and other fields change."""
 
 
 class StreamBackpressureError(MandrakeSessionsError):
-    """The stream holds max_buffered_bytes that are not stored yet; the text was not taken."""
+    __doc__ = (
+        """The stream holds max_buffered_bytes that are not stored yet; the text was not taken."""
+    )
 
 
 class ImportSourceError(MandrakeSessionsError):
-    """The source cannot be imported: it is not the expected kind, or it is in use."""
+    __doc__ = """The source cannot be imported: it is not the expected kind, or it is in use."""
 
 
 class ShutdownHookError(MandrakeSessionsError):
-    """The shutdown hook cannot be installed here: signal handlers belong to the main thread."""
+    __doc__ = (
+        """The shutdown hook cannot be installed here: signal handlers belong to the main thread."""
+    )
 
 
 class ThreadStartError(MandrakeSessionsError):
-    """No thread can be started now: raise the limit of threads or memory, or end some, and retry.
+    __doc__ = """No thread can be started now: raise the limit of threads or memory, or end some, and retry.
 
     Nothing was stored and nothing is left half done.
     """
 
 
 class DatabaseError(MandrakeSessionsError):
-    """A database operation failed.
+    __doc__ = """A database operation failed.
 
     Attributes:
         path: the database file.
@@ -263,23 +274,23 @@ class DatabaseError(MandrakeSessionsError):
 
 
 class DatabaseOpenError(DatabaseError):
-    """The database could not be opened."""
+    __doc__ = """The database could not be opened."""
 
 
 class DatabaseFolderError(DatabaseOpenError):
-    """The folder of the database cannot be made or written."""
+    __doc__ = """The folder of the database cannot be made or written."""
 
 
 class DatabasePathError(DatabaseOpenError):
-    """The path cannot name a database file."""
+    __doc__ = """The path cannot name a database file."""
 
 
 class DatabaseMissingError(DatabaseOpenError):
-    """There is no database file at this path."""
+    __doc__ = """There is no database file at this path."""
 
 
 class DatabaseNamesError(DatabasePathError):
-    """The file has another name, to which its log belongs; nothing was changed.
+    __doc__ = """The file has another name, to which its log belongs; nothing was changed.
 
     Attributes:
         kind: ``hard link``, ``mounted file`` (the file is a mount point, as a container has it
@@ -301,36 +312,46 @@ class DatabaseNamesError(DatabasePathError):
         super().__init__(message, **context)
 
 
+class TooManyFilesError(DatabaseOpenError):
+    __doc__ = (
+        """This process may open no further file: close some, or raise its limit (ulimit -n)."""
+    )
+
+
 class NotADatabaseError(DatabaseOpenError):
-    """The file is not a SQLite database; it was left as it is."""
+    __doc__ = """The file is not a SQLite database; it was left as it is."""
 
 
 class UnrecognizedDatabaseError(DatabaseOpenError):
-    """The file is a SQLite database of another program; it was left as it is."""
+    __doc__ = """The file is a SQLite database of another program; it was left as it is."""
 
 
 class WorkspacePlaceError(DatabaseOpenError):
-    """The workspace is not what was registered; nothing was read, written or removed."""
+    __doc__ = """The workspace is not what was registered; nothing was read, written or removed."""
 
 
 class UnsupportedSQLiteError(DatabaseOpenError):
-    """This SQLite can lose committed data (WAL-reset bug); install apsw 3.51.3 or newer."""
+    __doc__ = (
+        """This SQLite can lose committed data (WAL-reset bug); install apsw 3.51.3 or newer."""
+    )
 
 
 class OptionsConflictError(DatabaseOpenError):
-    """The database is open with other options than those asked for."""
+    __doc__ = """The database is open with other options than those asked for."""
 
 
 class MigrationError(DatabaseError):
-    """The schema could not be brought to the revision asked for; nothing was changed."""
+    __doc__ = """The schema could not be brought to the revision asked for; nothing was changed."""
 
 
 class SchemaTooNewError(MigrationError):
-    """The database was written by a newer version of mandrake_sessions; upgrade the package."""
+    __doc__ = (
+        """The database was written by a newer version of mandrake_sessions; upgrade the package."""
+    )
 
 
 class DatabaseBusyError(DatabaseError):
-    """The database stayed busy until the deadline; raise busy_timeout or find who holds it.
+    __doc__ = """The database stayed busy until the deadline; raise busy_timeout or find who holds it.
 
     Attributes:
         phase: where the deadline passed: ``queue`` (others of this process), ``begin`` (another
@@ -363,11 +384,11 @@ class DatabaseBusyError(DatabaseError):
 
 
 class ReadOnlyDatabaseError(DatabaseError):
-    """The database file cannot be written."""
+    __doc__ = """The database file cannot be written."""
 
 
 class StorageFullError(DatabaseError):
-    """The disk is full; the transaction was undone, earlier commits stand, reading goes on.
+    __doc__ = """The disk is full; the transaction was undone, earlier commits stand, reading goes on.
 
     Attributes:
         free_bytes: what the file system had free when it was asked, if it answered.
@@ -377,23 +398,29 @@ class StorageFullError(DatabaseError):
 
 
 class CorruptDatabaseError(DatabaseError):
-    """The database file is damaged; writing is refused and nothing is repaired by itself."""
+    __doc__ = (
+        """The database file is damaged; writing is refused and nothing is repaired by itself."""
+    )
 
 
 class DatabaseIOError(DatabaseError):
-    """The operating system failed to read or write the database file."""
+    __doc__ = """The operating system failed to read or write the database file."""
+
+
+class NoMemoryError(DatabaseError):
+    __doc__ = """There was no memory for it; nothing of it was stored."""
 
 
 class DatabaseMovedError(DatabaseError):
-    """The file under the open database was moved, replaced or deleted; close and open it again."""
+    __doc__ = """The file under the open database was moved, replaced or deleted; close and open it again."""
 
 
 class StatementError(DatabaseError):
-    """SQLite refused a statement."""
+    __doc__ = """SQLite refused a statement."""
 
 
 class ConstraintViolationError(StatementError):
-    """A row would break a constraint of the schema.
+    __doc__ = """A row would break a constraint of the schema.
 
     Attributes:
         columns: what the constraint is about, such as ``("rounds.id",)``; never a value.
@@ -407,11 +434,11 @@ class ConstraintViolationError(StatementError):
 
 
 class TransactionLostError(DatabaseError):
-    """SQLite ended the transaction; nothing of this unit was stored, and it may be tried again."""
+    __doc__ = """SQLite ended the transaction; nothing of this unit was stored, and it may be tried again."""
 
 
 class CommitOutcomeUnknownError(DatabaseError):
-    """The COMMIT failed in a way that may have stored the data: look the ids up before a replay.
+    __doc__ = """The COMMIT failed in a way that may have stored the data: look the ids up before a replay.
 
     Attributes:
         result: what the call would have returned, with the ids to look for; None where the
@@ -422,24 +449,24 @@ class CommitOutcomeUnknownError(DatabaseError):
 
 
 class BackupError(DatabaseError):
-    """The backup could not be made; the target was left as it was."""
+    __doc__ = """The backup could not be made; the target was left as it was."""
 
 
 class RestoreError(DatabaseError):
-    """The backup could not be restored; the database was left as it was."""
+    __doc__ = """The backup could not be restored; the database was left as it was."""
 
 
 class SalvageError(DatabaseError):
-    """The salvaged copy could not be made; nothing was left of it."""
+    __doc__ = """The salvaged copy could not be made; nothing was left of it."""
 
 
 class HandleReleasedError(DatabaseError):
-    """The handle was released; acquire a new one."""
+    __doc__ = """The handle was released; acquire a new one."""
 
 
 class PoolClosedError(DatabaseError):
-    """The pool is closed or closing and takes no new work."""
+    __doc__ = """The pool is closed or closing and takes no new work."""
 
 
 class ForkedPoolError(DatabaseError):
-    """The handle was made before a fork; acquire a new one in the child."""
+    __doc__ = """It was opened before a fork: close() and init() the manager, or acquire() a new handle."""

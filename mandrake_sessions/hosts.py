@@ -10,12 +10,13 @@ from typing import Final, Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.paths import identify, real_path
+from mandrake_sessions.database.paths import at_home, identify, real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.transaction import WriteUnit
 from mandrake_sessions.errors import (
     DatabaseFolderError,
     DatabaseMissingError,
+    DatabasePathError,
     MandrakeSessionsError,
     WorkspaceAlreadyExistsError,
 )
@@ -47,7 +48,11 @@ T = TypeVar("T")
 
 def default_root() -> Path:
     """Return the root of the system database: ``$MANDRAKE_DIR``, or ``~/.mandrake``."""
-    return Path(os.environ.get(ROOT_VARIABLE) or "~/.mandrake").expanduser()
+    named = os.environ.get(ROOT_VARIABLE)
+    try:
+        return Path(at_home(named or "~/.mandrake"))
+    except DatabasePathError as error:
+        raise DatabasePathError(f"{error.message} {ROOT_VARIABLE} names another root.") from error
 
 
 class MandrakeManager:

@@ -11,7 +11,7 @@ from typing import Final, Self
 from mandrake_sessions import arguments
 from mandrake_sessions.database.folder import opened_folder
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.paths import from_here, identify, real_path, refuse_link
+from mandrake_sessions.database.paths import at_home, from_here, identify, real_path, refuse_link
 from mandrake_sessions.database.pool import ConnectionPool
 from mandrake_sessions.errors import (
     DatabaseError,
@@ -37,7 +37,7 @@ Root = str | os.PathLike[str]
 
 def workspace_database(path: Root) -> Path:
     """Return where the database of the workspace at ``path`` lives."""
-    return Path(path).expanduser() / _WORKSPACE_FOLDER / DATABASE
+    return Path(at_home(str(Path(path)))) / _WORKSPACE_FOLDER / DATABASE
 
 
 def directory(path: object) -> Path:

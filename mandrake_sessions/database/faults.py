@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
+from typing import Final
 
 import apsw
 
@@ -17,10 +19,12 @@ from mandrake_sessions.errors import (
     DatabaseIOError,
     DatabaseOpenError,
     DatabasePathError,
+    NoMemoryError,
     NotADatabaseError,
     ReadOnlyDatabaseError,
     StatementError,
     StorageFullError,
+    TooManyFilesError,
 )
 
 # By primary result code; what is missing here is an error in the statement itself.
@@ -30,7 +34,7 @@ _MEANINGS: dict[int, type[DatabaseError]] = {
     apsw.SQLITE_READONLY: ReadOnlyDatabaseError,
     apsw.SQLITE_PERM: ReadOnlyDatabaseError,
     apsw.SQLITE_IOERR: DatabaseIOError,
-    apsw.SQLITE_NOMEM: DatabaseIOError,
+    apsw.SQLITE_NOMEM: NoMemoryError,
     apsw.SQLITE_CORRUPT: CorruptDatabaseError,
     apsw.SQLITE_NOTADB: NotADatabaseError,
     apsw.SQLITE_FULL: StorageFullError,
@@ -41,6 +45,7 @@ _SPECIAL_MEANINGS: dict[int, type[DatabaseError]] = {
     # Pages that should be there are past the end of the file.
     apsw.SQLITE_IOERR_SHORT_READ: CorruptDatabaseError,
     apsw.SQLITE_IOERR_CORRUPTFS: CorruptDatabaseError,
+    apsw.SQLITE_IOERR_NOMEM: NoMemoryError,
 }
 
 
@@ -74,6 +79,9 @@ def translate(error: apsw.Error, path: Path, operation: str, attempts: int = 1) 
             result_code=code,
             attempts=attempts,
         )
+    if code & 0xFF == apsw.SQLITE_CANTOPEN and (cause := _obstacle(path)) is not None:
+        cause.operation, cause.result_code, cause.attempts = operation, code, attempts
+        return cause
     meaning = _SPECIAL_MEANINGS.get(code) or _MEANINGS.get(code & 0xFF, StatementError)
     message = str(error) if meaning is StatementError else None
     found = meaning(message, path=path, operation=operation, result_code=code, attempts=attempts)
@@ -99,15 +107,68 @@ def free_bytes(path: Path) -> int | None:
         return None
 
 
+DESCRIPTORS_PER_FILE: Final = 7
+"""The file and its log, twice each; the log's index; the claim; the turnstile."""
+
+
+def lacks_descriptors() -> bool:
+    """Return whether this process cannot open as many descriptors as a file needs."""
+    return _refused_descriptor() is not None
+
+
+def _refused_descriptor() -> OSError | None:
+    """Return how the system refuses as many descriptors as a file needs, None if it does not."""
+    with contextlib.ExitStack() as opened:
+        try:
+            for _ in range(DESCRIPTORS_PER_FILE):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            return error
+    return None
+
+
+def _obstacle(path: Path) -> DatabaseError | None:
+    """Return why SQLite could not open or make a file, which it does not say; None if unknown."""
+    refused = _refused_descriptor()
+    if refused is not None and refused.errno in _SCARCE:
+        return translate_os(refused, path)
+    if os.path.lexists(path) and not os.access(path, os.R_OK):
+        return DatabaseOpenError(_FORBIDDEN.format(path), path=path)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return DatabaseFolderError(_FORBIDDEN.format(path.parent), path=path)
+    return None
+
+
+_FORBIDDEN: Final = "This user has no permission for {}: look at its owner and mode."
+
+
+_SCARCE: Final = {
+    errno.EMFILE: TooManyFilesError.default_message,
+    errno.ENFILE: "The system has no further file to open: close some, or raise its limit.",
+}
+
+
 def translate_os(error: OSError, path: Path) -> DatabaseError:
     """Return the typed error for one that the operating system raised while opening ``path``."""
-    reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.EINVAL):
+    code = error.errno
+    reason = os.strerror(code) if code else type(error).__name__
+    # Relative to an open folder it would say too little.
+    is_whole = isinstance(error.filename, str) and os.path.isabs(error.filename)
+    named = error.filename if is_whole else path
+    if code in (errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.EINVAL):
         return DatabasePathError(f"The path cannot name a database: {reason}.", path=path)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if code in (errno.ENOSPC, errno.EDQUOT):
         full = StorageFullError(path=path, operation="open")
         full.free_bytes = free_bytes(path)
         return full
-    return DatabaseFolderError(
-        f"The folder of the database cannot be used: {reason}.", path=path, operation="open"
-    )
+    if code in _SCARCE:
+        return TooManyFilesError(_SCARCE[code], path=path, operation="open")
+    if code == errno.ENOMEM:
+        return NoMemoryError(path=path, operation="open")
+    if code in (errno.EACCES, errno.EPERM):
+        message = _FORBIDDEN.format(named)
+    elif code == errno.EROFS:
+        message = f"{named} is on a file system that is mounted read-only."
+    else:
+        message = f"The folder of the database cannot be used: {reason}."
+    return DatabaseFolderError(message, path=path, operation="open")

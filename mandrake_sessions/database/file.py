@@ -24,6 +24,7 @@ from mandrake_sessions.database.guard import (
     warn_of_second_sqlite,
 )
 from mandrake_sessions.database.head import bring_to_head, require_head
+from mandrake_sessions.database.lane import Lane
 from mandrake_sessions.database.lease import Bring
 from mandrake_sessions.database.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.maintenance import Maintenance
@@ -41,6 +42,7 @@ from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseMovedError,
     PoolClosedError,
+    TooManyFilesError,
 )
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.options import DatabaseOptions
@@ -120,7 +122,9 @@ class DatabaseFile(FileLifecycle):
         warn_of_second_sqlite(path)
         # Before it is opened, which may make one.
         has_log = any(os.path.lexists(each) for each in companions(path))
-        require_home(path, options)
+        if stamp is None:
+            # Who opens another name of a file that was open here is refused there.
+            require_home(path, options)
         main = open_connection(path, identity, options, budget)
         try:
             if stamp is not None and main.value("PRAGMA user_version") != stamp:
@@ -186,7 +190,7 @@ class DatabaseFile(FileLifecycle):
             work, budget, operation, waits=False, even_refused=even_refused
         )
         if not was_run:
-            lane = self._auxiliary_lane(budget)
+            lane = self._reading_lane(budget)
             _, result = lane.fetch(work, budget, operation, even_refused=even_refused)
         if self._is_unshared:
             self._require_still()
@@ -196,11 +200,18 @@ class DatabaseFile(FileLifecycle):
         """Run a long read in one snapshot on the auxiliary connection; no writer waits for it."""
         self._admit(operation)
         budget = self.budget(timeout)
-        with self._auxiliary_lane(budget).snapshot(budget, operation) as tx:
+        with self._reading_lane(budget).snapshot(budget, operation) as tx:
             result = work(tx)
         if self._is_unshared:
             self._require_still()
         return result
+
+    def _reading_lane(self, budget: Budget) -> Lane:
+        """Return the auxiliary lane, or the writer's where no descriptor is left to open it."""
+        try:
+            return self._auxiliary_lane(budget)
+        except TooManyFilesError:
+            return self._main
 
     def transact(
         self,
@@ -238,7 +249,7 @@ class DatabaseFile(FileLifecycle):
         operation = f"read() at {caller_outside()}"
         self._admit(operation)
         budget = self.budget(timeout)
-        with self._auxiliary_lane(budget).snapshot(budget, operation) as tx:
+        with self._reading_lane(budget).snapshot(budget, operation) as tx:
             yield tx
         if self._is_unshared:
             self._require_still()

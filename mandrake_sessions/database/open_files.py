@@ -17,11 +17,12 @@ from typing import Final, TypeVar
 
 from mandrake_sessions.database.closing import OnStuck
 from mandrake_sessions.database.creation import make_file
+from mandrake_sessions.database.faults import lacks_descriptors
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.installing import image
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.maintenance import Maintenance
-from mandrake_sessions.database.parking import lacks_descriptors, most_open
+from mandrake_sessions.database.parking import most_open
 from mandrake_sessions.database.paths import Identity, identify, is_named
 from mandrake_sessions.database.slots import (
     Slot,

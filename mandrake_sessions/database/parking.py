@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-from typing import Final
 
+from mandrake_sessions.database.faults import DESCRIPTORS_PER_FILE
 from mandrake_sessions.errors import PoolClosedError
 from mandrake_sessions.options import PoolOptions
 
 if sys.platform != "win32":
     import resource
-
-DESCRIPTORS_PER_FILE: Final = 7
-"""The file and its log, twice each; the log's index; the claim; the turnstile."""
 
 
 class FileParkedError(PoolClosedError):
@@ -35,14 +30,3 @@ def most_open(options: PoolOptions) -> int:
     if limit == resource.RLIM_INFINITY:
         return options.max_open
     return min(options.max_open, max(1, limit * 3 // 4 // DESCRIPTORS_PER_FILE))
-
-
-def lacks_descriptors() -> bool:
-    """Return whether this process cannot open as many descriptors as a file needs."""
-    with contextlib.ExitStack() as opened:
-        try:
-            for _ in range(DESCRIPTORS_PER_FILE):
-                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        except OSError:
-            return True
-    return False

@@ -38,7 +38,7 @@ def real_path(path: str | os.PathLike[str]) -> Path:
             "A database lives in a file; for one that goes away use a temporary folder."
         )
     # Not abspath: it would fold ``..`` before links are followed.
-    expanded = os.path.expanduser(text)
+    expanded = at_home(text)
     try:
         try:
             real = os.path.realpath(expanded, strict=True)
@@ -170,11 +170,25 @@ def absolute_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 def from_here(text: str) -> str:
     """Return a name, with ``~`` or relative, as one that begins at the root."""
-    expanded = os.path.expanduser(text)
+    expanded = at_home(text)
     # Not abspath: it would fold ``..`` before links are followed. A directory that is gone is the
     # business of whoever opens something in it.
     with contextlib.suppress(FileNotFoundError):
         return os.path.join(os.getcwd(), expanded)
+    return expanded
+
+
+def at_home(text: str) -> str:
+    """Return a name with what its ``~`` stands for.
+
+    Raises:
+        DatabasePathError: this user has no home that is known.
+    """
+    expanded = os.path.expanduser(text)
+    if expanded == text and (text == "~" or text.startswith("~/")):
+        raise DatabasePathError(
+            "No home directory is known for this user: set HOME, or name a path without ~."
+        )
     return expanded
 
 

@@ -24,7 +24,7 @@ from typing import Final
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.paths import Identity, descriptors_on, identify
 from mandrake_sessions.database.raw import states_of
-from mandrake_sessions.errors import DatabaseMissingError, ImportSourceError
+from mandrake_sessions.errors import DatabaseFolderError, DatabaseMissingError, ImportSourceError
 
 _OPERATION: Final = "import"
 _ATTEMPTS: Final = 3
@@ -97,7 +97,11 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
     try:
         return tempfile.TemporaryDirectory(prefix="mandrake-import-")
     except OSError as error:
-        raise translate_os(error, Path(error.filename or tempfile.gettempdir())) from error
+        if error.filename is None:
+            raise DatabaseFolderError(
+                "No temporary folder can be used: set TMPDIR to one that can be written."
+            ) from error
+        raise translate_os(error, Path(error.filename)) from error
 
 
 def _copy_once(path: Path, copy: Path) -> bool:

@@ -7,7 +7,6 @@ as one that nobody changes, and one that a crash has left is read from a private
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from mandrake_sessions.tables import HEAD, TABLES, Column
 OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
 
 _OPERATION: Final = "diagnose"
+_NO_COPY: Final = "Name a folder that can be written, with space for a copy: TMPDIR=/FOLDER."
 _BUSY_MS: Final = 250
 _REPLACED: Final = "They are read with U+FFFD in place of what is damaged: write them anew"
 
@@ -79,7 +79,8 @@ class Contents:
 
     def _unreadable(self, name: str, error: Exception) -> HealthCheck:
         if isinstance(error, OSError):
-            return HealthCheck(name, FAILED, os.strerror(error.errno or 0), self._rescue)
+            # Not the file: where a copy is made, nothing can be.
+            return HealthCheck(name, FAILED, str(error), _NO_COPY)
         typed = error
         if isinstance(error, apsw.Error):
             typed = translate(error, self._path, _OPERATION)

@@ -1,0 +1,181 @@
+"""What an error says of its cause: no descriptor, no permission, no home, no temporary folder."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabasePathError,
+    ForkedPoolError,
+    MandrakeManager,
+    NoMemoryError,
+    SessionManager,
+    TooManyFilesError,
+    diagnose,
+)
+from mandrake_sessions.database.faults import translate_os
+
+IN_FEW_DESCRIPTORS = """
+import os, resource
+from mandrake_sessions import *
+first = SessionManager(sys.argv[1]).init()
+session = first.create_session("kept")
+round_ = first.create_round(session.id, "q")
+pool = default_pool()
+limit = len(os.listdir("/proc/self/fd")) + int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+try:
+    second = SessionManager(sys.argv[2], pool=ConnectionPool()).init()
+    with second.stream_turn(second.create_round(second.create_session("x").id, "q").response.id):
+        second.render_session_history(second.list_sessions()[0].id)
+except MandrakeSessionsError as error:
+    tell(type(error).__name__)
+else:
+    tell("opened")
+first.create_session("also kept")
+tell(sorted(each.title for each in first.list_sessions()))
+"""
+
+
+@pytest.mark.parametrize("free", range(9))
+def test_where_no_descriptor_is_left_that_is_said_and_open_files_go_on(
+    ready_database, tmp_path, start_child, free
+):
+    first = ready_database.lay(tmp_path / "first.sqlite")
+    second = ready_database.lay(tmp_path / "second.sqlite")
+    child = start_child(IN_FEW_DESCRIPTORS, first, second, free)
+
+    assert child.hear() in ("TooManyFilesError", "opened")
+    assert child.hear() == ["also kept", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [
+        ("EMFILE", TooManyFilesError, "ulimit"),
+        ("ENFILE", TooManyFilesError, "system"),
+        ("ENOMEM", NoMemoryError, "memory"),
+    ],
+)
+def test_what_a_process_lacks_has_its_own_error(tmp_path, number, kind, said):
+    import errno
+
+    found = translate_os(OSError(getattr(errno, number), "x"), tmp_path)
+
+    assert type(found) is kind
+    assert said in found.message
+
+
+def run_without_home(program: str, *, uid: int = 54321) -> str:
+    """Run a program as a user that the system does not know, without HOME."""
+    if os.geteuid() != 0:
+        pytest.skip("only root becomes a user without a home")
+    start = (
+        f"import os, sys; from mandrake_sessions import *; os.setuid({uid})\n"
+        "os.environ.pop('HOME', None)\n"
+    )
+    return subprocess.check_output([sys.executable, "-c", start + program], text=True).strip()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "MandrakeManager()",
+        "MandrakeManager('~/x')",
+        "SessionManager('~/c.sqlite').init()",
+        "WorkspaceManager('~/w')",
+        "diagnose('~')",
+    ],
+)
+def test_without_a_home_that_is_said(call):
+    said = run_without_home(
+        f"try: {call}\nexcept MandrakeSessionsError as e: print(type(e).__name__, e)"
+    )
+
+    assert said.startswith("DatabasePathError")
+    assert "HOME" in said
+
+
+def test_a_root_that_is_named_needs_no_home(monkeypatch, tmp_path):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setenv("MANDRAKE_DIR", str(tmp_path))
+    with ConnectionPool() as pool, MandrakeManager(pool=pool) as mandrake:
+        assert mandrake.root == tmp_path
+
+
+def test_without_a_temporary_folder_a_look_says_so(ready_path, tmp_path):
+    program = (
+        "import sys, tempfile\n"
+        "from mandrake_sessions import *\n"
+        "tempfile._candidate_tempdir_list = lambda: ['/nowhere']\n"
+        "sessions = SessionManager(sys.argv[1]).init()\n"
+        "sessions.create_session()\n"
+        "sessions.backup(sys.argv[2])\n"
+        "print(sessions.health(HealthLevel.FULL).status)\n"
+        "import os; os._exit(0)\n"
+    )
+    command = [sys.executable, "-c", program, str(ready_path), str(tmp_path / "copy")]
+    assert subprocess.check_output(command, text=True).strip() == "ok"
+    # Killed with a log, so a private copy is read.
+    look = (
+        "import sys, tempfile\n"
+        "from mandrake_sessions import *\n"
+        "tempfile._candidate_tempdir_list = lambda: ['/nowhere']\n"
+        "for check in diagnose(sys.argv[1]).checks:\n"
+        "    if check.status != 'ok': print(check.name, check.detail, check.advice)\n"
+    )
+    said = subprocess.check_output([sys.executable, "-c", look, str(ready_path)], text=True)
+    assert "temporary" in said
+    assert "TMPDIR" in said
+    assert "restore" not in said
+
+
+def test_a_fork_says_what_the_user_of_a_manager_does():
+    assert "close()" in ForkedPoolError.default_message
+    assert "init()" in ForkedPoolError.default_message
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_manager_works_in_a_child_after_what_the_error_says(ready_path, pool):
+    with SessionManager(ready_path, pool=pool) as sessions:
+        told, tells = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                sessions.count_sessions()
+            except ForkedPoolError:
+                sessions.close()
+                os.write(tells, str(sessions.init().count_sessions()).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.close(tells)
+        assert os.read(told, 100) == b"0"
+        os.close(told)
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root becomes another user")
+    folder = tmp_path
+    program = (
+        "import os, sys; from mandrake_sessions import *\n"
+        "os.mkdir('/tmp/%s' % sys.argv[1], 0o755)\n"
+        "os.setuid(54321)\n"
+        "try: SessionManager('/tmp/%s/c.sqlite' % sys.argv[1]).init()\n"
+        "except MandrakeSessionsError as e: print(type(e).__name__, e.message)\n"
+    )
+    name = f"mandrake-{os.getpid()}-{folder.name}"
+    said = subprocess.check_output([sys.executable, "-c", program, name], text=True)
+    os.rmdir(f"/tmp/{name}")
+
+    assert said.startswith("DatabaseFolderError")
+    assert "no permission" in said
+    assert name in said
+
+
+def test_a_path_without_a_home_is_a_path_error():
+    assert issubclass(DatabasePathError, ValueError) is False
+    assert diagnose("/nowhere/x").status.value == "failed"
