@@ -68,6 +68,7 @@ class Hub:
         """
         if self.file.options.read_only:
             return
+        patrol.go_on()
         try:
             self.recover(min(self.file.options.busy_timeout, _RECOVERY_PATIENCE))
         except ReentrantScopeError:

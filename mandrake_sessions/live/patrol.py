@@ -127,20 +127,26 @@ class Patrol:
         self._thread: threading.Thread | None = None
 
     def add(self, hub: Looking) -> None:
-        """Look at a file from now on.
-
-        Where no thread can be started now, the next file that is opened tries again: a file can
-        be used without the patrol, and every opening looks by itself.
-        """
+        """Look at a file from now on."""
         with self._mutex:
             self._hubs.add(hub)
-            # One that never started, after Ctrl-C or for want of threads, is replaced.
-            if self._thread is None or self._thread.ident is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="mandrake-patrol", daemon=True
-                )
-                with contextlib.suppress(ThreadStartError):
-                    start(self._thread)
+            self._start()
+
+    def go_on(self) -> None:
+        """Start the thread if it could not be started when a file was added.
+
+        A file can be used without it, and every opening looks by itself.
+        """
+        with self._mutex:
+            if self._hubs:
+                self._start()
+
+    def _start(self) -> None:
+        # One that never started, after Ctrl-C or for want of threads, is replaced.
+        if self._thread is None or self._thread.ident is None:
+            self._thread = threading.Thread(target=self._run, name="mandrake-patrol", daemon=True)
+            with contextlib.suppress(ThreadStartError):
+                start(self._thread)
 
     def remove(self, hub: Looking) -> None:
         """Look at a file no more."""

@@ -161,6 +161,31 @@ tell(raised(pool.close)[1])
     child.finish()
 
 
+def test_a_later_init_starts_the_patrol_that_could_not_be_started(
+    streamed: tuple[Path, str, str], start_child: Callable[..., Any]
+) -> None:
+    child = start_child(
+        PRELUDE
+        + """
+def is_there():
+    return any(each.name == "mandrake-patrol" and each.is_alive() for each in threading.enumerate())
+
+allow(0)
+sessions = SessionManager(path).init()
+tell(is_there())
+allow(None)
+other = SessionManager(path).init()
+tell(is_there())
+other.close()
+sessions.close()
+""",
+        *streamed,
+    )
+    assert child.hear() is False
+    assert child.hear() is True
+    child.finish()
+
+
 def test_a_stream_that_has_its_thread_goes_on_where_no_other_can_be_started(
     streamed: tuple[Path, str, str], start_child: Callable[..., Any]
 ) -> None:
