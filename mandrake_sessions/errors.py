@@ -24,6 +24,7 @@
         │   ├── DatabaseFolderError · DatabaseMissingError · TooManyFilesError
         │   ├── DatabasePathError
         │   │   └── DatabaseNamesError kind · others
+        │   ├── StaleLogError · LostLogError log
         │   ├── NotADatabaseError · UnrecognizedDatabaseError · WorkspacePlaceError
         │   └── UnsupportedSQLiteError · OptionsConflictError
         ├── MigrationError
@@ -328,6 +329,26 @@ class UnrecognizedDatabaseError(DatabaseOpenError):
 
 class WorkspacePlaceError(DatabaseOpenError):
     __doc__ = """The workspace is not what was registered; nothing was read, written or removed."""
+
+
+class StaleLogError(DatabaseOpenError):
+    """The log at the database is not its own; nothing was changed: move that log away.
+
+    Attributes:
+        log: the path of that log.
+    """
+
+    log: Path | None = None
+
+
+class LostLogError(DatabaseOpenError):
+    """The database is empty, and what was stored in it was in a log that is missing.
+
+    Attributes:
+        log: where that log should be.
+    """
+
+    log: Path | None = None
 
 
 class UnsupportedSQLiteError(DatabaseOpenError):

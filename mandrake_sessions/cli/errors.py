@@ -143,6 +143,8 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
         ExitCode.UNUSABLE,
         "`import` reads databases of the original system, everything else those of this one.",
     ),
+    (errors.StaleLogError, ExitCode.UNUSABLE, ""),
+    (errors.LostLogError, ExitCode.UNUSABLE, ""),
     (errors.DatabaseFolderError, ExitCode.UNUSABLE, "Check the folder and who may write it."),
     (errors.DatabasePathError, ExitCode.USAGE, "Name a file."),
     (errors.ReadOnlyDatabaseError, ExitCode.UNUSABLE, "Check who may write the file."),

@@ -19,6 +19,7 @@ import apsw
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.health.wording import orphan
+from mandrake_sessions.database.mark import make_new
 from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.placing import making, put_in_place, sync_file, tidy
 from mandrake_sessions.database.transaction import rollback
@@ -312,6 +313,9 @@ def _copy(source: Connection, partial: Path, budget: Budget, progress: Progress 
                 done = pages.step(_PAGES_PER_STEP)
                 if progress is not None:
                     progress(pages.page_count - pages.remaining, pages.page_count)
+        # At another revision it may have other tables.
+        with contextlib.suppress(apsw.SQLError):
+            make_new(copy.execute)
         # The copy of a database in WAL mode is in WAL mode, and would come with two more files.
         mode = copy.execute("PRAGMA journal_mode=delete").fetchall()
         if mode != [("delete",)]:

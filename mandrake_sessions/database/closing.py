@@ -8,6 +8,7 @@ from collections.abc import Callable
 import apsw
 
 from mandrake_sessions.database.checkpoint import copy_at_closing
+from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.lane import Lane
 from mandrake_sessions.database.lease import MakeError
 from mandrake_sessions.database.scope import WriteLane
@@ -19,6 +20,7 @@ OnStuck = Callable[[int], None] | None
 """Told the thread that holds a lease when its work is interrupted for closing."""
 
 _OPTIMIZE_PATIENCE = 0.05
+_MARK_PATIENCE = 0.05
 _LAST_PATIENCE = 0.25
 
 
@@ -51,16 +53,8 @@ def take_for_closing(
 def close_lane(lane: Lane, budget: Budget, options: DatabaseOptions, *, abandon: bool) -> None:
     """Close a connection whose lease the caller holds; the lease is never given back."""
     connection = lane.connection
-    # Of a file that was only read the query planner knows what it knew before: looking costs as
-    # much as closing does, and takes the write lock.
-    if not abandon and isinstance(lane, WriteLane) and connection.pages_written():
-        connection.deadline = Budget(min(budget.left(), _OPTIMIZE_PATIENCE)).deadline
-        connection.interruptible = True
-        # What it would improve can wait for another day; what blocks it must not block closing.
-        with contextlib.suppress(apsw.Error):
-            connection.query_all("PRAGMA optimize")
-        if budget.left() > 0:
-            copy_at_closing(connection, options)
+    if not abandon and isinstance(lane, WriteLane):
+        _leave_in_order(connection, budget, options)
     connection.deadline = budget.deadline
     try:
         connection.close(abandon=abandon)
@@ -68,3 +62,20 @@ def close_lane(lane: Lane, budget: Budget, options: DatabaseOptions, *, abandon:
         raise DatabaseError(
             "The connection did not close cleanly.", path=connection.path, operation="close"
         ) from error
+
+
+def _leave_in_order(connection: Connection, budget: Budget, options: DatabaseOptions) -> None:
+    """Do what the writer's connection does last; none of it may keep the file from being closed."""
+    has_written = connection.pages_written() > 0
+    # Of a file that was only read the query planner knows what it knew before: looking costs as
+    # much as closing does, and takes the write lock.
+    if has_written:
+        connection.deadline = Budget(min(budget.left(), _OPTIMIZE_PATIENCE)).deadline
+        connection.interruptible = True
+        # What it would improve can wait for another day; what blocks it must not block closing.
+        with contextlib.suppress(apsw.Error):
+            connection.query_all("PRAGMA optimize")
+    if connection.log_mark is not None:
+        connection.log_mark.finish(Budget(min(budget.left(), _MARK_PATIENCE)))
+    if has_written and budget.left() > 0:
+        copy_at_closing(connection, options)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apsw
 
 from mandrake_sessions.database.faults import extended_code, primary_code, translate
 from mandrake_sessions.database.guard import require_safe_sqlite
 from mandrake_sessions.database.header import require_ours
+from mandrake_sessions.database.own_log import drop_index, has_index, require_log
 from mandrake_sessions.database.paths import Identity, identify, is_named, refuse_planted
 from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.unshared import Unshared, may_read_unshared
@@ -24,11 +24,15 @@ from mandrake_sessions.errors import (
     DatabaseMovedError,
     DatabaseOpenError,
     ReadOnlyDatabaseError,
+    StaleLogError,
     StatementError,
     UnrecognizedDatabaseError,
 )
 from mandrake_sessions.options import DatabaseOptions, Durability
 from mandrake_sessions.tables import APPLICATION_ID
+
+if TYPE_CHECKING:
+    from mandrake_sessions.database.log_mark import LogMark
 
 _SYNCHRONOUS = {Durability.FAST: 1, Durability.DURABLE: 2}
 _JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
@@ -62,6 +66,7 @@ class Connection:
         busy_waits: how often it looked at a lock of another process.
         owner: the id under which this process has claimed the file, None before it has.
         turnstile: what BEGIN goes through before it waits; None while nothing begins.
+        log_mark: what ties the log to the file in its transactions; None for one that reads.
         unshared: how it is read without the index that processes share; None where it is shared.
     """
 
@@ -83,6 +88,7 @@ class Connection:
         self.busy_waits, self._busy_since = 0, 0.0
         self.owner: str | None = None
         self.turnstile: Turnstile | None = None
+        self.log_mark: LogMark | None = None
         self._moved = ctypes.c_int(0)
         self._moved_address = ctypes.addressof(self._moved)
         self._cursor = raw.cursor()
@@ -237,6 +243,7 @@ def _open(
     except apsw.Error as error:
         raise _opening_error(error, path) from error
     connection = Connection(raw, path, identity, unshared)
+    had_index = has_index(path)
     try:
         connection.deadline = budget.deadline
         _configure(connection, options, budget, auxiliary=auxiliary)
@@ -249,6 +256,8 @@ def _open(
             connection.close(abandon=has_log)
         with contextlib.suppress(apsw.Error):
             connection.close(abandon=True)
+        if isinstance(error, StaleLogError) and not had_index:
+            drop_index(path, identity)
         found = _opening_error(error, path) if isinstance(error, apsw.Error) else error
         if isinstance(found, DatabaseError) and not is_named(path, identity):
             # What it found by its name was that of the file which came in its place.
@@ -286,6 +295,8 @@ def _configure(
     # The first read opens the log by its name. A folder that was swapped for another one since the
     # file was opened would give that one's log: before anything is written this is found out.
     connection.require_in_place()
+    if not auxiliary or options.read_only:
+        require_log(path, connection.execute, budget, options.vfs)
     # Reads the header: here a file that is no database is told from one that is.
     is_ours = retry_busy(lambda: _is_ours(connection), budget, path, "open", "open")
     connection.require_in_place()
@@ -382,19 +393,3 @@ def restore_settings(
             connection.raw.config(*_SETTINGS[name])
     still = lost_settings(connection, options, auxiliary=auxiliary)
     return [name for name in lost if name not in still]
-
-
-@contextlib.contextmanager
-def foreign_keys_off(connection: Connection) -> Iterator[None]:
-    """Switch foreign keys off around a migration.
-
-    Inside a transaction the pragma does nothing, and with it on, rebuilding ``sessions`` deleted
-    every round by cascade.
-    """
-    switch, _ = _SETTINGS["foreign_keys"]
-    connection.raw.config(switch, 0)
-    try:
-        yield
-    finally:
-        if connection.raw.config(switch, 1) != 1:
-            raise DatabaseOpenError("Foreign keys cannot be switched on.", path=connection.path)

@@ -15,6 +15,7 @@ import apsw
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.creation import alone_in
 from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.mark import end_mark
 from mandrake_sessions.database.paths import (
     Identity,
     aside_of,
@@ -24,7 +25,7 @@ from mandrake_sessions.database.paths import (
     set_aside,
     tell_set_aside,
 )
-from mandrake_sessions.database.transaction import begin_immediate, rollback
+from mandrake_sessions.database.transaction import begin_unmarked, rollback
 from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 
@@ -170,8 +171,12 @@ def _copy_into_file(connection: Connection, budget: Budget) -> bool:
     within = Budget(min(budget.left(), _COPYING))
     while True:
         try:
-            begin_immediate(connection, within, "close")
-            rollback(connection)
+            begin_unmarked(connection, within, "close")
+            try:
+                end_mark(connection.execute)
+                connection.execute("COMMIT")
+            finally:
+                rollback(connection)
             connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
             frames, done = connection.wal_backlog()
         except (apsw.BusyError, DatabaseBusyError):

@@ -27,6 +27,7 @@ from mandrake_sessions.database.head import bring_to_head, require_head
 from mandrake_sessions.database.lane import Lane
 from mandrake_sessions.database.lease import Bring
 from mandrake_sessions.database.lifecycle import FileLifecycle, FileState
+from mandrake_sessions.database.log_mark import LogMark
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.names import require_home
 from mandrake_sessions.database.paths import Identity, companions, is_named
@@ -133,6 +134,7 @@ class DatabaseFile(FileLifecycle):
                 require_head(main)
             else:
                 bring_to_head(main, budget)
+                main.log_mark = LogMark(main)
             file = cls(main, options, maintenance, on_retired)
             file.keeps_log = options.read_only and has_log
             return file

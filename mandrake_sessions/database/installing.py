@@ -24,8 +24,9 @@ from mandrake_sessions.database.header import (
     USER_VERSION_AT,
     WAL_FORMAT,
 )
+from mandrake_sessions.database.mark import KEY, first_mark
 from mandrake_sessions.database.names import HOME, home_of
-from mandrake_sessions.database.transaction import begin_immediate, commit, rollback
+from mandrake_sessions.database.transaction import begin_unmarked, commit, rollback
 from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.tables import APPLICATION_ID, HEAD
 
@@ -62,7 +63,7 @@ def install(connection: Connection, budget: Budget) -> None:
         DatabaseError: the disk is full or the like. Nothing was changed.
         CommitOutcomeUnknownError: the last moment failed: open it again to see.
     """
-    begin_immediate(connection, budget, _OPERATION)
+    begin_unmarked(connection, budget, _OPERATION)
     connection.interruptible = False
     try:
         # Another process may have made it meanwhile.
@@ -130,10 +131,10 @@ def _template() -> tuple[bytes, dict[str, tuple[int, int]]]:
         raw.close()
     content[FORMAT_AT] = WAL_FORMAT
     marked = {}
-    for key in ("stamp", "created_at", HOME):
-        value = facts[key].encode()
-        start = content.index(value)
-        marked[key] = start, start + len(value)
+    for key in ("stamp", "created_at", HOME, KEY):
+        # In a row of ``meta`` the value follows the key.
+        start = content.index(f"{key}{facts[key]}".encode()) + len(key)
+        marked[key] = start, start + len(facts[key].encode())
     return bytes(content), marked
 
 
@@ -164,10 +165,12 @@ def marks(path: Path | None, kept: int = 0) -> tuple[dict[str, int], dict[str, s
     stamp = ids.new_stamp()
     in_header = kept or stamp & _HEADER_BITS or 1
     stamp = stamp & ~_HEADER_BITS | in_header
+    now = ids.now()
     facts = {
         "stamp": f"{stamp:032x}",
         "created_by": CREATED_BY,
-        "created_at": str(ids.now()),
+        "created_at": str(now),
+        KEY: str(first_mark(now)),
     }
     if path is not None:
         facts[HOME] = home_of(path)

@@ -13,9 +13,10 @@ from pathlib import Path
 import apsw
 import sqlalchemy
 
-from mandrake_sessions.database.connection import Connection, foreign_keys_off, open_connection
+from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.creation import make_file
 from mandrake_sessions.database.dialect import lend, typed_cause
+from mandrake_sessions.database.mark import raise_number
 from mandrake_sessions.database.names import require_home
 from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.revisions import (
@@ -26,6 +27,7 @@ from mandrake_sessions.database.revisions import (
     run_migrations,
     write_sql,
 )
+from mandrake_sessions.database.transaction import foreign_keys_off
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
@@ -44,6 +46,7 @@ from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.tables import HEAD, TABLES
 
 _OPERATION = "migrate"
+_HAS_META = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'meta'"
 _COLUMNS = (
     "SELECT s.name, c.name FROM sqlite_schema AS s, pragma_table_info(s.name) AS c "
     "WHERE s.type = 'table' ORDER BY s.name, c.cid"
@@ -176,6 +179,8 @@ def migrating(connection: Connection, budget: Budget) -> Iterator[sqlalchemy.Con
             yield borrowed
             if run.steps:
                 _require_references(connection, borrowed)
+                if connection.value(_HAS_META):
+                    raise_number(connection.execute)
     except BaseException as error:
         if run.backup is not None and not isinstance(error, CommitOutcomeUnknownError):
             # The file is as it was: it is its own backup.

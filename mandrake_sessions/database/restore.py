@@ -23,10 +23,13 @@ from mandrake_sessions.database.faults import primary_code, translate, translate
 from mandrake_sessions.database.head import STORED_REVISIONS, is_known, revision_of
 from mandrake_sessions.database.header import SMALLEST_PAGE
 from mandrake_sessions.database.installing import marks
+from mandrake_sessions.database.mark import make_new
 from mandrake_sessions.database.names import HOME
+from mandrake_sessions.database.own_log import has_log, require_needed_log, require_own_log
 from mandrake_sessions.database.paths import (
     Identity,
     aside_of,
+    companions,
     identify,
     real_path,
     set_aside,
@@ -38,9 +41,11 @@ from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseMissingError,
+    LostLogError,
     NotADatabaseError,
     RestoreError,
     SchemaTooNewError,
+    StaleLogError,
     UnrecognizedDatabaseError,
 )
 from mandrake_sessions.ids import new_id
@@ -140,6 +145,7 @@ def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
         with contextlib.closing(raw):
             # The file may be anybody's.
             raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+            _require_log(raw, partial, source)
             _require_ours(raw, source)
             problems = problems_of(raw)
             if problems:
@@ -166,6 +172,20 @@ def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
         raise found from error
 
 
+def _require_log(raw: apsw.Connection, partial: Path, source: Path) -> None:
+    """Make sure, with the copy, that a log at the backup is its own, and that none is missing."""
+    try:
+        if has_log(partial):
+            require_own_log(partial, raw.execute, _OPERATION)
+        require_needed_log(partial, raw.execute, _OPERATION)
+    except (StaleLogError, LostLogError) as error:
+        # What a person can do something about is the backup.
+        message = error.message.replace(partial.name, source.name)
+        found = type(error)(message, path=source, operation=_OPERATION)
+        found.log = companions(source)[0]
+        raise found from None
+
+
 def _require_ours(raw: apsw.Connection, source: Path) -> None:
     if raw.execute("PRAGMA application_id").fetchall() != [(APPLICATION_ID,)]:
         raise UnrecognizedDatabaseError(path=source, operation=_OPERATION)
@@ -182,6 +202,8 @@ def _stamp(raw: apsw.Connection, path: Path) -> None:
     with raw:
         raw.execute(f"PRAGMA user_version = {pragmas['user_version']}")
         raw.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", own.items())
+        # Its log, if it had one, is in it now.
+        make_new(raw.execute)
 
 
 # -- the old file -------------------------------------------------------------------------------
@@ -217,6 +239,8 @@ def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
     """Lock a database out for everybody, with its log in it and gone; a damaged one is kept."""
     # It stays in WAL mode, or comes into it, for the same reason as the new file.
     with alone(path, identity, budget, _OPERATION, journal="wal") as connection:
+        if has_log(path):
+            _require_own_log(path, connection)
         with open_pages(path) as pages:
             if pages.is_log_damaged:
                 # SQLite would forget what stands behind the damage; salvage would not.
@@ -230,6 +254,16 @@ def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
         for suffix in (*_LOGS, "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         yield
+
+
+def _require_own_log(path: Path, connection: Connection) -> None:
+    """Refuse to copy a log into a file that it would damage: both are kept."""
+    try:
+        require_own_log(path, connection.execute, _OPERATION)
+    except StaleLogError as error:
+        raise CorruptDatabaseError(error.message, path=path, operation=_OPERATION) from error
+    except apsw.Error as error:
+        raise translate(error, path, _OPERATION) from error
 
 
 def _is_sound(connection: Connection) -> bool:

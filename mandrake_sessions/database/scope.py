@@ -34,6 +34,7 @@ from mandrake_sessions.database.transaction import (
     WriteTransaction,
     WriteUnit,
     begin_immediate,
+    begin_unmarked,
     commit,
     rollback,
 )
@@ -285,7 +286,7 @@ class WriteLane(Lane):
         """Hold the lease and the write lock, with nothing to store: no process writes meanwhile."""
         with self.exclusive(budget, operation) as connection:
             try:
-                begin_immediate(connection, budget, operation, self.turnstile)
+                begin_unmarked(connection, budget, operation, self.turnstile)
                 yield
             finally:
                 try:

@@ -22,6 +22,7 @@ from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     DatabaseError,
+    DatabaseOpenError,
     ForkedPoolError,
     PoolClosedError,
     StatementError,
@@ -227,6 +228,42 @@ WriteUnit: TypeAlias = Callable[[WriteTransaction], T]
 def begin_immediate(
     connection: Connection, budget: Budget, operation: str, turnstile: Turnstile | None = None
 ) -> None:
+    """Begin a write transaction, with the mark of the log in it where that is due.
+
+    Args:
+        connection: whose lease the caller holds.
+        budget: for its deadline.
+        operation: for errors.
+        turnstile: where processes stand in line; without one, who looks first is first.
+
+    Raises:
+        DatabaseBusyError: another process held the write lock until then.
+        DatabaseError: the mark cannot be written; each reason has its own subclass.
+    """
+    mark = connection.log_mark
+    if mark is None:
+        begin_unmarked(connection, budget, operation, turnstile)
+        return
+    while True:
+        try:
+            mark.prepare(budget, operation, turnstile)
+        except apsw.Error as error:
+            raise _failed_begin(error, connection, budget, operation) from error
+        begin_unmarked(connection, budget, operation, turnstile)
+        if not mark.is_due:
+            return
+        try:
+            if mark.write():
+                return
+        except apsw.Error as error:
+            rollback(connection)
+            raise translate(error, connection.path, operation) from error
+        rollback(connection)
+
+
+def begin_unmarked(
+    connection: Connection, budget: Budget, operation: str, turnstile: Turnstile | None = None
+) -> None:
     """Begin a write transaction, waiting for other processes until the budget's deadline.
 
     Args:
@@ -259,23 +296,42 @@ def begin_immediate(
                 "begin",
             )
     except apsw.Error as error:
-        # The deadline can also pass while BEGIN itself runs, and interrupts it.
-        if primary_code(error) not in (apsw.SQLITE_BUSY, apsw.SQLITE_INTERRUPT):
-            raise translate(error, connection.path, operation) from error
-        if connection.is_cancelled:
-            raise PoolClosedError(path=connection.path, operation=operation) from error
-        raise budget.exceeded(
-            "begin",
-            connection.path,
-            operation,
-            code=extended_code(error),
-            attempts=connection.busy_waits - looks + 1,
-        ) from error
+        attempts = connection.busy_waits - looks + 1
+        raise _failed_begin(error, connection, budget, operation, attempts) from error
     finally:
         connection.turnstile = None
     connection.deadline = budget.body_deadline
     if connection.busy_waits != looks:
         budget.spent("begin", since)
+
+
+def _failed_begin(
+    error: apsw.Error, connection: Connection, budget: Budget, operation: str, attempts: int = 1
+) -> DatabaseError:
+    # The deadline can also pass while a statement itself runs, and interrupts it.
+    if primary_code(error) not in (apsw.SQLITE_BUSY, apsw.SQLITE_INTERRUPT):
+        return translate(error, connection.path, operation)
+    if connection.is_cancelled:
+        return PoolClosedError(path=connection.path, operation=operation)
+    return budget.exceeded(
+        "begin", connection.path, operation, code=extended_code(error), attempts=attempts
+    )
+
+
+@contextlib.contextmanager
+def foreign_keys_off(connection: Connection) -> Iterator[None]:
+    """Switch foreign keys off around a migration.
+
+    Inside a transaction the pragma does nothing, and with it on, rebuilding ``sessions`` deleted
+    every round by cascade.
+    """
+    switch = apsw.SQLITE_DBCONFIG_ENABLE_FKEY
+    connection.raw.config(switch, 0)
+    try:
+        yield
+    finally:
+        if connection.raw.config(switch, 1) != 1:
+            raise DatabaseOpenError("Foreign keys cannot be switched on.", path=connection.path)
 
 
 def rollback(connection: Connection) -> None:
@@ -307,6 +363,8 @@ def commit(connection: Connection, operation: str) -> None:
         was_open = connection.in_transaction()
         rollback(connection)
         raise _failed_commit(error, was_open, connection, operation) from error
+    if connection.log_mark is not None:
+        connection.log_mark.committed()
 
 
 def _failed_commit(

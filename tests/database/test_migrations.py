@@ -548,7 +548,7 @@ def test_the_alembic_command_makes_a_file(open_file: Open, tmp_path: Path) -> No
 
     connection = open_file()
     assert head.is_at_head(connection)
-    assert connection.value("SELECT count(*) FROM meta") == 4
+    assert connection.value("SELECT count(*) FROM meta") == 5
 
 
 def test_the_alembic_command_beside_a_live_pool_harms_nothing(tmp_path: Path) -> None:
@@ -741,7 +741,7 @@ def test_eight_processes_open_a_fresh_file_together(
         connection = open_file(f"{number}.sqlite")
         schemas.add(str(schema_of(connection)))
         assert connection.query_all("SELECT * FROM alembic_version") == [(HEAD,)]
-        assert connection.value("SELECT count(*) FROM meta") == 4
+        assert connection.value("SELECT count(*) FROM meta") == 5
         assert connection.value("PRAGMA integrity_check") == "ok"
     assert len(schemas) == 1
     assert not [name for name in os.listdir(tmp_path) if ".before-" in name]

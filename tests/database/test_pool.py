@@ -948,7 +948,7 @@ def test_the_query_planner_is_asked_only_where_something_was_written(
     pool = make_pool(linger=0)
     with pool.acquire(path) as handle:
         handle.transact(adding("a"))
-    assert statements.take()[-1] == "PRAGMA optimize"
+    assert "PRAGMA optimize" in statements.take()
     with pool.acquire(path) as handle:
         assert keys(handle) == {"a"}
     assert "PRAGMA optimize" not in statements.take()

@@ -108,6 +108,8 @@ def test_rule_12_a_write_takes_the_write_lock_at_once(
     handle: DatabaseHandle, statements: Any, path: Path, make_pool: MakePool
 ) -> None:
     with make_pool().acquire(path.with_name("traced.sqlite")) as traced:
+        # The first transaction of a connection marks its log.
+        traced.transact(lambda tx: None)
         statements.take()
         with traced.write():
             assert raw_of(traced).txn_state() == apsw.SQLITE_TXN_WRITE

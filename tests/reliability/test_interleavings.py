@@ -53,7 +53,7 @@ from mandrake_sessions.statements.generator.compiler import compiled
 
 _meta = schema.meta.c
 ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
-_FACTS = ["stamp", "created_by", "created_at", "home"]
+_FACTS = ["stamp", "created_by", "created_at", "home", "log"]
 KEYS = compiled(select(_meta.key).where(_meta.key.not_in(_FACTS)))
 
 Play = Callable[[Callable[[Stage], None]], Orders]

@@ -20,8 +20,19 @@ from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.head import STORED_REVISIONS, is_known, revision_of
 from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.health.wording import ORPHANS, counted, listed, orphans
+from mandrake_sessions.database.own_log import (
+    UNCHANGED,
+    has_log,
+    require_needed_log,
+    require_own_log,
+)
 from mandrake_sessions.database.raw import copy_database
-from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
+from mandrake_sessions.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    LostLogError,
+    StaleLogError,
+)
 from mandrake_sessions.tables import HEAD, TABLES, Column
 
 OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
@@ -54,8 +65,13 @@ class Contents:
         """Make the checks; each says itself where it stopped, unless nothing can be read."""
         try:
             with self._opened() as raw:
+                own_log = self._own_log(raw)
+                if own_log.status is FAILED:
+                    # What else is found would be about pages that do not belong together.
+                    return [own_log]
                 schema = self._schema(raw)
                 checks = [
+                    own_log,
                     schema,
                     self._reading("integrity" if self._full else "pages", self._pages, raw),
                     self._reading("references", self._references, raw),
@@ -115,6 +131,19 @@ class Contents:
             raw.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
             raw.set_busy_timeout(_BUSY_MS)
             yield raw
+
+    def _own_log(self, raw: apsw.Connection) -> HealthCheck:
+        """Whether the log belongs to the file, and whether none is missing."""
+        if self._in_use:
+            return HealthCheck("own_log", OK, "in use")
+        try:
+            if has_log(self._path):
+                require_own_log(self._path, raw.execute, _OPERATION)
+            require_needed_log(self._path, raw.execute, _OPERATION)
+        except (StaleLogError, LostLogError) as error:
+            found, _, advice = error.message.partition(UNCHANGED)
+            return HealthCheck("own_log", FAILED, found.strip(), advice.strip())
+        return HealthCheck("own_log", OK)
 
     def _schema(self, raw: apsw.Connection) -> HealthCheck:
         tables = {str(row[0]) for row in raw.execute("SELECT name FROM sqlite_schema").fetchall()}

@@ -17,9 +17,10 @@ import apsw
 
 from mandrake_sessions import tables
 from mandrake_sessions.database.backup import verify
-from mandrake_sessions.database.connection import Connection, foreign_keys_off, open_connection
+from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.head import bring_to_head
+from mandrake_sessions.database.own_log import find_stale_log
 from mandrake_sessions.database.paths import identify, real_path
 from mandrake_sessions.database.placing import making, merge_log, put_in_place, sync_file
 from mandrake_sessions.database.salvage.btree import Record, Value, parse
@@ -34,6 +35,7 @@ from mandrake_sessions.database.salvage.mending import (
 from mandrake_sessions.database.salvage.orphans import PARENTS, Orphans
 from mandrake_sessions.database.salvage.pages import Pages, open_pages
 from mandrake_sessions.database.salvage.report import SalvageReport, TableSalvage
+from mandrake_sessions.database.transaction import foreign_keys_off
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseError, DatabaseMissingError, SalvageError
 from mandrake_sessions.ids import new_id
@@ -66,6 +68,7 @@ def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
 
     Raises:
         DatabaseMissingError: there is no damaged file.
+        StaleLogError: the log at the file is not its own; without it, the file may be whole.
         SalvageError: the target exists, or its folder does not; or nothing of this library was
             found, and then no file is made.
         DatabaseError: the new file cannot be written; each reason has its own subclass.
@@ -77,6 +80,8 @@ def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
         raise SalvageError("The target exists.", path=path, operation=_OPERATION)
     if not path.parent.is_dir():
         raise SalvageError("The folder of the target is not there.", path=path)
+    # Pages of two files would be taken for those of one.
+    find_stale_log(source, _OPERATION)
     try:
         with making(path) as partial:
             with open_pages(source) as pages, _new_database(partial) as connection:
