@@ -24,6 +24,7 @@ from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.parking import most_open
 from mandrake_sessions.database.paths import Identity, identify, is_named
+from mandrake_sessions.database.sidecars import require_room
 from mandrake_sessions.database.slots import (
     Slot,
     Slots,
@@ -105,6 +106,7 @@ class OpenFiles:
         self._note_open(slot, "acquire")
 
     def _open_new(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> DatabaseFile:
+        require_room(slot.path)
         makes = create and not options.read_only
         # What a VFS of the host's makes of the bytes of a file is not known here.
         content = None if options.vfs else partial(image, slot.path)

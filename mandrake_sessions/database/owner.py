@@ -21,6 +21,7 @@ from typing import Final
 from mandrake_sessions.database import signs
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.guard import after_fork, current_pid
+from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.errors import DatabaseFolderError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.threads import start
@@ -32,6 +33,9 @@ _ATTEMPTS: Final = 20
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
+_ID_LENGTH: Final = 36
+
+
 class Owner:
     """This process's claim on one database.
 
@@ -41,12 +45,12 @@ class Owner:
         uses: how many open files count on it.
     """
 
-    def __init__(self, id: str, path: Path, descriptor: int | None) -> None:
+    def __init__(self, id: str, database: Path, descriptor: int | None) -> None:
         self.id = id
-        self.path = path
+        self.path = _file_of(database, id)
         self.uses = 1
         self.descriptor = descriptor
-        self._database = path.with_name(path.name.removesuffix(f"-owner-{id}"))
+        self._database = database
         self._pid = current_pid()
 
     @property
@@ -231,7 +235,7 @@ def let_go(database: Path) -> None:
 
 def prefix_of(database: Path) -> str:
     """Return what the names of the owners' files of a database begin with."""
-    return f"{database.name}-owner-"
+    return beside(database, "-owner-", _ID_LENGTH).name
 
 
 def ids_among(names: Iterable[str], database: Path) -> list[str]:
@@ -249,7 +253,7 @@ def _ids_beside(database: Path) -> list[str]:
 
 
 def _file_of(database: Path, owner: str) -> Path:
-    return database.with_name(f"{database.name}-owner-{owner}")
+    return database.with_name(f"{prefix_of(database)}{owner}")
 
 
 def _make(database: Path) -> Owner:
@@ -272,10 +276,10 @@ def _make(database: Path) -> Owner:
         if not is_in_place:
             _discard(path, descriptor)
         elif is_locked:
-            return Owner(id, path, descriptor)
+            return Owner(id, database, descriptor)
         else:
             os.close(descriptor)
-            return Owner(id, path, None)
+            return Owner(id, database, None)
     raise DatabaseFolderError(
         "The file of an owner was removed each time it was made.", path=database, operation="claim"
     )

@@ -8,9 +8,11 @@ import stat
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.errors import DatabaseError, DatabasePathError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.log import get_logger
@@ -254,9 +256,13 @@ def is_named(path: Path, identity: Identity) -> bool:
         return False
 
 
+ASIDE: Final = ".of-moved-file-"
+"""Stands in the name of a log that is kept so; its id follows."""
+
+
 def aside_of(log: Path) -> Path:
     """Return the name under which a log is kept that belongs to no database of its name."""
-    return log.with_name(f"{log.name}.of-moved-file-{new_id()}")
+    return beside(log, f"{ASIDE}{new_id()}")
 
 
 def set_aside(log: Path, aside: Path) -> bool:

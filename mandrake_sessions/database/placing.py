@@ -17,8 +17,17 @@ import apsw
 
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.creation import sync_folder
+from mandrake_sessions.database.sidecars import beside
 
 _MARK: Final = ".partial-"
+_DIGITS: Final = 16
+_OWNER_BYTES: Final = len("-owner-") + 36
+
+BEFORE: Final = ".before-"
+"""Stands in the name of a copy from before a migration."""
+
+BEFORE_BYTES: Final = 16 + len(_MARK) + _DIGITS + _OWNER_BYTES
+"""What follows that at most, while it is made."""
 _PARTIAL: Final = re.compile(
     r"(.+\.partial-[0-9a-f]{16})(?:-wal|-shm|-journal|-owner-([0-9a-f-]{36}))?"
 )
@@ -42,7 +51,7 @@ def making(path: Path) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     tidy(path)
-    partial = path.with_name(f"{path.name}{_MARK}{os.urandom(8).hex()}")
+    partial = beside(path, f"{_MARK}{os.urandom(8).hex()}", _OWNER_BYTES)
     # First, so that nobody finds the file without its maker.
     claim = owner.claim(partial)
     try:
@@ -82,7 +91,11 @@ class Leftover(NamedTuple):
 
 def is_partial(partial: Path, path: Path) -> bool:
     """Return whether a name is one of those that a file gets before it is given ``path``."""
-    return partial.name.startswith(f"{path.name}{_MARK}")
+    return partial.name.startswith(_prefix_of(path))
+
+
+def _prefix_of(path: Path) -> str:
+    return beside(path, _MARK, _DIGITS + _OWNER_BYTES).name
 
 
 def leftovers(path: Path) -> list[Leftover]:
@@ -129,7 +142,7 @@ def _look(path: Path, names: Iterable[str]) -> list[Leftover]:
             if matched[2] is not None:
                 found.append(matched[2])
     # Of another name than the database's a file is ours only if it was claimed.
-    ours = (f"{path.name}{_MARK}", f"{path.name}.before-")
+    ours = (_prefix_of(path), beside(path, BEFORE, BEFORE_BYTES).name)
     return [
         Leftover(partial, tuple(ids))
         for partial, ids in sorted((path.with_name(name), ids) for name, ids in owners.items())

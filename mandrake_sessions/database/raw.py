@@ -14,6 +14,7 @@ from typing import Final, Self
 import apsw
 
 from mandrake_sessions.database.faults import extended_code, primary_code, translate, translate_os
+from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.database.waiting import Budget, pace, pause
 
 _BLOCK: Final = 1024 * 1024
@@ -136,7 +137,7 @@ def states_of(path: Path) -> dict[str, tuple[int, ...] | None]:
     states: dict[str, tuple[int, ...] | None] = {}
     for suffix in ("", "-wal", "-journal"):
         try:
-            found = os.stat(f"{path}{suffix}")
+            found = os.stat(beside(path, suffix))
         except FileNotFoundError:
             states[suffix] = None
         else:

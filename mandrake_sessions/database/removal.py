@@ -18,6 +18,7 @@ from mandrake_sessions.database.header import MAGIC
 from mandrake_sessions.database.paths import Identity, companions
 from mandrake_sessions.database.placing import tidy
 from mandrake_sessions.database.raw import RawFile
+from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.database.turnstile import turnstile_path
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
@@ -132,5 +133,5 @@ def _remove_files(folder: Folder, path: Path) -> None:
     with contextlib.suppress(OSError):
         folder.unlink(turnstile_path(path).name)
     # A journal too: SQLite would roll it back into the next file of the name.
-    for each in (*companions(path), Path(f"{path}-journal"), path):
+    for each in (*companions(path), beside(path, "-journal"), path):
         folder.unlink(each.name)

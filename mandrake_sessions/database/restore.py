@@ -37,6 +37,7 @@ from mandrake_sessions.database.paths import (
 from mandrake_sessions.database.placing import making, merge_log, put_in_place, sync_file
 from mandrake_sessions.database.raw import copy_database
 from mandrake_sessions.database.salvage.pages import open_pages
+from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
@@ -55,7 +56,11 @@ from mandrake_sessions.tables import APPLICATION_ID
 _OPERATION: Final = "restore"
 _ATTEMPTS: Final = 3
 _LOGS: Final = ("-wal", "-journal")
-_DAMAGED: Final = ".damaged-"
+DAMAGED: Final = ".damaged-"
+"""Stands in the name under which a damaged file is kept."""
+
+DAMAGED_BYTES: Final = 36 + len("-journal")
+"""What follows that: an id, and the suffix of a log."""
 
 
 def require_backup(backup: str | os.PathLike[str], path: Path) -> Path:
@@ -221,7 +226,7 @@ def _alone(path: Path, budget: Budget) -> Iterator[bool]:
         with alone_in(path.parent):
             # Who has made one this moment keeps it, and its log: ours is refused.
             if identify(path) is None:
-                journal = Path(f"{path}-journal")
+                journal = beside(path, "-journal")
                 set_aside(journal, aside_of(journal))
                 clear_name(path)
             yield False
@@ -252,7 +257,7 @@ def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
         if not _is_sound(connection):
             _keep(path)
         for suffix in (*_LOGS, "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
+            beside(path, suffix).unlink(missing_ok=True)
         yield
 
 
@@ -296,14 +301,14 @@ def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
     with alone_with_damaged(path, identity, budget, _OPERATION):
         aside = _keep(path)
         for suffix in _LOGS:
-            set_aside(Path(f"{path}{suffix}"), Path(f"{aside}{suffix}"))
+            set_aside(beside(path, suffix), Path(f"{aside}{suffix}"))
         Path(f"{path}-shm").unlink(missing_ok=True)
         yield
 
 
 def _keep(path: Path) -> Path:
     """Give a damaged file another name, so that it stays when the new one gets this one."""
-    aside = path.with_name(f"{path.name}{_DAMAGED}{new_id()}")
+    aside = beside(path, f"{DAMAGED}{new_id()}", len("-journal"))
     try:
         os.link(path, aside)
     except OSError:
@@ -319,6 +324,6 @@ def kept_files(path: Path) -> set[Path]:
         return {
             path.with_name(entry.name)
             for entry in entries
-            if entry.name.startswith(f"{path.name}{_DAMAGED}")
+            if entry.name.startswith(beside(path, DAMAGED, DAMAGED_BYTES).name)
         }
     return set()

@@ -21,7 +21,8 @@ from mandrake_sessions.database.ddl import REVISIONS
 from mandrake_sessions.database.dialect import lent_connection
 from mandrake_sessions.database.guard import after_fork
 from mandrake_sessions.database.installing import marks
-from mandrake_sessions.database.placing import tidy
+from mandrake_sessions.database.placing import BEFORE, BEFORE_BYTES, tidy
+from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseBusyError, MigrationError, SchemaTooNewError
 from mandrake_sessions.late_imports import late_import
@@ -246,13 +247,14 @@ def _back_up(connection: Connection, revision: str) -> Path:
     connection of its own, because SQLite does not copy from one that is writing. A copy that is
     there already was made before a migration that was stored, and is kept.
     """
-    target = Path(f"{connection.path}.before-{revision}")
+    named = beside(connection.path, BEFORE, BEFORE_BYTES)
+    target = Path(f"{named}{revision}")
     number = 1
     while target.exists():
         # A process killed just when this copy had got its name has left the other name too.
         tidy(target)
         number += 1
-        target = Path(f"{connection.path}.before-{revision}-{number}")
+        target = Path(f"{named}{revision}-{number}")
     budget = Budget(_BACKUP_SECONDS)
     source = open_connection(
         connection.path,

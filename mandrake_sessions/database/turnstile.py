@@ -27,6 +27,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from mandrake_sessions.database.rhythm import Rhythm
+from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.database.waiting import PACE, pace
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ _left_behind: dict[Path, threading.Thread] = {}
 
 def turnstile_path(database: Path) -> Path:
     """Return the name of the turnstile's file."""
-    return database.with_name(f"{database.name}-turnstile")
+    return beside(database, "-turnstile")
 
 
 class Turnstile:

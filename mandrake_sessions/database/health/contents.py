@@ -27,6 +27,7 @@ from mandrake_sessions.database.own_log import (
     require_own_log,
 )
 from mandrake_sessions.database.raw import copy_database
+from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -111,7 +112,7 @@ class Contents:
         with contextlib.ExitStack() as stack:
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
             name = self._path.as_uri()
-            logs = [Path(f"{self._path}{suffix}") for suffix in ("-wal", "-journal")]
+            logs = [beside(self._path, suffix) for suffix in ("-wal", "-journal")]
             if self._in_use:
                 pass
             elif any(log.exists() and log.stat().st_size for log in logs):

@@ -32,10 +32,12 @@ from mandrake_sessions.database.health.report import (
     HealthStatus,
 )
 from mandrake_sessions.database.health.wording import LOW_DISK, counted, listed, readable_size
-from mandrake_sessions.database.paths import identify, may_write, real_path
-from mandrake_sessions.database.placing import leftovers
+from mandrake_sessions.database.paths import ASIDE, companions, identify, may_write, real_path
+from mandrake_sessions.database.placing import BEFORE, BEFORE_BYTES, leftovers
 from mandrake_sessions.database.raw import states_of
+from mandrake_sessions.database.restore import DAMAGED, DAMAGED_BYTES
 from mandrake_sessions.database.salvage.pages import Pages, open_pages
+from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.database.turnstile import turnstile_path
 from mandrake_sessions.errors import DatabaseError
 from mandrake_sessions.tables import APPLICATION_ID
@@ -206,7 +208,7 @@ class _Diagnosis:
         return HealthCheck("disk", OK, told)
 
     def _journal(self) -> HealthCheck:
-        journal = Path(f"{self._path}-journal")
+        journal = beside(self._path, "-journal")
         if not journal.exists() or self._users.pids:
             return HealthCheck("journal", OK)
         return HealthCheck(
@@ -217,7 +219,8 @@ class _Diagnosis:
         )
 
     def _set_aside(self) -> HealthCheck:
-        marks = (f"{self._path.name}-wal.of-moved-file-", f"{self._path.name}.damaged-")
+        log = companions(self._path)[0]
+        marks = (beside(log, ASIDE, 36).name, beside(self._path, DAMAGED, DAMAGED_BYTES).name)
         names = self._beside(lambda name: name.startswith(marks))
         if not names:
             kept = [name for name in self._copies() if self._path.with_name(name).exists()]
@@ -252,7 +255,8 @@ class _Diagnosis:
 
     def _copies(self) -> list[str]:
         """Return the names of the copies that migrations make, also of those not finished."""
-        names = self._beside(lambda name: name.startswith(f"{self._path.name}.before-"))
+        before = beside(self._path, BEFORE, BEFORE_BYTES).name
+        names = self._beside(lambda name: name.startswith(before))
         return sorted({name.partition(".partial-")[0] for name in names})
 
     def _turnstile(self) -> HealthCheck:
