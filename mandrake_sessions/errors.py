@@ -332,7 +332,7 @@ class WorkspacePlaceError(DatabaseOpenError):
 
 
 class StaleLogError(DatabaseOpenError):
-    """The log at the database is not its own; nothing was changed: move that log away.
+    __doc__ = """The log at the database is not its own; nothing was changed: move that log away.
 
     Attributes:
         log: the path of that log.
@@ -342,7 +342,7 @@ class StaleLogError(DatabaseOpenError):
 
 
 class LostLogError(DatabaseOpenError):
-    """The database is empty, and what was stored in it was in a log that is missing.
+    __doc__ = """The database is empty, and what was stored in it was in a log that is missing.
 
     Attributes:
         log: where that log should be.
