@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -16,6 +17,9 @@ from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.errors import DatabaseError, DatabasePathError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.log import get_logger
+
+_MOST_LINKS: Final = 40
+"""On one path, as the Linux kernel has it."""
 
 Identity = tuple[int, int]
 """Device and inode: what a file is, whatever it is called."""
@@ -58,7 +62,7 @@ def _follow(path: str) -> str:
     """Return where a path leads, if it goes through no link that another user has put there."""
     left = from_here(path).split(os.sep)[::-1]
     at = os.sep
-    # It ends: ``realpath`` has found no loop.
+    links = 0
     while left:
         part = left.pop()
         if part == os.pardir:
@@ -72,6 +76,10 @@ def _follow(path: str) -> str:
             if found is None or not stat.S_ISLNK(found.st_mode):
                 at = here
                 continue
+            links += 1
+            if links > _MOST_LINKS:
+                # Behind a folder that is not there, ``realpath`` looks for no loop.
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), here)
             _require_trusted(here, found, os.stat(at), is_last=not any(left))
             target = os.readlink(here)
             at = os.sep if os.path.isabs(target) else at

@@ -114,6 +114,16 @@ def test_a_loop_of_links(tmp_path, pool):
     assert (tmp_path / "b").is_file()
 
 
+def test_a_loop_of_links_behind_a_folder_that_is_not_there(tmp_path, pool):
+    """The system's own look for loops ends at what is missing."""
+    (tmp_path / "loop").symlink_to("loop")
+
+    for name in ("nothing/../loop/db.sqlite", "loop/db.sqlite"):
+        with pytest.raises(DatabasePathError):
+            SessionManager(f"{tmp_path}/{name}", pool=pool).init()
+    assert os.listdir(tmp_path) == ["loop"]
+
+
 @pytest.mark.parametrize(
     "path",
     ["", ":memory:", "file:x", "file:x?mode=memory", "with\0nul", "lone\ud800surrogate", "\udcff"],
