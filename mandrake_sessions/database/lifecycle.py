@@ -201,8 +201,9 @@ class FileLifecycle(abc.ABC):
         """
         if self._closed_with is not None:
             raise self._closed_with()
-        if monotonic() >= self._compare_at:
-            self._compare(connection, operation)
+        now = monotonic()
+        if now >= self._compare_at:
+            self._compare(connection, operation, now)
         elif connection.has_moved():
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation=operation)
@@ -215,7 +216,7 @@ class FileLifecycle(abc.ABC):
         """Make sure, at every lease for writing, that what is written will be found again."""
         if self._closed_with is not None:
             raise self._closed_with()
-        self._compare(connection, operation)
+        self._compare(connection, operation, budget.started)
         if "_sqlite3" in _modules:
             self._require_log()
         if self.witness.is_doubted or self.refusal.damage is not None:
@@ -227,12 +228,11 @@ class FileLifecycle(abc.ABC):
             self.retire_as(Fate.LOG_LOST)
             raise self._closed_error()
 
-    def _compare(self, connection: Connection, operation: str) -> None:
+    def _compare(self, connection: Connection, operation: str, now: float) -> None:
         """Look at the file if its path says anything else of it than before.
 
         Reads do it now and then, so that little is to be explained when a write comes.
         """
-        now = monotonic()
         after_pause = now >= self._compare_at
         self._compare_at = now + _COMPARE_EVERY
         seen = self.witness.seen
