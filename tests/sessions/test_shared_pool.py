@@ -192,6 +192,8 @@ def test_m65_a_transaction_stores_all_or_nothing(path, sessions, dump):
 
 def test_m65_a_transaction_commits_once(path, pool, statements):
     with SessionManager(path, pool=pool) as sessions:
+        # The first write of all puts a new file into use, by a COMMIT of its own.
+        sessions.create_session()
         statements.take()
         with sessions.transaction() as tx:
             session = tx.create_session()
