@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Self, TypeVar
@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 from msgspec.structs import replace
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health.report import HealthLevel, HealthReport
 from mandrake_sessions.database.paths import absolute_path, real_path
@@ -48,7 +49,7 @@ from mandrake_sessions.records import (
     turns,
     usage,
 )
-from mandrake_sessions.session_transaction import SessionTransaction
+from mandrake_sessions.session_transaction import SessionTransaction, TransactionBlock
 
 T = TypeVar("T")
 
@@ -369,7 +370,7 @@ class SessionManager:
         hub = None if handle is None else _present_hub(handle)
         return 0 if hub is None else hub.follower.subscriptions_of(self)
 
-    @contextlib.contextmanager
+    @block
     def _live(self, operation: str, timeout: float | None = None) -> Iterator[Hub]:
         """Keep the file open, and lend what is live in it: by the end of the block it is busy."""
         with not_initialized_once_released(), self.handle.pinned(operation, timeout) as file:
@@ -536,8 +537,9 @@ class SessionManager:
 
     # -- working ----------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def transaction(self, *, timeout: float | None = None) -> Iterator[SessionTransaction]:
+    def transaction(
+        self, *, timeout: float | None = None
+    ) -> AbstractContextManager[SessionTransaction]:
         """Commit several calls together: ``with sessions.transaction() as tx: tx.create_round(…)``.
 
         Inside the block use ``tx``; calling the manager itself, or beginning a second block in the
@@ -550,11 +552,7 @@ class SessionManager:
             DatabaseBusyError: the budget was used up; nothing was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
-        handle = self.handle
-        with contextlib.ExitStack() as scope:
-            with not_initialized_once_released():
-                database = scope.enter_context(handle.write(timeout))
-            yield SessionTransaction(database, handle.claim)
+        return TransactionBlock(self.handle, timeout)
 
     def transact(
         self, work: Callable[[SessionTransaction], T], *, timeout: float | None = None

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import TracebackType
 
+from mandrake_sessions.database.blocks import Block
+from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.transaction import WriteTransaction
-from mandrake_sessions.methods import reads_within, writes_within
+from mandrake_sessions.methods import (
+    not_initialized_once_released,
+    reads_within,
+    writes_within,
+)
 from mandrake_sessions.records import (
     history,
     requests,
@@ -66,3 +73,42 @@ class SessionTransaction:
         """Undo what the block did if it raises, and only that."""
         with self.database.savepoint():
             yield
+
+
+class TransactionBlock(Block[SessionTransaction]):
+    """A ``transaction()`` block.
+
+    Args:
+        handle: on the database.
+        timeout: seconds for the queue, BEGIN and the block; None for the ``busy_timeout``.
+    """
+
+    holds_a_lease = True
+
+    def __init__(self, handle: DatabaseHandle, timeout: float | None) -> None:
+        self._handle = handle
+        self._timeout = timeout
+        self._scope: Block[WriteTransaction] | None = None
+
+    def _enter(self) -> SessionTransaction:
+        with not_initialized_once_released():
+            self._scope = self._handle.write(self._timeout)
+            database = self._scope.__enter__()
+        return SessionTransaction(database, self._handle.claim)
+
+    def _leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._scope is not None
+        try:
+            return self._scope._leave(kind, error, traceback)
+        finally:
+            if not self._scope.is_entered:
+                self._note_ended()
+
+    def _end(self) -> None:
+        if self._scope is not None:
+            self._scope._end()

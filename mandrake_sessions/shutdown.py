@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import msgspec
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.guard import current_pid
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.errors import InvalidArgumentError, ShutdownHookError, ThreadStartError
@@ -83,7 +84,7 @@ class ShutdownHook:
         self._pools: list[ConnectionPool] = []
         # Its put() may be interrupted by itself, which is what a handler needs.
         self._received: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._finished = threading.Event()
+        self._finished = Gate()
         self._former: dict[int, _Former] = {}
         try:
             self.handle_too(signals)

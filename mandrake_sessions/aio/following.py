@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterator
 
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.parking import FileParkedError
 from mandrake_sessions.errors import HandleReleasedError, NotInitializedError
@@ -59,15 +59,16 @@ class WakingFollower:
             self._follower.leave(joining.mailbox)
 
 
-@contextlib.contextmanager
+@block
 def followed(handle: DatabaseHandle) -> Iterator[Followed]:
     """Lend what subscribes to a database; never waits for the file."""
+    key = object()
     try:
-        file = handle.pin_now()
+        file = handle.pin_now(key)
     except FileParkedError:
         yield WakingFollower(handle)
         return
     try:
         yield Hub.of(file).follower
     finally:
-        file.unpin()
+        file.unpin(key)

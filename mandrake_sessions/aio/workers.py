@@ -17,7 +17,7 @@ from mandrake_sessions.aio.calls import Call, tell_all
 from mandrake_sessions.database.guard import after_fork
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lease import Errand, Waiter
-from mandrake_sessions.errors import NotInitializedError, TransactionLostError
+from mandrake_sessions.errors import NotInitializedError, ThreadStartError, TransactionLostError
 from mandrake_sessions.threads import start
 
 IDLE_SECONDS: Final = 5.0
@@ -71,8 +71,13 @@ class Worker:
                 raise NotInitializedError
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                start(thread)
+                # First: after Ctrl-C it runs all the same.
                 self._thread = thread
+                try:
+                    start(thread)
+                except ThreadStartError:
+                    self._thread = None
+                    raise
             self._calls.append(call)
             self._rouse()
 

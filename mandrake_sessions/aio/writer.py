@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -20,6 +19,7 @@ from mandrake_sessions.errors import (
     TurnInterruptedError,
 )
 from mandrake_sessions.live.event_loops import call_in_loop, wake
+from mandrake_sessions.live.outcome import Outcome
 from mandrake_sessions.live.tool_calls import PendingToolCall
 from mandrake_sessions.live.writer import TurnWriter, ending_of, note_unstored_end
 from mandrake_sessions.models import UNSET, Turn, TurnStatus, Unset
@@ -166,7 +166,7 @@ class AsyncTurnWriter:
             DatabaseError: it could not be stored this time; it is tried further.
             TurnInterruptedError: somebody else has ended the turn.
         """
-        await self._outcome(self.sync.begin_flush(), timeout, "flush")
+        await self._result(self.sync.ask_for_flush(), timeout, "flush")
 
     async def complete(self, timeout: float | None = None) -> Turn:
         """End the turn as ``completed``; raises what ``TurnWriter.complete`` does.
@@ -199,32 +199,35 @@ class AsyncTurnWriter:
     async def _end(
         self, status: TurnStatus, error: BaseException | str | None, timeout: float | None
     ) -> Turn:
-        future = self.sync.begin_end(status, error)
+        outcome = self.sync.ask_for_end(status, error)
         try:
-            return await self._outcome(future, timeout, "end of a stream")
+            return await self._result(outcome, timeout, "end of a stream")
         except asyncio.CancelledError as cancelled:
             # What was asked for cannot be taken back: it is soon known what came of it.
-            await self._surely_settled(future, _CANCELLED_PATIENCE)
-            note_outcome(cancelled, _end_of(future))
+            await self._surely_settled(outcome, _CANCELLED_PATIENCE)
+            note_outcome(cancelled, _end_of(outcome))
             raise
 
-    async def _outcome(self, future: Future[T], timeout: float | None, operation: str) -> T:
+    async def _result(self, outcome: Outcome[T], timeout: float | None, operation: str) -> T:
         budget = self._handle.budget(self.sync.patience if timeout is None else timeout)
-        await _settled(future, budget.left())
-        if not future.done():
+        await _settled(outcome, budget.left())
+        if not outcome.is_known:
             raise budget.exceeded("queue", self._handle.path, operation)
-        return future.result()
+        return outcome.value()
 
     async def _surely_settled(
-        self, future: Future[Any], seconds: float
+        self, outcome: Outcome[Any], seconds: float
     ) -> asyncio.CancelledError | None:
         """Wait for an outcome, whoever cancels; return the last cancellation."""
         budget = self._handle.budget(seconds)
         cancelled: asyncio.CancelledError | None = None
-        while not future.done() and budget.left():
+        while not outcome.is_known and budget.left():
             try:
-                await _settled(future, budget.left())
+                await _settled(outcome, budget.left())
             except asyncio.CancelledError as error:
+                if cancelled is None and budget.left() > _CANCELLED_PATIENCE:
+                    # Who cancels waits no longer, whatever the block had to wait for.
+                    budget = self._handle.budget(_CANCELLED_PATIENCE)
                 cancelled = error
         return cancelled
 
@@ -250,11 +253,11 @@ class AsyncTurnWriter:
         cancelled = None
         is_cancelled = isinstance(error, asyncio.CancelledError)
         try:
-            future = self.sync.begin_end(*ending_of(error))
+            outcome = self.sync.ask_for_end(*ending_of(error))
             patience = _CANCELLED_PATIENCE if is_cancelled else self.sync.patience
-            cancelled = await self._surely_settled(future, patience)
-            if future.done():
-                future.result()
+            cancelled = await self._surely_settled(outcome, patience)
+            if outcome.is_known:
+                outcome.value()
         except TurnInterruptedError:
             # Somebody else was faster: it has ended, and its text is kept.
             pass
@@ -264,25 +267,25 @@ class AsyncTurnWriter:
             raise cancelled
 
 
-async def _settled(future: Future[Any], seconds: float) -> None:
-    """Wait for a future of another thread, which is not cancelled when the waiting is."""
-    if future.done():
+async def _settled(outcome: Outcome[Any], seconds: float) -> None:
+    """Wait for an outcome of another thread, which is not cancelled when the waiting is."""
+    if outcome.is_known:
         return
     loop = asyncio.get_running_loop()
     told: asyncio.Future[None] = loop.create_future()
-    future.add_done_callback(lambda _: call_in_loop(loop, wake, told))
+    outcome.call_when_known(lambda: call_in_loop(loop, wake, told))
     await asyncio.wait((told,), timeout=seconds)
 
 
-def _end_of(future: Future[Turn]) -> CancelledCall:
+def _end_of(outcome: Outcome[Turn]) -> CancelledCall:
     """Return what came of an end whose caller was cancelled."""
     operation = "end of a stream"
-    if not future.done():
+    if not outcome.is_known:
         # It is tried further: no turn of a living process stays streaming.
         return CancelledCall(operation=operation, is_committed=None)
-    failure = future.exception()
+    failure = outcome.error
     if failure is None:
-        return CancelledCall(operation=operation, is_committed=True, result=future.result())
+        return CancelledCall(operation=operation, is_committed=True, result=outcome.value())
     is_unknown = isinstance(failure, CommitOutcomeUnknownError)
     return CancelledCall(
         operation=operation, is_committed=None if is_unknown else False, failure=failure

@@ -16,6 +16,7 @@ from typing import Self
 
 import apsw
 
+from mandrake_sessions.database.blocks import block, closing
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.health.wording import orphan
@@ -246,7 +247,7 @@ def verify(
         return [str(error)]
 
 
-@contextlib.contextmanager
+@block
 def _opened(path: Path) -> Iterator[apsw.Connection]:
     """Open a file that nobody has open, for reading."""
     if any(os.path.lexists(f"{path}{suffix}") for suffix in _LEFTOVERS):
@@ -262,7 +263,7 @@ def _opened(path: Path) -> Iterator[apsw.Connection]:
             f"{path.as_uri()}?immutable=1",
             flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
         )
-    with contextlib.closing(raw):
+    with closing(raw):
         # The file may be anybody's.
         raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
         yield raw
@@ -300,7 +301,7 @@ def _copy(source: Connection, partial: Path, budget: Budget, progress: Progress 
         # A source that is read by itself has a file layer that only reads such.
         vfs=None if source.unshared is not None else source.raw.open_vfs or None,
     )
-    with contextlib.closing(copy), _snapshot(source, budget):
+    with closing(copy), _snapshot(source, budget):
         # A copy that fails is removed, so there is nothing to roll back to.
         copy.execute("PRAGMA journal_mode=off").fetchall()
         with copy.backup("main", source.raw, "main") as pages:
@@ -324,14 +325,22 @@ def _copy(source: Connection, partial: Path, budget: Budget, progress: Progress 
             )
 
 
-@contextlib.contextmanager
+@block
 def _snapshot(source: Connection, budget: Budget) -> Iterator[None]:
     source.deadline = budget.deadline
     source.interruptible = True
-    source.execute("BEGIN").fetchall()
+    # Then BEGIN is refused, and it is the caller's.
+    was_open = source.raw.in_transaction
     try:
+        source.execute("BEGIN").fetchall()
         # BEGIN alone takes no snapshot.
         source.query_all("SELECT count(*) FROM sqlite_schema")
         yield
     finally:
-        rollback(source)
+        try:
+            if not was_open:
+                rollback(source)
+        finally:
+            # A signal in the midst of it: with a transaction open the file would be retired.
+            if not was_open:
+                rollback(source)

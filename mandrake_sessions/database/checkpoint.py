@@ -7,7 +7,6 @@ checkpoint that fails is a fact for health, never the error of a COMMIT.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from time import monotonic
 
@@ -15,6 +14,7 @@ import apsw
 
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import extended_code, primary_code
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.options import DatabaseOptions
 
 _TRUNCATE_PATIENCE = 0.1
@@ -62,7 +62,7 @@ class Checkpointer:
         self._outrun_frames = _most_frames(options)
         self._outrun_at = self._outrun_frames
         self._is_copying = False
-        self._ended = threading.Event()
+        self._ended = Gate()
         self.is_outrun = False
         self.is_cheap = True
         self.written = 0

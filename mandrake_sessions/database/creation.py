@@ -10,6 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.folder import opened_folder
 from mandrake_sessions.database.paths import (
@@ -79,7 +80,7 @@ def clear_name(path: Path) -> None:
     index.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
+@block
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other makers of databases out of a folder for a block, which takes milliseconds.
 

@@ -6,7 +6,6 @@ There is no engine that could be kept: an idle ORM session would hold the lease 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule
 from sqlalchemy.pool import NullPool, PoolProxiedConnection
 
 from mandrake_sessions.database import damaged_text, transaction
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import primary_code, translate
 from mandrake_sessions.database.waiting import Budget
@@ -170,7 +170,8 @@ class LentConnection:
 
     def end(self) -> None:
         """Let nothing through any more: the scope is over."""
-        self.close()
+        if not self._ended:
+            self.close()
         self._ended = True
 
     def require_usable(self) -> None:
@@ -340,7 +341,7 @@ def _dialect() -> MandrakeDialect:
     return dialect
 
 
-@contextlib.contextmanager
+@block
 def lend(connection: Connection, budget: Budget, operation: str) -> Iterator[sqlalchemy.Connection]:
     """Lend a connection to SQLAlchemy for one scope; begin at once, and commit when it ends.
 
@@ -367,7 +368,11 @@ def lend(connection: Connection, budget: Budget, operation: str) -> Iterator[sql
         with engine.begin() as borrowed:
             yield borrowed
     finally:
-        lent.end()
+        try:
+            lent.end()
+        finally:
+            # A signal in the midst of it: with a transaction open the file would be retired.
+            lent.end()
 
 
 def lent_connection(borrowed: sqlalchemy.Connection) -> Connection:

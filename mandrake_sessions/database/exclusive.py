@@ -9,6 +9,7 @@ from typing import Final
 
 import apsw
 
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.paths import Identity, identify, refuse_planted
@@ -26,7 +27,7 @@ DAMAGE: Final = (CorruptDatabaseError, NotADatabaseError, DatabaseIOError, State
 """What a file that cannot be opened any more answers; the last to a format that SQLite has not."""
 
 
-@contextlib.contextmanager
+@block
 def alone(
     path: Path, identity: Identity, budget: Budget, operation: str, *, journal: str | None = None
 ) -> Iterator[Connection]:
@@ -82,7 +83,7 @@ def alone(
             connection.close(abandon=True)
 
 
-@contextlib.contextmanager
+@block
 def alone_with_damaged(
     path: Path, identity: Identity, budget: Budget, operation: str
 ) -> Iterator[None]:

@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from threading import get_ident
 from typing import TypeVar
 
 import apsw
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.checkpoint import Checkpointer
 from mandrake_sessions.database.companion import C, Companion
 from mandrake_sessions.database.connection import Connection, open_connection
@@ -20,7 +20,6 @@ from mandrake_sessions.database.fate import Fate
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.guard import (
     caller_outside,
-    reentrant_error,
     warn_of_second_sqlite,
 )
 from mandrake_sessions.database.head import bring_to_head, require_head
@@ -245,7 +244,7 @@ class DatabaseFile(FileLifecycle):
             bring=bring,
         )
 
-    @contextlib.contextmanager
+    @block
     def read_scope(self, timeout: float | None = None) -> Iterator[ReadTransaction]:
         """Lend a snapshot for a block."""
         operation = f"read() at {caller_outside()}"
@@ -256,7 +255,7 @@ class DatabaseFile(FileLifecycle):
         if self._is_unshared:
             self._require_still()
 
-    @contextlib.contextmanager
+    @block
     def write_scope(self, timeout: float | None = None) -> Iterator[WriteTransaction]:
         """Lend a write transaction for a block."""
         operation = f"write() at {caller_outside()}"
@@ -275,7 +274,7 @@ class DatabaseFile(FileLifecycle):
             self.checkpointer.hold(budget.left())
         return budget
 
-    @contextlib.contextmanager
+    @block
     def exclusive(self, operation: str, budget: Budget) -> Iterator[Connection]:
         """Lend the main connection with no transaction open."""
         self._admit(operation)
@@ -288,7 +287,7 @@ class DatabaseFile(FileLifecycle):
                 # What is committed with a lent connection is not seen one by one.
                 self._attached.committed()
 
-    @contextlib.contextmanager
+    @block
     def exclusive_auxiliary(self, operation: str, budget: Budget) -> Iterator[Connection]:
         """Lend the auxiliary connection with no transaction open."""
         self._admit(operation)
@@ -312,7 +311,7 @@ class DatabaseFile(FileLifecycle):
         """Whether the auxiliary connection is open."""
         return self._auxiliary is not None
 
-    @contextlib.contextmanager
+    @block
     def probing(self, operation: str, budget: Budget) -> Iterator[Connection]:
         """Lend the main connection for looking, also while writes are refused."""
         self._admit(operation)
@@ -466,17 +465,6 @@ class DatabaseFile(FileLifecycle):
         Otherwise it stays until the process ends, so that nobody takes those turns for dead.
         """
         self._attached.is_claim_over = True
-
-    def require_no_lease(self, operation: str) -> None:
-        """Make sure that this thread can wait for the file: not while it holds its lease.
-
-        Raises:
-            ReentrantScopeError: it does.
-        """
-        me = get_ident()
-        for lane in self.lanes():
-            if lane.queue.holder == me:
-                raise reentrant_error(operation, lane.queue.operation)
 
     def _note_commit(self) -> None:
         """Count towards the next checkpoint; the COMMIT has succeeded whatever happens here."""

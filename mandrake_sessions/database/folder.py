@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.paths import Identity, refuse_link
 from mandrake_sessions.errors import DatabasePathError
 
@@ -134,7 +135,7 @@ def _write_nameless(folder: int, content: bytes) -> int:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
+@block
 def opened_folder(path: Path) -> Iterator[Folder]:
     """Open a folder for a block, going through no link on the way.
 

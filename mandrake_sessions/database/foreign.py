@@ -6,13 +6,13 @@ rolls a crashed ``-wal`` or ``-journal`` forward or back, and may be given index
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TypeAlias
 
 import apsw
 
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.errors import CorruptDatabaseError
 
@@ -99,7 +99,7 @@ class ForeignDatabase:
             )
 
 
-@contextlib.contextmanager
+@block
 def open_foreign(copy: Path, source: Path) -> Iterator[ForeignDatabase]:
     """Open a private copy for a block.
 

@@ -6,11 +6,11 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.blocks import Block, block
 from mandrake_sessions.database.companion import Companion
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import caller_outside, current_pid
@@ -57,7 +57,7 @@ class DatabaseHandle:
         slot: Slot,
         give_back: Callable[[Slot, Hashable], None],
         forget: Callable[[Slot, Hashable], None],
-        reopen: Callable[[Slot, Budget, str], DatabaseFile],
+        reopen: Callable[[Slot, Budget, str, object], DatabaseFile],
         at: str,
     ) -> None:
         self._slot = slot
@@ -209,17 +209,17 @@ class DatabaseHandle:
         with self.pinned("claim") as file:
             return file.claim()
 
-    def read(self, timeout: float | None = None) -> AbstractContextManager[ReadTransaction]:
+    def read(self, timeout: float | None = None) -> Block[ReadTransaction]:
         """Lend a snapshot for a block, with ``timeout`` seconds for the queue and the block."""
         file, pin = self._open_file(), self._pinned(timeout, "read")
         return PinnedScope(file, pin, timeout, DatabaseFile.read_scope)
 
-    def write(self, timeout: float | None = None) -> AbstractContextManager[WriteTransaction]:
+    def write(self, timeout: float | None = None) -> Block[WriteTransaction]:
         """Lend a write transaction for a block, which commits alone; else as ``transact``."""
         file, pin = self._open_file(), self._pinned(timeout, "write")
         return PinnedScope(file, pin, timeout, DatabaseFile.write_scope)
 
-    @contextmanager
+    @block
     def pinned(
         self, operation: str = "open", timeout: float | None = None
     ) -> Iterator[DatabaseFile]:
@@ -232,37 +232,44 @@ class DatabaseHandle:
         with self._pinned(timeout, operation) as (file, _):
             yield file
 
-    def pin_now(self) -> DatabaseFile:
-        """Keep the file open until its ``unpin()``; does not wait.
+    def pin_now(self, key: object) -> DatabaseFile:
+        """Keep the file open until its ``unpin(key)``; does not wait.
+
+        Args:
+            key: for ``unpin``.
 
         Raises:
             FileParkedError: it is not open; ``pinned`` opens it.
         """
         file = self._open_file()
-        file.pin()
+        file.pin(key)
         return file
 
     def _pinned(self, timeout: float | None, operation: str) -> Pin:
         """Keep the file open for a block; lend it, with the seconds that are left."""
-        return Pin(self._pin, timeout, operation)
+        return Pin(self._pin, self._unpin, timeout, operation)
 
-    def _pin(self, timeout: float | None, operation: str) -> Pinned:
+    def _pin(self, timeout: float | None, operation: str, key: object) -> Pinned:
         file = self._open_file()
         try:
-            file.pin()
+            file.pin(key)
         except FileParkedError:
             seconds = file.options.busy_timeout if timeout is None else timeout
             budget = Budget(arguments.seconds("timeout", seconds))
         else:
             return file, timeout
-        return self._reopen(self._slot, budget, operation), budget.left()
+        return self._reopen(self._slot, budget, operation, key), budget.left()
+
+    def _unpin(self, key: object) -> None:
+        # It is the same file as long as it is pinned.
+        self._file.unpin(key)
 
     def _require_mine(self, parked: FileParkedError) -> None:
         """Make sure that it is this database that gave way, and not one that ``work`` uses."""
         if parked.path != self._slot.path:
             raise parked
 
-    @contextmanager
+    @block
     def sqlalchemy(
         self, timeout: float | None = None, *, read_only: bool = False
     ) -> Iterator[sqlalchemy.Connection]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import TypeVar
 
 import apsw
 
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.lease import LeaseQueue
 from mandrake_sessions.database.transaction import ReadTransaction, ReadUnit, rollback
@@ -102,7 +102,7 @@ class Lane:
         finally:
             tx.end()
 
-    @contextlib.contextmanager
+    @block
     def snapshot(self, budget: Budget, operation: str) -> Iterator[ReadTransaction]:
         """Hold the lease and one read transaction: all statements see the same state."""
         owner = get_ident()
@@ -132,7 +132,7 @@ class Lane:
                     rollback(self.connection)
                     self._release()
 
-    @contextlib.contextmanager
+    @block
     def exclusive(self, budget: Budget, operation: str) -> Iterator[Connection]:
         """Hold the lease with no transaction, for what brings its own: migrations, checkpoints."""
         owner = get_ident()
@@ -142,6 +142,13 @@ class Lane:
             self.connection.deadline = budget.body_deadline
             self.connection.interruptible = True
             yield self.connection
+        except Exception:
+            raise
+        except BaseException:
+            # A signal between a BEGIN and its end: that alone must not retire the file.
+            if self.queue.holder == owner:
+                rollback(self.connection)
+            raise
         finally:
             try:
                 if self.queue.holder == owner:

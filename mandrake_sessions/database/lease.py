@@ -163,7 +163,8 @@ class LeaseQueue:
         self._mutex = threading.Lock()
         self._waiters: deque[Waiter] = deque()
         self._refusal: MakeError | None = None
-        self._pins = 0
+        # Keys and not a number: what a signal has interrupted can be done again.
+        self._pins: set[object] = set()
 
     @property
     def waiting(self) -> int:
@@ -175,8 +176,11 @@ class LeaseQueue:
         """Whether nobody has the lease, waits for it or has pinned it, this moment."""
         return not (self.holder or self._waiters or self._pins)
 
-    def pin(self) -> None:
+    def pin(self, key: object) -> None:
         """Keep the queue from being shut until ``unpin``; any number may do so at once.
+
+        Args:
+            key: for ``unpin``.
 
         Raises:
             PoolClosedError: or what else the queue refuses work with.
@@ -184,12 +188,11 @@ class LeaseQueue:
         with self._mutex:
             if self._refusal is not None:
                 raise self._refusal()
-            self._pins += 1
+            self._pins.add(key)
 
-    def unpin(self) -> None:
-        """Undo one ``pin``."""
-        with self._mutex:
-            self._pins -= 1
+    def unpin(self, key: object) -> None:
+        """Undo a ``pin``; it may have been undone before."""
+        self._pins.discard(key)
 
     def shut(self, make_error: MakeError) -> bool:
         """Refuse who comes from now on, if it is quiet and takes work; return whether it was."""

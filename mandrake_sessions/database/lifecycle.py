@@ -15,6 +15,7 @@ from time import monotonic
 
 import apsw
 
+from mandrake_sessions.database.blocks import end_what_was_left
 from mandrake_sessions.database.closing import OnStuck, close_lane, take_for_closing
 from mandrake_sessions.database.companion import Attached
 from mandrake_sessions.database.connection import Connection, open_connection
@@ -299,10 +300,22 @@ class FileLifecycle(abc.ABC):
         if (self.is_refusing and not even_refused) or self.state is FileState.CLOSED:
             raise self._closed_error()
         me = get_ident()
-        if self._main.queue.holder == me:
-            raise reentrant_error(operation, self._main.queue.operation)
-        if self._auxiliary is not None and self._auxiliary.queue.holder == me:
-            raise reentrant_error(operation, self._auxiliary.queue.operation)
+        if self._main.queue.holder == me or (
+            self._auxiliary is not None and self._auxiliary.queue.holder == me
+        ):
+            self.require_no_lease(operation)
+
+    def require_no_lease(self, operation: str) -> None:
+        """Make sure that this thread can wait for the file: not while it holds its lease.
+
+        Raises:
+            ReentrantScopeError: it does.
+        """
+        me = get_ident()
+        for lane in self.lanes():
+            # Perhaps it has left the block, interrupted at its end.
+            if lane.queue.holder == me and not (end_what_was_left() and lane.queue.holder != me):
+                raise reentrant_error(operation, lane.queue.operation)
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -356,18 +369,21 @@ class FileLifecycle(abc.ABC):
         """Whether nobody does anything with it this moment; no lock is taken for the answer."""
         return self._attached.is_quiet and all(lane.queue.is_quiet for lane in self.lanes())
 
-    def pin(self) -> None:
+    def pin(self, key: object) -> None:
         """Keep the file from being parked until ``unpin``; any number may do so at once.
+
+        Args:
+            key: for ``unpin``.
 
         Raises:
             FileParkedError: it is parked, or about to be.
             DatabaseError: why else it takes no more work.
         """
-        self._main.queue.pin()
+        self._main.queue.pin(key)
 
-    def unpin(self) -> None:
-        """Undo one ``pin``."""
-        self._main.queue.unpin()
+    def unpin(self, key: object) -> None:
+        """Undo a ``pin``; it may have been undone before."""
+        self._main.queue.unpin(key)
 
     def park(self, timeout: float) -> bool:
         """Close the file if nobody does anything with it, so that it can be opened again.

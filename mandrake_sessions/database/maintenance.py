@@ -9,7 +9,9 @@ import threading
 from collections.abc import Callable, Hashable
 from time import monotonic
 
+from mandrake_sessions.errors import ThreadStartError
 from mandrake_sessions.log import get_logger
+from mandrake_sessions.threads import start
 
 Task = Callable[[], None]
 
@@ -51,10 +53,10 @@ class Maintenance:
 
     def _start(self) -> None:
         """Start the thread if it does not run; where there can be no more, the next task does."""
-        with self._mutex, contextlib.suppress(RuntimeError):
+        with self._mutex, contextlib.suppress(ThreadStartError):
             if self._thread is None and not self._is_stopping:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                thread.start()
+                start(thread)
                 self._thread = thread
 
     def stop(self, timeout: float) -> None:

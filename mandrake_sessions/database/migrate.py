@@ -13,6 +13,7 @@ from pathlib import Path
 import apsw
 import sqlalchemy
 
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.creation import make_file
 from mandrake_sessions.database.dialect import lend, typed_cause
@@ -165,7 +166,7 @@ def _require_schema(connection: Connection) -> None:
 # -- lending ------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
+@block
 def migrating(connection: Connection, budget: Budget) -> Iterator[sqlalchemy.Connection]:
     """Lend a connection for one migration, in one transaction; raises what ``upgrade`` does.
 
@@ -193,7 +194,7 @@ def migrating(connection: Connection, budget: Budget) -> Iterator[sqlalchemy.Con
         raise found from error
 
 
-@contextlib.contextmanager
+@block
 def migrating_file(path: str, *, create: bool) -> Iterator[sqlalchemy.Connection]:
     """Lend a connection to the file at ``path`` for one migration, for the ``alembic`` command.
 

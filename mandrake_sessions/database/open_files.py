@@ -119,7 +119,7 @@ class OpenFiles:
             slot.path, identity, options, self.maintenance, lambda: self.retire(slot)
         )
 
-    def reopen(self, slot: Slot, budget: Budget, operation: str) -> DatabaseFile:
+    def reopen(self, slot: Slot, budget: Budget, operation: str, key: object) -> DatabaseFile:
         """Return the open file of a slot, pinned; if it is parked, open it again.
 
         One thread opens it, the others wait, and get its error if it fails.
@@ -128,6 +128,7 @@ class OpenFiles:
             slot: whose handle the caller has.
             budget: of the call.
             operation: for errors.
+            key: what it is pinned with.
 
         Raises:
             DatabaseMovedError: the file there is not the one that was open.
@@ -136,18 +137,18 @@ class OpenFiles:
             PoolClosedError: the pool is closed.
         """
         try:
-            return self._reopen(slot, budget, operation)
+            return self._reopen(slot, budget, operation, key)
         except BaseException as error:
             self.give_up(error)
             raise
 
-    def _reopen(self, slot: Slot, budget: Budget, operation: str) -> DatabaseFile:
+    def _reopen(self, slot: Slot, budget: Budget, operation: str, key: object) -> DatabaseFile:
         while True:
             with self.mutex:
                 if self.is_closed:
                     raise PoolClosedError(path=slot.path, operation=operation)
                 if slot.state is SlotState.OPEN and slot.file is not None:
-                    slot.file.pin()
+                    slot.file.pin(key)
                     return slot.file
                 if slot.state is SlotState.GONE:
                     kind = DatabaseMovedError if slot.refs else HandleReleasedError
@@ -168,7 +169,7 @@ class OpenFiles:
         except DatabaseMovedError as error:
             self._note_failure(slot, error, SlotState.GONE)
             raise
-        file.pin()
+        file.pin(key)
         with self.mutex:
             self.reopenings += 1
         self._note_open(slot, operation)

@@ -20,6 +20,7 @@ from typing import Final
 
 from mandrake_sessions.database import signs
 from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.guard import after_fork, current_pid
 from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.errors import DatabaseFolderError
@@ -104,7 +105,7 @@ class _Claims:
     def __init__(self) -> None:
         self.mutex = threading.RLock()
         self.owners: dict[Path, Owner] = {}
-        self.stop_beating: threading.Event | None = None
+        self.stop_beating: Gate | None = None
 
     def drop(self, database: Path, owner: Owner) -> None:
         """Let go of a claim."""
@@ -118,7 +119,7 @@ class _Claims:
     def start_beating(self) -> None:
         """Have the owners without a lock touched for as long as there are any."""
         if self.stop_beating is None:
-            stop = threading.Event()
+            stop = Gate()
             start(
                 threading.Thread(
                     target=_beat, args=(self, stop), name="mandrake-heartbeat", daemon=True
@@ -318,7 +319,7 @@ def _lock(descriptor: int) -> bool | None:
     return True
 
 
-def _beat(claims: _Claims, stop: threading.Event) -> None:
+def _beat(claims: _Claims, stop: Gate) -> None:
     while not stop.wait(signs.HEARTBEAT_INTERVAL):
         with claims.mutex:
             silent = [owner.path for owner in claims.owners.values() if not owner.is_locked]

@@ -6,10 +6,10 @@ Classes and not generators: a snapshot of one statement became a third dearer by
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TypeVar
 
+from mandrake_sessions.database.blocks import Block
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.parking import FileParkedError
 
@@ -19,34 +19,36 @@ Pinned = tuple[DatabaseFile, float | None]
 """A file that stays open, and the seconds that are left to the call; None for its default."""
 
 
-class Pin:
+class Pin(Block[Pinned]):
     """Keeps a file open for a block.
 
     Args:
         pin: opens the file if need be, and pins it.
+        unpin: undoes that.
         timeout: of the call, in seconds.
         operation: for errors.
     """
 
-    __slots__ = ("_file", "_operation", "_pin", "_timeout")
-
     def __init__(
-        self, pin: Callable[[float | None, str], Pinned], timeout: float | None, operation: str
+        self,
+        pin: Callable[[float | None, str, object], Pinned],
+        unpin: Callable[[object], None],
+        timeout: float | None,
+        operation: str,
     ) -> None:
         self._pin = pin
+        self._unpin = unpin
         self._timeout = timeout
         self._operation = operation
 
-    def __enter__(self) -> Pinned:
-        pinned = self._pin(self._timeout, self._operation)
-        self._file = pinned[0]
-        return pinned
+    def _enter(self) -> Pinned:
+        return self._pin(self._timeout, self._operation, self)
 
-    def __exit__(self, *_: object) -> None:
-        self._file.unpin()
+    def _end(self) -> None:
+        self._unpin(self)
 
 
-class PinnedScope(AbstractContextManager[T]):
+class PinnedScope(Block[T]):
     """A scope of a file: its lease keeps that open; one that is parked is pinned before.
 
     Args:
@@ -56,34 +58,46 @@ class PinnedScope(AbstractContextManager[T]):
         scope: begins the scope.
     """
 
-    __slots__ = ("_begin", "_file", "_pin", "_scope", "_timeout")
+    holds_a_lease = True
 
     def __init__(
         self,
         file: DatabaseFile,
         pin: Pin,
         timeout: float | None,
-        scope: Callable[[DatabaseFile, float | None], AbstractContextManager[T]],
+        scope: Callable[[DatabaseFile, float | None], Block[T]],
     ) -> None:
         self._file = file
         self._pin = pin
         self._timeout = timeout
-        self._begin = scope
+        self._make = scope
+        self._scope: Block[T] | None = None
 
-    def __enter__(self) -> T:
+    def _enter(self) -> T:
         try:
-            self._scope = self._begin(self._file, self._timeout)
-            return self._scope.__enter__()
+            return self._begin(self._file, self._timeout)
         except FileParkedError:
             pass
         with self._pin as (file, left):
-            self._scope = self._begin(file, left)
-            return self._scope.__enter__()
+            return self._begin(file, left)
 
-    def __exit__(
+    def _begin(self, file: DatabaseFile, timeout: float | None) -> T:
+        self._scope = self._make(file, timeout)
+        return self._scope.__enter__()
+
+    def _leave(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        return self._scope.__exit__(kind, error, traceback)
+        assert self._scope is not None
+        try:
+            return self._scope._leave(kind, error, traceback)
+        finally:
+            if not self._scope.is_entered:
+                self._note_ended()
+
+    def _end(self) -> None:
+        if self._scope is not None:
+            self._scope._end()

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import apsw
 
 from mandrake_sessions.database import owner
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.creation import sync_folder
 from mandrake_sessions.database.sidecars import beside
 
@@ -34,7 +35,7 @@ _PARTIAL: Final = re.compile(
 _BESIDE: Final = ("", "-wal", "-shm", "-journal")
 
 
-@contextlib.contextmanager
+@block
 def making(path: Path) -> Iterator[Path]:
     """Lend an empty file beside ``path``, readable by its owner only, which goes with the block.
 

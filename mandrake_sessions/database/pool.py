@@ -21,8 +21,10 @@ from typing import Self
 import msgspec
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.closing import OnStuck
 from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.guard import after_fork, bury, caller_outside
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health.levels import check_health
@@ -69,7 +71,7 @@ class ConnectionPool:
         self._slots = self._files.slots
         # Handles that were collected without a release.
         self._forgotten: deque[tuple[Slot, Hashable]] = deque()
-        self._waiting_for_end: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+        self._waiting_for_end: weakref.WeakSet[Gate] = weakref.WeakSet()
 
     def _readers(self) -> _ReadingPool:
         """Return the pool of the files that are only read, made when it is first needed."""
@@ -190,7 +192,7 @@ class ConnectionPool:
     def _bring_back(self, slot: Slot, handle: DatabaseHandle, budget: Budget) -> bool:
         """Open a parked file for one handle more; False if it is not the one that was open."""
         try:
-            self._files.reopen(slot, budget, "acquire").unpin()
+            self._files.reopen(slot, budget, "acquire", handle).unpin(handle)
         except DatabaseMovedError:
             handle.release()
             return False
@@ -338,7 +340,7 @@ class ConnectionPool:
             restore(source, real, seconds, overwrite=overwrite)
         return real
 
-    @contextlib.contextmanager
+    @block
     def _reserved(self, real: Path, budget: Budget, operation: str) -> Iterator[None]:
         """Put a slot in the way of every acquire for a block, once nobody has the file open."""
         try:
@@ -435,7 +437,7 @@ class ConnectionPool:
         files = [slot.file for slot in slots if slot.file is not None]
         return files if self._reading is None else files + self._reading.open_files()
 
-    def wake_when_closed(self, event: threading.Event) -> None:
+    def wake_when_closed(self, event: Gate) -> None:
         """Have an event set when the pool closes; it is not kept alive."""
         self._waiting_for_end.add(event)
         if self._files.is_closed:

@@ -10,6 +10,7 @@ from pathlib import Path
 import apsw
 
 from mandrake_sessions.database import owner
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.creation import alone_in
 from mandrake_sessions.database.exclusive import DAMAGE, alone, alone_with_damaged
 from mandrake_sessions.database.faults import translate_os
@@ -110,7 +111,7 @@ def _tables_in(path: Path) -> set[str]:
         return set()
 
 
-@contextlib.contextmanager
+@block
 def _alone(path: Path, identity: Identity, budget: Budget, *, even_damaged: bool) -> Iterator[None]:
     """Keep every other process away from the file for a block."""
     with contextlib.ExitStack() as stack:

@@ -16,6 +16,7 @@ import apsw
 
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
+from mandrake_sessions.database.blocks import block, closing
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.creation import alone_in, clear_name, make_folder
 from mandrake_sessions.database.exclusive import DAMAGE, alone, alone_with_damaged
@@ -147,7 +148,7 @@ def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
         raw = apsw.Connection(
             str(partial), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         )
-        with contextlib.closing(raw):
+        with closing(raw):
             # The file may be anybody's.
             raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
             _require_log(raw, partial, source)
@@ -214,7 +215,7 @@ def _stamp(raw: apsw.Connection, path: Path) -> None:
 # -- the old file -------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
+@block
 def _alone(path: Path, budget: Budget) -> Iterator[bool]:
     """Keep everybody away from the database for a block; nothing of it is in a log then.
 
@@ -231,15 +232,20 @@ def _alone(path: Path, budget: Budget) -> Iterator[bool]:
                 clear_name(path)
             yield False
         return
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(_merged(path, identity, budget))
-        except DAMAGE:
-            stack.enter_context(_kept(path, identity, budget))
-        yield os.path.lexists(path)
+    is_merged = False
+    try:
+        with _merged(path, identity, budget):
+            is_merged = True
+            yield os.path.lexists(path)
+    except DAMAGE:
+        if is_merged:
+            raise
+    if not is_merged:
+        with _kept(path, identity, budget):
+            yield os.path.lexists(path)
 
 
-@contextlib.contextmanager
+@block
 def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
     """Lock a database out for everybody, with its log in it and gone; a damaged one is kept."""
     # It stays in WAL mode, or comes into it, for the same reason as the new file.
@@ -295,7 +301,7 @@ def _is_sound(connection: Connection) -> bool:
     return True
 
 
-@contextlib.contextmanager
+@block
 def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
     """Lock a file that cannot be opened any more, and keep it with its log under another name."""
     with alone_with_damaged(path, identity, budget, _OPERATION):

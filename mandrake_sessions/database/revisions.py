@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import sqlalchemy
 
 from mandrake_sessions.database.backup import backup
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.ddl import REVISIONS
 from mandrake_sessions.database.dialect import lent_connection
@@ -192,7 +193,7 @@ def run_migrations(
         environment.run_migrations()
 
 
-@contextlib.contextmanager
+@block
 def _alembic_turn(budget: Budget) -> Iterator[None]:
     """Wait until no other thread uses Alembic.
 

@@ -15,7 +15,6 @@ behind savepoints like that of others, but nobody waits in the queue for them.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import threading
 import time
@@ -27,6 +26,7 @@ from typing import TypeVar
 
 import apsw
 
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.lane import Lane
 from mandrake_sessions.database.lease import Bring, Group, Waiter
@@ -257,7 +257,7 @@ class WriteLane(Lane):
                 "FOREIGN KEY constraint failed", path=self.connection.path, operation=operation
             )
 
-    @contextlib.contextmanager
+    @block
     def scope(self, budget: Budget, operation: str) -> Iterator[WriteTransaction]:
         """Hold the lease and one write transaction that commits alone when the block ends."""
         connection = self.connection
@@ -281,7 +281,7 @@ class WriteLane(Lane):
                 raise
             raise
 
-    @contextlib.contextmanager
+    @block
     def alone(self, budget: Budget, operation: str) -> Iterator[None]:
         """Hold the lease and the write lock, with nothing to store: no process writes meanwhile."""
         with self.exclusive(budget, operation) as connection:

@@ -6,7 +6,6 @@ which the file was touched.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.health.locks import is_flocked
 
 if sys.platform != "win32":
@@ -40,7 +40,7 @@ _LACKING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _heard: dict[Path, tuple[int, float]] = {}
 
 
-@contextlib.contextmanager
+@block
 def looking_at(path: Path) -> Iterator[bool]:
     """Look whether the owner of a file lives; inside the block a dead one's file stays locked.
 

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import enum
-import threading
 from collections.abc import Collection, Hashable, Iterable
 from operator import itemgetter
 from pathlib import Path
@@ -21,6 +20,7 @@ from threading import get_ident
 from time import monotonic
 
 from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.paths import Identity
 from mandrake_sessions.errors import MandrakeSessionsError
 from mandrake_sessions.options import PoolOptions
@@ -79,8 +79,8 @@ class Slot:
         self.claims: set[Hashable] = set()
         self.idle_since = 0.0
         self.is_parking = False
-        self.changed = threading.Event()
         self.tidy_at = 0.0
+        self.changed = Gate()
 
     @property
     def refs(self) -> int:

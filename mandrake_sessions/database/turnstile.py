@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Final
 from mandrake_sessions.database.rhythm import Rhythm
 from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.database.waiting import PACE, pace
+from mandrake_sessions.errors import ThreadStartError
+from mandrake_sessions.threads import start
 
 if TYPE_CHECKING:
     from mandrake_sessions.database.connection import Connection
@@ -297,13 +299,14 @@ class Turnstile:
             self._changed.notify()
             return
         thread = threading.Thread(target=self._run, name="mandrake-turnstile", daemon=True)
+        # First: after Ctrl-C it runs all the same.
+        self._thread = thread
         try:
-            thread.start()
-        except RuntimeError as error:
+            start(thread)
+        except ThreadStartError as error:
+            self._thread = None
             self._is_asking = False
             self._fail(OSError(errno.EAGAIN, str(error)))
-        else:
-            self._thread = thread
 
     def _run(self) -> None:
         while True:

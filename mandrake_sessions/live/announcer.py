@@ -43,7 +43,10 @@ class Announcer:
     """One thread for all listeners, and another only while every one is stuck in a callback."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._mutex = threading.Lock()
+        # One lock for each thread that has nothing to do; to release it wakes the thread. Not a
+        # Condition: Ctrl-C in a host's thread that enters one can leave it locked.
+        self._idle: list[threading.Lock] = []
         self._ready: deque[Listener] = deque()
         # Since when each thread is in a callback; None for one that is not.
         self._threads: dict[threading.Thread, float | None] = {}
@@ -60,14 +63,14 @@ class Announcer:
         Raises:
             ThreadStartError: there is none, and none can be started.
         """
-        with self._changed:
+        with self._mutex:
             self._is_stopping = False
             if not self._threads:
                 self._start_thread()
 
     def ask(self, listener: Listener) -> None:
         """Have a listener told what is in its mailbox."""
-        with self._changed:
+        with self._mutex:
             if listener.is_scheduled:
                 listener.is_asked_again = True
                 return
@@ -79,19 +82,24 @@ class Announcer:
         """Start another thread if all are stuck; return when to look again, in seconds."""
         if not self._ready:
             return None
-        with self._changed:
+        with self._mutex:
             self._see_to_it()
             return _STUCK_AFTER if self._ready else None
 
     def stop(self) -> None:
         """Let the threads end when they have told everything."""
-        with self._changed:
+        with self._mutex:
             self._is_stopping = True
-            self._changed.notify_all()
+            while self._idle:
+                self._wake_one()
+
+    def _wake_one(self) -> None:
+        with contextlib.suppress(IndexError, RuntimeError):
+            self._idle.pop().release()
 
     def _see_to_it(self) -> None:
         self._is_stopping = False
-        self._changed.notify()
+        self._wake_one()
         stuck_since = monotonic() - _STUCK_AFTER
         if len(self._threads) < _MOST_THREADS and all(
             since is not None and since <= stuck_since for since in self._threads.values()
@@ -102,28 +110,47 @@ class Announcer:
 
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._run, name="mandrake-listeners", daemon=True)
-        # Its first act is to take the lock, which is held here.
-        start(thread)
+        # Its first act is to take the lock, which is held here; after Ctrl-C it runs too.
         self._threads[thread] = None
+        try:
+            start(thread)
+        except ThreadStartError:
+            del self._threads[thread]
+            raise
 
     def _run(self) -> None:
         me = threading.current_thread()
         while True:
-            with self._changed:
-                while not self._ready:
-                    was_asked = not self._is_stopping and self._changed.wait(_IDLE_SECONDS)
-                    if not was_asked and not self._ready:
-                        del self._threads[me]
-                        return
-                listener = self._ready.popleft()
-                listener.is_asked_again = False
+            listener = self._next(me)
+            if listener is None:
+                return
             self._deliver(listener, me)
-            with self._changed:
+            with self._mutex:
                 self._threads[me] = None
                 if listener.is_asked_again or not listener.mailbox.is_empty:
                     self._ready.append(listener)
                 else:
                     listener.is_scheduled = False
+
+    def _next(self, me: threading.Thread) -> Listener | None:
+        """Wait for a listener that is to be told; None when the thread is to end."""
+        wake = threading.Lock()
+        wake.acquire()
+        was_asked = True
+        while True:
+            with self._mutex:
+                if self._ready:
+                    listener = self._ready.popleft()
+                    listener.is_asked_again = False
+                    return listener
+                if self._is_stopping or not was_asked:
+                    with contextlib.suppress(ValueError):
+                        self._idle.remove(wake)
+                    del self._threads[me]
+                    return None
+                if wake not in self._idle:
+                    self._idle.append(wake)
+            was_asked = wake.acquire(timeout=_IDLE_SECONDS)
 
     def _deliver(self, listener: Listener, me: threading.Thread) -> None:
         for _ in range(_UPDATES_AT_ONCE):

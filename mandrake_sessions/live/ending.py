@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Final
 
 from mandrake_sessions.database.file import DatabaseFile
@@ -19,6 +18,7 @@ from mandrake_sessions.errors import (
     TurnNotFoundError,
 )
 from mandrake_sessions.ids import now
+from mandrake_sessions.live.outcome import Outcome
 from mandrake_sessions.live.stream import Stream, StreamState
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import Turn
@@ -53,20 +53,20 @@ def ending_now(streams: Sequence[Stream]) -> list[Stream]:
     return ending
 
 
-def ends_of(streams: Sequence[Stream]) -> list[Future[Turn]]:
+def ends_of(streams: Sequence[Stream]) -> list[Outcome[Turn]]:
     """Ask for the end of streams, as interrupted where nobody has asked before."""
-    futures = []
+    outcomes = []
     for stream in streams:
-        future = stream.await_end()
-        if future is not None:
-            futures.append(future)
-    return futures
+        outcome = stream.await_end()
+        if outcome is not None:
+            outcomes.append(outcome)
+    return outcomes
 
 
-def require_ended(futures: Sequence[Future[Turn]]) -> None:
+def require_ended(ends: Sequence[Outcome[Turn]]) -> None:
     """Raise what kept a turn from ending, unless another caller has ended or deleted it."""
-    for future in futures:
-        failure = future.exception()
+    for end in ends:
+        failure = end.error
         if failure is not None and not isinstance(
             failure, TurnInterruptedError | TurnNotFoundError
         ):

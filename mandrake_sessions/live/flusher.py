@@ -7,12 +7,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import wait
 from math import inf
 from time import monotonic
 from typing import Any, Final
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.transaction import WriteTransaction, WriteUnit
 from mandrake_sessions.errors import (
@@ -29,6 +29,7 @@ from mandrake_sessions.errors import (
 )
 from mandrake_sessions.live import given_up
 from mandrake_sessions.live.ending import FATAL, ending_now, ends_of, keep_text, require_ended
+from mandrake_sessions.live.outcome import wait_for_all
 from mandrake_sessions.live.stream import Stream
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.live.writer import TurnWriter
@@ -65,7 +66,8 @@ class Flusher:
         self._mutex = threading.Lock()
         self._streams: dict[str, Stream] = {}
         # How many streams are just being begun: the thread is there before they are stored.
-        self._beginnings = 0
+        # Keys and not a number: what a signal has interrupted can be done again.
+        self._beginnings: set[object] = set()
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._is_retired = False
@@ -121,20 +123,18 @@ class Flusher:
             file.claim()
             return self._begin(turn_id, unit, holder, timeout)
 
-    @contextlib.contextmanager
+    @block
     def _thread_kept(self) -> Iterator[None]:
         """Keep the thread for a block, at whose end it may have a stream to store."""
-        with self._mutex:
-            self._beginnings += 1
+        key = object()
         try:
             with self._mutex:
+                self._beginnings.add(key)
                 self._start_thread()
             yield
         finally:
-            with self._mutex:
-                self._beginnings -= 1
-                is_idle = not self._streams
-            if is_idle:
+            self._beginnings.discard(key)
+            if not self._streams:
                 self.poke()
 
     def _begin(
@@ -213,16 +213,16 @@ class Flusher:
             DatabaseError: a turn could not be stored; it is tried further.
         """
         streams = [stream for stream in self._present() if stream.holder is holder]
-        futures = ends_of(streams)
+        ends = ends_of(streams)
         try:
             self._file.require_no_lease("close")
         except ReentrantScopeError:
             # They end when this thread gives its lease back.
             return
         budget = self._file.budget(None)
-        if wait(futures, budget.left()).not_done:
+        if not wait_for_all(ends, budget.left()):
             raise budget.exceeded("queue", self._file.path, "close")
-        require_ended(futures)
+        require_ended(ends)
 
     def close(self, deadline: float) -> None:
         """Store what all writers hold, end their turns as interrupted, and end the thread.
@@ -234,12 +234,12 @@ class Flusher:
         with self._mutex:
             self._is_closed = True
             thread = self._thread
-        while futures := ends_of(self._present()):
-            done = wait(futures, max(0.0, deadline - monotonic())).done
+        while ends := ends_of(self._present()):
+            wait_for_all(ends, max(0.0, deadline - monotonic()))
             left = deadline - monotonic()
             if left <= 0:
                 break
-            if any(future.exception() is not None for future in done):
+            if any(end.error is not None for end in ends):
                 # It is tried again as long as there is time.
                 time.sleep(min(left, self._file.options.flush_interval, _CLOSING_PAUSE))
         for stream in self._present():
@@ -264,7 +264,7 @@ class Flusher:
         self._mutex = threading.Lock()
         self._wake = threading.Lock()
         self._streams = {}
-        self._beginnings = 0
+        self._beginnings = set()
         self.texts.clear()
         self._thread = None
         self._is_closed = True

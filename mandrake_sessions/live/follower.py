@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.transaction import ReadUnit
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
@@ -28,6 +29,7 @@ from mandrake_sessions.errors import (
     MandrakeSessionsError,
     NotADatabaseError,
     PoolClosedError,
+    ThreadStartError,
 )
 from mandrake_sessions.live.announcer import Announcer, Listener
 from mandrake_sessions.live.mailbox import Mailbox
@@ -205,7 +207,7 @@ class Follower:
 
     def _finish(self, work: Callable[[], None]) -> None:
         """Have the thread look once more and then do ``work``; wait for it, but not for ever."""
-        done = threading.Event()
+        done = Gate()
 
         def work_and_tell() -> None:
             try:
@@ -242,12 +244,14 @@ class Follower:
     def _start(self) -> None:
         notifier.watch(self, self._file.path, self._note_file)
         thread = threading.Thread(target=self._run, name="mandrake-follower", daemon=True)
+        # First: after Ctrl-C it runs all the same, and ends if nobody watches.
+        self._thread = thread
         try:
             start(thread)
-        except BaseException:
+        except ThreadStartError:
+            self._thread = None
             notifier.forget(self)
             raise
-        self._thread = thread
 
     def _run(self) -> None:
         while not self._is_done():

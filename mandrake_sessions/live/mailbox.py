@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.errors import ForkedPoolError
 from mandrake_sessions.live.event_loops import call_in_loop, wake
 from mandrake_sessions.live.states import Told, TurnState
@@ -45,7 +46,7 @@ class Mailbox:
         # Turns that were taken, some of them perhaps not noted as told yet.
         self._taken: set[str] = set()
         self._error: BaseException | None = None
-        self._finished = threading.Event()
+        self._finished = Gate()
         self.is_closed = False
 
     def is_of(self, holder: object) -> bool:
@@ -104,7 +105,7 @@ class Mailbox:
         self._mutex = threading.Lock()
         self._sleepers = []
         self._waiters = []
-        self._finished = threading.Event()
+        self._finished = Gate()
         self._news = {}
         if not self.is_closed:
             self.is_closed = True

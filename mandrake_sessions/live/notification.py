@@ -22,7 +22,9 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Final
 
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.guard import after_fork
+from mandrake_sessions.errors import ThreadStartError
 from mandrake_sessions.threads import start
 
 _PACE: Final = 0.002
@@ -175,7 +177,7 @@ class Notifier:
         self._watches: dict[object, _Watch] = {}
         self._inotify: Inotify | None = None
         self._thread: threading.Thread | None = None
-        self._changed = threading.Event()
+        self._changed = Gate()
 
     @property
     def is_polling(self) -> bool:
@@ -198,8 +200,13 @@ class Notifier:
             if self._thread is None:
                 # It looks for what to watch under this lock.
                 thread = threading.Thread(target=self._run, name="mandrake-notifier", daemon=True)
-                start(thread)
+                # First: after Ctrl-C it runs all the same.
                 self._thread = thread
+                try:
+                    start(thread)
+                except ThreadStartError:
+                    self._thread = None
+                    raise
             if self._inotify is None:
                 with contextlib.suppress(OSError):
                     self._inotify = self._make_inotify()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.json_writer import MAX_TEXT_BYTES
+from mandrake_sessions.live.outcome import Outcome
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.plain_forms import as_str, paired
 from mandrake_sessions.records.streaming import Chunk, Remainder
@@ -71,7 +70,7 @@ class Frozen:
         chunk: Chunk,
         ends: tuple[int, int],
         size: int,
-        waiters: list[Future[None]],
+        waiters: list[Outcome[None]],
     ) -> None:
         self.chunk = chunk
         self.content_end, self.raw_end = ends

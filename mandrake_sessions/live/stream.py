@@ -13,7 +13,6 @@ import enum
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from functools import partial
 from math import inf
 from time import monotonic
@@ -28,7 +27,7 @@ from mandrake_sessions.ids import now
 from mandrake_sessions.json_writer import MAX_TEXT_BYTES, ValueChange
 from mandrake_sessions.live.columns import Columns
 from mandrake_sessions.live.event_loops import runs_event_loop
-from mandrake_sessions.live.outcome import fail, settle
+from mandrake_sessions.live.outcome import Outcome, fail, settle
 from mandrake_sessions.live.strand import Frozen, Strand, remainders_of, size_of
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.live.tool_calls import PendingToolCall, value_of
@@ -94,10 +93,10 @@ class Stream:
         self._notice_at: float = 1
         self._frozen: Frozen | None = None
         self._columns = Columns()
-        self._flush_waiters: list[Future[None]] = []
+        self._flush_waiters: list[Outcome[None]] = []
         self._end: tuple[TurnStatus, str | None] | None = None
         self._ending: Ending | None = None
-        self._end_waiters: list[Future[Turn]] = []
+        self._end_waiters: list[Outcome[Turn]] = []
 
     # -- the writer's side ------------------------------------------------------------------
 
@@ -184,36 +183,36 @@ class Stream:
                 self._columns.set_figures(fields)
                 self._make_due(monotonic() + self._options.flush_interval)
 
-    def ask_for_flush(self) -> Future[None]:
+    def ask_for_flush(self) -> Outcome[None]:
         """Have everything stored that was taken before."""
-        future: Future[None] = Future()
+        outcome: Outcome[None] = Outcome()
         with self._mutex:
             self._require_open()
             if self._is_all_stored():
-                future.set_result(None)
+                outcome.settle(None)
             else:
-                self._flush_waiters.append(future)
+                self._flush_waiters.append(outcome)
                 self._make_due(0.0, is_awaited=True)
-        return future
+        return outcome
 
-    def ask_for_end(self, status: TurnStatus, error_message: str | None = None) -> Future[Turn]:
+    def ask_for_end(self, status: TurnStatus, error_message: str | None = None) -> Outcome[Turn]:
         """Have the turn ended; asked once more for the same end, wait for it or return it again."""
-        future: Future[Turn] = Future()
+        outcome: Outcome[Turn] = Outcome()
         with self._mutex:
             is_same = self._end == (status, error_message) and self._refusal is None
             if self.state is StreamState.ENDED and is_same:
                 # Who asks again after an error cannot know that it was stored meanwhile.
-                future.set_result(self.turn)
-                return future
+                outcome.settle(self.turn)
+                return outcome
             if self.state is not StreamState.ENDING or not is_same:
                 self._require_open()
                 self._begin_end(status, error_message)
-            self._await_end(future)
-        return future
+            self._await_end(outcome)
+        return outcome
 
-    def await_end(self) -> Future[Turn] | None:
+    def await_end(self) -> Outcome[Turn] | None:
         """Have the turn interrupted if nobody has asked for its end; None if it is over."""
-        future: Future[Turn] = Future()
+        outcome: Outcome[Turn] = Outcome()
         with self._mutex:
             if self.state in (StreamState.ENDED, StreamState.LOST):
                 return None
@@ -224,8 +223,8 @@ class Stream:
                     "The stream was closed with its manager, its pool or its writer; "
                     "its turn is interrupted and its text is kept."
                 )
-            self._await_end(future)
-        return future
+            self._await_end(outcome)
+        return outcome
 
     def _begin_end(self, status: TurnStatus, error_message: str | None) -> None:
         self._end = (status, error_message)
@@ -233,8 +232,8 @@ class Stream:
         self.due_at = 0.0
         self.state = StreamState.ENDING
 
-    def _await_end(self, future: Future[Turn]) -> None:
-        self._end_waiters.append(future)
+    def _await_end(self, outcome: Outcome[Turn]) -> None:
+        self._end_waiters.append(outcome)
         self._make_due(0.0, is_awaited=True)
 
     @property
@@ -285,7 +284,7 @@ class Stream:
             settle(waiters, None)
         return chunk
 
-    def _freeze(self, waiters: list[Future[None]]) -> Chunk:
+    def _freeze(self, waiters: list[Outcome[None]]) -> Chunk:
         content, raw = self.content, self.raw
         ends = content.text.length, raw.text.length
         chunk = Chunk(
@@ -434,7 +433,7 @@ class Stream:
         for strand in (self.content, self.raw):
             strand.text.mark_stored(strand.text.length)
 
-    def _take_waiters(self) -> tuple[list[Future[None]], list[Future[Turn]]]:
+    def _take_waiters(self) -> tuple[list[Outcome[None]], list[Outcome[Turn]]]:
         flush_waiters, self._flush_waiters = self._flush_waiters, []
         if self._frozen is not None:
             flush_waiters += self._frozen.waiters

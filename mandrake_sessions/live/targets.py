@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.live.mailbox import Mailbox, News, Waiter, tell_loops
 from mandrake_sessions.live.states import KnownTurn
 from mandrake_sessions.models import Round, Session
@@ -137,7 +137,7 @@ class Joining:
         self.follow = follow
         self.last = last
         self.is_waited_for = False
-        self._done = threading.Event()
+        self._done = Gate()
         self._error: BaseException | None = None
 
     def settle(self, error: BaseException | None = None) -> None:

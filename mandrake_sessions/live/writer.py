@@ -11,9 +11,11 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.blocks import Block
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import caller_outside
 from mandrake_sessions.errors import InvalidArgumentError, TurnInterruptedError
+from mandrake_sessions.live.outcome import Outcome
 from mandrake_sessions.live.stream import Stream, StreamState
 from mandrake_sessions.live.tool_calls import PendingToolCall
 from mandrake_sessions.log import get_logger
@@ -30,7 +32,7 @@ _GRACE: Final = 1.0
 """Seconds by which waiting is longer than what the file itself may take."""
 
 
-class TurnWriter:
+class TurnWriter(Block["TurnWriter"]):
     """Streams one turn. Made by ``stream_turn``; thread-safe.
 
     As a context manager it ends the turn when the block ends: ``completed``; or ``error`` with the
@@ -194,7 +196,7 @@ class TurnWriter:
             DatabaseError: it could not be stored this time; it is tried further.
             TurnInterruptedError: somebody else has ended the turn.
         """
-        self._wait(self.begin_flush(), timeout, "flush")
+        self._wait(self.ask_for_flush(), timeout, "flush")
 
     def complete(self, timeout: float | None = None) -> Turn:
         """End the turn as ``completed``.
@@ -216,7 +218,7 @@ class TurnWriter:
             TurnInterruptedError: somebody else has ended the turn.
             TurnNotFoundError: the turn was deleted.
         """
-        return self._end(TurnStatus.COMPLETED, None, timeout)
+        return self._finish(TurnStatus.COMPLETED, None, timeout)
 
     def fail(self, error: BaseException | str, timeout: float | None = None) -> Turn:
         """End the turn as ``error``; otherwise as ``complete``.
@@ -225,7 +227,7 @@ class TurnWriter:
             error: what went wrong; an exception is stored with its type and message.
             timeout: seconds; None for the ``busy_timeout`` and a second.
         """
-        return self._end(TurnStatus.ERROR, _message(error), timeout)
+        return self._finish(TurnStatus.ERROR, _message(error), timeout)
 
     def interrupt(self, timeout: float | None = None) -> Turn:
         """End the turn as ``interrupted``; otherwise as ``complete``.
@@ -233,7 +235,7 @@ class TurnWriter:
         Args:
             timeout: seconds; None for the ``busy_timeout`` and a second.
         """
-        return self._end(TurnStatus.INTERRUPTED, None, timeout)
+        return self._finish(TurnStatus.INTERRUPTED, None, timeout)
 
     def begin_flush(self) -> Future[None]:
         """Do what ``flush`` does without waiting; the future has its outcome.
@@ -241,7 +243,7 @@ class TurnWriter:
         Raises:
             TurnFinishedError: and what else ``write`` raises; errors of storing are the future's.
         """
-        return self._stream.ask_for_flush()
+        return self.ask_for_flush().future()
 
     def begin_end(
         self, status: TurnStatus | str, error: BaseException | str | None = None
@@ -258,6 +260,16 @@ class TurnWriter:
             TurnInterruptedError: somebody else has ended the turn; what else is in the way of its
                 end is the future's error.
         """
+        return self.ask_for_end(status, error).future()
+
+    def ask_for_flush(self) -> Outcome[None]:
+        """Do what ``begin_flush`` does, for the faces of this library."""
+        return self._stream.ask_for_flush()
+
+    def ask_for_end(
+        self, status: TurnStatus | str, error: BaseException | str | None = None
+    ) -> Outcome[Turn]:
+        """Do what ``begin_end`` does, for the faces of this library."""
         status = arguments.status("status", status)
         if not status.is_finished:
             raise InvalidArgumentError("status must be one that ends the turn.")
@@ -265,35 +277,41 @@ class TurnWriter:
         self._is_ended_by_host = True
         return self._stream.ask_for_end(status, message)
 
-    def _end(self, status: TurnStatus, message: str | None, timeout: float | None) -> Turn:
-        return self._wait(self.begin_end(status, message), timeout, "end of a stream")
+    def _finish(self, status: TurnStatus, message: str | None, timeout: float | None) -> Turn:
+        return self._wait(self.ask_for_end(status, message), timeout, "end of a stream")
 
-    def _wait(self, future: Future[T], timeout: float | None, operation: str) -> T:
+    def _wait(self, outcome: Outcome[T], timeout: float | None, operation: str) -> T:
         # In its own transaction the caller would wait for itself. What it asked for is done after.
         self._file.require_no_lease(operation)
         budget = self._file.budget(self.patience if timeout is None else timeout)
-        concurrent.futures.wait((future,), budget.left())
-        if not future.done():
+        if not outcome.wait(budget.left()):
             raise budget.exceeded("queue", self._file.path, operation)
-        return future.result()
+        return outcome.value()
 
     # -- the block --------------------------------------------------------------------------
 
-    def __enter__(self) -> Self:
+    def _enter(self) -> Self:
         return self
 
-    def __exit__(
+    def _leave(
         self,
-        kind: type[BaseException] | None,
+        _kind: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        _traceback: TracebackType | None,
     ) -> None:
         try:
             self._end_block(error)
         finally:
-            if not self.is_finished:
-                # Also when Ctrl-C came before the end was asked for.
-                self._abandon(self._stream)
+            self._end_stream()
+            self._note_ended()
+
+    def _end(self) -> None:
+        self._end_stream()
+
+    def _end_stream(self) -> None:
+        """Have the turn interrupted if it has not ended, as when Ctrl-C came before it did."""
+        if not self.is_finished:
+            self._abandon(self._stream)
 
     def _end_block(self, error: BaseException | None) -> None:
         if self._is_ended_by_host:
@@ -305,7 +323,7 @@ class TurnWriter:
             # Its reason was raised, or nobody wrote any more.
             return
         try:
-            self._end(*ending_of(error), None)
+            self._finish(*ending_of(error), None)
         except TurnInterruptedError:
             # Somebody else was faster: it has ended, and its text is kept.
             return

@@ -414,10 +414,17 @@ class Holding:
         return self.thread.result()
 
 
-def interrupted_at(number: int, work: Callable[[], Any]) -> BaseException | None:
+def interrupted_at(
+    number: int, work: Callable[[], Any], *, keeps: bool = False
+) -> BaseException | None:
     """Call ``work`` with a KeyboardInterrupt at its call number ``number``, as a signal comes.
 
     Handlers of signals run where a function begins and where a call of one in C has returned.
+
+    Args:
+        number: of the call.
+        work: what is interrupted.
+        keeps: whether the error keeps its traceback, and so all that its frames refer to.
 
     Returns:
         What was raised.
@@ -428,7 +435,7 @@ def interrupted_at(number: int, work: Callable[[], Any]) -> BaseException | None
         # In what the garbage collector calls, or when a generator is closed, it is swallowed.
         code = frame.f_code
         is_ours = "mandrake_sessions" in code.co_filename
-        is_ours = is_ours and code.co_name not in {"callers_outside", "__del__"}
+        is_ours = is_ours and code.co_name not in {"callers_outside", "__del__", "<genexpr>"}
         if is_ours and event in {"call", "c_return"} and next(calls) == number:
             sys.setprofile(None)
             raise KeyboardInterrupt(f"{event} {frame.f_code.co_qualname}:{frame.f_lineno}")
@@ -437,8 +444,7 @@ def interrupted_at(number: int, work: Callable[[], Any]) -> BaseException | None
     try:
         work()
     except BaseException as error:  # noqa: BLE001  # handed to the one who looks
-        # A block whose end was interrupted at its very beginning ends when it is collected.
-        return error.with_traceback(None)
+        return error if keeps else error.with_traceback(None)
     finally:
         sys.setprofile(None)
     return None

@@ -20,6 +20,7 @@ from interleaving_kit import PATIENCE, Thread, interrupted_at
 from sqlalchemy import bindparam, insert, select
 
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.open_files import OpenFiles
@@ -177,7 +178,7 @@ def interrupted_in(
 
 MOMENTS = {
     "the slot was forgotten": ("return", Slots.forget.__code__),
-    "others are told": ("call", threading.Event.set.__code__),
+    "others are told": ("call", Gate.set.__code__),
 }
 
 
@@ -217,7 +218,7 @@ def test_ctrl_c_when_a_file_is_closed_or_opened_leaves_nobody_waiting(
     def wait_for_it() -> None:
         slot = stand.pool._slots[path]
         waiting.append(Thread(lambda: stand.pool.acquire(path).release()))
-        until(lambda: bool(slot.changed._cond._waiters), doing)  # type: ignore[attr-defined]
+        until(lambda: bool(slot.changed._sleepers), doing)
 
     def stopping(real: Callable[..., Any]) -> Callable[..., Any]:
         def method(*args: Any, **options: Any) -> Any:

@@ -16,6 +16,7 @@ import apsw
 
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.backup import problems_of
+from mandrake_sessions.database.blocks import block, closing
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.head import STORED_REVISIONS, is_known, revision_of
 from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
@@ -106,7 +107,7 @@ class Contents:
             return HealthCheck(name, DEGRADED, detail, "Try again.")
         return HealthCheck(name, FAILED, detail, self._rescue)
 
-    @contextlib.contextmanager
+    @block
     def _opened(self) -> Iterator[apsw.Connection]:
         """Open it so that nothing beside it changes."""
         with contextlib.ExitStack() as stack:
@@ -126,12 +127,12 @@ class Contents:
                 flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI
             else:
                 name += "?immutable=1"
-            raw = stack.enter_context(contextlib.closing(apsw.Connection(name, flags=flags)))
-            raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
-            raw.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
-            raw.set_busy_timeout(_BUSY_MS)
-            yield raw
+            with closing(apsw.Connection(name, flags=flags)) as raw:
+                raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+                raw.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+                raw.set_busy_timeout(_BUSY_MS)
+                yield raw
 
     def _own_log(self, raw: apsw.Connection) -> HealthCheck:
         """Whether the log belongs to the file, and whether none is missing."""

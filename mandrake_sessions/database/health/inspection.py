@@ -15,8 +15,10 @@ from urllib.parse import quote
 
 import apsw
 
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.paths import Identity, identify
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseMovedError, MandrakeSessionsError
@@ -43,10 +45,12 @@ class Inspections:
         self._identity = identity
         self._options = options
         self._open: set[Connection] = set()
-        self._changed = threading.Condition(threading.Lock())
+        self._mutex = threading.Lock()
+        # Open when no connection is.
+        self._idle = Gate()
         self._is_over = False
 
-    @contextlib.contextmanager
+    @block
     def connection(
         self,
         budget: Budget,
@@ -62,36 +66,50 @@ class Inspections:
             with_log: whether it sees what is in the log; without, it takes no lock, and a
                 checkpoint may change what it reads.
         """
-        with self._changed:
-            if self._is_over:
-                raise closed_error()
-            connection = self._connect(budget, with_log=with_log)
-            self._open.add(connection)
-            self.most = max(self.most, len(self._open))
+        connection: Connection | None = None
         try:
+            with self._mutex:
+                if self._is_over:
+                    raise closed_error()
+                connection = self._connect(budget, with_log=with_log)
+                self._idle.clear()
+                self._open.add(connection)
+                self.most = max(self.most, len(self._open))
             if connection.has_moved() or identify(self._path) != self._identity:
                 raise DatabaseMovedError(path=self._path, operation="health")
             yield connection
             if connection.is_cancelled:
                 raise closed_error()
         except apsw.InterruptError as error:
-            if connection.is_cancelled:
+            if connection is not None and connection.is_cancelled:
                 raise closed_error() from error
             raise budget.exceeded("body", self._path, "health") from error
         finally:
-            with self._changed:
-                connection.close(abandon=True)
+            try:
+                self._let_go(connection)
+            finally:
+                # A signal in the midst of it: closing would wait for it.
+                self._let_go(connection)
+
+    def _let_go(self, connection: Connection | None) -> None:
+        with self._mutex:
+            if connection in self._open:
+                with contextlib.suppress(apsw.ConnectionClosedError):
+                    connection.close(abandon=True)
                 self._open.discard(connection)
-                self._changed.notify_all()
+            if not self._open:
+                self._idle.set()
 
     def end(self, seconds: float) -> None:
         """Refuse new ones, interrupt those that are open, and wait until they are closed."""
         deadline = monotonic() + seconds
-        with self._changed:
+        with self._mutex:
             self._is_over = True
             for connection in self._open:
                 connection.is_cancelled = True
-            self._changed.wait_for(lambda: not self._open, max(0.0, deadline - monotonic()))
+            is_idle = not self._open
+        if not is_idle:
+            self._idle.wait(max(0.0, deadline - monotonic()))
 
     def _connect(self, budget: Budget, *, with_log: bool) -> Connection:
         flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOFOLLOW
@@ -113,6 +131,6 @@ class Inspections:
         return connection
 
 
-def heed(connection: Connection, stop: threading.Event) -> None:
+def heed(connection: Connection, stop: Gate) -> None:
     """Interrupt the statements of a connection also when an event is set."""
     connection.raw.set_progress_handler(lambda: stop.is_set() or connection.on_progress(), _STEPS)

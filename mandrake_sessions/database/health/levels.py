@@ -8,7 +8,6 @@ is open.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -19,6 +18,7 @@ from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.fate import Fate
 from mandrake_sessions.database.faults import free_bytes
 from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.health import checks
 from mandrake_sessions.database.health.checks import PATIENCE, found, guarded
 from mandrake_sessions.database.health.inspection import heed
@@ -49,7 +49,7 @@ def check_health(
     file: DatabaseFile,
     level: HealthLevel = HealthLevel.QUICK,
     timeout: float | None = None,
-    stop: threading.Event | None = None,
+    stop: Gate | None = None,
 ) -> HealthReport:
     """Look at an open database.
 
@@ -69,7 +69,7 @@ def check_health(
 
 
 def _look(
-    file: DatabaseFile, level: HealthLevel, budget: Budget, stop: threading.Event | None
+    file: DatabaseFile, level: HealthLevel, budget: Budget, stop: Gate | None
 ) -> HealthReport:
     looks = [("file", partial(checks.check_file, file))]
     if level is HealthLevel.LEASE:
@@ -184,9 +184,7 @@ def _noting(file: DatabaseFile, made: list[HealthCheck], name: str) -> Iterator[
             made.append(check)
 
 
-def _thorough(
-    file: DatabaseFile, budget: Budget, stop: threading.Event | None
-) -> list[HealthCheck]:
+def _thorough(file: DatabaseFile, budget: Budget, stop: Gate | None) -> list[HealthCheck]:
     made: list[HealthCheck] = []
     with _noting(file, made, "pages"), file.inspecting(budget) as connection:
         if stop is not None:

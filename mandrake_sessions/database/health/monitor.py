@@ -21,6 +21,7 @@ from mandrake_sessions import arguments
 from mandrake_sessions.database.connection import Connection, restore_settings
 from mandrake_sessions.database.fate import Fate
 from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.guard import after_fork, current_pid
 from mandrake_sessions.database.health.levels import check_health
 from mandrake_sessions.database.health.report import (
@@ -86,7 +87,7 @@ class HealthMonitor:
         # Rounds of the thread and of ``look`` do not meet.
         self._looking = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        self._stop = Gate()
         self._last: dict[Path, dict[str, HealthStatus]] = {}
 
     def start(self) -> Self:
@@ -100,13 +101,14 @@ class HealthMonitor:
             raise PoolClosedError(operation="monitor")
         with self._mutex:
             if self._thread is None or not self._thread.is_alive():
-                self._stop = threading.Event()
+                self._stop = Gate()
                 self._pool.wake_when_closed(self._stop)
                 thread = threading.Thread(
                     target=self._run, args=(self._stop,), name="mandrake-health", daemon=True
                 )
-                start(thread)
+                # First: after Ctrl-C it runs all the same.
                 self._thread = thread
+                start(thread)
         return self
 
     def stop(self) -> None:
@@ -137,9 +139,9 @@ class HealthMonitor:
             InvalidArgumentError: it is none of the levels.
             PoolClosedError: the pool is closed.
         """
-        return self._round(level_of(level), threading.Event())
+        return self._round(level_of(level), Gate())
 
-    def _round(self, level: HealthLevel, stop: threading.Event) -> tuple[HealthReport, ...]:
+    def _round(self, level: HealthLevel, stop: Gate) -> tuple[HealthReport, ...]:
         reports = []
         files = self._pool.open_files()
         with self._looking:
@@ -191,7 +193,7 @@ class HealthMonitor:
             except Exception:  # noqa: BLE001  # the host's own; the watch goes on
                 get_logger(__name__).exception("health_report_failed", path=str(report.path))
 
-    def _run(self, stop: threading.Event) -> None:
+    def _run(self, stop: Gate) -> None:
         pid = current_pid()
         thorough_at = self._next_thorough()
         while not stop.is_set() and pid == current_pid():

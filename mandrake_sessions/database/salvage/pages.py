@@ -14,6 +14,7 @@ from typing import Final
 
 import apsw
 
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.raw import RawFile
 
 _MAGIC: Final = b"SQLite format 3\0"
@@ -234,7 +235,7 @@ def _looks_like_leaf(page: bytes, size: int) -> bool:
     return bool(min(pointers) >= 8 + 2 * cells and size // 2 <= max(pointers) < size)
 
 
-@contextlib.contextmanager
+@block
 def open_pages(path: Path, *, with_log: bool = True) -> Iterator[Pages]:
     """Open a damaged database and its log for a block.
 

@@ -6,7 +6,6 @@ neither a broken tree nor a broken schema hides what is still there.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import apsw
 
 from mandrake_sessions import tables
 from mandrake_sessions.database.backup import verify
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.faults import translate, translate_os
 from mandrake_sessions.database.head import bring_to_head
@@ -100,7 +100,7 @@ def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
     return report
 
 
-@contextlib.contextmanager
+@block
 def _new_database(path: Path) -> Iterator[Connection]:
     """Lend a connection to a new database of this version, in a transaction that commits."""
     identity = identify(path)

@@ -1,0 +1,197 @@
+"""Ctrl-C at any moment of a block, while something keeps the traceback, leaves nothing held."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from threading import get_ident
+from typing import Any
+
+import apsw
+import pytest
+from interleaving_kit import PATIENCE, Thread, interrupted_at
+from sqlalchemy import text
+
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabaseOptions,
+    Durability,
+    PoolOptions,
+    SessionManager,
+)
+from mandrake_sessions.database.lifecycle import FileState
+
+
+class Stand:
+    """An open database, and what is done with it."""
+
+    def __init__(self, path: Path) -> None:
+        database = DatabaseOptions(durability=Durability.FAST, busy_timeout=PATIENCE)
+        self.path = path
+        self.pool = ConnectionPool(PoolOptions(database=database, close_timeout=5.0))
+        self.sessions = SessionManager(path, pool=self.pool).init()
+        self.session = self.sessions.create_session("first")
+
+    def write(self) -> None:
+        with self.sessions.transaction() as tx:
+            tx.create_round(self.session.id, "text")
+
+    def write_below(self) -> None:
+        with self.sessions.handle.write() as tx:
+            assert tx.operation
+
+    def read_below(self) -> None:
+        with self.sessions.handle.read() as tx:
+            assert tx.operation
+
+    def list(self) -> None:
+        self.sessions.list_rounds(self.session.id)
+
+    def lend(self) -> None:
+        with self.sessions.handle.sqlalchemy() as connection:
+            connection.execute(text("SELECT count(*) FROM sessions")).scalar()
+
+    def lend_for_reading(self) -> None:
+        with self.sessions.handle.sqlalchemy(read_only=True) as connection:
+            connection.execute(text("SELECT count(*) FROM sessions")).scalar()
+
+    def copy(self) -> None:
+        self.sessions.backup(self.path.with_name("copy.sqlite"), overwrite=True)
+
+    def look(self) -> None:
+        self.sessions.health("thorough")
+
+    def require_free(self, told: object) -> None:
+        """Make sure that this thread, another one and another program can write at once."""
+        lanes = self.sessions.handle.file.lanes()
+        self.sessions.create_session()
+        self.sessions.count_sessions()
+        Thread(self.sessions.create_session).result()
+        # A checkpoint of the pool's thread may have one.
+        assert get_ident() not in [lane.queue.holder for lane in lanes], told
+        assert not any(lane.queue._pins for lane in lanes), told
+        assert self.sessions.handle.file.state is FileState.OPEN, told
+        raw = apsw.Connection(str(self.path))
+        raw.set_busy_timeout(int(PATIENCE * 1000))
+        raw.execute("BEGIN IMMEDIATE")
+        raw.execute("ROLLBACK")
+        raw.close()
+
+
+DOING: dict[str, Callable[[Stand], Any]] = {
+    "a transaction": Stand.write,
+    "a write scope": Stand.write_below,
+    "a read scope": Stand.read_below,
+    "a long read": Stand.list,
+    "a lent connection": Stand.lend,
+    "a lent connection that only reads": Stand.lend_for_reading,
+    "a backup": Stand.copy,
+    "a look at the health": Stand.look,
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_finalizers() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("doing", DOING)
+@pytest.mark.timeout(900)
+def test_ctrl_c_at_any_call_of_a_block_leaves_nothing_held(
+    doing: str, tmp_path: Path, ready_database: Any, campaign: Any
+) -> None:
+    """
+    ::
+
+        interrupted   lease ─ BEGIN ─ the block ─ COMMIT ─ lease back
+                      Ctrl-C at each call of it, and the traceback is kept
+        the same thread, another one, another program              write at once
+    """
+    stand = Stand(ready_database.lay(tmp_path / "db.sqlite"))
+    work = partial(DOING[doing], stand)
+    work()
+    kept = []
+    step = campaign.pick(7, 2, 1)
+    with stand.pool:
+        for number in itertools.count(0, step):
+            error = interrupted_at(number, work, keeps=True)
+            stand.require_free(error)
+            if error is None:
+                break
+            assert isinstance(error, KeyboardInterrupt)
+            kept.append(error)
+        stand.sessions.close()
+    print(f"\n{doing}: every {step} of {number} places")  # a result
+    assert len(kept) >= 2
+
+
+STORM = """
+import random, signal, time
+from mandrake_sessions import (
+    ConnectionPool, DatabaseOptions, Durability, PoolOptions, SessionManager)
+path, most, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+database = DatabaseOptions(durability=Durability.FAST, busy_timeout=10)
+sessions = SessionManager(path, pool=ConnectionPool(PoolOptions(database=database))).init()
+session = sessions.create_session()
+is_armed = False
+def interrupt(*_):
+    global is_armed
+    if is_armed:
+        is_armed = False
+        raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+def write():
+    with sessions.transaction() as tx:
+        tx.create_round(session.id, "text")
+hits = written = 0
+until = time.monotonic() + seconds
+while hits < most and time.monotonic() < until:
+    try:
+        try:
+            is_armed = True
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(.00002, .0006))
+            write()
+            written += 1
+        finally:
+            is_armed = False
+    except KeyboardInterrupt as error:
+        hits += 1
+        sys.last_value = error
+signal.setitimer(signal.ITIMER_REAL, 0)
+stored = sum(1 for _ in sessions.iter_session_history(session.id))
+with sessions.transaction() as tx:
+    tx.create_session()
+tell([hits, written, stored])
+hear()
+"""
+
+
+@pytest.mark.timeout(900)
+def test_signals_at_random_moments_of_blocks_leave_the_lease_free(
+    tmp_path: Path, ready_database: Any, start_child: Callable[..., Any], campaign: Any
+) -> None:
+    """What was acknowledged is stored; each interrupt may have stored what it did not tell."""
+    path = ready_database.lay(tmp_path / "db.sqlite")
+    most = campaign.pick(200, 2_000, 10_000)
+    child = start_child(STORM, path, most, campaign.pick(30, 120, 600))
+    hits, written, stored = child.hear()
+    print(f"\n{hits} interrupts of {hits + written} blocks", file=sys.stderr)  # a result
+    assert hits == most
+    assert written <= stored <= written + hits
+    raw = apsw.Connection(str(path))
+    raw.set_busy_timeout(5000)
+    raw.execute("BEGIN IMMEDIATE")
+    raw.execute("ROLLBACK")
+    raw.close()
+    child.tell()
+    child.finish()
