@@ -52,7 +52,7 @@ def is_fresh(connection: Connection) -> bool:
 
 
 def install(connection: Connection, budget: Budget) -> None:
-    """Give a fresh file the schema of this version; what is fresh no longer stays as it is.
+    """Give a fresh file the schema of this version; a file that another process has made stays.
 
     Args:
         connection: the read-write one, with no transaction open; its lease is the caller's.
@@ -154,7 +154,7 @@ def _fill(execute: Callable[..., object], path: Path) -> dict[str, str]:
 def marks(path: Path | None, kept: int = 0) -> tuple[dict[str, int], dict[str, str]]:
     """Return what makes a new file ours, and itself: pragmas, and the first rows of ``meta``.
 
-    The stamp tells this file from any other, also from one that was copied over it: whole in
+    The stamp distinguishes this file from any other, also from one copied over it: whole in
     ``meta``, and 31 bits of it in the header, which can be read without the cache.
 
     Args:

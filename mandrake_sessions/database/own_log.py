@@ -22,7 +22,7 @@ from mandrake_sessions.errors import DatabaseError, LostLogError, StaleLogError
 from mandrake_sessions.tables import APPLICATION_ID
 
 UNCHANGED: Final = "Nothing was changed."
-"""Stands in a message between what was found and what can be done."""
+"""Stands in a message between the finding and the advice."""
 
 _OPEN: Final = "open"
 _LOOKS: Final = 3
@@ -36,7 +36,7 @@ class State(NamedTuple):
     """What a database says of itself.
 
     Attributes:
-        in_header: what tells it from every other, the part that its header has.
+        in_header: the part of its stamp that the header has.
         stamp: the whole of it; empty if it is not known.
         mark: of its log; None for one that has none.
     """
@@ -64,7 +64,7 @@ def state_of(execute: Callable[..., Any]) -> State | None:
 
 
 def state_alone(path: Path, vfs: str | None = None) -> State | None:
-    """Return what a file says of itself without its log, or None if it is none of ours by itself.
+    """Return what a file says of itself without its log, or None if it is not ours by itself.
 
     Args:
         path: the real path of the database.
@@ -164,7 +164,7 @@ def require_own_log(
         if look:
             # A living process may have begun the log anew, or copied it into the file.
             sleep(_PAUSE)
-        # First: the number grows, so what is read through the log cannot be less.
+        # First: the number grows, so the one that is read through the log cannot be less.
         alone = state_alone(path, vfs)
         try:
             reason = mismatch(alone, state_of(execute))
@@ -204,7 +204,7 @@ def require_needed_log(path: Path, execute: Callable[..., Any], operation: str) 
         operation: for errors.
 
     Raises:
-        LostLogError: what was stored was in a log that is not there. Nothing was written.
+        LostLogError: everything that was stored was in a log that is missing. Nothing was written.
         apsw.Error: it cannot be read.
     """
     # Not its frames: a process that begins it anew has none for a moment, and one that did not wait
