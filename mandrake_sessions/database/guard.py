@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -84,9 +86,12 @@ class _Process:
         self.has_warned = False
         self.in_child: list[Callable[[], None]] = []
         self.graveyard: list[Any] = []
+        self.inherited: list[Callable[[], None]] = []
+        self.closing = threading.Lock()
 
     def forked(self) -> None:
         self.pid = os.getpid()
+        self.closing = threading.Lock()
         for tell in self.in_child:
             tell()
 
@@ -108,12 +113,31 @@ def after_fork(tell: Callable[[], None]) -> None:
 
 
 def bury(connection: object) -> None:
-    """Keep a parent's object alive for ever in a forked child.
+    """Keep a parent's object alive for ever in a forked child, past the interpreter's end too.
 
     What it was doing at the fork is the parent's: closing it, or letting it be collected, would
     end a transaction in memory that both processes share.
     """
     _process.graveyard.append(connection)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+def close_later(close: Callable[[], None]) -> None:
+    """Have ``close`` called before a forked child uses SQLite for the first time.
+
+    Not at the fork: another thread of the parent may have had one of SQLite's own locks, which
+    nothing in the child releases. A child that never uses a database must not wait for it.
+    """
+    _process.inherited.append(close)
+
+
+def close_inherited() -> None:
+    """Close what this process has inherited; to be called before SQLite opens any file."""
+    if _process.inherited:
+        with _process.closing:
+            while _process.inherited:
+                _process.inherited[-1]()
+                _process.inherited.pop()
 
 
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep

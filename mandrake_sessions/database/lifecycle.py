@@ -20,7 +20,7 @@ from mandrake_sessions.database.closing import OnStuck, close_lane, take_for_clo
 from mandrake_sessions.database.companion import Attached
 from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.fate import Fate, Logs, end_log, is_emptied
-from mandrake_sessions.database.guard import bury, reentrant_error
+from mandrake_sessions.database.guard import reentrant_error
 from mandrake_sessions.database.health.inspection import Inspections
 from mandrake_sessions.database.lane import Lane
 from mandrake_sessions.database.lease import MakeError
@@ -35,7 +35,6 @@ from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseMissingError,
     DatabaseMovedError,
-    ForkedPoolError,
     MandrakeSessionsError,
     NotADatabaseError,
     PoolClosedError,
@@ -532,25 +531,29 @@ class FileLifecycle(abc.ABC):
         self.state = FileState.CLOSED
 
     def drop_after_fork(self) -> bool:
-        """Let go of the parent's connections in a child; return whether all could be closed.
+        """Let go of the parent's connections in a child; return whether they can be closed there.
 
         SQLite knows open files by inode, with the locks it believes to hold. A file opened anew
         beside an inherited connection would join that entry and take no lock of its own: so what
-        nobody used at the fork is closed, which drops none of the parent's locks. What somebody
-        used is kept alive and untouched, because its state is that of the parent's transaction.
+        no thread used at the fork is closed before that, by ``close_inherited``, which drops none
+        of the parent's locks. What was in use is kept alive and untouched, because its state is
+        that of the parent's transaction.
         """
         self.state = FileState.CLOSED
         self._main.turnstile.forget_after_fork()
         self._attached.forget_after_fork()
         # Held: another thread was just opening the auxiliary connection.
-        is_clean = not self._auxiliary_mutex.locked()
+        is_clean = not self._auxiliary_mutex.locked() and not self.inspections.is_used
         for lane in self.lanes():
             lane.connection.forget_after_fork()
-            try:
-                if lane.queue.holder:
-                    raise ForkedPoolError(path=self.path)
-                lane.connection.close(abandon=True)
-            except (ForkedPoolError, apsw.Error):
-                bury(lane)
-                is_clean = False
+            is_clean = is_clean and not lane.queue.holder
         return is_clean
+
+    def close_inherited(self) -> bool:
+        """Close the parent's connections in a child; return whether all of them could be."""
+        try:
+            for lane in self.lanes():
+                lane.connection.close(abandon=True)
+        except apsw.Error:
+            return False
+        return True

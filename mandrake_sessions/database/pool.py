@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Hashable, Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Self
@@ -25,7 +26,13 @@ from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.closing import OnStuck
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.gate import Gate
-from mandrake_sessions.database.guard import after_fork, bury, caller_outside
+from mandrake_sessions.database.guard import (
+    after_fork,
+    bury,
+    caller_outside,
+    close_inherited,
+    close_later,
+)
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health.levels import check_health
 from mandrake_sessions.database.health.report import HealthLevel, HealthReport, level_of
@@ -115,6 +122,7 @@ class ConnectionPool:
         """
         arguments.optional_instance("options", options, DatabaseOptions)
         arguments.flag("create", create)
+        close_inherited()
         if (options or self.options.database).read_only and not self._only_reads:
             return self._readers().acquire(path, options=options, follow_links=follow_links)
         real = _named(path, follow_links=follow_links)
@@ -293,6 +301,7 @@ class ConnectionPool:
         arguments.flag("even_damaged", even_damaged)
         seconds = self.options.database.busy_timeout if timeout is None else timeout
         budget = Budget(arguments.seconds("timeout", seconds))
+        close_inherited()
         with self._reserved(real, budget, "delete"):
             remove(real, budget, even_damaged=even_damaged)
 
@@ -335,6 +344,7 @@ class ConnectionPool:
         seconds = self.options.database.busy_timeout if timeout is None else timeout
         seconds = arguments.seconds("timeout", seconds)
         real = _named(path, follow_links=follow_links)
+        close_inherited()
         source = require_backup(backup, real)
         with self._reserved(real, Budget(seconds), "restore"):
             restore(source, real, seconds, overwrite=overwrite)
@@ -532,12 +542,19 @@ class ConnectionPool:
                 # The parent has nothing of it open.
                 continue
             bury(slot)
-            was_dropped = slot.file is not None and slot.file.drop_after_fork()
-            if not was_dropped and slot.identity is not None:
+            if slot.file is not None and slot.file.drop_after_fork():
+                close_later(partial(_close_inherited, slot))
+            elif slot.identity is not None:
                 _unusable_in_child.add(slot.identity)
         self._slots.clear()
         bury(self._files.maintenance)
         self._reset()
+
+
+def _close_inherited(slot: Slot) -> None:
+    assert slot.file is not None
+    if not slot.file.close_inherited() and slot.identity is not None:
+        _unusable_in_child.add(slot.identity)
 
 
 class _ReadingPool(ConnectionPool):

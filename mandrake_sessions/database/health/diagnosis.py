@@ -19,7 +19,7 @@ import msgspec
 from mandrake_sessions import arguments
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.faults import free_bytes, translate
-from mandrake_sessions.database.guard import is_safe_sqlite, second_sqlite
+from mandrake_sessions.database.guard import close_inherited, is_safe_sqlite, second_sqlite
 from mandrake_sessions.database.header import MAGIC, SMALLEST_PAGE
 from mandrake_sessions.database.health.contents import Contents
 from mandrake_sessions.database.health.holder import Holder, write_lock_holder
@@ -67,6 +67,7 @@ def diagnose(path: str | os.PathLike[str], *, full: bool = False) -> HealthRepor
     """
     arguments.flag("full", full)
     real = real_path(path)
+    close_inherited()
     level = HealthLevel.FULL if full else HealthLevel.THOROUGH
     checks = advised(_Diagnosis(real, full=full).run(), real)
     return HealthReport(real, tuple(checks), level)

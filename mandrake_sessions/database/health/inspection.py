@@ -50,6 +50,11 @@ class Inspections:
         self._idle = Gate()
         self._is_over = False
 
+    @property
+    def is_used(self) -> bool:
+        """Whether there is one this moment, or is about to be."""
+        return bool(self._open) or self._mutex.locked()
+
     @block
     def connection(
         self,

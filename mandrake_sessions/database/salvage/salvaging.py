@@ -19,6 +19,7 @@ from mandrake_sessions.database.backup import verify
 from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.faults import translate, translate_os
+from mandrake_sessions.database.guard import close_inherited
 from mandrake_sessions.database.head import bring_to_head
 from mandrake_sessions.database.own_log import find_stale_log
 from mandrake_sessions.database.paths import identify, real_path
@@ -74,6 +75,7 @@ def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
         DatabaseError: the new file cannot be written; each reason has its own subclass.
     """
     source, path = real_path(damaged), real_path(target)
+    close_inherited()
     if identify(source) is None:
         raise DatabaseMissingError(path=source, operation=_OPERATION)
     if os.path.lexists(path):
