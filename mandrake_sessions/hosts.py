@@ -150,7 +150,7 @@ class MandrakeManager:
             DatabaseOpenError: its database cannot be made; it is not registered then.
         """
         name = arguments.workspace_name("name", name)
-        self.sessions.require_writable("create_workspace")
+        self.sessions.handle.require_writable()
         handle, registry = self.sessions.handle, self._registry()
         folder = registry.root / _WORKSPACES / name if path is None else directory(path)
         place = spelled(folder, self.list_workspaces() if os.path.exists(folder) else ())
@@ -232,7 +232,7 @@ class MandrakeManager:
             DatabaseMissingError: it holds no workspace's database.
             WorkspaceAlreadyExistsError: another workspace has the path.
         """
-        self.sessions.require_writable("move_workspace")
+        self.sessions.handle.require_writable()
         registry = self._registry()
         id = self._fetch_workspace(id, "move_workspace").id
         folder = directory(path)
@@ -384,7 +384,7 @@ class MandrakeManager:
         """
         pool = self._pool or default_pool()
         seconds = seconds_to_wait(timeout, self._options, pool)
-        self.sessions.require_writable("delete_workspace")
+        self.sessions.handle.require_writable()
         with self._mutex:
             workspace = self._fetch_workspace(id, "delete_workspace")
             require_in_place(self.sessions.handle, self._registry(), workspace)

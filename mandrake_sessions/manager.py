@@ -213,7 +213,7 @@ class SessionManager:
         """
         pool = self._pool or default_pool()
         patience = seconds_to_wait(timeout, self._options, pool)
-        self.require_writable("delete")
+        self._require_writable("delete")
         # Asked before it is closed: a link could lead to another file by now.
         path = self.path
         self.close()
@@ -251,7 +251,7 @@ class SessionManager:
         """
         pool = self._pool or default_pool()
         patience = seconds_to_wait(timeout, self._options, pool)
-        self.require_writable("restore")
+        self._require_writable("restore")
         if self.is_initialized:
             # It would wait for itself.
             patience = 0.0
@@ -271,15 +271,7 @@ class SessionManager:
         pool = self._pool or default_pool()
         return self._is_read_only or (self._options or pool.options.database).read_only
 
-    def require_writable(self, operation: str) -> None:
-        """Make sure that the manager was not made to read only.
-
-        Args:
-            operation: for the error.
-
-        Raises:
-            ReadOnlyDatabaseError: it was.
-        """
+    def _require_writable(self, operation: str) -> None:
         if self.is_read_only:
             raise ReadOnlyDatabaseError(
                 "The manager was made with read_only: nothing is written.",

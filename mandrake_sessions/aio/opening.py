@@ -78,6 +78,11 @@ class AsyncOpening:
         return self.sync.is_initialized and not self._is_closing
 
     @property
+    def is_read_only(self) -> bool:
+        """Whether the file is only read."""
+        return self.sync.is_read_only
+
+    @property
     def handle(self) -> DatabaseHandle:
         """The claim on the database, for statements of one's own; its calls block, so in a thread.
 

@@ -356,6 +356,15 @@ class DatabaseHandle:
         with self._pinned(None, "health") as (file, _):
             return check_health(file, level, seconds)
 
+    def require_writable(self) -> None:
+        """Make sure that the database takes writes, as far as is known; it is not looked at.
+
+        Raises:
+            ReadOnlyDatabaseError: it was opened to be read only, or cannot be written.
+            DatabaseError: what else it refuses writes for.
+        """
+        self._open_file().refusal.require_writable()
+
     def stats(self) -> DatabaseStats:
         """Return the figures of the open file; those of a parked one are from before."""
         return database_stats(self._open_file())

@@ -361,6 +361,7 @@ OPTION_CASES = {
         "max_buffered_bytes": [0, -1, 1.0, "1", None],
         "vfs": [5, b"unix", ""],
         "read_only": [None, 1, "yes"],
+        "allow_other_names": [None, 1, "yes"],
     },
     PoolOptions: {
         "database": [None, {}, 5],
