@@ -100,6 +100,8 @@ LONG_MODULES = {
     "mandrake_sessions/records/sql.py": "generated: every statement as it is run",
     "mandrake_sessions/database/pool.py": "one lock and the table of slots behind it",
     "mandrake_sessions/database/file.py": "one open file: every way in, and its checkpoints",
+    "mandrake_sessions/database/dialect.py": "what SQLAlchemy asks a dialect, all of it",
+    "mandrake_sessions/database/handle.py": "one method for each thing a holder may do",
     "mandrake_sessions/database/lifecycle.py": "the states of one open file, to its end",
     "mandrake_sessions/database/open_files.py": "what is done with slots, under the pool's mutex",
     "mandrake_sessions/database/turnstile.py": "one lock: who takes it, who waits, who passes by",

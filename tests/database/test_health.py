@@ -165,7 +165,7 @@ def test_rule_28_a_foreign_writer_is_degraded(
     assert report.status is HealthStatus.DEGRADED
     assert report.is_usable
     assert bad(report) == {"writing"}
-    assert "another process" in check(report, "writing").detail
+    assert "holds the write lock" in check(report, "writing").detail
 
 
 def test_rule_28_a_busy_thread_of_ours_is_degraded(handle: DatabaseHandle) -> None:

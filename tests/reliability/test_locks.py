@@ -157,6 +157,7 @@ MANAGER: dict[str, Callable[[World], Any]] = {
     "health": lambda w: [w.sessions.health(level) for level in HealthLevel],
     "init": lambda w: w.manager().close(),
     "is_initialized": lambda w: w.sessions.is_initialized,
+    "is_read_only": lambda w: w.sessions.is_read_only,
     "iter_session_history": lambda w: list(w.sessions.iter_session_history(w.session.id)),
     "list_rounds": lambda w: w.sessions.list_rounds(w.session.id),
     "list_sessions": lambda w: w.sessions.list_sessions(),
@@ -211,6 +212,7 @@ HANDLE: dict[str, Callable[[World], Any]] = {
         in_scope(w.handle.sqlalchemy(read_only=only), lambda c: c.exec_driver_sql("SELECT 1").all())
         for only in (False, True)
     ],
+    "require_writable": lambda w: w.handle.require_writable(),
     "stats": lambda w: w.handle.stats(),
     "transact": lambda w: w.handle.transact(lambda _: None),
     "transact_for_others": lambda w: w.handle.transact_for_others(lambda _: None, "test"),
@@ -237,6 +239,7 @@ POOL: dict[str, Callable[[World], Any]] = {
 }
 FUNCTIONS: dict[str, Callable[[World], Any]] = {
     "default_pool": lambda _: mandrake_sessions.default_pool(),
+    "storable": lambda w: mandrake_sessions.storable({1}),
     "diagnose": lambda w: [mandrake_sessions.diagnose(each) for each in (w.sessions.path, w.copy)],
     "install_shutdown_hook": lambda _: mandrake_sessions.install_shutdown_hook().uninstall(),
     "salvage": lambda w: [
