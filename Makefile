@@ -24,6 +24,7 @@ help: ## list the targets
 install: $(INSTALLED) ## make .venv with the locked tools and this checkout
 
 $(INSTALLED): requirements.lock pyproject.toml
+	@echo "make: installing the locked tools into .venv, about half a minute; later runs skip it" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install --require-hashes --no-deps -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
@@ -67,6 +68,7 @@ bench-report: $(PEERS) ## write docs/benchmarks.md and its plots from the result
 	@.cache/bench/bin/python -m benchmarks.report $(RESULTS)
 
 $(PEERS): benchmarks/requirements.lock pyproject.toml
+	@echo "make: installing what is measured into .cache/bench, about a minute; later runs skip it" >&2
 	@test -x .cache/bench/bin/python || $(PYTHON) -m venv .cache/bench
 	@.cache/bench/bin/python -m pip install --quiet --disable-pip-version-check \
 		--require-hashes --no-deps -r benchmarks/requirements.lock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from mandrake_sessions.database.companion import C, Companion
 from mandrake_sessions.database.connection import Connection, open_connection
 from mandrake_sessions.database.fate import Fate
 from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.guard import (
     caller_outside,
     warn_of_second_sqlite,
@@ -53,6 +55,9 @@ _CHECKPOINT_BUDGET = 5.0
 # Seconds. Only the pool's one thread waits so long, for a queue that moves or a process that writes
 # on. Writers wait no longer than they would for what it waits for, and reads do not wait.
 _FINISH_BUDGET = 0.25
+# Seconds after which a short read goes on beside a checkpoint: to open a connection takes about one
+# thousandth, and most checkpoints are over by then; a slow disk may take seconds to sync.
+_CHECKPOINT_PATIENCE = 0.02
 # Seconds that nobody writes, in any process, while it waits for a read that is under way.
 _FINISH_PAUSE = 0.005
 # Seconds between two looks at a log that is too long, which a reader may hold back: at first, and
@@ -85,6 +90,11 @@ class DatabaseFile(FileLifecycle):
     ) -> None:
         super().__init__(main, options, on_retired)
         self.was_locked = False
+        # Closed while a checkpoint has the auxiliary connection, or waits for it.
+        self._no_checkpoint = Gate()
+        self._no_checkpoint.set()
+        # Held by the one short read that goes on beside it.
+        self._beside = threading.Lock()
         self._maintenance = maintenance
         self._make_companion: Callable[[DatabaseFile], Companion] | None = None
         self.checkpointer = Checkpointer(
@@ -192,10 +202,26 @@ class DatabaseFile(FileLifecycle):
         )
         if not was_run:
             lane = self._reading_lane(budget)
-            _, result = lane.fetch(work, budget, operation, even_refused=even_refused)
+            patience = min(_CHECKPOINT_PATIENCE, budget.left())
+            waits = even_refused or self._no_checkpoint.wait(patience)
+            was_run, result = lane.fetch(
+                work, budget, operation, waits=waits, even_refused=even_refused
+            )
+            if not was_run:
+                result = self._fetch_beside(work, budget, operation)
         if self._is_unshared:
             self._require_still()
         return result  # type: ignore[return-value]  # T itself may be None
+
+    def _fetch_beside(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
+        """Run a short read on a connection of its own: a checkpoint has the auxiliary one."""
+        if not self._beside.acquire(timeout=budget.left()):
+            raise budget.exceeded("queue", self.path, operation)
+        try:
+            with self.inspections.connection(budget, self._closed_error) as connection:
+                return work(ReadTransaction(connection, budget, operation))
+        finally:
+            self._beside.release()
 
     def read(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
         """Run a long read in one snapshot on the auxiliary connection; no writer waits for it."""
@@ -331,6 +357,7 @@ class DatabaseFile(FileLifecycle):
             return
         try:
             budget = Budget(_CHECKPOINT_BUDGET)
+            self._no_checkpoint.clear()
             with self.exclusive_auxiliary("checkpoint", budget) as connection:
                 if not self.may_checkpoint(connection, budget):
                     return
@@ -358,6 +385,7 @@ class DatabaseFile(FileLifecycle):
             self.checkpointer.postpone()
             raise
         finally:
+            self._no_checkpoint.set()
             self._cut_later(_CUT_PAUSE)
 
     def _cut_later(self, seconds: float) -> None:

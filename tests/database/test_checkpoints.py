@@ -20,6 +20,7 @@ from database_kit import (
     Held,
     Task,
     adding,
+    descriptors,
     file_of,
     keys,
     queue_of,
@@ -162,6 +163,40 @@ def test_rule_23_a_writer_faster_than_the_disk_is_held_up(
         # At three frames a unit: about 400, and then five units; without the hold some 5,000.
         assert frames[0] < 1000
         assert len(keys(handle)) == turn
+
+
+def test_a_short_read_does_not_wait_for_the_sync_of_a_checkpoint(
+    make_pool: MakePool, path: Path, vfs: FaultVFS
+) -> None:
+    """The disk does not answer, a thread writes meanwhile, and reading goes on::
+
+    checkpoint   auxiliary ─ sync of the database ............................. answers
+    writer                    main ─ write() block ................... commits
+    reader                                 reads what is committed
+    """
+    is_syncing, may_end = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        is_syncing.set()
+        may_end.wait(60)
+
+    pool = make_pool(database={"checkpoint_frames": 50, "vfs": vfs.name})
+    with pool.acquire(path) as handle, vfs.watching("db", "sync", wait):
+        turn = 0
+        while not is_syncing.is_set():
+            fill(handle, 1, str(turn))
+            turn += 1
+        try:
+            with handle.write() as tx:
+                stored = tx.rows(KEYS)
+                before = len(descriptors(path))
+                tasks = [Task(lambda: handle.fetch(lambda tx: tx.rows(KEYS))) for _ in range(3)]
+                for task in tasks:
+                    assert task.result() == stored
+                assert not may_end.is_set()
+                assert len(descriptors(path)) <= before + 1
+        finally:
+            may_end.set()
 
 
 def test_rule_23_nothing_is_checkpointed_below_the_threshold(
