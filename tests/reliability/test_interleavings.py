@@ -488,7 +488,7 @@ def test_ctrl_c_at_any_call_of_a_scope_leaves_the_lease_free(
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_ctrl_c_at_any_call_of_an_acquire_leaves_nobody_waiting(fresh: Callable[[], Path]) -> None:
+def test_ctrl_c_at_any_call_of_an_acquire_leaves_nobody_waiting(tmp_path: Path) -> None:
     """Whoever was to open the file is interrupted: the next one opens it, and waits for nobody.
 
     ::
@@ -501,7 +501,9 @@ def test_ctrl_c_at_any_call_of_an_acquire_leaves_nobody_waiting(fresh: Callable[
         # A handle that was made, and never came to anybody, says so when it is collected.
         warnings.simplefilter("ignore", ResourceWarning)
         for number in itertools.count():
-            path = fresh()
+            # Each in a folder of its own: an opening calls for every name that it finds there.
+            path = tmp_path / f"{number}" / "db.sqlite"
+            path.parent.mkdir()
             pool = make_pool()
             taken: list[DatabaseHandle] = []
 
