@@ -258,7 +258,7 @@ def _open(
             connection.close(abandon=True)
         if isinstance(error, StaleLogError) and not had_index:
             drop_index(path, identity)
-        found = _opening_error(error, path) if isinstance(error, apsw.Error) else error
+        found = _opening_error(error, path)
         if isinstance(found, DatabaseError) and not is_named(path, identity):
             # What it found by its name was that of the file which came in its place.
             raise DatabaseMovedError(path=path, operation="open") from error
@@ -268,8 +268,10 @@ def _open(
     return connection
 
 
-def _opening_error(error: apsw.Error, path: Path) -> DatabaseError:
+def _opening_error(error: BaseException, path: Path) -> BaseException:
     """Return what a failed opening means; nothing is ever reset or repaired because of it."""
+    if not isinstance(error, apsw.Error | OSError):
+        return error
     if primary_code(error) == apsw.SQLITE_CANTOPEN and identify(path) is None:
         return DatabaseMissingError(path=path, operation="open", result_code=extended_code(error))
     found = translate(error, path, "open")

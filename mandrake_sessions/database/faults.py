@@ -52,7 +52,7 @@ _SPECIAL_MEANINGS: dict[int, type[DatabaseError]] = {
 _BY_CLASS = {type(apsw.exception_for(code)): code for code in _MEANINGS}
 
 
-def extended_code(error: apsw.Error) -> int:
+def extended_code(error: Exception) -> int:
     """Return the extended result code, or 0 for an error that APSW itself raised.
 
     One that a VFS written in Python raised carries no code, but its class does.
@@ -61,13 +61,17 @@ def extended_code(error: apsw.Error) -> int:
     return code or _BY_CLASS.get(type(error), 0)
 
 
-def primary_code(error: apsw.Error) -> int:
+def primary_code(error: Exception) -> int:
     """Return the primary result code: the low byte of the extended one."""
     return extended_code(error) & 0xFF
 
 
-def translate(error: apsw.Error, path: Path, operation: str, attempts: int = 1) -> DatabaseError:
-    """Return the typed error for one that APSW raised; raise it ``from`` that one."""
+def translate(
+    error: apsw.Error | OSError, path: Path, operation: str, attempts: int = 1
+) -> DatabaseError:
+    """Return the typed error for one that APSW or the system raised; raise it ``from`` that one."""
+    if isinstance(error, OSError):
+        return translate_os(error, path)
     code = extended_code(error)
     if isinstance(error, apsw.ConstraintError):
         return ConstraintViolationError(
@@ -163,6 +167,8 @@ def translate_os(error: OSError, path: Path) -> DatabaseError:
         return full
     if code in _SCARCE:
         return TooManyFilesError(_SCARCE[code], path=path, operation="open")
+    if code == errno.EIO:
+        return DatabaseIOError(path=path, operation="open")
     if code == errno.ENOMEM:
         return NoMemoryError(path=path, operation="open")
     if code in (errno.EACCES, errno.EPERM):

@@ -151,9 +151,11 @@ class DatabaseFile(FileLifecycle):
             with contextlib.suppress(apsw.Error):
                 # A log that was there is not copied into a file which cannot be opened.
                 main.close(abandon=has_log)
-            if isinstance(error, apsw.Error | DatabaseError) and not is_named(path, identity):
+            if isinstance(error, apsw.Error | OSError | DatabaseError) and not is_named(
+                path, identity
+            ):
                 raise DatabaseMovedError(path=path, operation="open") from error
-            if isinstance(error, apsw.Error):
+            if isinstance(error, apsw.Error | OSError):
                 # What is asked of the file after the migration can fail too.
                 raise translate(error, path, "open") from error
             raise

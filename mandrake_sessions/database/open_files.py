@@ -11,13 +11,14 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
+from pathlib import Path
 from threading import get_ident
 from time import monotonic
 from typing import Final, TypeVar
 
 from mandrake_sessions.database.closing import OnStuck
 from mandrake_sessions.database.creation import make_file
-from mandrake_sessions.database.faults import lacks_descriptors
+from mandrake_sessions.database.faults import lacks_descriptors, translate_os
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.installing import image
 from mandrake_sessions.database.lifecycle import FileState
@@ -99,7 +100,9 @@ class OpenFiles:
             PoolClosedError: the pool was closed meanwhile.
         """
         try:
-            slot.file = self._with_room(lambda: self._open_new(slot, options, create=create))
+            slot.file = self._with_room(
+                slot.path, lambda: self._open_new(slot, options, create=create)
+            )
         except BaseException as error:
             self._note_failure(slot, error, SlotState.GONE)
             raise
@@ -165,7 +168,7 @@ class OpenFiles:
             if slot.error is not None and not isinstance(slot.error, DatabaseBusyError):
                 raise copy.copy(slot.error)
         try:
-            file = self._with_room(lambda: self._open_parked(slot, budget))
+            file = self._with_room(slot.path, lambda: self._open_parked(slot, budget))
         except DatabaseMovedError as error:
             self._note_failure(slot, error, SlotState.GONE)
             raise
@@ -227,15 +230,18 @@ class OpenFiles:
             with contextlib.suppress(PoolClosedError, ExceptionGroup):
                 self._note_open(slot, "open")
 
-    def _with_room(self, attempt: Callable[[], T]) -> T:
+    def _with_room(self, path: Path, attempt: Callable[[], T]) -> T:
         """Open a file when others have given way; once more if descriptors run out all the same."""
         self.make_room()
         try:
+            try:
+                return attempt()
+            except (DatabaseError, OSError):
+                if not lacks_descriptors() or not self._close_one_more():
+                    raise
             return attempt()
-        except DatabaseError:
-            if not lacks_descriptors() or not self._close_one_more():
-                raise
-        return attempt()
+        except OSError as error:
+            raise translate_os(error, path) from error
 
     def _claim(self, slot: Slot, identity: Identity) -> None:
         """Make sure that no other name of the same file is open: each would have its own WAL."""
