@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -19,6 +20,7 @@ from mandrake_sessions.database.health.report import HealthLevel, HealthReport
 from mandrake_sessions.database.paths import absolute_path, real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.stats import DatabaseStats
+from mandrake_sessions.database.unforeseen import do_elsewhere, is_unforeseen, refuse_unforeseen
 from mandrake_sessions.errors import (
     HandleReleasedError,
     InvalidArgumentError,
@@ -162,6 +164,7 @@ class SessionManager:
             MigrationError: the schema cannot be brought to this version's.
             DatabaseBusyError: other processes held it until the deadline.
         """
+        refuse_unforeseen("init")
         with self._mutex:
             if self._handle is None:
                 pool = self._pool or default_pool()
@@ -188,17 +191,34 @@ class SessionManager:
         """Give the database back; does nothing when it is closed.
 
         Subscriptions end. Streams that are still open end as ``interrupted``, with what they hold.
+        In a finalizer, and in a signal's handler that came in the midst of a call, a thread does
+        it and this returns at once.
         """
-        with self._mutex:
-            handle, self._handle = self._handle, None
-        if handle is None:
+        if is_unforeseen():
+            if self._handle is not None:
+                do_elsewhere(self.close)
             return
+        handle: DatabaseHandle | None = None
+        try:
+            with self._mutex:
+                handle, self._handle = self._handle, None
+            if handle is not None:
+                self._give_back(handle)
+        except Exception:
+            raise
+        except BaseException:
+            # A signal in the midst of it: what was begun is finished, and nobody else could.
+            if handle is not None:
+                do_elsewhere(partial(self._give_back, handle))
+            raise
+
+    def _give_back(self, handle: DatabaseHandle) -> None:
         try:
             hub = _present_hub(handle)
             if hub is not None:
                 hub.leave(self)
         finally:
-            handle.release()
+            handle.__exit__(None, None, None)
             self._tell("sessions_closed")
 
     def delete(self, *, timeout: float | None = None) -> None:
@@ -365,6 +385,7 @@ class SessionManager:
     @block
     def _live(self, operation: str, timeout: float | None = None) -> Iterator[Hub]:
         """Keep the file open, and lend what is live in it: by the end of the block it is busy."""
+        refuse_unforeseen(operation)
         with not_initialized_once_released(), self.handle.pinned(operation, timeout) as file:
             yield Hub.of(file)
 

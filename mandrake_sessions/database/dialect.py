@@ -260,6 +260,12 @@ class LentCursor:
         except (TypeError, ValueError, OverflowError) as error:
             # A parameter that SQLite has no type for. Its value stays out of the message.
             raise Driver.ProgrammingError(f"A parameter cannot be stored: {error}") from error
+        except Exception:
+            raise
+        except BaseException:
+            # A signal when it has run: unfinished, it would keep the transaction open.
+            self._cursor.close(True)
+            raise
         # No columns, no rows.
         self.description = self._columns or None
         self.lastrowid = lent.raw.last_insert_rowid()

@@ -28,6 +28,7 @@ from mandrake_sessions.database.transaction import (
     WriteTransaction,
     WriteUnit,
 )
+from mandrake_sessions.database.unforeseen import is_unforeseen
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import ForkedPoolError, HandleReleasedError
 from mandrake_sessions.late_imports import late_import
@@ -375,12 +376,25 @@ class DatabaseHandle:
         Raises:
             HandleReleasedError: it was released before.
         """
-        if not self._release.acquire(blocking=False):
-            raise HandleReleasedError(path=self.path, operation="release")
-        self._is_released = True
-        # In a forked child the claim was the parent's: there is nothing to give back.
-        if self._pid == current_pid():
-            self._give_back(self._slot, self._release)
+        try:
+            if not self._release.acquire(blocking=False):
+                raise HandleReleasedError(path=self.path, operation="release")
+            self._is_released = True
+            # In a forked child the claim was the parent's: there is nothing to give back.
+            if self._pid != current_pid():
+                return
+            if is_unforeseen():
+                self._forget(self._slot, self._release)
+            else:
+                self._give_back(self._slot, self._release)
+        except Exception:
+            raise
+        except BaseException:
+            # A signal in the midst of it. What was done already may be done again.
+            if self._release.locked():
+                self._is_released = True
+                self._forget(self._slot, self._release)
+            raise
 
     def _open_file(self) -> DatabaseFile:
         if self._pid != current_pid():

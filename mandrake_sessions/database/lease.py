@@ -20,7 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mandrake_sessions.database.waiting import Budget
-from mandrake_sessions.errors import MandrakeSessionsError
+from mandrake_sessions.errors import MandrakeSessionsError, ReentrantScopeError
 
 if TYPE_CHECKING:
     from mandrake_sessions.database.transaction import WriteUnit
@@ -160,7 +160,9 @@ class LeaseQueue:
         self.longest_wait = 0.0
         self.timeouts = 0
         self._path = path
-        self._mutex = threading.Lock()
+        # Re-entrant, so that a finalizer or a signal's handler that comes here sees it.
+        self._mutex = threading.RLock()
+        self._is_owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]
         self._waiters: deque[Waiter] = deque()
         self._refusal: MakeError | None = None
         # Keys and not a number: what a signal has interrupted can be done again.
@@ -210,6 +212,8 @@ class LeaseQueue:
 
     def try_acquire(self, operation: str, *, even_refused: bool = False) -> bool:
         """Take the lease if it is free and nobody waits for it."""
+        if self._is_owned():
+            raise self._reentrant(operation)
         with self._mutex:
             if not self._is_free(even_refused=even_refused):
                 return False
@@ -243,6 +247,8 @@ class LeaseQueue:
             DatabaseBusyError: the deadline passed; this waiter will never be given the lease.
             PoolClosedError: or what else the queue refuses work with.
         """
+        if self._is_owned():
+            raise self._reentrant(operation)
         waiter: Waiter | None = None
         try:
             with self._mutex:
@@ -250,6 +256,8 @@ class LeaseQueue:
                     self.holder = get_ident()
                     self.operation = operation
                     return None
+                if any(waiting.thread == get_ident() for waiting in self._waiters):
+                    raise self._reentrant(operation)
                 waiter = Waiter(budget, operation, work)
                 waiter.even_refused = even_refused
                 self._waiters.append(waiter)
@@ -321,6 +329,12 @@ class LeaseQueue:
                     self._waiters.remove(waiter)
                     return True
         return False
+
+    def _reentrant(self, operation: str) -> ReentrantScopeError:
+        return ReentrantScopeError(
+            f"{operation} was called by a finalizer or by a signal's handler while this thread "
+            "was about to get the database for another call. Call it from outside."
+        )
 
     def _is_free(self, *, even_refused: bool) -> bool:
         if self._refusal is not None and not even_refused:

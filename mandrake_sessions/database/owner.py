@@ -89,10 +89,11 @@ class Owner:
         # In this order, so that nobody finds it unlocked; Windows wants the other, and has no lock.
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
-        if self.descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(self.descriptor)
-            self.descriptor = None
+        with contextlib.suppress(OSError):
+            # Taken first, and closed at once: no signal may have it closed twice, or never.
+            descriptor, self.descriptor = self.descriptor, None
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 class _Claims:

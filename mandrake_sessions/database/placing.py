@@ -59,8 +59,19 @@ def making(path: Path) -> Iterator[Path]:
         os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         yield partial
     finally:
-        _remove(partial)
+        try:
+            _let_go(partial, claim)
+        finally:
+            # A signal in the midst of it: as long as it is claimed nobody removes it.
+            _let_go(partial, claim)
+
+
+def _let_go(partial: Path, claim: owner.Owner) -> None:
+    _remove(partial)
+    if claim.uses > 0:
         claim.release()
+    else:
+        claim.end()
 
 
 class Leftover(NamedTuple):

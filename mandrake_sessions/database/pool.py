@@ -43,6 +43,7 @@ from mandrake_sessions.database.removal import remove
 from mandrake_sessions.database.restore import require_backup, restore
 from mandrake_sessions.database.slots import Slot, SlotState, begin_closing
 from mandrake_sessions.database.stats import PoolStats, database_stats
+from mandrake_sessions.database.unforeseen import do_elsewhere, is_unforeseen, refuse_unforeseen
 from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.errors import (
     DatabaseBusyError,
@@ -126,6 +127,7 @@ class ConnectionPool:
         if (options or self.options.database).read_only and not self._only_reads:
             return self._readers().acquire(path, options=options, follow_links=follow_links)
         real = _named(path, follow_links=follow_links)
+        refuse_unforeseen("acquire")
         place = caller_outside()
         budget = Budget((options or self.options.database).busy_timeout)
         self._reap_forgotten()
@@ -482,6 +484,10 @@ class ConnectionPool:
         """
         seconds = self.options.close_timeout if timeout is None else timeout
         deadline = monotonic() + arguments.seconds("timeout", seconds)
+        if is_unforeseen():
+            self.refuse_new_work()
+            do_elsewhere(partial(self.close, timeout))
+            return
         try:
             self._close(deadline, on_stuck)
         finally:

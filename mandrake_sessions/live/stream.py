@@ -18,6 +18,7 @@ from math import inf
 from time import monotonic
 from typing import Any, Final
 
+from mandrake_sessions.database.unforeseen import refuse_unforeseen
 from mandrake_sessions.errors import (
     StreamBackpressureError,
     TurnFinishedError,
@@ -85,7 +86,7 @@ class Stream:
         self.is_awaited = False
         self._options = options
         self._poke = poke
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._refusal: BaseException | None = None
         self._next_seq = FIRST_SEQ
         self._fresh_size = 0
@@ -103,6 +104,8 @@ class Stream:
     def take(self, strand: Strand, piece: str) -> None:
         """Add a piece of text; never waits for the file."""
         is_far_ahead = False
+        if self._mutex._is_owned():  # type: ignore[attr-defined]  # of C's RLock
+            refuse_unforeseen("write")
         # Not acquire() and release(): Ctrl-C between acquire() and `try` would leave it locked.
         with self._mutex:
             if type(piece) is str and piece.isascii() and not strand.held:
@@ -425,7 +428,7 @@ class Stream:
 
     def forget_after_fork(self, error: BaseException) -> None:
         """Refuse everything in a forked child, whoever held the mutex in the parent."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._flush_waiters, self._end_waiters = [], []
         self.refuse(error)
 

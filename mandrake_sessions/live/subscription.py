@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar, cast
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.unforeseen import do_elsewhere, is_unforeseen
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.live.follower import Follower
 from mandrake_sessions.live.mailbox import Mailbox
@@ -54,6 +55,10 @@ class Subscription:
         A call of the listener that is under way in another thread is not waited for; no other one
         follows it.
         """
+        if is_unforeseen():
+            self._follower.leave(self._mailbox)
+            do_elsewhere(self._mailbox.close)
+            return
         self._mailbox.close()
         self._follower.leave(self._mailbox)
 

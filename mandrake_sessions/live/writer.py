@@ -14,6 +14,7 @@ from mandrake_sessions import arguments
 from mandrake_sessions.database.blocks import Block
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import caller_outside
+from mandrake_sessions.database.unforeseen import is_unforeseen, refuse_unforeseen
 from mandrake_sessions.errors import InvalidArgumentError, TurnInterruptedError
 from mandrake_sessions.live.outcome import Outcome
 from mandrake_sessions.live.stream import Stream, StreamState
@@ -196,6 +197,7 @@ class TurnWriter(Block["TurnWriter"]):
             DatabaseError: it could not be stored this time; it is tried further.
             TurnInterruptedError: somebody else has ended the turn.
         """
+        refuse_unforeseen("flush")
         self._wait(self.ask_for_flush(), timeout, "flush")
 
     def complete(self, timeout: float | None = None) -> Turn:
@@ -231,6 +233,9 @@ class TurnWriter(Block["TurnWriter"]):
 
     def interrupt(self, timeout: float | None = None) -> Turn:
         """End the turn as ``interrupted``; otherwise as ``complete``.
+
+        In a finalizer, and in a signal's handler that came in the midst of a call, it does not
+        wait: the turn ends in the background and is returned as it is.
 
         Args:
             timeout: seconds; None for the ``busy_timeout`` and a second.
@@ -278,6 +283,12 @@ class TurnWriter(Block["TurnWriter"]):
         return self._stream.ask_for_end(status, message)
 
     def _finish(self, status: TurnStatus, message: str | None, timeout: float | None) -> Turn:
+        if is_unforeseen():
+            if status is not TurnStatus.INTERRUPTED:
+                refuse_unforeseen("end of a stream")
+            self._is_ended_by_host = True
+            self._abandon(self._stream)
+            return self.turn
         return self._wait(self.ask_for_end(status, message), timeout, "end of a stream")
 
     def _wait(self, outcome: Outcome[T], timeout: float | None, operation: str) -> T:
@@ -333,7 +344,7 @@ class TurnWriter(Block["TurnWriter"]):
     def __del__(self) -> None:
         # Not if __init__ has failed.
         stream = getattr(self, "_stream", None)
-        if stream is None or stream.state is not StreamState.OPEN:
+        if stream is None or stream.state is not StreamState.OPEN or self._is_ended_by_host:
             return
         with contextlib.suppress(AttributeError):
             self._abandon(stream)

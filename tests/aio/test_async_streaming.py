@@ -179,6 +179,38 @@ def test_a_cancelled_block_does_not_wait_long_for_another_processes_lock(manager
     run(main())
 
 
+def test_cancelling_a_block_that_an_exception_left_waits_a_second_at_most(manager, path):
+    async def main():
+        async with manager as sessions:
+            response_id = await response_of(sessions)
+            foreign = apsw.Connection(str(path))
+            left = asyncio.Event()
+
+            async def agent():
+                async with sessions.stream_turn(response_id) as turn:
+                    turn.write("half")
+                    await turn.flush()
+                    foreign.execute("BEGIN IMMEDIATE")
+                    left.set()
+                    raise ValueError("no more")
+
+            task = asyncio.create_task(agent())
+            await left.wait()
+            # The end of the block waits for the lock by now.
+            await asyncio.sleep(0)
+            task.cancel()
+            # The lock goes only after this; the budget of the end would be 20 s.
+            done, _ = await asyncio.wait((task,), timeout=10)
+            assert done == {task}
+            assert task.cancelled()
+            foreign.close()
+            async with sessions.watch_response(response_id) as watch:
+                *_, last = [update async for update in watch]
+            assert last.turn.status is TurnStatus.ERROR
+
+    run(main())
+
+
 def test_a_beginning_keeps_its_timeout(manager):
     async def main():
         async with manager as sessions:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from threading import get_ident
+from time import monotonic
 from typing import Any
 
 import apsw
@@ -21,10 +23,19 @@ from mandrake_sessions import (
     ConnectionPool,
     DatabaseOptions,
     Durability,
+    HealthMonitor,
     PoolOptions,
     SessionManager,
 )
 from mandrake_sessions.database.lifecycle import FileState
+from mandrake_sessions.live.hub import Hub
+
+
+def until(condition: Callable[[], bool], why: object) -> None:
+    deadline = monotonic() + PATIENCE
+    while not condition():
+        assert monotonic() < deadline, why
+        threading.Event().wait(0.0005)
 
 
 class Stand:
@@ -36,6 +47,8 @@ class Stand:
         self.pool = ConnectionPool(PoolOptions(database=database, close_timeout=5.0))
         self.sessions = SessionManager(path, pool=self.pool).init()
         self.session = self.sessions.create_session("first")
+        self.response = self.sessions.create_round(self.session.id, "text").response
+        self.others: list[SessionManager] = []
 
     def write(self) -> None:
         with self.sessions.transaction() as tx:
@@ -195,3 +208,85 @@ def test_signals_at_random_moments_of_blocks_leave_the_lease_free(
     raw.close()
     child.tell()
     child.finish()
+
+
+# -- streams, watches, openings and closings --------------------------------------------------
+
+
+def stream(stand: Stand) -> None:
+    with stand.sessions.stream_turn(stand.response.id) as turn:
+        turn.write("text")
+        turn.flush()
+        turn.tool_call("call").set_result("result")
+        turn.set_usage(output_tokens=1)
+        turn.write("more")
+
+
+def watch(stand: Stand) -> None:
+    with stand.sessions.watch_session(stand.session.id) as updates:
+        assert next(updates) is not None
+
+
+def listen(stand: Stand) -> None:
+    turn = stand.sessions.create_turn(stand.response.id, content="text")
+    stand.sessions.add_turn_update_listener(turn.id, lambda _: None).close()
+
+
+def open_and_close(stand: Stand) -> None:
+    other = SessionManager(stand.path.with_name("other.sqlite"), pool=stand.pool)
+    stand.others.append(other)
+    other.init()
+    other.close()
+
+
+def monitor(stand: Stand) -> None:
+    with HealthMonitor(stand.pool, interval=600):
+        pass
+
+
+LIVE: dict[str, Callable[[Stand], Any]] = {
+    "a stream": stream,
+    "a watch": watch,
+    "a listener": listen,
+    "an opening and a closing": open_and_close,
+    "a monitor": monitor,
+}
+
+
+@pytest.mark.parametrize("doing", LIVE)
+@pytest.mark.timeout(900)
+def test_ctrl_c_at_any_call_of_what_lives_leaves_every_later_call_free(
+    doing: str, tmp_path: Path, ready_database: Any, campaign: Any
+) -> None:
+    """
+    ::
+
+        interrupted   begins ─ waits for the library's threads ─ ends
+                      Ctrl-C at each call of it, and the traceback is kept
+        the same thread, another one                             do the same, to the end
+    """
+    ready_database.lay(tmp_path / "other.sqlite")
+    stand = Stand(ready_database.lay(tmp_path / "db.sqlite"))
+    work = partial(LIVE[doing], stand)
+    work()
+    kept = []
+    step = campaign.pick(13, 3, 1)
+    with stand.pool:
+        for number in itertools.count(0, step):
+            error = interrupted_at(number, work, keeps=True)
+            if error is None:
+                break
+            assert isinstance(error, KeyboardInterrupt)
+            kept.append(error)
+            Thread(work).result()
+            work()
+            for other in stand.others:
+                other.close()
+            stand.others.clear()
+            flusher = Hub.of(stand.sessions.handle.file).flusher
+            until(lambda: not flusher.writers, error)  # noqa: B023
+            until(lambda: stand.pool.stats().handles == 1, error)
+        stand.require_free(None)
+        stand.sessions.close()
+    print(f"\n{doing}: every {step} of {number} places")  # a result
+    assert len(kept) >= 2
