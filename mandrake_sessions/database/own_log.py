@@ -29,6 +29,8 @@ _LOOKS: Final = 3
 _PAUSE: Final = 0.002
 _FOREIGN: Final = (apsw.CorruptError, apsw.NotADBError)
 _HAS_CHANGES: Final = "SELECT 1 FROM changes LIMIT 1"
+_NEWEST_CHANGE: Final = "SELECT seq, op FROM changes ORDER BY seq DESC LIMIT 1"
+_OPS: Final = frozenset({"create", "update", "delete"})
 _STAMP: Final = "SELECT value FROM meta WHERE key = 'stamp'"
 
 
@@ -39,11 +41,14 @@ class State(NamedTuple):
         in_header: the part of its stamp that the header has.
         stamp: the whole of it; empty if it is not known.
         mark: of its log; None for one that has none.
+        change: the number of the newest change, which grows within one log too; 0 if there is
+            none, None if it is not known.
     """
 
     in_header: int
     stamp: str
     mark: Mark | None
+    change: int | None = None
 
 
 def state_of(execute: Callable[..., Any]) -> State | None:
@@ -57,10 +62,26 @@ def state_of(execute: Callable[..., Any]) -> State | None:
     in_header = int(execute("PRAGMA user_version").fetchall()[0][0])
     try:
         rows = execute(_STAMP).fetchall()
-        return State(in_header, str(rows[0][0]) if rows else "", read_mark(execute))
+        stamp = str(rows[0][0]) if rows else ""
+        return State(in_header, stamp, read_mark(execute), _newest_change(execute))
     except apsw.SQLError:
         # No such table: its migrations were taken back.
         return State(in_header, "", None)
+
+
+def _newest_change(execute: Callable[..., Any]) -> int | None:
+    """Return the number of the newest change, 0 if there is none; None if what is found is none.
+
+    Where a checkpoint was broken off, a page may still be what it was for another table.
+    """
+    try:
+        rows = execute(_NEWEST_CHANGE).fetchall()
+    except (apsw.SQLError, apsw.CorruptError, UnicodeDecodeError):
+        return None
+    if not rows:
+        return 0
+    seq, op = rows[0]
+    return seq if op in _OPS else None
 
 
 def state_alone(path: Path, vfs: str | None = None) -> State | None:
@@ -98,7 +119,10 @@ def mismatch(alone: State | None, through: State | None) -> str | None:
             return "it is older than the file"
         if through.mark.base > alone.mark.number:
             return "the file is older than it"
-    return None
+    if alone.change is None or through.change is None or alone.change <= through.change:
+        return None
+    # What was copied into the file was in the log before, and no change is ever taken back.
+    return "it is older than the file"
 
 
 def _are_two(alone: State, through: State) -> bool:

@@ -31,7 +31,7 @@ from mandrake_sessions import (
     salvage,
 )
 from mandrake_sessions.database.mark import NEW, USED, Mark, read_mark
-from mandrake_sessions.database.own_log import State, mismatch
+from mandrake_sessions.database.own_log import State, mismatch, state_of
 
 SUFFIXES = ("", "-wal", "-shm")
 
@@ -147,6 +147,40 @@ def test_the_first_part_of_a_log_is_refused_beside_the_file_that_has_all_of_it(
 
     with unchanged(backup), pytest.raises(StaleLogError):
         count(backup)
+
+
+@pytest.mark.parametrize("is_update", [False, True], ids=["new sessions", "the same session"])
+def test_the_first_part_of_a_log_is_refused_beside_a_file_into_which_more_of_it_was_copied(
+    path: Path, tmp_path: Path, is_update: bool
+) -> None:
+    """A copying program takes the log first, and the file after a checkpoint of the same log."""
+    backup = tmp_path / "backup.sqlite"
+    with ConnectionPool(PoolOptions(linger=0)) as pool:
+        sessions = SessionManager(path, pool=pool).init()
+        session = sessions.create_session("before")
+        copy(path, backup, "-wal")
+        for number in range(3):
+            if is_update:
+                sessions.update_session(session.id, title=f"after {number}")
+            else:
+                sessions.create_session(f"after {number}")
+        with contextlib.closing(apsw.Connection(str(path))) as other:
+            other.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            other.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+        copy(path, backup, "")
+        with unchanged(backup), pytest.raises(StaleLogError):
+            count(backup)
+        sessions.close()
+
+
+def test_a_page_of_another_table_is_no_newest_change(path: Path) -> None:
+    """Where a checkpoint was broken off, one may be found in the place of a page of changes."""
+    write(path, 1)
+    with contextlib.closing(apsw.Connection(str(path))) as other:
+        assert state_of(other.execute).change > 0  # type: ignore[union-attr, operator]
+        other.execute("PRAGMA ignore_check_constraints=ON")
+        other.execute("INSERT INTO changes VALUES (1000000, 'x', 'session', 'x', 'a title')")
+        assert state_of(other.execute).change is None  # type: ignore[union-attr]
 
 
 def test_a_process_that_closes_in_order_leaves_a_file_that_refuses_every_copy_of_its_log(
@@ -282,6 +316,25 @@ def test_what_belongs_together_lies_between_the_two_numbers(
     alone: tuple[int, int], through: tuple[int, int], fits: bool
 ) -> None:
     states = [State(7, "stamp", Mark(*each, USED)) for each in (alone, through)]
+    assert (mismatch(*states) is None) is fits
+
+
+@pytest.mark.parametrize(
+    ("alone", "through", "fits"),
+    [
+        (0, 0, True),
+        (3, 8, True),
+        (8, 8, True),
+        (8, 3, False),
+        (8, 0, False),
+        (None, 3, True),
+        (8, None, True),
+    ],
+)
+def test_no_change_of_the_file_is_missing_in_its_log(
+    alone: int | None, through: int | None, fits: bool
+) -> None:
+    states = [State(7, "stamp", Mark(5, 6, USED), each) for each in (alone, through)]
     assert (mismatch(*states) is None) is fits
 
 
