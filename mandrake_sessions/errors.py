@@ -257,7 +257,7 @@ class DatabaseError(MandrakeSessionsError):
         result_code: int | None = None,
         attempts: int = 1,
     ) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = Path(path) if isinstance(path, str) else path
         self.operation = operation
         self.result_code = result_code
         self.attempts = attempts

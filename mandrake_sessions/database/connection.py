@@ -42,6 +42,9 @@ _NONE = apsw.SQLITE_TXN_NONE
 _FROM_THE_BEGINNING = {"synchronous": 2, "query_only": 0}
 """What a new connection has without being told; it is only read."""
 
+_ANSWERING = {"wal_autocheckpoint", "journal_size_limit", "mmap_size"}
+"""What answers its new value when it is set."""
+
 _SETTINGS = {
     "foreign_keys": (apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 1),
     "double_quoted_strings": (apsw.SQLITE_DBCONFIG_DQS_DML, 0),
@@ -68,6 +71,8 @@ class Connection:
         turnstile: what BEGIN goes through before it waits; None while nothing begins.
         log_mark: what ties the log to the file in its transactions; None for one that reads.
         unshared: how it is read without the index that processes share; None where it is shared.
+        had_log: whether there was a log before this connection could make one.
+        had_index: whether there was an index of it.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Connection:
         self.owner: str | None = None
         self.turnstile: Turnstile | None = None
         self.log_mark: LogMark | None = None
+        self.had_log = self.had_index = False
         self._moved = ctypes.c_int(0)
         self._moved_address = ctypes.addressof(self._moved)
         self._cursor = raw.cursor()
@@ -243,7 +249,6 @@ def _open(
     except apsw.Error as error:
         raise _opening_error(error, path) from error
     connection = Connection(raw, path, identity, unshared)
-    had_index = has_index(path)
     try:
         connection.deadline = budget.deadline
         _configure(connection, options, budget, auxiliary=auxiliary)
@@ -256,7 +261,7 @@ def _open(
             connection.close(abandon=has_log)
         with contextlib.suppress(apsw.Error):
             connection.close(abandon=True)
-        if isinstance(error, StaleLogError) and not had_index:
+        if isinstance(error, StaleLogError) and not connection.had_index:
             drop_index(path, identity)
         found = _opening_error(error, path)
         if isinstance(found, DatabaseError) and not is_named(path, identity):
@@ -289,7 +294,8 @@ def _configure(
     raw, path = connection.raw, connection.path
     raw.set_busy_handler(connection.on_busy)
     # Before the first read of a WAL database, which makes a -wal and a -shm beside it.
-    require_ours(connection)
+    connection.had_index = has_index(path)
+    connection.had_log = require_ours(connection)
     # The auxiliary one only reads: that goes on in a file that has become read-only.
     if raw.readonly("main") and not auxiliary:
         # SQLite opens an unwritable file without complaint and would fail at the first write.
@@ -319,11 +325,7 @@ def _configure(
         raise DatabaseOpenError(
             f"The file system does not allow WAL (journal mode {mode}).", path=path
         )
-    lost = [
-        name
-        for name, wanted in pragmas(options, auxiliary=auxiliary).items()
-        if _set_pragma(connection, name, wanted) != wanted
-    ]
+    lost = _set_pragmas(connection, pragmas(options, auxiliary=auxiliary))
     lost += [
         name
         for name, (setting, wanted) in _SETTINGS.items()
@@ -353,6 +355,29 @@ def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:
         "cache_size": -(options.cache_bytes // 1024),
         "query_only": int(auxiliary or options.read_only),
     }
+
+
+def _set_pragmas(connection: Connection, all_wanted: dict[str, int]) -> list[str]:
+    """Set the pragmas of a new connection, and return those that it does not have then."""
+    # All in one call, which takes half the time of one for each; in turn only where one of them
+    # answers in another way.
+    text = "".join([_setting(name, wanted) for name, wanted in all_wanted.items()])
+    if connection.query_all(text) == [(wanted,) for wanted in all_wanted.values()]:
+        return []
+    return [
+        name
+        for name, wanted in all_wanted.items()
+        if _set_pragma(connection, name, wanted) != wanted
+    ]
+
+
+def _setting(name: str, wanted: int) -> str:
+    """Return the statements that set a pragma and answer what it is then, by one row."""
+    if _FROM_THE_BEGINNING.get(name) == wanted:
+        return f"PRAGMA {name};"
+    if name in _ANSWERING:
+        return f"PRAGMA {name}={wanted};"
+    return f"PRAGMA {name}={wanted};PRAGMA {name};"
 
 
 def _set_pragma(connection: Connection, name: str, wanted: int) -> int:

@@ -19,7 +19,6 @@ from mandrake_sessions.database.mark import end_mark
 from mandrake_sessions.database.paths import (
     Identity,
     aside_of,
-    companions,
     descriptors_on,
     identify,
     set_aside,
@@ -56,10 +55,11 @@ class Logs:
     """
 
     def __init__(self, path: Path) -> None:
-        self._known: list[tuple[Path, Identity]] = []
+        # Names and not paths, which take longer to make than a look.
+        self._known: list[tuple[str, Identity]] = []
         self.size = 0
         self.index: Identity | None = None
-        log, index = companions(path)
+        log, index = f"{path}-wal", f"{path}-shm"
         with contextlib.suppress(FileNotFoundError):
             found = os.stat(log)
             self.size = found.st_size
@@ -70,11 +70,11 @@ class Logs:
 
     def lost(self) -> list[Path]:
         """Return those whose name is not theirs any more."""
-        return [log for log, identity in self._known if _look(log, identity) is not True]
+        return [Path(log) for log, identity in self._known if _look(log, identity) is not True]
 
     def ours(self) -> list[Path]:
         """Return those that still have their names."""
-        return [log for log, identity in self._known if _look(log, identity) is True]
+        return [Path(log) for log, identity in self._known if _look(log, identity) is True]
 
     def are_replaced(self) -> bool:
         """Return whether another file has the name of one of them."""
@@ -89,7 +89,7 @@ class Logs:
         descriptors = descriptors_on((identity,))
         if not descriptors or os.fstat(descriptors[0]).st_size == 0:
             return None
-        aside = aside_of(log)
+        aside = aside_of(Path(log))
         target = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             offset = 0
@@ -101,7 +101,7 @@ class Logs:
         return aside
 
 
-def _look(log: Path, identity: Identity) -> bool | None:
+def _look(log: str, identity: Identity) -> bool | None:
     """Return whether a name is still that of a file; None if it names nothing."""
     try:
         found = os.stat(log)

@@ -31,7 +31,7 @@ from mandrake_sessions.database.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.log_mark import LogMark
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.names import require_home
-from mandrake_sessions.database.paths import Identity, companions, is_named
+from mandrake_sessions.database.paths import Identity, is_named
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -130,12 +130,11 @@ class DatabaseFile(FileLifecycle):
         """
         budget = budget or Budget(options.busy_timeout)
         warn_of_second_sqlite(path)
-        # Before it is opened, which may make one.
-        has_log = any(os.path.lexists(each) for each in companions(path))
         if stamp is None:
             # Who opens another name of a file that was open here is refused there.
             require_home(path, options)
         main = open_connection(path, identity, options, budget)
+        has_log = main.had_log or main.had_index
         try:
             if stamp is not None and main.value("PRAGMA user_version") != stamp:
                 raise DatabaseMovedError(path=path, operation="open")

@@ -40,15 +40,31 @@ def current(connection: Connection) -> str | None:
         # Both come in the same transaction: with our id there is the table.
         if connection.value("PRAGMA application_id") != APPLICATION_ID:
             return None
-        revision = connection.value(STORED_REVISIONS)
+        return _stored_revision(connection)
     except apsw.Error as error:
         raise translate(error, connection.path, _OPERATION) from error
+
+
+def _stored_revision(connection: Connection) -> str | None:
+    revision = connection.value(STORED_REVISIONS)
     return None if revision is None else revision_of(revision)
 
 
 def is_at_head(connection: Connection) -> bool:
-    """Return whether the database has the schema of this version; raises what ``current`` does."""
-    return current(connection) == HEAD
+    """Return whether an opened database has the schema of this version.
+
+    Its id is not asked again: opening it has found it to be ours, or without any table.
+
+    Raises:
+        DatabaseError: it cannot be read.
+    """
+    try:
+        return _stored_revision(connection) == HEAD
+    except apsw.SQLError:
+        # No such table yet, or no more.
+        return False
+    except apsw.Error as error:
+        raise translate(error, connection.path, _OPERATION) from error
 
 
 def bring_to_head(connection: Connection, budget: Budget) -> None:

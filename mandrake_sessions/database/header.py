@@ -35,29 +35,34 @@ _LOOKS_FOR_PAGE = 5
 _PAUSE_FOR_PAGE = 0.01
 
 
-def require_ours(connection: Connection) -> None:
+def require_ours(connection: Connection) -> bool:
     """Look at the header on disk: what has one, no -wal and not our mark is another program's.
 
     Asked before SQLite reads: of a WAL database that makes a -wal and a -shm beside it.
+
+    Returns:
+        Whether there is a log.
     """
     path = connection.path
-    size = _require_not_emptied(path)
+    size, in_log = _require_not_emptied(path)
     if 0 < size < SMALLEST_PAGE:
         # SQLite would take a file of one byte for an empty one.
         raise NotADatabaseError(path=path, operation="open")
-    if size == 0 or os.path.lexists(f"{path}-wal") or os.path.lexists(f"{path}-journal"):
-        return
+    if size == 0 or in_log is not None:
+        return in_log is not None
     header = connection.header()
     application = int.from_bytes(header[APPLICATION_ID_AT], "big")
     # One page: a file of ours that was switched to WAL, and its schema is not made yet.
     pages = int.from_bytes(header[28:32], "big")
     is_wal = header[:16] == MAGIC and header[FORMAT_AT] == WAL_FORMAT
-    if is_wal and pages > 1 and application != APPLICATION_ID:
+    is_foreign = is_wal and pages > 1 and application != APPLICATION_ID
+    if is_foreign and not os.path.lexists(f"{path}-journal"):
         raise UnrecognizedDatabaseError(path=path, operation="open")
+    return False
 
 
-def _require_not_emptied(path: Path) -> int:
-    """Return the size of the file; refuse an empty one that has a log.
+def _require_not_emptied(path: Path) -> tuple[int, int | None]:
+    """Return the sizes of the file and its log, if it has one; refuse an empty one with a log.
 
     SQLite would take it for a new one and delete the log. Who makes a database has written its
     first page before there is anything in the log. Looked at again, for who has just made the file
@@ -73,7 +78,7 @@ def _require_not_emptied(path: Path) -> int:
         if size is None:
             raise DatabaseMovedError(path=path, operation="open")
         if size or not in_log:
-            return size
+            return size, in_log
     raise CorruptDatabaseError(
         f"The database file is empty, but {path.name}-wal beside it holds what was stored: "
         "salvage it, restore a backup, or move the log away.",

@@ -45,6 +45,8 @@ def lacking_pages(header: bytes, size: int) -> int:
     """
     page_size = page_size_of(header)
     pages, there = pages_of(header), size // page_size
+    if there >= pages:
+        return 0
     return max(0, pages - there - (there < _never(page_size) <= pages))
 
 

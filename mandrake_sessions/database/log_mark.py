@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from time import monotonic
 from typing import Final
 
@@ -36,11 +37,15 @@ class LogMark:
 
     Attributes:
         is_due: whether the transaction that is about to begin, or has just begun, writes it.
+        is_noting: whether ``committed`` must be called after a COMMIT.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.is_due = False
+        self.is_noting = True
+        # Bound once: it runs for every transaction.
+        self._backlog = partial(connection.raw.wal_checkpoint, "main", apsw.SQLITE_CHECKPOINT_NOOP)
         self._is_first = True
         # As of the last mark; a process that closes an empty file makes it new again.
         self._is_empty = True
@@ -59,11 +64,12 @@ class LogMark:
             apsw.Error: it cannot be read.
         """
         self._is_written = False
-        frames, done = self._connection.wal_backlog()
+        frames, done = self._backlog()
         # All of the log is in the file: the next transaction may begin it anew.
         self.is_due = (
             self._is_first or frames == done or (self._is_empty and frames != self._frames)
         )
+        self.is_noting = self.is_due or self._is_empty
         if self.is_due:
             self._connection.deadline = budget.deadline
             self._look(budget, operation, turnstile)
@@ -98,7 +104,7 @@ class LogMark:
         return True
 
     def committed(self) -> None:
-        """Take note that the transaction was committed."""
+        """Take note that the transaction was committed, if that ``is_noting``."""
         if self._is_written:
             self._is_first = self._is_written = False
         if self._is_empty:

@@ -18,6 +18,8 @@ _MOUNTS: Final = "/proc/self/mountinfo"
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 # struct statx: attributes, links, and which of the attributes the file system knows.
 _STATX: Final = struct.Struct("8xQI36xQ192x")
+# Made once: to look the type up takes as long as the call.
+_Answer: Final = ctypes.c_char * _STATX.size
 _STATX_NLINK: Final = 0x4
 _STATX_MOUNT_ROOT: Final = 0x2000
 _AT_FDCWD: Final = -100
@@ -96,7 +98,7 @@ def naming_of(path: Path) -> Naming:
     """
     statx = _statx()
     if statx is not None:
-        answer = ctypes.create_string_buffer(_STATX.size)
+        answer = _Answer()
         if statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_NLINK, answer) == 0:
             attributes, links, known = _STATX.unpack(answer)
             if known & _STATX_MOUNT_ROOT:

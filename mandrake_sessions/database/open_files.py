@@ -279,8 +279,8 @@ class OpenFiles:
                 return other
             self.slots.identify(slot, identity)
         # After it is set: of two pools in the same moment one sees the other at least.
-        for files in [each for each in tuple(_living) if not each.is_closed]:
-            other = files.slots.of(identity)
+        for files in tuple(_living):
+            other = None if files is self or files.is_closed else files.slots.of(identity)
             if other is not None and other.path != slot.path and _is_there(other):
                 return other
         return None

@@ -133,14 +133,15 @@ def _are_two(alone: State, through: State) -> bool:
 
 def has_log(path: Path) -> bool:
     """Return whether a database has a log with something in it."""
-    with contextlib.suppress(OSError):
-        return os.stat(companions(path)[0]).st_size > 0
-    return False
+    try:
+        return os.stat(f"{path}-wal").st_size > 0
+    except OSError:
+        return False
 
 
 def has_index(path: Path) -> bool:
     """Return whether a database has an index of its log."""
-    return os.path.lexists(companions(path)[1])
+    return os.path.lexists(f"{path}-shm")
 
 
 def require_log(
@@ -164,7 +165,8 @@ def require_log(
     def look() -> None:
         if has_log(path):
             require_own_log(path, execute, _OPEN, vfs=vfs)
-        require_needed_log(path, execute, _OPEN)
+        else:
+            require_needed_log(path, execute, _OPEN)
 
     retry_busy(look, budget, path, _OPEN, "open")
 
@@ -233,7 +235,8 @@ def require_needed_log(path: Path, execute: Callable[..., Any], operation: str) 
     """
     # Not its frames: a process that begins it anew has none for a moment, and one that did not wait
     # for the disk may have lost them in a power cut. The log itself was on the disk before.
-    if has_log(path) or not is_log_lost(execute):
+    # Asked last, for most files have no need of one.
+    if not is_log_lost(execute) or has_log(path):
         return
     log = companions(path)[0]
     error = LostLogError(

@@ -22,7 +22,7 @@ from mandrake_sessions.database import signs
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.guard import after_fork, current_pid
-from mandrake_sessions.database.sidecars import beside
+from mandrake_sessions.database.sidecars import name_beside
 from mandrake_sessions.errors import DatabaseFolderError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.threads import start
@@ -237,7 +237,7 @@ def let_go(database: Path) -> None:
 
 def prefix_of(database: Path) -> str:
     """Return what the names of the owners' files of a database begin with."""
-    return beside(database, "-owner-", _ID_LENGTH).name
+    return name_beside(database, "-owner-", _ID_LENGTH)
 
 
 def ids_among(names: Iterable[str], database: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 import sys
@@ -45,6 +46,8 @@ def real_path(path: str | os.PathLike[str]) -> Path:
         )
     # Not abspath: it would fold ``..`` before links are followed.
     expanded = at_home(text)
+    if _leads_straight(expanded):
+        return _path(expanded)
     try:
         try:
             real = os.path.realpath(expanded, strict=True)
@@ -55,7 +58,27 @@ def real_path(path: str | os.PathLike[str]) -> Path:
             raise DatabasePathError("The path changed while it was looked at.", path=expanded)
     except OSError as error:
         raise translate_os(error, Path(expanded)) from error
-    return Path(real)
+    return _path(real)
+
+
+# A host opens the same few files again and again, and a path that is known has all its parts.
+_path: Final = functools.lru_cache(maxsize=256)(Path)
+
+
+def _leads_straight(path: str) -> bool:
+    """Return whether a path is its own real one, for certain: ``realpath`` takes twice as long."""
+    # A hidden folder is rare enough to be left to that, too.
+    if path[0] != "/" or path[-1] == "/" or "/." in path or "//" in path:
+        return False
+    at = path
+    try:
+        while at:
+            if stat.S_ISLNK(os.lstat(at).st_mode):
+                return False
+            at = at[: at.rindex("/")]
+    except OSError:
+        return False
+    return True
 
 
 def _follow(path: str) -> str:
@@ -117,7 +140,7 @@ def refuse_planted(path: Path) -> None:
         return
     try:
         # Of nearly all folders nothing more is asked.
-        if os.stat(path.parent).st_mode & (stat.S_IWOTH | stat.S_IWGRP):
+        if os.stat(os.path.dirname(path)).st_mode & (stat.S_IWOTH | stat.S_IWGRP):
             _refuse_planted(path, os.stat(path))
     except FileNotFoundError:
         return
@@ -181,6 +204,8 @@ def absolute_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
 def from_here(text: str) -> str:
     """Return a name, with ``~`` or relative, as one that begins at the root."""
     expanded = at_home(text)
+    if os.path.isabs(expanded):
+        return expanded
     # Not abspath: it would fold ``..`` before links are followed. A directory that is gone is the
     # business of whoever opens something in it.
     with contextlib.suppress(FileNotFoundError):
@@ -215,7 +240,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def identify(path: Path) -> Identity | None:
+def identify(path: Path | str) -> Identity | None:
     """Return the identity of the file at ``path``, or None where there is none.
 
     It asks the folder and never opens the file: closing a file drops every POSIX lock that this
@@ -229,7 +254,7 @@ def identify(path: Path) -> Identity | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise translate_os(error, path) from error
+        raise translate_os(error, Path(path)) from error
     if not stat.S_ISREG(found.st_mode):
         raise DatabasePathError("The path names a folder or a device, not a file.", path=path)
     return found.st_dev, found.st_ino

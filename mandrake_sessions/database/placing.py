@@ -18,7 +18,7 @@ import apsw
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.creation import sync_folder
-from mandrake_sessions.database.sidecars import beside
+from mandrake_sessions.database.sidecars import beside, name_beside
 
 _MARK: Final = ".partial-"
 _DIGITS: Final = 16
@@ -107,7 +107,7 @@ def is_partial(partial: Path, path: Path) -> bool:
 
 
 def _prefix_of(path: Path) -> str:
-    return beside(path, _MARK, _DIGITS + _OWNER_BYTES).name
+    return name_beside(path, _MARK, _DIGITS + _OWNER_BYTES)
 
 
 def leftovers(path: Path) -> list[Leftover]:
@@ -154,7 +154,7 @@ def _look(path: Path, names: Iterable[str]) -> list[Leftover]:
             if matched[2] is not None:
                 found.append(matched[2])
     # Of another name than the database's a file is ours only if it was claimed.
-    ours = (_prefix_of(path), beside(path, BEFORE, BEFORE_BYTES).name)
+    ours = (_prefix_of(path), name_beside(path, BEFORE, BEFORE_BYTES))
     return [
         Leftover(partial, tuple(ids))
         for partial, ids in sorted((path.with_name(name), ids) for name, ids in owners.items())

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from time import monotonic, thread_time
 from typing import Final
 
@@ -49,7 +48,7 @@ class Rhythm:
         since: when the wait began (``time.monotonic``).
     """
 
-    def __init__(self, log: Path, since: float) -> None:
+    def __init__(self, log: str, since: float) -> None:
         self._log = log
         self._since = since
         self._changed_at = since

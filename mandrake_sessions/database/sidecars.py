@@ -15,6 +15,9 @@ _USUAL: Final = 255
 _LEAST: Final = 143
 """Bytes that every file system in use allows (eCryptfs)."""
 
+_MOST_IN_CHARACTER: Final = 4
+"""Bytes of one character of a name."""
+
 _DIGEST_BYTES: Final = 8
 _SHORTENED: Final = 2 * _DIGEST_BYTES + 1
 
@@ -25,7 +28,12 @@ _LOG_BYTES: Final = len("-wal")
 
 
 def beside(path: Path, suffix: str, further: int = 0) -> Path:
-    """Return the path of a file beside a database.
+    """Return the path of a file beside a database; as for ``name_beside``."""
+    return path.with_name(name_beside(path, suffix, further))
+
+
+def name_beside(path: Path, suffix: str, further: int = 0) -> str:
+    """Return what a file beside a database is called.
 
     It is called as the database is, with a suffix. Where that is too long, the name is cut, and
     goes on with a digest of the whole.
@@ -35,17 +43,21 @@ def beside(path: Path, suffix: str, further: int = 0) -> Path:
         suffix: what follows its name.
         further: how many bytes must find room behind the suffix.
     """
-    name = os.fsencode(path.name)
+    text = path.name
+    # Nearly all names are short, however many bytes their characters have.
+    if _MOST_IN_CHARACTER * len(text) + len(suffix) + further <= _LEAST:
+        return f"{text}{suffix}"
+    name = os.fsencode(text)
     wanted = len(name) + len(suffix) + further
     if wanted <= _LEAST or wanted <= (most := _longest_name(path.parent)):
-        return path.with_name(f"{path.name}{suffix}")
+        return f"{text}{suffix}"
     # Late: few names are so long.
     import hashlib
 
     digest = hashlib.blake2b(name, digest_size=_DIGEST_BYTES).hexdigest()
     cut = name[: max(0, most - len(suffix) - further - _SHORTENED)]
     # Whole characters only.
-    return path.with_name(f"{cut.decode(errors='ignore')}~{digest}{suffix}")
+    return f"{cut.decode(errors='ignore')}~{digest}{suffix}"
 
 
 def require_room(path: Path) -> None:
@@ -54,7 +66,12 @@ def require_room(path: Path) -> None:
     Raises:
         DatabasePathError: the name or the path is too long.
     """
-    length = len(os.fsencode(path))
+    text = str(path)
+    if _MOST_IN_CHARACTER * len(text) <= _MOST_BYTES and (
+        _MOST_IN_CHARACTER * len(path.name) + _LOG_BYTES <= _LEAST
+    ):
+        return
+    length = len(os.fsencode(text))
     if length > _MOST_BYTES:
         raise DatabasePathError(
             f"The path is too long: {length} bytes, of which {_MOST_BYTES} are possible.",

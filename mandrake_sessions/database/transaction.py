@@ -363,8 +363,9 @@ def commit(connection: Connection, operation: str) -> None:
         was_open = connection.in_transaction()
         rollback(connection)
         raise _failed_commit(error, was_open, connection, operation) from error
-    if connection.log_mark is not None:
-        connection.log_mark.committed()
+    mark = connection.log_mark
+    if mark is not None and mark.is_noting:
+        mark.committed()
 
 
 def _failed_commit(

@@ -22,6 +22,7 @@ import stat
 import sys
 import threading
 import time
+from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -104,9 +105,7 @@ class Turnstile:
     """
 
     def __init__(self, database: Path) -> None:
-        self.path = turnstile_path(database)
         self._database = database
-        self._log = Path(f"{database}-wal")
         self.looks_at = 0.0
         self.is_entered = False
         self.is_held = False
@@ -133,6 +132,11 @@ class Turnstile:
         # Taken by itself: a signal's handler that raises while a condition is entered keeps it.
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
+
+    @cached_property
+    def path(self) -> Path:
+        """The name of its file; most files that are only opened and closed never need it."""
+        return turnstile_path(self._database)
 
     @property
     def has_met_others(self) -> bool:
@@ -187,7 +191,7 @@ class Turnstile:
             return pace(self._since)
         self._has_waited = True
         if self._rhythm is None:
-            self._rhythm = Rhythm(self._log, self._since)
+            self._rhythm = Rhythm(f"{self._database}-wal", self._since)
         now = monotonic()
         if now - self._since < _ALONE:
             return PACE

@@ -277,7 +277,7 @@ class Witness:
         self, connection: Connection, before: LogState | None, look: Look, may_be_under_way: bool
     ) -> Fate:
         known, head = self._known, connection.head(_HEAD)
-        # At first there is nothing to judge.
+        # At first there is nothing to compare.
         after = before if known is None else self._index.state()
         header = head[:HEADER_BYTES]
         if strangeness(header, self._stamp) is not None:
@@ -297,7 +297,9 @@ class Witness:
         if known is not None and _lacks_what_was_copied(before, after, header):
             # An older copy, which came after a checkpoint of another process.
             return Fate.OVERWRITTEN
-        is_under_way = self._is_under_way(before) or self._is_under_way(after)
+        is_under_way = self._is_under_way(before) or (
+            after is not before and self._is_under_way(after)
+        )
         if lacking_pages(header, look[2]) and not (is_under_way and may_be_under_way):
             length = measure(connection, monotonic() + _PATIENCE)
             if length.is_cut:

@@ -137,13 +137,21 @@ class Patrol:
 
         A file can be used without it, and every opening looks by itself.
         """
+        # Every opening asks, and most find it running.
+        if self._is_running:
+            return
         with self._mutex:
             if self._hubs:
                 self._start()
 
-    def _start(self) -> None:
+    @property
+    def _is_running(self) -> bool:
         # One that never started, after Ctrl-C or for want of threads, is replaced.
-        if self._thread is None or self._thread.ident is None:
+        thread = self._thread
+        return thread is not None and thread.ident is not None
+
+    def _start(self) -> None:
+        if not self._is_running:
             self._thread = threading.Thread(target=self._run, name="mandrake-patrol", daemon=True)
             with contextlib.suppress(ThreadStartError):
                 start(self._thread)

@@ -135,12 +135,16 @@ def test_rule_04_a_busy_handler_of_ours_waits_on_both_connections(handle: Databa
 def test_rule_04_a_setting_that_is_not_accepted_fails_the_opening(
     pool: ConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch, pragma: str
 ) -> None:
-    really_set = connection_module._set_pragma
+    really_set, setting = connection_module._set_pragma, connection_module._setting
 
     def deaf(connection: Connection, name: str, wanted: int) -> int:
         return 17 if name == pragma else really_set(connection, name, wanted)
 
+    def deaf_setting(name: str, wanted: int) -> str:
+        return "SELECT 17;" if name == pragma else setting(name, wanted)
+
     monkeypatch.setattr(connection_module, "_set_pragma", deaf)
+    monkeypatch.setattr(connection_module, "_setting", deaf_setting)
     with pytest.raises(DatabaseOpenError, match=pragma):
         pool.acquire(path)
     assert open_connections(path) == 0
