@@ -52,14 +52,12 @@ class Budget:
     def __init__(self, seconds: float) -> None:
         self.started = monotonic()
         self.deadline = self.started + seconds
-        # Written out, here and below: it runs for every call.
-        self.body_deadline = self.started + (seconds if seconds > LEAST_BODY else LEAST_BODY)
+        self.body_deadline = self.started + (max(LEAST_BODY, seconds))
         self.phases: dict[str, float] | None = None
 
     def left(self) -> float:
         """Return the seconds that are left, never less than 0."""
-        seconds = self.deadline - monotonic()
-        return seconds if seconds > 0.0 else 0.0
+        return max(0.0, self.deadline - monotonic())
 
     def spent(self, phase: str, since: float) -> None:
         """Note that the time from ``since`` until now went into ``phase``."""
