@@ -37,7 +37,7 @@ Root = str | os.PathLike[str]
 
 def workspace_database(path: Root) -> Path:
     """Return where the database of the workspace at ``path`` lives."""
-    return Path(at_home(str(Path(path)))) / _WORKSPACE_FOLDER / DATABASE
+    return Path(at_home(str(Path(path))), _WORKSPACE_FOLDER, DATABASE)
 
 
 def directory(path: object) -> Path:

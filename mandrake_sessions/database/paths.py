@@ -67,17 +67,19 @@ _path: Final = functools.lru_cache(maxsize=256)(Path)
 
 def _leads_straight(path: str) -> bool:
     """Return whether a path is its own real one, for certain: ``realpath`` takes twice as long."""
-    # A hidden folder is rare enough to be left to that, too.
-    if path[0] != "/" or path[-1] == "/" or "/." in path or "//" in path:
+    if path[0] != "/" or path[1:2] == "/" or os.path.normpath(path) != path:
         return False
     at = path
-    try:
-        while at:
+    while at:
+        try:
             if stat.S_ISLNK(os.lstat(at).st_mode):
                 return False
-            at = at[: at.rindex("/")]
-    except OSError:
-        return False
+        except (FileNotFoundError, NotADirectoryError):
+            # What is not there is no link.
+            pass
+        except OSError:
+            return False
+        at = at[: at.rindex("/")]
     return True
 
 

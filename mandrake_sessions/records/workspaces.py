@@ -23,6 +23,9 @@ from mandrake_sessions.models import Workspace
 from mandrake_sessions.records import sql
 from mandrake_sessions.records.places import Registry, is_outside
 
+# In a row of a workspace.
+_NAME_AT = 1
+_PATH_AT = 2
 _REGISTRAR = "registrar:"
 """Before the id of a workspace outside: the key of what is noted with it."""
 
@@ -107,11 +110,13 @@ def _taken(
     tx: ReadTransaction, registry: Registry, name: str, path: str
 ) -> WorkspaceAlreadyExistsError | None:
     """Return the error that names the workspace with a name, otherwise that with a path."""
-    registered = [registry.workspace(row) for row in tx.rows(sql.ALL_WORKSPACES)]
-    for what, value in (("name", name), ("path", path)):
-        for each in registered:
-            if getattr(each, what) == value:
-                return _taken_error(each.id, what)
+    rows = tx.rows(sql.ALL_WORKSPACES)
+    for row in rows:
+        if row[_NAME_AT] == name:
+            return _taken_error(row[0], "name")
+    for row in rows:
+        if registry.path(row[_PATH_AT]) == path:
+            return _taken_error(row[0], "path")
     return None
 
 

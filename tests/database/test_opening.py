@@ -159,6 +159,35 @@ def test_rule_04_a_lost_setting_is_named(handle: DatabaseHandle) -> None:
     assert lost_settings(connection, options, auxiliary=False) == ["synchronous", "foreign_keys"]
 
 
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "folder/db.sqlite",
+        "folder/.hidden/db.sqlite",
+        "folder/none/db.sqlite",
+        "folder/file/db.sqlite",
+        "folder//db.sqlite",
+        "folder/./db.sqlite",
+        "folder/../db.sqlite",
+        "folder/..",
+        "folder/",
+        "link/db.sqlite",
+        "link/../db.sqlite",
+        "folder/none/../db.sqlite",
+        "folder/link.sqlite",
+        "link/none/db.sqlite",
+    ],
+)
+def test_a_path_has_the_real_path_that_the_system_gives_it(tmp_path: Path, spelling: str) -> None:
+    (tmp_path / "folder" / ".hidden").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "inner").mkdir(parents=True)
+    (tmp_path / "folder" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "inner")
+    (tmp_path / "folder" / "link.sqlite").symlink_to(tmp_path / "elsewhere" / "none.sqlite")
+    for begins in (f"{tmp_path}/", f"/{tmp_path}/"):
+        assert real_path(begins + spelling) == Path(os.path.realpath(begins + spelling))
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 def test_rule_04_new_files_and_folders_are_private(
     pool: ConnectionPool, tmp_path: Path, umask: int
