@@ -109,7 +109,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
     (
         errors.WorkspacePlaceError,
         ExitCode.UNUSABLE,
-        "`workspaces move NAME DIR`, `workspaces unregister NAME`.",
+        "The commands are `workspaces move NAME DIR` and `workspaces unregister NAME`.",
     ),
     (
         errors.WorkspaceAlreadyExistsError,
@@ -146,6 +146,11 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
     (errors.StaleLogError, ExitCode.UNUSABLE, ""),
     (errors.LostLogError, ExitCode.UNUSABLE, ""),
     (errors.DatabaseFolderError, ExitCode.UNUSABLE, "Check the folder and who may write it."),
+    (
+        errors.DatabaseNamesError,
+        ExitCode.UNUSABLE,
+        "`mandrake-sessions doctor FILE` names the other one where it lies in the same folder.",
+    ),
     (errors.DatabasePathError, ExitCode.USAGE, "Name a file."),
     (errors.ReadOnlyDatabaseError, ExitCode.UNUSABLE, "Check who may write the file."),
     (errors.StorageFullError, ExitCode.UNUSABLE, "Free some space and try again."),

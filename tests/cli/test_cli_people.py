@@ -27,6 +27,7 @@ from mandrake_sessions import (
     SessionManager,
     ToolCall,
     TurnUpdate,
+    default_pool,
 )
 from mandrake_sessions.cli import tail as tail_command
 from mandrake_sessions.cli.app import app
@@ -380,6 +381,19 @@ def test_a_hint_names_the_damaged_file(run: Run, root: Path, tmp_path: Path) -> 
     path.write_text("These are notes and no database. " * 100)
     told = run("sessions", "list", "--database", path).stderr
     assert f"`mandrake-sessions doctor '{path}'`" in told
+
+
+def test_a_file_with_another_name_is_no_wrong_argument(run: Run, tmp_path: Path) -> None:
+    path, name = tmp_path / "chat.sqlite", tmp_path / "link.sqlite"
+    with SessionManager(path) as sessions:
+        sessions.create_session()
+    default_pool().close()
+    name.hardlink_to(path)
+    shown = run("sessions", "list", "--database", name)
+    assert shown.code == 5
+    assert f"`mandrake-sessions doctor {name}`" in shown.stderr
+    assert "Name a file" not in shown.stderr
+    assert str(path) in run("doctor", name).stdout.replace("\n", "")
 
 
 # -- the program -----------------------------------------------------------------------------

@@ -293,6 +293,22 @@ def test_a_file_that_is_streamed_into_stays_until_the_turn_has_ended(
     assert manager.get_turn(turn.id).content == "one two"
 
 
+def test_a_file_takes_three_descriptors_and_at_most_seven_while_it_streams(
+    pool: ConnectionPool, path: Path
+) -> None:
+    with SessionManager(path, pool=pool) as sessions:
+        session = sessions.create_session()
+        response = sessions.create_round(session.id, "Why?").response
+        assert len(descriptors(path)) == 3  # itself, its log, the log's index
+        sessions.render_session_history(session.id)
+        assert len(descriptors(path)) <= 6  # the reading connection
+        with sessions.watch_response(response.id), sessions.stream_turn(response.id) as turn:
+            turn.write("Because.")
+            turn.flush()
+            sessions.render_session_history(session.id)
+            assert len(descriptors(path)) <= 7  # the claim; a watch takes none of its own
+
+
 def test_a_file_that_is_watched_stays_until_nobody_watches(
     managers: Callable[[str], SessionManager], crowd: Crowd
 ) -> None:
@@ -462,16 +478,8 @@ def test_an_error_of_the_opening_is_told_to_all_who_wait_and_the_next_call_tries
     tasks = [Task(lambda: keys(parked))]
     until_set(opening)
     slot = parked._slot
-    waiting: list[bool] = []
-    really_wait = slot.changed.wait
-
-    def wait(timeout: float | None = None) -> bool:
-        waiting.append(True)
-        return really_wait(timeout)
-
-    monkeypatch.setattr(slot.changed, "wait", wait)
     tasks += [Task(lambda: keys(parked)), Task(lambda: pool.acquire(parked.path))]
-    until(lambda: len(waiting) == 2)
+    until(lambda: len(slot.changed._sleepers) == 2)
     may_go.set()
     for task in tasks:
         task.join()
@@ -505,16 +513,9 @@ def test_who_waits_for_an_opening_that_was_too_short_of_time_tries_itself(
     monkeypatch.setattr(DatabaseFile, "open", open_)
     impatient = Task(lambda: parked.fetch(lambda tx: tx.rows(KEYS), timeout=0.5))
     until_set(opening)
-    waits = threading.Event()
-    really_wait = parked._slot.changed.wait
-
-    def wait(timeout: float | None = None) -> bool:
-        waits.set()
-        return really_wait(timeout)
-
-    monkeypatch.setattr(parked._slot.changed, "wait", wait)
+    slot = parked._slot
     patient = Task(lambda: keys(parked))
-    until_set(waits)
+    until(lambda: len(slot.changed._sleepers) == 1)
     may_fail.set()
     impatient.join()
     assert isinstance(impatient.error, DatabaseBusyError)
