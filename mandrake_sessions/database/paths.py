@@ -62,7 +62,13 @@ def real_path(path: str | os.PathLike[str]) -> Path:
 
 
 # A host opens the same few files again and again, and a path that is known has all its parts.
-_path: Final = functools.lru_cache(maxsize=256)(Path)
+@functools.lru_cache(maxsize=256)
+def _path(real: str) -> Path:
+    path = Path(real)
+    if not path.name:
+        # The root: a file beside it could not be called after it, and a removal found none there.
+        raise DatabasePathError("The path names a folder or a device, not a file.", path=path)
+    return path
 
 
 def _leads_straight(path: str) -> bool:

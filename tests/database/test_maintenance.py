@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import structlog
 from database_kit import until, until_set
 
+from mandrake_sessions import threads
 from mandrake_sessions.database.maintenance import Maintenance
 
 NAME = "test-maintenance"
@@ -95,14 +97,12 @@ def test_rule_18_ctrl_c_while_the_thread_starts_leaves_one_thread(
         the next task                                 is there one? ─ no ─┘
     """
 
-    def look(frame: FrameType, event: str, _what: object) -> None:
-        caller = frame.f_back
-        if (
-            event == "call"
-            and frame.f_code is threading.Event.wait.__code__
-            and caller is not None
-            and caller.f_code is threading.Thread.start.__code__
-        ):
+    waits = itertools.count()
+
+    def look(frame: FrameType, event: str, what: object) -> None:
+        is_wait = event == "c_call" and getattr(what, "__name__", "") == "acquire"
+        # It takes the lock twice, the second time to wait until the other one has released it.
+        if is_wait and frame.f_code is threads._start_elsewhere.__code__ and next(waits):
             sys.setprofile(None)
             raise KeyboardInterrupt
 

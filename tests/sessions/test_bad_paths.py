@@ -9,6 +9,7 @@ import apsw
 import pytest
 
 from mandrake_sessions import (
+    BackupError,
     DatabaseError,
     DatabaseFolderError,
     DatabaseMissingError,
@@ -50,6 +51,23 @@ def test_a_folder(tmp_path, pool):
     assert list(path.iterdir()) == []
     path.rmdir()
     require_opens(path, pool)
+
+
+@pytest.mark.parametrize("path", ["/", "//", "/..", "."])
+def test_the_root_folder(tmp_path, pool, monkeypatch, path):
+    """It has no name that a file beside it could be called after."""
+    monkeypatch.chdir("/")
+    with pool.acquire(tmp_path / "db.sqlite") as handle, pytest.raises(BackupError):
+        handle.backup(path, overwrite=True)
+    for use in (
+        lambda: attempt(path, pool),
+        lambda: pool.acquire(path, follow_links=False),
+        lambda: pool.remove(path),
+        lambda: pool.restore(path, tmp_path / "db.sqlite", overwrite=True),
+        lambda: pool.restore(tmp_path / "db.sqlite", path, overwrite=True),
+    ):
+        with pytest.raises(DatabasePathError):
+            use()
 
 
 def test_a_device(pool):
