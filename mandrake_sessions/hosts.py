@@ -14,6 +14,7 @@ from mandrake_sessions.database.paths import at_home, identify, real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
 from mandrake_sessions.database.transaction import WriteUnit
 from mandrake_sessions.errors import (
+    DatabaseError,
     DatabaseFolderError,
     DatabaseMissingError,
     DatabasePathError,
@@ -96,6 +97,7 @@ class MandrakeManager:
     def init(self) -> Self:
         """Open the system database; raises what ``SessionManager.init`` does."""
         self.sessions.init()
+        self._note_move()
         return self
 
     def close(self) -> None:
@@ -302,6 +304,16 @@ class MandrakeManager:
         if known is None or known[0] is not handle:
             known = self._known_registry = handle, registry_of(handle)
         return known[1]
+
+    def _note_move(self) -> None:
+        """Note where a moved root lies, or a copy made of it would not know its original."""
+        if self.sessions.is_read_only:
+            return
+        registry = self._registry()
+        # A full disk keeps no root from opening: the next opening notes it.
+        with contextlib.suppress(DatabaseError):
+            if self.sessions.handle.fetch(workspaces.find_outdated_notes(registry), "note_move"):
+                self._transact(workspaces.note_move(registry), "note_move")
 
     def _fetch_workspace(self, id: str, operation: str) -> Workspace:
         unit = workspaces.get_workspace_row(self._registry(), id)

@@ -146,6 +146,7 @@ class AsyncMandrakeManager:
     async def init(self) -> Self:
         """Open the system database; raises what ``SessionManager.init`` does."""
         await self.sessions.init()
+        await in_thread("init", self.sync._note_move)
         return self
 
     async def close(self) -> None:

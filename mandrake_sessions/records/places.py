@@ -61,6 +61,12 @@ class Registry:
         device, inode = self.identity or (0, 0)
         return str(device), str(inode)
 
+    def has_moved_since(self, document: str) -> bool:
+        """Return whether a note names this database where it does not lie any more."""
+        device, _, rest = document.partition(":")
+        inode, _, path = rest.partition(":")
+        return (device, inode) == self._names() and not _is_same(Path(path), self.database)
+
     def other(self, document: str | None) -> Path | None:
         """Return the database that a note names, None if it is this one under whatever name."""
         if document is None:

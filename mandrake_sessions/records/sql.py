@@ -1040,6 +1040,13 @@ REGISTRAR = Statement(
     ("key",),
     is_read=True,
 )
+REGISTRARS = Statement(
+    'SELECT meta."key", meta.value \n'
+    "FROM meta \n"
+    'WHERE meta."key" >= ? AND meta."key" < ?',
+    ("first", "end"),
+    is_read=True,
+)
 PUT_REGISTRAR = Statement(
     'INSERT INTO meta ("key", value) VALUES (?, ?) ON CONFLICT ("key") DO UPDATE SET '
     "value = excluded.value",

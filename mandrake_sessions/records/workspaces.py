@@ -279,6 +279,40 @@ def find_registrar(registry: Registry, id: str) -> ReadUnit[Path | None]:
     return work
 
 
+def find_outdated_notes(registry: Registry) -> ReadUnit[list[str]]:
+    """Return the notes of workspaces outside that name the registry where it lay before.
+
+    Args:
+        registry: which may have been moved.
+
+    Returns:
+        Their keys.
+    """
+    # Behind the last key that begins so: a colon is followed by a semicolon.
+    values = {"first": _REGISTRAR, "end": _REGISTRAR[:-1] + ";"}
+
+    def work(tx: ReadTransaction) -> list[str]:
+        rows = tx.rows(sql.REGISTRARS, values)
+        return [key for key, document in rows if registry.has_moved_since(document)]
+
+    return work
+
+
+def note_move(registry: Registry) -> WriteUnit[None]:
+    """Note where a registry that was moved lies now, so that a copy of it knows its original.
+
+    Args:
+        registry: as it is now.
+    """
+    find = find_outdated_notes(registry)
+
+    def work(tx: WriteTransaction) -> None:
+        for key in find(tx):
+            tx.run(sql.PUT_REGISTRAR, {"key": key, "value": registry.document()})
+
+    return work
+
+
 def unregister_workspace_row(registry: Registry, id: str) -> WriteUnit[Workspace]:
     """Take a workspace out of the registry; its files stay as they are.
 

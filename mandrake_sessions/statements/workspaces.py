@@ -39,6 +39,9 @@ DELETE_WORKSPACE = delete(schema.workspaces).where(_c.id == bindparam("id"))
 _meta = schema.meta.c
 _put = insert(schema.meta).values(key=bindparam("key"), value=bindparam("value"))
 REGISTRAR = select(_meta.value).where(_meta.key == bindparam("key"))
+REGISTRARS = select(_meta.key, _meta.value).where(
+    _meta.key >= bindparam("first"), _meta.key < bindparam("end")
+)
 PUT_REGISTRAR = _put.on_conflict_do_update(
     index_elements=[_meta.key], set_={"value": _put.excluded.value}
 )

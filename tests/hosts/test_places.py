@@ -191,6 +191,28 @@ def test_a_copied_root_does_not_touch_what_the_original_has_outside(
         assert titles(host.get_workspace(ids["outside"])) == ["outside"]
 
 
+def test_a_copy_of_a_root_that_was_moved_does_not_touch_what_it_has_outside(
+    tmp_path: Path, open_root: OpenRoot, closed: Callable[[Path], None]
+) -> None:
+    """The moved root was opened, its workspace outside was not."""
+    root, moved, copy = tmp_path / "root", tmp_path / "moved", tmp_path / "copy"
+    ids = make(open_root, root, outside=tmp_path / "outside")
+    closed(tmp_path)
+    root.rename(moved)
+    with open_root(moved) as host:
+        assert len(host.list_workspaces()) == len(ids)
+    closed(tmp_path)
+    shutil.copytree(moved, copy)
+
+    with open_root(copy) as host:
+        for call in (host.get_workspace, host.delete_workspace):
+            with pytest.raises(WorkspacePlaceError, match="copy"):
+                call(ids["outside"])
+    closed(tmp_path)
+    with open_root(moved) as host:
+        assert titles(host.get_workspace(ids["outside"])) == ["outside"]
+
+
 def test_a_copy_whose_original_is_gone_takes_its_place(
     tmp_path: Path, open_root: OpenRoot, closed: Callable[[Path], None]
 ) -> None:
