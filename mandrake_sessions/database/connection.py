@@ -16,7 +16,7 @@ from mandrake_sessions.database.header import require_ours
 from mandrake_sessions.database.own_log import drop_index, has_index, require_log
 from mandrake_sessions.database.paths import Identity, identify, is_named, refuse_planted
 from mandrake_sessions.database.turnstile import Turnstile
-from mandrake_sessions.database.unshared import Unshared, may_read_unshared
+from mandrake_sessions.database.unshared import Unshared, may_read_unshared, must_read_unshared
 from mandrake_sessions.database.waiting import Budget, pace, pause, retry_busy
 from mandrake_sessions.errors import (
     DatabaseError,
@@ -221,11 +221,14 @@ def open_connection(
     require_safe_sqlite(path)
     if not options.read_only:
         return _open(path, identity, options, budget, auxiliary=auxiliary)
-    try:
+    if options.vfs is not None:
         return _open(path, identity, options, budget, auxiliary=True)
-    except DatabaseError as error:
-        if options.vfs is not None or not may_read_unshared(path, error):
-            raise
+    if not must_read_unshared(path):
+        try:
+            return _open(path, identity, options, budget, auxiliary=True)
+        except DatabaseError as error:
+            if not may_read_unshared(path, error):
+                raise
     return _open(path, identity, options, budget, auxiliary=True, shares=False)
 
 

@@ -515,7 +515,13 @@ class FileLifecycle(abc.ABC):
 
     def _has_foreign_log(self, connection: Connection) -> bool:
         """Whether a file that was only read has a log, which other processes have written."""
-        return self.options.read_only and connection.wal_backlog()[0] > 0
+        if not self.options.read_only:
+            return False
+        try:
+            return connection.wal_backlog()[0] > 0
+        except apsw.ReadOnlyError:
+            # This user may not write the log, so it is another's.
+            return True
 
     def _end_log(self, connection: Connection, budget: Budget) -> None:
         """Keep the log from a file that is not ours; nobody may have noticed until now."""

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import apsw
 
 from mandrake_sessions.database.guard import bury
-from mandrake_sessions.database.paths import Identity, companions, descriptors_on
+from mandrake_sessions.database.paths import Identity, companions, descriptors_on, may_write
 from mandrake_sessions.database.raw import states_of
 from mandrake_sessions.errors import DatabaseError
 
@@ -49,10 +49,27 @@ def may_read_unshared(path: Path, error: DatabaseError) -> bool:
         error: why it could not be opened.
     """
     code = error.result_code or 0
-    if not _REASONS & {code, code & 0xFF} or _WITHOUT_LOCKS not in apsw.vfs_names():
+    return bool(_REASONS & {code, code & 0xFF}) and _is_alone(path)
+
+
+def must_read_unshared(path: Path) -> bool:
+    """Return whether a database is to be read by itself, so that nothing is made beside it.
+
+    What SQLite makes beside a file for a user that may not write the file is that user's: the
+    owner's processes could not write to it, and it would stay.
+
+    Args:
+        path: the real path of the database.
+    """
+    return not may_write(path) and _is_alone(path)
+
+
+def _is_alone(path: Path) -> bool:
+    """Return whether no process uses the log of a database, and no journal is to be rolled back."""
+    if _WITHOUT_LOCKS not in apsw.vfs_names():
         return False
     _, index = companions(path)
-    # With an index there may be a process that writes, and a journal must be rolled back first.
+    # With an index there may be a process that writes.
     return _size(index) < _INDEX_REGION and _size(path.with_name(f"{path.name}-journal")) == 0
 
 

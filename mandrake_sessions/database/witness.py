@@ -304,7 +304,10 @@ class Witness:
             length = measure(connection, monotonic() + _PATIENCE)
             if length.is_cut:
                 self._note_damage(str(length))
-        self.is_doubted = self.is_doubted or is_foreign
+        # No checkpoint makes a file shorter, and one that is under way would make it long again:
+        # but for one that follows a VACUUM, whose pages are sound.
+        is_cut = known is not None and look[2] < known.look[2]
+        self.is_doubted = self.is_doubted or is_foreign or is_cut
         self._known = _Known(look, head, None if is_under_way else before)
         if before is not None and before.is_copied and before.is_at_rest:
             self._whole_at = before.salts, before.copied

@@ -352,3 +352,26 @@ def test_the_errors_are_typed_in_a_folder_that_changes(
     finally:
         over.set()
         thread.join()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_reader_that_may_not_write_a_file_leaves_its_owner_nothing(
+    shared: Path, pool: ConnectionPool, mode: int
+) -> None:
+    """What SQLite makes for it next to the file would be its own, and the owner refused for it."""
+    shared.chmod(mode)
+    path = shared / "db.sqlite"
+    with SessionManager(path, pool=pool) as sessions:
+        sessions.create_session("one")
+    pool.close()
+    path.chmod(0o644)
+
+    with acting_as(OTHER), ConnectionPool() as theirs:
+        reader = SessionManager(path, pool=theirs, read_only=True).init()
+        assert reader.count_sessions() == 1
+        assert os.listdir(shared) == ["db.sqlite"]
+        reader.close()
+
+    assert os.listdir(shared) == ["db.sqlite"]
+    with ConnectionPool() as ours, SessionManager(path, pool=ours) as sessions:
+        assert sessions.create_session("two").title == "two"

@@ -475,6 +475,36 @@ def test_a_checkpoint_that_was_killed_is_no_damage(sessions: SessionManager, wri
     assert outcome(lambda: sessions.create_session("lost")) in REFUSED
 
 
+COPYING = (
+    KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "stop()")
+    .replace("written = []", "written = []\nsys.stdout.reconfigure(line_buffering=True)")
+    .replace(
+        "def die():",
+        """def stop():
+    if len(written) == 2:
+        print("copying")
+        sys.stdin.readline()
+def die():""",
+    )
+)
+
+
+def test_a_file_that_is_cut_while_a_checkpoint_copies_is_found(sessions: SessionManager) -> None:
+    """The checkpoint would make it long again, with nothing where the pages were."""
+    command = [sys.executable, "-c", COPYING, str(sessions.path), "1"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as copying:
+        try:
+            assert copying.stdout is not None
+            assert copying.stdout.readline() == "copying\n"
+            sessions.create_session("not lost")
+            run(DAMAGES["cut in half"], sessions.path)
+            assert outcome(lambda: sessions.create_session("lost")) in REFUSED
+        finally:
+            copying.kill()
+
+
 @pytest.mark.parametrize(
     "name",
     ["random bytes in its middle", "cut by a page", "an older copy of itself copied over it"],
