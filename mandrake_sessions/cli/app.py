@@ -17,6 +17,7 @@ from mandrake_sessions.cli.demo import command as demo
 from mandrake_sessions.cli.errors import EXIT_CODES, CommandError, ExitCode, Failure
 from mandrake_sessions.cli.help import Group, polish
 from mandrake_sessions.cli.output import print_error, print_json, print_json_line
+from mandrake_sessions.cli.target import ALLOWS_OTHER_NAMES
 from mandrake_sessions.visible import visible
 
 PROGRAM = "mandrake-sessions"
@@ -140,8 +141,16 @@ def _start(
         bool, typer.Option("--verbose", "-v", help="Log what the library does to stderr.")
     ] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    allow_other_names: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-names",
+            help="Open a file that has a second name, which no other program uses.",
+        ),
+    ] = False,
 ) -> None:
     _configure_log(logging.INFO if verbose else logging.WARNING)
+    ALLOWS_OTHER_NAMES.set(allow_other_names)
     if version:
         print(f"{PROGRAM} {_version()}")
         raise typer.Exit

@@ -74,8 +74,11 @@ def advising(hints: Mapping[type[Exception], str]) -> Iterator[None]:
 
 # What SQLite's primary result code says of a file: CORRUPT, CONSTRAINT, NOTADB.
 _UNSOUND: Final = {11, 19, 26}
-# How a program of Python's is told of it; a person has --timeout.
-_FOR_PROGRAMS: Final = "; raise busy_timeout or find who holds it"
+# What only a program of Python's can do; a person has --timeout and --allow-other-names.
+_FOR_PROGRAMS: Final = (
+    "; raise busy_timeout or find who holds it",
+    " DatabaseOptions(allow_other_names=True) opens it all the same.",
+)
 _OF_FILE: Final = re.compile(r"(mandrake-sessions (?:doctor|salvage)) FILE")
 """Where a hint names the file that the error is about."""
 _RESCUE: Final = (
@@ -149,7 +152,10 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
     (
         errors.DatabaseNamesError,
         ExitCode.UNUSABLE,
-        "`mandrake-sessions doctor FILE` names the other one where it lies in the same folder.",
+        (
+            "`mandrake-sessions doctor FILE` names the other one where it lies in the same folder; "
+            "`mandrake-sessions --allow-other-names COMMAND` opens it all the same."
+        ),
     ),
     (errors.DatabasePathError, ExitCode.USAGE, "Name a file."),
     (errors.ReadOnlyDatabaseError, ExitCode.UNUSABLE, "Check who may write the file."),
@@ -194,8 +200,9 @@ class Failure:
         if isinstance(error, errors.MigrationError) and error.__cause__ is not None:
             # Which revision is unknown, which step failed: only Alembic says so.
             message = f"{message}: {str(error.__cause__).partition(chr(10))[0]}"
-        if isinstance(error, errors.DatabaseBusyError):
-            message = message.replace(_FOR_PROGRAMS, "")
+        if isinstance(error, errors.DatabaseBusyError | errors.DatabaseNamesError):
+            for each in _FOR_PROGRAMS:
+                message = message.replace(each, "")
         self.message = " ".join(message.split()) or self.type
         self.code, self.hint = _meaning(error)
         if hint is not None:

@@ -6,8 +6,9 @@ import contextlib
 import os
 import shlex
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -65,10 +66,14 @@ Limit = Annotated[int, typer.Option(metavar="N", help="Rows at most, 1 to 10000.
 
 TIMEOUT = 30.0
 
+ALLOWS_OTHER_NAMES: Final = ContextVar("allows_other_names", default=False)
+"""Whether the command opens files that have another name as well."""
+
 
 def new_pool(timeout: float) -> ConnectionPool:
     """Return a pool for one command: nobody comes back, so nothing lingers."""
-    return ConnectionPool(PoolOptions(database=DatabaseOptions(busy_timeout=timeout), linger=0.0))
+    options = DatabaseOptions(busy_timeout=timeout, allow_other_names=ALLOWS_OTHER_NAMES.get())
+    return ConnectionPool(PoolOptions(database=options, linger=0.0))
 
 
 @contextlib.contextmanager

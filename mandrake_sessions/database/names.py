@@ -3,7 +3,8 @@
 What is written under one name is in a log that nobody who uses the other name looks at, and each
 log is one day copied over what the other has brought into the file. So a database belongs to one
 name, its home: the folder that it lies in and its name there. It is written down in the database,
-and looked at when there is more than one name.
+and looked at when there is more than one name. Where there is one, the first transaction after each
+opening writes it anew: a file may have been moved, or be a copy.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import binascii
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.mounts import naming_of
-from mandrake_sessions.database.placing import is_partial, tidy
+from mandrake_sessions.database.placing import is_kept, is_partial, tidy
 from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.errors import DatabaseNamesError
 from mandrake_sessions.options import DatabaseOptions
@@ -29,6 +31,10 @@ HOME: Final = "home"
 _LOOKS: Final = 3
 _PAUSE: Final = 0.002
 _READ: Final = f"SELECT value FROM meta WHERE key = '{HOME}'"
+_WRITE: Final = (
+    f"INSERT INTO meta (key, value) VALUES ('{HOME}', ?) "
+    "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+)
 _PLACING: Final = 1.0
 """Seconds to wait for who gives the file its name, by a link that it removes at once."""
 
@@ -59,7 +65,7 @@ def require_home(path: Path, options: DatabaseOptions) -> None:
             path=path,
             operation="open",
         )
-    if naming.links > 1 and not _is_placed(path) and _read_home(path, options) != home_of(path):
+    if naming.links > 1 and not _is_alone(path) and _read_home(path, options) != home_of(path):
         raise DatabaseNamesError(
             f"The file has {naming.links} names (hard links), and this is not known "
             "to be the one that its log belongs to. Open it by that one, or open a copy that "
@@ -72,16 +78,35 @@ def require_home(path: Path, options: DatabaseOptions) -> None:
         )
 
 
+def renew_home(path: Path, execute: Callable[..., Any]) -> bool:
+    """Write the home of a file that has one name down, in the open transaction.
+
+    Args:
+        path: the real path of the file.
+        execute: of the connection whose transaction it is.
+
+    Returns:
+        Whether another home stood there, or none.
+
+    Raises:
+        apsw.Error: it cannot be read or written, or there is no ``meta``.
+    """
+    try:
+        naming, home = naming_of(path), home_of(path)
+    except OSError:
+        return False
+    if naming.links != 1 or naming.is_mounted_alone or execute(_READ).fetchall() == [(home,)]:
+        return False
+    execute(_WRITE, (home,))
+    return True
+
+
 def home_of(path: Path) -> str:
     """Return what stands in a database whose name this is, always of one length.
 
     Of its folder it is the number: that may be moved, and be mounted elsewhere, with all in it.
     """
     return f"{os.stat(path.parent).st_ino:020}-{binascii.crc32(os.fsencode(path.name)):08x}"
-
-
-def _links(path: Path) -> int:
-    return os.stat(path).st_nlink
 
 
 def _read_home(path: Path, options: DatabaseOptions) -> str | None:
@@ -103,10 +128,11 @@ def _read_home(path: Path, options: DatabaseOptions) -> str | None:
     return None
 
 
-def _is_placed(path: Path) -> bool:
-    """Return whether the second name was that of a file which is being given its own.
+def _is_alone(path: Path) -> bool:
+    """Return whether all other names are those that this library gives a file for a while.
 
-    It is waited for until that is done; what a process that was killed in it has left is removed.
+    One that is being given its own is waited for, and what a process that was killed in it has left
+    is removed. One that is being replaced has a second name, under which it is kept.
     """
     budget = Budget(_PLACING)
     tidy(path)
@@ -114,7 +140,8 @@ def _is_placed(path: Path) -> bool:
         if not pause(budget.deadline, pace(budget.started)):
             break
         tidy(path)
-    return _links(path) == 1
+    kept = sum(is_kept(each, path) for each in _others_beside(path))
+    return os.stat(path).st_nlink - kept == 1
 
 
 def _others_beside(path: Path) -> tuple[Path, ...]:

@@ -29,6 +29,13 @@ BEFORE: Final = ".before-"
 
 BEFORE_BYTES: Final = 16 + len(_MARK) + _DIGITS + _OWNER_BYTES
 """What follows that at most, while it is made."""
+
+DAMAGED: Final = ".damaged-"
+"""Stands in the name under which restoring keeps a damaged file."""
+
+DAMAGED_BYTES: Final = 36 + len("-journal")
+"""What follows that: an id, and the suffix of a log."""
+
 _PARTIAL: Final = re.compile(
     r"(.+\.partial-[0-9a-f]{16})(?:-wal|-shm|-journal|-owner-([0-9a-f-]{36}))?"
 )
@@ -104,6 +111,11 @@ class Leftover(NamedTuple):
 def is_partial(partial: Path, path: Path) -> bool:
     """Return whether a name is one of those that a file gets before it is given ``path``."""
     return partial.name.startswith(_prefix_of(path))
+
+
+def is_kept(kept: Path, path: Path) -> bool:
+    """Return whether a name is one of those under which restoring keeps what was at ``path``."""
+    return kept.name.startswith(beside(path, DAMAGED, DAMAGED_BYTES).name)
 
 
 def _prefix_of(path: Path) -> str:

@@ -35,7 +35,14 @@ from mandrake_sessions.database.paths import (
     real_path,
     set_aside,
 )
-from mandrake_sessions.database.placing import making, merge_log, put_in_place, sync_file
+from mandrake_sessions.database.placing import (
+    DAMAGED,
+    is_kept,
+    making,
+    merge_log,
+    put_in_place,
+    sync_file,
+)
 from mandrake_sessions.database.raw import copy_database
 from mandrake_sessions.database.salvage.pages import open_pages
 from mandrake_sessions.database.sidecars import beside
@@ -57,11 +64,6 @@ from mandrake_sessions.tables import APPLICATION_ID
 _OPERATION: Final = "restore"
 _ATTEMPTS: Final = 3
 _LOGS: Final = ("-wal", "-journal")
-DAMAGED: Final = ".damaged-"
-"""Stands in the name under which a damaged file is kept."""
-
-DAMAGED_BYTES: Final = 36 + len("-journal")
-"""What follows that: an id, and the suffix of a log."""
 
 
 def require_backup(backup: str | os.PathLike[str], path: Path) -> Path:
@@ -327,9 +329,5 @@ def _keep(path: Path) -> Path:
 def kept_files(path: Path) -> set[Path]:
     """Return the damaged files that restoring has kept beside ``path``, with their logs."""
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
-        return {
-            path.with_name(entry.name)
-            for entry in entries
-            if entry.name.startswith(beside(path, DAMAGED, DAMAGED_BYTES).name)
-        }
+        return {path.with_name(entry.name) for entry in entries if is_kept(Path(entry.name), path)}
     return set()

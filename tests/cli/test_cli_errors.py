@@ -263,3 +263,19 @@ def test_a_person_is_asked(
     assert "with 2 rounds and 2 turns?" in err
     assert process.returncode == code
     assert ("Deleted" in out) is (answer == "y")
+
+
+def test_a_file_with_a_second_name_is_opened_if_the_command_says_so(
+    run: Run, database: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link.sqlite"
+    os.link(database, link)
+
+    refused = run("sessions", "list", "--database", link)
+
+    assert refused.code == ExitCode.UNUSABLE
+    assert "mandrake-sessions --allow-other-names" in refused.require_one_line()
+    assert "DatabaseOptions" not in refused.stderr
+    allowed = run("--allow-other-names", "sessions", "list", "--database", link)
+    assert (allowed.code, "Of the system" in allowed.stdout) == (ExitCode.OK, True)
+    assert run("sessions", "list", "--database", link).code == ExitCode.UNUSABLE

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import apsw
@@ -22,6 +24,7 @@ from mandrake_sessions import (
     diagnose,
 )
 from mandrake_sessions.database.mounts import Mount, naming_of, nearest
+from mandrake_sessions.database.names import home_of
 
 OTHERWISE = DatabaseOptions(allow_other_names=True)
 
@@ -155,6 +158,114 @@ def test_a_moved_folder_keeps_its_files_at_home(tmp_path, new_pool):
     assert titles(tmp_path / "there" / "db.sqlite", new_pool) == ["first"]
     with pytest.raises(DatabaseNamesError):
         titles(tmp_path / "backup", new_pool)
+
+
+def refused(path: Path, pool: ConnectionPool) -> bool:
+    """Whether a name is refused, with nothing made beside it."""
+    before = names(path.parent)
+    try:
+        titles(path, pool)
+    except DatabaseNamesError:
+        assert names(path.parent) == before
+        return True
+    return False
+
+
+@pytest.mark.parametrize("how", ["the file is moved", "its folder is copied", "it has no home"])
+def test_a_file_is_at_home_where_it_was_last_written_under_its_only_name(
+    own, new_pool, tmp_path, how
+):
+    path = tmp_path / "elsewhere" / "c.sqlite"
+    path.parent.mkdir()
+    if how == "the file is moved":
+        own.rename(path)
+    else:
+        shutil.copy(own, path)
+    if how == "it has no home":
+        with contextlib.closing(apsw.Connection(str(path))) as raw:
+            raw.execute("DELETE FROM meta WHERE key = 'home'")
+    with SessionManager(path, pool=new_pool) as sessions:
+        sessions.create_session("second")
+    link = tmp_path / "link"
+    os.link(path, link)
+
+    assert refused(link, new_pool)
+    assert titles(path, new_pool) == ["first", "second"]
+
+
+def test_a_moved_file_is_at_home_while_its_host_goes_on(own, new_pool, tmp_path, start_child):
+    """The host closes nothing, and another process comes when there is a link."""
+    path = own.rename(tmp_path / "moved.sqlite")
+    with SessionManager(path, pool=new_pool) as sessions:
+        sessions.create_session("second")
+        # A checkpoint brings it into the file, where others look.
+        since = time.monotonic()
+        while home_in(path) != home_of(path):
+            assert time.monotonic() < since + 30
+            threading.Event().wait(0.005)
+        link = tmp_path / "link"
+        os.link(path, link)
+
+        assert start_child(WRITES, link).hear() == ["DatabaseNamesError", "hard link"]
+        assert start_child(WRITES, path).hear() == "stored"
+
+
+def home_in(path: Path) -> str:
+    raw = apsw.Connection(
+        f"{path.as_uri()}?immutable=1", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    )
+    with contextlib.closing(raw):
+        return raw.execute("SELECT value FROM meta WHERE key = 'home'").fetchall()[0][0]
+
+
+def test_the_home_is_written_in_the_first_transaction_and_in_no_other(own, new_pool, tmp_path):
+    path = own.rename(tmp_path / "moved.sqlite")
+    statements: list[str] = []
+
+    def attach(connection: apsw.Connection) -> None:
+        connection.exec_trace = lambda _, sql, __: statements.append(sql) or True
+
+    apsw.connection_hooks.append(attach)
+    try:
+        with SessionManager(path, pool=new_pool) as sessions:
+            statements.clear()
+            sessions.create_session("second")
+            first = statements.count("COMMIT")
+            sessions.create_session("third")
+    finally:
+        apsw.connection_hooks.remove(attach)
+
+    assert first == 1
+    assert len([each for each in statements if "'home', ?" in each]) == 1
+
+
+def test_a_file_that_has_two_names_keeps_its_home(own, new_pool):
+    link = own.with_name("link.sqlite")
+    os.link(own, link)
+    with SessionManager(link, pool=new_pool, options=OTHERWISE) as sessions:
+        sessions.create_session("second")
+
+    assert refused(link, new_pool)
+    assert titles(own, new_pool) == ["first", "second"]
+
+
+def test_two_names_of_unknown_origin_are_refused_in_two_processes_at_once(
+    linked, ready_path, start_child
+):
+    children = [start_child(WRITES, path) for path in (linked, ready_path)]
+    assert [child.hear() for child in children] == [["DatabaseNamesError", "hard link"]] * 2
+
+
+def test_what_a_killed_restore_has_kept_is_no_second_name(own, new_pool):
+    """It is killed between the link that keeps a damaged file and the end of its name."""
+    moved = own.rename(own.with_name("moved.sqlite"))
+    kept = moved.with_name(f"{moved.name}.damaged-0198c0de-0000-7000-8000-000000000000")
+    os.link(moved, kept)
+
+    assert titles(moved, new_pool) == ["first"]
+    assert kept.exists()
+    os.link(moved, moved.with_name("link"))
+    assert refused(moved, new_pool)
 
 
 def test_a_copy_opens(own, new_pool, tmp_path):

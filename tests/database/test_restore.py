@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from database_kit import Task
 from mandrake_sessions import (
     ConnectionPool,
     DatabaseBusyError,
+    DatabaseError,
     DatabaseMissingError,
     DatabaseMovedError,
     HealthStatus,
@@ -619,6 +621,43 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(
     assert {tuple(each) for each in found} == {("in the file", "in the log"), ("old",)}
     assert found == sorted(found), "the new one, and then the old one again"
     assert step > 20
+
+
+@pytest.mark.parametrize("where", [slice(0, 100), slice(4096, None), slice(100, 200)])
+def test_a_kill_beside_a_damaged_file_leaves_it_what_it_was(
+    pool: ConnectionPool, copy: Path, tmp_path: Path, campaign: Any, where: slice
+) -> None:
+    """The second name that keeps it is no reason to say anything else of it than before."""
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    leave_a_log(crashed / "db.sqlite")
+    content = bytearray((crashed / "db.sqlite").read_bytes())
+    content[where] = b"\xaa" * len(content[where])
+    (crashed / "db.sqlite").write_bytes(content)
+    place = tmp_path / "place"
+    path = place / "db.sqlite"
+    found = []
+    step = 1
+    stride = campaign.pick(3, 1, 1)
+    was_whole = 0
+    while not was_whole:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(crashed, place)
+        was_whole = restore_and_die(copy, path, step)
+        if not path.exists():
+            found.append("nothing")
+        else:
+            try:
+                found.append(str(titles(path, pool)))
+            except DatabaseError as error:
+                found.append(type(error).__name__)
+        pool.restore(copy, path, overwrite=True)
+        assert titles(path, pool) == ["old"]
+        step += stride
+
+    assert "DatabaseNamesError" not in found
+    assert found[-1] == "['old']"
+    assert len(set(found[:-1])) <= 2, found
 
 
 def leave_a_log(path: Path) -> None:

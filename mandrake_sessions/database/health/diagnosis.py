@@ -33,9 +33,14 @@ from mandrake_sessions.database.health.report import (
 )
 from mandrake_sessions.database.health.wording import LOW_DISK, counted, listed, readable_size
 from mandrake_sessions.database.paths import ASIDE, companions, identify, may_write, real_path
-from mandrake_sessions.database.placing import BEFORE, BEFORE_BYTES, leftovers
+from mandrake_sessions.database.placing import (
+    BEFORE,
+    BEFORE_BYTES,
+    DAMAGED,
+    DAMAGED_BYTES,
+    leftovers,
+)
 from mandrake_sessions.database.raw import states_of
-from mandrake_sessions.database.restore import DAMAGED, DAMAGED_BYTES
 from mandrake_sessions.database.salvage.pages import Pages, open_pages
 from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.database.turnstile import turnstile_path
