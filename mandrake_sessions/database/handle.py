@@ -379,14 +379,7 @@ class DatabaseHandle:
         try:
             if not self._release.acquire(blocking=False):
                 raise HandleReleasedError(path=self.path, operation="release")
-            self._is_released = True
-            # In a forked child the claim was the parent's: there is nothing to give back.
-            if self._pid != current_pid():
-                return
-            if is_unforeseen():
-                self._forget(self._slot, self._release)
-            else:
-                self._give_back(self._slot, self._release)
+            self._return_claim()
         except Exception:
             raise
         except BaseException:
@@ -395,6 +388,16 @@ class DatabaseHandle:
                 self._is_released = True
                 self._forget(self._slot, self._release)
             raise
+
+    def _return_claim(self) -> None:
+        self._is_released = True
+        # In a forked child the claim was the parent's: there is nothing to give back.
+        if self._pid != current_pid():
+            return
+        if is_unforeseen():
+            self._forget(self._slot, self._release)
+        else:
+            self._give_back(self._slot, self._release)
 
     def _open_file(self) -> DatabaseFile:
         if self._pid != current_pid():
