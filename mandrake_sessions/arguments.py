@@ -11,13 +11,14 @@ returned, and not what they were given. Only True and False are no numbers.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Any, Final, TypeGuard, TypeVar
 
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.ids import MAX_ID_LENGTH, new_id, to_microseconds
@@ -25,6 +26,8 @@ from mandrake_sessions.json_values import encoded_json, plain_json
 from mandrake_sessions.json_writer import MAX_INTEGER, MAX_JSON_DEPTH, MAX_TEXT_BYTES, VALUE_DEPTH
 from mandrake_sessions.models import NewTurn, ToolCall, TurnStatus
 from mandrake_sessions.plain_forms import as_float, as_int, as_str
+
+T = TypeVar("T")
 
 MAX_LIMIT: Final = 10_000
 """Rows of one page."""
@@ -122,21 +125,21 @@ def seconds(name: str, value: object) -> float:
 
 def optional_instance(name: str, value: object, kind: type) -> None:
     """Make sure that ``value`` is None or a ``kind``."""
-    if value is not None and not isinstance(value, kind):
+    if value is not None and not is_one(value, kind):
         raise InvalidArgumentError(f"{name} must be a {kind.__name__} or None.")
 
 
 def path(name: str, value: object) -> str | os.PathLike[str]:
     """Return what names a file or folder."""
-    if isinstance(value, PurePath):
-        return value
-    spelled = os.fspath(value) if isinstance(value, os.PathLike) else value
-    given = as_str(spelled)
-    if given is not None:
-        return given
-    if not isinstance(value, os.PathLike):
+    if issubclass(type(value), PurePath):
+        return value  # type: ignore[return-value]  # as the line above says
+    given = as_str(value)
+    if given is None:
+        with contextlib.suppress(Exception):  # a host's own __fspath__, or none at all
+            given = as_str(os.fspath(value))  # type: ignore[call-overload]  # whatever
+    if given is None:
         raise InvalidArgumentError(f"{name} must be a str or os.PathLike.")
-    return value
+    return given
 
 
 def count(name: str, value: object) -> int:
@@ -209,9 +212,13 @@ def status(name: str, value: object) -> TurnStatus:
 
 def moment(name: str, value: object) -> int:
     """Return an aware datetime in microseconds since the epoch, UTC."""
-    if not isinstance(value, datetime) or value.utcoffset() is None:
+    found = None
+    if is_one(value, datetime):
+        with contextlib.suppress(Exception):  # a host's own time zone
+            found = _microseconds(value)
+    if found is None:
         raise InvalidArgumentError(f"{name} must be a datetime with a time zone.")
-    return to_microseconds(value)
+    return found
 
 
 def stored_moment(name: str, value: object) -> int:
@@ -226,7 +233,7 @@ def json_object(name: str, value: object) -> tuple[dict[str, Any], str]:
     """
     if value is None:
         return {}, "{}"
-    if not isinstance(value, Mapping):
+    if not is_one(value, Mapping):  # type: ignore[type-abstract]  # it is asked as any class
         raise InvalidArgumentError(f"{name} must be a mapping.")
     plain: dict[str, Any] = plain_json(name, value, MAX_JSON_DEPTH)
     return plain, encoded_json(name, plain, MAX_JSON_DEPTH)
@@ -236,27 +243,29 @@ def tool_calls(name: str, value: object) -> tuple[tuple[ToolCall, ...], str]:
     """Return tool calls, independent of the caller's objects, and as JSON text."""
     if type(value) is tuple and not value:
         return (), "[]"
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    given = None if is_one(value, str) else _items(value)
+    if given is None:
         raise InvalidArgumentError(f"{name} must be a sequence of ToolCall or mappings.")
-    calls = tuple(_tool_call(f"{name}[{at}]", item) for at, item in enumerate(value))
+    calls = tuple(_tool_call(f"{name}[{at}]", item) for at, item in enumerate(given))
     encoded = encoded_json(name, [_stored_tool_call(call) for call in calls], MAX_JSON_DEPTH)
     return calls, encoded
 
 
 def new_turns(name: str, value: object) -> tuple[NewTurn, ...]:
     """Return the turns of a finished exchange."""
-    # The usual kinds first: asking an abstract class costs more than all the rest.
-    if not isinstance(value, list | tuple) and not isinstance(value, Sequence):
+    turns = _items(value)
+    if turns is not None:
+        for turn in turns:
+            if not is_one(turn, NewTurn):
+                turns = None
+                break
+    if turns is None:
         raise InvalidArgumentError(f"{name} must be a sequence of NewTurn.")
-    turns = tuple(value)
-    for turn in turns:
-        if not isinstance(turn, NewTurn):
-            raise InvalidArgumentError(f"{name} must be a sequence of NewTurn.")
     return turns
 
 
 def _tool_call(name: str, item: object) -> ToolCall:
-    if isinstance(item, ToolCall):
+    if is_one(item, ToolCall):
         call, response, raw = item.call, item.response, item.raw
         is_interrupted = item.is_interrupted
     else:
@@ -305,6 +314,32 @@ def _is_utf8(value: str) -> bool:
     return True
 
 
+def is_one(value: object, kind: type[T]) -> TypeGuard[T]:
+    """Return whether a value is a ``kind``; one that raises when it is asked is none."""
+    try:
+        return isinstance(value, kind)
+    except Exception:  # noqa: BLE001  # a host's own __class__
+        return False
+
+
+def _items(value: object) -> tuple[Any, ...] | None:
+    """Return what is in a sequence; None for what is none, or cannot be read."""
+    # The usual kinds first: asking an abstract class costs more than all the rest.
+    if type(value) is list or type(value) is tuple:
+        return tuple(value)
+    try:
+        return tuple(value) if isinstance(value, Sequence) else None
+    except Exception:  # noqa: BLE001  # a host's own sequence
+        return None
+
+
+def _microseconds(value: datetime) -> int | None:
+    return None if value.utcoffset() is None else to_microseconds(value)
+
+
 def _pairs(value: object) -> Iterable[tuple[object, Any]]:
-    """Return what is in a mapping; nothing for what is none."""
-    return value.items() if isinstance(value, Mapping) else ()
+    """Return what is in a mapping; nothing for what is none, or cannot be read."""
+    try:
+        return tuple(value.items()) if isinstance(value, Mapping) else ()
+    except Exception:  # noqa: BLE001  # a host's own mapping
+        return ()

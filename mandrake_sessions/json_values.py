@@ -95,11 +95,6 @@ def converted(value: Any, depth: int, longest: int = MAX_TEXT_BYTES) -> tuple[St
     return Storable(plain, tuple(writer.changes)), text
 
 
-def require_storable(value: Any, depth: int) -> None:
-    """Raise ``Unstorable`` for the first thing in a value that ``converted`` would change."""
-    JsonWriter(depth, MAX_TEXT_BYTES, is_strict=True).write(value)
-
-
 def json_value(
     name: str, value: object, *, strict: bool
 ) -> tuple[Any, str, tuple[ValueChange, ...]]:
@@ -131,9 +126,10 @@ def plain_json(name: str, value: Any, depth: int) -> Any:
     """
     try:
         return _copy(value, depth, iter(range(MAX_CONTAINERS)))
-    except Unstorable:
+    except Exception:  # noqa: BLE001  # what JSON does not have, or a host's object raises
         pass
-    raise _refused(name, value, depth)
+    # What a dict holds is there, though a method of its own raises.
+    return msgspec.json.decode(_strict_text(name, value, depth))
 
 
 def _copy(value: Any, depth: int, containers: Iterator[int]) -> Any:
@@ -171,15 +167,14 @@ def _copy(value: Any, depth: int, containers: Iterator[int]) -> Any:
     raise Unstorable
 
 
-def _refused(name: str, value: Any, depth: int) -> InvalidArgumentError:
-    """Return the error that says where in a value there is what JSON does not have."""
-    where, rule = "", "must hold JSON values only"
+def _strict_text(name: str, value: object, depth: int) -> str:
+    """Return a value as JSON text, or raise what says where in it there is what JSON lacks."""
     try:
-        require_storable(value, depth)
+        return JsonWriter(depth, MAX_TEXT_BYTES, is_strict=True).write(value)
     except Unstorable as found:
         where, rule = found.where, found.rule
     place = f"{name}.{where}" if where[:1].isidentifier() else f"{name}{where}"
-    return InvalidArgumentError(f"{place} {rule}.")
+    raise InvalidArgumentError(f"{place} {rule}.")
 
 
 def encoded_json(name: str, plain: Any, depth: int) -> str:
@@ -190,7 +185,7 @@ def encoded_json(name: str, plain: Any, depth: int) -> str:
         # Raised below: this exception holds the text, and would hang on ours as its context.
         encoded = None
     if encoded is None:
-        raise _refused(name, plain, depth)
+        encoded = _strict_text(name, plain, depth).encode()
     if len(encoded) > MAX_TEXT_BYTES:
         raise InvalidArgumentError(f"{name} must not be longer than {MAX_TEXT_BYTES} bytes.")
     return encoded.decode()

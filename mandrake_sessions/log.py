@@ -8,6 +8,7 @@ from collections.abc import Mapping, MutableMapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.visible import visible
 
@@ -43,20 +44,37 @@ class _Logger:
         return partial(_tell, self._name, level)
 
 
+def usable_logger(logger: HostLogger | None) -> HostLogger | None:
+    """Return a host's logger for the events of its own managers, which can be one.
+
+    Raises:
+        InvalidArgumentError: it has no ``info()``.
+    """
+    info = None
+    with contextlib.suppress(Exception):  # an attribute of a host's own
+        info = getattr(logger, "info", None)
+    if logger is not None and not callable(info):
+        raise InvalidArgumentError("logger must be a logger of structlog's, or None.")
+    return logger
+
+
 def tell_host(logger: HostLogger, event: str, **fields: object) -> None:
     """Log an event of the host's own manager through the logger it gave for that.
 
     One that is as structlog makes it while nothing is configured would print to stdout: its event
     goes where the others go.
     """
-    import structlog
-
-    if not structlog.is_configured() and hasattr(logger, "_logger"):
-        # None as get_logger() gives it, what prints when something was bound, or the host's own.
-        printer: Any = logger._logger
-        if printer is None or getattr(printer, "_file", None) is sys.stdout:
-            logger = _unconfigured(structlog.get_context(logger))
-    logger.info(event, **fields)
+    try:
+        with late_import:
+            import structlog
+        if not structlog.is_configured() and hasattr(logger, "_logger"):
+            # None as get_logger() gives it, what prints when something was bound, or the host's.
+            printer: Any = logger._logger
+            if printer is None or getattr(printer, "_file", None) is sys.stdout:
+                logger = _unconfigured(structlog.get_context(logger))
+        logger.info(event, **fields)
+    except Exception:  # noqa: BLE001  # what was done is done, though a host's logger fails
+        _tell(__name__, "warning", "logger_failed", event_not_logged=event)
 
 
 def _tell(name: str, level: str, event: str, **fields: object) -> None:

@@ -38,7 +38,7 @@ from mandrake_sessions.live.subscription import (
 )
 from mandrake_sessions.live.updates import SessionEvent, TurnUpdate
 from mandrake_sessions.live.writer import TurnWriter
-from mandrake_sessions.log import HostLogger, tell_host
+from mandrake_sessions.log import HostLogger, tell_host, usable_logger
 from mandrake_sessions.methods import fetches, not_initialized_once_released, queries, writes
 from mandrake_sessions.models import Exchange, Turn
 from mandrake_sessions.options import DatabaseOptions
@@ -122,7 +122,7 @@ class SessionManager:
         self._is_read_only = arguments.flag("read_only", read_only)
         self.create = create
         self.follow_links = True
-        self._logger = logger
+        self._logger = usable_logger(logger)
         self._mutex = threading.Lock()
         self._handle: DatabaseHandle | None = None
 

@@ -79,7 +79,7 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     read_only: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.durability, Durability):
+        if not arguments.is_one(self.durability, Durability):
             raise InvalidArgumentError("durability must be a Durability.")
         _taken(self, "busy_timeout", arguments.seconds)
         _taken(self, "group_max_seconds", arguments.seconds)
@@ -123,7 +123,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     close_timeout: float = 10.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.database, DatabaseOptions):
+        if not arguments.is_one(self.database, DatabaseOptions):
             raise InvalidArgumentError("database must be DatabaseOptions.")
         _taken(self, "linger", arguments.seconds)
         _taken(self, "close_timeout", arguments.seconds)

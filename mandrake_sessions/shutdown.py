@@ -290,9 +290,13 @@ def _signal_main_thread(number: int) -> None:
 
 
 def _signal_numbers(signals: object) -> tuple[int, ...]:
-    if not isinstance(signals, Iterable):
+    try:
+        numbers: tuple[object, ...] | None = tuple(signals)  # type: ignore[arg-type]  # whatever
+    except Exception:  # noqa: BLE001  # it is not iterable, or a host's own that raises
+        numbers = None
+    if numbers is None:
         raise InvalidArgumentError("signals must be signals.")
-    return tuple(arguments.index("signals", each) for each in signals)
+    return tuple(arguments.index("signals", each) for each in numbers)
 
 
 _installed: ShutdownHook | None = None

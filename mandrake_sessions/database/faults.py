@@ -152,8 +152,22 @@ _SCARCE: Final = {
 }
 
 
+def pass_on_timeout(error: OSError) -> None:
+    """Raise an error again that a signal's handler raised: it is no answer of the system's.
+
+    Python's ``TimeoutError`` is an ``OSError``, and what a handler raises has no number. Taken for
+    an answer, it would say of a file that it is gone, or of a process that it has died.
+    """
+    if error.errno is None:
+        raise error
+
+
 def translate_os(error: OSError, path: Path) -> DatabaseError:
-    """Return the typed error for one that the operating system raised while opening ``path``."""
+    """Return the typed error for one that the operating system raised while opening ``path``.
+
+    One that a signal's handler raised is raised again.
+    """
+    pass_on_timeout(error)
     code = error.errno
     reason = os.strerror(code) if code else type(error).__name__
     # Relative to an open folder it would say too little.

@@ -142,10 +142,9 @@ class Lane:
             self.connection.deadline = budget.body_deadline
             self.connection.interruptible = True
             yield self.connection
-        except Exception:
-            raise
         except BaseException:
-            # A signal between a BEGIN and its end: that alone must not retire the file.
+            # A signal between a BEGIN and its end, whatever its handler raises: that alone must
+            # not retire the file.
             if self.queue.holder == owner:
                 rollback(self.connection)
             raise

@@ -10,6 +10,7 @@ import struct
 import sys
 from typing import ClassVar, Final, NamedTuple
 
+from mandrake_sessions.database.faults import pass_on_timeout
 from mandrake_sessions.database.paths import Identity, descriptors_on, is_on
 
 if sys.platform != "win32":
@@ -82,7 +83,8 @@ class LogIndex:
         for _ in range(_LOOKS):
             try:
                 found = os.pread(self._descriptor, _BYTES, 0)
-            except OSError:
+            except OSError as error:
+                pass_on_timeout(error)
                 return None
             # Written twice, one after the other, as SQLite itself compares it.
             if len(found) == _BYTES and found[_COPY] == found[_AGAIN]:
@@ -99,7 +101,8 @@ class LogIndex:
         wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _CHECKPOINT_LOCK, 1, 0)
         try:
             found = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, wanted)
-        except OSError:
+        except OSError as error:
+            pass_on_timeout(error)
             return True
         return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 

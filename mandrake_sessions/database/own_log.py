@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import apsw
 
+from mandrake_sessions.database.faults import pass_on_timeout
 from mandrake_sessions.database.mark import USED, Mark, has_content, read_mark
 from mandrake_sessions.database.paths import Identity, companions, identify
 from mandrake_sessions.database.waiting import Budget, retry_busy
@@ -135,7 +136,8 @@ def has_log(path: Path) -> bool:
     """Return whether a database has a log with something in it."""
     try:
         return os.stat(f"{path}-wal").st_size > 0
-    except OSError:
+    except OSError as error:
+        pass_on_timeout(error)
         return False
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from mandrake_sessions.database import signs
-from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.faults import pass_on_timeout, translate_os
 from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.guard import after_fork, current_pid
 from mandrake_sessions.database.sidecars import name_beside
@@ -67,7 +67,8 @@ class Owner:
             if self.descriptor is None:
                 return True
             return os.path.samestat(found, os.fstat(self.descriptor))
-        except OSError:
+        except OSError as error:
+            pass_on_timeout(error)
             return False
 
     def release(self, *, keep: bool = False) -> None:
@@ -261,8 +262,9 @@ def _file_of(database: Path, owner: str) -> Path:
 def _make(database: Path) -> Owner:
     """Make an owner's file and lock it before anybody can know its name."""
     for _ in range(_ATTEMPTS):
-        id = new_id()
-        path = _file_of(database, id)
+        # First: a signal between the file's lock and its owner would leave both.
+        owner = Owner(new_id(), database, None)
+        path = owner.path
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(path, flags, 0o600)
         try:
@@ -277,11 +279,12 @@ def _make(database: Path) -> Owner:
             raise
         if not is_in_place:
             _discard(path, descriptor)
-        elif is_locked:
-            return Owner(id, database, descriptor)
+            continue
+        if is_locked:
+            owner.descriptor = descriptor
         else:
             os.close(descriptor)
-            return Owner(id, database, None)
+        return owner
     raise DatabaseFolderError(
         "The file of an owner was removed each time it was made.", path=database, operation="claim"
     )
@@ -316,6 +319,7 @@ def _lock(descriptor: int) -> bool | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        pass_on_timeout(error)
         return None if error.errno in signs.HELD else False
     return True
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.faults import pass_on_timeout, translate_os
 from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.errors import DatabaseError, DatabasePathError
 from mandrake_sessions.ids import new_id
@@ -283,7 +283,8 @@ def is_on(descriptor: int, files: Collection[Identity]) -> bool:
     """Return whether a descriptor of this process is open on any of some files."""
     try:
         found = os.fstat(descriptor)
-    except OSError:
+    except OSError as error:
+        pass_on_timeout(error)
         # Closed meanwhile, as the one is that lists them.
         return False
     return (found.st_dev, found.st_ino) in files

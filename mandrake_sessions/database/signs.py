@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Final
 
 from mandrake_sessions.database.blocks import block
+from mandrake_sessions.database.faults import pass_on_timeout
 from mandrake_sessions.database.health.locks import is_flocked
 
 if sys.platform != "win32":
@@ -49,6 +50,7 @@ def looking_at(path: Path) -> Iterator[bool]:
     try:
         descriptor = os.open(path, _LOOK)
     except OSError as error:
+        pass_on_timeout(error)
         yield error.errno in _LACKING or _is_living_unopened(path)
         return
     try:
@@ -63,7 +65,8 @@ def _is_living_unopened(path: Path) -> bool:
         found = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:
+    except OSError as error:
+        pass_on_timeout(error)
         return _was_heard(path, 0)
     # A link is no owner's file.
     return stat.S_ISREG(found.st_mode) and _is_living_unlocked(path, found)
@@ -90,6 +93,7 @@ def _is_living(path: Path, descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
+        pass_on_timeout(error)
         return error.errno in HELD or _is_living_unlocked(path, found)
     return False
 

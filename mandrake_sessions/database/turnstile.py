@@ -27,6 +27,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from mandrake_sessions.database.faults import pass_on_timeout
 from mandrake_sessions.database.rhythm import Rhythm
 from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.database.waiting import PACE, pace
@@ -375,6 +376,7 @@ class Turnstile:
                 if not _lock_now(self._descriptor):
                     return False
             except OSError as error:
+                pass_on_timeout(error)
                 self._fail(error)
                 return False
             if not self._is_gone():
@@ -392,6 +394,7 @@ class Turnstile:
                 os.close(descriptor)
                 raise OSError(errno.EINVAL, "not a file of this database", str(self.path))
         except OSError as error:
+            pass_on_timeout(error)
             self._fail(error)
         else:
             self._descriptor, self.failure = descriptor, None

@@ -20,7 +20,7 @@ import apsw
 
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.fate import Fate, Logs
-from mandrake_sessions.database.faults import translate
+from mandrake_sessions.database.faults import pass_on_timeout, translate
 from mandrake_sessions.database.header import (
     HEADER_BYTES,
     is_overwritten,
@@ -141,7 +141,8 @@ class Witness:
         before = self._index.state()
         try:
             found = os.stat(self._name)
-        except OSError:
+        except OSError as error:
+            pass_on_timeout(error)
             return Fate.MOVED
         if (found.st_dev, found.st_ino) != self._identity:
             return Fate.MOVED
@@ -149,7 +150,9 @@ class Witness:
         is_changed = self._known is not None and self._known.look != look
         try:
             fate = self._judge(connection, before, look, may_be_under_way)
-        except (apsw.Error, OSError):
+        except (apsw.Error, OSError) as error:
+            if isinstance(error, OSError):
+                pass_on_timeout(error)
             # What cannot be read is not judged: the next lease looks again.
             self.seen = UNSEEN
             return Fate.OURS

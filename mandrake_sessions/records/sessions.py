@@ -164,7 +164,7 @@ def list_sessions(
     Raises:
         InvalidArgumentError: an argument has the wrong type or is out of range.
     """
-    if not (after is None or isinstance(after, Session)):
+    if not (after is None or arguments.is_one(after, Session)):
         raise InvalidArgumentError("after must be a Session.")
     values = {
         "limit": arguments.limit("limit", limit),

@@ -111,6 +111,7 @@ tell(raised(lambda: {CALLS[call]})[0])
 allow(None)
 until(lambda: threading.active_count() <= before + {more})
 tell([turns(), sessions.subscriptions, Hub.of(sessions.handle.file).flusher.writers])
+monitor.stop()
 tell(monitor.is_running)
 made = {CALLS[call]}
 tell("works")

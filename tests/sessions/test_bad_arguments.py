@@ -6,8 +6,10 @@ parameter without a kind fails a test here.
 
 import inspect
 import math
+import os
 from collections import UserDict
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import datetime, tzinfo
 
 import pytest
 
@@ -33,7 +35,38 @@ DEEP: dict[str, object] = {}
 for _ in range(250):
     DEEP = {"deeper": DEEP}
 
+
+class Unreadable(Sequence, Mapping, os.PathLike):
+    """Seems to be whatever is asked for, and raises when it is used."""
+
+    def refuse(self, *_):
+        raise RuntimeError("an object of the host's own")
+
+    __len__ = __iter__ = __getitem__ = __contains__ = __fspath__ = __bool__ = __eq__ = refuse
+    __hash__ = items = keys = values = utcoffset = refuse
+
+
+class Faceless:
+    """Raises when it is asked what it is."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("an object of the host's own")
+
+
+class NamedInBytes(os.PathLike):
+    def __fspath__(self):
+        return b"bytes"
+
+
+class NoZone(tzinfo):
+    def utcoffset(self, _):
+        raise RuntimeError("a time zone of the host's own")
+
+
 NOT_JSON = [
+    {"a": Unreadable()},
+    {"a": [Faceless()]},
     {"a": math.nan},
     {"a": [math.inf]},
     {"a": {1, 2}},
@@ -53,14 +86,14 @@ NOT_TEXT = [5, 1.5, b"bytes", ["text"], {"a": "text"}, object(), LONE]
 NOT_NEW_ID = [5, b"id", "", "x" * 256, "with\0nul", LONE, ["id"]]
 NOT_COUNT = [-1, 1.5, "1", True, 2**63, math.nan, [1]]
 NOT_SECONDS = ["1", -1, math.nan, math.inf, [1], object()]
-NOT_PATH = [5, b"bytes", object(), ["path"]]
+NOT_PATH = [5, b"bytes", object(), ["path"], Unreadable(), Faceless(), NamedInBytes()]
 
 BAD = {
     "id": [None, *NOT_TEXT],
     "text": [None, *NOT_TEXT],
     "optional text": NOT_TEXT,
     "new id": NOT_NEW_ID,
-    "metadata": ["text", 5, [("a", 1)], {"a"}, *NOT_JSON],
+    "metadata": ["text", 5, [("a", 1)], {"a"}, Unreadable(), Faceless(), *NOT_JSON],
     "index": [-1, 1.0, "1", True, 2**31, 2**63],
     "after": [-1, 1.0, "1", True, 2**63],
     "count": [None, *NOT_COUNT],
@@ -70,9 +103,15 @@ BAD = {
     "optional limit": [0, -1, 1_000_000_000, 1.0, "1", True],
     "last": [None, -1, 1_000_000_000, 1.0, "1", True],
     "offset": [None, -1, 1.0, "0", True, 2**63],
-    "session": [5, "id", {"id": "x"}],
+    "session": [5, "id", {"id": "x"}, Faceless()],
     "status": [None, "done", "", "STREAMING", 5, b"error"],
-    "moment": [datetime(2024, 1, 1), "2024-01-01", 5],  # noqa: DTZ001
+    "moment": [
+        datetime(2024, 1, 1),  # noqa: DTZ001
+        datetime(2024, 1, 1, tzinfo=NoZone()),
+        "2024-01-01",
+        5,
+        Faceless(),
+    ],
     "tool calls": [
         None,
         "text",
@@ -86,6 +125,10 @@ BAD = {
         [ToolCall({}, raw=5)],  # type: ignore[arg-type]
         [ToolCall({}, is_interrupted=1)],  # type: ignore[arg-type]
         [{"call": {}, "is_interrupted": None}],
+        Unreadable(),
+        Faceless(),
+        [Unreadable()],
+        [Faceless()],
         *([{"call": bad}] for bad in NOT_JSON),
         *([ToolCall({}, bad)] for bad in NOT_JSON),
     ],
@@ -99,20 +142,23 @@ BAD = {
         [NewTurn(status="streaming")],
         [NewTurn(), NewTurn(content=LONE)],
         [NewTurn(id="")],
+        Unreadable(),
+        Faceless(),
+        [Faceless()],
     ],
     "flag": [None, "yes", 1, 0.0, []],
     "seconds": NOT_SECONDS,
-    "health level": [None, 5, "deep", b"full"],
+    "health level": [None, 5, "deep", b"full", Unreadable(), Faceless()],
     "work": [None, 5, "text"],
     "listener": [None, 5, "text"],
     "path": [None, *NOT_PATH],
     "optional path": NOT_PATH,
     "name": [None, 5, "", "-x", "_x", "a b", "a/b", "..", "x" * 65, "é", "a\n", b"a"],
-    "pool": [5, "pool", object()],
+    "pool": [5, "pool", object(), Faceless()],
     "database options": [5, {"busy_timeout": 1}, PoolOptions()],
     "pool options": [5, {"linger": 1}, DatabaseOptions()],
-    # Duck-typed: what a logger must have is structlog's affair.
-    "logger": [],
+    # Duck-typed: what else a logger must have is structlog's affair.
+    "logger": [5, "text", object()],
     "callback": [],
     # Ours to give: where it comes from the registry.
     "workspace": [],

@@ -15,11 +15,13 @@ from mandrake_sessions import (
     DatabaseMissingError,
     DatabaseOpenError,
     DatabasePathError,
+    HealthStatus,
     InvalidArgumentError,
     NotADatabaseError,
     ReadOnlyDatabaseError,
     SessionManager,
     UnrecognizedDatabaseError,
+    diagnose,
 )
 
 
@@ -73,6 +75,18 @@ def test_the_root_folder(tmp_path, pool, monkeypatch, path):
 def test_a_device(pool):
     with pytest.raises(DatabasePathError):
         attempt("/dev/null", pool)
+
+
+@pytest.mark.parametrize("open_it", [SessionManager, diagnose], ids=["open", "diagnose"])
+def test_the_root_folder(open_it):
+    with pytest.raises(DatabasePathError):
+        open_it("/").init()
+
+
+def test_diagnosing_a_file_whose_log_would_have_too_long_a_name(tmp_path):
+    (check, *_) = diagnose(tmp_path / ("a" * 255)).checks
+
+    assert (check.name, check.status) == ("file", HealthStatus.FAILED)
 
 
 NO_DATABASES = {

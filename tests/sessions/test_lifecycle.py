@@ -192,6 +192,22 @@ def test_m06_close_is_idempotent_and_init_works_again(path, pool):
         assert manager.get_session(session.id) == session
 
 
+def test_a_logger_of_the_host_that_fails_is_in_the_way_of_nothing(path, pool):
+    class Failing:
+        def info(self, *_, **__):
+            raise RuntimeError("the sink is gone")
+
+    with structlog.testing.capture_logs() as logged:
+        with SessionManager(path, pool=pool, logger=Failing()) as sessions:
+            assert sessions.count_sessions() == 0
+        assert not sessions.is_initialized
+
+    assert [log["event"] for log in logged if log["log_level"] == "warning"] == [
+        "logger_failed",
+        "logger_failed",
+    ]
+
+
 def test_m06_delete_removes_the_three_files_and_init_makes_a_new_database(path, pool):
     manager = SessionManager(path, pool=pool).init()
     manager.create_session()

@@ -154,7 +154,7 @@ class _Diagnosis:
         except DatabaseError as error:
             return HealthCheck("file", FAILED, error.message, "Name the database file itself.")
         if identity is None:
-            lost = f"; its log {log.name} is still there" if log.exists() else ""
+            lost = f"; its log {log.name} is still there" if os.path.exists(log) else ""
             return HealthCheck(
                 "file",
                 FAILED,

@@ -69,7 +69,7 @@ class HealthMonitor:
         thorough_interval: float | None = None,
         on_report: OnReport | None = None,
     ) -> None:
-        if not isinstance(pool, ConnectionPool):
+        if not arguments.is_one(pool, ConnectionPool):
             raise InvalidArgumentError("pool must be a ConnectionPool.")
         self._pool = pool
         self._interval = _interval("interval", interval)
@@ -121,7 +121,9 @@ class HealthMonitor:
             thread, self._thread = self._thread, None
             self._stop.set()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(_STOP_SECONDS)
+            # One that could not be started, or that Ctrl-C came before, does nothing any more.
+            with contextlib.suppress(RuntimeError):
+                thread.join(_STOP_SECONDS)
 
     @property
     def is_running(self) -> bool:

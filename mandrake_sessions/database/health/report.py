@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -73,6 +74,9 @@ class HealthReport(msgspec.Struct, frozen=True):
         return self.status is not HealthStatus.FAILED
 
 
+_LEVELS: Final[dict[str, HealthLevel]] = {level.value: level for level in HealthLevel}
+
+
 def level_of(value: object) -> HealthLevel:
     """Return a level, given as the enum or as its value.
 
@@ -80,7 +84,7 @@ def level_of(value: object) -> HealthLevel:
         InvalidArgumentError: it is none.
     """
     text = as_str(value)
-    try:
-        return HealthLevel(value if text is None else text)  # type: ignore[arg-type]  # whatever
-    except ValueError:
-        raise InvalidArgumentError(f"level must be one of {', '.join(HealthLevel)}.") from None
+    level = None if text is None else _LEVELS.get(text)
+    if level is None:
+        raise InvalidArgumentError(f"level must be one of {', '.join(HealthLevel)}.")
+    return level
