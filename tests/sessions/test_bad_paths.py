@@ -77,12 +77,6 @@ def test_a_device(pool):
         attempt("/dev/null", pool)
 
 
-@pytest.mark.parametrize("open_it", [SessionManager, diagnose], ids=["open", "diagnose"])
-def test_the_root_folder(open_it):
-    with pytest.raises(DatabasePathError):
-        open_it("/").init()
-
-
 def test_diagnosing_a_file_whose_log_would_have_too_long_a_name(tmp_path):
     (check, *_) = diagnose(tmp_path / ("a" * 255)).checks
 
