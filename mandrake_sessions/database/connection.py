@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from mandrake_sessions.database.guard import require_safe_sqlite
 from mandrake_sessions.database.header import require_ours
 from mandrake_sessions.database.own_log import drop_index, has_index, require_log
 from mandrake_sessions.database.paths import Identity, identify, is_named, refuse_planted
+from mandrake_sessions.database.settings import apply_settings
 from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.unshared import Unshared, may_read_unshared, must_read_unshared
 from mandrake_sessions.database.waiting import Budget, pace, pause, retry_busy
@@ -28,30 +30,14 @@ from mandrake_sessions.errors import (
     StatementError,
     UnrecognizedDatabaseError,
 )
-from mandrake_sessions.options import DatabaseOptions, Durability
+from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.tables import APPLICATION_ID
 
 if TYPE_CHECKING:
     from mandrake_sessions.database.log_mark import LogMark
 
-_SYNCHRONOUS = {Durability.FAST: 1, Durability.DURABLE: 2}
-_JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 _PROGRESS_STEPS = 20_000
 _NONE = apsw.SQLITE_TXN_NONE
-
-_FROM_THE_BEGINNING = {"synchronous": 2, "query_only": 0}
-"""What a new connection has without being told; it is only read."""
-
-_ANSWERING = {"wal_autocheckpoint", "journal_size_limit", "mmap_size"}
-"""What answers its new value when it is set."""
-
-_SETTINGS = {
-    "foreign_keys": (apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 1),
-    "double_quoted_strings": (apsw.SQLITE_DBCONFIG_DQS_DML, 0),
-    "double_quoted_strings_in_ddl": (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
-    "trusted_schema": (apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0),
-}
-"""Settings without a statement: name, SQLite's switch, what it must be."""
 
 
 class Connection:
@@ -96,9 +82,11 @@ class Connection:
         self.log_mark: LogMark | None = None
         self.had_log = self.had_index = False
         self._moved = ctypes.c_int(0)
-        self._moved_address = ctypes.addressof(self._moved)
         self._cursor = raw.cursor()
-        # Bound once: these run for every statement.
+        # Bound once: these run for every statement, or every lease.
+        self._ask_moved = partial(
+            raw.file_control, "main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(self._moved)
+        )
         self.execute = self._cursor.execute
         self.txn_state = raw.txn_state
 
@@ -126,7 +114,7 @@ class Connection:
 
     def has_moved(self) -> bool:
         """Return whether the file was unlinked, renamed or replaced since it was opened."""
-        self.raw.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, self._moved_address)
+        self._ask_moved()
         return self._moved.value != 0
 
     def require_in_place(self, operation: str = "open") -> None:
@@ -328,12 +316,7 @@ def _configure(
         raise DatabaseOpenError(
             f"The file system does not allow WAL (journal mode {mode}).", path=path
         )
-    lost = _set_pragmas(connection, pragmas(options, auxiliary=auxiliary))
-    lost += [
-        name
-        for name, (setting, wanted) in _SETTINGS.items()
-        if raw.config(setting, wanted) != wanted
-    ]
+    lost = apply_settings(connection, options, auxiliary=auxiliary)
     if lost:
         raise DatabaseOpenError(f"SQLite did not accept: {', '.join(lost)}.", path=path)
     raw.set_progress_handler(connection.on_progress, _PROGRESS_STEPS)
@@ -341,85 +324,3 @@ def _configure(
 
 def _is_ours(connection: Connection) -> bool:
     return bool(connection.value("PRAGMA application_id") == APPLICATION_ID)
-
-
-def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:
-    """Return the pragmas a connection must have."""
-    return {
-        "synchronous": _SYNCHRONOUS[options.durability],
-        # A failing automatic checkpoint is reported as the COMMIT's own error (33 of 95 faults).
-        "wal_autocheckpoint": 0,
-        # To so much it is cut when the log begins anew.
-        "journal_size_limit": min(_JOURNAL_SIZE_LIMIT, options.wal_limit_bytes),
-        "mmap_size": 0,
-        # In memory: what a savepoint keeps to undo an append is above 64 KiB, and making a file for
-        # it took as long as the append (docs/adr/0005).
-        "temp_store": 2,
-        "cache_size": -(options.cache_bytes // 1024),
-        "query_only": int(auxiliary or options.read_only),
-    }
-
-
-def _set_pragmas(connection: Connection, all_wanted: dict[str, int]) -> list[str]:
-    """Set the pragmas of a new connection, and return those that it does not have then."""
-    # All in one call, which takes half the time of one for each; in turn only where one of them
-    # answers in another way.
-    text = "".join([_setting(name, wanted) for name, wanted in all_wanted.items()])
-    if connection.query_all(text) == [(wanted,) for wanted in all_wanted.values()]:
-        return []
-    return [
-        name
-        for name, wanted in all_wanted.items()
-        if _set_pragma(connection, name, wanted) != wanted
-    ]
-
-
-def _setting(name: str, wanted: int) -> str:
-    """Return the statements that set a pragma and answer what it is then, by one row."""
-    if _FROM_THE_BEGINNING.get(name) == wanted:
-        return f"PRAGMA {name};"
-    if name in _ANSWERING:
-        return f"PRAGMA {name}={wanted};"
-    return f"PRAGMA {name}={wanted};PRAGMA {name};"
-
-
-def _set_pragma(connection: Connection, name: str, wanted: int) -> int:
-    """Set a pragma and return what it is then; some answer the setting itself."""
-    if _FROM_THE_BEGINNING.get(name) == wanted and connection.value(f"PRAGMA {name}") == wanted:
-        return wanted
-    answered = connection.value(f"PRAGMA {name}={wanted}")
-    if answered is None:
-        answered = connection.value(f"PRAGMA {name}")
-    # The mapped size of a file system that cannot map is no answer at all.
-    return int(answered or 0)
-
-
-def lost_settings(
-    connection: Connection, options: DatabaseOptions, *, auxiliary: bool
-) -> list[str]:
-    """Return which settings a connection does not have (any more)."""
-    lost = [
-        name
-        for name, wanted in pragmas(options, auxiliary=auxiliary).items()
-        if int(connection.value(f"PRAGMA {name}") or 0) != wanted
-    ]
-    return lost + [
-        name
-        for name, (setting, wanted) in _SETTINGS.items()
-        if connection.raw.config(setting, -1) != wanted
-    ]
-
-
-def restore_settings(
-    connection: Connection, options: DatabaseOptions, *, auxiliary: bool
-) -> list[str]:
-    """Set again what a connection has lost, and return what it has back."""
-    lost = lost_settings(connection, options, auxiliary=auxiliary)
-    wanted = pragmas(options, auxiliary=auxiliary)
-    for name in lost:
-        if name in wanted:
-            _set_pragma(connection, name, wanted[name])
-        else:
-            connection.raw.config(*_SETTINGS[name])
-    still = lost_settings(connection, options, auxiliary=auxiliary)
-    return [name for name in lost if name not in still]

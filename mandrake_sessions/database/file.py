@@ -190,31 +190,36 @@ class DatabaseFile(FileLifecycle):
             even_refused: for the last look of what closes with the file.
         """
         self._admit(operation, even_refused=even_refused)
-        return self._fetch(work, self.budget(timeout), operation, even_refused=even_refused)
-
-    def peek(self, work: ReadUnit[T], operation: str, timeout: float) -> T:
-        """Run a short read that is no use of the file: it gives way to others no later for it."""
-        self._admit(operation)
-        return self._fetch(work, Budget(timeout), operation)
-
-    def _fetch(
-        self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
-    ) -> T:
+        budget = self.budget(timeout)
         was_run, result = self._main.fetch(
             work, budget, operation, waits=False, even_refused=even_refused
         )
         if not was_run:
-            lane = self._reading_lane(budget)
-            patience = min(_CHECKPOINT_PATIENCE, budget.left())
-            waits = even_refused or self._no_checkpoint.wait(patience)
-            was_run, result = lane.fetch(
-                work, budget, operation, waits=waits, even_refused=even_refused
-            )
-            if not was_run:
-                result = self._fetch_beside(work, budget, operation)
+            result = self._fetch_waiting(work, budget, operation, even_refused=even_refused)
         if self._is_unshared:
             self._require_still()
         return result  # type: ignore[return-value]  # T itself may be None
+
+    def peek(self, work: ReadUnit[T], operation: str, timeout: float) -> T:
+        """Run a short read that is no use of the file: it gives way to others no later for it."""
+        self._admit(operation)
+        budget = Budget(timeout)
+        was_run, result = self._main.fetch(work, budget, operation, waits=False)
+        if not was_run:
+            result = self._fetch_waiting(work, budget, operation)
+        return result  # type: ignore[return-value]  # T itself may be None
+
+    def _fetch_waiting(
+        self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
+    ) -> T | None:
+        """Run a short read where the main connection is in use."""
+        lane = self._reading_lane(budget)
+        patience = min(_CHECKPOINT_PATIENCE, budget.left())
+        waits = even_refused or self._no_checkpoint.wait(patience)
+        was_run, result = lane.fetch(
+            work, budget, operation, waits=waits, even_refused=even_refused
+        )
+        return result if was_run else self._fetch_beside(work, budget, operation)
 
     def _fetch_beside(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
         """Run a short read on a connection of its own: a checkpoint has the auxiliary one."""

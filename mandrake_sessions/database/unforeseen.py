@@ -31,26 +31,24 @@ _FINALIZE: Final = weakref.finalize.__call__.__code__
 def is_unforeseen() -> bool:
     """Return whether a finalizer calls, or a signal's handler that came in the midst of a call."""
     frame: FrameType | None = sys._getframe(1)
+    # Another's code that stands below some of this library, and what may yet turn out to be such.
+    strangers: list[CodeType] = []
     seen: list[CodeType] = []
+    # One pass, for every opening and closing goes through it, and a host's stack may be deep.
     while frame is not None:
         code = frame.f_code
         if code.co_name == "__del__" or code is _FINALIZE:
             return True
-        seen.append(code)
+        if not code.co_filename.startswith(_PACKAGE):
+            seen.append(code)
+        elif seen:
+            strangers += seen
+            seen = []
         frame = frame.f_back
-    if get_ident() != threading.main_thread().ident:
-        # Handlers run in the main thread only.
+    # Handlers run in the main thread only.
+    if not strangers or get_ident() != threading.main_thread().ident:
         return False
-    return _is_below_a_handler(seen)
-
-
-def _is_below_a_handler(seen: list[CodeType]) -> bool:
-    """Return whether code of this library stands below another's, and that is a handler."""
-    outer = [code.co_filename.startswith(_PACKAGE) for code in seen]
-    strangers = {
-        code for number, code in enumerate(seen) if not outer[number] and any(outer[number + 1 :])
-    }
-    return bool(strangers) and any(code in strangers for code in _handlers())
+    return any(code in strangers for code in _handlers())
 
 
 def _handlers() -> Iterator[CodeType]:

@@ -48,12 +48,13 @@ from mandrake_sessions import (
     UnrecognizedDatabaseError,
     UnsupportedSQLiteError,
 )
-from mandrake_sessions.database import connection as connection_module
 from mandrake_sessions.database import guard
-from mandrake_sessions.database.connection import Connection, lost_settings
+from mandrake_sessions.database import settings as settings_module
+from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.paths import real_path, set_aside
+from mandrake_sessions.database.settings import lost_settings
 from mandrake_sessions.testing import FaultVFS, failure
 
 ROOT = pytest.mark.skipif(
@@ -135,7 +136,7 @@ def test_rule_04_a_busy_handler_of_ours_waits_on_both_connections(handle: Databa
 def test_rule_04_a_setting_that_is_not_accepted_fails_the_opening(
     pool: ConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch, pragma: str
 ) -> None:
-    really_set, setting = connection_module._set_pragma, connection_module._setting
+    really_set, setting = settings_module._set_pragma, settings_module._setting
 
     def deaf(connection: Connection, name: str, wanted: int) -> int:
         return 17 if name == pragma else really_set(connection, name, wanted)
@@ -143,8 +144,8 @@ def test_rule_04_a_setting_that_is_not_accepted_fails_the_opening(
     def deaf_setting(name: str, wanted: int) -> str:
         return "SELECT 17;" if name == pragma else setting(name, wanted)
 
-    monkeypatch.setattr(connection_module, "_set_pragma", deaf)
-    monkeypatch.setattr(connection_module, "_setting", deaf_setting)
+    monkeypatch.setattr(settings_module, "_set_pragma", deaf)
+    monkeypatch.setattr(settings_module, "_setting", deaf_setting)
     with pytest.raises(DatabaseOpenError, match=pragma):
         pool.acquire(path)
     assert open_connections(path) == 0

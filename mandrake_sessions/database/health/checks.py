@@ -11,7 +11,7 @@ import apsw
 
 from mandrake_sessions import tables
 from mandrake_sessions.database import head
-from mandrake_sessions.database.connection import Connection, lost_settings
+from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import (
     free_bytes,
     primary_code,
@@ -35,6 +35,7 @@ from mandrake_sessions.database.health.wording import (
 from mandrake_sessions.database.length import measure
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.paths import descriptors_on, identify, may_write
+from mandrake_sessions.database.settings import lost_settings
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
