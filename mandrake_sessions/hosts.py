@@ -272,7 +272,7 @@ class MandrakeManager:
                 raise
 
     def get_workspace(self, id: str) -> WorkspaceManager:
-        """Return a registered workspace, open; the same object each time.
+        """Return a registered workspace, open; the same object until another place is registered.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
@@ -283,6 +283,11 @@ class MandrakeManager:
         with self._mutex:
             workspace = self._fetch_workspace(id, "get_workspace")
             known = self._open.get(workspace.id)
+            if known is not None and known.path != Path(workspace.path):
+                # Another manager, perhaps of another process, has registered its new place.
+                del self._open[workspace.id]
+                known.close()
+                known = None
             if known is not None and known.sessions.is_initialized:
                 return known
             require_in_place(self.sessions.handle, self._registry(), workspace)

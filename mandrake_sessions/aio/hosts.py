@@ -267,7 +267,7 @@ class AsyncMandrakeManager:
         return await in_thread("database_of", functools.partial(self.sync.database_of, id))
 
     async def get_workspace(self, id: str) -> AsyncWorkspaceManager:
-        """Return a registered workspace, open; the same object each time.
+        """Return a registered workspace, open; the same object until another place is registered.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
@@ -276,11 +276,14 @@ class AsyncMandrakeManager:
                 belongs to the root that this one is a copy of.
         """
         unit = workspaces.get_workspace_row(self._registry(), id)
-        id = (await self.sessions.fetch(unit, "get_workspace")).id
-        known = self._known.get(id)
+        workspace = await self.sessions.fetch(unit, "get_workspace")
+        known = self._known.get(workspace.id)
         if known is not None and known.sessions.is_initialized:
-            return known
-        return await self._opened("get_workspace", functools.partial(self.sync.get_workspace, id))
+            if known.sync.path == Path(workspace.path):
+                return known
+            await known.close()
+        open_it = functools.partial(self.sync.get_workspace, workspace.id)
+        return await self._opened("get_workspace", open_it)
 
     def _registry(self) -> Registry:
         self.sessions.open_handle()  # none is given out while it closes

@@ -335,6 +335,28 @@ def test_an_open_workspace_whose_folder_was_moved_goes_on_at_its_new_place(
     assert not old.exists()
 
 
+def test_a_workspace_that_another_manager_has_moved_is_opened_at_its_new_place(
+    tmp_path: Path, open_root: OpenRoot
+) -> None:
+    """What is at its former place is no workspace any more: nothing may be stored there."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    with open_root(tmp_path / "root") as host, open_root(tmp_path / "root") as other:
+        work = host.create_workspace("work", path=old)
+        work.sessions.create_session("before")
+        there = other.get_workspace(work.id)
+        backup = tmp_path / "backup"
+        work.sessions.backup(backup)
+        (new / ".ws").mkdir(parents=True)
+        backup.rename(new / ".ws" / "db.sqlite")
+
+        host.move_workspace(work.id, new)
+        other.get_workspace(work.id).sessions.create_session("after")
+
+        assert other.get_workspace(work.id).path == new
+        assert not there.sessions.is_initialized
+        assert sorted(titles(host.get_workspace(work.id))) == ["after", "before"]
+
+
 def test_adopting_a_folder_under_the_name_of_a_lost_one_moves_it(
     tmp_path: Path, open_root: OpenRoot, closed: Callable[[Path], None]
 ) -> None:

@@ -179,3 +179,14 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path):
 def test_a_path_without_a_home_is_a_path_error():
     assert issubclass(DatabasePathError, ValueError) is False
     assert diagnose("/nowhere/x").status.value == "failed"
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_a_link_in_the_place_of_a_log_is_named(ready_path, pool, suffix):
+    link = ready_path.with_name(f"{ready_path.name}{suffix}")
+    link.symlink_to(ready_path.with_name("elsewhere"))
+    with pytest.raises(DatabasePathError, match=f"{link.name} is a link"):
+        SessionManager(ready_path, pool=pool).init()
+    link.unlink()
+    with SessionManager(ready_path, pool=pool) as sessions:
+        assert sessions.count_sessions() == 0
