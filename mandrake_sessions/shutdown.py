@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import msgspec
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.faults import pass_on_timeout
 from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.guard import current_pid
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
@@ -113,6 +114,8 @@ class ShutdownHook:
                         raise ShutdownHookError
                     self._former[number] = signal.signal(number, self._handle)
         except (ValueError, OSError) as error:
+            if isinstance(error, OSError):
+                pass_on_timeout(error)
             raise ShutdownHookError("One of the signals cannot be handled.") from error
 
     def add(self, closeables: Iterable[Closeable], pool: ConnectionPool) -> None:

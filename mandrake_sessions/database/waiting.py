@@ -8,6 +8,7 @@ tenth of a second, starve the one that has waited longest (with 8 processes the 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,13 +76,16 @@ class Budget:
             path: the real path of the database.
             operation: for the error.
             code: what SQLite said, where it was another connection that was waited for; then the
-                error names the process that has that.
+                error names the process that has that. Who waited for a thread of this process is
+                given the name of the process that all of them waited for.
             attempts: how often it was tried.
         """
         waited = monotonic() - self.started
         phases = dict(self.phases or {})
         phases[phase] = phases.get(phase, 0.0) + max(0.0, waited - sum(phases.values()))
-        holder = None if code is None else _holder(path, phase)
+        holder = _other_writer(path) if phase == "queue" else None
+        if code is not None:
+            holder = _holder(path, phase)
         return DatabaseBusyError(
             None if holder is None else f"{_STAYED_BUSY}: {holder.deed}. {holder.advice}",
             holder_pid=None if holder is None else holder.pid,
@@ -99,6 +103,12 @@ def _holder(path: Path, phase: str) -> Holder | None:
     """Return the process that was waited for; looked for once, now that the call has failed."""
     found = write_lock_holder(path)
     return opener(path) if found is None and phase == "open" else found
+
+
+def _other_writer(path: Path) -> Holder | None:
+    """Return the process that the threads before us waited for, if it is another one."""
+    found = write_lock_holder(path)
+    return None if found is None or found.pid == os.getpid() else found
 
 
 def pace(since: float) -> float:

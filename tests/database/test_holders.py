@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, thread_time
 from typing import Any
@@ -70,6 +71,16 @@ def test_a_busy_error_names_the_process_that_holds_the_write_lock(
         assert check.status == "degraded"
         assert f"process {pid} ({name}) holds the write lock" in check.detail
         assert check.advice == "Wait; if it stays so, look at that process."
+
+
+def test_each_of_several_threads_that_wait_is_given_the_name_of_the_process(
+    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+) -> None:
+    with stopped(hold_write_lock(path)) as pid, ThreadPoolExecutor(3) as threads:
+        errors = list(threads.map(lambda _: busy_error(handle, 0.5), range(3)))
+    assert {error.phase for error in errors} == {"begin", "queue"}
+    assert [error.holder_pid for error in errors] == [pid] * 3
+    assert all("is stopped" in error.message for error in errors)
 
 
 def test_a_stopped_holder_is_called_so_by_the_error_health_and_doctor(
@@ -140,15 +151,13 @@ def test_a_file_that_is_open_elsewhere_is_not_removed_and_its_user_is_named(
 def test_what_waited_for_its_own_process_names_no_other(
     handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
 ) -> None:
-    """In the queue of this process's own threads there is no look at the kernel's table."""
+    """The write lock is this process's own then."""
     with handle.write(), pytest.raises(DatabaseBusyError) as caught:
         _in_thread(lambda: handle.transact(adding("never"), "add", 0.05))
     assert (caught.value.phase, caught.value.holder_pid) == ("queue", None)
 
 
 def _in_thread(work: Callable[[], object]) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(1) as executor:
         executor.submit(work).result()
 
