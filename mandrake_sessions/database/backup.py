@@ -278,7 +278,7 @@ def _require_free(database: Path, target: str | os.PathLike[str], *, overwrite: 
         raise BackupError(error.message, path=database, operation=_OPERATION) from error
     if path == database or (there is not None and there == identify(database)):
         raise BackupError("The target is the database itself.", path=database, operation=_OPERATION)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise BackupError("The folder of the target is not there.", path=path, operation=_OPERATION)
     if there is not None and not overwrite:
         raise BackupError("The target exists.", path=path, operation=_OPERATION)

@@ -15,7 +15,7 @@ from mandrake_sessions.database.faults import extended_code, primary_code, trans
 from mandrake_sessions.database.guard import require_safe_sqlite
 from mandrake_sessions.database.header import require_ours
 from mandrake_sessions.database.own_log import drop_index, has_index, require_log
-from mandrake_sessions.database.paths import Identity, identify, is_named, refuse_planted
+from mandrake_sessions.database.paths import Identity, identify, leads_elsewhere, refuse_planted
 from mandrake_sessions.database.settings import apply_settings
 from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.unshared import Unshared, may_read_unshared, must_read_unshared
@@ -115,7 +115,8 @@ class Connection:
     def has_moved(self) -> bool:
         """Return whether the file was unlinked, renamed or replaced since it was opened."""
         self._ask_moved()
-        return self._moved.value != 0
+        # SQLite takes one that it cannot look at for one that was moved.
+        return self._moved.value != 0 and leads_elsewhere(self.path, self.identity)
 
     def require_in_place(self, operation: str = "open") -> None:
         """Raise DatabaseMovedError if the path does not lead to the open file any more."""
@@ -255,7 +256,7 @@ def _open(
         if isinstance(error, StaleLogError) and not connection.had_index:
             drop_index(path, identity)
         found = _opening_error(error, path)
-        if isinstance(found, DatabaseError) and not is_named(path, identity):
+        if isinstance(found, DatabaseError) and leads_elsewhere(path, identity):
             # What it found by its name was that of the file which came in its place.
             raise DatabaseMovedError(path=path, operation="open") from error
         if found is not error:

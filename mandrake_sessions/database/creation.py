@@ -57,7 +57,7 @@ def make_file(path: Path, content: Callable[[], bytes] | None = None) -> Identit
         for each in changed:
             sync_folder(each)
     except FileExistsError:
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise DatabaseFolderError(path=path, operation="open") from None
     except OSError as error:
         raise translate_os(error, path) from error

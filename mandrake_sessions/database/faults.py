@@ -31,6 +31,8 @@ from mandrake_sessions.errors import (
 _MEANINGS: dict[int, type[DatabaseError]] = {
     apsw.SQLITE_BUSY: DatabaseBusyError,
     apsw.SQLITE_LOCKED: DatabaseBusyError,
+    # SQLite did not get the locks of the log's index, in the ten seconds that it tried.
+    apsw.SQLITE_PROTOCOL: DatabaseBusyError,
     apsw.SQLITE_READONLY: ReadOnlyDatabaseError,
     apsw.SQLITE_PERM: ReadOnlyDatabaseError,
     apsw.SQLITE_IOERR: DatabaseIOError,

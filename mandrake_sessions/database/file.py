@@ -31,7 +31,7 @@ from mandrake_sessions.database.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.log_mark import LogMark
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.names import require_home
-from mandrake_sessions.database.paths import Identity, is_named
+from mandrake_sessions.database.paths import Identity, leads_elsewhere
 from mandrake_sessions.database.transaction import (
     ReadTransaction,
     ReadUnit,
@@ -152,7 +152,7 @@ class DatabaseFile(FileLifecycle):
             with contextlib.suppress(apsw.Error):
                 # A log that was there is not copied into a file which cannot be opened.
                 main.close(abandon=has_log)
-            if isinstance(error, apsw.Error | OSError | DatabaseError) and not is_named(
+            if isinstance(error, apsw.Error | OSError | DatabaseError) and leads_elsewhere(
                 path, identity
             ):
                 raise DatabaseMovedError(path=path, operation="open") from error

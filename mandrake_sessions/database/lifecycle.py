@@ -25,7 +25,7 @@ from mandrake_sessions.database.health.inspection import Inspections
 from mandrake_sessions.database.lane import Lane
 from mandrake_sessions.database.lease import MakeError
 from mandrake_sessions.database.parking import FileParkedError
-from mandrake_sessions.database.paths import Identity, is_named
+from mandrake_sessions.database.paths import Identity, leads_elsewhere
 from mandrake_sessions.database.refusal import Refusal
 from mandrake_sessions.database.scope import WriteLane
 from mandrake_sessions.database.waiting import Budget
@@ -168,7 +168,7 @@ class FileLifecycle(abc.ABC):
             raise self._closed_with()
         if self._is_closing:
             raise self._closed_error()
-        if not is_named(self.path, self.identity):
+        if leads_elsewhere(self.path, self.identity):
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation="open")
         if self.options.vfs is None and is_emptied(self.path):

@@ -24,7 +24,7 @@ from mandrake_sessions.database.installing import image
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.parking import most_open
-from mandrake_sessions.database.paths import Identity, identify, is_named
+from mandrake_sessions.database.paths import Identity, identify, leads_elsewhere
 from mandrake_sessions.database.sidecars import require_room
 from mandrake_sessions.database.slots import (
     Slot,
@@ -254,7 +254,9 @@ class OpenFiles:
         while (other := self._other_name(slot, identity)) is not None:
             if not _is_there(other):
                 self.drop_moved(other)
-            elif is_named(other.path, identity) or not self._is_closed_after_its_move(other):
+            elif not leads_elsewhere(other.path, identity) or not self._is_closed_after_its_move(
+                other
+            ):
                 raise DatabaseNamesError(
                     f"The file is open under another name, {other.path}.",
                     kind="hard link",

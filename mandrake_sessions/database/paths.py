@@ -15,7 +15,7 @@ from typing import Final
 from mandrake_sessions import arguments
 from mandrake_sessions.database.faults import pass_on_timeout, translate_os
 from mandrake_sessions.database.sidecars import beside
-from mandrake_sessions.errors import DatabaseError, DatabasePathError
+from mandrake_sessions.errors import DatabasePathError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.log import get_logger
 
@@ -290,12 +290,21 @@ def is_on(descriptor: int, files: Collection[Identity]) -> bool:
     return (found.st_dev, found.st_ino) in files
 
 
-def is_named(path: Path, identity: Identity) -> bool:
-    """Return whether a path names this very file; a folder or nothing is none."""
+def leads_elsewhere(path: Path, identity: Identity) -> bool:
+    """Return whether a path names another file than this, or none.
+
+    What the system cannot look at, as its disk fails, is not judged: the log of a file that was
+    taken for one that is gone would be set aside, and the file lose what is in it.
+    """
     try:
-        return identify(path) == identity
-    except DatabaseError:
-        return False
+        found = os.stat(path)
+    except OSError as error:
+        pass_on_timeout(error)
+        return error.errno in _GONE
+    return (found.st_dev, found.st_ino) != identity
+
+
+_GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 ASIDE: Final = ".of-moved-file-"

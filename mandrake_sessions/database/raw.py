@@ -121,7 +121,10 @@ def copy_database(source: Path, target: Path) -> bool:
     Raises:
         DatabaseError: either fails; each reason has its own subclass.
     """
-    before = states_of(source)
+    try:
+        before = states_of(source)
+    except OSError as error:
+        raise translate_os(error, source) from error
     for suffix, state in before.items():
         copy = Path(f"{target}{suffix}")
         if state is not None:
@@ -129,7 +132,10 @@ def copy_database(source: Path, target: Path) -> bool:
                 copy_bytes(Path(f"{source}{suffix}"), copy)
         elif suffix:
             copy.unlink(missing_ok=True)
-    return before == states_of(source)
+    try:
+        return before == states_of(source)
+    except OSError as error:
+        raise translate_os(error, source) from error
 
 
 def states_of(path: Path) -> dict[str, tuple[int, ...] | None]:

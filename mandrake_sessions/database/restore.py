@@ -20,7 +20,7 @@ from mandrake_sessions.database.blocks import block, closing
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.creation import alone_in, clear_name, make_folder
 from mandrake_sessions.database.exclusive import DAMAGE, alone, alone_with_damaged
-from mandrake_sessions.database.faults import primary_code, translate, translate_os
+from mandrake_sessions.database.faults import primary_code, translate
 from mandrake_sessions.database.head import STORED_REVISIONS, is_known, revision_of
 from mandrake_sessions.database.header import SMALLEST_PAGE
 from mandrake_sessions.database.installing import marks
@@ -120,8 +120,8 @@ def restore(source: Path, path: Path, patience: float, *, overwrite: bool) -> No
     except FileExistsError:
         _require_room(path, overwrite=False)
         raise
-    except OSError as error:
-        raise translate_os(error, path) from error
+    except (OSError, apsw.Error) as error:
+        raise translate(error, path, _OPERATION) from error
 
 
 def _require_room(path: Path, *, overwrite: bool) -> None:

@@ -31,6 +31,7 @@ from mandrake_sessions.database.health.inspection import Inspections
 from mandrake_sessions.database.length import lacking_pages, measure, pages_of
 from mandrake_sessions.database.log_frames import commits_in_log
 from mandrake_sessions.database.log_index import LogIndex, LogState
+from mandrake_sessions.database.paths import leads_elsewhere
 from mandrake_sessions.database.refusal import Refusal
 from mandrake_sessions.database.waiting import LEAST_BODY, Budget
 from mandrake_sessions.errors import (
@@ -143,7 +144,9 @@ class Witness:
             found = os.stat(self._name)
         except OSError as error:
             pass_on_timeout(error)
-            return Fate.MOVED
+            # What cannot be looked at is not judged: the next lease looks again.
+            self.seen = UNSEEN
+            return Fate.MOVED if leads_elsewhere(connection.path, self._identity) else Fate.OURS
         if (found.st_dev, found.st_ino) != self._identity:
             return Fate.MOVED
         look = _look_at(found)

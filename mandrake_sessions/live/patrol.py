@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import after_fork
-from mandrake_sessions.database.paths import is_named
+from mandrake_sessions.database.paths import leads_elsewhere
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseMovedError,
@@ -86,7 +86,7 @@ class Lookout:
         stamp = self._written()
         if stamp == self._stamp and not self._reads_left:
             return
-        if stamp is None or not is_named(self._file.path, self._file.identity):
+        if stamp is None or leads_elsewhere(self._file.path, self._file.identity):
             # To find out that a file went away is for the caller that uses it.
             return
         reads_left = self._reads_left - 1 if stamp == self._stamp else _SETTLING

@@ -27,22 +27,50 @@ SOURCE = r"""
 #include <unistd.h>
 
 static const char *root;
-static long left = -1;
+static long left = -1, counted;
 static int code, sticks, fired, active;
+static char failed[512];
 
 __attribute__((constructor)) static void begin(void) { root = getenv("SHIM_ROOT"); }
 void shim_arm(long after, int error, int for_good) {
-    fired = 0; code = error; sticks = for_good; left = after; active = 1;
+    fired = 0; code = error; sticks = for_good; counted = 0; left = after; active = 1;
 }
-int shim_disarm(void) { active = 0; return fired; }
+long shim_counted(void) { return counted; }
+/* What failed first, None if nothing did. */
+const char *shim_disarm(void) { active = 0; return fired ? failed : 0; }
 
-static int counts(void) {
+static __thread char found[4096];
+/* With which error the system refuses which calls, by the beginning of their names. */
+static int can_fail(const char *name) {
+    const char *kinds;
+    switch (code) {
+    case EIO: kinds = "read pread write pwrite fsync fdatasync ftruncate open stat lstat fstat "
+                      "access unlink rename link mkdir"; break;
+    case ENOSPC: kinds = "write pwrite ftruncate open mkdir rename link inotify_add"; break;
+    case EMFILE: kinds = "open inotify_init"; break;
+    case ENOMEM: kinds = "open mmap stat lstat mkdir link inotify"; break;
+    case EACCES: kinds = "open stat lstat fstatat unlink rename link mkdir rmdir"; break;
+    default: kinds = "fcntl flock";  /* ENOLCK */
+    }
+    for (const char *at = kinds; *at; at += strcspn(at, " "), at += *at == ' ')
+        if (!strncmp(name, at, strcspn(at, " "))) return 1;
+    return 0;
+}
+static int counts(const char *name) {
+    if (!can_fail(name)) return 0;
     if (fired) { if (!sticks) return 0; errno = code; return 1; }
+    __atomic_fetch_add(&counted, 1, __ATOMIC_SEQ_CST);
     if (left < 0 || __atomic_fetch_sub(&left, 1, __ATOMIC_SEQ_CST) != 0) return 0;
+    const char *file = strrchr(found, '/');
+    snprintf(failed, sizeof failed, "%s %s", name, file ? file + 1 : found);
     fired = 1; errno = code;
     return 1;
 }
-static int below(const char *path) { return root && path && !strncmp(path, root, strlen(root)); }
+static int below(const char *path) {
+    if (!root || !path || strncmp(path, root, strlen(root))) return 0;
+    snprintf(found, sizeof found, "%s", path);
+    return 1;
+}
 static int on(int fd) {
     char link[64], path[4096];
     if (fd < 0) return 0;
@@ -52,7 +80,7 @@ static int on(int fd) {
     path[size] = 0;
     return below(path);
 }
-#define FAILS(is_ours) (active && (is_ours) && counts())
+#define FAILS(is_ours) (active && (is_ours) && counts(__func__))
 #define REAL(name) static __typeof__(name) *real; if (!real) real = dlsym(RTLD_NEXT, #name)
 
 #define PATH1(type, name, params, args, path) \
@@ -88,7 +116,7 @@ FD1(int, fchmod, (int fd, mode_t m), (fd, m), fd)
 FD1(int, fstat, (int fd, struct stat *s), (fd, s), fd)
 FD1(int, fstat64, (int fd, struct stat64 *s), (fd, s), fd)
 int flock(int fd, int how);
-FD1(int, flock, (int fd, int how), (fd, how), fd)
+FD1(int, flock, (int fd, int how), (fd, how), how & 8 ? -1 : fd)
 PATH1(int, stat, (const char *p, struct stat *s), (p, s), p)
 PATH1(int, stat64, (const char *p, struct stat64 *s), (p, s), p)
 PATH1(int, lstat, (const char *p, struct stat *s), (p, s), p)
@@ -119,7 +147,9 @@ int fcntl64(int fd, int command, ...);
     int name(int fd, int command, ...) { \
         va_list list; va_start(list, command); void *a = va_arg(list, void *); va_end(list); \
         REAL(name); \
-        if ((command == F_SETLK || command == F_GETLK) && FAILS(on(fd))) return -1; \
+        /* To give a lock back does not fail. */ \
+        if (command == F_SETLK && ((struct flock *)a)->l_type != F_UNLCK && FAILS(on(fd))) \
+            return -1; \
         return real(fd, command, a); }
 FCNTL(fcntl) FCNTL(fcntl64)
 """

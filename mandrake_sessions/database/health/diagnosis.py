@@ -68,13 +68,18 @@ def diagnose(path: str | os.PathLike[str], *, full: bool = False) -> HealthRepor
 
     Raises:
         DatabasePathError: the path cannot name a file.
+        DatabaseError: the system does not let it be looked at, as its disk fails; each reason has
+            its own subclass.
         InvalidArgumentError: an argument has the wrong type.
     """
     arguments.flag("full", full)
     real = real_path(path)
     close_inherited()
     level = HealthLevel.FULL if full else HealthLevel.THOROUGH
-    checks = advised(_Diagnosis(real, full=full).run(), real)
+    try:
+        checks = advised(_Diagnosis(real, full=full).run(), real)
+    except (OSError, apsw.Error) as error:
+        raise translate(error, real, "diagnose") from error
     return HealthReport(real, tuple(checks), level)
 
 

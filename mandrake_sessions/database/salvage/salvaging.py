@@ -80,7 +80,7 @@ def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
         raise DatabaseMissingError(path=source, operation=_OPERATION)
     if os.path.lexists(path):
         raise SalvageError("The target exists.", path=path, operation=_OPERATION)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise SalvageError("The folder of the target is not there.", path=path)
     # Pages of two files would be taken for those of one.
     find_stale_log(source, _OPERATION)
