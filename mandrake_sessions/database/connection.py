@@ -19,6 +19,7 @@ from mandrake_sessions.database.paths import Identity, identify, leads_elsewhere
 from mandrake_sessions.database.settings import apply_settings
 from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.unshared import Unshared, may_read_unshared, must_read_unshared
+from mandrake_sessions.database.views import require_one_view
 from mandrake_sessions.database.waiting import Budget, pace, pause, retry_busy
 from mandrake_sessions.errors import (
     DatabaseError,
@@ -205,9 +206,12 @@ def open_connection(
 
     Raises:
         DatabaseOpenError: one of its kinds; the file is as it was.
+        DatabaseNamesError: a process has it open by another mount.
         DatabaseBusyError: another process held it until the deadline.
     """
     require_safe_sqlite(path)
+    if not auxiliary and not options.allow_other_names:
+        require_one_view(path)
     if not options.read_only:
         return _open(path, identity, options, budget, auxiliary=auxiliary)
     if options.vfs is not None:

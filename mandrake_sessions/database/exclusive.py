@@ -14,6 +14,7 @@ from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.paths import Identity, identify, refuse_planted
 from mandrake_sessions.database.raw import RawFile
+from mandrake_sessions.database.views import require_one_view
 from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
@@ -46,10 +47,12 @@ def alone(
 
     Raises:
         DatabaseBusyError: another process has it open.
+        DatabaseNamesError: another process has it open by another mount.
         DatabaseMovedError: another file is there by now.
         DatabaseError: it cannot be opened or locked; each reason has its own subclass.
     """
     refuse_planted(path)
+    require_one_view(path)
     try:
         raw = apsw.Connection(
             str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW

@@ -59,7 +59,7 @@ def making(path: Path) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     tidy(path)
-    partial = beside(path, f"{_MARK}{os.urandom(8).hex()}", _OWNER_BYTES)
+    partial = unfinished_name(path)
     # First, so that nobody finds the file without its maker.
     claim = owner.claim(partial)
     try:
@@ -106,6 +106,11 @@ class Leftover(NamedTuple):
         _remove(self.path)
         for id in self.owners:
             owner.forget(self.path, id)
+
+
+def unfinished_name(path: Path) -> Path:
+    """Return a new name beside a database; what a killed process leaves under it is removed."""
+    return beside(path, f"{_MARK}{os.urandom(8).hex()}", _OWNER_BYTES)
 
 
 def is_partial(partial: Path, path: Path) -> bool:

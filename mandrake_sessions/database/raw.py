@@ -72,6 +72,19 @@ class RawFile:
                         code = extended_code(error)
                         raise budget.exceeded("open", self.path, operation, code=code) from error
 
+    def is_free(self) -> bool:
+        """Take the exclusive lock if it is free this moment, and return if it was.
+
+        Raises:
+            apsw.Error: the file system refuses.
+        """
+        try:
+            for level in _LADDER:
+                self._file.xLock(level)
+        except apsw.BusyError:
+            return False
+        return True
+
     def close(self) -> None:
         """Close it, and free the lock."""
         with contextlib.suppress(apsw.Error):

@@ -449,6 +449,94 @@ def test_a_file_system_that_shares_no_locks_is_named(behind_fuse, new_pool):
         assert check.advice
 
 
+HOSTS = """
+from mandrake_sessions import *
+sessions = SessionManager(sys.argv[1]).init()
+sessions.create_session("second")
+tell("stored")
+hear()
+sessions.create_session("third")
+sessions.close()
+default_pool().close()
+tell("closed")
+"""
+
+
+@pytest.fixture(params=["the first user is behind FUSE", "the second user is behind FUSE"])
+def two_ways(request, behind_fuse, tmp_path):
+    """The path of the first user of a folder that is mounted by FUSE, and that of the second."""
+    ways = (behind_fuse, tmp_path / "real" / behind_fuse.name)
+    return ways if request.param.startswith("the first") else ways[::-1]
+
+
+def test_a_file_that_a_process_has_open_by_another_mount_is_refused(
+    two_ways, new_pool, start_child
+):
+    first, second = two_ways
+    host = start_child(HOSTS, first)
+    assert host.hear() == "stored"
+    before = names(second.parent)
+
+    for _ in range(2):
+        with pytest.raises(DatabaseNamesError) as caught:
+            titles(second, new_pool)
+    with pytest.raises(DatabaseNamesError):
+        titles(second, new_pool, read_only=True)
+    with pytest.raises(DatabaseNamesError):
+        SessionManager(second, pool=new_pool).delete()
+    (check,) = [each for each in diagnose(second).checks if each.name == "names"]
+
+    assert caught.value.kind == "other mount"
+    assert caught.value.others == (first,)
+    assert str(host.process.pid) in caught.value.message
+    assert check.status is HealthStatus.FAILED
+    assert names(second.parent) == before
+    host.tell("go on")
+    assert host.hear() == "closed"
+    assert titles(first, new_pool) == ["first", "second", "third"]
+
+
+def test_a_manager_of_this_process_counts_too(two_ways, new_pool):
+    first, second = two_ways
+    with SessionManager(first, pool=new_pool) as sessions:
+        sessions.create_session("second")
+        with pytest.raises(DatabaseNamesError):
+            titles(second, new_pool)
+        sessions.create_session("third")
+    assert titles(first, new_pool) == ["first", "second", "third"]
+
+
+def test_what_a_killed_host_has_left_opens_by_another_mount(two_ways, new_pool, start_child):
+    first, second = two_ways
+    host = start_child(HOSTS, first)
+    assert host.hear() == "stored"
+    host.stop()
+    assert f"{second.name}-shm" in names(second.parent)
+
+    assert titles(second, new_pool) == ["first", "second"]
+
+
+def test_another_process_that_came_the_same_way_is_let_in(two_ways, new_pool, start_child):
+    first, _ = two_ways
+    host = start_child(HOSTS, first)
+    assert host.hear() == "stored"
+
+    assert titles(first, new_pool) == ["first", "second"]
+
+
+def test_a_copy_of_the_files_of_a_running_host_opens(two_ways, new_pool, start_child, tmp_path):
+    """It has the same name, size and times, and lies on another device than the host's files."""
+    first, second = two_ways
+    host = start_child(HOSTS, first)
+    assert host.hear() == "stored"
+    copy = second.parent / "copy"
+    subprocess.run(["mkdir", copy], check=True)
+    subprocess.run(["sh", "-c", 'cp -a "$0"* "$1"', str(first), str(copy)], check=True)
+
+    assert titles(copy / first.name, new_pool) == ["first", "second"]
+    assert names(copy) == [first.name]
+
+
 COMMANDS = ("chmod", "restore", "--overwrite", "Delete", "Remove", "mkdir")
 
 

@@ -12,6 +12,7 @@ from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
 from mandrake_sessions.database.mounts import mount_of
 from mandrake_sessions.database.names import require_home
 from mandrake_sessions.database.raw import RawFile
+from mandrake_sessions.database.views import require_one_view
 from mandrake_sessions.errors import DatabaseNamesError
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.tables import APPLICATION_ID
@@ -48,6 +49,7 @@ def _check_names(path: Path) -> HealthCheck:
     """Whether the file would be refused because it has another name."""
     try:
         require_home(path, DatabaseOptions())
+        require_one_view(path)
     except DatabaseNamesError as error:
         others = ", ".join(str(other) for other in error.others)
         return HealthCheck(
