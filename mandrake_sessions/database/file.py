@@ -100,10 +100,8 @@ class DatabaseFile(FileLifecycle):
         self.checkpointer = Checkpointer(
             options,
             main.wal_backlog,
-            self._checkpoint_soon,
+            lambda: maintenance.call_later(("checkpoint", self), 0.0, self.checkpoint),
         )
-        if main.log_mark is not None:
-            main.log_mark.on_new_home = self._checkpoint_soon
         if self.logs.size > options.wal_limit_bytes and not options.read_only:
             self._cut_later(_CUT_PAUSE)
 
@@ -395,9 +393,6 @@ class DatabaseFile(FileLifecycle):
         finally:
             self._no_checkpoint.set()
             self._cut_later(_CUT_PAUSE)
-
-    def _checkpoint_soon(self) -> None:
-        self._maintenance.call_later(("checkpoint", self), 0.0, self.checkpoint)
 
     def _cut_later(self, seconds: float) -> None:
         """Have a log that is too long looked at again, for its reader may end and no write come."""

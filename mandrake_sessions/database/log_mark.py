@@ -6,7 +6,6 @@ The first of them writes down as well which name the file has.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -43,8 +42,6 @@ class LogMark:
     Attributes:
         is_due: whether the transaction that is about to begin, or has just begun, writes it.
         is_noting: whether ``committed`` must be called after a COMMIT.
-        on_new_home: called when a transaction was committed that gave the file another home, which
-            counts when a checkpoint has brought it into the file.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -53,9 +50,7 @@ class LogMark:
         self.is_noting = True
         # Bound once: it runs for every transaction.
         self._backlog = partial(connection.raw.wal_checkpoint, "main", apsw.SQLITE_CHECKPOINT_NOOP)
-        self.on_new_home: Callable[[], None] = lambda: None
         self._is_first = True
-        self._has_new_home = False
         # As of the last mark; a process that closes an empty file makes it new again.
         self._is_empty = True
         self._frames = -1
@@ -109,7 +104,8 @@ class LogMark:
             return False
         base = mark.base if self._base is None else self._base
         store_mark(execute, Mark(base, mark.number + 1, USED))
-        self._has_new_home = self._is_first and renew_home(self._connection.path, execute)
+        if self._is_first:
+            renew_home(self._connection.path, execute)
         self._is_written = True
         return True
 
@@ -117,8 +113,6 @@ class LogMark:
         """Take note that the transaction was committed, if that ``is_noting``."""
         if self._is_written:
             self._is_first = self._is_written = False
-            if self._has_new_home:
-                self.on_new_home()
         if self._is_empty:
             self._frames = -1
             # The COMMIT has succeeded, whatever is said of an unfinished SELECT.

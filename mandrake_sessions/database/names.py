@@ -78,15 +78,14 @@ def require_home(path: Path, options: DatabaseOptions) -> None:
         )
 
 
-def renew_home(path: Path, execute: Callable[..., Any]) -> bool:
+def renew_home(path: Path, execute: Callable[..., Any]) -> None:
     """Write the home of a file that has one name down, in the open transaction.
+
+    It counts when a checkpoint has brought it into the file, at the latest when that is closed.
 
     Args:
         path: the real path of the file.
         execute: of the connection whose transaction it is.
-
-    Returns:
-        Whether another home stood there, or none.
 
     Raises:
         apsw.Error: it cannot be read or written, or there is no ``meta``.
@@ -94,11 +93,10 @@ def renew_home(path: Path, execute: Callable[..., Any]) -> bool:
     try:
         naming, home = naming_of(path), home_of(path)
     except OSError:
-        return False
-    if naming.links != 1 or naming.is_mounted_alone or execute(_READ).fetchall() == [(home,)]:
-        return False
-    execute(_WRITE, (home,))
-    return True
+        return
+    is_only = naming.links == 1 and not naming.is_mounted_alone
+    if is_only and execute(_READ).fetchall() != [(home,)]:
+        execute(_WRITE, (home,))
 
 
 def home_of(path: Path) -> str:
