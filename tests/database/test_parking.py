@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.parking import most_open
+from mandrake_sessions.database.turnstile import turnstile_path
 
 MakePool = Callable[..., ConnectionPool]
 Crowd = Callable[..., list[DatabaseHandle]]
@@ -307,6 +309,104 @@ def test_a_file_takes_three_descriptors_and_at_most_seven_while_it_streams(
             turn.flush()
             sessions.render_session_history(session.id)
             assert len(descriptors(path)) <= 7  # the claim; a watch takes none of its own
+
+
+COUNTS = """
+import os
+from contextlib import ExitStack
+from mandrake_sessions import *
+
+def open_now():
+    found = set()
+    for each in os.listdir("/proc/self/fd"):
+        try:
+            found.add((each, os.readlink(f"/proc/self/fd/{each}")))
+        except OSError:
+            pass  # the one that lists them
+    return found
+
+before = open_now()
+counts = {}
+
+def count(state):
+    counts[state] = len(open_now() - before) / len(paths)
+
+paths = sys.argv[1:]
+with ConnectionPool(PoolOptions(linger=0)) as pool, ExitStack() as stack:
+    enter = stack.enter_context
+    managers = [enter(SessionManager(path, pool=pool)) for path in paths]
+    rounds = [each.create_round(each.create_session().id, "Why?") for each in managers]
+    count("open")
+    for each, round in zip(managers, rounds):
+        each.render_session_history(round.session_id)
+    count("read at length")
+    turns = [enter(each.stream_turn(round.response.id)) for each, round in zip(managers, rounds)]
+    for turn in turns:
+        turn.write("Because.")
+        turn.flush()
+    count("streaming")
+    tell("ready")
+    hear()
+    for each in managers:
+        each.create_session()
+    count("met others")
+    for each, round in zip(managers, rounds):
+        enter(each.watch_response(round.response.id))
+    counts["all watches"] = len(open_now() - before) - counts["met others"] * len(paths)
+    for each in managers:
+        each.health()
+    count("after health")
+counts["closed"] = len(open_now() - before)
+with ConnectionPool(PoolOptions(linger=0)) as pool:
+    with ExitStack() as stack:
+        managers = [
+            stack.enter_context(SessionManager(path, pool=pool, read_only=True)) for path in paths
+        ]
+        count("read only")
+        for each, round in zip(managers, rounds):
+            each.render_session_history(round.session_id)
+        count("read only, read at length")
+tell(counts)
+"""
+
+HOLDS = """
+import apsw
+held = [apsw.Connection(path) for path in sys.argv[1:]]
+for connection in held:
+    connection.execute("BEGIN IMMEDIATE")
+tell("held")
+for connection in held:
+    hear()
+    connection.execute("ROLLBACK")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux lists the descriptors of a process")
+def test_each_state_takes_as_many_descriptors_as_the_pages_say(
+    tmp_path: Path, start_child: Any
+) -> None:
+    """Of two files each; a watch takes one for the whole process."""
+    paths = [tmp_path / "a.sqlite", tmp_path / "b.sqlite"]
+    host = start_child(COUNTS, *paths)
+    assert host.hear() == "ready"
+    holder = start_child(HOLDS, *paths)
+    assert holder.hear() == "held"
+    host.tell("write")
+    for path in paths:
+        until(turnstile_path(path).exists)
+        holder.tell("let go")
+
+    assert host.hear() == {
+        "open": 3,  # itself, its log, the log's index
+        "read at length": 5,  # the file and its log once more
+        "streaming": 6,  # the claim
+        "met others": 7,  # the turnstile
+        "all watches": 1,
+        "after health": 7.5,
+        "closed": 0,
+        "read only": 3,
+        "read only, read at length": 5,
+    }
 
 
 def test_a_file_that_is_watched_stays_until_nobody_watches(
