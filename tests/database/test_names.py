@@ -456,9 +456,12 @@ def two_ways(request, behind_fuse, tmp_path):
 
 
 def test_a_file_that_a_process_has_open_by_another_mount_is_refused(
-    two_ways, new_pool, start_child
+    two_ways, new_pool, start_child, tmp_path
 ):
     first, second = two_ways
+    backup = tmp_path / "backup"
+    with SessionManager(first, pool=new_pool) as sessions:
+        sessions.backup(backup)
     host = start_child(HOSTS, first)
     assert host.hear() == "stored"
     before = names(second.parent)
@@ -470,6 +473,8 @@ def test_a_file_that_a_process_has_open_by_another_mount_is_refused(
         titles(second, new_pool, read_only=True)
     with pytest.raises(DatabaseNamesError):
         SessionManager(second, pool=new_pool).delete()
+    with pytest.raises(DatabaseNamesError):
+        SessionManager(second, pool=new_pool).restore(backup, overwrite=True)
     (check,) = [each for each in diagnose(second).checks if each.name == "names"]
 
     assert caught.value.kind == "other mount"
