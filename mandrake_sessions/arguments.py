@@ -129,6 +129,12 @@ def optional_instance(name: str, value: object, kind: type) -> None:
         raise InvalidArgumentError(f"{name} must be a {kind.__name__} or None.")
 
 
+def function(name: str, value: object) -> None:
+    """Make sure that ``value`` can be called."""
+    if not callable(value):
+        raise InvalidArgumentError(f"{name} must be callable.")
+
+
 def path(name: str, value: object) -> str | os.PathLike[str]:
     """Return what names a file or folder."""
     if issubclass(type(value), PurePath):

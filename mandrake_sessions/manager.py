@@ -23,7 +23,6 @@ from mandrake_sessions.database.stats import DatabaseStats
 from mandrake_sessions.database.unforeseen import do_elsewhere, is_unforeseen, refuse_unforeseen
 from mandrake_sessions.errors import (
     HandleReleasedError,
-    InvalidArgumentError,
     NotInitializedError,
     ReadOnlyDatabaseError,
 )
@@ -583,8 +582,7 @@ class SessionManager:
             DatabaseBusyError: the budget was used up; nothing was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
-        if not callable(work):
-            raise InvalidArgumentError("work must be callable.")
+        arguments.function("work", work)
         handle = self.handle
         try:
             return handle.transact(

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
+from mandrake_sessions import arguments
 from mandrake_sessions.aio.chores import in_thread
-from mandrake_sessions.errors import InvalidArgumentError, MandrakeSessionsError
+from mandrake_sessions.errors import MandrakeSessionsError
 from mandrake_sessions.live.announcer import log_failure
 from mandrake_sessions.live.event_loops import runs_event_loop
 from mandrake_sessions.live.mailbox import Mailbox
@@ -44,8 +45,7 @@ async def listen(
     Raises:
         NotFoundError: there is no such thing.
     """
-    if not callable(listener):
-        raise InvalidArgumentError("listener must be callable.")
+    arguments.function("listener", listener)
     mailbox = Mailbox(holder)
     watch = Watch[TurnUpdate](follower, mailbox)
     joining = make(mailbox)

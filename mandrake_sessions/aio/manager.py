@@ -262,8 +262,7 @@ class AsyncSessionManager(AsyncOpening):
             DatabaseBusyError: the budget was used up; nothing was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
-        if not callable(work):
-            raise InvalidArgumentError("work must be callable.")
+        arguments.function("work", work)
         if inspect.iscoroutinefunction(work):
             raise InvalidArgumentError("work must be a plain function, not a coroutine function.")
         handle = self.open_handle()

@@ -21,7 +21,7 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.live.event_loops import call_in_loop, wake
 from mandrake_sessions.live.outcome import Outcome
 from mandrake_sessions.live.tool_calls import PendingToolCall
-from mandrake_sessions.live.writer import TurnWriter, ending_of, note_unstored_end
+from mandrake_sessions.live.writer import TurnWriter, ending_of, message_of, note_unstored_end
 from mandrake_sessions.models import UNSET, Turn, TurnStatus, Unset
 
 T = TypeVar("T")
@@ -166,7 +166,8 @@ class AsyncTurnWriter:
             DatabaseError: it could not be stored this time; it is tried further.
             TurnInterruptedError: somebody else has ended the turn.
         """
-        await self._result(self.sync.ask_for_flush(), timeout, "flush")
+        seconds = self.sync.seconds_to_wait(timeout)
+        await self._result(self.sync.ask_for_flush(), seconds, "flush")
 
     async def complete(self, timeout: float | None = None) -> Turn:
         """End the turn as ``completed``; raises what ``TurnWriter.complete`` does.
@@ -186,7 +187,7 @@ class AsyncTurnWriter:
             error: what went wrong; an exception is stored with its type and message.
             timeout: seconds; None for the ``busy_timeout`` and a second.
         """
-        return await self._end(TurnStatus.ERROR, error, timeout)
+        return await self._end(TurnStatus.ERROR, message_of(error), timeout)
 
     async def interrupt(self, timeout: float | None = None) -> Turn:
         """End the turn as ``interrupted``; otherwise as ``complete``.
@@ -199,17 +200,18 @@ class AsyncTurnWriter:
     async def _end(
         self, status: TurnStatus, error: BaseException | str | None, timeout: float | None
     ) -> Turn:
+        seconds = self.sync.seconds_to_wait(timeout)
         outcome = self.sync.ask_for_end(status, error)
         try:
-            return await self._result(outcome, timeout, "end of a stream")
+            return await self._result(outcome, seconds, "end of a stream")
         except asyncio.CancelledError as cancelled:
             # What was asked for cannot be taken back: it is soon known what came of it.
             await self._surely_settled(outcome, _CANCELLED_PATIENCE)
             note_outcome(cancelled, _end_of(outcome))
             raise
 
-    async def _result(self, outcome: Outcome[T], timeout: float | None, operation: str) -> T:
-        budget = self._handle.budget(self.sync.patience if timeout is None else timeout)
+    async def _result(self, outcome: Outcome[T], seconds: float, operation: str) -> T:
+        budget = self._handle.budget(seconds)
         await _settled(outcome, budget.left())
         if not outcome.is_known:
             raise budget.exceeded("queue", self._handle.path, operation)
@@ -254,7 +256,7 @@ class AsyncTurnWriter:
         is_cancelled = isinstance(error, asyncio.CancelledError)
         try:
             outcome = self.sync.ask_for_end(*ending_of(error))
-            patience = _CANCELLED_PATIENCE if is_cancelled else self.sync.patience
+            patience = _CANCELLED_PATIENCE if is_cancelled else self.sync.seconds_to_wait()
             cancelled = await self._surely_settled(outcome, patience)
             if outcome.is_known:
                 outcome.value()

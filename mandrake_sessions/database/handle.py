@@ -120,6 +120,7 @@ class DatabaseHandle:
             operation: names it in errors.
             timeout: seconds for the queue and the work.
         """
+        arguments.function("work", work)
         try:
             return self._open_file().fetch(work, operation, timeout)
         except FileParkedError as parked:
@@ -129,6 +130,7 @@ class DatabaseHandle:
 
     def query(self, work: ReadUnit[T], operation: str = "query", timeout: float | None = None) -> T:
         """Run a long read in one snapshot, which no writer waits for; otherwise as ``fetch``."""
+        arguments.function("work", work)
         try:
             return self._open_file().read(work, operation, timeout)
         except FileParkedError as parked:
@@ -160,6 +162,7 @@ class DatabaseHandle:
             DatabaseBusyError: the budget was used up; nothing was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
+        arguments.function("work", work)
         return self.transact_for_others(work, operation, timeout, delegable=delegable)
 
     def transact_for_others(
@@ -283,6 +286,7 @@ class DatabaseHandle:
             timeout: seconds for the queue, BEGIN and the block.
             read_only: use the connection that only reads, so that no writer waits.
         """
+        arguments.flag("read_only", read_only)
         with late_import:
             from mandrake_sessions.database.dialect import lend
 

@@ -78,11 +78,11 @@ def import_mandrake(
         DatabaseError: the target failed; what was stored before stands.
     """
     source = arguments.path("source", source)
-    if not isinstance(sessions, SessionManager):
+    if not arguments.is_one(sessions, SessionManager):
         raise InvalidArgumentError("sessions must be a SessionManager.")
     arguments.flag("recover_orphans", recover_orphans)
-    if progress is not None and not callable(progress):
-        raise InvalidArgumentError("progress must be callable.")
+    if progress is not None:
+        arguments.function("progress", progress)
     handle = sessions.handle
     path = real_path(source)
     if identify(path) == identify(sessions.path) is not None:

@@ -9,7 +9,6 @@ from typing import Generic, Protocol, Self, TypeVar, cast
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.unforeseen import do_elsewhere, is_unforeseen
-from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.live.follower import Follower
 from mandrake_sessions.live.mailbox import Mailbox
 from mandrake_sessions.live.targets import Joining, ResponseTarget, SessionTarget, TurnTarget
@@ -293,8 +292,7 @@ def _listen(
     operation: str,
     make: Callable[[Mailbox], Joining],
 ) -> Subscription:
-    if not callable(listener):
-        raise InvalidArgumentError("listener must be callable.")
+    arguments.function("listener", listener)
     mailbox = follower.listener(holder, listener).mailbox
     _join(follower, make(mailbox), operation, wait=True)
     return Subscription(follower, mailbox)

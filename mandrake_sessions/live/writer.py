@@ -81,9 +81,14 @@ class TurnWriter(Block["TurnWriter"]):
         """The end of the text that is not stored; after a failure, what was lost."""
         return self._stream.unstored_text
 
-    @property
-    def patience(self) -> float:
-        """Seconds for which ``flush`` and the ends wait where no ``timeout`` is given."""
+    def seconds_to_wait(self, timeout: float | None = None) -> float:
+        """Return for how long ``flush`` and the ends wait; asked before they ask for anything.
+
+        Raises:
+            InvalidArgumentError: ``timeout`` is no such time.
+        """
+        if timeout is not None:
+            return arguments.seconds("timeout", timeout)
         return min(self._file.options.busy_timeout + _GRACE, arguments.MAX_SECONDS)
 
     @property
@@ -198,7 +203,8 @@ class TurnWriter(Block["TurnWriter"]):
             TurnInterruptedError: somebody else has ended the turn.
         """
         refuse_unforeseen("flush")
-        self._wait(self.ask_for_flush(), timeout, "flush")
+        seconds = self.seconds_to_wait(timeout)
+        self._wait(self.ask_for_flush(), seconds, "flush")
 
     def complete(self, timeout: float | None = None) -> Turn:
         """End the turn as ``completed``.
@@ -229,7 +235,7 @@ class TurnWriter(Block["TurnWriter"]):
             error: what went wrong; an exception is stored with its type and message.
             timeout: seconds; None for the ``busy_timeout`` and a second.
         """
-        return self._finish(TurnStatus.ERROR, _message(error), timeout)
+        return self._finish(TurnStatus.ERROR, message_of(error), timeout)
 
     def interrupt(self, timeout: float | None = None) -> Turn:
         """End the turn as ``interrupted``; otherwise as ``complete``.
@@ -278,23 +284,24 @@ class TurnWriter(Block["TurnWriter"]):
         status = arguments.status("status", status)
         if not status.is_finished:
             raise InvalidArgumentError("status must be one that ends the turn.")
-        message = None if error is None else _message(error)
+        message = None if error is None else message_of(error)
         self._is_ended_by_host = True
         return self._stream.ask_for_end(status, message)
 
     def _finish(self, status: TurnStatus, message: str | None, timeout: float | None) -> Turn:
+        seconds = self.seconds_to_wait(timeout)
         if is_unforeseen():
             if status is not TurnStatus.INTERRUPTED:
                 refuse_unforeseen("end of a stream")
             self._is_ended_by_host = True
             self._abandon(self._stream)
             return self.turn
-        return self._wait(self.ask_for_end(status, message), timeout, "end of a stream")
+        return self._wait(self.ask_for_end(status, message), seconds, "end of a stream")
 
-    def _wait(self, outcome: Outcome[T], timeout: float | None, operation: str) -> T:
+    def _wait(self, outcome: Outcome[T], seconds: float, operation: str) -> T:
         # In its own transaction the caller would wait for itself. What it asked for is done after.
         self._file.require_no_lease(operation)
-        budget = self._file.budget(self.patience if timeout is None else timeout)
+        budget = self._file.budget(seconds)
         if not outcome.wait(budget.left()):
             raise budget.exceeded("queue", self._file.path, operation)
         return outcome.value()
@@ -359,7 +366,7 @@ class TurnWriter(Block["TurnWriter"]):
 def ending_of(error: BaseException) -> tuple[TurnStatus, str | None]:
     """Return how a block ends its turn that is left by an exception."""
     if isinstance(error, Exception) and not isinstance(error, concurrent.futures.CancelledError):
-        return TurnStatus.ERROR, _message(error)
+        return TurnStatus.ERROR, message_of(error)
     # asyncio's cancellation, KeyboardInterrupt, SystemExit and GeneratorExit are no Exception.
     return TurnStatus.INTERRUPTED, None
 
@@ -370,9 +377,9 @@ def note_unstored_end(turn_id: str, error: BaseException, failure: BaseException
     error.add_note(f"The end of turn {turn_id} is not stored: {failure}")
 
 
-def _message(error: BaseException | str) -> str:
+def message_of(error: BaseException | str) -> str:
     """Return what is stored of an error: bounded, and without half a surrogate pair."""
-    if isinstance(error, BaseException):
+    if arguments.is_one(error, BaseException):
         try:
             told = str(error)
             text = f"{type(error).__name__}: {told}" if told else type(error).__name__

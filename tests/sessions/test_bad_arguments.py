@@ -4,29 +4,52 @@ What is wrong depends on the kind of an argument, and its kind on its name and a
 parameter without a kind fails a test here.
 """
 
+import asyncio
+import contextlib
 import inspect
 import math
 import os
+import signal
 from collections import UserDict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, tzinfo
 
 import pytest
 
+import mandrake_sessions
 from mandrake_sessions import (
     UNSET,
     ConnectionPool,
+    DatabaseHandle,
     DatabaseOptions,
+    HealthMonitor,
     InvalidArgumentError,
     MandrakeManager,
     NewTurn,
     NotFoundError,
+    PendingToolCall,
     PoolOptions,
     SessionManager,
     SessionTransaction,
+    ShutdownHook,
+    Subscription,
     ToolCall,
+    TurnWriter,
+    Watch,
     WorkspaceManager,
+    default_pool,
+    diagnose,
+    install_shutdown_hook,
+    salvage,
+    storable,
 )
+from mandrake_sessions.aio import (
+    AsyncMandrakeManager,
+    AsyncSessionManager,
+    AsyncTurnWriter,
+    AsyncWorkspaceManager,
+)
+from mandrake_sessions.importers.mandrake import import_mandrake
 
 LONE = "lone \ud800 surrogate"
 CYCLE: dict[str, object] = {}
@@ -150,6 +173,15 @@ BAD = {
     "seconds": NOT_SECONDS,
     "health level": [None, 5, "deep", b"full", Unreadable(), Faceless()],
     "work": [None, 5, "text"],
+    "optional listener": [5, "text"],
+    "error": [None, 5, b"text", ["text"], object()],
+    "optional error": [5, b"text", ["text"], object()],
+    # Half a surrogate pair may be followed by the other half.
+    "streamed text": [None, *(each for each in NOT_TEXT if each != LONE)],
+    "instance": [None, 5, "text", object()],
+    "signals": [None, 5, "text", [None], ["INT"], [2.0]],
+    # Changed into what JSON has.
+    "value": [],
     "listener": [None, 5, "text"],
     "path": [None, *NOT_PATH],
     "optional path": NOT_PATH,
@@ -160,9 +192,12 @@ BAD = {
     # Duck-typed: what else a logger must have is structlog's affair.
     "logger": [5, "text", object()],
     "callback": [],
-    # Ours to give: where it comes from the registry.
-    "workspace": [],
+    "ours": [],
 }
+# Whatever an argument is for: what raises when it is asked, and numbers beyond every range.
+for _wrong in filter(None, BAD.values()):
+    _wrong.extend([Unreadable(), Faceless(), 10**400, 1 + 1j, NotImplemented])
+
 KINDS = {
     "session_id": "id",
     "response_id": "id",
@@ -185,16 +220,34 @@ KINDS = {
     "follow_links": "flag",
     "even_damaged": "flag",
     "timeout": "seconds",
+    "interval": "seconds",
+    "thorough_interval": "seconds",
     "work": "work",
     "listener": "listener",
     "level": "health level",
     "target": "path",
+    "damaged": "path",
+    "source": "path",
+    "full": "flag",
+    "strict": "flag",
+    "recover_orphans": "flag",
+    "progress": "optional listener",
+    "on_report": "optional listener",
+    "error": "error",
+    "call": "value",
+    "value": "value",
+    "sessions": "instance",
+    "signals": "signals",
+    # What the library itself gives.
+    "operation": "ours",
+    "delegable": "ours",
     "backup": "path",
     "name": "name",
     "pool": "pool",
     "logger": "logger",
     "on_stuck": "callback",
-    "workspace": "workspace",
+    # Where it comes from the registry.
+    "workspace": "ours",
     "root": "optional path",
 }
 BY_ANNOTATION = {
@@ -208,7 +261,11 @@ BY_ANNOTATION = {
 
 def parameters(owner, name):
     signature = inspect.signature(getattr(owner, name) if name else owner)
-    return [each for each in signature.parameters.values() if each.name != "self"]
+    return [
+        each
+        for each in signature.parameters.values()
+        if each.name != "self" and each.kind is not each.VAR_POSITIONAL
+    ]
 
 
 def kind_of(owner, method, parameter):
@@ -227,6 +284,10 @@ def kind_of(owner, method, parameter):
         else "database options",
         "path": "optional path" if may_be_none else "path",
     }
+    if owner in (TurnWriter, AsyncTurnWriter) and annotation == "str":
+        return "streamed text"
+    if name == "error" and may_be_none:
+        return "optional error"
     return special.get(name) or KINDS.get(name) or BY_ANNOTATION[annotation]
 
 
@@ -363,6 +424,10 @@ CLASSES = {
     WorkspaceManager: {"path": "workspace"},
     MandrakeManager: {},
     ConnectionPool: {},
+    AsyncSessionManager: {"path": "db.sqlite"},
+    AsyncWorkspaceManager: {"path": "workspace"},
+    AsyncMandrakeManager: {},
+    HealthMonitor: {"pool": ConnectionPool()},
 }
 
 
@@ -382,15 +447,219 @@ def test_a_class_refuses_wrong_arguments(tmp_path, monkeypatch, owner, case):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("case", cases(ConnectionPool, ["acquire", "remove", "close"]))
+@pytest.mark.parametrize("case", cases(ConnectionPool, public(ConnectionPool, "wake_when_closed")))
 def test_a_pool_refuses_wrong_arguments(tmp_path, monkeypatch, pool, case):
     method, name, wrong = case
     monkeypatch.chdir(tmp_path)
-    arguments = {} if method == "close" else {"path": "db.sqlite"}
+    values = {"path": "db.sqlite", "backup": "copy.sqlite"}
+    arguments = required(ConnectionPool, method, lambda _, name: values[name])
 
     assert accepted(lambda **given: getattr(pool, method)(**arguments | given), name, wrong) == {}
     assert list(tmp_path.iterdir()) == []
     pool.acquire("db.sqlite").release()
+
+
+OURS = ("give_up", "pin_now", "pinned", "transact_for_others", "budget")
+
+
+@pytest.mark.parametrize("case", cases(DatabaseHandle, public(DatabaseHandle, *OURS)))
+def test_a_handle_refuses_wrong_arguments(sessions, good, dump, case):
+    method, name, wrong = case
+    arguments = required(DatabaseHandle, method, good)
+    before = dump(sessions.path)
+
+    def call(**given):
+        return getattr(sessions.handle, method)(**arguments | given)
+
+    assert accepted(call, name, wrong) == {}
+    assert dump(sessions.path) == before
+
+
+@pytest.mark.parametrize("case", cases(TurnWriter, public(TurnWriter)))
+def test_a_turn_writer_refuses_wrong_arguments_and_goes_on(sessions, good, case):
+    method, name, wrong = case
+    values = {"text": "text", "call": {}, "error": "reason", "status": "completed"}
+    arguments = required(TurnWriter, method, lambda _, name: values[name])
+
+    with sessions.stream_turn(good("", "response_id")) as turn:
+        turn.write("kept")
+
+        def call(**given):
+            return getattr(turn, method)(**arguments | given)
+
+        assert accepted(call, name, wrong) == {}
+
+    stored = sessions.get_turn(turn.id)
+    assert (stored.content, stored.status, stored.error_message) == ("kept", "completed", None)
+
+
+def a_watch(sessions, stack):
+    return stack.enter_context(sessions.watch_session("session"))
+
+
+def a_subscription(sessions, stack):
+    return stack.enter_context(sessions.add_turn_update_listener("turn", lambda _: None))
+
+
+def a_tool_call(sessions, stack):
+    exchange = sessions.create_round("session", "question")
+    return stack.enter_context(sessions.stream_turn(exchange.response.id)).tool_call({})
+
+
+LENT = {Watch: a_watch, Subscription: a_subscription, PendingToolCall: a_tool_call}
+
+
+@pytest.mark.parametrize(
+    ("owner", "case"),
+    [
+        pytest.param(owner, *case.values, id=f"{owner.__name__}-{case.id}")
+        for owner in LENT
+        for case in cases(owner, public(owner))
+    ],
+)
+@pytest.mark.usefixtures("good")
+def test_what_is_lent_refuses_wrong_arguments(sessions, owner, case):
+    method, name, wrong = case
+    arguments = required(owner, method, lambda *_: {})
+
+    with contextlib.ExitStack() as stack:
+        lent = LENT[owner](sessions, stack)
+        found = accepted(lambda **given: getattr(lent, method)(**arguments | given), name, wrong)
+
+    assert found == {}
+
+
+@pytest.mark.parametrize("case", cases(HealthMonitor, public(HealthMonitor)))
+def test_a_monitor_refuses_wrong_arguments(pool, case):
+    method, name, wrong = case
+
+    assert accepted(getattr(HealthMonitor(pool), method), name, wrong) == {}
+
+
+def test_every_public_class_and_function_is_asked():
+    named = [getattr(mandrake_sessions, name) for name in mandrake_sessions.__all__]
+    classes = {
+        each
+        for each in named
+        if inspect.isclass(each)
+        and not issubclass(each, BaseException)
+        and any(parameters(each, method) for method in public(each))
+    }
+
+    # A hook's own are asked where hooks are tested; anything is storable.
+    asked = {SessionTransaction, DatabaseHandle, TurnWriter, ShutdownHook, *LENT, *CLASSES}
+    assert classes <= asked
+    assert set(filter(inspect.isfunction, named)) - {default_pool, storable} <= FUNCTIONS.keys()
+
+
+FUNCTIONS = {
+    diagnose: {"path": "db.sqlite"},
+    salvage: {"damaged": "db.sqlite", "target": "copy.sqlite"},
+    import_mandrake: {"source": "other.sqlite"},
+    install_shutdown_hook: {},
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "case"),
+    [
+        pytest.param(function, *case.values, id=f"{function.__name__}-{case.id}")
+        for function in FUNCTIONS
+        for case in cases(function, [""])
+    ],
+)
+def test_a_function_refuses_wrong_arguments(
+    tmp_path_factory, monkeypatch, sessions, function, case
+):
+    _, name, wrong = case
+    folder = tmp_path_factory.mktemp("empty")
+    monkeypatch.chdir(folder)
+    arguments = FUNCTIONS[function]
+    if function is import_mandrake:
+        arguments = arguments | {"sessions": sessions}
+    before = sessions.count_sessions(), signal.getsignal(signal.SIGTERM)
+
+    assert accepted(lambda **given: function(**arguments | given), name, wrong) == {}
+    assert (sessions.count_sessions(), signal.getsignal(signal.SIGTERM)) == before
+    assert list(folder.iterdir()) == []
+
+
+async def use_async(result):
+    """Do what makes a result of a coroutine's check its arguments."""
+    if inspect.isawaitable(result):
+        result = await result
+    if hasattr(result, "__aenter__") and not isinstance(result, AsyncSessionManager):
+        async with result:
+            pass
+    elif hasattr(result, "__aiter__"):
+        async for _ in result:
+            pass
+
+
+async def accepted_async(call, name, values):
+    """Do what ``accepted`` does, with what has to be awaited."""
+    found = {}
+    for value in values:
+        try:
+            await use_async(call(**{name: value}))
+        except InvalidArgumentError:
+            pass
+        except Exception as error:  # noqa: BLE001  # named in the failure
+            found[repr(value)[:60]] = type(error).__name__
+        else:
+            found[repr(value)[:60]] = "accepted"
+    return found
+
+
+ASYNC_OURS = ("worker", "fetch", "close_now", "open_handle", "query")
+
+
+@pytest.mark.parametrize(
+    "case", cases(AsyncSessionManager, public(AsyncSessionManager, *ASYNC_OURS))
+)
+def test_a_manager_for_coroutines_refuses_wrong_arguments(sessions, pool, good, dump, case):
+    method, name, wrong = case
+    arguments = required(AsyncSessionManager, method, good)
+    before = dump(sessions.path)
+
+    async def refuse():
+        async with AsyncSessionManager(sessions.path, pool=pool) as manager:
+            if method == "restore":
+                await manager.close()
+
+            def call(**given):
+                return getattr(manager, method)(**arguments | given)
+
+            return await accepted_async(call, name, wrong)
+
+    assert asyncio.run(refuse()) == {}
+    assert dump(sessions.path) == before
+
+
+@pytest.mark.parametrize("case", cases(AsyncTurnWriter, public(AsyncTurnWriter)))
+def test_a_turn_writer_for_coroutines_refuses_wrong_arguments(sessions, pool, good, case):
+    method, name, wrong = case
+    values = {"text": "text", "call": {}, "error": "reason"}
+    arguments = required(AsyncTurnWriter, method, lambda _, name: values[name])
+
+    async def refuse():
+        async with (
+            AsyncSessionManager(sessions.path, pool=pool) as manager,
+            manager.stream_turn(good("", "response_id")) as turn,
+        ):
+            turn.write("kept")
+
+            def call(**given):
+                return getattr(turn, method)(**arguments | given)
+
+            found = await accepted_async(call, name, wrong)
+        return found, turn.id
+
+    found, id = asyncio.run(refuse())
+
+    assert found == {}
+    stored = sessions.get_turn(id)
+    assert (stored.content, stored.status, stored.error_message) == ("kept", "completed", None)
 
 
 OPTION_CASES = {
