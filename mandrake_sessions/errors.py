@@ -295,8 +295,8 @@ class DatabaseNamesError(DatabasePathError):
 
     Attributes:
         kind: ``hard link``, ``mounted file`` (the file is a mount point, as a container has it
-            that mounts a file and not its folder) or ``other mount`` (a process has it open by
-            another mount of its folder).
+            that mounts a file and not its folder), ``other mount`` (a process has it open by
+            another mount of its folder) or ``interrupted restore`` (which has renamed the log).
         others: the other names, as far as they were found.
     """
 

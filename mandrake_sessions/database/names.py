@@ -20,6 +20,7 @@ import apsw
 
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.mounts import naming_of
+from mandrake_sessions.database.own_log import has_log
 from mandrake_sessions.database.placing import is_kept, is_partial, tidy
 from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.errors import DatabaseNamesError
@@ -65,7 +66,20 @@ def require_home(path: Path, options: DatabaseOptions) -> None:
             path=path,
             operation="open",
         )
-    if naming.links > 1 and not _is_alone(path) and _read_home(path, options) != home_of(path):
+    if naming.links == 1:
+        return
+    is_alone = _is_alone(path)
+    kept = _kept_with_its_log(path)
+    if kept is not None:
+        raise DatabaseNamesError(
+            f"Restoring was broken off when it had renamed the log to {kept.name}-wal. Restore "
+            f"again; or, to have what was there, mv {kept.name}-wal {path.name}-wal.",
+            kind="interrupted restore",
+            others=(kept,),
+            path=path,
+            operation="open",
+        )
+    if not is_alone and _read_home(path, options) != home_of(path):
         raise DatabaseNamesError(
             f"The file has {naming.links} names (hard links), and this is not known "
             "to be the one that its log belongs to. Open it by that one, or open a copy that "
@@ -134,12 +148,25 @@ def _is_alone(path: Path) -> bool:
     """
     budget = Budget(_PLACING)
     tidy(path)
-    while any(is_partial(each, path) for each in _others_beside(path)):
+    while _kept_with_its_log(path) or any(is_partial(each, path) for each in _others_beside(path)):
         if not pause(budget.deadline, pace(budget.started)):
             break
         tidy(path)
     kept = sum(is_kept(each, path) for each in _others_beside(path))
     return os.stat(path).st_nlink - kept == 1
+
+
+def _kept_with_its_log(path: Path) -> Path | None:
+    """Return the name under which restoring keeps the file, if it has taken the log along.
+
+    It is about to replace the file. If it was killed, the file without its log is an older one.
+    """
+    if has_log(path):
+        return None
+    for each in _others_beside(path):
+        if is_kept(each, path) and has_log(each):
+            return each
+    return None
 
 
 def _others_beside(path: Path) -> tuple[Path, ...]:

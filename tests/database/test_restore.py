@@ -23,6 +23,7 @@ from mandrake_sessions import (
     DatabaseError,
     DatabaseMissingError,
     DatabaseMovedError,
+    DatabaseNamesError,
     HealthStatus,
     NewTurn,
     NotADatabaseError,
@@ -623,6 +624,40 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(
     assert step > 20
 
 
+def test_a_kill_beside_a_damaged_log_hides_nothing(
+    pool: ConnectionPool, copy: Path, tmp_path: Path
+) -> None:
+    """Between the renaming of the log and that of the file, the file by itself is an older one."""
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    leave_a_log(crashed / "db.sqlite", "in the log", "behind it", "damaged")
+    log = crashed / "db.sqlite-wal"
+    content = bytearray(log.read_bytes())
+    content[-100:] = b"\xaa" * 100
+    log.write_bytes(content)
+    place = tmp_path / "place"
+    path = place / "db.sqlite"
+    found = []
+    kinds = set()
+    step = 1
+    was_whole = 0
+    while not was_whole:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(crashed, place)
+        was_whole = restore_and_die(copy, path, step)
+        try:
+            found.append(titles(path, pool))
+        except DatabaseNamesError as error:
+            kinds.add(error.kind)
+            (kept,) = error.others
+            Path(f"{kept}-wal").rename(f"{path}-wal")
+            found.append(titles(path, pool))
+        step += 1
+
+    assert kinds == {"interrupted restore"}
+    assert {tuple(each) for each in found} == {("behind it", "in the file", "in the log"), ("old",)}
+
+
 @pytest.mark.parametrize("where", [slice(0, 100), slice(4096, None), slice(100, 200)])
 def test_a_kill_beside_a_damaged_file_leaves_it_what_it_was(
     pool: ConnectionPool, copy: Path, tmp_path: Path, campaign: Any, where: slice
@@ -660,7 +695,7 @@ def test_a_kill_beside_a_damaged_file_leaves_it_what_it_was(
     assert len(set(found[:-1])) <= 2, found
 
 
-def leave_a_log(path: Path) -> None:
+def leave_a_log(path: Path, *titles: str) -> None:
     """Make a database of which a part is in a log."""
     code = (
         "import os, sys\n"
@@ -670,11 +705,11 @@ def leave_a_log(path: Path) -> None:
         "    from mandrake_sessions import default_pool\n"
         "default_pool().close()\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
-        "sessions.create_session('in the log')\n"
+        "for title in sys.argv[2:] or ['in the log']: sessions.create_session(title)\n"
         "os._exit(0)"
     )
     subprocess.run(
-        [sys.executable, "-c", code, str(path)],
+        [sys.executable, "-c", code, str(path), *titles],
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
         check=True,
         timeout=30,
