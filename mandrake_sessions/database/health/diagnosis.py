@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import apsw
-import msgspec
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database import owner
@@ -22,8 +21,7 @@ from mandrake_sessions.database.faults import free_bytes, translate
 from mandrake_sessions.database.guard import close_inherited, is_safe_sqlite, second_sqlite
 from mandrake_sessions.database.header import MAGIC, SMALLEST_PAGE
 from mandrake_sessions.database.health.contents import Contents
-from mandrake_sessions.database.health.holder import Holder, write_lock_holder
-from mandrake_sessions.database.health.locks import lock_holders
+from mandrake_sessions.database.health.holder import Users, find_users
 from mandrake_sessions.database.health.place import advised, check_place
 from mandrake_sessions.database.health.report import (
     HealthCheck,
@@ -83,20 +81,6 @@ def diagnose(path: str | os.PathLike[str], *, full: bool = False) -> HealthRepor
     return HealthReport(real, tuple(checks), level)
 
 
-class _Users(msgspec.Struct, frozen=True):
-    """Who has the database open, as far as the system tells.
-
-    Attributes:
-        pids: processes with a lock on it.
-        writer: the one that holds the write lock.
-        is_known: whether the system tells.
-    """
-
-    pids: frozenset[int]
-    writer: Holder | None
-    is_known: bool
-
-
 class _Diagnosis:
     """One look at one file."""
 
@@ -105,7 +89,7 @@ class _Diagnosis:
         self._quoted = shlex.quote(str(path))
         self._full = full
         self._size = 0
-        self._users = _Users(frozenset(), None, False)
+        self._users = Users(frozenset(), None, False)
 
     def run(self) -> list[HealthCheck]:
         checks = [self._file()]
@@ -114,7 +98,7 @@ class _Diagnosis:
             around = [self._folder(), self._set_aside(), self._partials()]
             return [*checks, *around, self._disk(), self._sqlite()]
         self._size = self._path.stat().st_size
-        self._users = _find_users(self._path)
+        self._users = find_users(self._path)
         checks += [
             self._folder(),
             self._sqlite(),
@@ -399,12 +383,3 @@ class _Diagnosis:
         if self._users.is_known:
             return bool(self._users.pids)
         return Path(f"{self._path}-shm").exists()
-
-
-def _find_users(path: Path) -> _Users:
-    database = lock_holders(path)
-    if database is None:
-        return _Users(frozenset(), None, False)
-    index = lock_holders(Path(f"{path}-shm")) or []
-    pids = frozenset(held.pid for held in (*database, *index))
-    return _Users(pids, write_lock_holder(path), True)

@@ -1,6 +1,7 @@
 """Which process keeps others from writing, whether it is stopped, and what helps.
 
 Asked when a call has given up, by health and by doctor: never while a call may still succeed.
+Doctor asks who else has the file open, too.
 """
 
 from __future__ import annotations
@@ -108,3 +109,27 @@ def _holder(pid: int, *, is_writing: bool) -> Holder:
 
 def _read(pid: int, name: str) -> str:
     return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
+
+
+class Users(msgspec.Struct, frozen=True):
+    """Who has the database open, as far as the system tells.
+
+    Attributes:
+        pids: processes with a lock on it.
+        writer: the one that holds the write lock.
+        is_known: whether the system tells.
+    """
+
+    pids: frozenset[int]
+    writer: Holder | None
+    is_known: bool
+
+
+def find_users(path: Path) -> Users:
+    """Return who has a database open, as far as the system tells."""
+    database = lock_holders(path)
+    if database is None:
+        return Users(frozenset(), None, False)
+    index = lock_holders(Path(f"{path}-shm")) or []
+    pids = frozenset(held.pid for held in (*database, *index))
+    return Users(pids, write_lock_holder(path), True)
