@@ -59,7 +59,9 @@ class DatabaseHandle:
         give_back: Callable[[Slot, Hashable], None],
         forget: Callable[[Slot, Hashable], None],
         reopen: Callable[[Slot, Budget, str, object], DatabaseFile],
+        *,
         at: str,
+        claim: threading.Lock,
     ) -> None:
         self._slot = slot
         self._give_back = give_back
@@ -69,8 +71,8 @@ class DatabaseHandle:
         self._pid = current_pid()
         self._is_released = False
         # Our claim on the file; whoever gets this lock gives it back, once.
-        self._release = threading.Lock()
-        slot.claims.add(self._release)
+        self._release = claim
+        slot.claims.add(claim)
 
     @property
     def path(self) -> Path:

@@ -46,11 +46,11 @@ class Owner:
         uses: how many open files count on it.
     """
 
-    def __init__(self, id: str, database: Path, descriptor: int | None) -> None:
+    def __init__(self, id: str, database: Path) -> None:
         self.id = id
         self.path = _file_of(database, id)
         self.uses = 1
-        self.descriptor = descriptor
+        self.descriptor: int | None = None
         self._database = database
         self._pid = current_pid()
 
@@ -143,25 +143,37 @@ def claim(database: Path) -> Owner:
         DatabaseError: the owner's file cannot be made; each reason has its own subclass.
         ThreadStartError: it cannot be locked, and no thread can be started that touches it.
     """
-    with _claims.mutex:
-        owner = _claims.owners.get(database)
-        if owner is not None:
-            if owner.is_in_place:
-                owner.uses += 1
-                return owner
-            _claims.drop(database, owner)
-        try:
-            owner = _make(database)
-        except OSError as error:
-            raise translate_os(error, database) from error
-        if not owner.is_locked:
-            try:
-                _claims.start_beating()
-            except BaseException:
-                owner.end()
-                raise
+    counted: Owner | None = None
+    try:
+        with _claims.mutex:
+            counted = _counted(database)
+    except BaseException:
+        # A signal when the mutex has been let go of: it would be the claim of no caller.
+        if counted is not None:
+            counted.release()
+        raise
+    return counted
+
+
+def _counted(database: Path) -> Owner:
+    owner = _claims.owners.get(database)
+    if owner is not None:
+        if owner.is_in_place:
+            owner.uses += 1
+            return owner
+        _claims.drop(database, owner)
+    try:
+        owner = _make(database)
+    except OSError as error:
+        raise translate_os(error, database) from error
+    try:
         _claims.owners[database] = owner
-        return owner
+        if not owner.is_locked:
+            _claims.start_beating()
+    except BaseException:
+        _claims.drop(database, owner)
+        raise
+    return owner
 
 
 def is_alive(database: Path, owner: str) -> bool:
@@ -262,32 +274,37 @@ def _file_of(database: Path, owner: str) -> Path:
 def _make(database: Path) -> Owner:
     """Make an owner's file and lock it before anybody can know its name."""
     for _ in range(_ATTEMPTS):
-        # First: a signal between the file's lock and its owner would leave both.
-        owner = Owner(new_id(), database, None)
-        path = owner.path
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-        descriptor = os.open(path, flags, 0o600)
+        owner = Owner(new_id(), database)
         try:
-            _let_others_look(database, descriptor)
-            is_locked = _lock(descriptor)
-            if is_locked is False:
-                os.write(descriptor, signs.HEARTBEAT)
-            # Somebody who removes dead owners' files may have met it before it was locked.
-            is_in_place = is_locked is not None and os.fstat(descriptor).st_nlink > 0
-        except BaseException:
-            _discard(path, descriptor)
+            if _has_file(owner, database):
+                return owner
+        except FileExistsError:
+            # Another one's.
             raise
-        if not is_in_place:
-            _discard(path, descriptor)
-            continue
-        if is_locked:
-            owner.descriptor = descriptor
-        else:
-            os.close(descriptor)
-        return owner
+        except BaseException:
+            owner.end()
+            raise
+        owner.end()
     raise DatabaseFolderError(
         "The file of an owner was removed each time it was made.", path=database, operation="claim"
     )
+
+
+def _has_file(owner: Owner, database: Path) -> bool:
+    """Make the file of an owner; return whether it was still in its place when it was locked."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    descriptor = owner.descriptor = os.open(owner.path, flags, 0o600)
+    _let_others_look(database, descriptor)
+    is_locked = _lock(descriptor)
+    if is_locked is False:
+        os.write(descriptor, signs.HEARTBEAT)
+    # Somebody who removes dead owners' files may have met it before it was locked.
+    is_in_place = is_locked is not None and os.fstat(descriptor).st_nlink > 0
+    if is_locked is False:
+        # First it is nobody's: a signal must not have it closed twice.
+        owner.descriptor = None
+        os.close(descriptor)
+    return is_in_place
 
 
 def _let_others_look(database: Path, descriptor: int) -> None:
@@ -303,13 +320,6 @@ def _let_others_look(database: Path, descriptor: int) -> None:
         if found.st_mode & 0o077 or found.st_uid != os.geteuid():
             # Not by the mode at its making, which a umask cuts.
             os.fchmod(descriptor, 0o644)
-
-
-def _discard(path: Path, descriptor: int) -> None:
-    with contextlib.suppress(OSError):
-        os.close(descriptor)
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
 
 
 def _lock(descriptor: int) -> bool | None:

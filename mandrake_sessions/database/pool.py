@@ -133,11 +133,13 @@ class ConnectionPool:
         self._reap_forgotten()
         if not self._only_reads:
             self._tidy(real)
+        claims: list[threading.Lock] = []
         try:
-            return self._acquire(real, options, budget, place, create=create)
+            return self._acquire(real, options, budget, place, claims, create=create)
         except BaseException as error:
             # A signal between its steps: nobody may wait for us.
             self._files.give_up(error)
+            self._take_back(real, claims)
             raise
 
     def _acquire(
@@ -146,6 +148,7 @@ class ConnectionPool:
         options: DatabaseOptions | None,
         budget: Budget,
         place: str,
+        claims: list[threading.Lock],
         *,
         create: bool,
     ) -> DatabaseHandle:
@@ -157,13 +160,13 @@ class ConnectionPool:
                 slot = self._slots.get(real)
                 if slot is None:
                     slot = self._slots[real] = Slot(real)
-                    handle = self._handle(slot, place)
+                    handle = self._handle(slot, place, claims)
                     break
                 state = slot.state
                 is_same = slot.file is not None and slot.identity == identity
                 if is_same and state is not SlotState.CLOSING:
                     self._require_same_options(slot, options)
-                    handle = self._handle(slot, place)
+                    handle = self._handle(slot, place, claims)
                     if state is SlotState.OPEN:
                         return handle
             if is_same and state is not SlotState.CLOSING:
@@ -211,11 +214,27 @@ class ConnectionPool:
             raise
         return True
 
-    def _handle(self, slot: Slot, place: str) -> DatabaseHandle:
+    def _handle(self, slot: Slot, place: str, claims: list[threading.Lock]) -> DatabaseHandle:
         """Return one handle more; the mutex is held."""
+        claims.append(threading.Lock())
         return DatabaseHandle(
-            slot, self._give_back, self._note_forgotten, self._files.reopen, place
+            slot,
+            self._give_back,
+            self._note_forgotten,
+            self._files.reopen,
+            at=place,
+            claim=claims[-1],
         )
+
+    def _take_back(self, real: Path, claims: list[threading.Lock]) -> None:
+        """Count handles less that came to nobody: a traceback may keep them for long."""
+        slot = self._slots.get(real)
+        if slot is None:
+            return
+        for claim in claims:
+            if claim in slot.claims and claim.acquire(blocking=False):
+                slot.claims.discard(claim)
+                self._note_forgotten(slot, claim)
 
     def _require_open(self, path: Path | None) -> None:
         if self._files.is_closed:
