@@ -143,7 +143,7 @@ def _obstacle(path: Path) -> DatabaseError | None:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return DatabaseFolderError(_FORBIDDEN.format(path.parent), path=path)
     for name in (f"{path.name}{suffix}" for suffix in ("-wal", "-shm", "-journal")):
-        if path.with_name(name).is_symlink():
+        if os.path.islink(path.with_name(name)):
             return DatabasePathError(
                 f"{name} is a link, which is not followed: remove it.", path=path
             )
