@@ -110,12 +110,14 @@ class Announcer:
 
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._run, name="mandrake-listeners", daemon=True)
-        # Its first act is to take the lock, which is held here; after Ctrl-C it runs too.
+        # Its first act is to take the lock, which is held here.
         self._threads[thread] = None
         try:
             start(thread)
-        except ThreadStartError:
-            del self._threads[thread]
+        except BaseException:
+            # After Ctrl-C it may run all the same, or not: one that has not begun is not counted.
+            if thread.ident is None:
+                del self._threads[thread]
             raise
 
     def _run(self) -> None:
@@ -146,7 +148,7 @@ class Announcer:
                 if self._is_stopping or not was_asked:
                     with contextlib.suppress(ValueError):
                         self._idle.remove(wake)
-                    del self._threads[me]
+                    self._threads.pop(me, None)
                     return None
                 if wake not in self._idle:
                     self._idle.append(wake)

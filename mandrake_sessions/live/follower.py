@@ -29,7 +29,6 @@ from mandrake_sessions.errors import (
     MandrakeSessionsError,
     NotADatabaseError,
     PoolClosedError,
-    ThreadStartError,
 )
 from mandrake_sessions.live.announcer import Announcer, Listener
 from mandrake_sessions.live.mailbox import Mailbox
@@ -244,16 +243,20 @@ class Follower:
     def _start(self) -> None:
         notifier.watch(self, self._file.path, self._note_file)
         thread = threading.Thread(target=self._run, name="mandrake-follower", daemon=True)
-        # First: after Ctrl-C it runs all the same, and ends if nobody watches.
         self._thread = thread
         try:
             start(thread)
-        except ThreadStartError:
-            self._thread = None
-            notifier.forget(self)
+        except BaseException:
+            # After Ctrl-C it may run all the same, or not: one that has not begun is not counted.
+            if thread.ident is None:
+                self._thread = None
+                notifier.forget(self)
             raise
 
     def _run(self) -> None:
+        with self._mutex:
+            if self._thread is not threading.current_thread():
+                return
         while not self._is_done():
             with contextlib.suppress(queue.Empty):
                 self._signal.get(timeout=self._seconds_to_wait())

@@ -301,3 +301,25 @@ def test_ctrl_c_at_any_call_of_what_lives_leaves_every_later_call_free(
         stand.sessions.close()
     print(f"\n{doing}: every {step} of {number} places")  # a result
     assert len(kept) >= 2
+
+
+@pytest.mark.parametrize("doing", ["a stream", "a listener"])
+@pytest.mark.timeout(900)
+def test_ctrl_c_while_the_first_use_starts_a_thread_leaves_the_next_one_free(
+    doing: str, tmp_path: Path, ready_database: Any, campaign: Any
+) -> None:
+    """The threads of a file that was just opened are not there yet: each try opens one."""
+    step = campaign.pick(7, 2, 1)
+    for number in itertools.count(0, step):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        stand = Stand(ready_database.lay(folder / "db.sqlite"))
+        work = partial(LIVE[doing], stand)
+        with stand.pool:
+            error = interrupted_at(number, work, keeps=True)
+            assert error is None or isinstance(error, KeyboardInterrupt)
+            Thread(work).result()
+            stand.sessions.close()
+        if error is None:
+            break
+    assert number > 20
