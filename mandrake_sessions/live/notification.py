@@ -24,7 +24,6 @@ from typing import Final
 
 from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.guard import after_fork
-from mandrake_sessions.errors import ThreadStartError
 from mandrake_sessions.threads import start
 
 _PACE: Final = 0.002
@@ -200,12 +199,13 @@ class Notifier:
             if self._thread is None:
                 # It looks for what to watch under this lock.
                 thread = threading.Thread(target=self._run, name="mandrake-notifier", daemon=True)
-                # First: after Ctrl-C it runs all the same.
                 self._thread = thread
                 try:
                     start(thread)
-                except ThreadStartError:
-                    self._thread = None
+                except BaseException:
+                    # After Ctrl-C it may run all the same, or not: it counts once it has begun.
+                    if thread.ident is None:
+                        self._thread = None
                     raise
             if self._inotify is None:
                 with contextlib.suppress(OSError):
@@ -239,6 +239,8 @@ class Notifier:
         beat_at = monotonic() + _HEARTBEAT
         while True:
             with self._mutex:
+                if self._thread is not threading.current_thread():
+                    return
                 if not self._watches:
                     self._end()
                     return
