@@ -105,7 +105,7 @@ def test_no_child_hangs_that_is_forked_while_threads_write(
     way: str,
 ) -> None:
     """SQLite's own locks of the whole process may be held by another thread at the fork."""
-    child = start_child(PRELUDE + WAYS[way] + END, ready_path, campaign.pick(60, 300, 1500))
+    child = start_child(PRELUDE + WAYS[way] + END, ready_path, campaign.pick(30, 300, 1500))
     assert child.hear() == ["0"]
     stored = child.hear()
     child.finish()
@@ -130,7 +130,7 @@ def test_a_child_without_databases_does_not_hang_where_a_host_has_set_sqlite_up(
     child = start_child(
         "import apsw\n" + PRELUDE + WAYS[way] + END,
         ready_path,
-        campaign.pick(60, 300, 1500),
+        campaign.pick(30, 300, 1500),
     )
     assert child.hear() == ["0"]
     assert child.hear()

@@ -94,7 +94,7 @@ def test_a_folder_that_is_swapped_between_two_steps_harms_no_other(
     tmp_path: Path, campaign: Any, work: Callable[[MandrakeManager, str], None], place: str
 ) -> None:
     swaps = 0
-    for at in itertools.count(0, campaign.pick(41, 13, 1)):
+    for at in itertools.count(0, campaign.pick(97, 13, 1)):
         here = tmp_path / str(at)
         victim = here / "victim"
         with new_pool() as pool, MandrakeManager(here / "root", pool=pool) as mandrake:

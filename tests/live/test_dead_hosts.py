@@ -109,7 +109,14 @@ def status_of(path: Path, turn_id: str) -> str:
 # -- without anybody watching ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize(
+    "observer",
+    [
+        # Each waits three seconds; the others are ways to the same thread.
+        name if name == "a manager" else pytest.param(name, marks=pytest.mark.long)
+        for name in OBSERVERS
+    ],
+)
 def test_a_process_that_only_has_the_file_open_ends_the_turn_of_a_dead_host(
     observer: str,
     pool: ConnectionPool,

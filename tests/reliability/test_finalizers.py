@@ -70,7 +70,7 @@ def test_finalizers_at_any_moment_close_release_and_interrupt_without_a_deadlock
     tmp_path: Path, ready_database: Any, start_child: Callable[..., Any], campaign: Any
 ) -> None:
     path = ready_database.lay(tmp_path / "db.sqlite")
-    child = start_child(COLLECTED, path, campaign.pick(3, 20, 60))
+    child = start_child(COLLECTED, path, campaign.pick(1, 20, 60))
     rounds, written, counts = child.hear()
     child.finish()
     print(f"\n{written} rounds, {counts}")  # a result
@@ -141,7 +141,7 @@ def test_a_signals_handler_that_calls_the_library_never_waits_for_its_own_thread
     tmp_path: Path, ready_database: Any, start_child: Callable[..., Any], campaign: Any
 ) -> None:
     path = ready_database.lay(tmp_path / "db.sqlite")
-    child = start_child(HANDLED, path, campaign.pick(3, 20, 60))
+    child = start_child(HANDLED, path, campaign.pick(1, 20, 60))
     signals, refused, slowest = child.hear()
     child.stop()
     print(f"\n{signals} signals, {refused} refused, the slowest {slowest:.3f} s")  # a result
