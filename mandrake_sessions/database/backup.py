@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
@@ -18,7 +19,7 @@ import apsw
 
 from mandrake_sessions.database.blocks import block, closing
 from mandrake_sessions.database.connection import Connection
-from mandrake_sessions.database.faults import translate, translate_os
+from mandrake_sessions.database.faults import pass_on_timeout, translate, translate_os
 from mandrake_sessions.database.health.wording import orphan
 from mandrake_sessions.database.mark import make_new
 from mandrake_sessions.database.paths import identify, real_path
@@ -269,6 +270,14 @@ def _opened(path: Path) -> Iterator[apsw.Connection]:
         yield raw
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        pass_on_timeout(error)
+        return False
+
+
 def _require_free(database: Path, target: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """Return the target's real path if a copy may be put there."""
     try:
@@ -278,7 +287,7 @@ def _require_free(database: Path, target: str | os.PathLike[str], *, overwrite: 
         raise BackupError(error.message, path=database, operation=_OPERATION) from error
     if path == database or (there is not None and there == identify(database)):
         raise BackupError("The target is the database itself.", path=database, operation=_OPERATION)
-    if not os.path.isdir(path.parent):
+    if not _is_folder(path.parent):
         raise BackupError("The folder of the target is not there.", path=path, operation=_OPERATION)
     if there is not None and not overwrite:
         raise BackupError("The target exists.", path=path, operation=_OPERATION)
