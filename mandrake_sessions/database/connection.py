@@ -20,7 +20,7 @@ from mandrake_sessions.database.settings import apply_settings
 from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.unshared import Unshared, may_read_unshared, must_read_unshared
 from mandrake_sessions.database.views import require_one_view
-from mandrake_sessions.database.waiting import Budget, pace, pause, retry_busy
+from mandrake_sessions.database.waiting import PACE, Budget, pace, pause, retry_busy
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseMissingError,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _PROGRESS_STEPS = 20_000
 _NONE = apsw.SQLITE_TXN_NONE
+_HEADER_PATIENCE = 0.25
+"""Seconds to read the index's header between two COMMITs of other processes."""
 
 
 class Connection:
@@ -160,7 +162,14 @@ class Connection:
 
     def wal_backlog(self) -> tuple[int, int]:
         """Return the frames in the WAL and how many of them are in the database already."""
-        return self.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
+        since = monotonic()
+        while True:
+            try:
+                return self.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
+            except apsw.BusyError:
+                # Another process that commits was just writing the header of the index.
+                if not pause(since + _HEADER_PATIENCE, PACE):
+                    raise
 
     def cancel(self) -> None:
         """Make the present holder's statements fail; the one call another thread may make."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -247,6 +248,11 @@ def begin_immediate(
     while True:
         try:
             mark.prepare(budget, operation, turnstile)
+        except apsw.BusyError:
+            # The index's header was being written by another process that commits this moment.
+            # SQLite's own reads look again, a look at the log does not.
+            prepare = partial(mark.prepare, budget, operation, turnstile)
+            retry_busy(prepare, budget, connection.path, operation, "begin")
         except apsw.Error as error:
             raise _failed_begin(error, connection, budget, operation) from error
         begin_unmarked(connection, budget, operation, turnstile)

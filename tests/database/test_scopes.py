@@ -718,3 +718,26 @@ def test_rule_13_the_wait_looks_often_at_first_and_never_seldom(
         handle.transact(adding("a"), timeout=1.0)
     # SQLite's own are 19 in that second; on a machine under load ours come late.
     assert caught.value.attempts > 50
+
+
+def test_a_look_at_the_log_while_another_process_commits_is_no_end_of_a_write(
+    make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite answers BUSY at once to who looks while the index's header is being written."""
+    with make_pool().acquire(path) as handle:
+        handle.transact(adding("first"))
+        mark = handle.file.writer.connection.log_mark
+        assert mark is not None
+        real, answers = mark._backlog, [apsw.BusyError("busy"), apsw.BusyError("busy")]
+        for answer in answers:
+            answer.result = answer.extendedresult = apsw.SQLITE_BUSY
+
+        def backlog() -> tuple[int, int]:
+            if answers:
+                raise answers.pop()
+            return real()
+
+        monkeypatch.setattr(mark, "_backlog", backlog)
+        handle.transact(adding("second"))
+        assert keys(handle) == {"first", "second"}
+        assert not answers

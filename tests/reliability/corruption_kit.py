@@ -27,6 +27,7 @@ from mandrake_sessions import (
     NewTurn,
     PoolOptions,
     SessionManager,
+    StaleLogError,
     diagnose,
     salvage,
 )
@@ -180,7 +181,14 @@ def look(path: Path, kind: str, sound: dict[str, set[tuple[Any, ...]]]) -> dict[
     """Ask the doctor, salvage, and open a damaged database."""
     before = {each.name: each.read_bytes() for each in path.parent.iterdir()}
     report = diagnose(path, full=True)
-    saved = salvage(path, path.parent / "salvaged.sqlite")
+    try:
+        saved = salvage(path, path.parent / "salvaged.sqlite")
+    except StaleLogError:
+        # Damage of its first page can make its log look like another file's: as it is advised.
+        log = path.with_name("db.sqlite-wal")
+        log.rename(aside := log.with_name("log"))
+        saved = salvage(path, path.parent / "salvaged.sqlite")
+        aside.rename(log)
     (path.parent / "salvaged.sqlite").rename(new := path.parent / "new.sqlite")
     after = {each.name: each.read_bytes() for each in path.parent.iterdir() if each != new}
     assert verify(new) == []

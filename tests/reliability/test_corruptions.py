@@ -36,6 +36,8 @@ RIGHT = {
     "DatabaseOpenError",
     "DatabaseIOError",
     "DatabaseMissingError",
+    # The mark in its first page is damaged: its log looks like that of another database.
+    "StaleLogError",
 }
 
 
@@ -110,7 +112,7 @@ def test_random_damage_is_survived_or_named(folder: Path, campaign: Any) -> None
     assert [each for each in found if each["detail"] and each["detail"] not in RIGHT] == []
     # What does not work is told by the doctor.
     unseen = [each for each in found if each["outcome"] != "works" and not each["failed"]]
-    assert unseen == []
+    assert unseen == [], unseen
     assert [each for each in found if not each["is_untouched"]] == []
     assert all(saved[table] >= 0.9 * sound[table] * len(found) for table in TABLES)
 

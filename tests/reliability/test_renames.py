@@ -42,7 +42,7 @@ def write(name):
         except DatabaseMovedError:
             pass
         except BaseException as error:
-            odd.append(repr(error))
+            odd.append(f"{type(error).__name__}: {error}")
 threads = [threading.Thread(target=write, args=(f"{os.getpid()} {n}",)) for n in range(3)]
 for thread in threads:
     thread.start()

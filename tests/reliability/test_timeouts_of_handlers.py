@@ -18,7 +18,8 @@ import pytest
 
 from mandrake_sessions import ConnectionPool, HealthStatus, SessionManager
 
-MOST = 400
+MOST = 4000
+"""Questions of one call; a check of health asks about each descriptor of the process."""
 
 
 class Late(Exception):  # noqa: N818  # as hosts name theirs

@@ -337,6 +337,8 @@ class _Diagnosis:
     def _length(self, pages: Pages) -> HealthCheck:
         first = pages.read(1)
         stated = 0 if first is None else int.from_bytes(first[28:32], "big")
+        # What an open file is judged by stands in the file, under a first page in the log.
+        stated = max(stated, int.from_bytes(pages.header[28:32], "big"))
         # Counted, not listed: a damaged header may state four thousand million.
         missing = pages.count_missing(stated)
         # The page on which the locks lie is never written: the log has all others.

@@ -42,6 +42,7 @@ class Pages:
         page_size: bytes of a page.
         usable: bytes of it that hold content.
         count: how many pages there are, with those that only the log has.
+        header: the first bytes of the file itself, whatever the log has.
         frames: frames of the log that are used.
         lost_frames: those that are damaged.
         is_log_damaged: whether SQLite would leave out some of the log, or all.
@@ -55,7 +56,7 @@ class Pages:
         self.frames = self.lost_frames = self._followed = 0
         self.is_log_damaged = False
         self._in_log: dict[int, int] = {}
-        header = _read(file, 0, 100)
+        self.header = header = _read(file, 0, 100)
         self.page_size = self._guess_size(header)
         reserved = header[20] if header[:16] == _MAGIC and len(header) > 20 else 0
         # Nobody but an encrypted file reserves more.
