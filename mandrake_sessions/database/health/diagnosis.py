@@ -19,7 +19,7 @@ from mandrake_sessions import arguments
 from mandrake_sessions.database import owner
 from mandrake_sessions.database.faults import free_bytes, translate
 from mandrake_sessions.database.guard import close_inherited, is_safe_sqlite, second_sqlite
-from mandrake_sessions.database.header import MAGIC, SMALLEST_PAGE
+from mandrake_sessions.database.header import MAGIC, SMALLEST_PAGE, page_size_of
 from mandrake_sessions.database.health.contents import Contents
 from mandrake_sessions.database.health.holder import Users, find_users
 from mandrake_sessions.database.health.place import advised, check_place
@@ -322,6 +322,18 @@ class _Diagnosis:
                 "header",
                 FAILED,
                 f"it is marked as another program's database ({application:#010x})",
+                self._rescue(),
+            )
+        if (
+            pages.header[:16] == MAGIC
+            and self._size
+            and page_size_of(pages.header) != pages.page_size
+        ):
+            # SQLite does not see it while the log has the first page.
+            return HealthCheck(
+                "header",
+                FAILED,
+                f"it states pages of {page_size_of(pages.header)} bytes, not {pages.page_size}",
                 self._rescue(),
             )
         return HealthCheck("header", OK)
