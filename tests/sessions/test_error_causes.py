@@ -75,7 +75,7 @@ def run_without_home(program: str, *, uid: int = 54321) -> str:
         pytest.skip("only root becomes a user without a home")
     start = (
         f"import os, sys; from mandrake_sessions import *; os.setuid({uid})\n"
-        "os.environ.pop('HOME', None)\n"
+        "os.environ.pop('HOME', None); os.environ.pop('MANDRAKE_DIR', None)\n"
     )
     return subprocess.check_output([sys.executable, "-c", start + program], text=True).strip()
 
@@ -114,7 +114,7 @@ def test_without_a_temporary_folder_a_look_says_so(ready_path, tmp_path):
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "sessions.create_session()\n"
         "sessions.backup(sys.argv[2])\n"
-        "print(sessions.health(HealthLevel.FULL).status)\n"
+        "print(sessions.health(HealthLevel.FULL).status, flush=True)\n"
         "import os; os._exit(0)\n"
     )
     command = [sys.executable, "-c", program, str(ready_path), str(tmp_path / "copy")]
