@@ -18,7 +18,7 @@ import msgspec
 
 from benchmarks.messages import Run
 from mandrake_sessions import SessionManager, Turn
-from mandrake_sessions.database.settings import pragmas
+from mandrake_sessions.database.connection.settings import pragmas
 from mandrake_sessions.options import DatabaseOptions, Durability
 
 TOKEN = "%020d"

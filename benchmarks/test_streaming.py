@@ -30,7 +30,7 @@ from benchmarks.streams import (
     update_each_token,
 )
 from mandrake_sessions import NewTurn, SessionManager
-from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.options import DatabaseOptions, Durability, PoolOptions
 
 STREAMS = 8

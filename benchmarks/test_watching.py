@@ -20,7 +20,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.bench import Bench
 from benchmarks.pace import Pace
 from mandrake_sessions import SessionManager, TurnUpdate, Watch
-from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.options import PoolOptions
 
 PAUSE = 0.003

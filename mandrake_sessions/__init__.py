@@ -5,19 +5,11 @@
 See ``SessionManager`` for one database, ``MandrakeManager`` for a system with workspaces.
 """
 
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.health.diagnosis import diagnose
-from mandrake_sessions.database.health.monitor import HealthMonitor
-from mandrake_sessions.database.health.report import (
-    HealthCheck,
-    HealthLevel,
-    HealthReport,
-    HealthStatus,
-)
-from mandrake_sessions.database.pool import ConnectionPool, default_pool
-from mandrake_sessions.database.salvage.report import SalvageReport, TableSalvage
-from mandrake_sessions.database.salvage.salvaging import salvage
-from mandrake_sessions.database.stats import DatabaseStats, PoolStats
+from mandrake_sessions.database.open_file.stats import DatabaseStats, PoolStats
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.monitor import HealthMonitor
+from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
+from mandrake_sessions.engine.health import HealthCheck, HealthLevel, HealthReport, HealthStatus
 from mandrake_sessions.errors import (
     AlreadyExistsError,
     BackupError,
@@ -80,12 +72,17 @@ from mandrake_sessions.errors import (
     WorkspacePlaceError,
 )
 from mandrake_sessions.hosts import MandrakeManager
-from mandrake_sessions.json_values import Storable, storable
-from mandrake_sessions.json_writer import ValueChange
-from mandrake_sessions.live.subscription import Subscription, Watch
-from mandrake_sessions.live.tool_calls import PendingToolCall
-from mandrake_sessions.live.updates import RoundUpdate, SessionEvent, SessionUpdate, TurnUpdate
-from mandrake_sessions.live.writer import TurnWriter
+from mandrake_sessions.json_text.values import Storable, storable
+from mandrake_sessions.json_text.writer import ValueChange
+from mandrake_sessions.live.streaming.tool_calls import PendingToolCall
+from mandrake_sessions.live.streaming.writer import TurnWriter
+from mandrake_sessions.live.watching.subscription import Subscription, Watch
+from mandrake_sessions.live.watching.updates import (
+    RoundUpdate,
+    SessionEvent,
+    SessionUpdate,
+    TurnUpdate,
+)
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.models import (
     UNSET,
@@ -104,6 +101,9 @@ from mandrake_sessions.models import (
     Workspace,
 )
 from mandrake_sessions.options import DatabaseOptions, Durability, PoolOptions
+from mandrake_sessions.rescue.diagnosis import diagnose
+from mandrake_sessions.rescue.report import SalvageReport, TableSalvage
+from mandrake_sessions.rescue.salvage import salvage
 from mandrake_sessions.session_transaction import SessionTransaction
 from mandrake_sessions.shutdown import ShutdownHook, ShutdownReport, install_shutdown_hook
 from mandrake_sessions.workspace import WorkspaceManager

@@ -22,10 +22,15 @@ from typing import Any, Final, TypeGuard, TypeVar
 
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.ids import MAX_ID_LENGTH, new_id, to_microseconds
-from mandrake_sessions.json_values import encoded_json, plain_json
-from mandrake_sessions.json_writer import MAX_INTEGER, MAX_JSON_DEPTH, MAX_TEXT_BYTES, VALUE_DEPTH
+from mandrake_sessions.json_text.plain_forms import as_float, as_int, as_str
+from mandrake_sessions.json_text.values import encoded_json, plain_json
+from mandrake_sessions.json_text.writer import (
+    MAX_INTEGER,
+    MAX_JSON_DEPTH,
+    MAX_TEXT_BYTES,
+    VALUE_DEPTH,
+)
 from mandrake_sessions.models import NewTurn, ToolCall, TurnStatus
-from mandrake_sessions.plain_forms import as_float, as_int, as_str
 
 T = TypeVar("T")
 

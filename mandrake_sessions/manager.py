@@ -14,20 +14,21 @@ from typing import Self, TypeVar
 from msgspec.structs import replace
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import block
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.health.report import HealthLevel, HealthReport
-from mandrake_sessions.database.paths import absolute_path, real_path
-from mandrake_sessions.database.pool import ConnectionPool, default_pool
-from mandrake_sessions.database.stats import DatabaseStats
-from mandrake_sessions.database.unforeseen import do_elsewhere, is_unforeseen, refuse_unforeseen
+from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.concurrency.reentry import do_elsewhere, is_unforeseen, refuse_unforeseen
+from mandrake_sessions.database.files.paths import absolute_path, real_path
+from mandrake_sessions.database.open_file.stats import DatabaseStats
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
+from mandrake_sessions.engine.health import HealthLevel, HealthReport
 from mandrake_sessions.errors import (
     HandleReleasedError,
     NotInitializedError,
     ReadOnlyDatabaseError,
 )
 from mandrake_sessions.live.hub import Hub
-from mandrake_sessions.live.subscription import (
+from mandrake_sessions.live.streaming.writer import TurnWriter
+from mandrake_sessions.live.watching.subscription import (
     Subscription,
     Watch,
     add_turn_update_listener,
@@ -35,8 +36,7 @@ from mandrake_sessions.live.subscription import (
     watch_response,
     watch_session,
 )
-from mandrake_sessions.live.updates import SessionEvent, TurnUpdate
-from mandrake_sessions.live.writer import TurnWriter
+from mandrake_sessions.live.watching.updates import SessionEvent, TurnUpdate
 from mandrake_sessions.log import HostLogger, tell_host, usable_logger
 from mandrake_sessions.methods import fetches, not_initialized_once_released, queries, writes
 from mandrake_sessions.models import Exchange, Turn

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
 
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.transaction import ReadUnit, WriteTransaction, WriteUnit
+from mandrake_sessions.database.connection.transaction import ReadUnit, WriteTransaction, WriteUnit
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.errors import HandleReleasedError, NotInitializedError
 
 P = ParamSpec("P")

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from mandrake_sessions.database.blocks import Block
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.concurrency.blocks import Block
+from mandrake_sessions.database.connection.transaction import WriteTransaction
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.methods import (
     not_initialized_once_released,
     reads_within,

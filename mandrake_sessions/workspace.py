@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Final, Self
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.folder import opened_folder
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.paths import at_home, from_here, identify, real_path, refuse_link
-from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.database.files.folders import opened_folder
+from mandrake_sessions.database.files.paths import (
+    at_home,
+    from_here,
+    identify,
+    real_path,
+    refuse_link,
+)
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabasePathError,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from alembic import command, context
 from alembic.util import CommandError
 
-from mandrake_sessions.database import migrate, revisions
+from mandrake_sessions.database.migrations import migrate, revisions
 from mandrake_sessions.errors import MandrakeSessionsError
 
 

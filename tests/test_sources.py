@@ -42,37 +42,47 @@ FILE_CALLS = {
 }
 # What may be used nevertheless, and why it touches no file that SQLite has open.
 ALLOWED = {
-    "mandrake_sessions/database/faults.py": {
+    "mandrake_sessions/database/error_codes.py": {
         "shutil": "disk_usage asks the folder",
         "open": "/dev/null, to see whether descriptors are free",
     },
-    "mandrake_sessions/database/guard.py": {"open": "reads /proc/self/maps"},
-    "mandrake_sessions/database/fate.py": {"open": "makes a new file with O_EXCL, for a log"},
-    "mandrake_sessions/database/health/openers.py": {
+    "mandrake_sessions/database/sqlite_library.py": {"open": "reads /proc/self/maps"},
+    "mandrake_sessions/database/open_file/displacement.py": {
+        "open": "makes a new file with O_EXCL, for a log"
+    },
+    "mandrake_sessions/database/openers.py": {
         "tempfile": "a file to lock, to see whether the system shows locks"
     },
-    "mandrake_sessions/database/owner.py": {"open": "an owner's file, never a database"},
-    "mandrake_sessions/database/signs.py": {"open": "an owner's file, never a database"},
-    "mandrake_sessions/database/creation.py": {
+    "mandrake_sessions/database/files/owner.py": {"open": "an owner's file, never a database"},
+    "mandrake_sessions/database/files/owner_signs.py": {
+        "open": "an owner's file, never a database"
+    },
+    "mandrake_sessions/database/files/creation.py": {
         "open": "opens the folder of a new file, for its lock and for fsync"
     },
-    "mandrake_sessions/database/folder.py": {
+    "mandrake_sessions/database/files/folders.py": {
         "open": "folders, and a new file, which is not there yet"
     },
-    "mandrake_sessions/database/placing.py": {
+    "mandrake_sessions/database/files/atomic.py": {
         "open": "makes a new file with O_EXCL; opens it, and its folder, for fsync"
     },
-    "mandrake_sessions/database/views.py": {
+    "mandrake_sessions/database/files/views.py": {
         "open": "reads /proc/locks; makes a new file with O_EXCL, to see where it appears"
     },
-    "mandrake_sessions/database/turnstile.py": {"open": "a file of its own, never a database"},
-    "mandrake_sessions/database/raw.py": {"open": "writes a copy that nobody has open"},
-    "mandrake_sessions/database/sidecars.py": {"hashlib": "of a file's name, never of its bytes"},
-    "mandrake_sessions/database/mounts.py": {"open": "reads /proc/self/mountinfo"},
-    "mandrake_sessions/database/health/contents.py": {"tempfile": "a private folder for a copy"},
-    "mandrake_sessions/database/health/holder.py": {"read_text": "reads /proc/<pid>"},
-    "mandrake_sessions/database/health/locks.py": {"open": "reads /proc/locks"},
-    "mandrake_sessions/database/migrate.py": {"io": "StringIO for the SQL of offline mode"},
+    "mandrake_sessions/database/files/turnstile.py": {
+        "open": "a file of its own, never a database"
+    },
+    "mandrake_sessions/database/files/raw.py": {"open": "writes a copy that nobody has open"},
+    "mandrake_sessions/database/files/sidecars.py": {
+        "hashlib": "of a file's name, never of its bytes"
+    },
+    "mandrake_sessions/database/files/mounts.py": {"open": "reads /proc/self/mountinfo"},
+    "mandrake_sessions/rescue/contents.py": {"tempfile": "a private folder for a copy"},
+    "mandrake_sessions/database/lock_holder.py": {"read_text": "reads /proc/<pid>"},
+    "mandrake_sessions/database/kernel_locks.py": {"open": "reads /proc/locks"},
+    "mandrake_sessions/database/migrations/migrate.py": {
+        "io": "StringIO for the SQL of offline mode"
+    },
     "mandrake_sessions/importers/source.py": {
         "open": "copies another system's database, after it has seen that this process has it not",
         "tempfile": "a private folder for that copy",
@@ -101,15 +111,15 @@ OWN_OPEN = {"DatabaseFile"}
 # Modules above the limit, each with its reason.
 LONG_MODULES = {
     "mandrake_sessions/records/sql.py": "generated: every statement as it is run",
-    "mandrake_sessions/database/pool.py": "one lock and the table of slots behind it",
-    "mandrake_sessions/database/file.py": "one open file: every way in, and its checkpoints",
-    "mandrake_sessions/database/dialect.py": "what SQLAlchemy asks a dialect, all of it",
-    "mandrake_sessions/database/handle.py": "one method for each thing a holder may do",
-    "mandrake_sessions/database/lease.py": "the queue, those who wait in it, and their group",
-    "mandrake_sessions/database/lifecycle.py": "the states of one open file, to its end",
-    "mandrake_sessions/database/open_files.py": "what is done with slots, under the pool's mutex",
-    "mandrake_sessions/database/turnstile.py": "one lock: who takes it, who waits, who passes by",
-    "mandrake_sessions/live/stream.py": "the state of one stream, behind one mutex",
+    "mandrake_sessions/database/pool/pool.py": "one lock and the table of slots behind it",
+    "mandrake_sessions/database/open_file/file.py": "one open file: every way in",
+    "mandrake_sessions/database/connection/dialect.py": "what SQLAlchemy asks a dialect, all of it",
+    "mandrake_sessions/database/pool/handle.py": "one method for each thing a holder may do",
+    "mandrake_sessions/database/leasing/queue.py": "the queue, its waiters, their group",
+    "mandrake_sessions/database/open_file/lifecycle.py": "the states of one open file, to its end",
+    "mandrake_sessions/database/pool/open_files.py": "what is done with the slots",
+    "mandrake_sessions/database/files/turnstile.py": "one lock: taken, awaited, passed by",
+    "mandrake_sessions/live/streaming/stream.py": "the state of one stream, behind one mutex",
     "mandrake_sessions/hosts.py": "the registry: one method for each thing done with a workspace",
     "mandrake_sessions/manager.py": "the table of the methods that each face offers",
     "mandrake_sessions/errors.py": "every exception, and the tree of them",

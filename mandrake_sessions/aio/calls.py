@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
-from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.errors import CommitOutcomeUnknownError
 from mandrake_sessions.live.event_loops import call_in_loop, wake
 

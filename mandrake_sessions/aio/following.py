@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from mandrake_sessions.database.blocks import block
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.parking import FileParkedError
+from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.concurrency.threads import start
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.parking import FileParkedError
 from mandrake_sessions.errors import HandleReleasedError, NotInitializedError
 from mandrake_sessions.live.hub import Hub
-from mandrake_sessions.live.mailbox import Mailbox
-from mandrake_sessions.live.subscription import Followed
-from mandrake_sessions.live.targets import Joining
-from mandrake_sessions.threads import start
+from mandrake_sessions.live.watching.mailbox import Mailbox
+from mandrake_sessions.live.watching.subscription import Followed
+from mandrake_sessions.live.watching.targets import Joining
 
 
 class WakingFollower:

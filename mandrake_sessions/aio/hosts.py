@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Self
 
 from mandrake_sessions import arguments
-from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.aio.manager import AsyncSessionManager
-from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.aio.to_thread import in_thread
+from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.errors import MandrakeSessionsError
 from mandrake_sessions.hosts import MandrakeManager
 from mandrake_sessions.log import HostLogger

@@ -9,14 +9,14 @@ from functools import partial
 from typing import Any, Final
 
 from mandrake_sessions import arguments
-from mandrake_sessions.aio.chores import in_thread
+from mandrake_sessions.aio.to_thread import in_thread
 from mandrake_sessions.errors import MandrakeSessionsError
-from mandrake_sessions.live.announcer import log_failure
 from mandrake_sessions.live.event_loops import runs_event_loop
-from mandrake_sessions.live.mailbox import Mailbox
-from mandrake_sessions.live.subscription import Followed, Subscription, Watch
-from mandrake_sessions.live.targets import Joining
-from mandrake_sessions.live.updates import TurnUpdate
+from mandrake_sessions.live.watching.listeners import log_failure
+from mandrake_sessions.live.watching.mailbox import Mailbox
+from mandrake_sessions.live.watching.subscription import Followed, Subscription, Watch
+from mandrake_sessions.live.watching.targets import Joining
+from mandrake_sessions.live.watching.updates import TurnUpdate
 from mandrake_sessions.log import get_logger
 
 AsyncTurnListener = Callable[[TurnUpdate], Awaitable[object] | object]

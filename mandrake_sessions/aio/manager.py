@@ -17,22 +17,22 @@ from typing import TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.aio.calls import Call
-from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.aio.following import followed
 from mandrake_sessions.aio.listening import AsyncTurnListener, listen
 from mandrake_sessions.aio.opening import AsyncOpening
+from mandrake_sessions.aio.to_thread import in_thread
 from mandrake_sessions.aio.twins import awaits, hosts_unit, streams
-from mandrake_sessions.database.health.report import HealthLevel, HealthReport
-from mandrake_sessions.database.stats import DatabaseStats
+from mandrake_sessions.database.open_file.stats import DatabaseStats
+from mandrake_sessions.engine.health import HealthLevel, HealthReport
 from mandrake_sessions.errors import InvalidArgumentError
-from mandrake_sessions.live.subscription import (
+from mandrake_sessions.live.watching.subscription import (
     Subscription,
     Watch,
     watch_response,
     watch_session,
 )
-from mandrake_sessions.live.targets import Joining, ResponseTarget, TurnTarget
-from mandrake_sessions.live.updates import SessionEvent, TurnUpdate
+from mandrake_sessions.live.watching.targets import Joining, ResponseTarget, TurnTarget
+from mandrake_sessions.live.watching.updates import SessionEvent, TurnUpdate
 from mandrake_sessions.manager import HISTORY_PAGE, SessionManager
 from mandrake_sessions.models import Exchange, Turn
 from mandrake_sessions.records import history

@@ -12,11 +12,11 @@ from typing import Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.aio.calls import Call
-from mandrake_sessions.aio.chores import in_thread
+from mandrake_sessions.aio.to_thread import in_thread
 from mandrake_sessions.aio.workers import ReadWorker, Worker, WriteWorker
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.pool import ConnectionPool
-from mandrake_sessions.database.transaction import ReadUnit
+from mandrake_sessions.database.connection.transaction import ReadUnit
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.errors import NotInitializedError
 from mandrake_sessions.log import HostLogger
 from mandrake_sessions.manager import SessionManager

@@ -12,10 +12,10 @@ from mandrake_sessions.aio.calls import Call, EscapedError
 from mandrake_sessions.aio.cancellation import cancelled_call
 from mandrake_sessions.aio.opening import AsyncOpening
 from mandrake_sessions.aio.writer import AsyncTurnWriter
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.database.connection.transaction import WriteTransaction
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.errors import InvalidArgumentError
-from mandrake_sessions.live.writer import TurnWriter
+from mandrake_sessions.live.streaming.writer import TurnWriter
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.methods import RECIPE, Recipe
 from mandrake_sessions.models import TurnStatus

@@ -14,11 +14,11 @@ from time import monotonic
 from typing import Any, Final
 
 from mandrake_sessions.aio.calls import Call, tell_all
-from mandrake_sessions.database.guard import after_fork
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.lease import Errand, Waiter
+from mandrake_sessions.concurrency.threads import start
+from mandrake_sessions.database.leasing.queue import Errand, Waiter
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.sqlite_library import after_fork
 from mandrake_sessions.errors import NotInitializedError, ThreadStartError, TransactionLostError
-from mandrake_sessions.threads import start
 
 IDLE_SECONDS: Final = 5.0
 """How long a thread waits for the next call before it ends."""

@@ -12,16 +12,21 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
-from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     NotInitializedError,
     TurnInterruptedError,
 )
 from mandrake_sessions.live.event_loops import call_in_loop, wake
-from mandrake_sessions.live.outcome import Outcome
-from mandrake_sessions.live.tool_calls import PendingToolCall
-from mandrake_sessions.live.writer import TurnWriter, ending_of, message_of, note_unstored_end
+from mandrake_sessions.live.streaming.outcome import Outcome
+from mandrake_sessions.live.streaming.tool_calls import PendingToolCall
+from mandrake_sessions.live.streaming.writer import (
+    TurnWriter,
+    ending_of,
+    message_of,
+    note_unstored_end,
+)
 from mandrake_sessions.models import UNSET, Turn, TurnStatus, Unset
 
 T = TypeVar("T")

@@ -28,11 +28,11 @@ from mandrake_sessions.cli.target import (
     database_path,
     open_sessions,
 )
-from mandrake_sessions.database import head
-from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.health.report import HealthLevel
-from mandrake_sessions.database.paths import identify, real_path
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.files.paths import identify, real_path
+from mandrake_sessions.database.migrations import head
+from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.health import HealthLevel
 from mandrake_sessions.errors import DatabaseMissingError
 from mandrake_sessions.options import DatabaseOptions
 
@@ -144,7 +144,7 @@ def migrate(
     wanted = revision or "head"
     if ":" in wanted:
         raise typer.BadParameter("FROM:TO is for --sql; a database knows where it is.")
-    from mandrake_sessions.database import migrate as migrations
+    from mandrake_sessions.database.migrations import migrate as migrations
 
     path = real_path(database_path(root, workspace, database, timeout))
     budget = Budget(timeout)
@@ -170,7 +170,7 @@ def _print_sql(revision: str | None, *, downgrade: bool, as_json: bool) -> None:
     span = revision or "head"
     if ":" not in span:
         span = f"{tables.HEAD if downgrade else 'base'}:{span}"
-    from mandrake_sessions.database.migrate import offline_sql
+    from mandrake_sessions.database.migrations.migrate import offline_sql
 
     script = offline_sql("downgrade" if downgrade else "upgrade", span)
     if as_json:

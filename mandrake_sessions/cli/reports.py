@@ -9,7 +9,7 @@ from mandrake_sessions.cli.output import (
     print_table,
     print_text,
 )
-from mandrake_sessions.database.health.report import HealthReport, HealthStatus
+from mandrake_sessions.engine.health import HealthReport, HealthStatus
 
 
 def print_report(report: HealthReport, *, as_json: bool) -> None:

@@ -18,8 +18,8 @@ from mandrake_sessions.cli.output import (
 )
 from mandrake_sessions.cli.reports import print_report
 from mandrake_sessions.cli.target import TIMEOUT, Json, Timeout, new_pool
-from mandrake_sessions.database.paths import real_path
-from mandrake_sessions.database.restore import kept_files
+from mandrake_sessions.database.files.paths import real_path
+from mandrake_sessions.database.offline.restore import kept_files
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseMissingError,
@@ -28,7 +28,7 @@ from mandrake_sessions.errors import (
 )
 
 if TYPE_CHECKING:
-    from mandrake_sessions.database.salvage.report import SalvageReport, TableSalvage
+    from mandrake_sessions.rescue.report import SalvageReport, TableSalvage
 
 _NO_BACKUP = (
     "BACKUP must be a copy of a database of this library; `import` reads the original system's."
@@ -76,7 +76,7 @@ def doctor(
     The file need not be one that can be opened. Exit code 5 if it cannot be used as it is, 3 if
     there is none.
     """
-    from mandrake_sessions.database.health.diagnosis import diagnose
+    from mandrake_sessions.rescue.diagnosis import diagnose
 
     report = diagnose(file, full=full)
     print_report(report, as_json=as_json)
@@ -140,7 +140,7 @@ def salvage(
 
     FILE and the -wal beside it are only read.
     """
-    from mandrake_sessions.database.salvage.salvaging import salvage as run
+    from mandrake_sessions.rescue.salvage import salvage as run
 
     if os.path.lexists(new.expanduser()):
         raise CommandError(

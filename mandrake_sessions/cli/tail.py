@@ -27,7 +27,12 @@ from mandrake_sessions.cli.target import (
     WorkspaceName,
     open_sessions,
 )
-from mandrake_sessions.live.updates import RoundUpdate, SessionEvent, SessionUpdate, TurnUpdate
+from mandrake_sessions.live.watching.updates import (
+    RoundUpdate,
+    SessionEvent,
+    SessionUpdate,
+    TurnUpdate,
+)
 from mandrake_sessions.models import Round, Turn
 
 

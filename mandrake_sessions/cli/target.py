@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import typer
 
 from mandrake_sessions.cli.errors import CommandError, ExitCode, advising
-from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.errors import (
     DatabaseMissingError,
     SessionNotFoundError,

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Hashable
 from time import monotonic
 
+from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.errors import ThreadStartError
 from mandrake_sessions.log import get_logger
-from mandrake_sessions.threads import start
 
 Task = Callable[[], None]
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.foreign import open_foreign
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.paths import identify, real_path
+from mandrake_sessions.database.connection.foreign import open_foreign
+from mandrake_sessions.database.files.paths import identify, real_path
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.errors import ImportSourceError, InvalidArgumentError
 from mandrake_sessions.ids import now
 from mandrake_sessions.importers.origin import Draft, Origin

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.foreign import Cell, ForeignDatabase
+from mandrake_sessions.database.connection.foreign import Cell, ForeignDatabase
 from mandrake_sessions.errors import ImportSourceError
 from mandrake_sessions.importers import tables
 from mandrake_sessions.importers.tables import RoundRow

@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from mandrake_sessions.database.faults import translate_os
-from mandrake_sessions.database.paths import Identity, descriptors_on, identify
-from mandrake_sessions.database.raw import states_of
+from mandrake_sessions.database.error_codes import translate_os
+from mandrake_sessions.database.files.paths import Identity, descriptors_on, identify
+from mandrake_sessions.database.files.raw import states_of
 from mandrake_sessions.errors import DatabaseFolderError, DatabaseMissingError, ImportSourceError
 
 _OPERATION: Final = "import"

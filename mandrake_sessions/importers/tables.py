@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from mandrake_sessions.database.foreign import Cell, fetchable
+from mandrake_sessions.database.connection.foreign import Cell, fetchable
 
 _TIMES: Final = ("createdAt", "updatedAt")
 _SESSION: Final = ("id", "title", "description", "metadata", *_TIMES)

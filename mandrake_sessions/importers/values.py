@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.foreign import Cell
+from mandrake_sessions.database.connection.foreign import Cell
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.ids import to_microseconds
 from mandrake_sessions.models import ToolCall, TurnStatus

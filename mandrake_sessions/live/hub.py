@@ -7,14 +7,14 @@ import threading
 from collections.abc import Collection
 from typing import Self
 
-from mandrake_sessions.database import owner
-from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.files import owner
+from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.errors import DatabaseError, DatabaseMovedError, ReentrantScopeError
-from mandrake_sessions.live import given_up
-from mandrake_sessions.live.flusher import Flusher
-from mandrake_sessions.live.follower import Follower
 from mandrake_sessions.live.patrol import Lookout, patrol
+from mandrake_sessions.live.streaming import given_up
+from mandrake_sessions.live.streaming.flusher import Flusher
 from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.live.watching.follower import Follower
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import Turn
 from mandrake_sessions.records.recovery import interrupt_turns_of, streaming_owners

@@ -14,9 +14,10 @@ import weakref
 from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
-from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.database.guard import after_fork
-from mandrake_sessions.database.paths import leads_elsewhere
+from mandrake_sessions.concurrency.threads import start
+from mandrake_sessions.database.files.paths import leads_elsewhere
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.sqlite_library import after_fork
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseMovedError,
@@ -25,7 +26,6 @@ from mandrake_sessions.errors import (
 )
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.records.recovery import streaming_owners
-from mandrake_sessions.threads import start
 
 INTERVAL: Final = 1.0
 """Seconds between two looks at a file."""

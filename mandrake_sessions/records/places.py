@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mandrake_sessions.database.paths import Identity
+from mandrake_sessions.database.files.paths import Identity
 from mandrake_sessions.models import Workspace
 
 

@@ -2,8 +2,8 @@
 
 # fmt: off
 
-from mandrake_sessions.database.statement import Statement
-from mandrake_sessions.records.forms import InsertMany, Piece, RecordInsert, UpdateSome
+from mandrake_sessions.engine.statement import Statement
+from mandrake_sessions.records.templates import InsertMany, Piece, RecordInsert, UpdateSome
 
 # -- changes --------------------------------------------------------------------------------------
 

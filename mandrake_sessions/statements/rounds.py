@@ -7,7 +7,7 @@ from sqlalchemy import Integer, bindparam, delete, func, insert, select, update
 from mandrake_sessions import schema
 from mandrake_sessions.models import Request, Response
 from mandrake_sessions.statements.columns import columns_of, later
-from mandrake_sessions.statements.kinds import RecordInsert
+from mandrake_sessions.statements.templates import RecordInsert
 
 _session = schema.sessions.c
 _round = schema.rounds.c

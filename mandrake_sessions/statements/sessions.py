@@ -21,7 +21,7 @@ from sqlalchemy import (
 from mandrake_sessions import schema
 from mandrake_sessions.models import Session
 from mandrake_sessions.statements.columns import columns_of, later, update_row
-from mandrake_sessions.statements.kinds import RecordInsert, UpdateSome
+from mandrake_sessions.statements.templates import RecordInsert, UpdateSome
 
 _c = schema.sessions.c
 _columns = columns_of(Session, schema.sessions)

@@ -25,7 +25,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from mandrake_sessions import schema
 from mandrake_sessions.statements.chunks import folded, is_streaming, texts, turn_columns
 from mandrake_sessions.statements.columns import later, update_row
-from mandrake_sessions.statements.kinds import InsertMany, UpdateSome
+from mandrake_sessions.statements.templates import InsertMany, UpdateSome
 from mandrake_sessions.statements.turns import settable
 
 _c = schema.turns.c

@@ -28,7 +28,7 @@ from mandrake_sessions.statements.chunks import (
     whole,
 )
 from mandrake_sessions.statements.columns import later, update_row
-from mandrake_sessions.statements.kinds import RecordInsert, UpdateSome
+from mandrake_sessions.statements.templates import RecordInsert, UpdateSome
 
 _c = schema.turns.c
 _response = schema.responses.c

@@ -8,7 +8,7 @@ from sqlalchemy.dialects.sqlite import insert
 from mandrake_sessions import schema
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.statements.columns import columns_of
-from mandrake_sessions.statements.kinds import RecordInsert
+from mandrake_sessions.statements.templates import RecordInsert
 
 _c = schema.workspaces.c
 _columns = columns_of(Workspace, schema.workspaces)

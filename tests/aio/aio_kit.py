@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from mandrake_sessions.aio import AsyncSessionManager
-from mandrake_sessions.database.lease import LeaseQueue
+from mandrake_sessions.database.leasing.queue import LeaseQueue
 from mandrake_sessions.manager import SessionManager
 
 T = TypeVar("T")

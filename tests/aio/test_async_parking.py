@@ -20,7 +20,7 @@ from mandrake_sessions import (
     TurnStatus,
 )
 from mandrake_sessions.aio import AsyncSessionManager, workers
-from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.open_file.file import DatabaseFile
 
 
 @pytest.fixture

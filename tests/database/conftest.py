@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions
-from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.testing import FaultVFS
 
 FOREIGN = """

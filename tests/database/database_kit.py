@@ -14,11 +14,11 @@ import pytest
 from sqlalchemy import bindparam, func, insert, literal, select
 
 from mandrake_sessions import DatabaseBusyError, ids, schema
-from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.lease import LeaseQueue
-from mandrake_sessions.database.statement import Statement
-from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.database.connection.transaction import WriteTransaction
+from mandrake_sessions.database.leasing.queue import LeaseQueue
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.engine.statement import Statement
 from mandrake_sessions.statements.generator.compiler import compiled
 
 T = TypeVar("T")

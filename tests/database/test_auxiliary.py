@@ -18,7 +18,7 @@ from database_kit import (
     until_set,
 )
 
-from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 
 
 def count(tx: Any) -> int:

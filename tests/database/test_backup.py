@@ -16,15 +16,15 @@ import apsw
 import pytest
 from database_kit import Task, add, keys, until_set
 
-from mandrake_sessions.database import backup as module
-from mandrake_sessions.database import head
-from mandrake_sessions.database.backup import backup, verify
-from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.creation import make_file
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.paths import real_path
-from mandrake_sessions.database.pool import ConnectionPool
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection import backup as module
+from mandrake_sessions.database.connection.backup import backup, verify
+from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.files.creation import make_file
+from mandrake_sessions.database.files.paths import real_path
+from mandrake_sessions.database.migrations import head
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.pool import ConnectionPool
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.errors import (
     BackupError,
     DatabaseBusyError,

@@ -31,11 +31,12 @@ from database_kit import (
 )
 
 from mandrake_sessions import ConnectionPool, DatabaseIOError, HealthStatus
-from mandrake_sessions.database import file as database_file
-from mandrake_sessions.database import lifecycle, scope
-from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.leasing import writer
 from mandrake_sessions.database.maintenance import Maintenance
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.open_file import file as database_file
+from mandrake_sessions.database.open_file import lifecycle
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.testing import FaultVFS
 
 MakePool = Callable[..., ConnectionPool]
@@ -334,9 +335,9 @@ def test_rule_18_ctrl_c_while_a_checkpoint_ends_retires_nothing(
     with pool.acquire(path) as handle:
         with busy_thread(pool):
             fill(handle, 40)
-            alone = scope.WriteLane.alone.__wrapped__.__code__  # type: ignore[attr-defined]
+            alone = writer.WriteLane.alone.__wrapped__.__code__  # type: ignore[attr-defined]
             with (
-                interrupted_in(scope.rollback.__code__, alone),
+                interrupted_in(writer.rollback.__code__, alone),
                 pytest.raises(KeyboardInterrupt),
             ):
                 file_of(handle).checkpoint()

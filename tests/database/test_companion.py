@@ -14,8 +14,8 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError, PoolClosedError
-from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.errors import ReentrantScopeError
 
 

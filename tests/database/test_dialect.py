@@ -14,11 +14,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.creation import make_file
-from mandrake_sessions.database.dialect import lend, lent_connection, typed_cause
-from mandrake_sessions.database.paths import real_path
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.dialect import lend, lent_connection, typed_cause
+from mandrake_sessions.database.files.creation import make_file
+from mandrake_sessions.database.files.paths import real_path
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.errors import (
     ConstraintViolationError,
     DatabaseBusyError,
@@ -432,11 +432,11 @@ import sys
 import sqlalchemy as sa
 from sqlalchemy import orm
 from mandrake_sessions.database import head, migrate
-from mandrake_sessions.database.connection import open_connection
-from mandrake_sessions.database.creation import make_file
-from mandrake_sessions.database.paths import real_path
-from mandrake_sessions.database.dialect import lend
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.connection import open_connection
+from mandrake_sessions.database.files.creation import make_file
+from mandrake_sessions.database.files.paths import real_path
+from mandrake_sessions.database.connection.dialect import lend
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.options import DatabaseOptions
 path = real_path({str(tmp_path / "db.sqlite")!r})
 connection = open_connection(path, make_file(path), DatabaseOptions(), Budget(10))

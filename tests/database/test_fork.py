@@ -18,7 +18,7 @@ import os, threading
 from pathlib import Path
 from kernel_locks import own_lock_lines
 from mandrake_sessions import *
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.engine.statement import Statement
 ADD = Statement("INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
 KEYS = Statement("SELECT key FROM meta WHERE value = ''", is_read=True)
 path = Path(sys.argv[1])

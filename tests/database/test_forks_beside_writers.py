@@ -14,7 +14,7 @@ from mandrake_sessions import ConnectionPool
 PRELUDE = """
 import multiprocessing, os, signal, subprocess, threading, time
 from mandrake_sessions import *
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.engine.statement import Statement
 ADD = Statement("INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
 path, count = sys.argv[1], int(sys.argv[2])
 # Where the parent itself waits for a child that hangs.

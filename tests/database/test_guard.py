@@ -28,9 +28,9 @@ from kernel_locks import own_lock_lines
 from structlog.testing import capture_logs
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError, PoolClosedError
-from mandrake_sessions.database import guard
-from mandrake_sessions.database.guard import caller_outside
-from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database import sqlite_library
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.sqlite_library import caller_outside
 
 MakePool = Callable[..., ConnectionPool]
 
@@ -238,7 +238,7 @@ def test_rule_19_what_was_acknowledged_is_in_the_file_that_was_renamed(
 def test_rule_01_a_second_sqlite_library_is_found(start_child: Callable[..., Any]) -> None:
     child = start_child(
         """
-from mandrake_sessions.database.guard import second_sqlite
+from mandrake_sessions.database.sqlite_library import second_sqlite
 tell(second_sqlite())
 __import__("sqlite{}".format(3))
 tell(second_sqlite())
@@ -255,11 +255,11 @@ def test_rule_01_where_maps_are_not_told_the_module_stands_for_it(
     def no_maps(*_: object, **__: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr(guard, "open", no_maps, raising=False)
+    monkeypatch.setattr(sqlite_library, "open", no_maps, raising=False)
     monkeypatch.delitem(sys.modules, "_sqlite3", raising=False)
-    assert guard.second_sqlite() is None
+    assert sqlite_library.second_sqlite() is None
     monkeypatch.setitem(sys.modules, "_sqlite3", os)
-    assert guard.second_sqlite() == os.__file__
+    assert sqlite_library.second_sqlite() == os.__file__
 
 
 def test_rule_01_importing_the_library_loads_no_second_sqlite() -> None:

@@ -48,13 +48,13 @@ from mandrake_sessions import (
     PoolClosedError,
     schema,
 )
-from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health import checks
 from mandrake_sessions.database.health import levels as health
-from mandrake_sessions.database.health.locks import lock_holders
 from mandrake_sessions.database.health.wording import readable_size
-from mandrake_sessions.database.lifecycle import FileState
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.kernel_locks import lock_holders
+from mandrake_sessions.database.open_file.lifecycle import FileState
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.statements.generator.compiler import compiled
 from mandrake_sessions.testing import Fault, FaultVFS
 

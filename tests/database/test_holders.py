@@ -16,8 +16,8 @@ import pytest
 from database_kit import adding, until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, diagnose
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.rhythm import Rhythm
+from mandrake_sessions.database.files.rhythm import Rhythm
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 
 EXCLUSIVE = """
 import apsw

@@ -20,12 +20,13 @@ from database_kit import adding, open_connections
 
 import mandrake_sessions
 from mandrake_sessions import ConnectionPool, DatabaseOptions, MigrationError, SchemaTooNewError
-from mandrake_sessions.database import creation, head, installing, migrate, revisions
-from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.creation import make_file
-from mandrake_sessions.database.ddl import REVISIONS
-from mandrake_sessions.database.paths import real_path
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.files import creation
+from mandrake_sessions.database.files.creation import make_file
+from mandrake_sessions.database.files.paths import real_path
+from mandrake_sessions.database.migrations import head, installing, migrate, revisions
+from mandrake_sessions.database.migrations.ddl import REVISIONS
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.tables import APPLICATION_ID, HEAD
 
 PACKAGE = Path(mandrake_sessions.__file__).parent

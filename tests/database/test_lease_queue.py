@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from database_kit import Task, ends_in_time, until, until_set
 
-from mandrake_sessions.database import lease
-from mandrake_sessions.database.lease import Group, LeaseQueue, Waiter
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.leasing import queue as queue_module
+from mandrake_sessions.database.leasing.queue import Group, LeaseQueue, Waiter
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.errors import DatabaseBusyError, PoolClosedError, TransactionLostError
 
 WAITERS = 20
@@ -282,7 +282,7 @@ def test_rule_18_an_interruption_anywhere_in_the_queue_leaves_nobody_in_it(
         me.append(threading.get_ident())
         queue.acquire(budget, "interrupted")
 
-    monkeypatch.setattr(lease, "monotonic", interrupted)
+    monkeypatch.setattr(queue_module, "monotonic", interrupted)
     task = Task(wait)
     task.join()
     assert isinstance(task.error, KeyboardInterrupt | DatabaseBusyError)

@@ -19,7 +19,7 @@ from mandrake_sessions import (
     SessionManager,
     diagnose,
 )
-from mandrake_sessions.database import owner
+from mandrake_sessions.database.files import owner
 
 # Each stops when the whole copy is there, and not yet under its name.
 AT_IT = """
@@ -53,7 +53,7 @@ def database(tmp_path: Path, pool: ConnectionPool) -> Path:
 
 
 def _budget() -> Any:
-    from mandrake_sessions.database.waiting import Budget
+    from mandrake_sessions.database.retry import Budget
 
     return Budget(30.0)
 

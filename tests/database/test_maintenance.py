@@ -14,7 +14,7 @@ import pytest
 import structlog
 from database_kit import until, until_set
 
-from mandrake_sessions import threads
+from mandrake_sessions.concurrency import threads
 from mandrake_sessions.database.maintenance import Maintenance
 
 NAME = "test-maintenance"

@@ -25,14 +25,14 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from mandrake_sessions.database import head, migrate, revisions
-from mandrake_sessions.database.backup import verify
-from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.creation import make_file
-from mandrake_sessions.database.dialect import lend
-from mandrake_sessions.database.paths import identify, real_path
-from mandrake_sessions.database.pool import ConnectionPool
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.backup import verify
+from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.dialect import lend
+from mandrake_sessions.database.files.creation import make_file
+from mandrake_sessions.database.files.paths import identify, real_path
+from mandrake_sessions.database.migrations import head, migrate, revisions
+from mandrake_sessions.database.pool.pool import ConnectionPool
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseOpenError,
@@ -241,7 +241,7 @@ def test_a_file_at_head_costs_one_read(database: Connection) -> None:
 def test_opening_a_file_at_head_does_not_import_alembic(database: Connection) -> None:
     code = f"""
 import sys
-from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.database.pool.pool import ConnectionPool
 with ConnectionPool() as pool, pool.acquire({str(database.path)!r}):
     pass
 assert "mandrake_sessions" in sys.modules
@@ -359,10 +359,10 @@ def test_a_process_killed_in_a_step_leaves_the_file_as_it_was(
     code = f"""
 from pathlib import Path
 from mandrake_sessions.database import head, migrate, revisions
-from mandrake_sessions.database.connection import open_connection
-from mandrake_sessions.database.creation import make_file
-from mandrake_sessions.database.paths import real_path
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.connection import open_connection
+from mandrake_sessions.database.files.creation import make_file
+from mandrake_sessions.database.files.paths import real_path
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.options import DatabaseOptions
 path = real_path({str(tmp_path / "db.sqlite")!r})
 connection = open_connection(path, make_file(path), DatabaseOptions(), Budget(10))
@@ -399,7 +399,7 @@ def test_steps_are_not_interrupted_at_the_deadline(
     # It begins in time, and then waits for its deadline to pass before it goes on.
     folder = scripts("""
         import time
-        from mandrake_sessions.database.dialect import lent_connection
+        from mandrake_sessions.database.connection.dialect import lent_connection
         connection = lent_connection(op.get_bind())
         while time.monotonic() <= connection.deadline:
             pass

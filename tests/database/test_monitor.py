@@ -26,7 +26,7 @@ from mandrake_sessions import (
     NotADatabaseError,
     PoolClosedError,
 )
-from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.testing import FaultVFS
 
 MakePool = Callable[..., ConnectionPool]

@@ -11,11 +11,12 @@ import pytest
 from database_kit import Task, add, adding, file_of, keys, until
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError
-from mandrake_sessions.database import creation, file
-from mandrake_sessions.database.connection import Connection
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.lifecycle import FileState
-from mandrake_sessions.database.waiting import Budget, pause
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.files import creation
+from mandrake_sessions.database.open_file import file
+from mandrake_sessions.database.open_file.lifecycle import FileState
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.retry import Budget, pause
 
 PAUSED_MAKER = """
 import structlog

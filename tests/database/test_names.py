@@ -21,7 +21,7 @@ from mandrake_sessions import (
     SessionManager,
     diagnose,
 )
-from mandrake_sessions.database.mounts import Mount, naming_of, nearest
+from mandrake_sessions.database.files.mounts import Mount, naming_of, nearest
 
 OTHERWISE = DatabaseOptions(allow_other_names=True)
 

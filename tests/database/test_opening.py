@@ -48,13 +48,13 @@ from mandrake_sessions import (
     UnrecognizedDatabaseError,
     UnsupportedSQLiteError,
 )
-from mandrake_sessions.database import guard
-from mandrake_sessions.database import settings as settings_module
-from mandrake_sessions.database.connection import Connection
-from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.paths import real_path, set_aside
-from mandrake_sessions.database.settings import lost_settings
+from mandrake_sessions.database import sqlite_library
+from mandrake_sessions.database.connection import settings as settings_module
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.settings import lost_settings
+from mandrake_sessions.database.files.paths import real_path, set_aside
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.testing import FaultVFS, failure
 
 ROOT = pytest.mark.skipif(
@@ -248,7 +248,7 @@ def test_a_closed_database_is_one_file(pool: ConnectionPool, path: Path) -> None
     ],
 )
 def test_rule_02_which_versions_are_free_of_the_wal_reset_bug(version: str, safe: bool) -> None:
-    assert guard.is_safe_sqlite(version) is safe
+    assert sqlite_library.is_safe_sqlite(version) is safe
 
 
 def test_rule_02_an_unsafe_sqlite_opens_nothing(
@@ -738,7 +738,7 @@ sys.addaudithook(
     lambda event, given: opened.append(str(given[0])) if event == "open" else None
 )
 from pathlib import Path
-from mandrake_sessions.database.creation import make_file
+from mandrake_sessions.database.files.creation import make_file
 make_file(Path(sys.argv[1], "a", "b", "db.sqlite"))
 mine = (sys.argv[1], "db")
 tell([each.removeprefix(sys.argv[1]) for each in opened if each.startswith(mine)])

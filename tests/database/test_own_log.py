@@ -30,8 +30,8 @@ from mandrake_sessions import (
     diagnose,
     salvage,
 )
-from mandrake_sessions.database.mark import NEW, USED, Mark, read_mark
-from mandrake_sessions.database.own_log import State, mismatch, state_of
+from mandrake_sessions.database.files.own_wal import State, mismatch, state_of
+from mandrake_sessions.database.files.wal_mark import NEW, USED, Mark, read_mark
 
 SUFFIXES = ("", "-wal", "-shm")
 
@@ -296,7 +296,7 @@ def test_salvage_does_not_mix_a_file_with_a_stale_log(stale: Path, tmp_path: Pat
 
 
 def test_the_alembic_way_refuses_a_stale_log(stale: Path) -> None:
-    from mandrake_sessions.database.migrate import migrating_file
+    from mandrake_sessions.database.migrations.migrate import migrating_file
 
     with unchanged(stale), pytest.raises(StaleLogError), migrating_file(str(stale), create=True):
         pass

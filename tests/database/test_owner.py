@@ -19,8 +19,8 @@ import pytest
 from database_kit import Task, descriptors, file_of, until
 
 from mandrake_sessions import ConnectionPool, PoolClosedError
-from mandrake_sessions.database import owner, signs
-from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.files import owner, owner_signs
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 
 PRELUDE = """
 import errno, fcntl, os
@@ -240,7 +240,7 @@ def test_rule_18_a_fork_amidst_a_claim_leaves_no_file_open_in_the_child(
 
 @pytest.mark.parametrize("stranger", STRANGERS)
 def test_a_text_that_is_no_owners_id_names_no_file(path: Path, stranger: str) -> None:
-    with signs.looking_at(path) as is_living:
+    with owner_signs.looking_at(path) as is_living:
         assert not is_living
     assert not owner.is_alive(path, stranger)
     owner.forget(path, stranger)
@@ -288,7 +288,7 @@ while id := hear():
 """
 WITHOUT_TABLE = """
 from mandrake_sessions.database.health import locks
-signs.HEARTBEAT_INTERVAL = 0.1
+owner_signs.HEARTBEAT_INTERVAL = 0.1
 locks._read = lambda kind, inode: None  # as on another system than Linux
 """
 
@@ -378,7 +378,7 @@ NO_LOCKS = """
 def no_locks(descriptor, operation):
     raise OSError(errno.ENOLCK, "no locks")
 fcntl.flock = no_locks
-signs.HEARTBEAT_INTERVAL = 0.02
+owner_signs.HEARTBEAT_INTERVAL = 0.02
 """
 
 
@@ -386,7 +386,7 @@ signs.HEARTBEAT_INTERVAL = 0.02
 def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that refuses every lock, and less patience than usual."""
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(signs, "HEARTBEAT_INTERVAL", 0.02)
+    monkeypatch.setattr(owner_signs, "HEARTBEAT_INTERVAL", 0.02)
 
 
 @pytest.mark.usefixtures("without_locks")
@@ -418,7 +418,7 @@ def test_without_locks_a_clock_that_jumps_changes_nothing(path: Path) -> None:
     # As another process sees it, whatever the time of change is: the past, or the future.
     for moment in (0, 2**40, 1):
         os.utime(mine.path, ns=(moment, moment))
-        with signs.looking_at(mine.path) as is_living:
+        with owner_signs.looking_at(mine.path) as is_living:
             assert is_living
 
 
@@ -438,7 +438,7 @@ def test_one_who_cannot_lock_does_not_call_a_locked_owner_dead(
 ) -> None:
     theirs = start_child(PRELUDE + CLAIM, path).hear()
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(signs, "HEARTBEAT_INTERVAL", 0.0)
+    monkeypatch.setattr(owner_signs, "HEARTBEAT_INTERVAL", 0.0)
     assert all(owner.is_alive(path, theirs) for _ in range(3))
 
 

@@ -49,11 +49,11 @@ from mandrake_sessions import (
     StorageFullError,
     TurnStatus,
 )
-from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.lifecycle import FileState
-from mandrake_sessions.database.parking import most_open
-from mandrake_sessions.database.turnstile import turnstile_path
+from mandrake_sessions.database.files.turnstile import turnstile_path
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.open_file.lifecycle import FileState
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.parking import most_open
 
 MakePool = Callable[..., ConnectionPool]
 Crowd = Callable[..., list[DatabaseHandle]]
@@ -962,7 +962,7 @@ def test_a_parked_file_whose_closing_fails_is_logged_and_opened_again(
 ) -> None:
     import apsw
 
-    from mandrake_sessions.database.connection import Connection
+    from mandrake_sessions.database.connection.connection import Connection
 
     (a,) = crowd("a")
     a.transact(adding("a"))

@@ -50,9 +50,9 @@ from mandrake_sessions import (
     PoolClosedError,
     default_pool,
 )
-from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.database.folder import Folder
-from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.files.folders import Folder
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.statements.generator.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
@@ -345,7 +345,7 @@ def test_closing_a_file_for_other_options_takes_no_longer_than_the_callers_budge
 def test_an_acquire_does_not_close_for_ever_what_others_open_again_in_their_way(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mandrake_sessions.database import pool as pool_module
+    from mandrake_sessions.database.pool import pool as pool_module
 
     pool = make_pool(linger=3600.0)
     pool.acquire(path, options=FAST).release()
@@ -530,7 +530,7 @@ connection.close()
 def test_an_acquire_while_a_file_is_removed_waits_and_finds_it_gone(
     pool: ConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mandrake_sessions.database import pool as pool_module
+    from mandrake_sessions.database.pool import pool as pool_module
 
     with pool.acquire(path) as handle:
         handle.transact(adding("a"))
@@ -732,7 +732,7 @@ def test_rule_22_close_is_bounded_while_a_checkpoint_waits_for_a_reader(
 @pytest.fixture
 def slow_auxiliary(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
     """Has the opening of auxiliary connections wait: ``(is in it, may go)``."""
-    from mandrake_sessions.database import lifecycle
+    from mandrake_sessions.database.open_file import lifecycle
 
     in_it, may_go = threading.Event(), threading.Event()
     really_open = lifecycle.open_connection
@@ -834,7 +834,7 @@ def test_rule_22_an_opening_that_ends_after_close_is_closed_too(
 def test_rule_22_a_connection_that_does_not_close_is_told_and_the_rest_is_closed(
     make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mandrake_sessions.database.connection import Connection
+    from mandrake_sessions.database.connection.connection import Connection
 
     pool = make_pool(linger=3600.0)
     for name in ("bad", "good"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mandrake_sessions.database.raw import RawFile, copy_bytes
+from mandrake_sessions.database.files.raw import RawFile, copy_bytes
 
 
 @pytest.mark.parametrize("name", ["db.sqlite", "db.sqlite-wal"])

@@ -36,8 +36,8 @@ from mandrake_sessions import (
     salvage,
 )
 from mandrake_sessions.aio import AsyncSessionManager
-from mandrake_sessions.database.backup import verify
-from mandrake_sessions.database.restore import kept_files
+from mandrake_sessions.database.connection.backup import verify
+from mandrake_sessions.database.offline.restore import kept_files
 from mandrake_sessions.models import TurnStatus
 
 PROJECT = Path(__file__).parents[2]

@@ -30,11 +30,11 @@ from mandrake_sessions import (
     diagnose,
     salvage,
 )
-from mandrake_sessions.database.backup import verify
-from mandrake_sessions.database.salvage.btree import parse
-from mandrake_sessions.database.salvage.mending import LOST_REQUEST
-from mandrake_sessions.database.salvage.pages import open_pages
+from mandrake_sessions.database.connection.backup import verify
+from mandrake_sessions.database.files.btree import parse
+from mandrake_sessions.database.files.pages import open_pages
 from mandrake_sessions.models import TurnStatus
+from mandrake_sessions.rescue.row_repair import LOST_REQUEST
 
 PROJECT = Path(__file__).parents[2]
 PAGE = 4096

@@ -45,8 +45,8 @@ from mandrake_sessions import (
     TransactionLostError,
     schema,
 )
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.transaction import ReadTransaction
+from mandrake_sessions.database.connection.transaction import ReadTransaction
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.statements.generator.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]

@@ -39,9 +39,9 @@ from mandrake_sessions import (
     TransactionLostError,
     schema,
 )
-from mandrake_sessions.database import scope
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.database.connection.transaction import WriteTransaction
+from mandrake_sessions.database.leasing import writer
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.statements.generator.compiler import compiled
 from mandrake_sessions.testing import FaultVFS, failure
 
@@ -223,7 +223,7 @@ def test_rule_17_nobody_is_acknowledged_before_the_commit(
 ) -> None:
     """At the moment of COMMIT every caller of the group still waits."""
     returned: list[bool] = []
-    commit = scope.commit
+    commit = writer.commit
 
     def looking(*args: Any) -> None:
         returned.extend(task.is_over for task in gathering.tasks)
@@ -231,7 +231,7 @@ def test_rule_17_nobody_is_acknowledged_before_the_commit(
 
     gathering = Gathering(grouping, adding("a"))
     gathering.put(adding("b"), adding("c"))
-    monkeypatch.setattr(scope, "commit", looking)
+    monkeypatch.setattr(writer, "commit", looking)
     assert gathering.go() == [None] * 3
     assert returned == [False] * 3
 
@@ -249,7 +249,7 @@ def test_who_shared_the_last_commit_is_given_way_to(
 ) -> None:
     """Once for each of them, and not by a thread that shares with nobody."""
     given_way: list[float] = []
-    monkeypatch.setattr(scope.time, "sleep", given_way.append)
+    monkeypatch.setattr(writer.time, "sleep", given_way.append)
     grouping.transact(adding("alone"), delegable=True)
     assert given_way == []
     gathering = Gathering(grouping, adding("first"))

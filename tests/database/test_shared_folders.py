@@ -21,8 +21,8 @@ from mandrake_sessions import (
     MandrakeSessionsError,
     SessionManager,
 )
-from mandrake_sessions.database import backup
-from mandrake_sessions.database.turnstile import Turnstile, turnstile_path
+from mandrake_sessions.database.connection import backup
+from mandrake_sessions.database.files.turnstile import Turnstile, turnstile_path
 
 OTHER, ANOTHER = 65534, 65533
 ME = 65532
@@ -254,7 +254,7 @@ def test_what_another_user_has_put_in_the_place_of_a_sidecar_is_not_used(
 
 
 def _budget() -> Any:
-    from mandrake_sessions.database.waiting import Budget
+    from mandrake_sessions.database.retry import Budget
 
     return Budget(30.0)
 

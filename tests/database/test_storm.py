@@ -14,7 +14,7 @@ import pytest
 from database_kit import Task, add, adding, file_of, keys, new_key, queue_of, raw_of, until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, Durability, TransactionLostError
-from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.database.connection.transaction import WriteTransaction
 
 THREADS = 12
 

@@ -21,9 +21,9 @@ from database_kit import KEYS, Task, add, adding, descriptors, file_of, keys, qu
 from kernel_locks import lock_lines
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, PoolClosedError
-from mandrake_sessions.database import turnstile
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.turnstile import Turnstile, turnstile_path
+from mandrake_sessions.database.files import turnstile
+from mandrake_sessions.database.files.turnstile import Turnstile, turnstile_path
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 
 PRELUDE = """
 import time

@@ -54,7 +54,7 @@ def closed(pool: ConnectionPool) -> Callable[[Path], None]:
 
 
 def _budget() -> Any:
-    from mandrake_sessions.database.waiting import Budget
+    from mandrake_sessions.database.retry import Budget
 
     return Budget(30.0)
 
@@ -480,7 +480,7 @@ def test_a_folder_swapped_for_a_link_while_its_database_is_removed_harms_no_othe
     thread   looks: no link . locks ............ removes .. in the folder that it has open
     another           folder → aside, link → victim
     """
-    from mandrake_sessions.database import removal
+    from mandrake_sessions.database.offline import removal
 
     folder, victim = tmp_path / "work", tmp_path / "victim"
     ids = make(open_root, tmp_path / "root", work=folder, victim=victim)

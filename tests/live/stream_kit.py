@@ -12,9 +12,9 @@ from typing import Any
 import apsw
 
 from mandrake_sessions import SessionManager
-from mandrake_sessions.live.flusher import Flusher
 from mandrake_sessions.live.hub import Hub
-from mandrake_sessions.live.writer import TurnWriter
+from mandrake_sessions.live.streaming.flusher import Flusher
+from mandrake_sessions.live.streaming.writer import TurnWriter
 
 PATIENCE = 20.0
 

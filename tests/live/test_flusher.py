@@ -24,7 +24,7 @@ from mandrake_sessions import (
     TurnNotFoundError,
     TurnStatus,
 )
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseError,

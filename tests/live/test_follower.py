@@ -18,12 +18,17 @@ from watching_kit import (
 )
 
 from mandrake_sessions import ForkedPoolError, SessionManager, TurnStatus
-from mandrake_sessions.live import watched
-from mandrake_sessions.live.announcer import Announcer, Listener
-from mandrake_sessions.live.mailbox import Mailbox
-from mandrake_sessions.live.states import agreement
-from mandrake_sessions.live.targets import Joining, ResponseTarget, SessionTarget, TurnTarget
-from mandrake_sessions.live.updates import RoundUpdate, SessionUpdate
+from mandrake_sessions.live.watching import watched
+from mandrake_sessions.live.watching.listeners import Announcer, Listener
+from mandrake_sessions.live.watching.mailbox import Mailbox
+from mandrake_sessions.live.watching.targets import (
+    Joining,
+    ResponseTarget,
+    SessionTarget,
+    TurnTarget,
+)
+from mandrake_sessions.live.watching.turn_states import agreement
+from mandrake_sessions.live.watching.updates import RoundUpdate, SessionUpdate
 from mandrake_sessions.records import feed
 
 # Another process that does what it is told: the name of a method and its arguments.

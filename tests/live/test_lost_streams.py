@@ -28,8 +28,8 @@ from mandrake_sessions.errors import (
     StorageFullError,
     TurnInterruptedError,
 )
-from mandrake_sessions.live import given_up
-from mandrake_sessions.live.strand import Frozen, Strand, remainders_of
+from mandrake_sessions.live.streaming import given_up
+from mandrake_sessions.live.streaming.buffers import Frozen, Strand, remainders_of
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.records.recovery import interrupt_turns_of
 from mandrake_sessions.records.streaming import Chunk

@@ -8,8 +8,8 @@ import threading
 import pytest
 from watching_kit import PATIENCE, Watching, wait_until
 
-from mandrake_sessions.live import follower as follower_module
-from mandrake_sessions.live.notification import Inotify, Ladder, Notifier
+from mandrake_sessions.database.files.notification import Inotify, Ladder, Notifier
+from mandrake_sessions.live.watching import follower as follower_module
 
 needs_inotify = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="inotify is Linux's"

@@ -8,9 +8,9 @@ import pytest
 from watching_kit import PATIENCE, Heard, Watching, nothing_more, threads_of, until, wait_until
 
 from mandrake_sessions import PoolClosedError, ThreadStartError, TurnStatus
-from mandrake_sessions.live import watched
-from mandrake_sessions.live.mailbox import Mailbox
-from mandrake_sessions.live.updates import RoundUpdate
+from mandrake_sessions.live.watching import watched
+from mandrake_sessions.live.watching.mailbox import Mailbox
+from mandrake_sessions.live.watching.updates import RoundUpdate
 
 
 @pytest.fixture

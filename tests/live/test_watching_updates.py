@@ -28,7 +28,7 @@ from mandrake_sessions import (
     TurnNotFoundError,
     TurnStatus,
 )
-from mandrake_sessions.live.updates import RoundUpdate, SessionUpdate, TurnUpdate
+from mandrake_sessions.live.watching.updates import RoundUpdate, SessionUpdate, TurnUpdate
 
 CALL = {"call": {"name": "grep"}}
 

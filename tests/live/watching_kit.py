@@ -4,9 +4,9 @@ import threading
 from time import monotonic
 
 from mandrake_sessions import SessionManager
-from mandrake_sessions.live import subscription
-from mandrake_sessions.live.follower import Follower
 from mandrake_sessions.live.hub import Hub
+from mandrake_sessions.live.watching import subscription
+from mandrake_sessions.live.watching.follower import Follower
 
 PATIENCE = 20.0
 """Seconds until a test that waits for an update has failed."""

@@ -17,8 +17,8 @@ import apsw
 from kill_kit import Killer, die, text_of
 
 # Before any life is forked: what opening a new file needs.
-import mandrake_sessions.database.dialect
-import mandrake_sessions.database.revisions  # noqa: F401
+import mandrake_sessions.database.connection.dialect
+import mandrake_sessions.database.migrations.revisions  # noqa: F401
 from mandrake_sessions import (
     ConnectionPool,
     DatabaseOptions,
@@ -30,10 +30,10 @@ from mandrake_sessions import (
     install_shutdown_hook,
 )
 from mandrake_sessions.aio import AsyncSessionManager
-from mandrake_sessions.database import migrate
-from mandrake_sessions.database.connection import open_connection
-from mandrake_sessions.database.paths import identify
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.connection import open_connection
+from mandrake_sessions.database.files.paths import identify
+from mandrake_sessions.database.migrations import migrate
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.testing import acknowledge, phase
 
 __import__("alembic.op")

@@ -15,12 +15,12 @@ from typing import Any
 import apsw
 import pytest
 
-from mandrake_sessions.database import head, migrate, revisions
-from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.creation import make_file
-from mandrake_sessions.database.dialect import LentCursor
-from mandrake_sessions.database.paths import real_path
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.dialect import LentCursor
+from mandrake_sessions.database.files.creation import make_file
+from mandrake_sessions.database.files.paths import real_path
+from mandrake_sessions.database.migrations import head, migrate, revisions
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.schema import HEAD
 

@@ -26,7 +26,7 @@ from mandrake_sessions import (
     PoolOptions,
     SessionManager,
 )
-from mandrake_sessions.database import revisions
+from mandrake_sessions.database.migrations import revisions
 from mandrake_sessions.schema import HEAD
 from mandrake_sessions.testing import Fault, FaultVFS, PowerLossVFS
 

@@ -32,7 +32,7 @@ from mandrake_sessions import (
     SessionManager,
     salvage,
 )
-from mandrake_sessions.database import witness
+from mandrake_sessions.database.open_file import witness
 
 FAST = PoolOptions(database=DatabaseOptions(durability=Durability.FAST), linger=0)
 REFUSED = {CorruptDatabaseError.__name__, DatabaseMovedError.__name__}

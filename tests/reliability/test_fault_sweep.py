@@ -26,11 +26,11 @@ from mandrake_sessions import (
     PoolOptions,
     SessionManager,
 )
-from mandrake_sessions.database import migrate
-from mandrake_sessions.database.backup import verify
-from mandrake_sessions.database.connection import open_connection
-from mandrake_sessions.database.paths import identify
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.backup import verify
+from mandrake_sessions.database.connection.connection import open_connection
+from mandrake_sessions.database.files.paths import identify
+from mandrake_sessions.database.migrations import migrate
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.schema import APPLICATION_ID, HEAD
 from mandrake_sessions.testing import PowerLossVFS
 

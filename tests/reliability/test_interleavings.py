@@ -38,16 +38,16 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.aio import AsyncSessionManager, cancelled_call
 from mandrake_sessions.aio import calls as calls_module
-from mandrake_sessions.database import closing as closing_module
-from mandrake_sessions.database import pool as pool_module
-from mandrake_sessions.database import scope as scope_module
-from mandrake_sessions.database.connection import Connection
-from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.lease import Group, LeaseQueue, Waiter
-from mandrake_sessions.database.slots import Slot, SlotState
-from mandrake_sessions.database.transaction import WriteTransaction
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.transaction import WriteTransaction
+from mandrake_sessions.database.leasing import writer as scope_module
+from mandrake_sessions.database.leasing.queue import Group, LeaseQueue, Waiter
+from mandrake_sessions.database.open_file import closing as closing_module
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.pool import pool as pool_module
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.slots import Slot, SlotState
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.statements.generator.compiler import compiled
 
@@ -686,7 +686,7 @@ from pathlib import Path
 from sqlalchemy import insert, select
 from mandrake_sessions import ConnectionPool, ForkedPoolError, PoolOptions, schema
 from mandrake_sessions.database import scope
-from mandrake_sessions.database.lease import LeaseQueue
+from mandrake_sessions.database.leasing.queue import LeaseQueue
 from mandrake_sessions.statements.generator.compiler import compiled
 warnings.simplefilter("ignore")
 KEYS = compiled(select(schema.meta.c.key))

@@ -27,7 +27,7 @@ from mandrake_sessions import (
     PoolOptions,
     SessionManager,
 )
-from mandrake_sessions.database.lifecycle import FileState
+from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.live.hub import Hub
 
 

@@ -20,11 +20,11 @@ from interleaving_kit import PATIENCE, Thread, interrupted_at
 from sqlalchemy import bindparam, insert, select
 
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
-from mandrake_sessions.database.gate import Gate
-from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.lifecycle import FileLifecycle, FileState
-from mandrake_sessions.database.open_files import OpenFiles
-from mandrake_sessions.database.slots import Slots, SlotState
+from mandrake_sessions.concurrency.gate import Gate
+from mandrake_sessions.database.open_file.lifecycle import FileLifecycle, FileState
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.open_files import OpenFiles
+from mandrake_sessions.database.pool.slots import Slots, SlotState
 from mandrake_sessions.statements.generator.compiler import compiled
 
 ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))

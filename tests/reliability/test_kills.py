@@ -33,12 +33,12 @@ from mandrake_sessions import (
     SessionManager,
     TurnStatus,
 )
-from mandrake_sessions.database import head, migrate, revisions
-from mandrake_sessions.database.backup import verify
-from mandrake_sessions.database.connection import Connection, open_connection
-from mandrake_sessions.database.paths import identify
-from mandrake_sessions.database.turnstile import turnstile_path
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.backup import verify
+from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.files.paths import identify
+from mandrake_sessions.database.files.turnstile import turnstile_path
+from mandrake_sessions.database.migrations import head, migrate, revisions
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.hosts import workspace_database
 from mandrake_sessions.schema import HEAD
 from mandrake_sessions.testing import CrashReport, Life, Moment

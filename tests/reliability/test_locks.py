@@ -31,7 +31,7 @@ from mandrake_sessions import (
     TurnStatus,
     TurnWriter,
 )
-from mandrake_sessions.database.handle import DatabaseHandle
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 
 
 def public(kind: type) -> list[str]:

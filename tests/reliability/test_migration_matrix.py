@@ -34,8 +34,8 @@ from mandrake_sessions import (
     MandrakeSessionsError,
     SchemaTooNewError,
 )
-from mandrake_sessions.database.dialect import lend
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.dialect import lend
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.schema import HEAD
 from mandrake_sessions.testing import Fault, FaultVFS, failure
 

@@ -21,10 +21,10 @@ from power_kit import look_at, pool_on, store
 from sweep_kit import plain, require_whole, start_older
 
 from mandrake_sessions import Durability, SessionManager, TurnNotFoundError, TurnStatus
-from mandrake_sessions.database import migrate
-from mandrake_sessions.database.connection import open_connection
-from mandrake_sessions.database.paths import identify
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.connection.connection import open_connection
+from mandrake_sessions.database.files.paths import identify
+from mandrake_sessions.database.migrations import migrate
+from mandrake_sessions.database.retry import Budget
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.testing import PowerLossVFS
 

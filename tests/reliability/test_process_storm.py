@@ -12,7 +12,7 @@ import pytest
 from storm_kit import BARE, OURS, Outcome, storm, writers
 
 from mandrake_sessions import ConnectionPool
-from mandrake_sessions.database.turnstile import turnstile_path
+from mandrake_sessions.database.files.turnstile import turnstile_path
 
 
 @pytest.fixture

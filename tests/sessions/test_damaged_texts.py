@@ -25,11 +25,11 @@ from mandrake_sessions import (
     SessionUpdate,
     TurnStatus,
 )
-from mandrake_sessions.database import damaged_text
-from mandrake_sessions.database.health.diagnosis import diagnose
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.database.connection import damaged_text
+from mandrake_sessions.engine.statement import Statement
 from mandrake_sessions.records import sql
-from mandrake_sessions.records.forms import UpdateSome
+from mandrake_sessions.records.templates import UpdateSome
+from mandrake_sessions.rescue.diagnosis import diagnose
 from mandrake_sessions.tables import TABLES
 
 BAD = {

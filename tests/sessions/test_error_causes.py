@@ -16,7 +16,7 @@ from mandrake_sessions import (
     TooManyFilesError,
     diagnose,
 )
-from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.error_codes import translate_os
 
 IN_FEW_DESCRIPTORS = """
 import os, resource

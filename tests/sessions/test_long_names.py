@@ -12,8 +12,8 @@ from mandrake_sessions import (
     TurnStatus,
     diagnose,
 )
-from mandrake_sessions.database import owner
-from mandrake_sessions.database.sidecars import beside
+from mandrake_sessions.database.files import owner
+from mandrake_sessions.database.files.sidecars import beside
 
 LONGEST = 255 - len("-wal")
 

@@ -22,7 +22,7 @@ from mandrake_sessions import (
     TurnStatus,
     schema,
 )
-from mandrake_sessions.database import owner
+from mandrake_sessions.database.files import owner
 from mandrake_sessions.errors import TurnBeingWrittenError, TurnInterruptedError
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.patrol import patrol

@@ -35,11 +35,10 @@ from mandrake_sessions import (
     ToolCall,
     TurnStatus,
     ValueChange,
-    json_values,
-    json_writer,
     storable,
 )
-from mandrake_sessions.json_values import json_value
+from mandrake_sessions.json_text import values, writer
+from mandrake_sessions.json_text.values import json_value
 
 
 class Color(enum.Enum):
@@ -265,7 +264,7 @@ def test_what_is_nested_too_deep_is_kept_as_text() -> None:
     found = storable(deep)
     assert [change.what for change in found.changes] == ["what is nested too deep became JSON text"]
     value = found.value
-    for _ in range(json_writer.VALUE_DEPTH):
+    for _ in range(writer.VALUE_DEPTH):
         (value,) = value
     assert value == "[" * (5_000 - 198) + '"the innermost"' + "]" * (5_000 - 198)
     # It is not too deep for a tool call, and for SQLite.
@@ -285,8 +284,8 @@ def test_a_value_inside_itself_comes_to_an_end() -> None:
 
 
 def test_what_has_no_end_comes_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_writer, "MAX_CONTAINERS", 1_000)
-    monkeypatch.setattr(json_writer, "_MOST_VALUES", 1_000)
+    monkeypatch.setattr(writer, "MAX_CONTAINERS", 1_000)
+    monkeypatch.setattr(writer, "_MOST_VALUES", 1_000)
     twice: Any = 1
     for _ in range(100):
         twice = [twice, twice]
@@ -296,7 +295,7 @@ def test_what_has_no_end_comes_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_value_that_is_too_long_is_kept_in_its_beginning() -> None:
-    kept, text = json_values.converted(["a" * 600, "b" * 600, "c"], 10, longest=1_000)
+    kept, text = values.converted(["a" * 600, "b" * 600, "c"], 10, longest=1_000)
     assert kept.value.startswith('["aaaa')
     assert "cut:" in kept.value
     assert len(text) < 1_000
@@ -484,7 +483,7 @@ def test_metadata_and_recorded_calls_say_where_too(
 def test_a_result_for_which_a_turn_has_no_room_is_kept_in_its_beginning(
     sessions: SessionManager, response_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mandrake_sessions.live.tool_calls.MAX_TEXT_BYTES", 10_000)
+    monkeypatch.setattr("mandrake_sessions.live.streaming.tool_calls.MAX_TEXT_BYTES", 10_000)
     with sessions.stream_turn(response_id) as writer:
         calls = [writer.tool_call({"number": number}) for number in range(2)]
         assert calls[0].set_result("a" * 6_000) == ()

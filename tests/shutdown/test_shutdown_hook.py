@@ -409,7 +409,7 @@ def test_rule_18_the_handler_takes_no_lock_that_its_own_thread_may_hold(
     child = run(
         """
 from mandrake_sessions.database import pool as pool_module
-from mandrake_sessions.database.file import DatabaseFile
+from mandrake_sessions.database.open_file.file import DatabaseFile
 install_shutdown_hook()
 (file,) = [slot.file for slot in pool._slots.values()]
 locks = [pool._mutex, pool_module._default_mutex, file._auxiliary_mutex]

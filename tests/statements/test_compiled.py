@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mandrake_sessions
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.engine.statement import Statement
 from mandrake_sessions.models import TurnStatus
 from mandrake_sessions.records import sql
 from mandrake_sessions.records.turn_updates import MOVES
-from mandrake_sessions.statements import kinds, streaming
+from mandrake_sessions.statements import streaming, templates
 from mandrake_sessions.statements.generator.compiler import compiled
 from mandrake_sessions.statements.generator.modules import generated, named
 
 RECORDS = Path(mandrake_sessions.__file__).parent / "records"
 SOURCES = named()
-INSERTS = [name for name, source in SOURCES.items() if isinstance(source, kinds.RecordInsert)]
-UPDATES = [name for name, source in SOURCES.items() if isinstance(source, kinds.UpdateSome)]
+INSERTS = [name for name, source in SOURCES.items() if isinstance(source, templates.RecordInsert)]
+UPDATES = [name for name, source in SOURCES.items() if isinstance(source, templates.UpdateSome)]
 
 
 def facts(statement):

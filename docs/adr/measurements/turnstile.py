@@ -16,7 +16,7 @@ from pathlib import Path
 import apsw
 
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions
-from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.database.connection.transaction import WriteTransaction
 
 PROCESSES = 4
 COUNT = (

@@ -20,8 +20,8 @@ from mandrake_sessions.errors import (
     TurnInterruptedError,
 )
 from mandrake_sessions.ids import new_id
-from mandrake_sessions.live.updates import TurnUpdate
-from mandrake_sessions.live.writer import TurnWriter
+from mandrake_sessions.live.streaming.writer import TurnWriter
+from mandrake_sessions.live.watching.updates import TurnUpdate
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.models import (
     Exchange,

@@ -17,7 +17,7 @@ import msgspec
 from mandrake_sessions.cli.demo.agents import Agent, Place, Reader, Stage, Watcher
 from mandrake_sessions.cli.demo.figures import Figures
 from mandrake_sessions.cli.demo.ledger import Header, Ledger, entries_of
-from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.hosts import MandrakeManager
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.options import DatabaseOptions, Durability, PoolOptions

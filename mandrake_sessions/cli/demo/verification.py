@@ -13,8 +13,8 @@ from time import monotonic
 import msgspec
 
 from mandrake_sessions.cli.demo.ledger import Entry, digest_of, read_ledger
-from mandrake_sessions.database.backup import verify as integrity_of
-from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.database.connection.backup import verify as integrity_of
+from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.errors import MandrakeSessionsError
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.models import Exchange, Session, Turn

@@ -10,20 +10,12 @@ from typing import Final
 import apsw
 
 from mandrake_sessions import tables
-from mandrake_sessions.database import head
-from mandrake_sessions.database.connection import Connection
-from mandrake_sessions.database.faults import (
-    free_bytes,
-    primary_code,
-    translate,
-    translate_os,
-)
-from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.database.guard import second_sqlite
-from mandrake_sessions.database.header import strangeness
-from mandrake_sessions.database.health.holder import write_lock_holder
-from mandrake_sessions.database.health.openers import has_lock, other_connections_on
-from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.header import strangeness
+from mandrake_sessions.database.connection.length import measure
+from mandrake_sessions.database.connection.settings import lost_settings
+from mandrake_sessions.database.error_codes import free_bytes, primary_code, translate, translate_os
+from mandrake_sessions.database.files.paths import descriptors_on, identify, may_write
 from mandrake_sessions.database.health.wording import (
     LOW_DISK,
     ORPHANS,
@@ -32,11 +24,14 @@ from mandrake_sessions.database.health.wording import (
     orphans,
     readable_size,
 )
-from mandrake_sessions.database.length import measure
-from mandrake_sessions.database.lifecycle import FileState
-from mandrake_sessions.database.paths import descriptors_on, identify, may_write
-from mandrake_sessions.database.settings import lost_settings
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.lock_holder import write_lock_holder
+from mandrake_sessions.database.migrations import head
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.open_file.lifecycle import FileState
+from mandrake_sessions.database.openers import has_lock, other_connections_on
+from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.sqlite_library import second_sqlite
+from mandrake_sessions.engine.health import HealthCheck, HealthStatus
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseBusyError,

@@ -13,25 +13,20 @@ from functools import partial
 
 import apsw
 
-from mandrake_sessions.database.backup import check_copy
-from mandrake_sessions.database.connection import Connection
-from mandrake_sessions.database.fate import Fate
-from mandrake_sessions.database.faults import free_bytes
-from mandrake_sessions.database.file import DatabaseFile
-from mandrake_sessions.database.gate import Gate
+from mandrake_sessions.concurrency.gate import Gate
+from mandrake_sessions.database.connection.backup import check_copy
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.inspection import heed
+from mandrake_sessions.database.error_codes import free_bytes
 from mandrake_sessions.database.health import checks
 from mandrake_sessions.database.health.checks import PATIENCE, found, guarded
-from mandrake_sessions.database.health.inspection import heed
 from mandrake_sessions.database.health.place import check_file_system
-from mandrake_sessions.database.health.report import (
-    HealthCheck,
-    HealthLevel,
-    HealthReport,
-    HealthStatus,
-)
 from mandrake_sessions.database.health.wording import LOW_DISK, readable_size
-from mandrake_sessions.database.lifecycle import FileState
-from mandrake_sessions.database.waiting import Budget
+from mandrake_sessions.database.open_file.displacement import Fate
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.open_file.lifecycle import FileState
+from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.health import HealthCheck, HealthLevel, HealthReport, HealthStatus
 from mandrake_sessions.errors import (
     BackupError,
     CorruptDatabaseError,

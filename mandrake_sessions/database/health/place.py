@@ -7,12 +7,12 @@ from typing import Final
 
 import apsw
 
+from mandrake_sessions.database.files.mounts import mount_of
+from mandrake_sessions.database.files.names import require_home
+from mandrake_sessions.database.files.raw import RawFile
+from mandrake_sessions.database.files.views import require_one_view
 from mandrake_sessions.database.health.checks import found
-from mandrake_sessions.database.health.report import HealthCheck, HealthStatus
-from mandrake_sessions.database.mounts import mount_of
-from mandrake_sessions.database.names import require_home
-from mandrake_sessions.database.raw import RawFile
-from mandrake_sessions.database.views import require_one_view
+from mandrake_sessions.engine.health import HealthCheck, HealthStatus
 from mandrake_sessions.errors import DatabaseNamesError
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.tables import APPLICATION_ID

@@ -1,4 +1,4 @@
-"""Writes ``database/ddl.py``, ``tables.py`` and ``records/sql.py``: what ``make sql`` does."""
+"""Writes ``migrations/ddl.py``, ``tables.py``, ``records/sql.py``: what ``make sql`` does."""
 
 from mandrake_sessions.statements.generator.modules import generated
 

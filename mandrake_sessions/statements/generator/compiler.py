@@ -9,7 +9,7 @@ from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDialect
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.engine.statement import Statement
 
 
 class _Compiler(SQLiteCompiler):

@@ -16,8 +16,8 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.sql import ClauseElement
 
 from mandrake_sessions import schema, statements
-from mandrake_sessions.database.revisions import scripts_in_order
-from mandrake_sessions.database.statement import Statement
+from mandrake_sessions.database.migrations.revisions import scripts_in_order
+from mandrake_sessions.engine.statement import Statement
 from mandrake_sessions.statements.generator.compiler import DIALECT, compiled
 from mandrake_sessions.statements.generator.layout import (
     WIDTH,
@@ -28,7 +28,7 @@ from mandrake_sessions.statements.generator.layout import (
     text_source,
     tuple_source,
 )
-from mandrake_sessions.statements.kinds import InsertMany, RecordInsert, UpdateSome
+from mandrake_sessions.statements.templates import InsertMany, RecordInsert, UpdateSome
 
 _PACKAGE = Path(__file__).parents[2]
 
@@ -37,8 +37,8 @@ _SQL_HEAD = '''\
 
 # fmt: off
 
-from mandrake_sessions.database.statement import Statement
-from mandrake_sessions.records.forms import InsertMany, Piece, RecordInsert, UpdateSome
+from mandrake_sessions.engine.statement import Statement
+from mandrake_sessions.records.templates import InsertMany, Piece, RecordInsert, UpdateSome
 '''
 
 _TABLES_HEAD = '''\
@@ -79,7 +79,7 @@ _DDL_HEAD = '''\
 def generated() -> dict[Path, str]:
     """Return the files and what belongs into them."""
     return {
-        _PACKAGE / "database" / "ddl.py": "".join([_DDL_HEAD, *_ddl()]),
+        _PACKAGE / "database" / "migrations" / "ddl.py": "".join([_DDL_HEAD, *_ddl()]),
         _PACKAGE / "tables.py": "".join([_TABLES_HEAD, *_tables()]),
         _PACKAGE / "records" / "sql.py": "".join([_SQL_HEAD, *_sections()]),
     }
@@ -108,7 +108,7 @@ def _column(column: Column[Any]) -> str:
     return f'Column("{column.name}", "{column.type}"{told})'
 
 
-# -- database/ddl.py ----------------------------------------------------------------------------
+# -- database/migrations/ddl.py ------------------------------------------------------------
 
 
 def _ddl() -> Iterator[str]:

@@ -1,0 +1,121 @@
+"""What is done rarely and takes long, such as opening and closing: each in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
+from mandrake_sessions.concurrency.threads import start
+from mandrake_sessions.errors import ThreadStartError
+from mandrake_sessions.live.event_loops import call_in_loop, wake
+
+T = TypeVar("T")
+
+
+class _Chore(Generic[T]):
+    """A function, the thread it runs in, and the event loop that is told its end."""
+
+    def __init__(self, name: str, work: Callable[[], T]) -> None:
+        self._work = work
+        self._context = contextvars.copy_context()
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self.is_over = False
+        self.result: T | None = None
+        self.failure: BaseException | None = None
+        start(threading.Thread(target=self._run, name=name, daemon=True))
+
+    def _run(self) -> None:
+        try:
+            self.result = self._context.run(self._work)
+        except BaseException as error:  # noqa: BLE001  # the one who awaits gets it
+            self.failure = error
+        call_in_loop(self._loop, self._tell)
+
+    def _tell(self) -> None:
+        self.is_over = True
+        wake(self._over)
+
+    async def over(self) -> None:
+        """Wait for its end."""
+        await self._over
+
+    async def surely_over(self) -> None:
+        """Wait for its end, whoever cancels."""
+        while not self.is_over:
+            self._over = self._loop.create_future()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._over
+
+
+async def in_thread(
+    operation: str,
+    work: Callable[[], T],
+    *,
+    undo: Callable[[T], object] | None = None,
+    surely: bool = False,
+) -> T:
+    """Call ``work`` in a thread of its own and return its result, or raise what it raised.
+
+    Args:
+        operation: for whoever cancels.
+        work: called with the caller's context variables; its waits are bounded.
+        undo: called, in a thread too, with the result that a cancelled caller does not get.
+        surely: whether it is called in this thread where no other can be started: to close.
+
+    Raises:
+        ThreadStartError: no thread can be started.
+        CancelledError: after the work has ended; ``cancelled_call`` tells how.
+    """
+    try:
+        chore = _Chore(f"mandrake-async {operation}", work)
+    except ThreadStartError:
+        if not surely:
+            raise
+        return work()
+    try:
+        await chore.over()
+    except asyncio.CancelledError as error:
+        await chore.surely_over()
+        result, failure = chore.result, chore.failure
+        is_done = failure is None
+        if is_done and undo is not None:
+            failure = await _undone(
+                operation,
+                lambda: undo(result),  # type: ignore[arg-type]  # T itself may be None
+            )
+            is_done, result = False, None
+        note_outcome(
+            error,
+            CancelledCall(
+                operation=operation, is_committed=is_done, result=result, failure=failure
+            ),
+        )
+        raise
+    failure, chore.failure = chore.failure, None
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            # Its traceback refers to this frame.
+            del failure
+    return chore.result  # type: ignore[return-value]  # T itself may be None
+
+
+async def _undone(operation: str, undo: Callable[[], object]) -> BaseException | None:
+    """Undo what a cancelled caller does not want, and return what that raised."""
+    try:
+        undoing = _Chore(f"mandrake-async {operation}", undo)
+    except ThreadStartError:
+        try:
+            undo()
+        except Exception as error:  # noqa: BLE001  # the cancellation goes on
+            return error
+        return None
+    await undoing.surely_over()
+    return undoing.failure

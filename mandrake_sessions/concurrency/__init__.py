@@ -1,0 +1,1 @@
+"""Threads, forks and signals: blocks that end, waits without locks, calls that come unforeseen."""

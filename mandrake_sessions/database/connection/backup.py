@@ -1,0 +1,355 @@
+"""Copies an open database into a file of its own, and checks the copy before it gets its name.
+
+The copy is read from one snapshot that the source connection holds meanwhile. Left to itself,
+SQLite begins a backup in steps again with every commit of another connection: 300 commits made
+300 restarts and no copy. A reader in WAL holds no writer up; what the snapshot costs is that the
+WAL is not reset before the copy is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+import apsw
+
+from mandrake_sessions.concurrency.blocks import block, closing
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.transaction import rollback
+from mandrake_sessions.database.error_codes import pass_on_timeout, translate, translate_os
+from mandrake_sessions.database.files.atomic import making, put_in_place, sync_file, tidy
+from mandrake_sessions.database.files.paths import identify, real_path
+from mandrake_sessions.database.files.wal_mark import make_new
+from mandrake_sessions.database.health.wording import orphan
+from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.errors import (
+    BackupError,
+    DatabaseError,
+    DatabaseFolderError,
+    DatabaseMissingError,
+    PoolClosedError,
+    StorageFullError,
+)
+
+_PAGES_PER_STEP = 1024
+_BUSY_TIMEOUT_MS = 1000
+_CHECK_STEPS = 20_000
+_OPERATION = "backup"
+# What SQLite would replay into a file of this name, whatever it holds by then.
+_LEFTOVERS = ("-wal", "-journal")
+
+Progress = Callable[[int, int], None]
+"""Told after each step how many pages are copied and how many there are; raising stops it."""
+
+Lend = Callable[[], contextlib.AbstractContextManager[Connection]]
+"""Lends a connection of the database, with no transaction open, for as long as the copy takes."""
+
+
+def backup(
+    source: Connection,
+    target: str | os.PathLike[str],
+    budget: Budget,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Copy a database whose connection is the caller's for the whole time; see ``back_up``."""
+    return back_up(
+        lambda: contextlib.nullcontext(source),
+        source.path,
+        target,
+        budget,
+        overwrite=overwrite,
+        progress=progress,
+        is_ended=lambda: source.is_cancelled,
+    )
+
+
+def back_up(
+    lend: Lend,
+    database: Path,
+    target: str | os.PathLike[str],
+    budget: Budget,
+    *,
+    is_ended: Callable[[], bool],
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Copy the database into a file that nobody needs anything else to read.
+
+    The copy holds what was committed when it began, has passed SQLite's integrity check and its
+    foreign key check, is not in WAL mode, and is readable by its owner only.
+
+    Args:
+        lend: lends a connection of the database; given back before the copy is checked.
+        database: the real path of the database.
+        target: the file to make; its folder must exist.
+        budget: the time that the copying and the checks may take.
+        is_ended: whether the database is being closed, and the copy not wanted any more.
+        overwrite: whether an existing file is replaced.
+        progress: told how far it is.
+
+    Returns:
+        The real path of the copy.
+
+    Raises:
+        BackupError: there is no copy, and the target is as it was. The ``__cause__`` says why.
+        PoolClosedError: the connection is being closed.
+        DatabaseError: the connection cannot be lent; each reason has its own subclass.
+    """
+    path = _require_free(database, target, overwrite=overwrite)
+    tidy(database)
+    told = _Told(database, path, budget, is_ended)
+    with told, making(path) as partial:
+        with lend() as source:
+            told.source = source
+            # Inside the lease: a full disk for the copy is no fault of the database's.
+            with told:
+                _copy(source, partial, budget, progress)
+        # After it: readers need the connection, and the checks may take longer than the copy.
+        _require_whole(partial, database, told.must_stop)
+        sync_file(partial)
+        put_in_place(partial, path, overwrite=overwrite)
+    return path
+
+
+def check_copy(source: Connection, budget: Budget) -> None:
+    """Check a copy of a database, made next to it and removed; raises what ``back_up`` does."""
+    told = _Told(source.path, source.path, budget, lambda: source.is_cancelled)
+    told.source = source
+    # Not under a name of its own: what a killed process leaves is then known as unfinished.
+    with told, making(source.path) as partial:
+        _copy(source, partial, budget, None)
+        _require_whole(partial, source.path, told.must_stop)
+
+
+class _Told:
+    """Tells what fails inside it as the backup's failure, or as the closing that ended it."""
+
+    def __init__(
+        self, database: Path, target: Path, budget: Budget, is_ended: Callable[[], bool]
+    ) -> None:
+        self.source: Connection | None = None
+        self._database = database
+        self._target = target
+        self._budget = budget
+        self._is_ended = is_ended
+
+    def must_stop(self) -> bool:
+        """Return whether the copy is not wanted any more, or too late."""
+        return self._was_closed() or not self._budget.left()
+
+    def _was_closed(self) -> bool:
+        return self._is_ended() or (self.source is not None and self.source.is_cancelled)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, FileExistsError):
+            raise BackupError("The target exists.", path=self._target, operation=_OPERATION)
+        if not isinstance(error, (apsw.Error, OSError, DatabaseFolderError, StorageFullError)):
+            return
+        if isinstance(error, apsw.Error) and self._was_closed():
+            raise PoolClosedError(path=self._database, operation=_OPERATION)
+        if isinstance(error, apsw.InterruptError):
+            raise _late(self._budget, self._database)
+        if isinstance(error, DatabaseError):
+            raise _failed(error, self._target) from error
+        if isinstance(error, OSError):
+            typed = translate_os(error, self._target)
+            typed.__cause__ = error
+            raise _failed(typed, self._target) from typed
+        typed = translate(error, self._target, _OPERATION)
+        typed.__cause__ = error
+        raise _failed(typed, self._database) from typed
+
+
+def _require_whole(partial: Path, database: Path, must_stop: Callable[[], bool]) -> None:
+    problems = verify(partial, must_stop)
+    if problems:
+        is_damaged = verify(partial, must_stop, damage_of)
+        raise BackupError(
+            f"The copy is damaged: {'; '.join(problems[:3])}.",
+            path=database,
+            operation=_OPERATION,
+            result_code=apsw.SQLITE_CORRUPT if is_damaged else apsw.SQLITE_CONSTRAINT_FOREIGNKEY,
+        )
+
+
+def _failed(cause: DatabaseError, path: Path) -> BackupError:
+    return BackupError(
+        f"The backup could not be made: {cause.message}",
+        path=path,
+        operation=_OPERATION,
+        result_code=cause.result_code,
+    )
+
+
+def _late(budget: Budget, database: Path) -> BackupError:
+    error = BackupError("The time was up.", path=database, operation=_OPERATION)
+    error.__cause__ = budget.exceeded("body", database, _OPERATION)
+    return error
+
+
+def problems_of(raw: apsw.Connection) -> list[str]:
+    """Return what SQLite's two checks find on a connection; empty if all is well.
+
+    Raises:
+        apsw.Error: the file is too damaged to be looked through.
+    """
+    # What is damaged cannot be trusted to tell its references.
+    return damage_of(raw) or [
+        orphan(row) for row in raw.execute("PRAGMA foreign_key_check").fetchall()
+    ]
+
+
+def damage_of(raw: apsw.Connection) -> list[str]:
+    """Return what SQLite's integrity check finds; raises what ``problems_of`` does."""
+    found = [str(row[0]) for row in raw.execute("PRAGMA integrity_check").fetchall()]
+    return [] if found == ["ok"] else found
+
+
+def verify(
+    path: str | os.PathLike[str],
+    stop: Callable[[], bool] | None = None,
+    look: Callable[[apsw.Connection], list[str]] = problems_of,
+) -> list[str]:
+    """Check a database file that nobody has open, and leave it as it is.
+
+    Args:
+        path: of the file.
+        stop: asked again and again; True ends it.
+        look: what is looked for.
+
+    Returns:
+        What was found, by default by SQLite's integrity check and foreign key check; empty if all
+        is well.
+
+    Raises:
+        DatabaseMissingError: there is no file.
+        apsw.InterruptError: it was stopped.
+    """
+    real = real_path(path)
+    if identify(real) is None:
+        raise DatabaseMissingError(path=real, operation="verify")
+    try:
+        with _opened(real) as raw:
+            if stop is not None:
+                raw.set_progress_handler(stop, _CHECK_STEPS)
+            return look(raw)
+    except apsw.InterruptError:
+        raise
+    except apsw.Error as error:
+        return [str(error)]
+
+
+@block
+def _opened(path: Path) -> Iterator[apsw.Connection]:
+    """Open a file that nobody has open, for reading."""
+    if any(os.path.lexists(f"{path}{suffix}") for suffix in _LEFTOVERS):
+        # A process died over it: only a connection that may write can read it right.
+        raw = apsw.Connection(
+            str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+        )
+        raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        raw.set_busy_timeout(_BUSY_TIMEOUT_MS)
+    else:
+        # Even a reader of a file in WAL mode would leave a -wal and a -shm beside it.
+        raw = apsw.Connection(
+            f"{path.as_uri()}?immutable=1",
+            flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
+        )
+    with closing(raw):
+        # The file may be anybody's.
+        raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+        yield raw
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        pass_on_timeout(error)
+        return False
+
+
+def _require_free(database: Path, target: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """Return the target's real path if a copy may be put there."""
+    try:
+        path = real_path(target)
+        there = identify(path)
+    except DatabaseError as error:
+        raise BackupError(error.message, path=database, operation=_OPERATION) from error
+    if path == database or (there is not None and there == identify(database)):
+        raise BackupError("The target is the database itself.", path=database, operation=_OPERATION)
+    if not _is_folder(path.parent):
+        raise BackupError("The folder of the target is not there.", path=path, operation=_OPERATION)
+    if there is not None and not overwrite:
+        raise BackupError("The target exists.", path=path, operation=_OPERATION)
+    for suffix in _LEFTOVERS:
+        # SQLite would replay it into the copy: it tells by the name whose it is.
+        if os.path.lexists(f"{path}{suffix}"):
+            raise BackupError(
+                f"The target is in use, or was left in use by a crash: its {suffix} is there.",
+                path=path,
+                operation=_OPERATION,
+            )
+    return path
+
+
+def _copy(source: Connection, partial: Path, budget: Budget, progress: Progress | None) -> None:
+    """Copy the database as it is now into an empty file."""
+    copy = apsw.Connection(
+        str(partial),
+        flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW,
+        # A source that is read by itself has a file layer that only reads such.
+        vfs=None if source.unshared is not None else source.raw.open_vfs or None,
+    )
+    with closing(copy), _snapshot(source, budget):
+        # A copy that fails is removed, so there is nothing to roll back to.
+        copy.execute("PRAGMA journal_mode=off").fetchall()
+        with copy.backup("main", source.raw, "main") as pages:
+            done = False
+            while not done:
+                if source.is_cancelled:
+                    raise PoolClosedError(path=source.path, operation=_OPERATION)
+                if not budget.left():
+                    raise _late(budget, source.path)
+                done = pages.step(_PAGES_PER_STEP)
+                if progress is not None:
+                    progress(pages.page_count - pages.remaining, pages.page_count)
+        # At another revision it may have other tables.
+        with contextlib.suppress(apsw.SQLError):
+            make_new(copy.execute)
+        # The copy of a database in WAL mode is in WAL mode, and would come with two more files.
+        mode = copy.execute("PRAGMA journal_mode=delete").fetchall()
+        if mode != [("delete",)]:
+            raise BackupError(
+                "The copy cannot leave WAL mode.", path=source.path, operation=_OPERATION
+            )
+
+
+@block
+def _snapshot(source: Connection, budget: Budget) -> Iterator[None]:
+    source.deadline = budget.deadline
+    source.interruptible = True
+    # Then BEGIN is refused, and it is the caller's.
+    was_open = source.raw.in_transaction
+    try:
+        source.execute("BEGIN").fetchall()
+        # BEGIN alone takes no snapshot.
+        source.query_all("SELECT count(*) FROM sqlite_schema")
+        yield
+    finally:
+        try:
+            if not was_open:
+                rollback(source)
+        finally:
+            # A signal in the midst of it: with a transaction open the file would be retired.
+            if not was_open:
+                rollback(source)

@@ -1,0 +1,96 @@
+"""Whether a database file is as long as its first page says, or lacks pages that were cut off."""
+
+from __future__ import annotations
+
+import time
+from time import monotonic
+from typing import Final, NamedTuple
+
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.header import page_size_of
+from mandrake_sessions.database.connection.wal_frames import pages_in_log
+
+_LOOKS: Final = 5
+_PAUSE: Final = 0.002
+_LOCKS_AT: Final = 0x40000000
+
+
+class Length(NamedTuple):
+    """How long a file is beside what its first page says.
+
+    Attributes:
+        size: its bytes.
+        page_size: bytes of a page.
+        pages: how many pages it should have.
+        lacking: how many of them it does not have.
+        is_cut: whether the log does not have those either; None if that was not found out in time.
+    """
+
+    size: int
+    page_size: int
+    pages: int
+    lacking: int
+    is_cut: bool | None
+
+    def __str__(self) -> str:
+        return f"{self.size} bytes, but {self.pages} pages of {self.page_size}: it was cut off"
+
+
+def lacking_pages(header: bytes, size: int) -> int:
+    """Return how many of the pages that a header counts are not in the file.
+
+    Args:
+        header: the first 100 bytes of the file.
+        size: its bytes.
+    """
+    page_size = page_size_of(header)
+    pages, there = pages_of(header), size // page_size
+    if there >= pages:
+        return 0
+    return max(0, pages - there - (there < _never(page_size) <= pages))
+
+
+def measure(connection: Connection, deadline: float) -> Length:
+    """Compare the file's length with its first page, and what it lacks with the log.
+
+    A checkpoint, also one of another process, writes the first page before the last ones. What
+    the file lacks meanwhile is in the log, and is still to be copied.
+
+    Args:
+        connection: whose lease the caller holds.
+        deadline: when looking through the log must end (``time.monotonic``).
+
+    Raises:
+        apsw.Error: the disk did not answer.
+        OSError: the file system did not.
+    """
+    found = Length(0, 0, 0, 0, None)
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_PAUSE)
+        header = connection.header()
+        size = connection.path.stat().st_size
+        page_size, pages = page_size_of(header), pages_of(header)
+        lacking = lacking_pages(header, size)
+        found = Length(size, page_size, pages, lacking, is_cut=bool(lacking))
+        if not lacking:
+            break
+        frames, done = connection.wal_backlog()
+        # Counted first: a damaged header may state four thousand million.
+        if lacking <= frames - done:
+            if monotonic() >= deadline:
+                return found._replace(is_cut=None)
+            missing = set(range(size // page_size + 1, pages + 1)) - {_never(page_size)}
+            if missing <= pages_in_log(connection, page_size, done, frames):
+                return found._replace(is_cut=False)
+    return found
+
+
+def pages_of(header: bytes) -> int:
+    """Return how many pages a header counts."""
+    return max(1, int.from_bytes(header[28:32], "big"))
+
+
+def _never(page_size: int) -> int:
+    """Return the page that SQLite never writes: the one on which the locks lie."""
+    return _LOCKS_AT // page_size + 1

@@ -1,0 +1,123 @@
+"""What a connection is set to: pragmas and switches, set, read back, and set again when lost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import apsw
+
+from mandrake_sessions.options import DatabaseOptions, Durability
+
+if TYPE_CHECKING:
+    from mandrake_sessions.database.connection.connection import Connection
+
+_SYNCHRONOUS = {Durability.FAST: 1, Durability.DURABLE: 2}
+_JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
+
+_FROM_THE_BEGINNING = {"synchronous": 2, "query_only": 0}
+"""What a new connection has from the beginning; it is only read."""
+
+_ANSWERING = {"wal_autocheckpoint", "journal_size_limit", "mmap_size"}
+"""What answers its new value when it is set."""
+
+_SETTINGS = {
+    "foreign_keys": (apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 1),
+    "double_quoted_strings": (apsw.SQLITE_DBCONFIG_DQS_DML, 0),
+    "double_quoted_strings_in_ddl": (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
+    "trusted_schema": (apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0),
+}
+"""Settings without a statement: name, SQLite's switch, what it must be."""
+
+
+def pragmas(options: DatabaseOptions, *, auxiliary: bool) -> dict[str, int]:
+    """Return the pragmas a connection must have."""
+    return {
+        "synchronous": _SYNCHRONOUS[options.durability],
+        # A failing automatic checkpoint is reported as the COMMIT's own error (33 of 95 faults).
+        "wal_autocheckpoint": 0,
+        # To so much it is cut when the log begins anew.
+        "journal_size_limit": min(_JOURNAL_SIZE_LIMIT, options.wal_limit_bytes),
+        "mmap_size": 0,
+        # In memory: what a savepoint keeps to undo an append is above 64 KiB, and making a file for
+        # it took as long as the append (docs/adr/0005).
+        "temp_store": 2,
+        "cache_size": -(options.cache_bytes // 1024),
+        "query_only": int(auxiliary or options.read_only),
+    }
+
+
+def apply_settings(
+    connection: Connection, options: DatabaseOptions, *, auxiliary: bool
+) -> list[str]:
+    """Set what a new connection must have, and return what it does not have then."""
+    lost = _set_pragmas(connection, pragmas(options, auxiliary=auxiliary))
+    return lost + [
+        name
+        for name, (setting, wanted) in _SETTINGS.items()
+        if connection.raw.config(setting, wanted) != wanted
+    ]
+
+
+def _set_pragmas(connection: Connection, all_wanted: dict[str, int]) -> list[str]:
+    """Set the pragmas of a new connection, and return those that it does not have then."""
+    # All in one call, which takes half the time of one for each; in turn only where one of them
+    # answers in another way.
+    text = "".join([_setting(name, wanted) for name, wanted in all_wanted.items()])
+    if connection.query_all(text) == [(wanted,) for wanted in all_wanted.values()]:
+        return []
+    return [
+        name
+        for name, wanted in all_wanted.items()
+        if _set_pragma(connection, name, wanted) != wanted
+    ]
+
+
+def _setting(name: str, wanted: int) -> str:
+    """Return the statements that set a pragma and answer what it is then, by one row."""
+    if _FROM_THE_BEGINNING.get(name) == wanted:
+        return f"PRAGMA {name};"
+    if name in _ANSWERING:
+        return f"PRAGMA {name}={wanted};"
+    return f"PRAGMA {name}={wanted};PRAGMA {name};"
+
+
+def _set_pragma(connection: Connection, name: str, wanted: int) -> int:
+    """Set a pragma and return what it is then; some answer the setting itself."""
+    if _FROM_THE_BEGINNING.get(name) == wanted and connection.value(f"PRAGMA {name}") == wanted:
+        return wanted
+    answered = connection.value(f"PRAGMA {name}={wanted}")
+    if answered is None:
+        answered = connection.value(f"PRAGMA {name}")
+    # The mapped size of a file system that cannot map is no answer at all.
+    return int(answered or 0)
+
+
+def lost_settings(
+    connection: Connection, options: DatabaseOptions, *, auxiliary: bool
+) -> list[str]:
+    """Return which settings a connection does not have (any more)."""
+    lost = [
+        name
+        for name, wanted in pragmas(options, auxiliary=auxiliary).items()
+        if int(connection.value(f"PRAGMA {name}") or 0) != wanted
+    ]
+    return lost + [
+        name
+        for name, (setting, wanted) in _SETTINGS.items()
+        if connection.raw.config(setting, -1) != wanted
+    ]
+
+
+def restore_settings(
+    connection: Connection, options: DatabaseOptions, *, auxiliary: bool
+) -> list[str]:
+    """Set again what a connection has lost, and return what it has back."""
+    lost = lost_settings(connection, options, auxiliary=auxiliary)
+    wanted = pragmas(options, auxiliary=auxiliary)
+    for name in lost:
+        if name in wanted:
+            _set_pragma(connection, name, wanted[name])
+        else:
+            connection.raw.config(*_SETTINGS[name])
+    still = lost_settings(connection, options, auxiliary=auxiliary)
+    return [name for name in lost if name not in still]

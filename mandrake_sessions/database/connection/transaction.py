@@ -1,0 +1,397 @@
+"""A transaction as its work sees it, and how it begins and ends.
+
+What a failed COMMIT means is decided here: SQLite may have stored the data all the same, unless it
+failed for want of space and no transaction is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from time import monotonic
+from typing import Any, Final, TypeAlias, TypeVar
+
+import apsw
+
+from mandrake_sessions.database.connection import damaged_text
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.error_codes import (
+    extended_code,
+    free_bytes,
+    primary_code,
+    translate,
+)
+from mandrake_sessions.database.files.turnstile import Turnstile
+from mandrake_sessions.database.retry import Budget, retry_busy
+from mandrake_sessions.engine.statement import Bound, Row, Statement, Values
+from mandrake_sessions.errors import (
+    CommitOutcomeUnknownError,
+    DatabaseError,
+    DatabaseOpenError,
+    ForkedPoolError,
+    PoolClosedError,
+    StatementError,
+    StorageFullError,
+    TransactionLostError,
+)
+
+T = TypeVar("T")
+_NO_VALUES: Final[Mapping[str, Any]] = {}
+
+
+class ReadTransaction:
+    """Runs reading statements for as long as its scope lasts; all rows are fetched at once."""
+
+    __slots__ = ("_budget", "_connection", "_ended", "operation")
+
+    def __init__(self, connection: Connection, budget: Budget, operation: str) -> None:
+        self._connection = connection
+        self._budget = budget
+        self._ended = False
+        self.operation = operation
+
+    @property
+    def owner(self) -> str | None:
+        """The id under which this process has claimed the file, None before it has."""
+        return self._connection.owner
+
+    def rows(self, statement: Statement, values: Values = _NO_VALUES) -> list[Row]:
+        """Run a statement and return its rows.
+
+        Raises:
+            DatabaseBusyError: the budget of the scope is used up.
+            StatementError: SQLite refused it, or it would write in a read scope.
+        """
+        self._require_usable(statement)
+        try:
+            return self._connection.execute(statement.sql, statement.bind(values)).fetchall()
+        except apsw.Error as error:
+            if self._may_retry(error):
+                return retry_busy(
+                    lambda: self._rows_again(statement, values),
+                    self._budget,
+                    self._connection.path,
+                    self.operation,
+                    "body",
+                )
+            raise self._failed(error) from error
+        except UnicodeDecodeError:
+            # Read below: this exception holds the text, and would hang on another as its context.
+            pass
+        return self._damaged_rows(statement, values)
+
+    def _rows_again(self, statement: Statement, values: Values) -> list[Row]:
+        try:
+            return self._connection.execute(statement.sql, statement.bind(values)).fetchall()
+        except UnicodeDecodeError:
+            pass
+        return self._damaged_rows(statement, values)
+
+    def _damaged_rows(self, statement: Statement, values: Values) -> list[Row]:
+        """Return the rows of a statement that has run and returned a text that is not UTF-8."""
+        try:
+            return damaged_text.rows_of(self._connection, statement, values)
+        except apsw.Error as error:
+            raise self._failed(error) from error
+
+    def row(self, statement: Statement, values: Values = _NO_VALUES) -> Row | None:
+        """Run a statement and return its first row, or None; raises what ``rows`` does."""
+        rows = self.rows(statement, values)
+        return rows[0] if rows else None
+
+    def end(self) -> None:
+        """Let no further statement through: the scope is over."""
+        self._ended = True
+
+    def _require_usable(self, statement: Statement | None = None) -> None:
+        if statement is None or not statement.is_read:
+            raise StatementError(
+                "A read scope does not write.",
+                path=self._connection.path,
+                operation=self.operation,
+            )
+        if self._ended or self._connection.is_cancelled or monotonic() >= self._connection.deadline:
+            raise self._stopped()
+
+    def _may_retry(self, error: apsw.Error) -> bool:
+        """Whether a read that met BUSY has neither yielded rows nor fixed its snapshot."""
+        return primary_code(error) == apsw.SQLITE_BUSY and not self._connection.in_transaction()
+
+    def _stopped(self) -> DatabaseError:
+        path = self._connection.path
+        if self._ended:
+            return StatementError(
+                "The scope has ended; use the transaction inside its block only.",
+                path=path,
+                operation=self.operation,
+            )
+        if self._connection.is_forked:
+            return ForkedPoolError(path=path, operation=self.operation)
+        if self._connection.is_cancelled:
+            return PoolClosedError(path=path, operation=self.operation)
+        return self._budget.exceeded("body", path, self.operation)
+
+    def _failed(self, error: apsw.Error) -> DatabaseError:
+        if primary_code(error) == apsw.SQLITE_INTERRUPT:
+            return self._stopped()
+        return translate(error, self._connection.path, self.operation)
+
+
+class WriteTransaction(ReadTransaction):
+    """Runs reading and writing statements; all of them are stored, or none."""
+
+    __slots__ = ("_lost",)
+
+    def __init__(self, connection: Connection, budget: Budget, operation: str) -> None:
+        # Not through super(): this runs for every call.
+        self._connection = connection
+        self._budget = budget
+        self._ended = False
+        self.operation = operation
+        self._lost = False
+
+    def run(self, statement: Statement, values: Values = _NO_VALUES) -> int:
+        """Run a statement that returns no rows; return how many it changed.
+
+        Raises:
+            ConstraintViolationError: it would break a constraint of the schema.
+            StorageFullError: the disk is full; the whole transaction is gone.
+        """
+        self._require_usable(statement)
+        try:
+            self._connection.execute(statement.sql, statement.bind(values))
+        except apsw.Error as error:
+            raise self._failed(error) from error
+        return self._connection.raw.changes()
+
+    def run_all(self, bound: Iterable[Bound]) -> int:
+        """Run several statements, bound to their values before; raises what ``run`` does.
+
+        Returns:
+            The number of the row that was inserted last.
+        """
+        self._require_usable()
+        execute = self._connection.execute
+        try:
+            for sql, row in bound:
+                execute(sql, row)
+        except apsw.Error as error:
+            raise self._failed(error) from error
+        return self._connection.raw.last_insert_rowid()
+
+    @contextlib.contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what the block did if it raises, and only that."""
+        self._control("SAVEPOINT nested")
+        try:
+            yield
+        except BaseException:
+            if self._connection.raw.in_transaction:
+                self._control("ROLLBACK TO nested")
+                self._control("RELEASE nested")
+            raise
+        self._control("RELEASE nested")
+
+    def _control(self, sql: str) -> None:
+        if self._ended or self._lost:
+            raise self._stopped()
+        try:
+            self._connection.execute(sql)
+        except apsw.Error as error:
+            raise self._failed(error) from error
+
+    def _require_usable(self, _statement: Statement | None = None) -> None:
+        connection = self._connection
+        if (
+            self._ended
+            or self._lost
+            or connection.is_cancelled
+            or monotonic() >= connection.deadline
+        ):
+            raise self._stopped()
+
+    def _may_retry(self, _error: apsw.Error) -> bool:
+        return False
+
+    def _stopped(self) -> DatabaseError:
+        if self._lost and not self._ended:
+            return TransactionLostError(path=self._connection.path, operation=self.operation)
+        return super()._stopped()
+
+    def _failed(self, error: apsw.Error) -> DatabaseError:
+        # Without a transaction the next statement would be stored by itself: let none through.
+        self._lost = not self._connection.raw.in_transaction
+        return super()._failed(error)
+
+
+ReadUnit: TypeAlias = Callable[[ReadTransaction], T]
+"""Work that reads; it may be called again."""
+WriteUnit: TypeAlias = Callable[[WriteTransaction], T]
+"""Work that writes; it may be called again if the transaction it shared was lost."""
+
+
+def begin_immediate(
+    connection: Connection, budget: Budget, operation: str, turnstile: Turnstile | None = None
+) -> None:
+    """Begin a write transaction, with the mark of the log in it where that is due.
+
+    Args:
+        connection: whose lease the caller holds.
+        budget: for its deadline.
+        operation: for errors.
+        turnstile: where processes stand in line; without one, who looks first is first.
+
+    Raises:
+        DatabaseBusyError: another process held the write lock until then.
+        DatabaseError: the mark cannot be written; each reason has its own subclass.
+    """
+    mark = connection.log_mark
+    if mark is None:
+        begin_unmarked(connection, budget, operation, turnstile)
+        return
+    while True:
+        try:
+            mark.prepare(budget, operation, turnstile)
+        except apsw.BusyError:
+            # The index's header was being written by another process that commits this moment.
+            # SQLite's own reads look again, a look at the log does not.
+            prepare = partial(mark.prepare, budget, operation, turnstile)
+            retry_busy(prepare, budget, connection.path, operation, "begin")
+        except apsw.Error as error:
+            raise _failed_begin(error, connection, budget, operation) from error
+        begin_unmarked(connection, budget, operation, turnstile)
+        if not mark.is_due:
+            return
+        try:
+            if mark.write():
+                return
+        except apsw.Error as error:
+            rollback(connection)
+            raise translate(error, connection.path, operation) from error
+        rollback(connection)
+
+
+def begin_unmarked(
+    connection: Connection, budget: Budget, operation: str, turnstile: Turnstile | None = None
+) -> None:
+    """Begin a write transaction, waiting for other processes until the budget's deadline.
+
+    Args:
+        connection: whose lease the caller holds.
+        budget: for its deadline.
+        operation: for errors.
+        turnstile: where processes stand in line; without one, who looks first is first.
+
+    Raises:
+        DatabaseBusyError: another process held the write lock until then.
+    """
+    connection.deadline = budget.deadline
+    connection.interruptible = True
+    looks = connection.busy_waits
+    since = monotonic()
+    connection.turnstile = turnstile
+    try:
+        if turnstile is not None and (turnstile.is_held or since >= turnstile.looks_at):
+            turnstile.look(connection)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except apsw.IOError:
+            # Nothing has been changed yet, so once more on the same connection is safe.
+            rollback(connection)
+            retry_busy(
+                lambda: connection.execute("BEGIN IMMEDIATE"),
+                budget,
+                connection.path,
+                operation,
+                "begin",
+            )
+    except apsw.Error as error:
+        attempts = connection.busy_waits - looks + 1
+        raise _failed_begin(error, connection, budget, operation, attempts) from error
+    finally:
+        connection.turnstile = None
+    connection.deadline = budget.body_deadline
+    if connection.busy_waits != looks:
+        budget.spent("begin", since)
+
+
+def _failed_begin(
+    error: apsw.Error, connection: Connection, budget: Budget, operation: str, attempts: int = 1
+) -> DatabaseError:
+    # The deadline can also pass while a statement itself runs, and interrupts it.
+    if primary_code(error) not in (apsw.SQLITE_BUSY, apsw.SQLITE_INTERRUPT):
+        return translate(error, connection.path, operation)
+    if connection.is_cancelled:
+        return PoolClosedError(path=connection.path, operation=operation)
+    return budget.exceeded(
+        "begin", connection.path, operation, code=extended_code(error), attempts=attempts
+    )
+
+
+@contextlib.contextmanager
+def foreign_keys_off(connection: Connection) -> Iterator[None]:
+    """Switch foreign keys off around a migration.
+
+    Inside a transaction the pragma does nothing, and with it on, rebuilding ``sessions`` deleted
+    every round by cascade.
+    """
+    switch = apsw.SQLITE_DBCONFIG_ENABLE_FKEY
+    connection.raw.config(switch, 0)
+    try:
+        yield
+    finally:
+        if connection.raw.config(switch, 1) != 1:
+            raise DatabaseOpenError("Foreign keys cannot be switched on.", path=connection.path)
+
+
+def rollback(connection: Connection) -> None:
+    """Undo the open transaction, if there is one; what caused it is never hidden."""
+    if connection.is_forked:
+        return
+    if connection.raw.in_transaction or connection.in_transaction():
+        with contextlib.suppress(apsw.Error):
+            connection.execute("ROLLBACK")
+
+
+def commit(connection: Connection, operation: str) -> None:
+    """Commit the open transaction.
+
+    Raises:
+        TransactionLostError: SQLite had ended it; nothing of it is stored.
+        StorageFullError: there was no space; nothing of it is stored.
+        CommitOutcomeUnknownError: it failed in a way that may have stored it.
+        DatabaseError: nothing of it is stored, for another reason.
+    """
+    path = connection.path
+    if connection.is_forked:
+        raise ForkedPoolError(path=path, operation=operation)
+    if not connection.raw.in_transaction:
+        raise TransactionLostError(path=path, operation=operation)
+    try:
+        connection.execute("COMMIT")
+    except apsw.Error as error:
+        was_open = connection.in_transaction()
+        rollback(connection)
+        raise _failed_commit(error, was_open, connection, operation) from error
+    mark = connection.log_mark
+    if mark is not None and mark.is_noting:
+        mark.committed()
+
+
+def _failed_commit(
+    error: apsw.Error, was_open: bool, connection: Connection, operation: str
+) -> DatabaseError:
+    code = primary_code(error)
+    if code == apsw.SQLITE_FULL and not was_open:
+        full = StorageFullError(
+            path=connection.path, operation=operation, result_code=extended_code(error)
+        )
+        full.free_bytes = free_bytes(connection.path)
+        return full
+    if code in (apsw.SQLITE_CONSTRAINT, apsw.SQLITE_BUSY) and was_open:
+        # Refused before anything was written: a deferred constraint, or a reader in the way.
+        return translate(error, connection.path, operation)
+    return CommitOutcomeUnknownError(
+        path=connection.path, operation=operation, result_code=extended_code(error)
+    )

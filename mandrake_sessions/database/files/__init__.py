@@ -1,0 +1,1 @@
+"""Files and their bytes: names, folders, claims, locks and pages, without an SQL statement."""

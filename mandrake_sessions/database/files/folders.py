@@ -1,0 +1,184 @@
+"""An open folder: what is done in it is done there, wherever its name leads meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.database.files.paths import Identity, refuse_link
+from mandrake_sessions.errors import DatabasePathError
+
+_HAS_DESCRIPTORS: Final = os.open in os.supports_dir_fd and os.listdir in os.supports_fd
+_NO_LINK: Final = (
+    getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+)
+# A folder on the way need not be readable.
+_HAS_WALK: Final = hasattr(os, "O_PATH")
+_ON_THE_WAY: Final = _NO_LINK | getattr(os, "O_PATH", 0)
+
+
+class Folder:
+    """A folder that was reached through no link.
+
+    Args:
+        path: its real path.
+        descriptor: what it is open by; None where the system has no calls for that, and its name
+            must do.
+    """
+
+    def __init__(self, path: Path, descriptor: int | None) -> None:
+        self.path = path
+        self.descriptor = descriptor
+
+    def look(self, name: str) -> os.stat_result | None:
+        """Return what a name in it stands for, a link for itself; None where there is nothing."""
+        try:
+            return os.stat(self._reach(name), dir_fd=self.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def identify(self, name: str) -> Identity | None:
+        """Return the identity of a file in it, or None where there is nothing.
+
+        Raises:
+            DatabasePathError: there is something, but not a regular file; a link is none.
+        """
+        found = self.look(name)
+        if found is None:
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            raise DatabasePathError(
+                "A link, a folder or a device is there, not a file.", path=self.path / name
+            )
+        return found.st_dev, found.st_ino
+
+    def names(self) -> list[str]:
+        """Return the names in it; none where it may not be read."""
+        with contextlib.suppress(OSError):
+            return os.listdir(self.path if self.descriptor is None else self.descriptor)
+        return []
+
+    def make(self, name: str) -> None:
+        """Make an empty file, readable by its owner only; raises FileExistsError."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        os.close(os.open(self._reach(name), flags, 0o600, dir_fd=self.descriptor))
+
+    def make_whole(self, name: str, content: bytes) -> bool:
+        """Make a file that has its content, on the disk, from the moment it has a name.
+
+        Nothing is left of it before: it has no name until then, and never has two.
+
+        Returns:
+            Whether it was made; False where the system has no such files, and for lack of space.
+
+        Raises:
+            FileExistsError: there is a file of this name.
+        """
+        if sys.platform != "linux" or self.descriptor is None:
+            return False
+        nameless: int | None = None
+        try:
+            nameless = _write_nameless(self.descriptor, content)
+            # With a descriptor, which an absolute path does not need, Python follows the link.
+            os.link(
+                f"/proc/self/fd/{nameless}",
+                name,
+                src_dir_fd=nameless,
+                dst_dir_fd=self.descriptor,
+                follow_symlinks=True,
+            )
+        except FileExistsError:
+            raise
+        except OSError:
+            return False
+        finally:
+            if nameless is not None:
+                os.close(nameless)
+        with contextlib.suppress(OSError):
+            os.fsync(self.descriptor)
+        return True
+
+    def unlink(self, name: str) -> None:
+        """Remove a name that is there or not; never what a link leads to."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._reach(name), dir_fd=self.descriptor)
+
+    def rmdir(self, name: str) -> None:
+        """Remove an empty folder in it; raises OSError for anything else."""
+        os.rmdir(self._reach(name), dir_fd=self.descriptor)
+
+    def _reach(self, name: str) -> str | Path:
+        return self.path / name if self.descriptor is None else name
+
+
+def _write_nameless(folder: int, content: bytes) -> int:
+    """Make a file without a name; return a descriptor by which it can be given one.
+
+    The one that wrote it is closed before: the closing of a descriptor that can read or write
+    drops the locks of this process, and once it has a name another thread may have it open.
+    """
+    if sys.platform != "linux":
+        raise NotImplementedError
+    descriptor = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        os.fsync(descriptor)
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_PATH | os.O_CLOEXEC)
+    finally:
+        os.close(descriptor)
+
+
+@block
+def opened_folder(path: Path) -> Iterator[Folder]:
+    """Open a folder for a block, going through no link on the way.
+
+    Args:
+        path: its real path: what is a link on it by now was put there since.
+
+    Raises:
+        DatabasePathError: a link is in the way.
+        OSError: it cannot be opened, or is none.
+    """
+    if not _HAS_DESCRIPTORS:
+        refuse_link(path)
+        yield Folder(path, None)
+        return
+    if _HAS_WALK:
+        descriptor = _walk(path)
+    else:
+        # Where a folder that may only be searched cannot be opened, two looks must do.
+        refuse_link(path)
+        descriptor = os.open(path, _NO_LINK | os.O_RDONLY)
+    try:
+        if not _HAS_WALK:
+            refuse_link(path)
+        yield Folder(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(path: Path) -> int:
+    descriptor = os.open(path.anchor, _ON_THE_WAY)
+    try:
+        for part in path.parts[1:]:
+            inner = os.open(part, _ON_THE_WAY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        with contextlib.suppress(PermissionError):
+            # To read its names; what may only be searched can be worked in all the same.
+            inner = os.open(".", _NO_LINK | os.O_RDONLY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+    except OSError:
+        os.close(descriptor)
+        # Both errors of the system's are given for a link and for what is no folder.
+        refuse_link(path)
+        raise
+    return descriptor

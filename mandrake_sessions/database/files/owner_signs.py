@@ -1,0 +1,116 @@
+"""What shows, from outside, whether the process behind an owner's file lives.
+
+Its lock does. Where that cannot be tried, the system's table of locks does, or else the times at
+which the file was touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.database.error_codes import pass_on_timeout
+from mandrake_sessions.database.kernel_locks import is_flocked
+
+if sys.platform != "win32":
+    import fcntl
+
+HEARTBEAT: Final = b"heartbeat"
+"""What is in the file of an owner that cannot lock it, and touches it instead."""
+
+HEARTBEAT_INTERVAL: Final = 2.0
+"""Seconds between two touches of such a file; FAT counts in twos."""
+
+HELD: Final = (errno.EWOULDBLOCK, errno.EACCES)
+"""How a system says that another process has the lock."""
+
+_SILENT_INTERVALS: Final = 3
+# Not through a link, and not waiting for the other end of a pipe: what is there may be a trap.
+_LOOK: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+# This process lacks something: that says nothing of the owner, and passes.
+_LACKING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+# The time of a file's last touch, and since when it is known. Each step is a single one of a dict.
+_heard: dict[Path, tuple[int, float]] = {}
+
+
+@block
+def looking_at(path: Path) -> Iterator[bool]:
+    """Look whether the owner of a file lives; inside the block a dead one's file stays locked.
+
+    The lock for looking is a shared one: two that look never take each other for the owner.
+    """
+    try:
+        descriptor = os.open(path, _LOOK)
+    except OSError as error:
+        pass_on_timeout(error)
+        yield error.errno in _LACKING or _is_living_unopened(path)
+        return
+    try:
+        yield _is_living(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_living_unopened(path: Path) -> bool:
+    """Return whether the owner of a file that cannot be opened may live: that proves nothing."""
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        pass_on_timeout(error)
+        return _was_heard(path, 0)
+    # A link is no owner's file.
+    return stat.S_ISREG(found.st_mode) and _is_living_unlocked(path, found)
+
+
+def _is_living_unlocked(path: Path, found: os.stat_result) -> bool:
+    """Return whether the owner of a file whose lock cannot be tried may live."""
+    is_held = is_flocked(found.st_ino)
+    if is_held:
+        return True
+    # One with a heartbeat has something in its file.
+    is_freed = is_held is False and not found.st_size
+    return not is_freed and _was_heard(path, found.st_mtime_ns)
+
+
+def _is_living(path: Path, descriptor: int) -> bool:
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    if os.read(descriptor, len(HEARTBEAT)) == HEARTBEAT:
+        return _was_heard(path, found.st_mtime_ns)
+    if sys.platform == "win32":
+        return _was_heard(path, found.st_mtime_ns)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        pass_on_timeout(error)
+        return error.errno in HELD or _is_living_unlocked(path, found)
+    return False
+
+
+def _was_heard(path: Path, touched: int) -> bool:
+    """Return whether an owner may still beat: its time of change against our own patience.
+
+    Two times of change are compared for equality only; no clock is compared with another one's.
+    """
+    present = monotonic()
+    last, since = _heard.get(path, (None, present))
+    if last != touched:
+        _heard[path] = (touched, present)
+        return True
+    return present - since < _SILENT_INTERVALS * HEARTBEAT_INTERVAL
+
+
+def forget(path: Path) -> None:
+    """Forget what was heard of an owner whose file was removed."""
+    _heard.pop(path, None)

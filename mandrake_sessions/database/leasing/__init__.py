@@ -1,0 +1,1 @@
+"""Who uses a connection next: the queue, the leased connection, the writer."""

@@ -1,0 +1,174 @@
+"""A connection behind its queue: reads, snapshots, and the lease by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from threading import get_ident
+from typing import TypeVar
+
+import apsw
+
+from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.transaction import ReadTransaction, ReadUnit, rollback
+from mandrake_sessions.database.leasing.queue import LeaseQueue
+from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.errors import DatabaseError
+
+T = TypeVar("T")
+_NONE = apsw.SQLITE_TXN_NONE
+
+
+class Lane:
+    """A connection behind its queue.
+
+    Args:
+        connection: what the lease is for.
+        check: called by every new holder before anything else; raises if the file is not usable.
+        on_unclean: told of a connection that was not given back clean; it must not be used again.
+        on_fault: told of what may keep later calls from writing: damage, no space.
+
+    Attributes:
+        is_closed: whether the connection was closed; the lease is never given back then.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        check: Callable[[Connection, str], None],
+        on_unclean: Callable[..., None],
+        on_fault: Callable[[DatabaseError], None],
+    ) -> None:
+        self.connection = connection
+        self.queue = LeaseQueue(connection.path)
+        self.is_closed = False
+        self._check = check
+        self._on_unclean = on_unclean
+        self._on_fault = on_fault
+
+    def fetch(
+        self,
+        work: ReadUnit[T],
+        budget: Budget,
+        operation: str,
+        *,
+        waits: bool = True,
+        even_refused: bool = False,
+    ) -> tuple[bool, T | None]:
+        """Run reading work outside a transaction: each statement sees what is committed.
+
+        Args:
+            work: called with a transaction that reads.
+            budget: of the call.
+            operation: for errors.
+            waits: whether to wait for the connection; otherwise it must be free this moment.
+            even_refused: for the last look of what closes with the file.
+
+        Returns:
+            Whether the work has run, and its result.
+        """
+        owner = get_ident()
+        try:
+            if waits:
+                self.queue.acquire(budget, operation, even_refused=even_refused)
+            elif not self.queue.try_acquire(operation, even_refused=even_refused):
+                return False, None
+            return True, self._fetch(work, budget, operation)
+        finally:
+            # Written out here and below: a signal at the entry of a helper would skip it.
+            try:
+                if self.queue.holder == owner:
+                    self._release()
+            finally:
+                # A signal in the midst of it must not keep the lease for ever.
+                if self.queue.holder == owner:
+                    self._release()
+
+    def _fetch(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
+        connection = self.connection
+        self._check(connection, operation)
+        connection.deadline = budget.body_deadline
+        connection.interruptible = True
+        tx = ReadTransaction(connection, budget, operation)
+        try:
+            return work(tx)
+        except BaseException as error:
+            if isinstance(error, DatabaseError):
+                self._on_fault(error)
+            # A signal's handler that raises when a statement has run leaves it unfinished.
+            rollback(connection)
+            raise
+        finally:
+            tx.end()
+
+    @block
+    def snapshot(self, budget: Budget, operation: str) -> Iterator[ReadTransaction]:
+        """Hold the lease and one read transaction: all statements see the same state."""
+        owner = get_ident()
+        try:
+            self.queue.acquire(budget, operation)
+            connection = self.connection
+            self._check(connection, operation)
+            connection.deadline = budget.body_deadline
+            connection.interruptible = True
+            tx = ReadTransaction(connection, budget, operation)
+            try:
+                connection.execute("BEGIN")
+                yield tx
+            except DatabaseError as error:
+                self._on_fault(error)
+                raise
+            finally:
+                tx.end()
+        finally:
+            try:
+                if self.queue.holder == owner:
+                    rollback(self.connection)
+                    self._release()
+            finally:
+                # A signal in the midst of it must not keep the lease for ever.
+                if self.queue.holder == owner:
+                    rollback(self.connection)
+                    self._release()
+
+    @block
+    def exclusive(self, budget: Budget, operation: str) -> Iterator[Connection]:
+        """Hold the lease with no transaction, for what brings its own: migrations, checkpoints."""
+        owner = get_ident()
+        try:
+            self.queue.acquire(budget, operation)
+            self._check(self.connection, operation)
+            self.connection.deadline = budget.body_deadline
+            self.connection.interruptible = True
+            yield self.connection
+        except BaseException:
+            # A signal between a BEGIN and its end, whatever its handler raises: that alone must
+            # not retire the file.
+            if self.queue.holder == owner:
+                rollback(self.connection)
+            raise
+        finally:
+            try:
+                if self.queue.holder == owner:
+                    self._release()
+            finally:
+                # A signal in the midst of it must not keep the lease for ever.
+                if self.queue.holder == owner:
+                    self._release()
+
+    def _release(self) -> None:
+        """Give the lease back clean: with a transaction open nobody else may have it."""
+        connection = self.connection
+        try:
+            # An unfinished SELECT shows in the one only, an empty BEGIN in the other.
+            is_open = connection.raw.in_transaction or connection.txn_state() != _NONE
+            if is_open and not connection.is_forked:
+                rollback(connection)
+                self._on_unclean(
+                    "a transaction was open when its lease was given back",
+                    operation=self.queue.operation,
+                    recent_sql=connection.recent_sql(),
+                )
+        finally:
+            self.queue.release()

@@ -1,0 +1,135 @@
+"""Which process keeps others from writing, whether it is stopped, and what helps.
+
+Asked when a call has given up, by health and by doctor: never while a call may still succeed.
+Doctor asks who else has the file open, too.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from mandrake_sessions.database.kernel_locks import lock_holders
+from mandrake_sessions.visible import visible
+
+_STOPPED: Final = "T"
+_TRACED: Final = "t"
+_NAME_CHARACTERS: Final = 15
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """A process that has a lock on a database.
+
+    Attributes:
+        pid: its id, as this process sees it.
+        name: of its command, as far as the system tells it; may be empty.
+        state: as the system abbreviates it, ``T`` for stopped; may be empty.
+        tracer: the debugger that has stopped it, 0 without one.
+        is_writing: whether it holds the write lock; otherwise it has the database open.
+    """
+
+    pid: int
+    name: str
+    state: str
+    tracer: int
+    is_writing: bool
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it does not run: by a signal, or in a debugger."""
+        return self.state in (_STOPPED, _TRACED)
+
+    @property
+    def deed(self) -> str:
+        """Say what it does, for people."""
+        if self.pid == os.getpid():
+            subject = f"another connection of this process ({self.pid})"
+        else:
+            subject = f"process {self.pid} ({self.name})" if self.name else f"process {self.pid}"
+        lock = "holds the write lock" if self.is_writing else "has the database open"
+        if self.state == _STOPPED:
+            return f"{subject} {lock}, and is stopped"
+        if self.state == _TRACED:
+            return f"{subject} {lock}, and is stopped in a debugger ({self.tracer})"
+        return f"{subject} {lock}"
+
+    @property
+    def advice(self) -> str:
+        """Say what helps, for people."""
+        if self.state == _STOPPED:
+            return f"Let it go on: kill -CONT {self.pid}"
+        if self.state == _TRACED:
+            return "Let the debugger go on, or detach it."
+        if self.pid == os.getpid():
+            return "End the transaction of that connection; use one pool for each file."
+        return "Wait; if it stays so, look at that process."
+
+
+def write_lock_holder(path: Path) -> Holder | None:
+    """Return the process that holds the write lock of a database, None if none is seen.
+
+    Args:
+        path: the real path of the database.
+    """
+    index = lock_holders(Path(f"{path}-shm")) or []
+    pids = [held.pid for held in index if held.is_wal_writer]
+    pids += [held.pid for held in lock_holders(path) or [] if held.is_writer]
+    return next((_holder(pid, is_writing=True) for pid in pids if pid > 0), None)
+
+
+def opener(path: Path) -> Holder | None:
+    """Return a process other than this one that has a database open, None if none is seen.
+
+    Args:
+        path: the real path of the database.
+    """
+    pids = {held.pid for held in lock_holders(path) or []} - {os.getpid()}
+    found = [_holder(pid, is_writing=False) for pid in sorted(pids) if pid > 0]
+    return next((each for each in found if each.is_stopped), next(iter(found), None))
+
+
+def _holder(pid: int, *, is_writing: bool) -> Holder:
+    name = state = ""
+    tracer = 0
+    try:
+        name = visible(_read(pid, "comm").strip()[:_NAME_CHARACTERS])
+        # The name stands in brackets before it, and may hold any character.
+        state = _read(pid, "stat").rpartition(")")[2].split()[0]
+        if state == _TRACED:
+            lines = _read(pid, "status").splitlines()
+            tracer = next(int(each.split()[1]) for each in lines if each.startswith("TracerPid:"))
+    except (OSError, LookupError, StopIteration):
+        # It has ended meanwhile, or the system hides the processes of others.
+        pass
+    return Holder(pid, name, state, tracer, is_writing)
+
+
+def _read(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
+
+
+class Users(msgspec.Struct, frozen=True):
+    """Who has the database open, as far as the system tells.
+
+    Attributes:
+        pids: processes with a lock on it.
+        writer: the one that holds the write lock.
+        is_known: whether the system tells.
+    """
+
+    pids: frozenset[int]
+    writer: Holder | None
+    is_known: bool
+
+
+def find_users(path: Path) -> Users:
+    """Return who has a database open, as far as the system tells."""
+    database = lock_holders(path)
+    if database is None:
+        return Users(frozenset(), None, False)
+    index = lock_holders(Path(f"{path}-shm")) or []
+    pids = frozenset(held.pid for held in (*database, *index))
+    return Users(pids, write_lock_holder(path), True)

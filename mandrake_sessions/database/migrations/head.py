@@ -1,0 +1,120 @@
+"""Which revision a database is at, and whether that is this version's: two reads of first pages.
+
+A fresh file is installed from compiled texts. Alembic and SQLAlchemy are imported only for a
+database that is at another revision.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import apsw
+
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.error_codes import translate
+from mandrake_sessions.database.migrations.ddl import REVISIONS
+from mandrake_sessions.database.migrations.installing import install, is_fresh, settle
+from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.errors import MigrationError, SchemaTooNewError
+from mandrake_sessions.late_imports import late_import
+from mandrake_sessions.tables import APPLICATION_ID, HEAD
+
+_OPERATION = "migrate"
+
+STORED_REVISIONS: Final = "SELECT CAST(version_num AS BLOB) FROM alembic_version"
+"""Reads them as bytes, whatever these are; ``revision_of`` takes one."""
+
+
+def revision_of(stored: object) -> str:
+    """Return a revision that ``STORED_REVISIONS`` has read; damage makes it an unknown one."""
+    return stored.decode(errors="replace") if isinstance(stored, bytes) else str(stored)
+
+
+def current(connection: Connection) -> str | None:
+    """Return the revision of the database, or None for a fresh one.
+
+    Raises:
+        DatabaseError: it cannot be read.
+    """
+    try:
+        # Both come in the same transaction: with our id there is the table.
+        if connection.value("PRAGMA application_id") != APPLICATION_ID:
+            return None
+        return _stored_revision(connection)
+    except apsw.Error as error:
+        raise translate(error, connection.path, _OPERATION) from error
+
+
+def _stored_revision(connection: Connection) -> str | None:
+    revision = connection.value(STORED_REVISIONS)
+    return None if revision is None else revision_of(revision)
+
+
+def is_at_head(connection: Connection) -> bool:
+    """Return whether an opened database has the schema of this version.
+
+    Its id is not asked again: opening it has found it to be ours, or without any table.
+
+    Raises:
+        DatabaseError: it cannot be read.
+    """
+    try:
+        return _stored_revision(connection) == HEAD
+    except apsw.SQLError:
+        # No such table yet, or no more.
+        return False
+    except apsw.Error as error:
+        raise translate(error, connection.path, _OPERATION) from error
+
+
+def bring_to_head(connection: Connection, budget: Budget) -> None:
+    """Bring an opened database to the schema of this version.
+
+    Raises:
+        SchemaTooNewError: it is at a revision that this version does not know.
+        MigrationError: and what else ``install`` and ``migrate.upgrade`` raise.
+    """
+    if not is_at_head(connection):
+        _migrate(connection, budget)
+    settle(connection, budget)
+
+
+def _migrate(connection: Connection, budget: Budget) -> None:
+    if is_fresh(connection):
+        install(connection, budget)
+    # Not what was installed: another process may have been first, and of another version.
+    revision = current(connection)
+    if revision == HEAD:
+        return
+    if revision is not None and not is_known(revision):
+        raise SchemaTooNewError(path=connection.path, operation=_OPERATION)
+    with late_import:
+        from mandrake_sessions.database.migrations.migrate import upgrade
+
+    upgrade(connection, budget)
+
+
+def require_head(connection: Connection) -> None:
+    """Make sure that a database that is only read has the schema of this version.
+
+    Raises:
+        SchemaTooNewError: it was written by a newer version.
+        MigrationError: its schema is an older one, or not made yet.
+        DatabaseError: it cannot be read.
+    """
+    revision = current(connection)
+    if revision == HEAD:
+        return
+    if revision is not None and not is_known(revision):
+        raise SchemaTooNewError(path=connection.path, operation="open")
+    found = "no schema yet" if revision is None else f"the older schema {revision}"
+    raise MigrationError(
+        f"The database has {found}; open it once without read_only to bring it up to date.",
+        path=connection.path,
+        operation="open",
+    )
+
+
+def is_known(revision: str) -> bool:
+    """Return whether this version knows a revision."""
+    return revision in REVISIONS

@@ -1,0 +1,138 @@
+"""Removes a database's files when no process has it open, and no file of another folder."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+
+from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.database.connection.header import MAGIC
+from mandrake_sessions.database.error_codes import translate_os
+from mandrake_sessions.database.files import owner
+from mandrake_sessions.database.files.atomic import tidy
+from mandrake_sessions.database.files.creation import alone_in
+from mandrake_sessions.database.files.folders import Folder, opened_folder
+from mandrake_sessions.database.files.paths import Identity, companions
+from mandrake_sessions.database.files.raw import RawFile
+from mandrake_sessions.database.files.sidecars import beside
+from mandrake_sessions.database.files.turnstile import turnstile_path
+from mandrake_sessions.database.offline.exclusive import DAMAGE, alone, alone_with_damaged
+from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.errors import (
+    DatabaseMovedError,
+    UnrecognizedDatabaseError,
+)
+from mandrake_sessions.tables import APPLICATION_ID, TABLES
+
+_OPERATION = "delete"
+
+
+def remove(path: Path, budget: Budget, *, even_damaged: bool = False) -> None:
+    """Remove a database with its sidecar files; nothing in this process has it open.
+
+    Every file is removed from the folder that the database was found in, which stays open: a link
+    that comes into its place meanwhile leads to nothing that is removed.
+
+    Args:
+        path: its real path.
+        budget: the time to wait for other processes.
+        even_damaged: whether the name is known to be a database's: then a file that is
+            no database any more is removed too, and so are the sidecar files of one that is gone.
+
+    Raises:
+        DatabaseBusyError: another process has it open; nothing was removed.
+        UnrecognizedDatabaseError: it is another program's, or no file; nothing was removed.
+        DatabasePathError: a link is in the way.
+        DatabaseError: the files cannot be removed.
+    """
+    tidy(path)
+    try:
+        with opened_folder(path.parent) as folder:
+            _remove_from(folder, path, budget, even_damaged=even_damaged)
+    except (FileNotFoundError, NotADirectoryError):
+        # No folder, no files.
+        return
+    except OSError as error:
+        raise translate_os(error, path) from error
+
+
+def _remove_from(folder: Folder, path: Path, budget: Budget, *, even_damaged: bool) -> None:
+    found = folder.look(path.name)
+    if found is None:
+        if even_damaged:
+            with alone_in(path.parent):
+                if folder.look(path.name) is None:
+                    _remove_files(folder, path)
+        return
+    if even_damaged and not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
+        raise UnrecognizedDatabaseError("It is no file.", path=path, operation=_OPERATION)
+    identity = folder.identify(path.name)
+    if identity is None:
+        return
+    if _is_foreign(path):
+        raise UnrecognizedDatabaseError(path=path, operation=_OPERATION)
+    with _alone(path, identity, budget, even_damaged=even_damaged):
+        if folder.identify(path.name) != identity:
+            raise DatabaseMovedError(path=path, operation=_OPERATION)
+        _remove_files(folder, path)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a file is marked as another program's; looked at before SQLite opens it."""
+    try:
+        with RawFile(path) as file:
+            header = file.read(0, 100)
+    except apsw.Error:
+        # What is wrong with it is found by locking it.
+        return False
+    # One page: a database of this library whose schema is not made yet.
+    pages = int.from_bytes(header[28:32], "big")
+    application = int.from_bytes(header[68:72], "big")
+    if header[:16] != MAGIC or pages <= 1 or application == APPLICATION_ID:
+        return False
+    # The mark may be what is damaged: then it has all our tables.
+    return not TABLES.keys() <= _tables_in(path)
+
+
+def _tables_in(path: Path) -> set[str]:
+    """Return the names of a database's tables, as far as they can be read and nothing changed."""
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
+    try:
+        with contextlib.closing(
+            apsw.Connection(f"{path.as_uri()}?immutable=1", flags=flags)
+        ) as raw:
+            rows = raw.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+            return {str(row[0]) for row in rows}
+    except apsw.Error:
+        return set()
+
+
+@block
+def _alone(path: Path, identity: Identity, budget: Budget, *, even_damaged: bool) -> Iterator[None]:
+    """Keep every other process away from the file for a block."""
+    with contextlib.ExitStack() as stack:
+        try:
+            # In the mode that it is in: leaving WAL, SQLite would remove the log by its name.
+            stack.enter_context(alone(path, identity, budget, _OPERATION))
+        except DAMAGE:
+            if not even_damaged:
+                raise
+            stack.enter_context(alone_with_damaged(path, identity, budget, _OPERATION))
+        yield
+
+
+def _remove_files(folder: Folder, path: Path) -> None:
+    # Before the file: afterwards another process could make it anew, and claim it.
+    owner.let_go(path)
+    for id in owner.ids_among(folder.names(), path):
+        with contextlib.suppress(OSError):
+            folder.unlink(f"{owner.prefix_of(path)}{id}")
+    with contextlib.suppress(OSError):
+        folder.unlink(turnstile_path(path).name)
+    # A journal too: SQLite would roll it back into the next file of the name.
+    for each in (*companions(path), beside(path, "-journal"), path):
+        folder.unlink(each.name)

@@ -1,0 +1,81 @@
+"""How the connections of a file end: work under way is waited for, then interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import apsw
+
+from mandrake_sessions.database.connection.checkpoint import copy_at_closing
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.leasing.leased import Lane
+from mandrake_sessions.database.leasing.queue import MakeError
+from mandrake_sessions.database.leasing.writer import WriteLane
+from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
+from mandrake_sessions.options import DatabaseOptions
+
+OnStuck = Callable[[int], None] | None
+"""Told the thread that holds a lease when its work is interrupted for closing."""
+
+_OPTIMIZE_PATIENCE = 0.05
+_MARK_PATIENCE = 0.05
+_LAST_PATIENCE = 0.25
+
+
+def take_for_closing(
+    lane: Lane, half: Budget, whole: Budget, refusal: MakeError, on_stuck: OnStuck
+) -> None:
+    """Get a lane's lease for good: wait for work under way, then interrupt it.
+
+    Args:
+        lane: it refuses new work already.
+        half: the time for work to end by itself.
+        whole: the time for all.
+        refusal: what those who still wait are refused with after the first half.
+        on_stuck: told the thread that holds the lease when it is interrupted.
+
+    Raises:
+        DatabaseBusyError: the holder did not let go.
+    """
+    try:
+        lane.queue.acquire(half, "close", even_refused=True)
+    except DatabaseBusyError:
+        lane.queue.refuse(refusal, waiters_too=True)
+        lane.connection.cancel()
+        if on_stuck is not None:
+            on_stuck(lane.queue.holder)
+        patience = Budget(max(whole.left(), _LAST_PATIENCE))
+        lane.queue.acquire(patience, "close", even_refused=True)
+
+
+def close_lane(lane: Lane, budget: Budget, options: DatabaseOptions, *, abandon: bool) -> None:
+    """Close a connection whose lease the caller holds; the lease is never given back."""
+    connection = lane.connection
+    if not abandon and isinstance(lane, WriteLane):
+        _leave_in_order(connection, budget, options)
+    connection.deadline = budget.deadline
+    try:
+        connection.close(abandon=abandon)
+    except apsw.Error as error:
+        raise DatabaseError(
+            "The connection did not close cleanly.", path=connection.path, operation="close"
+        ) from error
+
+
+def _leave_in_order(connection: Connection, budget: Budget, options: DatabaseOptions) -> None:
+    """Do what the writer's connection does last; none of it may keep the file from being closed."""
+    has_written = connection.pages_written() > 0
+    # Of a file that was only read the query planner knows what it knew before: looking costs as
+    # much as closing does, and takes the write lock.
+    if has_written:
+        connection.deadline = Budget(min(budget.left(), _OPTIMIZE_PATIENCE)).deadline
+        connection.interruptible = True
+        # What it would improve can wait for another day; what blocks it must not block closing.
+        with contextlib.suppress(apsw.Error):
+            connection.query_all("PRAGMA optimize")
+    if connection.log_mark is not None:
+        connection.log_mark.finish(Budget(min(budget.left(), _MARK_PATIENCE)))
+    if has_written and budget.left() > 0:
+        copy_at_closing(connection, options)

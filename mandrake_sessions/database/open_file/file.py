@@ -1,0 +1,508 @@
+"""One open database file: what is read and written through it, and what hangs on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import apsw
+
+from mandrake_sessions import arguments
+from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.concurrency.gate import Gate
+from mandrake_sessions.database.connection.checkpoint import Checkpointer
+from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.transaction import (
+    ReadTransaction,
+    ReadUnit,
+    WriteTransaction,
+    WriteUnit,
+)
+from mandrake_sessions.database.connection.wal_marking import LogMark
+from mandrake_sessions.database.error_codes import translate
+from mandrake_sessions.database.files.names import require_home
+from mandrake_sessions.database.files.paths import Identity, leads_elsewhere
+from mandrake_sessions.database.leasing.leased import Lane
+from mandrake_sessions.database.leasing.queue import Bring
+from mandrake_sessions.database.maintenance import Maintenance
+from mandrake_sessions.database.migrations.head import bring_to_head, require_head
+from mandrake_sessions.database.open_file.attachments import C, Companion
+from mandrake_sessions.database.open_file.displacement import Fate
+from mandrake_sessions.database.open_file.lifecycle import FileLifecycle, FileState
+from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.sqlite_library import caller_outside, warn_of_second_sqlite
+from mandrake_sessions.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseMovedError,
+    PoolClosedError,
+    TooManyFilesError,
+)
+from mandrake_sessions.log import get_logger
+from mandrake_sessions.options import DatabaseOptions
+
+T = TypeVar("T")
+
+_CHECKPOINT_BUDGET = 5.0
+# Seconds. Only the pool's one thread waits so long, for a queue that moves or a process that writes
+# on. Writers wait no longer than they would for what it waits for, and reads do not wait.
+_FINISH_BUDGET = 0.25
+# Seconds after which a short read goes on beside a checkpoint: to open a connection takes about one
+# thousandth, and most checkpoints are over by then; a slow disk may take seconds to sync.
+_CHECKPOINT_PATIENCE = 0.02
+# Seconds that nobody writes, in any process, while it waits for a read that is under way.
+_FINISH_PAUSE = 0.005
+# Seconds between two looks at a log that is too long, which a reader may hold back: at first, and
+# at most. A look waits for a read of this process that has the connection for so long.
+_CUT_PAUSE = 0.1
+_LONGEST_CUT_PAUSE = 2.0
+_CUT_BUDGET = 0.05
+
+
+class DatabaseFile(FileLifecycle):
+    """The one read-write connection of a file, and the auxiliary one that only reads.
+
+    Args:
+        main: the open read-write connection.
+        options: how the file is used.
+        maintenance: runs its checkpoints.
+        on_retired: told, perhaps by a holder of the lease, that it must be closed.
+
+    Attributes:
+        checkpointer: decides when the WAL is copied into the database.
+        was_locked: whether a look has seen the lock that SQLite keeps on it.
+    """
+
+    def __init__(
+        self,
+        main: Connection,
+        options: DatabaseOptions,
+        maintenance: Maintenance,
+        on_retired: Callable[[], None],
+    ) -> None:
+        super().__init__(main, options, on_retired)
+        self.was_locked = False
+        # Closed while a checkpoint has the auxiliary connection, or waits for it.
+        self._no_checkpoint = Gate()
+        self._no_checkpoint.set()
+        # Held by the one short read that goes on beside it.
+        self._beside = threading.Lock()
+        self._maintenance = maintenance
+        self._make_companion: Callable[[DatabaseFile], Companion] | None = None
+        self.checkpointer = Checkpointer(
+            options,
+            main.wal_backlog,
+            lambda: maintenance.call_later(("checkpoint", self), 0.0, self.checkpoint),
+        )
+        if self.logs.size > options.wal_limit_bytes and not options.read_only:
+            self._cut_later(_CUT_PAUSE)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        identity: Identity,
+        options: DatabaseOptions,
+        maintenance: Maintenance,
+        on_retired: Callable[[], None],
+        *,
+        stamp: int | None = None,
+        budget: Budget | None = None,
+    ) -> DatabaseFile:
+        """Open the file and bring its schema to the newest revision.
+
+        Args:
+            path: as ``real_path`` gave it.
+            identity: what the file must still be when it is open.
+            options: how the file is used.
+            maintenance: runs its checkpoints.
+            on_retired: told that it must be closed.
+            stamp: what it must carry, for one that was open before.
+            budget: the time it may take; None for the ``busy_timeout``.
+        """
+        budget = budget or Budget(options.busy_timeout)
+        warn_of_second_sqlite(path)
+        if stamp is None:
+            # Who opens another name of a file that was open here is refused there.
+            require_home(path, options)
+        main = open_connection(path, identity, options, budget)
+        has_log = main.had_log or main.had_index
+        try:
+            if stamp is not None and main.value("PRAGMA user_version") != stamp:
+                raise DatabaseMovedError(path=path, operation="open")
+            if options.read_only:
+                require_head(main)
+            else:
+                bring_to_head(main, budget)
+                main.log_mark = LogMark(main)
+            file = cls(main, options, maintenance, on_retired)
+            file.keeps_log = options.read_only and has_log
+            return file
+        except BaseException as error:
+            with contextlib.suppress(apsw.Error):
+                # A log that was there is not copied into a file which cannot be opened.
+                main.close(abandon=has_log)
+            if isinstance(error, apsw.Error | OSError | DatabaseError) and leads_elsewhere(
+                path, identity
+            ):
+                raise DatabaseMovedError(path=path, operation="open") from error
+            if isinstance(error, apsw.Error | OSError):
+                # What is asked of the file after the migration can fail too.
+                raise translate(error, path, "open") from error
+            raise
+
+    # -- work -------------------------------------------------------------------------------
+
+    def budget(self, timeout: float | None) -> Budget:
+        """Return the budget of a call that starts now."""
+        budget = Budget(
+            self.options.busy_timeout if timeout is None else arguments.seconds("timeout", timeout)
+        )
+        self.used_at = budget.started
+        return budget
+
+    def fetch(
+        self,
+        work: ReadUnit[T],
+        operation: str,
+        timeout: float | None = None,
+        *,
+        even_refused: bool = False,
+    ) -> T:
+        """Run a short read: on the main connection if it is free this moment.
+
+        A connection that is free has no transaction open, so nothing uncommitted is ever seen.
+
+        Args:
+            work: called with a transaction that reads.
+            operation: for errors.
+            timeout: seconds; None for the ``busy_timeout``.
+            even_refused: for the last look of what closes with the file.
+        """
+        self._admit(operation, even_refused=even_refused)
+        budget = self.budget(timeout)
+        was_run, result = self._main.fetch(
+            work, budget, operation, waits=False, even_refused=even_refused
+        )
+        if not was_run:
+            result = self._fetch_waiting(work, budget, operation, even_refused=even_refused)
+        if self._is_unshared:
+            self._require_still()
+        return result  # type: ignore[return-value]  # T itself may be None
+
+    def peek(self, work: ReadUnit[T], operation: str, timeout: float) -> T:
+        """Run a short read that is no use of the file: it gives way to others no later for it."""
+        self._admit(operation)
+        budget = Budget(timeout)
+        was_run, result = self._main.fetch(work, budget, operation, waits=False)
+        if not was_run:
+            result = self._fetch_waiting(work, budget, operation)
+        return result  # type: ignore[return-value]  # T itself may be None
+
+    def _fetch_waiting(
+        self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
+    ) -> T | None:
+        """Run a short read where the main connection is in use."""
+        lane = self._reading_lane(budget)
+        patience = min(_CHECKPOINT_PATIENCE, budget.left())
+        waits = even_refused or self._no_checkpoint.wait(patience)
+        was_run, result = lane.fetch(
+            work, budget, operation, waits=waits, even_refused=even_refused
+        )
+        return result if was_run else self._fetch_beside(work, budget, operation)
+
+    def _fetch_beside(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
+        """Run a short read on a connection of its own: a checkpoint has the auxiliary one."""
+        if not self._beside.acquire(timeout=budget.left()):
+            raise budget.exceeded("queue", self.path, operation)
+        try:
+            with self.inspections.connection(budget, self._closed_error) as connection:
+                return work(ReadTransaction(connection, budget, operation))
+        finally:
+            self._beside.release()
+
+    def read(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
+        """Run a long read in one snapshot on the auxiliary connection; no writer waits for it."""
+        self._admit(operation)
+        budget = self.budget(timeout)
+        with self._reading_lane(budget).snapshot(budget, operation) as tx:
+            result = work(tx)
+        if self._is_unshared:
+            self._require_still()
+        return result
+
+    def _reading_lane(self, budget: Budget) -> Lane:
+        """Return the auxiliary lane, or the writer's where no descriptor is left to open it."""
+        try:
+            return self._auxiliary_lane(budget)
+        except TooManyFilesError:
+            return self._main
+
+    def transact(
+        self,
+        work: WriteUnit[T],
+        operation: str,
+        timeout: float | None = None,
+        *,
+        delegable: bool = True,
+        even_refused: bool = False,
+        bring: Bring | None = None,
+    ) -> T:
+        """Run a unit of writing work, which may share its COMMIT with others.
+
+        Args:
+            work: the unit.
+            operation: for errors.
+            timeout: seconds; None for the ``busy_timeout``.
+            delegable: whether the thread that holds the lease may run it for this one.
+            even_refused: for the last writes of what closes with the file.
+            bring: gives further work of this thread's callers for the same COMMIT.
+        """
+        budget = self._admit_write(operation, timeout, even_refused=even_refused)
+        return self._main.transact(
+            work,
+            budget,
+            operation,
+            delegable=delegable,
+            even_refused=even_refused,
+            bring=bring,
+        )
+
+    @block
+    def read_scope(self, timeout: float | None = None) -> Iterator[ReadTransaction]:
+        """Lend a snapshot for a block."""
+        operation = f"read() at {caller_outside()}"
+        self._admit(operation)
+        budget = self.budget(timeout)
+        with self._reading_lane(budget).snapshot(budget, operation) as tx:
+            yield tx
+        if self._is_unshared:
+            self._require_still()
+
+    @block
+    def write_scope(self, timeout: float | None = None) -> Iterator[WriteTransaction]:
+        """Lend a write transaction for a block."""
+        operation = f"write() at {caller_outside()}"
+        budget = self._admit_write(operation, timeout)
+        with self._main.scope(budget, operation) as tx:
+            yield tx
+
+    def _admit_write(
+        self, operation: str, timeout: float | None, *, even_refused: bool = False
+    ) -> Budget:
+        """Let a writing call in, and return its budget."""
+        self._admit(operation, even_refused=even_refused)
+        self.refusal.require_writable()
+        budget = self.budget(timeout)
+        if self.checkpointer.is_outrun:
+            self.checkpointer.hold(budget.left())
+        return budget
+
+    @block
+    def exclusive(self, operation: str, budget: Budget) -> Iterator[Connection]:
+        """Lend the main connection with no transaction open."""
+        self._admit(operation)
+        self.refusal.require_writable()
+        with self._main.exclusive(budget, operation) as connection:
+            self._check_write(connection, operation, budget)
+            try:
+                yield connection
+            finally:
+                # What is committed with a lent connection is not seen one by one.
+                self._attached.committed()
+
+    @block
+    def exclusive_auxiliary(self, operation: str, budget: Budget) -> Iterator[Connection]:
+        """Lend the auxiliary connection with no transaction open."""
+        self._admit(operation)
+        with self._auxiliary_lane(budget).exclusive(budget, operation) as connection:
+            yield connection
+
+    # -- looking at it ----------------------------------------------------------------------
+
+    def is_lease_free(self, operation: str) -> bool:
+        """Take the writer's lease for a moment, with its checks, if it is free; return if it was.
+
+        Raises:
+            DatabaseMovedError: or what else its checks say of the file.
+        """
+        self._admit(operation)
+        was_free, _ = self._main.fetch(lambda _: None, Budget(0.0), operation, waits=False)
+        return was_free
+
+    @property
+    def has_auxiliary(self) -> bool:
+        """Whether the auxiliary connection is open."""
+        return self._auxiliary is not None
+
+    @block
+    def probing(self, operation: str, budget: Budget) -> Iterator[Connection]:
+        """Lend the main connection for looking, also while writes are refused."""
+        self._admit(operation)
+        with self._main.exclusive(budget, operation) as connection:
+            yield connection
+
+    def inspecting(self, budget: Budget) -> contextlib.AbstractContextManager[Connection]:
+        """Lend a connection of its own, which only reads; nobody waits for it."""
+        self._admit("health")
+        return self.inspections.connection(budget, self._closed_error)
+
+    # -- checkpoints ------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Copy the WAL into the database as far as readers allow; no caller waits for it."""
+        if self.options.read_only:
+            return
+        try:
+            budget = Budget(_CHECKPOINT_BUDGET)
+            self._no_checkpoint.clear()
+            with self.exclusive_auxiliary("checkpoint", budget) as connection:
+                if not self.may_checkpoint(connection, budget):
+                    return
+                # It was opened while the file was read-only, and stays so.
+                is_readonly = connection.raw.readonly("main")
+                is_shared = self._main.turnstile.has_met_others
+                if not is_readonly:
+                    self.checkpointer.run(connection, budget.deadline, is_shared=is_shared)
+                    self.witness.look(connection)
+            # Who waits for the writer must not have this one: reads would have none.
+            if is_readonly:
+                budget = Budget(_FINISH_BUDGET)
+                with self._main.exclusive(budget, "checkpoint") as main:
+                    self.checkpointer.run(main, budget.deadline)
+                    self.witness.look(main)
+            elif self.checkpointer.is_worth_finishing:
+                self._finish_checkpoint(is_shared=is_shared)
+        except DatabaseError as error:
+            # Readers need the connection, it cannot be opened, or it is going away: the next
+            # commit asks again.
+            if not isinstance(error, DatabaseBusyError | DatabaseMovedError | PoolClosedError):
+                self.checkpointer.failure = error.result_code or 0
+            self.checkpointer.postpone()
+        except BaseException:
+            self.checkpointer.postpone()
+            raise
+        finally:
+            self._no_checkpoint.set()
+            self._cut_later(_CUT_PAUSE)
+
+    def _cut_later(self, seconds: float) -> None:
+        """Have a log that is too long looked at again, for its reader may end and no write come."""
+        if self.state is FileState.OPEN and self._has_long_log():
+            self._maintenance.call_later(("cut", self), seconds, partial(self._cut, seconds))
+
+    def _cut(self, paused: float) -> None:
+        if self.state is not FileState.OPEN or not self._has_long_log():
+            return
+        try:
+            budget = Budget(_CUT_BUDGET)
+            with self.exclusive_auxiliary("checkpoint", budget) as connection:
+                if not self.may_checkpoint(connection, budget):
+                    return
+                if not connection.raw.readonly("main"):
+                    self.checkpointer.cut(connection)
+                    self.witness.look(connection)
+        except DatabaseError:
+            # A reader of this process has the connection, or the file goes away.
+            pass
+        self._cut_later(min(2 * paused, _LONGEST_CUT_PAUSE))
+
+    def _has_long_log(self) -> bool:
+        try:
+            size = os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return False
+        return size > self.options.wal_limit_bytes
+
+    def _finish_checkpoint(self, *, is_shared: bool) -> None:
+        """Copy what came during a checkpoint while nobody writes, in no process.
+
+        Otherwise it would keep the WAL from beginning anew.
+        """
+        with self._main.alone(Budget(_FINISH_BUDGET), "checkpoint"):
+            pause = Budget(_FINISH_PAUSE)
+            with self._auxiliary_lane(pause).exclusive(pause, "checkpoint") as connection:
+                self.checkpointer.run(
+                    connection, pause.deadline, finishes=True, is_shared=is_shared
+                )
+                self.witness.look(connection)
+
+    def may_checkpoint(self, connection: Connection, budget: Budget) -> bool:
+        """Return whether the log belongs into the file that is there, and that is whole.
+
+        A checkpoint is what writes into the file itself; commits go to the log only.
+
+        Args:
+            connection: one on the file; its lease is the caller's.
+            budget: the time it may take.
+        """
+        fate = self.witness.examine(connection, self._inspect, budget)
+        if fate is not Fate.OURS:
+            self.retire_as(fate)
+        return fate is Fate.OURS and self.refusal.damage is None
+
+    # -- companion and claim ----------------------------------------------------------------
+
+    @property
+    def companion(self) -> Companion | None:
+        """What the layers above keep with the open file; None until it is made."""
+        return self._attached.companion
+
+    def companion_of(self, make: Callable[[DatabaseFile], C]) -> C:
+        """Return the file's companion, made now if it has none.
+
+        Args:
+            make: called once in the life of the open file; it takes no lease.
+
+        Raises:
+            PoolClosedError: there is none, and the file is closed or closing.
+            DatabaseMovedError: there is none, and the file takes no more work.
+        """
+        companion = self._attached.companion_of(lambda: make(self), self._require_usable)
+        self._make_companion = make
+        return companion
+
+    def succeed(self, parked: DatabaseFile) -> None:
+        """Take over what hung on a file that was parked: a companion of the same kind."""
+        if parked._make_companion is not None:
+            self.companion_of(parked._make_companion)
+
+    def claim(self) -> str:
+        """Return the id of this process's claim on the file, which is made the first time.
+
+        It may make a file, so it is called before a lease is taken.
+
+        Raises:
+            PoolClosedError: the file is closed.
+            ReadOnlyDatabaseError: the file was opened to be read only.
+            DatabaseError: the owner's file cannot be made.
+        """
+        if self.options.read_only:
+            self.refusal.require_writable()
+        # Also while the file closes: a transaction under way goes on.
+        id = self._attached.claimed(self._require_open)
+        for lane in self.lanes():
+            lane.connection.owner = id
+        return id
+
+    def release_claim(self) -> None:
+        """Let the claim end with the file: no turn of this process is streaming in it any more.
+
+        Otherwise it stays until the process ends, so that nobody takes those turns for dead.
+        """
+        self._attached.is_claim_over = True
+
+    def _note_commit(self) -> None:
+        """Count towards the next checkpoint; the COMMIT has succeeded whatever happens here."""
+        try:
+            self.checkpointer.note(self._main.connection.pages_written())
+        except Exception:  # noqa: BLE001  # as the docstring says
+            get_logger(__name__).exception("checkpoint_not_asked_for")
+        if self.refusal.obstacle is not None:
+            self.refusal.note_success()
+        self._attached.committed()

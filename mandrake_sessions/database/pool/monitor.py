@@ -1,0 +1,311 @@
+"""Looks at every open database of a pool again and again, heals what can be healed, reports.
+
+What is healed: a file that is not ours any more is given up, and the next acquire opens the one
+that is there; lost settings are set again; a log that has grown is copied into the file; a file
+without space or permission takes no writes until it has them; a damaged one takes none any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Self
+
+import apsw
+
+from mandrake_sessions import arguments
+from mandrake_sessions.concurrency.gate import Gate
+from mandrake_sessions.concurrency.threads import start
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.settings import restore_settings
+from mandrake_sessions.database.health.levels import check_health
+from mandrake_sessions.database.open_file.displacement import Fate
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.pool.pool import ConnectionPool
+from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.sqlite_library import after_fork, current_pid
+from mandrake_sessions.engine.health import HealthLevel, HealthReport, HealthStatus, level_of
+from mandrake_sessions.errors import (
+    DatabaseError,
+    ForkedPoolError,
+    InvalidArgumentError,
+    PoolClosedError,
+    ReadOnlyDatabaseError,
+)
+from mandrake_sessions.log import get_logger
+
+OnReport = Callable[[HealthReport], object]
+"""Told each report, in the monitor's thread; what it raises is logged."""
+
+_HEAL_SECONDS = 1.0
+_STOP_SECONDS = 10.0
+
+
+class HealthMonitor:
+    """A thread that looks after the databases of a pool.
+
+    It ends with the pool, and can be used as a context manager. A forked child has none.
+
+    Args:
+        pool: whose open databases it looks at.
+        interval: seconds between two rounds at the level ``QUICK``.
+        thorough_interval: seconds between two rounds at the level ``THOROUGH``; None for none.
+        on_report: told each report.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        *,
+        interval: float = 60.0,
+        thorough_interval: float | None = None,
+        on_report: OnReport | None = None,
+    ) -> None:
+        if not arguments.is_one(pool, ConnectionPool):
+            raise InvalidArgumentError("pool must be a ConnectionPool.")
+        self._pool = pool
+        self._interval = _interval("interval", interval)
+        self._thorough_interval = (
+            None if thorough_interval is None else _interval("thorough_interval", thorough_interval)
+        )
+        if on_report is not None and not callable(on_report):
+            raise InvalidArgumentError("on_report must be callable.")
+        self._on_report = on_report
+        self._reset()
+        _living.add(self)
+
+    def _reset(self) -> None:
+        self._mutex = threading.Lock()
+        # Rounds of the thread and of ``look`` do not meet.
+        self._looking = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop = Gate()
+        self._last: dict[Path, dict[str, HealthStatus]] = {}
+
+    def start(self) -> Self:
+        """Start the thread, if it does not run; the first round is made at once.
+
+        Raises:
+            PoolClosedError: the pool is closed.
+            ThreadStartError: the system has no thread left; it may be started again later.
+        """
+        if self._pool.is_closed:
+            raise PoolClosedError(operation="monitor")
+        with self._mutex:
+            if self._thread is None or not self._thread.is_alive():
+                self._stop = Gate()
+                self._pool.wake_when_closed(self._stop)
+                thread = threading.Thread(
+                    target=self._run, args=(self._stop,), name="mandrake-health", daemon=True
+                )
+                # First: after Ctrl-C it runs all the same.
+                self._thread = thread
+                start(thread)
+        return self
+
+    def stop(self) -> None:
+        """End the thread; it may be called again.
+
+        A check of every page is interrupted. What else is under way, ``on_report`` too, is waited
+        for, ten seconds at most.
+        """
+        with self._mutex:
+            thread, self._thread = self._thread, None
+            self._stop.set()
+        if thread is not None and thread is not threading.current_thread():
+            # One that could not be started, or that Ctrl-C came before, does nothing any more.
+            with contextlib.suppress(RuntimeError):
+                thread.join(_STOP_SECONDS)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread runs."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
+    def look(self, level: HealthLevel = HealthLevel.QUICK) -> tuple[HealthReport, ...]:
+        """Make one round now, in this thread: look, heal, tell; return what was found.
+
+        Args:
+            level: how far to look.
+
+        Raises:
+            InvalidArgumentError: it is none of the levels.
+            PoolClosedError: the pool is closed.
+        """
+        return self._round(level_of(level), Gate())
+
+    def _round(self, level: HealthLevel, stop: Gate) -> tuple[HealthReport, ...]:
+        reports = []
+        files = self._pool.open_files()
+        with self._looking:
+            for file in files:
+                if stop.is_set():
+                    break
+                try:
+                    report = check_health(file, level, stop=stop)
+                    if stop.is_set() and level is HealthLevel.THOROUGH:
+                        # It was interrupted, which says nothing of the file.
+                        break
+                    self._tell_changes(report)
+                    heal(file, report)
+                except (PoolClosedError, ForkedPoolError):
+                    # It closes, or gave way to others.
+                    continue
+                except Exception:  # noqa: BLE001  # one file must not end the watch over all
+                    get_logger(__name__).exception("health_monitor_failed", path=str(file.path))
+                    continue
+                reports.append(report)
+            open_now = {file.path for file in files}
+            self._last = {path: last for path, last in self._last.items() if path in open_now}
+        for report in reports:
+            self._tell(report)
+        return tuple(reports)
+
+    def _tell_changes(self, report: HealthReport) -> None:
+        last = self._last.setdefault(report.path, {})
+        for check in report.checks:
+            before = last.get(check.name, HealthStatus.OK)
+            last[check.name] = check.status
+            if check.status is not before:
+                told = {
+                    "path": str(report.path),
+                    "check": check.name,
+                    "before": str(before),
+                    "after": str(check.status),
+                    "detail": check.detail,
+                }
+                if check.status is HealthStatus.OK:
+                    get_logger(__name__).info("health_changed", **told)
+                else:
+                    get_logger(__name__).warning("health_changed", **told)
+
+    def _tell(self, report: HealthReport) -> None:
+        if self._on_report is not None:
+            try:
+                self._on_report(report)
+            except Exception:  # noqa: BLE001  # the host's own; the watch goes on
+                get_logger(__name__).exception("health_report_failed", path=str(report.path))
+
+    def _run(self, stop: Gate) -> None:
+        pid = current_pid()
+        thorough_at = self._next_thorough()
+        while not stop.is_set() and pid == current_pid():
+            is_thorough = monotonic() >= thorough_at
+            if is_thorough:
+                thorough_at = self._next_thorough()
+            try:
+                self._round(HealthLevel.THOROUGH if is_thorough else HealthLevel.QUICK, stop)
+            except PoolClosedError:
+                return
+            except Exception:  # noqa: BLE001  # the thread lives as long as the pool
+                get_logger(__name__).exception("health_monitor_failed")
+            stop.wait(max(0.0, min(self._interval, thorough_at - monotonic())))
+
+    def _next_thorough(self) -> float:
+        if self._thorough_interval is None:
+            return float("inf")
+        return monotonic() + self._thorough_interval
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _interval(name: str, value: object) -> float:
+    seconds = arguments.seconds(name, value)
+    if seconds == 0:
+        raise InvalidArgumentError(f"{name} must be more than 0 seconds.")
+    return seconds
+
+
+# -- healing --------------------------------------------------------------------------------------
+
+
+def heal(file: DatabaseFile, report: HealthReport) -> None:
+    """Do about a report what can be done without a person.
+
+    Args:
+        file: the file that was looked at.
+        report: what was found.
+    """
+    wrong = {check.name: check for check in report.checks if check.status is not HealthStatus.OK}
+    failed = {name for name, check in wrong.items() if check.status is HealthStatus.FAILED}
+    fate = _fate_of(failed)
+    if fate is not None:
+        _give_up(file, fate)
+        return
+    for name in ("settings", "settings_auxiliary"):
+        if name in failed:
+            _restore(file, auxiliary=name == "settings_auxiliary")
+    file.refusal.look()
+    if "writing" in failed and file.refusal.reason is None:
+        # Asked of the file system again: only a file that is read-only is refused.
+        file.refusal.note(ReadOnlyDatabaseError(path=file.path, operation="write"))
+    if "checkpoints" in wrong:
+        _checkpoint(file)
+
+
+def _fate_of(failed: set[str]) -> Fate | None:
+    """Return for what a file must be given up, if it must."""
+    fates = {
+        "file": Fate.MOVED,
+        "header": Fate.OVERWRITTEN,
+        "log": Fate.LOG_LOST,
+        "locks": Fate.LOCKS_LOST,
+    }
+    return next((fate for name, fate in fates.items() if name in failed), None)
+
+
+def _give_up(file: DatabaseFile, fate: Fate) -> None:
+    """Retire the file, having made sure: one look could have met a change half way."""
+    if fate is Fate.LOCKS_LOST:
+        file.retire_as(fate)
+        return
+    with contextlib.suppress(DatabaseError), file.probing("health", Budget(_HEAL_SECONDS)) as lent:
+        file.may_checkpoint(lent, Budget(_HEAL_SECONDS))
+
+
+def _restore(file: DatabaseFile, *, auxiliary: bool) -> None:
+    lease = file.exclusive_auxiliary if auxiliary else file.probing
+    with contextlib.suppress(DatabaseError), lease("health", Budget(_HEAL_SECONDS)) as connection:
+        restored = _set_again(connection, file, auxiliary=auxiliary)
+        if restored:
+            get_logger(__name__).warning(
+                "settings_restored", path=str(file.path), settings=restored
+            )
+
+
+def _set_again(connection: Connection, file: DatabaseFile, *, auxiliary: bool) -> list[str]:
+    try:
+        return restore_settings(connection, file.options, auxiliary=auxiliary)
+    except apsw.Error:
+        # The next round tries again, and says so meanwhile.
+        return []
+
+
+def _checkpoint(file: DatabaseFile) -> None:
+    before = file.checkpointer.backlog
+    file.checkpoint()
+    after = file.checkpointer.backlog
+    if after < before:
+        get_logger(__name__).info(
+            "backlog_checkpointed", path=str(file.path), before=before, after=after
+        )
+
+
+_living: weakref.WeakSet[HealthMonitor] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for monitor in tuple(_living):
+        monitor._reset()
+
+
+after_fork(_in_child)

@@ -1,0 +1,509 @@
+"""Opens, parks and closes the files of a pool's slots; knows nothing of handles.
+
+What happens to a slot is decided under the mutex; the opening and closing happen outside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterable
+from functools import partial
+from pathlib import Path
+from threading import get_ident
+from time import monotonic
+from typing import Final, TypeVar
+
+from mandrake_sessions.database.error_codes import lacks_descriptors, translate_os
+from mandrake_sessions.database.files.creation import make_file
+from mandrake_sessions.database.files.paths import Identity, identify, leads_elsewhere
+from mandrake_sessions.database.files.sidecars import require_room
+from mandrake_sessions.database.maintenance import Maintenance
+from mandrake_sessions.database.migrations.installing import image
+from mandrake_sessions.database.open_file.closing import OnStuck
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.open_file.lifecycle import FileState
+from mandrake_sessions.database.pool.parking import most_open
+from mandrake_sessions.database.pool.slots import (
+    Slot,
+    Slots,
+    SlotState,
+    begin_closing,
+    lingered_enough,
+    next_to_close,
+    too_many_idle,
+)
+from mandrake_sessions.database.retry import Budget, pace, pause
+from mandrake_sessions.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseMissingError,
+    DatabaseMovedError,
+    DatabaseNamesError,
+    ForkedPoolError,
+    HandleReleasedError,
+    MandrakeSessionsError,
+    PoolClosedError,
+)
+from mandrake_sessions.log import get_logger
+from mandrake_sessions.options import DatabaseOptions, PoolOptions
+
+T = TypeVar("T")
+
+_IDLE: Final = "close idle files"
+_TOO_MANY: Final = "park files"
+
+_NEXT_LOOK: Final = 0.2
+"""Seconds until files that were all busy are looked at again while too many are open."""
+
+
+class OpenFiles:
+    """The slots of a pool, and what is done with the files in them.
+
+    Args:
+        options: of the pool.
+        unusable: identities of files that this process must not open, being a forked child.
+
+    Attributes:
+        mutex: what happens to a slot is decided under it; never held while a file is used.
+        slots: by real path.
+        maintenance: the pool's background thread.
+        is_closed: whether nothing is opened any more.
+        opened: files opened in all, those that were opened again among them.
+        closed: files closed in all, those that were parked among them.
+        parkings: files parked in all.
+        reopenings: files opened again in all.
+    """
+
+    def __init__(self, options: PoolOptions, unusable: set[Identity]) -> None:
+        self.mutex = threading.Lock()
+        self.slots = Slots()
+        self.maintenance = Maintenance("mandrake-pool")
+        self.is_closed = False
+        self.opened = 0
+        self.closed = 0
+        self.parkings = 0
+        self.reopenings = 0
+        self._options = options
+        self._unusable = unusable
+        _living.add(self)
+
+    # -- opening ----------------------------------------------------------------------------
+
+    def open_slot(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> None:
+        """Open the file of a new slot; everybody else who wants it waits for ``changed``.
+
+        Raises:
+            DatabaseOpenError: it cannot be opened, and the slot is gone.
+            PoolClosedError: the pool was closed meanwhile.
+        """
+        try:
+            slot.file = self._with_room(
+                slot.path, lambda: self._open_new(slot, options, create=create)
+            )
+        except BaseException as error:
+            self._note_failure(slot, error, SlotState.GONE)
+            raise
+        self._note_open(slot, "acquire")
+
+    def _open_new(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> DatabaseFile:
+        require_room(slot.path)
+        makes = create and not options.read_only
+        # What a VFS of the host's makes of the bytes of a file is not known here.
+        content = None if options.vfs else partial(image, slot.path)
+        identity = make_file(slot.path, content) if makes else identify(slot.path)
+        # An empty file is no database yet, and must not become one where none may be made.
+        if identity is None or (not makes and slot.path.stat().st_size == 0):
+            raise DatabaseMissingError(path=slot.path, operation="open")
+        self._claim(slot, identity)
+        return DatabaseFile.open(
+            slot.path, identity, options, self.maintenance, lambda: self.retire(slot)
+        )
+
+    def reopen(self, slot: Slot, budget: Budget, operation: str, key: object) -> DatabaseFile:
+        """Return the open file of a slot, pinned; if it is parked, open it again.
+
+        One thread opens it, the others wait, and get its error if it fails.
+
+        Args:
+            slot: whose handle the caller has.
+            budget: of the call.
+            operation: for errors.
+            key: what it is pinned with.
+
+        Raises:
+            DatabaseMovedError: the file there is not the one that was open.
+            DatabaseOpenError: it cannot be opened now; the next call tries again.
+            DatabaseBusyError: the budget was used up.
+            PoolClosedError: the pool is closed.
+        """
+        try:
+            return self._reopen(slot, budget, operation, key)
+        except BaseException as error:
+            self.give_up(error)
+            raise
+
+    def _reopen(self, slot: Slot, budget: Budget, operation: str, key: object) -> DatabaseFile:
+        while True:
+            with self.mutex:
+                if self.is_closed:
+                    raise PoolClosedError(path=slot.path, operation=operation)
+                if slot.state is SlotState.OPEN and slot.file is not None:
+                    slot.file.pin(key)
+                    return slot.file
+                if slot.state is SlotState.GONE:
+                    kind = DatabaseMovedError if slot.refs else HandleReleasedError
+                    raise kind(path=slot.path, operation=operation)
+                if slot.state is SlotState.PARKED:
+                    slot.worker, slot.error = get_ident(), None
+                    slot.changed.clear()
+                    self.slots.wake(slot)
+                    slot.state = SlotState.OPENING
+                    break
+            if not slot.changed.wait(budget.left()):
+                raise budget.exceeded("open", slot.path, operation)
+            # Who was too busy had another budget than we.
+            if slot.error is not None and not isinstance(slot.error, DatabaseBusyError):
+                raise copy.copy(slot.error)
+        try:
+            file = self._with_room(slot.path, lambda: self._open_parked(slot, budget))
+        except DatabaseMovedError as error:
+            self._note_failure(slot, error, SlotState.GONE)
+            raise
+        file.pin(key)
+        with self.mutex:
+            self.reopenings += 1
+        self._note_open(slot, operation)
+        return file
+
+    def _open_parked(self, slot: Slot, budget: Budget) -> DatabaseFile:
+        """Open a file again, if it is still the one that was open.
+
+        A number of a file that was deleted is soon another one's, so its stamp is compared too.
+        """
+        parked = slot.file
+        assert parked is not None
+        try:
+            identity = identify(slot.path)
+            if identity is None or identity != slot.identity or slot.path.stat().st_size == 0:
+                raise DatabaseMovedError(path=slot.path, operation="open")
+            self._claim(slot, identity)
+            # At once: a signal must not leave it open where nobody knows of it.
+            slot.file = DatabaseFile.open(
+                slot.path,
+                identity,
+                parked.options,
+                self.maintenance,
+                lambda: self.retire(slot),
+                stamp=parked.stamp,
+                budget=budget,
+            )
+        except (DatabaseMissingError, FileNotFoundError) as error:
+            raise DatabaseMovedError(path=slot.path, operation="open") from error
+        slot.file.succeed(parked)
+        return slot.file
+
+    def give_up(self, error: BaseException | None = None) -> None:
+        """Let go of what a signal left undone in this thread: nobody may wait for it.
+
+        Args:
+            error: what the thread raises, for those who wait.
+        """
+        me = get_ident()
+        for slot in tuple(self.slots.values()):
+            if slot.worker != me:
+                continue
+            if slot.state is SlotState.OPENING:
+                self._give_up_opening(slot, error)
+            elif slot.state is SlotState.CLOSING:
+                self._finish_later(slot)
+
+    def _give_up_opening(self, slot: Slot, error: BaseException | None) -> None:
+        if slot.file is None:
+            self._note_failure(slot, error, SlotState.GONE)
+        elif slot.file.is_parked:
+            self._note_failure(slot, error, SlotState.PARKED)
+        else:
+            # It is open; a handle that came to nobody gives its claim back.
+            with contextlib.suppress(PoolClosedError, ExceptionGroup):
+                self._note_open(slot, "open")
+
+    def _with_room(self, path: Path, attempt: Callable[[], T]) -> T:
+        """Open a file when others have given way; once more if descriptors run out all the same."""
+        self.make_room()
+        try:
+            try:
+                return attempt()
+            except (DatabaseError, OSError):
+                if not lacks_descriptors() or not self._close_one_more():
+                    raise
+            return attempt()
+        except OSError as error:
+            raise translate_os(error, path) from error
+
+    def _claim(self, slot: Slot, identity: Identity) -> None:
+        """Make sure that no other name of the same file is open: each would have its own WAL."""
+        if identity in self._unusable:
+            raise ForkedPoolError(
+                "The parent was using this file when it forked; this process cannot open it.",
+                path=slot.path,
+                operation="open",
+            )
+        while (other := self._other_name(slot, identity)) is not None:
+            if not _is_there(other):
+                self.drop_moved(other)
+            elif not leads_elsewhere(other.path, identity) or not self._is_closed_after_its_move(
+                other
+            ):
+                raise DatabaseNamesError(
+                    f"The file is open under another name, {other.path}.",
+                    kind="hard link",
+                    others=(other.path,),
+                    path=slot.path,
+                )
+
+    def _is_closed_after_its_move(self, other: Slot) -> bool:
+        """Have a file closed that has not its name any more, which nobody has noticed yet."""
+        if other.file is not None:
+            other.file.retire_moved()
+        since = monotonic()
+        while other.state is not SlotState.GONE:
+            if not pause(since + self._options.close_timeout, pace(since)):
+                return False
+        return True
+
+    def _other_name(self, slot: Slot, identity: Identity) -> Slot | None:
+        with self.mutex:
+            other = self.slots.of(identity)
+            if other is not None and other is not slot:
+                return other
+            self.slots.identify(slot, identity)
+        # After it is set: of two pools in the same moment one sees the other at least.
+        for files in tuple(_living):
+            other = None if files is self or files.is_closed else files.slots.of(identity)
+            if other is not None and other.path != slot.path and _is_there(other):
+                return other
+        return None
+
+    def _note_failure(self, slot: Slot, error: BaseException | None, state: SlotState) -> None:
+        with self.mutex:
+            try:
+                slot.error = error if isinstance(error, MandrakeSessionsError) else None
+                if not slot.refs or state is SlotState.GONE:
+                    self.slots.forget(slot)
+                else:
+                    slot.state = state
+                    self.slots.rest(slot)
+                # Under the mutex: later, another thread could be opening it again, and who waits
+                # for that would look on and on.
+                slot.changed.set()
+            finally:
+                # Here and below: a signal in the midst of it must not leave anybody waiting.
+                slot.changed.set()
+
+    def _note_open(self, slot: Slot, operation: str) -> None:
+        with self.mutex:
+            self.opened += 1
+            is_late = self.is_closed
+            if is_late:
+                begin_closing([slot])
+            else:
+                try:
+                    slot.state = SlotState.OPEN
+                    self._note_idle(slot)
+                    slot.changed.set()
+                finally:
+                    slot.changed.set()
+        if is_late:
+            # The pool was closed meanwhile, and has perhaps not waited for this file.
+            self.close([slot])
+            raise PoolClosedError(path=slot.path, operation=operation)
+
+    # -- parking ----------------------------------------------------------------------------
+
+    def make_room(self) -> None:
+        """Close files until no more are open than may be, as far as they are quiet.
+
+        What is busy stays open. Then it is looked at again a little later.
+        """
+        if not self._close_down_to(most_open(self._options)):
+            self.maintenance.call_later(_TOO_MANY, _NEXT_LOOK, self.make_room)
+
+    def _close_one_more(self) -> bool:
+        """Close one file though there are not too many; return whether there was one."""
+        with self.mutex:
+            count = len(self.slots.counted())
+        return self._close_down_to(count - 1)
+
+    def _close_down_to(self, most: int) -> bool:
+        """Close what is idle or quiet; return whether no more than ``most`` files are open."""
+        tried: set[Slot] = set()
+        while True:
+            with self.mutex:
+                counted = self.slots.counted()
+                if self.is_closed or len(counted) <= most:
+                    return True
+                slot = next_to_close(counted, tried)
+                if slot is None:
+                    return False
+                was_idle = slot.is_idle
+                begin_closing([slot], parks=not was_idle)
+            tried.add(slot)
+            if was_idle:
+                self.close_and_log([slot])
+            else:
+                self._park(slot)
+
+    def _park(self, slot: Slot) -> None:
+        """Close a file whose handles will open it again; if it is not quiet it stays open."""
+        file = slot.file
+        assert file is not None
+        try:
+            file.park(self._options.close_timeout)
+        except (MandrakeSessionsError, ExceptionGroup) as error:
+            _log_failure(slot, error)
+        with self.mutex:
+            try:
+                # Not what park() returned: it may have raised.
+                if file.is_parked:
+                    self.parkings += 1
+                    self.closed += 1
+                    slot.state = SlotState.PARKED
+                    self.slots.rest(slot)
+                    if not slot.refs:
+                        self.slots.forget(slot)
+                else:
+                    slot.state = SlotState.OPEN
+                    self._note_idle(slot)
+                slot.changed.set()
+            finally:
+                slot.changed.set()
+        if file.state is FileState.RETIRED:
+            self.retire(slot)
+
+    def drop_moved(self, slot: Slot) -> None:
+        """Let go of a parked slot whose file is not there any more; its handles are told."""
+        with self.mutex:
+            if slot.state is SlotState.PARKED:
+                self.slots.forget(slot)
+
+    # -- closing ----------------------------------------------------------------------------
+
+    def note_released(self, slot: Slot, claim: Hashable) -> list[Slot]:
+        """Count one handle less, and return which files to close now; they are marked."""
+        with self.mutex:
+            slot.claims.discard(claim)
+            # A closed pool's close() closes it, and knows how to interrupt who is in the way.
+            if slot.refs or self.is_closed:
+                return []
+            if slot.state is SlotState.PARKED:
+                self.slots.forget(slot)
+                return []
+            if slot.state is not SlotState.OPEN:
+                return []
+            slot.idle_since = monotonic()
+            closing = too_many_idle(self.slots.awake(), self._options)
+            begin_closing(closing)
+            # Nobody is woken for what is closed at once.
+            self._note_idle(slot)
+            return closing
+
+    def _note_idle(self, slot: Slot) -> None:
+        """Have an open file closed later, if it has no handle. The mutex is held."""
+        if slot.is_idle:
+            slot.idle_since = monotonic()
+            self.maintenance.call_later(_IDLE, self._options.linger, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Close what has lingered long enough, and come back for the rest."""
+        with self.mutex:
+            if self.is_closed:
+                return
+            due, seconds = lingered_enough(self.slots.awake(), self._options)
+            begin_closing(due)
+        if seconds is not None:
+            self.maintenance.call_later(_IDLE, seconds, self._close_idle)
+        self.close_and_log(due)
+
+    def retire(self, slot: Slot) -> None:
+        """Close a file that must not be used any more; the next acquire waits, and opens anew.
+
+        Not here: this thread may hold the file's lease.
+        """
+        with self.mutex:
+            if slot.state is SlotState.OPEN and not self.is_closed:
+                self._finish_later(slot)
+                begin_closing([slot])
+
+    def _finish_later(self, slot: Slot) -> None:
+        """Have the maintenance thread close what this one has marked."""
+        self.maintenance.call_later(slot, 0.0, lambda: self._finish_closing(slot))
+
+    def _finish_closing(self, slot: Slot) -> None:
+        with self.mutex:
+            if slot.state is not SlotState.CLOSING:
+                return
+            slot.worker = get_ident()
+        if slot.is_parking:
+            self._park(slot)
+        else:
+            self.close_and_log([slot])
+
+    def close(
+        self, slots: Iterable[Slot], timeout: float | None = None, on_stuck: OnStuck = None
+    ) -> None:
+        """Close files that nobody else can reach any more.
+
+        Raises:
+            ExceptionGroup: some did not close.
+        """
+        seconds = self._options.close_timeout if timeout is None else timeout
+        failures: list[Exception] = []
+        for slot in slots:
+            try:
+                if slot.file is not None:
+                    slot.file.close(seconds, on_stuck)
+            except (MandrakeSessionsError, ExceptionGroup) as error:
+                failures.append(error)
+            # Not if a signal's handler has raised: then it is closed by the maintenance thread.
+            with self.mutex:
+                try:
+                    self.slots.forget(slot)
+                    self.closed += 1
+                    slot.changed.set()
+                finally:
+                    slot.changed.set()
+        if failures:
+            raise ExceptionGroup("closing databases failed", failures)
+
+    def close_and_log(self, slots: Iterable[Slot], timeout: float | None = None) -> None:
+        """Do what ``close`` does; what fails is nothing the present caller has asked for."""
+        for slot in slots:
+            try:
+                self.close([slot], timeout)
+            except ExceptionGroup as group:
+                _log_failure(slot, group.exceptions[0])
+
+    def forget_parked(self) -> None:
+        """Let go of all parked files: the pool is closing, and they are closed."""
+        with self.mutex:
+            for slot in tuple(self.slots.values()):
+                if slot.state is SlotState.PARKED:
+                    self.slots.forget(slot)
+
+
+def _is_there(slot: Slot) -> bool:
+    """Whether a slot's file is there: one that is not open may be gone, its number another's."""
+    return slot.state is not SlotState.PARKED or identify(slot.path) == slot.identity
+
+
+# Of all pools, because SQLite knows a log by its name, whoever asks for it.
+_living: weakref.WeakSet[OpenFiles] = weakref.WeakSet()
+
+
+def _log_failure(slot: Slot, error: Exception) -> None:
+    get_logger(__name__).error(
+        "database_not_closed", path=str(slot.path), error=type(error).__name__, detail=str(error)
+    )

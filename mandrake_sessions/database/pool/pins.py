@@ -1,0 +1,103 @@
+"""Blocks during which a file stays open, however many others want its place.
+
+Classes and not generators: a snapshot of one statement became a third dearer by those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TypeVar
+
+from mandrake_sessions.concurrency.blocks import Block
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.pool.parking import FileParkedError
+
+T = TypeVar("T")
+
+Pinned = tuple[DatabaseFile, float | None]
+"""A file that stays open, and the seconds that are left to the call; None for its default."""
+
+
+class Pin(Block[Pinned]):
+    """Keeps a file open for a block.
+
+    Args:
+        pin: opens the file if need be, and pins it.
+        unpin: undoes that.
+        timeout: of the call, in seconds.
+        operation: for errors.
+    """
+
+    def __init__(
+        self,
+        pin: Callable[[float | None, str, object], Pinned],
+        unpin: Callable[[object], None],
+        timeout: float | None,
+        operation: str,
+    ) -> None:
+        self._pin = pin
+        self._unpin = unpin
+        self._timeout = timeout
+        self._operation = operation
+
+    def _enter(self) -> Pinned:
+        return self._pin(self._timeout, self._operation, self)
+
+    def _end(self) -> None:
+        self._unpin(self)
+
+
+class PinnedScope(Block[T]):
+    """A scope of a file: its lease keeps that open; one that is parked is pinned before.
+
+    Args:
+        file: the file as it is.
+        pin: opens it again.
+        timeout: of the call, in seconds.
+        scope: begins the scope.
+    """
+
+    holds_a_lease = True
+
+    def __init__(
+        self,
+        file: DatabaseFile,
+        pin: Pin,
+        timeout: float | None,
+        scope: Callable[[DatabaseFile, float | None], Block[T]],
+    ) -> None:
+        self._file = file
+        self._pin = pin
+        self._timeout = timeout
+        self._make = scope
+        self._scope: Block[T] | None = None
+
+    def _enter(self) -> T:
+        try:
+            return self._begin(self._file, self._timeout)
+        except FileParkedError:
+            pass
+        with self._pin as (file, left):
+            return self._begin(file, left)
+
+    def _begin(self, file: DatabaseFile, timeout: float | None) -> T:
+        self._scope = self._make(file, timeout)
+        return self._scope.__enter__()
+
+    def _leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._scope is not None
+        try:
+            return self._scope._leave(kind, error, traceback)
+        finally:
+            if not self._scope.is_entered:
+                self._note_ended()
+
+    def _end(self) -> None:
+        if self._scope is not None:
+            self._scope._end()

@@ -1,0 +1,635 @@
+"""Hands out one connection per database file, whoever asks, and closes it after the last one.
+
+What happens to a slot is decided under the pool's lock; the opening and closing of ``open_files``
+happen outside it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import copy
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Hashable, Iterator
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Self
+
+import msgspec
+
+from mandrake_sessions import arguments
+from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.concurrency.gate import Gate
+from mandrake_sessions.concurrency.reentry import do_elsewhere, is_unforeseen, refuse_unforeseen
+from mandrake_sessions.database.files.atomic import tidy
+from mandrake_sessions.database.files.paths import Identity, identify, real_path, unlinked_path
+from mandrake_sessions.database.health.levels import check_health
+from mandrake_sessions.database.offline.removal import remove
+from mandrake_sessions.database.offline.restore import require_backup, restore
+from mandrake_sessions.database.open_file.closing import OnStuck
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.open_file.stats import PoolStats, database_stats
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.open_files import OpenFiles
+from mandrake_sessions.database.pool.slots import Slot, SlotState, begin_closing
+from mandrake_sessions.database.retry import Budget, pace, pause
+from mandrake_sessions.database.sqlite_library import (
+    after_fork,
+    bury,
+    caller_outside,
+    close_inherited,
+    close_later,
+)
+from mandrake_sessions.engine.health import HealthLevel, HealthReport, level_of
+from mandrake_sessions.errors import (
+    DatabaseBusyError,
+    DatabaseMovedError,
+    OptionsConflictError,
+    PoolClosedError,
+)
+from mandrake_sessions.options import DatabaseOptions, PoolOptions
+
+_FORGOTTEN = "count forgotten handles"
+_TIDY_SHARE = 100
+
+
+class ConnectionPool:
+    """Maps database files to their one read-write connection, and counts who uses it.
+
+    Args:
+        options: how long files stay open, and how databases are opened by default.
+    """
+
+    _only_reads = False
+
+    def __init__(self, options: PoolOptions | None = None) -> None:
+        arguments.optional_instance("options", options, PoolOptions)
+        self.options = options or PoolOptions()
+        self._reading: _ReadingPool | None = None
+        self._reset()
+        _living.add(self)
+
+    def _reset(self) -> None:
+        self._files = OpenFiles(self.options, _unusable_in_child)
+        self._mutex = self._files.mutex
+        self._slots = self._files.slots
+        # Handles that were collected without a release.
+        self._forgotten: deque[tuple[Slot, Hashable]] = deque()
+        self._waiting_for_end: weakref.WeakSet[Gate] = weakref.WeakSet()
+
+    def _readers(self) -> _ReadingPool:
+        """Return the pool of the files that are only read, made when it is first needed."""
+        with self._mutex:
+            self._require_open(None)
+            if self._reading is None:
+                # Without a log of its own to end, such a file need not linger.
+                self._reading = _ReadingPool(msgspec.structs.replace(self.options, linger=0.0))
+            return self._reading
+
+    # -- acquire and release ----------------------------------------------------------------
+
+    def acquire(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        options: DatabaseOptions | None = None,
+        create: bool = True,
+        follow_links: bool = True,
+    ) -> DatabaseHandle:
+        """Return a handle on the database at ``path``, opening it if nobody has it open.
+
+        Args:
+            path: of the database file; its folder is made if missing.
+            options: how to open it; None for the pool's. Where somebody has a handle on it, None
+                takes it as it is open; one that only lingers, open in another way, is closed and
+                opened as asked.
+            create: whether a file that is not there is made.
+            follow_links: whether a symbolic link at ``path``, or on its way, is followed; if not,
+                it is a ``DatabasePathError``.
+
+        Returns:
+            One claim on the open file; ``release()`` it, or use it as a context manager.
+
+        Raises:
+            PoolClosedError: the pool is closed.
+            OptionsConflictError: somebody else has it open with other options.
+            DatabaseOpenError: the file cannot be opened; each reason has its own subclass.
+            MigrationError: its schema cannot be brought to this version's.
+            DatabaseBusyError: other processes held it until the deadline.
+        """
+        arguments.optional_instance("options", options, DatabaseOptions)
+        arguments.flag("create", create)
+        close_inherited()
+        if (options or self.options.database).read_only and not self._only_reads:
+            return self._readers().acquire(path, options=options, follow_links=follow_links)
+        real = _named(path, follow_links=follow_links)
+        refuse_unforeseen("acquire")
+        place = caller_outside()
+        budget = Budget((options or self.options.database).busy_timeout)
+        self._reap_forgotten()
+        if not self._only_reads:
+            self._tidy(real)
+        claims: list[threading.Lock] = []
+        try:
+            return self._acquire(real, options, budget, place, claims, create=create)
+        except BaseException as error:
+            # A signal between its steps: nobody may wait for us.
+            self._files.give_up(error)
+            self._take_back(real, claims)
+            raise
+
+    def _acquire(
+        self,
+        real: Path,
+        options: DatabaseOptions | None,
+        budget: Budget,
+        place: str,
+        claims: list[threading.Lock],
+        *,
+        create: bool,
+    ) -> DatabaseHandle:
+        while True:
+            self._close_other(real, options or self.options.database, budget)
+            identity = identify(real)
+            with self._mutex:
+                self._require_open(real)
+                slot = self._slots.get(real)
+                if slot is None:
+                    slot = self._slots[real] = Slot(real)
+                    handle = self._handle(slot, place, claims)
+                    break
+                state = slot.state
+                is_same = slot.file is not None and slot.identity == identity
+                if is_same and state is not SlotState.CLOSING:
+                    self._require_same_options(slot, options)
+                    handle = self._handle(slot, place, claims)
+                    if state is SlotState.OPEN:
+                        return handle
+            if is_same and state is not SlotState.CLOSING:
+                if self._bring_back(slot, handle, budget):
+                    return handle
+            elif state in (SlotState.OPEN, SlotState.PARKED) and identify(real) == slot.identity:
+                # The look was older than the file: it was made, or made anew, meanwhile.
+                continue
+            elif state is SlotState.PARKED:
+                self._files.drop_moved(slot)
+            else:
+                if state is SlotState.OPEN and slot.file is not None:
+                    slot.file.retire_moved()
+                if not slot.changed.wait(budget.left()):
+                    raise budget.exceeded("open", real, "acquire")
+                if slot.error is not None:
+                    raise copy.copy(slot.error)
+            # It was opened, closed or given up: look again.
+        self._files.open_slot(slot, options or self.options.database, create=create)
+        return handle
+
+    def _tidy(self, real: Path) -> None:
+        """Remove the leftovers of killed processes next to a file that is asked for.
+
+        For one that is open the looks take a hundredth of the time, however large its folder is.
+        """
+        now = monotonic()
+        slot = self._slots.get(real)
+        if slot is not None and now < slot.tidy_at:
+            return
+        tidy(real)
+        if slot is not None:
+            then = monotonic()
+            slot.tidy_at = then + _TIDY_SHARE * (then - now)
+
+    def _bring_back(self, slot: Slot, handle: DatabaseHandle, budget: Budget) -> bool:
+        """Open a parked file for one handle more; False if it is not the one that was open."""
+        try:
+            self._files.reopen(slot, budget, "acquire", handle).unpin(handle)
+        except DatabaseMovedError:
+            handle.release()
+            return False
+        except BaseException:
+            handle.release()
+            raise
+        return True
+
+    def _handle(self, slot: Slot, place: str, claims: list[threading.Lock]) -> DatabaseHandle:
+        """Return one handle more; the mutex is held."""
+        claims.append(threading.Lock())
+        return DatabaseHandle(
+            slot,
+            self._give_back,
+            self._note_forgotten,
+            self._files.reopen,
+            at=place,
+            claim=claims[-1],
+        )
+
+    def _take_back(self, real: Path, claims: list[threading.Lock]) -> None:
+        """Count handles less that came to nobody: a traceback may keep them for long."""
+        slot = self._slots.get(real)
+        if slot is None:
+            return
+        for claim in claims:
+            if claim in slot.claims and claim.acquire(blocking=False):
+                slot.claims.discard(claim)
+                self._note_forgotten(slot, claim)
+
+    def _require_open(self, path: Path | None) -> None:
+        if self._files.is_closed:
+            raise PoolClosedError(path=path, operation="acquire")
+
+    def _close_other(self, real: Path, options: DatabaseOptions, budget: Budget) -> None:
+        """Close a file that nobody has a handle on, if it is open with other options.
+
+        How a file is opened must not depend on how long ago somebody has closed it.
+        """
+        with self._mutex:
+            slot = self._slots.get(real)
+            if slot is None or slot.file is None or slot.file.options == options:
+                return
+            if self._files.is_closed or not slot.is_idle:
+                return
+            begin_closing([slot])
+        self._files.close_and_log([slot], min(self.options.close_timeout, budget.left()))
+
+    def _require_same_options(self, slot: Slot, options: DatabaseOptions | None) -> None:
+        if options is not None and slot.file is not None and options != slot.file.options:
+            present = slot.file.options
+            differing = ", ".join(
+                name
+                for name in options.__struct_fields__
+                if getattr(options, name) != getattr(present, name)
+            )
+            raise OptionsConflictError(
+                f"The database is open with other options than those asked for: {differing}.",
+                path=slot.path,
+                operation="acquire",
+            )
+
+    def _give_back(self, slot: Slot, claim: Hashable) -> None:
+        """Count one handle less; what fails to close is told to whom it concerns."""
+        try:
+            closing = self._files.note_released(slot, claim)
+            self._files.close_and_log(each for each in closing if each is not slot)
+            self._files.close(each for each in closing if each is slot)
+        except BaseException as error:
+            self._files.give_up(error)
+            raise
+
+    def _note_forgotten(self, slot: Slot, claim: Hashable) -> None:
+        """Count a handle that was collected later: a finalizer must not take a lock."""
+        self._forgotten.append((slot, claim))
+        self._files.maintenance.call_for_finalizer(_FORGOTTEN, self._reap_forgotten)
+
+    def _reap_forgotten(self) -> None:
+        while True:
+            try:
+                slot, claim = self._forgotten.popleft()
+            except IndexError:
+                # Another thread may have taken the last one just now.
+                return
+            # Nobody here has asked for the files of others.
+            self._files.close_and_log(self._files.note_released(slot, claim))
+
+    def remove(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+        follow_links: bool = True,
+        even_damaged: bool = False,
+    ) -> None:
+        """Remove a database's files; a file that is not there is no error.
+
+        Closes what this process keeps open without a handle, and waits for handles to be released
+        and for other processes to close it. Who acquires it meanwhile waits, and then finds it
+        gone.
+
+        Args:
+            path: of the database file.
+            timeout: seconds; None for the ``busy_timeout`` of the pool's ``database``.
+            follow_links: as for ``acquire``.
+            even_damaged: whether a file that is no database any more is removed too, and what one
+                that is gone has left: for a name that is known to be a database's.
+
+        Raises:
+            DatabaseBusyError: it was in use until the deadline; nothing was removed.
+            UnrecognizedDatabaseError: it is another program's; nothing was removed.
+        """
+        real = _named(path, follow_links=follow_links)
+        arguments.flag("even_damaged", even_damaged)
+        seconds = self.options.database.busy_timeout if timeout is None else timeout
+        budget = Budget(arguments.seconds("timeout", seconds))
+        close_inherited()
+        with self._reserved(real, budget, "delete"):
+            remove(real, budget, even_damaged=even_damaged)
+
+    def restore(
+        self,
+        backup: str | os.PathLike[str],
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        timeout: float | None = None,
+        follow_links: bool = True,
+    ) -> Path:
+        """Put a backup in the place of a database, all of it or nothing.
+
+        The backup is copied and the copy checked first; it may be of an older version, which is
+        migrated when it is opened. Who acquires the database meanwhile waits.
+
+        Args:
+            backup: the file to restore; it stays as it is.
+            path: of the database; its folders are made if they are missing.
+            overwrite: whether a file that is there is replaced. A damaged one is kept as
+                ``<name>.damaged-…``, with its log.
+            timeout: seconds to wait for handles to be released, and then for other processes to
+                close it; None for the ``busy_timeout`` of the pool's ``database``.
+            follow_links: as for ``acquire``, about ``path``.
+
+        Returns:
+            The real path of the database.
+
+        Raises:
+            DatabaseMissingError: there is no backup.
+            RestoreError: there is a file already, or the backup is damaged or in use.
+            NotADatabaseError: the backup is not a SQLite database.
+            UnrecognizedDatabaseError: it is another program's.
+            SchemaTooNewError: it was written by a newer version.
+            DatabaseBusyError: the database was in use until the deadline.
+        """
+        backup = arguments.path("backup", backup)
+        arguments.flag("overwrite", overwrite)
+        seconds = self.options.database.busy_timeout if timeout is None else timeout
+        seconds = arguments.seconds("timeout", seconds)
+        real = _named(path, follow_links=follow_links)
+        close_inherited()
+        source = require_backup(backup, real)
+        with self._reserved(real, Budget(seconds), "restore"):
+            restore(source, real, seconds, overwrite=overwrite)
+        return real
+
+    @block
+    def _reserved(self, real: Path, budget: Budget, operation: str) -> Iterator[None]:
+        """Put a slot in the way of every acquire for a block, once nobody has the file open."""
+        try:
+            self._reserve(real, budget, operation)
+            yield
+        finally:
+            try:
+                self._files.give_up()
+            finally:
+                # A signal in the midst of it must not leave it there for ever.
+                self._files.give_up()
+
+    def _reserve(self, real: Path, budget: Budget, operation: str) -> None:
+        while True:
+            self._reap_forgotten()
+            with self._mutex:
+                self._require_open(real)
+                slot = self._slots.get(real)
+                if slot is None:
+                    self._slots[real] = Slot(real)
+                    return
+                was_idle = slot.is_idle
+                handles = slot.refs
+                if was_idle:
+                    begin_closing([slot])
+            if was_idle:
+                self._files.close([slot], budget.left())
+            elif not pause(budget.deadline, pace(budget.started)):
+                busy = budget.exceeded("queue", real, operation)
+                busy.args = (f"Handles of this process that are not released: {handles}.",)
+                raise busy
+
+    # -- looking at it ----------------------------------------------------------------------
+
+    def stats(self) -> PoolStats:
+        """Return figures of the pool and of each open database."""
+        files = self._files
+        with self._mutex:
+            slots = [slot for slot in self._slots.values() if slot.file is not None]
+            is_parked = [slot.state is SlotState.PARKED for slot in slots]
+            figures = {
+                "opened": files.opened,
+                "closed": files.closed,
+                "handles": sum(slot.refs for slot in slots),
+                "idle": sum(slot.is_idle for slot in slots),
+                "parked": sum(is_parked),
+                "parkings": files.parkings,
+                "reopenings": files.reopenings,
+            }
+        databases = tuple(
+            database_stats(slot.file)
+            for slot, parked in zip(slots, is_parked, strict=True)
+            if slot.file is not None and not parked
+        )
+        if self._reading is not None:
+            reading = self._reading.stats()
+            databases += reading.databases
+            figures = {name: count + getattr(reading, name) for name, count in figures.items()}
+        return PoolStats(databases=databases, **figures)
+
+    def health(
+        self, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
+    ) -> tuple[HealthReport, ...]:
+        """Look at every open database without changing it; parked ones stay closed.
+
+        Args:
+            level: how far to look.
+            timeout: seconds that the long checks of each may take; None for ten minutes.
+
+        Returns:
+            One report for each; none for one that closes meanwhile.
+
+        Raises:
+            PoolClosedError: the pool is closed.
+        """
+        seconds = None if timeout is None else arguments.seconds("timeout", timeout)
+        found = level_of(level)
+        reports = []
+        for file in self.open_files():
+            with contextlib.suppress(PoolClosedError):
+                reports.append(check_health(file, found, seconds))
+        return tuple(reports)
+
+    def open_files(self) -> list[DatabaseFile]:
+        """Return the files that are open this moment.
+
+        Raises:
+            PoolClosedError: the pool is closed.
+        """
+        if self._files.is_closed:
+            raise PoolClosedError(operation="health")
+        with self._mutex:
+            slots = [slot for slot in self._slots.values() if slot.state is SlotState.OPEN]
+        files = [slot.file for slot in slots if slot.file is not None]
+        return files if self._reading is None else files + self._reading.open_files()
+
+    def wake_when_closed(self, event: Gate) -> None:
+        """Have an event set when the pool closes; it is not kept alive."""
+        self._waiting_for_end.add(event)
+        if self._files.is_closed:
+            event.set()
+
+    # -- closing ----------------------------------------------------------------------------
+
+    def refuse_new_work(self) -> None:
+        """Refuse every acquire and every new lease from now on; takes no lock that can be held.
+
+        It may be called in a signal handler: what is under way goes on.
+        """
+        self._files.is_closed = True
+        for slot in tuple(self._slots.values()):
+            if slot.file is not None:
+                slot.file.is_refusing = True
+        if self._reading is not None:
+            self._reading.refuse_new_work()
+
+    def close(self, timeout: float | None = None, *, on_stuck: OnStuck = None) -> None:
+        """Close every file: wait for work under way, interrupt what does not end.
+
+        It may be called again; a closed pool stays closed.
+
+        Args:
+            timeout: seconds in all; None for the pool's ``close_timeout``. Work under way gets
+                half of it to end by itself.
+            on_stuck: told the thread that still holds a lease when it is interrupted.
+
+        Raises:
+            ExceptionGroup: what failed; everything else is closed all the same.
+        """
+        seconds = self.options.close_timeout if timeout is None else timeout
+        deadline = monotonic() + arguments.seconds("timeout", seconds)
+        if is_unforeseen():
+            self.refuse_new_work()
+            do_elsewhere(partial(self.close, timeout))
+            return
+        try:
+            self._close(deadline, on_stuck)
+        finally:
+            # A signal between its steps: what is open is closed all the same.
+            self._files.give_up()
+
+    def _close(self, deadline: float, on_stuck: OnStuck) -> None:
+        with self._mutex:
+            self._files.is_closed = True
+            slots = list(self._slots.values())
+        for event in tuple(self._waiting_for_end):
+            event.set()
+        # One that is opening or closing this moment is somebody else's until it is done.
+        failures: list[Exception] = [
+            DatabaseBusyError(phase="open", path=slot.path, operation="close")
+            for slot in slots
+            if slot.state in (SlotState.OPENING, SlotState.CLOSING)
+            and not slot.changed.wait(max(0.0, deadline - monotonic()))
+        ]
+        if self._reading is not None:
+            try:
+                self._reading.close(max(0.0, deadline - monotonic()), on_stuck=on_stuck)
+            except ExceptionGroup as group:
+                failures.extend(group.exceptions)
+        with self._mutex:
+            mine = [slot for slot in slots if slot.state is SlotState.OPEN]
+            begin_closing(mine)
+        self._files.forget_parked()
+        for slot in mine:
+            if slot.file is not None:
+                slot.file.refuse_new_work()
+        for slot in mine:
+            try:
+                self._files.close([slot], max(0.0, deadline - monotonic()), on_stuck)
+            except ExceptionGroup as group:
+                failures.extend(group.exceptions)
+        self._files.maintenance.stop(max(0.0, deadline - monotonic()))
+        if failures:
+            raise ExceptionGroup("closing the pool failed", failures)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the pool takes no more work."""
+        return self._files.is_closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- fork -------------------------------------------------------------------------------
+
+    def _drop_after_fork(self) -> None:
+        """Begin anew in a child; a file that was in use at the fork cannot be opened in it."""
+        for slot in self._slots.values():
+            if slot.state is SlotState.PARKED:
+                # The parent has nothing of it open.
+                continue
+            bury(slot)
+            if slot.file is not None and slot.file.drop_after_fork():
+                close_later(partial(_close_inherited, slot))
+            elif slot.identity is not None:
+                _unusable_in_child.add(slot.identity)
+        self._slots.clear()
+        bury(self._files.maintenance)
+        self._reset()
+
+
+def _close_inherited(slot: Slot) -> None:
+    assert slot.file is not None
+    if not slot.file.close_inherited() and slot.identity is not None:
+        _unusable_in_child.add(slot.identity)
+
+
+class _ReadingPool(ConnectionPool):
+    """The files of a pool that are only read: each has connections of its own.
+
+    A manager that writes and one that only reads may have the same file open in one process, and
+    what the one must make, migrate or end, the other must not.
+    """
+
+    _only_reads = True
+
+
+def _named(path: str | os.PathLike[str], *, follow_links: bool) -> Path:
+    """Return the one spelling of a path, by which its slot is known."""
+    return real_path(path) if arguments.flag("follow_links", follow_links) else unlinked_path(path)
+
+
+# What a parent was using at the fork: SQLite's own state of it is the parent's, for ever.
+_unusable_in_child: set[Identity] = set()
+_living: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
+_default_mutex = threading.Lock()
+_default: ConnectionPool | None = None
+
+
+def default_pool() -> ConnectionPool:
+    """Return the process's own pool; a closed one is replaced by a new one."""
+    global _default  # noqa: PLW0603  # the one process-wide instance is the point
+    with _default_mutex:
+        if _default is None or _default.is_closed:
+            _default = ConnectionPool()
+        return _default
+
+
+def _in_child() -> None:
+    global _default_mutex  # noqa: PLW0603  # another thread of the parent may have held it
+    _default_mutex = threading.Lock()
+    for pool in tuple(_living):
+        pool._drop_after_fork()
+
+
+def _at_exit() -> None:
+    failures: list[Exception] = []
+    for pool in tuple(_living):
+        try:
+            pool.close()
+        except ExceptionGroup as group:
+            failures.extend(group.exceptions)
+    if failures:
+        raise ExceptionGroup("closing the pools at exit failed", failures)
+
+
+after_fork(_in_child)
+atexit.register(_at_exit)

@@ -1,0 +1,209 @@
+"""A file's place in the pool, and what is decided about it under the pool's lock.
+
+::
+
+    OPENING ──► OPEN ──► CLOSING ──► GONE
+       │ ▲       ▲          │ ▲
+       │ │       └──────────┘ │        somebody used it after all
+       │ └────── PARKED ◄─────┘        too many are open: its handles open it again
+       │            └──► GONE          no handle is left, or it is not the file that was open
+       └──► GONE, or PARKED again, with the error for everyone who waited
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Hashable, Iterable
+from operator import itemgetter
+from pathlib import Path
+from threading import get_ident
+from time import monotonic
+
+from mandrake_sessions.concurrency.gate import Gate
+from mandrake_sessions.database.files.paths import Identity
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.errors import MandrakeSessionsError
+from mandrake_sessions.options import PoolOptions
+
+
+class SlotState(enum.Enum):
+    """Where a slot stands."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    PARKED = "parked"
+    GONE = "gone"
+
+
+_WITH_FILE = (SlotState.OPENING, SlotState.OPEN)
+_WITHOUT_FILE = (SlotState.PARKED, SlotState.GONE)
+
+
+class Slot:
+    """A file's place in the pool, from the first acquire to its closing.
+
+    Attributes:
+        file: the open file; while it is parked, the one that was.
+        claims: one for each handle that is not released.
+        idle_since: when the last one was (``time.monotonic``).
+        error: why it could not be opened the last time, for everyone who waited.
+        worker: the thread that opens or closes it, or has it closed.
+        is_parking: whether it is closed for others; its handles open it again.
+        changed: set when it is open, parked or gone.
+        tidy_at: when its folder is looked at again for what killed processes leave.
+    """
+
+    __slots__ = (
+        "changed",
+        "claims",
+        "error",
+        "file",
+        "identity",
+        "idle_since",
+        "is_parking",
+        "path",
+        "state",
+        "tidy_at",
+        "worker",
+    )
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.identity: Identity | None = None
+        self.state = SlotState.OPENING
+        self.file: DatabaseFile | None = None
+        self.error: MandrakeSessionsError | None = None
+        self.worker = get_ident()
+        # A set and not a number: what a signal has interrupted can be done again.
+        self.claims: set[Hashable] = set()
+        self.idle_since = 0.0
+        self.is_parking = False
+        self.tidy_at = 0.0
+        self.changed = Gate()
+
+    @property
+    def refs(self) -> int:
+        """How many handles are not released."""
+        return len(self.claims)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the file is open and nobody has a handle on it."""
+        return self.state is SlotState.OPEN and not self.claims
+
+
+class Slots(dict[Path, Slot]):
+    """The slots of a pool, by real path.
+
+    Of thousands all but a few may be parked. What is asked at each opening looks at the others
+    only, the awake ones, and finds a file by its identity without looking at any: with 1,000
+    files in turn, looking at all of them was a third of what each use took.
+
+    Whatever a signal interrupts, what is missing among the awake ones was just being made or was
+    going, and is given up; what is there too much is told by its state.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._awake: dict[Slot, None] = {}
+        self._identified: dict[Identity, Slot] = {}
+
+    def __setitem__(self, path: Path, slot: Slot) -> None:
+        super().__setitem__(path, slot)
+        self._awake[slot] = None
+
+    def awake(self) -> list[Slot]:
+        """Return the slots that are not parked."""
+        return [slot for slot in self._awake if slot.state not in _WITHOUT_FILE]
+
+    def counted(self) -> list[Slot]:
+        """Return the slots whose descriptors are in use, and nobody is giving them back."""
+        return [slot for slot in self._awake if slot.state in _WITH_FILE]
+
+    def wake(self, slot: Slot) -> None:
+        """Take note that a parked slot is opened again; before its state tells so."""
+        self._awake[slot] = None
+
+    def rest(self, slot: Slot) -> None:
+        """Take note that a slot is parked, after its state tells so, or that it goes."""
+        self._awake.pop(slot, None)
+
+    def identify(self, slot: Slot, identity: Identity) -> None:
+        """Note what file a slot is for."""
+        self._lose_identity(slot)
+        slot.identity = identity
+        self._identified[identity] = slot
+
+    def of(self, identity: Identity) -> Slot | None:
+        """Return the slot of a file, whatever its name; takes no lock."""
+        slot = self._identified.get(identity)
+        is_there = slot is not None and self.get(slot.path) is slot and slot.identity == identity
+        return slot if is_there else None
+
+    def forget(self, slot: Slot) -> None:
+        """Let go of a slot; it is gone."""
+        self.rest(slot)
+        # In this order: after a signal in between nobody may find one that is gone.
+        if self.get(slot.path) is slot:
+            del self[slot.path]
+        slot.state = SlotState.GONE
+        self._lose_identity(slot)
+
+    def _lose_identity(self, slot: Slot) -> None:
+        if slot.identity is not None and self._identified.get(slot.identity) is slot:
+            del self._identified[slot.identity]
+
+
+def next_to_close(counted: Collection[Slot], spared: Collection[Slot]) -> Slot | None:
+    """Return what is to be closed because too many files are open; None if all are in use.
+
+    Files without a handle come first, the longest idle one of them; then, of those that nobody
+    does anything with, the least recently used one.
+
+    Args:
+        counted: the slots whose files are open.
+        spared: slots that were tried in vain.
+    """
+    idle = [slot for slot in counted if slot.is_idle]
+    if idle:
+        return min(idle, key=lambda slot: slot.idle_since)
+    quiet = [
+        (slot.file.used_at, slot.file, slot)
+        for slot in counted
+        if slot.state is SlotState.OPEN and slot.file is not None and slot not in spared
+    ]
+    # Busy ones are never chosen, however long ago their call began.
+    for _, file, slot in sorted(quiet, key=itemgetter(0)):
+        if file.is_quiet:
+            return slot
+    return None
+
+
+def begin_closing(slots: Iterable[Slot], *, parks: bool = False) -> None:
+    """Mark slots: whoever wants one of these files from now on waits until it is closed.
+
+    Args:
+        slots: they are open.
+        parks: whether their handles open them again.
+    """
+    for slot in slots:
+        slot.worker, slot.is_parking = get_ident(), parks
+        slot.changed.clear()
+        slot.state = SlotState.CLOSING
+
+
+def too_many_idle(slots: Iterable[Slot], options: PoolOptions) -> list[Slot]:
+    """Return which idle files to close at once, the longest idle ones first."""
+    idle = sorted((slot for slot in slots if slot.is_idle), key=lambda slot: slot.idle_since)
+    if options.linger == 0:
+        return idle
+    return idle[: max(0, len(idle) - options.max_idle)]
+
+
+def lingered_enough(slots: Iterable[Slot], options: PoolOptions) -> tuple[list[Slot], float | None]:
+    """Return which idle files have lingered long enough, and in how many seconds the next has."""
+    now = monotonic()
+    left = {slot: slot.idle_since + options.linger - now for slot in slots if slot.is_idle}
+    due = [slot for slot, seconds in left.items() if seconds <= 0]
+    return due, min((seconds for seconds in left.values() if seconds > 0), default=None)

@@ -1,0 +1,1 @@
+"""What an engine is to the layers above it: the same for SQLite and for a server."""

@@ -1,0 +1,330 @@
+"""Writes any value as JSON text, piece by piece and without recursion.
+
+So depth costs nothing, and a value that contains itself, or grows as it is read, comes to an end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from mandrake_sessions.json_text.plain_forms import paired, plain_form, quoted, type_name
+
+MAX_JSON_DEPTH: Final = 200
+"""Levels of a JSON value; SQLite's JSON functions stop at 1,000."""
+
+VALUE_DEPTH: Final = MAX_JSON_DEPTH - 2
+"""Levels of a value inside a tool call: two are the list's and the object's around it."""
+
+MAX_TEXT_BYTES: Final = 256 * 1024 * 1024
+"""Bytes of one text in UTF-8; SQLite's own limit is 1e9 for a whole row."""
+
+MAX_INTEGER: Final = 2**63 - 1
+"""The largest integer that SQLite stores; its JSON functions make a float of a larger one."""
+
+MAX_CONTAINERS: Final = 1_000_000
+"""Lists and objects of a value: one that holds a few of them again and again has no end."""
+
+_MOST_VALUES: Final = 4_000_000
+_DEEPEST: Final = 10_000
+_MOST_CHANGES: Final = 100
+_MOST_REPLACEMENTS: Final = 8
+_LONGEST_KEY: Final = 10_000
+_LONGEST_WHERE: Final = 200
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
+_CONSTANTS: Final = {None: "null", True: "true", False: "false"}
+DEEP: Final = "what is nested too deep became JSON text"
+_TOO_DEEP: Final = f"must not be nested deeper than {MAX_JSON_DEPTH}"
+_NO_SURROGATES: Final = "must not contain lone surrogates"
+_ENDLESS: Final = "must not be without end"
+
+
+class ValueChange(msgspec.Struct, frozen=True):
+    """What was changed in a value so that it could be stored.
+
+    Attributes:
+        where: the way to it, such as ``items[3].when``; empty for the value itself. A key that is
+            no name of at most 32 letters, digits and ``_`` is given by its position, as in ``{2}``.
+        what: what became what, such as ``datetime became ISO 8601 text``; nothing of the value.
+    """
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+
+class Unstorable(Exception):  # noqa: N818  # caught where the argument has a name
+    """A value is not as JSON has it.
+
+    Attributes:
+        where: the way to what is not; see ``ValueChange``.
+        rule: what it must be.
+    """
+
+    def __init__(self, where: str = "", rule: str = "") -> None:
+        super().__init__(rule)
+        self.where = where
+        self.rule = rule
+
+
+class _Frame:
+    """A list or an object that is being written.
+
+    Attributes:
+        children: what is still to be written: its place, its key as JSON, itself.
+        step: the place of the one that is being written.
+        outer: what was written before, where its own text becomes a text in that.
+    """
+
+    __slots__ = ("children", "closing", "identity", "is_empty", "outer", "step")
+
+    def __init__(self, children: Iterator[tuple[str, str, Any]], closing: str) -> None:
+        self.children = children
+        self.closing = closing
+        self.identity = 0
+        self.is_empty = True
+        self.outer: list[str] | None = None
+        self.step = ""
+
+
+class _Instead(NamedTuple):
+    """Another value, to be written in the place of the one that was given."""
+
+    value: Any
+
+
+class JsonWriter:
+    """Writes one value as JSON text.
+
+    Args:
+        depth: levels that it may have.
+        longest: about how many characters are written before the rest is left out.
+        is_strict: whether what would have to be changed is refused.
+
+    Attributes:
+        changes: what was changed.
+    """
+
+    def __init__(self, depth: int, longest: int, *, is_strict: bool) -> None:
+        self.changes: list[ValueChange] = []
+        self._depth = depth
+        self._longest = longest
+        self._is_strict = is_strict
+        self._parts: list[str] = []
+        self._size = 0
+        self._frames: list[_Frame] = []
+        self._above: set[int] = set()
+        self._values_left = _MOST_VALUES
+        self._containers_left = MAX_CONTAINERS
+
+    def write(self, value: Any) -> str:
+        """Return the JSON text of a value.
+
+        Raises:
+            Unstorable: something would have to be changed, and nothing may be.
+        """
+        self._put(value)
+        while self._frames:
+            frame = self._frames[-1]
+            following = next(frame.children, None) if self._size <= self._longest else None
+            if following is None:
+                self._close()
+                continue
+            frame.step, key, child = following
+            if not frame.is_empty:
+                self._add(",")
+            frame.is_empty = False
+            self._add(key)
+            self._put(child)
+        return "".join(self._parts)
+
+    def note(self, what: str, rule: str = "must hold JSON values only", step: str = "") -> None:
+        """Note a change where the writer stands, or refuse it.
+
+        Args:
+            what: what became what.
+            rule: what would need no change.
+            step: from where it stands to what it is about.
+        """
+        where = ("".join(frame.step for frame in self._frames) + step).removeprefix(".")
+        if len(where) > _LONGEST_WHERE:
+            where = f"{where[:_LONGEST_WHERE]}…"
+        if self._is_strict:
+            raise Unstorable(where, rule)
+        if len(self.changes) < _MOST_CHANGES:
+            self.changes.append(ValueChange(where, what))
+
+    def _add(self, text: str) -> None:
+        self._parts.append(text)
+        self._size += len(text)
+
+    # -- one value --------------------------------------------------------------------------
+
+    def _put(self, value: Any) -> None:
+        """Write a value; of a list or an object, the beginning."""
+        if id(value) in self._above:
+            self.note(f"{type_name(value)} inside itself became text", "must not contain itself")
+            self._add(quoted("(contains itself)"))
+            return
+        present = value
+        for _ in range(_MOST_REPLACEMENTS):
+            try:
+                found = self._read(present, is_given=present is value)
+            except Unstorable:
+                raise
+            except Exception:  # noqa: BLE001  # a host's own objects, or the stack is used up
+                break
+            if isinstance(found, str):
+                self._add(found)
+                return
+            if isinstance(found, _Frame):
+                found.identity = id(value)
+                self._open(found)
+                return
+            present = found.value
+        name = type_name(value)
+        self.note(f"{name} that cannot be read became text")
+        self._add(quoted(f"({name} that cannot be read)"))
+
+    def _read(self, value: Any, *, is_given: bool) -> str | _Frame | _Instead:  # noqa: PLR0911  # one for each kind
+        """Return the text of a value, what is in it, or what stands for it.
+
+        Args:
+            value: whatever is done with it may raise.
+            is_given: whether it does not stand for another one.
+        """
+        if value is None or value is True or value is False:
+            return _CONSTANTS[value]
+        # Not isinstance(): an object may say that it is of a class that it is not of.
+        kind = type(value)
+        if issubclass(kind, str):
+            return self._text(str.__str__(value))
+        if issubclass(kind, int):
+            return self._integer(int.__int__(value))
+        if issubclass(kind, float):
+            return self._float(float.__float__(value))
+        if not isinstance(value, (dict, list, tuple, Mapping)):
+            form = plain_form(value)
+            if is_given:
+                name = type_name(value)
+                self.note(f"{name} became {form.name}", f"must hold JSON values only, not {name}")
+            return _Instead(form.value)
+        if len(self._frames) >= _DEEPEST or self._containers_left <= 0:
+            self.note(f"{type_name(value)} without end became text", _ENDLESS)
+            return quoted("(cut: it goes on)")
+        self._containers_left -= 1
+        if isinstance(value, Mapping):
+            return _Frame(iter(self._members(value)), "}")
+        items = self._some(value)
+        return _Frame(((f"[{at}]", "", item) for at, item in enumerate(items)), "]")
+
+    def _some(self, values: Iterable[Any]) -> list[Any]:
+        """Return what a container holds; not all of it, if it has no end or raises."""
+        found: list[Any] = []
+        is_whole = False
+        try:
+            found.extend(itertools.islice(values, self._values_left))
+            is_whole = len(found) < self._values_left
+        except Exception:  # noqa: BLE001  # a host's own iterator: what it gave before is kept
+            pass
+        self._values_left -= len(found)
+        if not is_whole:
+            self.note(f"{type_name(values)} that does not end became its beginning", _ENDLESS)
+            found.append("(cut: it goes on)")
+        return found
+
+    def _members(self, value: Mapping[Any, Any]) -> list[tuple[str, str, Any]]:
+        """Return the members of an object as a frame has them, each key once."""
+        members = []
+        taken: set[str] = set()
+        last: dict[str, int] = {}
+        try:
+            items = value.items()
+        except Exception:  # a host's own mapping: what a dict holds is there
+            if not isinstance(value, dict):
+                raise
+            items = dict.items(value)
+        for at, member in enumerate(self._some(items)):
+            # What stands for the rest of a mapping without end has no key.
+            key, child = member if isinstance(member, tuple) else ("…", member)
+            text = self._key(key, at)
+            name = text
+            while name in taken:
+                last[text] = last.get(text, 1) + 1
+                name = f"{text} ({last[text]})"
+            taken.add(name)
+            members.append((_step(name, at), f"{quoted(name)}:", child))
+        return members
+
+    def _key(self, key: Any, at: int) -> str:
+        """Return a key as text that is UTF-8."""
+        if not issubclass(type(key), str):
+            kind = type_name(key)
+            rule = "must not hold keys that are not strings"
+            self.note(f"a key of type {kind} became text", rule, f"{{{at}}}")
+            text = JsonWriter(VALUE_DEPTH, _LONGEST_KEY, is_strict=False).write(key)
+            return msgspec.json.decode(text) if text.startswith('"') else text
+        text = str.__str__(key)
+        whole = paired(text)
+        if whole is not text:
+            self.note(
+                "surrogates in a key were joined, or became U+FFFD", _NO_SURROGATES, f"{{{at}}}"
+            )
+        return whole
+
+    # -- what has no parts ------------------------------------------------------------------
+
+    def _text(self, text: str) -> str:
+        whole = paired(text)
+        if whole is not text:
+            self.note("surrogates were joined, or became U+FFFD", _NO_SURROGATES)
+        return quoted(whole)
+
+    def _integer(self, value: int) -> str:
+        if -MAX_INTEGER - 1 <= value <= MAX_INTEGER:
+            return str(value)
+        self.note(
+            "an integer of more than 64 bits became text",
+            "must not hold integers of more than 64 bits",
+        )
+        try:
+            return quoted(str(value))
+        except ValueError:
+            # Python refuses to write so many decimal digits: they take quadratic time.
+            return quoted(hex(value))
+
+    def _float(self, value: float) -> str:
+        if math.isfinite(value):
+            return repr(value)
+        self.note("NaN or infinity became text", "must not hold NaN or infinity")
+        return quoted("NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity")
+
+    # -- what has ---------------------------------------------------------------------------
+
+    def _open(self, frame: _Frame) -> None:
+        if len(self._frames) == self._depth:
+            self.note(DEEP, _TOO_DEEP)
+            frame.outer, self._parts = self._parts, []
+        self._frames.append(frame)
+        self._above.add(frame.identity)
+        self._add("{" if frame.closing == "}" else "[")
+
+    def _close(self) -> None:
+        frame = self._frames.pop()
+        self._above.discard(frame.identity)
+        self._add(frame.closing)
+        if frame.outer is not None:
+            text = "".join(self._parts)
+            self._parts = frame.outer
+            self._parts.append(quoted(text))
+
+
+def _step(key: str, at: int) -> str:
+    return f".{key}" if _NAME.fullmatch(key) else f"{{{at}}}"

@@ -1,0 +1,128 @@
+"""How streams end: which of them together, and what becomes of text behind somebody else's end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.errors import (
+    CorruptDatabaseError,
+    DatabaseMovedError,
+    ForkedPoolError,
+    MandrakeSessionsError,
+    NotADatabaseError,
+    PoolClosedError,
+    ReadOnlyDatabaseError,
+    TurnInterruptedError,
+    TurnNotFoundError,
+)
+from mandrake_sessions.ids import now
+from mandrake_sessions.live.streaming.outcome import Outcome
+from mandrake_sessions.live.streaming.stream import Stream, StreamState
+from mandrake_sessions.log import get_logger
+from mandrake_sessions.models import Turn
+from mandrake_sessions.records.streaming import append_remainder
+from mandrake_sessions.records.turns import get_turn
+
+FATAL: Final = (
+    PoolClosedError,
+    DatabaseMovedError,
+    CorruptDatabaseError,
+    NotADatabaseError,
+    ReadOnlyDatabaseError,
+    ForkedPoolError,
+)
+"""After these nothing can be stored through the open file any more."""
+
+_LAST_ROUNDS: Final = 10
+"""How often what a writer took meanwhile is stored too, before it is refused more."""
+
+_FOLDED_AT_ONCE: Final = 1024 * 1024
+"""Characters of the turns that end in one transaction: folding 4 MB took 40 ms, and others wait."""
+
+
+def ending_now(streams: Sequence[Stream]) -> list[Stream]:
+    """Return what ends now: at least one, and what is too much for one transaction later."""
+    ending: list[Stream] = []
+    length = 0
+    for stream in streams:
+        if stream.state is StreamState.ENDING and length < _FOLDED_AT_ONCE:
+            ending.append(stream)
+            length += stream.content.text.length + stream.raw.text.length
+    return ending
+
+
+def ends_of(streams: Sequence[Stream]) -> list[Outcome[Turn]]:
+    """Ask for the end of streams, as interrupted where nobody has asked before."""
+    outcomes = []
+    for stream in streams:
+        outcome = stream.await_end()
+        if outcome is not None:
+            outcomes.append(outcome)
+    return outcomes
+
+
+def require_ended(ends: Sequence[Outcome[Turn]]) -> None:
+    """Raise what kept a turn from ending, unless another caller has ended or deleted it."""
+    for end in ends:
+        failure = end.error
+        if failure is not None and not isinstance(
+            failure, TurnInterruptedError | TurnNotFoundError
+        ):
+            raise failure
+
+
+def keep_text(file: DatabaseFile, stream: Stream, error: TurnInterruptedError) -> Turn | None:
+    """Store behind somebody else's end what the writer has taken, and then refuse more.
+
+    In this order: who is told that the turn has ended finds all of it there.
+
+    Args:
+        file: the open file.
+        stream: whose turn somebody else has ended.
+        error: what it refuses more with.
+
+    Returns:
+        The turn as it ended, if it could be read.
+    """
+    for _ in range(_LAST_ROUNDS):
+        if not _keep_so_far(file, stream):
+            break
+        turn = _as_it_ended(file, stream)
+        if stream.refuse_if_kept(error, turn):
+            return turn
+    else:
+        # Its writer is faster than the disk.
+        stream.refuse(error)
+        _keep_so_far(file, stream)
+    stream.refuse(error)
+    return _as_it_ended(file, stream)
+
+
+def _as_it_ended(file: DatabaseFile, stream: Stream) -> Turn | None:
+    try:
+        return file.fetch(get_turn(stream.turn.id), "flush", even_refused=True)
+    except MandrakeSessionsError:
+        return None
+
+
+def _keep_so_far(file: DatabaseFile, stream: Stream) -> bool:
+    remainders, columns = stream.unstored()
+    if not remainders and not columns:
+        stream.note_kept()
+        return True
+    unit = append_remainder(stream.turn.id, remainders, columns, now())
+    try:
+        is_kept = file.transact(unit, "flush", even_refused=True)
+    except Exception as error:  # noqa: BLE001  # the writer is told all the same
+        get_logger(__name__).error(
+            "stream_text_not_kept",
+            path=str(file.path),
+            turn_id=stream.turn.id,
+            error=type(error).__name__,
+        )
+        return False
+    if is_kept:
+        stream.note_kept()
+    return is_kept

@@ -1,0 +1,445 @@
+"""One turn being streamed: what its writer has given, and what of it is stored.
+
+Writers and the flusher meet here, under a mutex that is held for microseconds. Text goes one way::
+
+    write() ─ fresh ─ frozen in a chunk ─ stored
+                          └── tried again, unchanged, until it is known to be stored
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import Any, Final
+
+from mandrake_sessions.concurrency.reentry import refuse_unforeseen
+from mandrake_sessions.errors import (
+    StreamBackpressureError,
+    TurnFinishedError,
+    TurnInterruptedError,
+)
+from mandrake_sessions.ids import now
+from mandrake_sessions.json_text.writer import MAX_TEXT_BYTES, ValueChange
+from mandrake_sessions.live.event_loops import runs_event_loop
+from mandrake_sessions.live.streaming.buffers import Frozen, Strand, remainders_of, size_of
+from mandrake_sessions.live.streaming.outcome import Outcome, fail, settle
+from mandrake_sessions.live.streaming.pending_fields import Columns
+from mandrake_sessions.live.streaming.tool_calls import PendingToolCall, value_of
+from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.models import Turn, TurnStatus
+from mandrake_sessions.options import DatabaseOptions
+from mandrake_sessions.records.streaming import FIRST_SEQ, Chunk, Ending, Remainder
+
+_GIVE_WAY: Final = 0.002
+"""Seconds for which a thread that is far ahead of the flusher lets others run."""
+
+_FAR_AHEAD: Final = 1_000
+"""Pieces between two times of giving way: 99.9 % of the calls must be quick."""
+
+
+class StreamState(enum.Enum):
+    """Where a stream stands; it moves down only."""
+
+    OPEN = "open"
+    ENDING = "ending"
+    ENDED = "ended"
+    LOST = "lost"
+
+
+class Stream:
+    """What a TurnWriter holds, shared with the flusher.
+
+    Args:
+        turn: the turn as it was stored at the beginning.
+        holder: the manager whose end ends it.
+        options: of the database.
+        poke: wakes the flusher; takes no lock.
+        text: the content, empty so far.
+
+    Attributes:
+        turn: as of the beginning, or of the end once that is stored.
+        state: changed under the mutex only.
+        due_at: when the flusher must look at it (``time.monotonic``); never if infinite.
+        is_awaited: whether somebody waits for what the flusher does next.
+    """
+
+    def __init__(
+        self,
+        turn: Turn,
+        holder: object,
+        options: DatabaseOptions,
+        poke: Callable[[], None],
+        text: GrowingText,
+    ) -> None:
+        self.turn = turn
+        self.holder = holder
+        self.state = StreamState.OPEN
+        self.content = Strand("text", text)
+        self.raw = Strand("raw text", GrowingText())
+        self.due_at = inf
+        self.is_awaited = False
+        self._options = options
+        self._poke = poke
+        self._mutex = threading.RLock()
+        self._refusal: BaseException | None = None
+        self._next_seq = FIRST_SEQ
+        self._fresh_size = 0
+        # Below this the hot path has nothing to look at; 0 is always.
+        self._notice_at: float = 1
+        self._frozen: Frozen | None = None
+        self._columns = Columns()
+        self._flush_waiters: list[Outcome[None]] = []
+        self._end: tuple[TurnStatus, str | None] | None = None
+        self._ending: Ending | None = None
+        self._end_waiters: list[Outcome[Turn]] = []
+
+    # -- the writer's side ------------------------------------------------------------------
+
+    def take(self, strand: Strand, piece: str) -> None:
+        """Add a piece of text; never waits for the file."""
+        is_far_ahead = False
+        if self._mutex._is_owned():  # type: ignore[attr-defined]  # of C's RLock
+            refuse_unforeseen("write")
+        # Not acquire() and release(): Ctrl-C between acquire() and `try` would leave it locked.
+        with self._mutex:
+            if type(piece) is str and piece.isascii() and not strand.held:
+                held = ""
+                size = len(piece)
+            else:
+                piece, held = strand.joined(piece)
+                size = size_of(piece)
+            fresh_size = self._fresh_size + size
+            if fresh_size >= self._notice_at:
+                is_far_ahead = self._notice(strand, size, fresh_size)
+            strand.held = held
+            strand.size += size
+            self._fresh_size = fresh_size
+            strand.text.append(piece)
+        if is_far_ahead and not runs_event_loop():
+            # Every time the flusher comes back from SQLite it must get the interpreter again, and
+            # threads that never wait give it away every 5 ms only, each to any of the others.
+            time.sleep(_GIVE_WAY)
+
+    def _notice(self, strand: Strand, size: int, fresh_size: int) -> bool:
+        """Refuse a piece, or have the flusher look; return whether the writer is far ahead."""
+        self._require_open()
+        frozen_size = 0 if self._frozen is None else self._frozen.size
+        held_size = self._fresh_size + frozen_size
+        # A piece that is larger than the limit by itself can only be taken when nothing else is.
+        if held_size and held_size + size > self._options.max_buffered_bytes:
+            raise StreamBackpressureError
+        strand.require_room(size)
+        is_much = fresh_size >= self._options.flush_bytes
+        is_far_ahead = is_much and self.due_at <= 0
+        if is_much:
+            self.due_at = 0.0
+            # Each time: Ctrl-C may have come before the last one.
+            self._poke()
+        elif self.due_at == inf:
+            self._make_due(monotonic() + self._options.flush_interval)
+        longest = max(self.content.size, self.raw.size) - self._fresh_size
+        self._notice_at = min(
+            fresh_size + max(size, 16) * _FAR_AHEAD if is_much else self._options.flush_bytes,
+            self._options.max_buffered_bytes - frozen_size + 1,
+            MAX_TEXT_BYTES - longest + 1,
+        )
+        return is_far_ahead
+
+    def add_call(self, call: Any, *, strict: bool) -> PendingToolCall:
+        """Add a tool call without a result."""
+        value = value_of("call", call, strict=strict)
+        with self._mutex:
+            self._require_open()
+            if not strict:
+                value = self._columns.calls.fitting(value)
+            place = self._columns.calls.add(value.text)
+            self._note_calls()
+        value.log_changes("call", self.turn.id)
+        return PendingToolCall(value.plain, value.changes, partial(self._answer_call, place))
+
+    def _answer_call(self, place: int, result: Any, strict: bool) -> tuple[ValueChange, ...]:
+        value = value_of("result", result, strict=strict)
+        with self._mutex:
+            self._require_open()
+            if not strict:
+                value = self._columns.calls.fitting(value)
+            self._columns.calls.answer(place, value.text)
+            self._note_calls()
+        value.log_changes("result", self.turn.id)
+        return value.changes
+
+    def _note_calls(self) -> None:
+        self._columns.note_calls()
+        self._make_due(monotonic() + self._options.flush_interval)
+
+    def set_fields(self, fields: Mapping[str, Any]) -> None:
+        """Note columns that are to be stored, as they are stored."""
+        with self._mutex:
+            self._require_open()
+            if fields:
+                self._columns.set_figures(fields)
+                self._make_due(monotonic() + self._options.flush_interval)
+
+    def ask_for_flush(self) -> Outcome[None]:
+        """Have everything stored that was taken before."""
+        outcome: Outcome[None] = Outcome()
+        with self._mutex:
+            self._require_open()
+            if self._is_all_stored():
+                outcome.settle(None)
+            else:
+                self._flush_waiters.append(outcome)
+                self._make_due(0.0, is_awaited=True)
+        return outcome
+
+    def ask_for_end(self, status: TurnStatus, error_message: str | None = None) -> Outcome[Turn]:
+        """Have the turn ended; asked once more for the same end, wait for it or return it again."""
+        outcome: Outcome[Turn] = Outcome()
+        with self._mutex:
+            is_same = self._end == (status, error_message) and self._refusal is None
+            if self.state is StreamState.ENDED and is_same:
+                # Who asks again after an error cannot know that it was stored meanwhile.
+                outcome.settle(self.turn)
+                return outcome
+            if self.state is not StreamState.ENDING or not is_same:
+                self._require_open()
+                self._begin_end(status, error_message)
+            self._await_end(outcome)
+        return outcome
+
+    def await_end(self) -> Outcome[Turn] | None:
+        """Have the turn interrupted if nobody has asked for its end; None if it is over."""
+        outcome: Outcome[Turn] = Outcome()
+        with self._mutex:
+            if self.state in (StreamState.ENDED, StreamState.LOST):
+                return None
+            if self.state is StreamState.OPEN:
+                self._begin_end(TurnStatus.INTERRUPTED, None)
+                # Its writer has not asked for that, and is told.
+                self._refusal = TurnInterruptedError(
+                    "The stream was closed with its manager, its pool or its writer; "
+                    "its turn is interrupted and its text is kept."
+                )
+            self._await_end(outcome)
+        return outcome
+
+    def _begin_end(self, status: TurnStatus, error_message: str | None) -> None:
+        self._end = (status, error_message)
+        self._notice_at = 0
+        self.due_at = 0.0
+        self.state = StreamState.ENDING
+
+    def _await_end(self, outcome: Outcome[Turn]) -> None:
+        self._end_waiters.append(outcome)
+        self._make_due(0.0, is_awaited=True)
+
+    @property
+    def unstored_text(self) -> str:
+        """What was taken of ``content`` and is not known to be stored."""
+        return self.content.text.since(self.content.text.stored)
+
+    def _require_open(self) -> None:
+        if self._refusal is not None:
+            raise copy.copy(self._refusal)
+        if self.state is not StreamState.OPEN:
+            raise TurnFinishedError
+
+    def _make_due(self, moment: float, *, is_awaited: bool = False) -> None:
+        self.is_awaited |= is_awaited
+        if moment < self.due_at or is_awaited:
+            self.due_at = min(moment, self.due_at)
+            self._poke()
+
+    def _is_all_stored(self) -> bool:
+        return (
+            self._frozen is None
+            and self.content.frozen == self.content.text.length
+            and self.raw.frozen == self.raw.text.length
+            and not self._columns.has_new
+        )
+
+    # -- the flusher's side -----------------------------------------------------------------
+
+    def next_chunk(self, *, ends_now: bool) -> Chunk | None:
+        """Return what is to be stored: the chunk that was not acknowledged yet, or a new one.
+
+        Args:
+            ends_now: whether ``next_ending`` takes what is new.
+        """
+        with self._mutex:
+            self.is_awaited = False
+            if self._frozen is not None:
+                return self._frozen.chunk
+            if ends_now or self._ending is not None or self.state is StreamState.LOST:
+                return None
+            waiters, self._flush_waiters = self._flush_waiters, []
+            if self.state is StreamState.OPEN:
+                self.due_at = inf
+                self._notice_at = 1
+            chunk = None if self._is_all_stored() else self._freeze(waiters)
+        if chunk is None:
+            settle(waiters, None)
+        return chunk
+
+    def _freeze(self, waiters: list[Outcome[None]]) -> Chunk:
+        content, raw = self.content, self.raw
+        ends = content.text.length, raw.text.length
+        chunk = Chunk(
+            self.turn.id,
+            self.turn.response_id,
+            self._next_seq,
+            content.text.since(content.frozen, ends[0]),
+            raw.text.since(raw.frozen, ends[1]),
+            self._columns.take(),
+            now(),
+        )
+        self._next_seq += 1
+        self._frozen = Frozen(chunk, ends, self._fresh_size, waiters)
+        content.frozen, raw.frozen = ends
+        self._fresh_size = 0
+        return chunk
+
+    def next_ending(self) -> Ending:
+        """Return how the turn is to end, behind the chunk; the same each time."""
+        with self._mutex:
+            if self._ending is None:
+                self._ending = self._final()
+            return self._ending
+
+    def _final(self) -> Ending:
+        assert self._end is not None
+        for strand in (self.content, self.raw):
+            if strand.held:
+                # The other half has not come.
+                strand.held = ""
+                strand.text.append("\ufffd")
+        status, error_message = self._end
+        fields = self._columns.take_last()
+        if error_message is not None:
+            fields["error_message"] = error_message
+        return Ending(
+            self.turn.id,
+            self.turn.response_id,
+            status,
+            self.content.text.since(self.content.frozen),
+            self.raw.text.since(self.raw.frozen),
+            fields,
+            now(),
+        )
+
+    def note_stored(self) -> None:
+        """Note that the frozen chunk is committed."""
+        with self._mutex:
+            frozen, self._frozen = self._frozen, None
+            assert frozen is not None
+            self.content.text.mark_stored(frozen.content_end)
+            self.raw.text.mark_stored(frozen.raw_end)
+            self.content.stored_size += frozen.content_size
+            self.raw.stored_size += frozen.raw_size
+        settle(frozen.waiters, None)
+
+    def note_ended(self, turn: Turn) -> None:
+        """Note that the end is committed."""
+        with self._mutex:
+            self.turn = turn
+            self.state = StreamState.ENDED
+            self._mark_all_stored()
+            flush_waiters, end_waiters = self._take_waiters()
+        settle(flush_waiters, None)
+        settle(end_waiters, turn)
+
+    def note_failure(self, error: BaseException) -> None:
+        """Tell those who wait that it was not stored this time; it is tried again."""
+        with self._mutex:
+            self.due_at = 0.0
+            flush_waiters, end_waiters = self._take_waiters()
+        fail([*flush_waiters, *end_waiters], error)
+
+    def refuse(self, error: BaseException) -> None:
+        """Take nothing more: the turn cannot be written any more."""
+        with self._mutex:
+            self._refuse(error)
+
+    def _refuse(self, error: BaseException) -> None:
+        self.state = StreamState.LOST
+        self._refusal = error
+        self._notice_at = 0
+        self.due_at = inf
+
+    def unstored(self) -> tuple[list[Remainder], dict[str, Any]]:
+        """Return what a turn that somebody else has ended has not got.
+
+        Returns:
+            Its texts, by what it may have got of them, and other columns.
+        """
+        with self._mutex:
+            for strand in (self.content, self.raw):
+                strand.note_kept_so_far()
+            unsure = {} if self._frozen is None else self._frozen.chunk.fields
+            last = {} if self._ending is None else {**self._ending.fields}
+            # How it ended is told by who has ended it.
+            last.pop("error_message", None)
+            columns = self._columns.take_unstored(unsure, last)
+            return remainders_of(self.content, self.raw, self._frozen), columns
+
+    def note_kept(self) -> None:
+        """Note that the last remainders are stored."""
+        with self._mutex:
+            if self._frozen is not None:
+                self._flush_waiters += self._frozen.waiters
+                self._frozen = None
+            for strand in (self.content, self.raw):
+                strand.note_kept()
+
+    def refuse_if_kept(self, error: BaseException, turn: Turn | None) -> bool:
+        """Take nothing more, if everything that was taken is stored; return whether it is.
+
+        Args:
+            error: what more is refused with.
+            turn: as it is stored, if it could be read.
+        """
+        with self._mutex:
+            is_kept = all(each.text.stored == each.text.length for each in (self.content, self.raw))
+            if not is_kept or self._columns.has_new:
+                return False
+            # In this order: who is refused, or asks whether it is over, finds the turn there.
+            self.turn = turn or self.turn
+            self._refuse(error)
+            return True
+
+    def lose(self, error: BaseException, turn: Turn | None = None) -> None:
+        """Give up; who waits gets the error, and so does who comes.
+
+        Args:
+            error: why.
+            turn: as somebody else has ended it.
+        """
+        self.refuse(error)
+        with self._mutex:
+            self.turn = turn or self.turn
+            flush_waiters, end_waiters = self._take_waiters()
+        fail([*flush_waiters, *end_waiters], error)
+
+    def forget_after_fork(self, error: BaseException) -> None:
+        """Refuse everything in a forked child, whoever held the mutex in the parent."""
+        self._mutex = threading.RLock()
+        self._flush_waiters, self._end_waiters = [], []
+        self.refuse(error)
+
+    def _mark_all_stored(self) -> None:
+        for strand in (self.content, self.raw):
+            strand.text.mark_stored(strand.text.length)
+
+    def _take_waiters(self) -> tuple[list[Outcome[None]], list[Outcome[Turn]]]:
+        flush_waiters, self._flush_waiters = self._flush_waiters, []
+        if self._frozen is not None:
+            flush_waiters += self._frozen.waiters
+            self._frozen.waiters = []
+        end_waiters, self._end_waiters = self._end_waiters, []
+        return flush_waiters, end_waiters

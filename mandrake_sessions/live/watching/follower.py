@@ -1,0 +1,380 @@
+"""The thread of one open file that finds out what has changed and hands it to those who watch.
+
+It is woken by the commits of this process, by the notifier for those of others, and by writers
+whose text has grown. There is one as long as somebody watches::
+
+    commit here ──────┐                      ┌─► mailbox ─► iterator, in its caller's thread
+    notifier ─────────┼─► follower reads ────┼─► mailbox ─► async iterator, in its event loop
+    text has grown ───┘   the changes        └─► mailbox ─► listener, in an announcer's thread
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+from mandrake_sessions.concurrency.gate import Gate
+from mandrake_sessions.concurrency.threads import start
+from mandrake_sessions.database.connection.transaction import ReadUnit
+from mandrake_sessions.database.files.notification import Ladder, notifier
+from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.errors import (
+    CorruptDatabaseError,
+    DatabaseMovedError,
+    ForkedPoolError,
+    MandrakeSessionsError,
+    NotADatabaseError,
+    PoolClosedError,
+)
+from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.live.watching.listeners import Announcer, Listener
+from mandrake_sessions.live.watching.mailbox import Mailbox
+from mandrake_sessions.live.watching.targets import Joining
+from mandrake_sessions.live.watching.turn_states import KnownTurn
+from mandrake_sessions.live.watching.watched import Watched
+from mandrake_sessions.log import get_logger
+
+T = TypeVar("T")
+
+_PACE: Final = 0.001
+"""Seconds from a look at the changes to the next one that other processes' writes ask for."""
+
+_LOOK_SHARE: Final = 3
+"""How many times as long as a look takes the next one waits, however many commits there are."""
+
+_GROWTH_PACE: Final = 0.005
+"""Seconds between two tellings of text in flight: 200 a second is more than an eye sees."""
+
+_GROWTH_PAUSE: Final = 0.0002
+"""Seconds more for each subscriber told: waking 100 threads 200 times a second took 70 % of a core,
+and the writers need it."""
+
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
+_CLOSE_PATIENCE: Final = 1.0
+
+_ENDS: Final = (
+    CorruptDatabaseError,
+    NotADatabaseError,
+    DatabaseMovedError,
+    PoolClosedError,
+    ForkedPoolError,
+)
+"""Errors of a read after which there is nothing to follow any more."""
+
+
+class Follower:
+    """Tells the subscribers of one open file what has changed.
+
+    Args:
+        file: the open file.
+        texts: the texts of this process's writers, by turn; somebody else adds and removes.
+    """
+
+    def __init__(self, file: DatabaseFile, texts: dict[str, GrowingText]) -> None:
+        self._file = file
+        self._texts = texts
+        self._failure: MandrakeSessionsError | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._mutex = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._members: dict[Mailbox, None] = {}
+        self._announcer = Announcer()
+        self._watched = Watched(self._read, self._texts, self._note_growth, self._drop_member)
+        # What is asked of the thread. Appending takes no lock: a finalizer may do it.
+        self._asked: deque[Callable[[], None]] = deque()
+        self._grown: deque[KnownTurn] = deque()
+        self._signal: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_awake = False
+        self._has_committed = False
+        self._is_notified = False
+        self._ladder = Ladder()
+        self._next_look = 0.0
+        self._next_growth = 0.0
+        self._pause = 0.0
+
+    # -- asked by others --------------------------------------------------------------------
+
+    @property
+    def subscriptions(self) -> int:
+        """How many subscribers there are."""
+        return len(self._members)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody watches, and nobody is being told the last word."""
+        return not self._members and self._thread is None
+
+    def subscriptions_of(self, holder: object) -> int:
+        """Return how many of them belong to one manager."""
+        return sum(mailbox.is_of(holder) for mailbox in tuple(self._members))
+
+    def require_no_lease(self, operation: str) -> None:
+        """Raise ReentrantScopeError in a thread that holds a lease of the file."""
+        self._file.require_no_lease(operation)
+
+    def subscribe(self, joining: Joining) -> None:
+        """Have a subscriber let in; ``joining`` is settled when it is, or with why not.
+
+        Raises:
+            ThreadStartError: no thread can be started that finds updates for it.
+        """
+        with self._mutex:
+            self._require_alive()
+            if self._thread is None:
+                # First: the system may have no more. It looks for work under this lock.
+                self._start()
+            self._members[joining.mailbox] = None
+            self._asked.append(lambda: self._join(joining))
+        self._rouse()
+
+    def listener(self, holder: object, call: Callable[[Any], object]) -> Listener:
+        """Return a listener whose mailbox can be subscribed.
+
+        Raises:
+            ThreadStartError: no thread can be started that calls it.
+        """
+        self._require_alive()
+        self._announcer.require_thread()
+        return Listener(self._announcer, holder, call)
+
+    def leave(self, mailbox: Mailbox) -> None:
+        """Forget a subscriber; takes no lock, so a finalizer may call it."""
+        if mailbox not in self._members:
+            return
+        # In this order: the thread ends when nobody is left and nothing is asked.
+        self._asked.append(lambda: self._watched.leave(mailbox))
+        self._members.pop(mailbox, None)
+        self._rouse()
+
+    def wake(self) -> None:
+        """Note that this process has committed something; takes no lock and does not wait."""
+        if self._members:
+            self._has_committed = True
+            self._rouse()
+
+    def close_holder(self, holder: object) -> None:
+        """End the subscriptions of a manager that closes, after the last states."""
+        mine = [mailbox for mailbox in tuple(self._members) if mailbox.is_of(holder)]
+        if not mine:
+            return
+        self._finish(lambda: self._watched.end_of(holder))
+        for mailbox in mine:
+            mailbox.end()
+            self.leave(mailbox)
+
+    def close(self) -> None:
+        """End every subscription, and the threads: the file is about to close."""
+        closed = PoolClosedError(path=self._file.path)
+        with self._mutex:
+            self._failure = self._failure or closed
+            thread = self._thread
+        if thread is not None:
+            self._finish(lambda: self._end_after_last_look(closed))
+            thread.join(_CLOSE_PATIENCE)
+        for mailbox in tuple(self._members):
+            mailbox.end(copy.copy(closed))
+            self._members.pop(mailbox, None)
+        self._announcer.stop()
+
+    def fail(self, error: MandrakeSessionsError) -> None:
+        """End every subscription with an error; only noted here, the caller may hold a lease."""
+        self._failure = error
+        self._asked.append(lambda: self._end_all(error))
+        self._rouse()
+
+    def forget_after_fork(self) -> None:
+        """Let go, in a child, of the threads and subscribers, which are the parent's."""
+        self._failure = ForkedPoolError(path=self._file.path)
+        members = tuple(self._members)
+        self._reset()
+        for mailbox in members:
+            mailbox.forget_after_fork()
+
+    def _require_alive(self) -> None:
+        if self._failure is not None:
+            # One for each who is told: a traceback grows with each raise.
+            raise copy.copy(self._failure)
+
+    def _finish(self, work: Callable[[], None]) -> None:
+        """Have the thread look once more and then do ``work``; wait for it, but not for ever."""
+        done = Gate()
+
+        def work_and_tell() -> None:
+            try:
+                work()
+            finally:
+                done.set()
+
+        with self._mutex:
+            if self._thread is None or self._thread is threading.current_thread():
+                return
+            self._asked.append(work_and_tell)
+        self._rouse()
+        done.wait(_CLOSE_PATIENCE)
+
+    def _rouse(self) -> None:
+        """Wake the thread, once for all that comes before it looks."""
+        if not self._is_awake:
+            self._is_awake = True
+            self._signal.put(None)
+
+    def _note_file(self) -> None:
+        self._is_notified = True
+        self._rouse()
+
+    def _note_growth(self, known: KnownTurn) -> None:
+        self._grown.append(known)
+        self._rouse()
+
+    def _drop_member(self, mailbox: Mailbox) -> None:
+        self._members.pop(mailbox, None)
+
+    # -- the thread -------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        notifier.watch(self, self._file.path, self._note_file)
+        thread = threading.Thread(target=self._run, name="mandrake-follower", daemon=True)
+        self._thread = thread
+        try:
+            start(thread)
+        except BaseException:
+            # After Ctrl-C it may run all the same, or not: one that has not begun is not counted.
+            if thread.ident is None:
+                self._thread = None
+                notifier.forget(self)
+            raise
+
+    def _run(self) -> None:
+        with self._mutex:
+            if self._thread is not threading.current_thread():
+                return
+        while not self._is_done():
+            with contextlib.suppress(queue.Empty):
+                self._signal.get(timeout=self._seconds_to_wait())
+            # Before anything is looked at: who comes from now on rouses again.
+            self._is_awake = False
+            self._work()
+
+    def _is_done(self) -> bool:
+        """Whether nobody is left; decided under the lock, so that a new one starts a thread."""
+        if self._is_needed():
+            return False
+        with self._mutex:
+            if self._is_needed():
+                return False
+            self._thread = None
+            notifier.forget(self)
+        self._announcer.stop()
+        return True
+
+    def _is_needed(self) -> bool:
+        """Whether somebody watches, or the last word waits behind a listener that blocks."""
+        is_behind = self._failure is None and self._announcer.is_behind
+        return bool(self._members or self._asked or is_behind)
+
+    def _seconds_to_wait(self) -> float | None:
+        now = monotonic()
+        due = [self._look_due(), self._growth_due()]
+        stuck = self._announcer.look_after()
+        due.append(None if stuck is None else now + stuck)
+        times = [time for time in due if time is not None]
+        if self._asked:
+            return 0.0
+        return max(0.0, min(times) - now) if times else None
+
+    def _look_due(self) -> float | None:
+        if self._has_committed:
+            return self._next_look
+        # This process's own commits cause notifications too, mostly before they can be seen.
+        if self._is_notified:
+            return self._next_look + _PACE
+        if self._ladder.due is None:
+            return None
+        return max(self._ladder.due, self._next_look + _PACE)
+
+    def _growth_due(self) -> float | None:
+        return self._next_growth if self._grown else None
+
+    def _work(self) -> None:
+        """Do what is due: look, let in and out, tell of growth."""
+        now = monotonic()
+        due = self._look_due()
+        if self._asked or (due is not None and now >= due):
+            self._attempt(self._look)
+        while self._asked:
+            self._attempt(self._asked.popleft())
+        growth_due = self._growth_due()
+        if growth_due is not None and now >= growth_due:
+            self._attempt(self._tell_growth)
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Do one thing; what fails is tried again, and ends nothing but what cannot go on."""
+        try:
+            work()
+        except _ENDS as error:
+            self._end_all(error)
+        except Exception as error:  # noqa: BLE001  # tried again: watchers rely on this thread
+            self._pause_after(error)
+
+    def _look(self) -> None:
+        """Look for changes; the flags are taken down first, and up again if it fails."""
+        if self._is_notified:
+            self._is_notified = False
+            self._ladder.start(monotonic())
+        self._has_committed = False
+        began = monotonic()
+        try:
+            found = self._watched.look()
+        except BaseException:
+            self._has_committed = True
+            raise
+        now = monotonic()
+        self._pause = 0.0
+        self._next_look = now + _LOOK_SHARE * (now - began)
+        self._ladder.climb(now, found=found)
+
+    def _tell_growth(self) -> None:
+        grown = [self._grown.popleft() for _ in range(len(self._grown))]
+        told = self._watched.turns.tell_growth(grown)
+        self._next_growth = monotonic() + max(_GROWTH_PACE, _GROWTH_PAUSE * told)
+
+    def _join(self, joining: Joining) -> None:
+        try:
+            self._require_alive()
+            self._watched.join(joining)
+        except Exception as error:  # noqa: BLE001  # whatever it is: the one who joins gets it
+            self._members.pop(joining.mailbox, None)
+            joining.settle(error)
+        else:
+            joining.settle()
+
+    def _end_after_last_look(self, error: MandrakeSessionsError) -> None:
+        try:
+            self._watched.look()
+        finally:
+            self._end_all(error)
+
+    def _end_all(self, error: MandrakeSessionsError) -> None:
+        self._watched.end_all(error)
+
+    def _pause_after(self, error: Exception) -> None:
+        """Try again a little later; told once until it succeeds."""
+        if not self._pause:
+            get_logger(__name__).warning(
+                "follower_failed", path=str(self._file.path), error=str(error)
+            )
+        self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)
+        self._next_look = monotonic() + self._pause
+
+    def _read(self, work: ReadUnit[T]) -> T:
+        # While the file closes too: its streams are ended then, and that is told.
+        return self._file.fetch(work, "follow", even_refused=True)

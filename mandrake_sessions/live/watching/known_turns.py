@@ -1,0 +1,115 @@
+"""The turns that somebody watches in one file: taken in, kept up, posted to who wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.live.watching.targets import Target
+from mandrake_sessions.live.watching.turn_states import KnownTurn
+from mandrake_sessions.records.feed import StoredTurn
+
+
+class KnownTurns:
+    """Every watched turn of a file, once, whoever watches it.
+
+    Args:
+        texts: the texts of this process's writers, by turn.
+        poke: told, in a writer's thread, that the text of a turn has grown.
+
+    Attributes:
+        foreign: those that are streaming, and not by a writer of this process.
+    """
+
+    def __init__(self, texts: dict[str, GrowingText], poke: Callable[[KnownTurn], None]) -> None:
+        self._texts = texts
+        self._poke = poke
+        self._by_id: dict[str, KnownTurn] = {}
+        self.foreign: dict[str, KnownTurn] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def find(self, id: str) -> KnownTurn | None:
+        """Return a turn if it is known."""
+        return self._by_id.get(id)
+
+    def of_round(self, round_id: str) -> list[KnownTurn]:
+        """Return the known turns of a round."""
+        return [known for known in self._by_id.values() if known.round_id == round_id]
+
+    def is_of_writer_here(self, known: KnownTurn) -> bool:
+        """Whether a writer of this process has the turn's text."""
+        return known.id in self._texts
+
+    def take_in(self, stored: StoredTurn, targets: tuple[Target, ...]) -> KnownTurn:
+        """Take in a turn's row, and post its state where it is newer than what was known.
+
+        The caller drops its text, if nobody needs it any more.
+        """
+        id = stored.turn.id
+        known = self._by_id.get(id) or KnownTurn(stored, self._poke)
+        is_newer = known.advance(stored, self._texts.get(id))
+        self._by_id[id] = known
+        for target in targets:
+            target.turns[id] = known
+        self.keep_for(known, targets)
+        if is_newer:
+            _post_state(known)
+        return known
+
+    def keep_for(self, known: KnownTurn, targets: tuple[Target, ...]) -> None:
+        """Note what a turn is watched for; forget it if that is nothing."""
+        known.targets = targets
+        if not targets:
+            known.stop_listening()
+            self._by_id.pop(known.id, None)
+        if targets and not known.is_local and not known.is_finished:
+            self.foreign[known.id] = known
+        else:
+            self.foreign.pop(known.id, None)
+
+    def drop_text(self, known: KnownTurn) -> None:
+        """Forget the text of a turn that has ended, if only sessions are watched."""
+        if known.is_finished and not any(target.keeps_texts for target in known.targets):
+            known.drop_text()
+
+    def delete(self, known: KnownTurn) -> tuple[Target, ...]:
+        """Tell that a turn is gone, and forget it; return what it was watched for."""
+        state = known.deleted()
+        targets = known.targets
+        self.keep_for(known, ())
+        for target in targets:
+            target.post(state)
+            target.turns.pop(known.id, None)
+        return targets
+
+    def tell_growth(self, grown: Iterable[KnownTurn]) -> int:
+        """Post the states of turns whose text has grown in this process.
+
+        Returns:
+            How many subscribers were told.
+        """
+        told = 0
+        for known in grown:
+            # Before the length is read: what comes after that is noted again.
+            known.has_grown = False
+            if post_growth(known):
+                told += sum(len(target.members) for target in known.targets)
+        return told
+
+
+def post_growth(known: KnownTurn) -> bool:
+    """Post the state of a turn if its text has grown; return whether it has."""
+    state = known.state
+    if state is None or state.text is None or state.text.length <= known.told_length:
+        return False
+    _post_state(known)
+    return True
+
+
+def _post_state(known: KnownTurn) -> None:
+    if known.state is not None:
+        known.told_length = known.state.length()
+        for target in known.targets:
+            target.post(known.state)

@@ -1,0 +1,268 @@
+"""What a follower knows of a turn: its newest state, and how its text went on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.models import Turn, TurnStatus
+from mandrake_sessions.records.feed import StoredTurn
+
+if TYPE_CHECKING:
+    from mandrake_sessions.live.watching.targets import Target
+
+# Of texts that were replaced, not continued; who is further behind begins at 0.
+_KEPT_AGREEMENTS = 32
+
+
+class TurnState:
+    """A state of a turn, shared by all who are told of it.
+
+    Attributes:
+        known: the turn it is a state of.
+        turn: its fields; ``content`` is empty where the text grows.
+        text: what grows; None where ``turn.content`` is the text.
+        version: counts the texts that did not begin with the one before.
+        limit: where this state's text ends, once the follower has gone on to another one.
+    """
+
+    __slots__ = ("is_deleted", "known", "limit", "text", "turn", "version")
+
+    def __init__(
+        self, known: KnownTurn, turn: Turn, text: GrowingText | None, *, is_deleted: bool = False
+    ) -> None:
+        self.known = known
+        self.turn = turn
+        self.text = text
+        self.version = known.version
+        self.limit: int | None = None
+        self.is_deleted = is_deleted
+
+    def length(self) -> int:
+        """Return how long the text is this moment."""
+        if self.text is None:
+            return len(self.turn.content)
+        # In this order: the follower sets the limit to a length that it reads after this one.
+        length = self.text.length
+        return length if self.limit is None else min(length, self.limit)
+
+    def since(self, offset: int, length: int) -> str:
+        """Return the text between two offsets."""
+        if self.text is None:
+            return self.turn.content[offset:length]
+        return self.text.since(offset, length)
+
+
+class Told(NamedTuple):
+    """What a subscriber has been told of a turn."""
+
+    known: KnownTurn
+    revision: int
+    version: int
+    length: int
+
+
+class KnownTurn:
+    """A turn that somebody watches.
+
+    Args:
+        stored: its row.
+        poke: told, in the writer's thread, that a text of this process has grown.
+
+    Attributes:
+        state: the newest one; None when the turn has ended and only sessions are watched, which
+            keep no text of what has ended.
+        outline: the turn of the newest state without what can be long.
+        has_tool_calls: whether it has any.
+        targets: what is watched and has this turn in it.
+        owner: the process that streams it.
+        last_chunk: the last chunk in the text; None where no writer streams it.
+        is_local: whether the text is that of a writer of this process.
+        has_grown: whether a growth is noted that nobody was told of.
+        told_length: how long the text was when watchers were last told of its growth.
+        version: of the text.
+    """
+
+    __slots__ = (
+        "_agreements",
+        "_digest",
+        "_poke",
+        "has_grown",
+        "has_tool_calls",
+        "id",
+        "is_local",
+        "last_chunk",
+        "outline",
+        "owner",
+        "round_id",
+        "session_id",
+        "state",
+        "targets",
+        "told_length",
+        "version",
+    )
+
+    def __init__(self, stored: StoredTurn, poke: Callable[[KnownTurn], None]) -> None:
+        self.id = stored.turn.id
+        self.session_id = stored.session_id
+        self.round_id = stored.round_id
+        self.state: TurnState | None = None
+        self.outline = stored.turn
+        self.has_tool_calls = False
+        self.targets: tuple[Target, ...] = ()
+        self.owner: str | None = None
+        self.last_chunk: int | None = None
+        self.is_local = False
+        self.has_grown = False
+        self.told_length = 0
+        self.version = 0
+        self._poke = poke
+        self._digest: tuple[int, int] | None = None
+        self._agreements: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has ended."""
+        return self.outline.status.is_finished
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether nothing is to come after it: a turn with tool calls is one with more to come."""
+        status = self.outline.status
+        if status is TurnStatus.COMPLETED:
+            return not self.has_tool_calls
+        return status.is_finished
+
+    def advance(self, stored: StoredTurn, local: GrowingText | None) -> bool:
+        """Take in a row; return whether it, or its text, is newer than what was known.
+
+        Args:
+            stored: the row.
+            local: the text of the writer, where that is of this process.
+        """
+        turn = stored.turn
+        is_first = self.state is None and self._digest is None
+        if not is_first and turn.revision < self.outline.revision:
+            return False
+        is_newer = is_first or turn.revision > self.outline.revision
+        if not is_newer and self.is_finished:
+            if self.state is None:
+                self._take(turn, None)
+            return False
+        self.owner = stored.owner
+        text = self._text_of(stored, local)
+        self._take(turn, text, is_local=text is not None and text is local)
+        return is_newer or (text is not None and text.length > self.told_length)
+
+    def _text_of(self, stored: StoredTurn, local: GrowingText | None) -> GrowingText | None:
+        """Return what grows, or None where the row has the text."""
+        content = stored.turn.content
+        self.last_chunk = None if stored.turn.status.is_finished else stored.last_chunk
+        if self.last_chunk is None:
+            self._go_on_with(content)
+            return None
+        present = None if self.state is None else self.state.text
+        if local is not None:
+            if present is not local:
+                self._go_on_with(local.since(0))
+            return local
+        if present is None or self.is_local:
+            self._go_on_with(content)
+            return GrowingText(content)
+        _append_stored(present, content[present.length :])
+        return present
+
+    def _take(self, turn: Turn, text: GrowingText | None, *, is_local: bool = False) -> None:
+        """Make these the newest state."""
+        before = None if self.state is None else self.state.text
+        if before is not text:
+            self.stop_listening()
+            self.told_length = 0
+        self.is_local = is_local
+        if text is not None and is_local:
+            text.on_growth = self.poke
+        self.outline = msgspec.structs.replace(turn, content="", raw_response="", tool_calls=())
+        self.has_tool_calls = bool(turn.tool_calls)
+        if text is not None:
+            turn = msgspec.structs.replace(turn, content="")
+        self.state = TurnState(self, turn, text)
+        self._digest = None
+
+    def append(self, content: str, seq: int) -> None:
+        """Take in a chunk that another process has stored."""
+        self.last_chunk = seq
+        if self.state is not None and self.state.text is not None:
+            _append_stored(self.state.text, content)
+
+    def poke(self) -> None:
+        """Note, in the writer's thread, that the text has grown."""
+        if not self.has_grown:
+            self.has_grown = True
+            self._poke(self)
+
+    def offset_for(self, told: Told | None, state: TurnState) -> int:
+        """Return how much of a state's text is what a subscriber was told before."""
+        if told is None or told.known is not self:
+            return 0
+        passed = [
+            agreed
+            for version, agreed in self._agreements
+            if told.version < version <= state.version
+        ]
+        if len(passed) < state.version - told.version:
+            return 0
+        return min([told.length, *passed])
+
+    def deleted(self) -> TurnState:
+        """Return the state of the turn after its deletion."""
+        self.stop_listening()
+        return TurnState(self, self.outline, None, is_deleted=True)
+
+    def drop_text(self) -> None:
+        """Forget the text of a turn that has ended; its digest tells whether it changes."""
+        if self.state is not None and self.is_finished:
+            content = self.state.turn.content
+            self._digest = (len(content), hash(content))
+            self.state = None
+
+    def stop_listening(self) -> None:
+        """Let go of the writer's text."""
+        if self.state is not None and self.state.text is not None:
+            self.state.text.on_growth = None
+
+    def _go_on_with(self, content: str) -> None:
+        """Find out how far a new text agrees with the one before."""
+        if self.state is not None:
+            self.state.limit = length = self.state.length()
+            before = self.state.since(0, length)
+            if content.startswith(before):
+                return
+            agreed = agreement(before, content)
+        elif self._digest is None or self._digest == (len(content), hash(content)):
+            return
+        else:
+            agreed = 0
+        self.version += 1
+        self._agreements = (*self._agreements, (self.version, agreed))[-_KEPT_AGREEMENTS:]
+
+
+def agreement(one: str, other: str) -> int:
+    """Return how many characters two texts have in common at their beginning."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _append_stored(text: GrowingText, piece: str) -> None:
+    """Append what is committed already."""
+    if piece:
+        text.append(piece)
+        text.mark_stored(text.length)
