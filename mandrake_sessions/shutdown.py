@@ -25,11 +25,11 @@ from typing import Any, Protocol
 import msgspec
 
 from mandrake_sessions import arguments
+from mandrake_sessions.concurrency.fork import current_pid
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.error_codes import pass_on_timeout
 from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
-from mandrake_sessions.database.sqlite_library import current_pid
 from mandrake_sessions.errors import InvalidArgumentError, ShutdownHookError, ThreadStartError
 from mandrake_sessions.log import get_logger
 

@@ -14,10 +14,10 @@ from time import monotonic
 from typing import Any, Final
 
 from mandrake_sessions.aio.calls import Call, tell_all
+from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.leasing.queue import Errand, Waiter
 from mandrake_sessions.database.pool.handle import DatabaseHandle
-from mandrake_sessions.database.sqlite_library import after_fork
 from mandrake_sessions.errors import NotInitializedError, ThreadStartError, TransactionLostError
 
 IDLE_SECONDS: Final = 5.0

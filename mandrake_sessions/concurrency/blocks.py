@@ -25,7 +25,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
-from mandrake_sessions.database.sqlite_library import after_fork
+from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.log import get_logger
 
 P = ParamSpec("P")

@@ -1,24 +1,20 @@
-"""What must never happen unseen: a second SQLite library, an unsafe SQLite, a fork."""
+"""Which SQLite this process has: a safe version, and no second library of it."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import sys
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import apsw
 
-from mandrake_sessions.errors import ReentrantScopeError, UnsupportedSQLiteError
+from mandrake_sessions.errors import UnsupportedSQLiteError
 from mandrake_sessions.log import get_logger
 
 _FIXED = (3, 51, 3)
 _BACK_PORTS = {(3, 50): 7, (3, 44): 6}
 _FIRST_WAL = (3, 7, 0)
+
+_warned_of: list[Path] = []
 
 
 def is_safe_sqlite(version: str) -> bool:
@@ -71,104 +67,8 @@ def warn_of_second_sqlite(path: Path) -> None:
     own. What does harm is to open one of ours with it.
     """
     module = sys.modules.get("_sqlite3")
-    if module is not None and not _process.has_warned:
-        _process.has_warned = True
+    if module is not None and not _warned_of:
+        _warned_of.append(path)
         get_logger(__name__).warning(
             "second_sqlite", path=str(path), library=str(getattr(module, "__file__", "_sqlite3"))
         )
-
-
-class _Process:
-    """Which process this is, known without a system call."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.has_warned = False
-        self.in_child: list[Callable[[], None]] = []
-        self.graveyard: list[Any] = []
-        self.inherited: list[Callable[[], None]] = []
-        self.closing = threading.Lock()
-
-    def forked(self) -> None:
-        self.pid = os.getpid()
-        self.closing = threading.Lock()
-        for tell in self.in_child:
-            tell()
-
-
-_process = _Process()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_process.forked)
-
-
-def current_pid() -> int:
-    """Return this process's id; about 40 ns where ``os.getpid`` takes 150."""
-    return _process.pid
-
-
-def after_fork(tell: Callable[[], None]) -> None:
-    """Have ``tell`` called in a child right after a fork."""
-    _process.in_child.append(tell)
-
-
-def bury(connection: object) -> None:
-    """Keep a parent's object alive for ever in a forked child, past the interpreter's end too.
-
-    What it was doing at the fork is the parent's: closing it, or letting it be collected, would
-    end a transaction in memory that both processes share.
-    """
-    _process.graveyard.append(connection)
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
-
-
-def close_later(close: Callable[[], None]) -> None:
-    """Have ``close`` called before a forked child uses SQLite for the first time.
-
-    Not at the fork: another thread of the parent may have had one of SQLite's own locks, which
-    nothing in the child releases. A child that never uses a database must not wait for it.
-    """
-    _process.inherited.append(close)
-
-
-def close_inherited() -> None:
-    """Close what this process has inherited; to be called before SQLite opens any file."""
-    if _process.inherited:
-        with _process.closing:
-            while _process.inherited:
-                _process.inherited[-1]()
-                _process.inherited.pop()
-
-
-_PACKAGE = str(Path(__file__).parent.parent) + os.sep
-
-
-def caller_outside() -> str:
-    """Return ``file:line`` of the nearest frame outside this package: where the host called."""
-    return next(callers_outside())
-
-
-def callers_outside() -> Iterator[str]:
-    """Yield ``file:line`` of each place where the host called into this package, inner first."""
-    frame: FrameType | None = sys._getframe(1)
-    was_inside = True
-    while frame is not None:
-        name = frame.f_code.co_filename
-        is_inside = name.startswith(_PACKAGE) or name.endswith(f"{os.sep}contextlib.py")
-        if was_inside and not is_inside:
-            yield f"{name}:{frame.f_lineno}"
-        was_inside = is_inside
-        frame = frame.f_back
-
-
-def reentrant_error(inner: str, outer: str) -> ReentrantScopeError:
-    """Return the error that names both places; the outer call is on this thread's own stack."""
-    places = [*callers_outside(), "", ""]
-    if " at " not in inner:
-        inner = f"{inner} at {places[0]}"
-    if " at " not in outer:
-        outer = f"{outer} at {places[1]}"
-    return ReentrantScopeError(
-        f"{inner} needs the database, which this thread already holds for {outer}; "
-        "pass the open transaction on."
-    )

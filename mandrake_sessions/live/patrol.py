@@ -14,10 +14,10 @@ import weakref
 from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
+from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.files.paths import leads_elsewhere
 from mandrake_sessions.database.open_file.file import DatabaseFile
-from mandrake_sessions.database.sqlite_library import after_fork
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseMovedError,

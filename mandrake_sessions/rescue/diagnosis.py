@@ -16,6 +16,7 @@ from typing import Final
 import apsw
 
 from mandrake_sessions import arguments
+from mandrake_sessions.concurrency.fork import close_inherited
 from mandrake_sessions.database.connection.header import MAGIC, SMALLEST_PAGE, page_size_of
 from mandrake_sessions.database.error_codes import free_bytes, translate
 from mandrake_sessions.database.files import owner
@@ -34,7 +35,7 @@ from mandrake_sessions.database.files.turnstile import turnstile_path
 from mandrake_sessions.database.health.place import advised, check_place
 from mandrake_sessions.database.health.wording import LOW_DISK, counted, listed, readable_size
 from mandrake_sessions.database.lock_holder import Users, find_users
-from mandrake_sessions.database.sqlite_library import close_inherited, is_safe_sqlite, second_sqlite
+from mandrake_sessions.database.sqlite_library import is_safe_sqlite, second_sqlite
 from mandrake_sessions.engine.health import HealthCheck, HealthLevel, HealthReport, HealthStatus
 from mandrake_sessions.errors import DatabaseError
 from mandrake_sessions.rescue.contents import Contents

@@ -16,6 +16,7 @@ import apsw
 
 from mandrake_sessions import tables
 from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.concurrency.fork import close_inherited
 from mandrake_sessions.database.connection.backup import verify
 from mandrake_sessions.database.connection.connection import Connection, open_connection
 from mandrake_sessions.database.connection.transaction import foreign_keys_off
@@ -27,7 +28,6 @@ from mandrake_sessions.database.files.pages import Pages, open_pages
 from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.migrations.head import bring_to_head
 from mandrake_sessions.database.retry import Budget
-from mandrake_sessions.database.sqlite_library import close_inherited
 from mandrake_sessions.errors import DatabaseError, DatabaseMissingError, SalvageError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.options import DatabaseOptions, Durability

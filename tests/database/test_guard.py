@@ -28,9 +28,9 @@ from kernel_locks import own_lock_lines
 from structlog.testing import capture_logs
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError, PoolClosedError
+from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.database import sqlite_library
 from mandrake_sessions.database.pool.handle import DatabaseHandle
-from mandrake_sessions.database.sqlite_library import caller_outside
 
 MakePool = Callable[..., ConnectionPool]
 

@@ -17,9 +17,9 @@ from urllib.parse import quote
 
 import apsw
 
+from mandrake_sessions.concurrency.fork import keep_alive
 from mandrake_sessions.database.files.paths import Identity, companions, descriptors_on, may_write
 from mandrake_sessions.database.files.raw import states_of
-from mandrake_sessions.database.sqlite_library import bury
 from mandrake_sessions.errors import DatabaseError
 
 _REASONS: Final = frozenset(
@@ -132,7 +132,7 @@ class Unshared:
             return
         here = descriptors_on((self._identity,))
         if here is not None and len(here) > _open[self._identity]:
-            bury(raw)
+            keep_alive(raw)
             return
         raw.close(True)
         _open[self._identity] -= 1

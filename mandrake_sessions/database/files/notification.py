@@ -22,9 +22,9 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Final
 
+from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.concurrency.threads import start
-from mandrake_sessions.database.sqlite_library import after_fork
 
 _PACE: Final = 0.002
 """Seconds between two looks at what the system tells: a commit is many writes."""

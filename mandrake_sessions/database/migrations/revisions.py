@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import sqlalchemy
 
 from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.database.connection.backup import backup
 from mandrake_sessions.database.connection.connection import Connection, open_connection
 from mandrake_sessions.database.connection.dialect import lent_connection
@@ -24,7 +25,6 @@ from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.migrations.ddl import REVISIONS
 from mandrake_sessions.database.migrations.installing import marks
 from mandrake_sessions.database.retry import Budget
-from mandrake_sessions.database.sqlite_library import after_fork
 from mandrake_sessions.errors import DatabaseBusyError, MigrationError, SchemaTooNewError
 from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.options import DatabaseOptions

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from mandrake_sessions.concurrency.fork import keep_alive
 from mandrake_sessions.database.files import owner
-from mandrake_sessions.database.sqlite_library import bury
 from mandrake_sessions.log import get_logger
 
 
@@ -140,5 +140,5 @@ class Attached:
         """Leave both to the parent: the owner's file is its, and so are the companion's threads."""
         self.claim = None
         if self.companion is not None:
-            bury(self.companion)
+            keep_alive(self.companion)
             self.companion.forget_after_fork()

@@ -14,6 +14,7 @@ import apsw
 
 from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.database.connection.checkpoint import Checkpointer
 from mandrake_sessions.database.connection.connection import Connection, open_connection
@@ -35,7 +36,7 @@ from mandrake_sessions.database.open_file.attachments import C, Companion
 from mandrake_sessions.database.open_file.displacement import Fate
 from mandrake_sessions.database.open_file.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.retry import Budget
-from mandrake_sessions.database.sqlite_library import caller_outside, warn_of_second_sqlite
+from mandrake_sessions.database.sqlite_library import warn_of_second_sqlite
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseError,

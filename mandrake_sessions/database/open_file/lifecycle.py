@@ -16,6 +16,7 @@ from time import monotonic
 import apsw
 
 from mandrake_sessions.concurrency.blocks import end_what_was_left
+from mandrake_sessions.concurrency.callers import reentrant_error
 from mandrake_sessions.database.connection.connection import Connection, open_connection
 from mandrake_sessions.database.connection.inspection import Inspections
 from mandrake_sessions.database.files.paths import Identity, leads_elsewhere
@@ -29,7 +30,6 @@ from mandrake_sessions.database.open_file.refusal import Refusal
 from mandrake_sessions.database.open_file.witness import Witness
 from mandrake_sessions.database.pool.parking import FileParkedError
 from mandrake_sessions.database.retry import Budget
-from mandrake_sessions.database.sqlite_library import reentrant_error
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseError,

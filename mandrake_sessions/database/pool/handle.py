@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.blocks import Block, block
+from mandrake_sessions.concurrency.callers import caller_outside
+from mandrake_sessions.concurrency.fork import current_pid
 from mandrake_sessions.concurrency.reentry import is_unforeseen
 from mandrake_sessions.database.connection.transaction import (
     ReadTransaction,
@@ -28,7 +30,6 @@ from mandrake_sessions.database.pool.parking import FileParkedError
 from mandrake_sessions.database.pool.pins import Pin, Pinned, PinnedScope
 from mandrake_sessions.database.pool.slots import Slot, SlotState
 from mandrake_sessions.database.retry import Budget
-from mandrake_sessions.database.sqlite_library import caller_outside, current_pid
 from mandrake_sessions.engine.health import HealthLevel, HealthReport, level_of
 from mandrake_sessions.errors import ForkedPoolError, HandleReleasedError
 from mandrake_sessions.late_imports import late_import

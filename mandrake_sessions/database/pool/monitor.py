@@ -18,6 +18,7 @@ from typing import Self
 import apsw
 
 from mandrake_sessions import arguments
+from mandrake_sessions.concurrency.fork import after_fork, current_pid
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.connection.connection import Connection
@@ -27,7 +28,6 @@ from mandrake_sessions.database.open_file.displacement import Fate
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.database.retry import Budget
-from mandrake_sessions.database.sqlite_library import after_fork, current_pid
 from mandrake_sessions.engine.health import HealthLevel, HealthReport, HealthStatus, level_of
 from mandrake_sessions.errors import (
     DatabaseError,

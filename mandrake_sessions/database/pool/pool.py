@@ -23,6 +23,8 @@ import msgspec
 
 from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.concurrency.callers import caller_outside
+from mandrake_sessions.concurrency.fork import after_fork, close_inherited, close_later, keep_alive
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.concurrency.reentry import do_elsewhere, is_unforeseen, refuse_unforeseen
 from mandrake_sessions.database.files.atomic import tidy
@@ -37,13 +39,6 @@ from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.open_files import OpenFiles
 from mandrake_sessions.database.pool.slots import Slot, SlotState, begin_closing
 from mandrake_sessions.database.retry import Budget, pace, pause
-from mandrake_sessions.database.sqlite_library import (
-    after_fork,
-    bury,
-    caller_outside,
-    close_inherited,
-    close_later,
-)
 from mandrake_sessions.engine.health import HealthLevel, HealthReport, level_of
 from mandrake_sessions.errors import (
     DatabaseBusyError,
@@ -566,13 +561,13 @@ class ConnectionPool:
             if slot.state is SlotState.PARKED:
                 # The parent has nothing of it open.
                 continue
-            bury(slot)
+            keep_alive(slot)
             if slot.file is not None and slot.file.drop_after_fork():
                 close_later(partial(_close_inherited, slot))
             elif slot.identity is not None:
                 _unusable_in_child.add(slot.identity)
         self._slots.clear()
-        bury(self._files.maintenance)
+        keep_alive(self._files.maintenance)
         self._reset()
 
 

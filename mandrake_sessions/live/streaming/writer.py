@@ -12,9 +12,9 @@ from typing import Any, Final, Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.blocks import Block
+from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.concurrency.reentry import is_unforeseen, refuse_unforeseen
 from mandrake_sessions.database.open_file.file import DatabaseFile
-from mandrake_sessions.database.sqlite_library import caller_outside
 from mandrake_sessions.errors import InvalidArgumentError, TurnInterruptedError
 from mandrake_sessions.json_text.plain_forms import as_str, paired
 from mandrake_sessions.live.streaming.outcome import Outcome
