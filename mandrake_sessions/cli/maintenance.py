@@ -31,7 +31,8 @@ from mandrake_sessions.cli.target import (
 from mandrake_sessions.database.connection.connection import Connection, open_connection
 from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.migrations import head
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.health import HealthLevel
 from mandrake_sessions.errors import DatabaseMissingError
 from mandrake_sessions.options import DatabaseOptions
@@ -147,7 +148,7 @@ def migrate(
     from mandrake_sessions.database.migrations import migrate as migrations
 
     path = real_path(database_path(root, workspace, database, timeout))
-    budget = Budget(timeout)
+    budget = FileBudget(timeout)
     with _opened_as_it_is(path, timeout, budget) as connection:
         before = head.current(connection)
         if downgrade:
@@ -156,7 +157,7 @@ def migrate(
                 yes=yes,
                 as_json=as_json,
             )
-            migrations.downgrade(connection, Budget(timeout), wanted)
+            migrations.downgrade(connection, FileBudget(timeout), wanted)
         else:
             migrations.upgrade(connection, budget, wanted)
         after = head.current(connection)

@@ -19,7 +19,7 @@ import apsw
 
 from mandrake_sessions.database.error_codes import extended_code, primary_code, translate
 from mandrake_sessions.database.lock_holder import Holder, opener, write_lock_holder
-from mandrake_sessions.errors import DatabaseBusyError
+from mandrake_sessions.engine.budget import Budget
 
 PACE = 0.001
 """Seconds between two looks at a lock that another process holds, at first."""
@@ -29,86 +29,26 @@ _LONGEST_PACE = 0.02
 # they become rarer, but the last one comes late by no more than a part of the whole wait.
 _LATENESS = 1 / 32
 
-LEAST_BODY = 0.1
-"""Seconds that work gets though its budget is smaller: what got the lease can use it."""
 
 T = TypeVar("T")
 
-_STAYED_BUSY = "The database stayed busy until the deadline"
 
+class FileBudget(Budget):
+    """The time that a call to one file may take; its error names the process that has the lock."""
 
-class Budget:
-    """The time one call may take, and where it went.
+    __slots__ = ()
 
-    Args:
-        seconds: from now; 0 means: only what needs no waiting.
+    def holder(self, phase: str, path: Path, code: int | None) -> Holder | None:
+        """Return the process that has the lock; looked for once, now that the call has failed.
 
-    Attributes:
-        deadline: when waiting for others ends.
-        body_deadline: when the work itself must be done; never sooner than ``LEAST_BODY``.
-    """
-
-    __slots__ = ("body_deadline", "deadline", "phases", "started")
-
-    def __init__(self, seconds: float) -> None:
-        self.started = monotonic()
-        self.deadline = self.started + seconds
-        self.body_deadline = self.started + (max(LEAST_BODY, seconds))
-        self.phases: dict[str, float] | None = None
-
-    def left(self) -> float:
-        """Return the seconds that are left, never less than 0."""
-        return max(0.0, self.deadline - monotonic())
-
-    def spent(self, phase: str, since: float) -> None:
-        """Note that the time from ``since`` until now went into ``phase``."""
-        if self.phases is None:
-            self.phases = {}
-        self.phases[phase] = self.phases.get(phase, 0.0) + monotonic() - since
-
-    def exceeded(
-        self, phase: str, path: Path, operation: str, *, code: int | None = None, attempts: int = 1
-    ) -> DatabaseBusyError:
-        """Return the error that says the budget ran out in ``phase``, and where it went.
-
-        Args:
-            phase: where the deadline passed.
-            path: the real path of the database.
-            operation: for the error.
-            code: what SQLite said, where it was another connection that was waited for; then the
-                error names the process that has that. Who waited for a thread of this process is
-                given the name of the process that all of them waited for.
-            attempts: how often it was tried.
+        A call that waited for a thread of this process gets the name of the process for which
+        that thread waited.
         """
-        waited = monotonic() - self.started
-        phases = dict(self.phases or {})
-        phases[phase] = phases.get(phase, 0.0) + max(0.0, waited - sum(phases.values()))
-        holder = _other_writer(path) if phase == "queue" else None
+        found = write_lock_holder(path)
         if code is not None:
-            holder = _holder(path, phase)
-        return DatabaseBusyError(
-            None if holder is None else f"{_STAYED_BUSY}: {holder.deed}. {holder.advice}",
-            holder_pid=None if holder is None else holder.pid,
-            phase=phase,
-            waited=waited,
-            phases=phases,
-            path=path,
-            operation=operation,
-            result_code=code,
-            attempts=attempts,
-        )
-
-
-def _holder(path: Path, phase: str) -> Holder | None:
-    """Return the process that was waited for; looked for once, now that the call has failed."""
-    found = write_lock_holder(path)
-    return opener(path) if found is None and phase == "open" else found
-
-
-def _other_writer(path: Path) -> Holder | None:
-    """Return the process that the threads before us waited for, if it is another one."""
-    found = write_lock_holder(path)
-    return None if found is None or found.pid == os.getpid() else found
+            return opener(path) if found is None and phase == "open" else found
+        is_other = phase == "queue" and found is not None and found.pid != os.getpid()
+        return found if is_other else None
 
 
 def pace(since: float) -> float:

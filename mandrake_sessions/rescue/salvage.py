@@ -27,7 +27,7 @@ from mandrake_sessions.database.files.own_wal import find_stale_log
 from mandrake_sessions.database.files.pages import Pages, open_pages
 from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.migrations.head import bring_to_head
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.errors import DatabaseError, DatabaseMissingError, SalvageError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.options import DatabaseOptions, Durability
@@ -103,7 +103,7 @@ def _new_database(path: Path) -> Iterator[Connection]:
     if identity is None:
         raise DatabaseError("The new file is gone.", path=path, operation=_OPERATION)
     options = DatabaseOptions(durability=Durability.FAST)
-    budget = Budget(_PATIENCE)
+    budget = FileBudget(_PATIENCE)
     connection = open_connection(path, identity, options, budget)
     try:
         bring_to_head(connection, budget)

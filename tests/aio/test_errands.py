@@ -11,7 +11,7 @@ from aio_kit import PATIENCE, until
 
 from mandrake_sessions import DatabaseBusyError, PoolClosedError, StatementError
 from mandrake_sessions.database.leasing.queue import Errand, LeaseQueue
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.records.sessions import create_session, list_sessions
 
 

@@ -24,7 +24,7 @@ from mandrake_sessions.database.files.paths import real_path
 from mandrake_sessions.database.migrations import head
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.pool import ConnectionPool
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     BackupError,
     DatabaseBusyError,

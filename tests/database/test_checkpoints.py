@@ -36,7 +36,7 @@ from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.open_file import file as database_file
 from mandrake_sessions.database.open_file import lifecycle
 from mandrake_sessions.database.pool.handle import DatabaseHandle
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.testing import FaultVFS
 
 MakePool = Callable[..., ConnectionPool]

@@ -18,7 +18,7 @@ from mandrake_sessions.database.connection.connection import Connection, open_co
 from mandrake_sessions.database.connection.dialect import lend, lent_connection, typed_cause
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import real_path
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     ConstraintViolationError,
     DatabaseBusyError,

@@ -54,7 +54,7 @@ from mandrake_sessions.database.health.wording import readable_size
 from mandrake_sessions.database.kernel_locks import lock_holders
 from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.database.pool.handle import DatabaseHandle
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.statements.generator.compiler import compiled
 from mandrake_sessions.testing import Fault, FaultVFS
 

@@ -26,7 +26,7 @@ from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import real_path
 from mandrake_sessions.database.migrations import head, installing, migrate, revisions
 from mandrake_sessions.database.migrations.ddl import REVISIONS
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.tables import APPLICATION_ID, HEAD
 
 PACKAGE = Path(mandrake_sessions.__file__).parent

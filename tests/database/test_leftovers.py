@@ -53,7 +53,7 @@ def database(tmp_path: Path, pool: ConnectionPool) -> Path:
 
 
 def _budget() -> Any:
-    from mandrake_sessions.database.retry import Budget
+    from mandrake_sessions.engine.budget import Budget
 
     return Budget(30.0)
 

@@ -32,7 +32,7 @@ from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.migrations import head, migrate, revisions
 from mandrake_sessions.database.pool.pool import ConnectionPool
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseOpenError,

@@ -16,7 +16,8 @@ from mandrake_sessions.database.files import creation
 from mandrake_sessions.database.open_file import file
 from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.database.pool.handle import DatabaseHandle
-from mandrake_sessions.database.retry import Budget, pause
+from mandrake_sessions.database.retry import pause
+from mandrake_sessions.engine.budget import Budget
 
 PAUSED_MAKER = """
 import structlog

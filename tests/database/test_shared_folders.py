@@ -254,7 +254,7 @@ def test_what_another_user_has_put_in_the_place_of_a_sidecar_is_not_used(
 
 
 def _budget() -> Any:
-    from mandrake_sessions.database.retry import Budget
+    from mandrake_sessions.engine.budget import Budget
 
     return Budget(30.0)
 

@@ -54,7 +54,7 @@ def closed(pool: ConnectionPool) -> Callable[[Path], None]:
 
 
 def _budget() -> Any:
-    from mandrake_sessions.database.retry import Budget
+    from mandrake_sessions.engine.budget import Budget
 
     return Budget(30.0)
 

@@ -24,7 +24,7 @@ from mandrake_sessions import (
     TurnNotFoundError,
     TurnStatus,
 )
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseError,

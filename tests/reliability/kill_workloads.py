@@ -33,7 +33,7 @@ from mandrake_sessions.aio import AsyncSessionManager
 from mandrake_sessions.database.connection.connection import open_connection
 from mandrake_sessions.database.files.paths import identify
 from mandrake_sessions.database.migrations import migrate
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.testing import acknowledge, phase
 
 __import__("alembic.op")

@@ -20,7 +20,7 @@ from mandrake_sessions.database.connection.dialect import LentCursor
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import real_path
 from mandrake_sessions.database.migrations import head, migrate, revisions
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.schema import HEAD
 

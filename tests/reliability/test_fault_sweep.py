@@ -30,7 +30,7 @@ from mandrake_sessions.database.connection.backup import verify
 from mandrake_sessions.database.connection.connection import open_connection
 from mandrake_sessions.database.files.paths import identify
 from mandrake_sessions.database.migrations import migrate
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.schema import APPLICATION_ID, HEAD
 from mandrake_sessions.testing import PowerLossVFS
 

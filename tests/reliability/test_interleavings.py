@@ -47,7 +47,7 @@ from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.pool import pool as pool_module
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.slots import Slot, SlotState
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.statements.generator.compiler import compiled
 

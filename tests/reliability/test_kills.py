@@ -38,7 +38,7 @@ from mandrake_sessions.database.connection.connection import Connection, open_co
 from mandrake_sessions.database.files.paths import identify
 from mandrake_sessions.database.files.turnstile import turnstile_path
 from mandrake_sessions.database.migrations import head, migrate, revisions
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.hosts import workspace_database
 from mandrake_sessions.schema import HEAD
 from mandrake_sessions.testing import CrashReport, Life, Moment

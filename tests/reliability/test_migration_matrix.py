@@ -35,7 +35,7 @@ from mandrake_sessions import (
     SchemaTooNewError,
 )
 from mandrake_sessions.database.connection.dialect import lend
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.schema import HEAD
 from mandrake_sessions.testing import Fault, FaultVFS, failure
 

@@ -24,7 +24,7 @@ from mandrake_sessions import Durability, SessionManager, TurnNotFoundError, Tur
 from mandrake_sessions.database.connection.connection import open_connection
 from mandrake_sessions.database.files.paths import identify
 from mandrake_sessions.database.migrations import migrate
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.testing import PowerLossVFS
 

@@ -25,7 +25,7 @@ from mandrake_sessions.database.files.atomic import making, put_in_place, sync_f
 from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.files.wal_mark import make_new
 from mandrake_sessions.database.health.wording import orphan
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     BackupError,
     DatabaseError,

@@ -28,8 +28,9 @@ from mandrake_sessions.database.files.paths import (
 )
 from mandrake_sessions.database.files.turnstile import Turnstile
 from mandrake_sessions.database.files.views import require_one_view
-from mandrake_sessions.database.retry import PACE, Budget, pace, pause, retry_busy
+from mandrake_sessions.database.retry import PACE, pace, pause, retry_busy
 from mandrake_sessions.database.sqlite_library import require_safe_sqlite
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseMissingError,

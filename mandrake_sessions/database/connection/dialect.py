@@ -24,7 +24,7 @@ from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.connection import damaged_text, transaction
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.error_codes import primary_code, translate
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseOpenError,

@@ -20,7 +20,7 @@ from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.database.files.paths import Identity, identify
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseMovedError, MandrakeSessionsError
 from mandrake_sessions.options import DatabaseOptions
 

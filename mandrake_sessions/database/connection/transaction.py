@@ -23,7 +23,8 @@ from mandrake_sessions.database.error_codes import (
     translate,
 )
 from mandrake_sessions.database.files.turnstile import Turnstile
-from mandrake_sessions.database.retry import Budget, retry_busy
+from mandrake_sessions.database.retry import retry_busy
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.statement import Bound, Row, Statement, Values
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,

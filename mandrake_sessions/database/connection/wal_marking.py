@@ -25,7 +25,8 @@ from mandrake_sessions.database.files.wal_mark import (
     read_mark,
     store_mark,
 )
-from mandrake_sessions.database.retry import Budget, pace, pause
+from mandrake_sessions.database.retry import pace, pause
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseError
 
 _NORMAL: Final = 1

@@ -22,7 +22,7 @@ from mandrake_sessions.database.error_codes import translate_os
 from mandrake_sessions.database.files.atomic import is_kept, is_partial, tidy
 from mandrake_sessions.database.files.mounts import naming_of
 from mandrake_sessions.database.files.own_wal import has_log
-from mandrake_sessions.database.retry import Budget, pace, pause
+from mandrake_sessions.database.retry import FileBudget, pace, pause
 from mandrake_sessions.errors import DatabaseNamesError
 from mandrake_sessions.options import DatabaseOptions
 
@@ -146,7 +146,7 @@ def _is_alone(path: Path) -> bool:
     One that is being given its own is waited for, and what a process that was killed in it has left
     is removed. One that is being replaced has a second name, under which it is kept.
     """
-    budget = Budget(_PLACING)
+    budget = FileBudget(_PLACING)
     tidy(path)
     while _kept_with_its_log(path) or any(is_partial(each, path) for each in _others_beside(path)):
         if not pause(budget.deadline, pace(budget.started)):

@@ -18,7 +18,8 @@ import apsw
 from mandrake_sessions.database.error_codes import pass_on_timeout
 from mandrake_sessions.database.files.paths import Identity, companions, identify
 from mandrake_sessions.database.files.wal_mark import USED, Mark, has_content, read_mark
-from mandrake_sessions.database.retry import Budget, retry_busy
+from mandrake_sessions.database.retry import retry_busy
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseError, LostLogError, StaleLogError
 from mandrake_sessions.tables import APPLICATION_ID
 

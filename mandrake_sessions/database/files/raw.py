@@ -20,7 +20,8 @@ from mandrake_sessions.database.error_codes import (
     translate_os,
 )
 from mandrake_sessions.database.files.sidecars import beside
-from mandrake_sessions.database.retry import Budget, pace, pause
+from mandrake_sessions.database.retry import pace, pause
+from mandrake_sessions.engine.budget import Budget
 
 _BLOCK: Final = 1024 * 1024
 # As SQLite's pager goes: each lock needs the one before.

@@ -29,7 +29,7 @@ from mandrake_sessions.database.migrations import head
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.database.openers import has_lock, other_connections_on
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.database.sqlite_library import second_sqlite
 from mandrake_sessions.engine.health import HealthCheck, HealthStatus
 from mandrake_sessions.errors import (
@@ -284,7 +284,7 @@ def check_writing(connection: Connection, file: DatabaseFile) -> HealthCheck:
     reason = file.refusal.reason
     if reason is not None:
         return found_error("writing", FAILED, reason)
-    connection.deadline = Budget(PATIENCE).deadline
+    connection.deadline = FileBudget(PATIENCE).deadline
     try:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")

@@ -25,7 +25,8 @@ from mandrake_sessions.database.health.wording import LOW_DISK, readable_size
 from mandrake_sessions.database.open_file.displacement import Fate
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.open_file.lifecycle import FileState
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.health import HealthCheck, HealthLevel, HealthReport, HealthStatus
 from mandrake_sessions.errors import (
     BackupError,
@@ -58,7 +59,7 @@ def check_health(
         PoolClosedError: it is closed, or closing.
         ReentrantScopeError: this thread holds its lease.
     """
-    report = _look(file, level, Budget(_LONG if timeout is None else timeout), stop)
+    report = _look(file, level, FileBudget(_LONG if timeout is None else timeout), stop)
     _note_damage(file, report)
     return report
 
@@ -131,13 +132,13 @@ def _quick(file: DatabaseFile) -> list[HealthCheck]:
     if file.has_auxiliary:
         with (
             _noting(file, made, "reading"),
-            file.exclusive_auxiliary("health", Budget(PATIENCE)) as lent,
+            file.exclusive_auxiliary("health", FileBudget(PATIENCE)) as lent,
         ):
             made += _read(file, lent)
             made.append(_settings(file, lent, auxiliary=True))
     else:
         made.append(found("settings_auxiliary", HealthStatus.OK, "not open"))
-    with _noting(file, made, "writing"), file.probing("health", Budget(PATIENCE)) as lent:
+    with _noting(file, made, "writing"), file.probing("health", FileBudget(PATIENCE)) as lent:
         if not file.has_auxiliary:
             made += _read(file, lent)
         made.append(_settings(file, lent, auxiliary=False))
@@ -147,7 +148,7 @@ def _quick(file: DatabaseFile) -> list[HealthCheck]:
 
 def _read(file: DatabaseFile, connection: Connection) -> list[HealthCheck]:
     file.require_ours(connection, "health")
-    connection.deadline = Budget(PATIENCE).deadline
+    connection.deadline = FileBudget(PATIENCE).deadline
     header = guarded("header", partial(checks.check_header, connection, file.stamp), file.path)
     if header.status is HealthStatus.FAILED:
         # What it says of the size, and what the cache says of the schema, means nothing.

@@ -19,7 +19,7 @@ from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import MandrakeSessionsError, ReentrantScopeError
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from mandrake_sessions.database.connection.transaction import (
 from mandrake_sessions.database.files.turnstile import Turnstile
 from mandrake_sessions.database.leasing.leased import Lane
 from mandrake_sessions.database.leasing.queue import Bring, Group, Waiter
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     ConstraintViolationError,

@@ -14,7 +14,7 @@ from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.database.migrations.ddl import REVISIONS
 from mandrake_sessions.database.migrations.installing import install, is_fresh, settle
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import MigrationError, SchemaTooNewError
 from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.tables import APPLICATION_ID, HEAD

@@ -27,7 +27,8 @@ from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.database.files.names import HOME, home_of
 from mandrake_sessions.database.files.wal_mark import KEY, first_mark
 from mandrake_sessions.database.migrations.ddl import CREATED_BY, SCHEMA
-from mandrake_sessions.database.retry import Budget, pace, pause
+from mandrake_sessions.database.retry import pace, pause
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.tables import APPLICATION_ID, HEAD
 
 _OPERATION: Final = "open"

@@ -29,7 +29,8 @@ from mandrake_sessions.database.migrations.revisions import (
     run_migrations,
     write_sql,
 )
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     CorruptDatabaseError,
@@ -212,7 +213,7 @@ def migrating_file(path: str, *, create: bool) -> Iterator[sqlalchemy.Connection
         MigrationError: and what else ``upgrade`` raises.
     """
     options = DatabaseOptions()
-    budget = Budget(options.busy_timeout)
+    budget = FileBudget(options.busy_timeout)
     real = real_path(path)
     identity = make_file(real) if create else identify(real)
     if identity is None:

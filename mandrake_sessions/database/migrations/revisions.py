@@ -24,7 +24,8 @@ from mandrake_sessions.database.files.atomic import BEFORE, BEFORE_BYTES, tidy
 from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.migrations.ddl import REVISIONS
 from mandrake_sessions.database.migrations.installing import marks
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseBusyError, MigrationError, SchemaTooNewError
 from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.options import DatabaseOptions
@@ -163,7 +164,7 @@ def write_sql(environment: _Environment, **configuration: Any) -> None:
     )
     # Inside the transaction the pragma does nothing.
     environment.static_output("PRAGMA foreign_keys=OFF;")
-    with _alembic_turn(Budget(DatabaseOptions().busy_timeout)), environment.begin_transaction():
+    with _alembic_turn(FileBudget(DatabaseOptions().busy_timeout)), environment.begin_transaction():
         environment.run_migrations()
 
 
@@ -188,7 +189,7 @@ def run_migrations(
     # Whoever made the environment, the steps are looked at before the first one is made.
     steps = environment.get_context().opts["fn"]
     environment.configure(connection=borrowed, fn=_checked(steps), **options())
-    budget = budget or Budget(DatabaseOptions().busy_timeout)
+    budget = budget or FileBudget(DatabaseOptions().busy_timeout)
     with _alembic_turn(budget), environment.begin_transaction():
         environment.run_migrations()
 
@@ -256,7 +257,7 @@ def _back_up(connection: Connection, revision: str) -> Path:
         tidy(target)
         number += 1
         target = Path(f"{named}{revision}-{number}")
-    budget = Budget(_BACKUP_SECONDS)
+    budget = FileBudget(_BACKUP_SECONDS)
     source = open_connection(
         connection.path,
         connection.identity,

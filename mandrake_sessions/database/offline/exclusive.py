@@ -15,7 +15,8 @@ from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.database.files.paths import Identity, identify, refuse_planted
 from mandrake_sessions.database.files.raw import RawFile
 from mandrake_sessions.database.files.views import require_one_view
-from mandrake_sessions.database.retry import Budget, retry_busy
+from mandrake_sessions.database.retry import retry_busy
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseIOError,

@@ -21,7 +21,7 @@ from mandrake_sessions.database.files.raw import RawFile
 from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.files.turnstile import turnstile_path
 from mandrake_sessions.database.offline.exclusive import DAMAGE, alone, alone_with_damaged
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     DatabaseMovedError,
     UnrecognizedDatabaseError,

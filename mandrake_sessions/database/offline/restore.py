@@ -46,7 +46,8 @@ from mandrake_sessions.database.files.wal_mark import make_new
 from mandrake_sessions.database.migrations.head import STORED_REVISIONS, is_known, revision_of
 from mandrake_sessions.database.migrations.installing import marks
 from mandrake_sessions.database.offline.exclusive import DAMAGE, alone, alone_with_damaged
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseMissingError,
@@ -111,7 +112,7 @@ def restore(source: Path, path: Path, patience: float, *, overwrite: bool) -> No
             _copy(source, partial)
             _check_and_stamp(partial, source, path)
             sync_file(partial)
-            with _alone(path, Budget(patience)) as is_there:
+            with _alone(path, FileBudget(patience)) as is_there:
                 _require_room(path, overwrite=overwrite)
                 # Before the new file: afterwards another process could claim it.
                 owner.forget_all(path)

@@ -12,7 +12,8 @@ from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.leasing.leased import Lane
 from mandrake_sessions.database.leasing.queue import MakeError
 from mandrake_sessions.database.leasing.writer import WriteLane
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 from mandrake_sessions.options import DatabaseOptions
 
@@ -46,7 +47,7 @@ def take_for_closing(
         lane.connection.cancel()
         if on_stuck is not None:
             on_stuck(lane.queue.holder)
-        patience = Budget(max(whole.left(), _LAST_PATIENCE))
+        patience = FileBudget(max(whole.left(), _LAST_PATIENCE))
         lane.queue.acquire(patience, "close", even_refused=True)
 
 
@@ -70,12 +71,12 @@ def _leave_in_order(connection: Connection, budget: Budget, options: DatabaseOpt
     # Of a file that was only read the query planner knows what it knew before: looking costs as
     # much as closing does, and takes the write lock.
     if has_written:
-        connection.deadline = Budget(min(budget.left(), _OPTIMIZE_PATIENCE)).deadline
+        connection.deadline = FileBudget(min(budget.left(), _OPTIMIZE_PATIENCE)).deadline
         connection.interruptible = True
         # What it would improve can wait for another day; what blocks it must not block closing.
         with contextlib.suppress(apsw.Error):
             connection.query_all("PRAGMA optimize")
     if connection.log_mark is not None:
-        connection.log_mark.finish(Budget(min(budget.left(), _MARK_PATIENCE)))
+        connection.log_mark.finish(FileBudget(min(budget.left(), _MARK_PATIENCE)))
     if has_written and budget.left() > 0:
         copy_at_closing(connection, options)

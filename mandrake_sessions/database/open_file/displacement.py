@@ -25,7 +25,8 @@ from mandrake_sessions.database.files.paths import (
     tell_set_aside,
 )
 from mandrake_sessions.database.files.wal_mark import end_mark
-from mandrake_sessions.database.retry import Budget, pace, pause
+from mandrake_sessions.database.retry import FileBudget, pace, pause
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 
 _BLOCK = 1024 * 1024
@@ -168,7 +169,7 @@ def _copy_into_file(connection: Connection, budget: Budget) -> bool:
     Other processes have it open too. What one of them has begun is waited for, so that it is not
     stored in a log which is gone; and each of them copies, perhaps at the same moment.
     """
-    within = Budget(min(budget.left(), _COPYING))
+    within = FileBudget(min(budget.left(), _COPYING))
     while True:
         try:
             begin_unmarked(connection, within, "close")

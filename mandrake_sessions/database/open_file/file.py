@@ -35,8 +35,9 @@ from mandrake_sessions.database.migrations.head import bring_to_head, require_he
 from mandrake_sessions.database.open_file.attachments import C, Companion
 from mandrake_sessions.database.open_file.displacement import Fate
 from mandrake_sessions.database.open_file.lifecycle import FileLifecycle, FileState
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.database.sqlite_library import warn_of_second_sqlite
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -126,7 +127,7 @@ class DatabaseFile(FileLifecycle):
             stamp: what it must carry, for one that was open before.
             budget: the time it may take; None for the ``busy_timeout``.
         """
-        budget = budget or Budget(options.busy_timeout)
+        budget = budget or FileBudget(options.busy_timeout)
         warn_of_second_sqlite(path)
         if stamp is None:
             # Who opens another name of a file that was open here is refused there.
@@ -161,7 +162,7 @@ class DatabaseFile(FileLifecycle):
 
     def budget(self, timeout: float | None) -> Budget:
         """Return the budget of a call that starts now."""
-        budget = Budget(
+        budget = FileBudget(
             self.options.busy_timeout if timeout is None else arguments.seconds("timeout", timeout)
         )
         self.used_at = budget.started
@@ -199,7 +200,7 @@ class DatabaseFile(FileLifecycle):
     def peek(self, work: ReadUnit[T], operation: str, timeout: float) -> T:
         """Run a short read that is no use of the file: it gives way to others no later for it."""
         self._admit(operation)
-        budget = Budget(timeout)
+        budget = FileBudget(timeout)
         was_run, result = self._main.fetch(work, budget, operation, waits=False)
         if not was_run:
             result = self._fetch_waiting(work, budget, operation)
@@ -333,7 +334,7 @@ class DatabaseFile(FileLifecycle):
             DatabaseMovedError: or what else its checks say of the file.
         """
         self._admit(operation)
-        was_free, _ = self._main.fetch(lambda _: None, Budget(0.0), operation, waits=False)
+        was_free, _ = self._main.fetch(lambda _: None, FileBudget(0.0), operation, waits=False)
         return was_free
 
     @property
@@ -360,7 +361,7 @@ class DatabaseFile(FileLifecycle):
         if self.options.read_only:
             return
         try:
-            budget = Budget(_CHECKPOINT_BUDGET)
+            budget = FileBudget(_CHECKPOINT_BUDGET)
             self._no_checkpoint.clear()
             with self.exclusive_auxiliary("checkpoint", budget) as connection:
                 if not self.may_checkpoint(connection, budget):
@@ -373,7 +374,7 @@ class DatabaseFile(FileLifecycle):
                     self.witness.look(connection)
             # Who waits for the writer must not have this one: reads would have none.
             if is_readonly:
-                budget = Budget(_FINISH_BUDGET)
+                budget = FileBudget(_FINISH_BUDGET)
                 with self._main.exclusive(budget, "checkpoint") as main:
                     self.checkpointer.run(main, budget.deadline)
                     self.witness.look(main)
@@ -401,7 +402,7 @@ class DatabaseFile(FileLifecycle):
         if self.state is not FileState.OPEN or not self._has_long_log():
             return
         try:
-            budget = Budget(_CUT_BUDGET)
+            budget = FileBudget(_CUT_BUDGET)
             with self.exclusive_auxiliary("checkpoint", budget) as connection:
                 if not self.may_checkpoint(connection, budget):
                     return
@@ -425,8 +426,8 @@ class DatabaseFile(FileLifecycle):
 
         Otherwise it would keep the WAL from beginning anew.
         """
-        with self._main.alone(Budget(_FINISH_BUDGET), "checkpoint"):
-            pause = Budget(_FINISH_PAUSE)
+        with self._main.alone(FileBudget(_FINISH_BUDGET), "checkpoint"):
+            pause = FileBudget(_FINISH_PAUSE)
             with self._auxiliary_lane(pause).exclusive(pause, "checkpoint") as connection:
                 self.checkpointer.run(
                     connection, pause.deadline, finishes=True, is_shared=is_shared

@@ -29,7 +29,8 @@ from mandrake_sessions.database.open_file.displacement import Fate, Logs, end_lo
 from mandrake_sessions.database.open_file.refusal import Refusal
 from mandrake_sessions.database.open_file.witness import Witness
 from mandrake_sessions.database.pool.parking import FileParkedError
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseError,
@@ -409,7 +410,7 @@ class FileLifecycle(abc.ABC):
             return False
         try:
             # A lease like any other: it tells whether this is still our file.
-            self._main.fetch(lambda _: None, Budget(timeout), "park", even_refused=True)
+            self._main.fetch(lambda _: None, FileBudget(timeout), "park", even_refused=True)
             # What takes no writes can still be read, and could perhaps not be opened again. It is
             # asked first: whoever can rest has let its claim go.
             can_rest = self.refusal.reason is None and self._attached.can_rest()
@@ -465,8 +466,8 @@ class FileLifecycle(abc.ABC):
             return
         self.refuse_new_work()
         failures: list[Exception] = []
-        half = Budget(timeout / 2)
-        whole = Budget(timeout)
+        half = FileBudget(timeout / 2)
+        whole = FileBudget(timeout)
         # First: it stores what is in memory, and its threads would be in the way.
         self._is_ending = True
         failures.extend(self._attached.close_companion(half.deadline))

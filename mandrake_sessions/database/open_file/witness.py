@@ -33,7 +33,8 @@ from mandrake_sessions.database.files.paths import leads_elsewhere
 from mandrake_sessions.database.files.wal_index import LogIndex, LogState
 from mandrake_sessions.database.open_file.displacement import Fate, Logs
 from mandrake_sessions.database.open_file.refusal import Refusal
-from mandrake_sessions.database.retry import LEAST_BODY, Budget
+from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.engine.budget import LEAST_BODY, Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseBusyError,
@@ -213,7 +214,7 @@ class Witness:
         if self._logs.lost():
             # To open the file would make another log.
             return True
-        within = Budget(min(max(budget.left() / 2, LEAST_BODY), _PAGES_PATIENCE))
+        within = FileBudget(min(max(budget.left() / 2, LEAST_BODY), _PAGES_PATIENCE))
         try:
             is_sound = self._is_sound(inspections(), within)
         except apsw.Error as error:

@@ -29,7 +29,8 @@ from mandrake_sessions.database.open_file.stats import DatabaseStats, database_s
 from mandrake_sessions.database.pool.parking import FileParkedError
 from mandrake_sessions.database.pool.pins import Pin, Pinned, PinnedScope
 from mandrake_sessions.database.pool.slots import Slot, SlotState
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.health import HealthLevel, HealthReport, level_of
 from mandrake_sessions.errors import ForkedPoolError, HandleReleasedError
 from mandrake_sessions.late_imports import late_import
@@ -262,7 +263,7 @@ class DatabaseHandle:
             file.pin(key)
         except FileParkedError:
             seconds = file.options.busy_timeout if timeout is None else timeout
-            budget = Budget(arguments.seconds("timeout", seconds))
+            budget = FileBudget(arguments.seconds("timeout", seconds))
         else:
             return file, timeout
         return self._reopen(self._slot, budget, operation, key), budget.left()

@@ -27,7 +27,7 @@ from mandrake_sessions.database.health.levels import check_health
 from mandrake_sessions.database.open_file.displacement import Fate
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.pool.pool import ConnectionPool
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.engine.health import HealthLevel, HealthReport, HealthStatus, level_of
 from mandrake_sessions.errors import (
     DatabaseError,
@@ -268,13 +268,19 @@ def _give_up(file: DatabaseFile, fate: Fate) -> None:
     if fate is Fate.LOCKS_LOST:
         file.retire_as(fate)
         return
-    with contextlib.suppress(DatabaseError), file.probing("health", Budget(_HEAL_SECONDS)) as lent:
-        file.may_checkpoint(lent, Budget(_HEAL_SECONDS))
+    with (
+        contextlib.suppress(DatabaseError),
+        file.probing("health", FileBudget(_HEAL_SECONDS)) as lent,
+    ):
+        file.may_checkpoint(lent, FileBudget(_HEAL_SECONDS))
 
 
 def _restore(file: DatabaseFile, *, auxiliary: bool) -> None:
     lease = file.exclusive_auxiliary if auxiliary else file.probing
-    with contextlib.suppress(DatabaseError), lease("health", Budget(_HEAL_SECONDS)) as connection:
+    with (
+        contextlib.suppress(DatabaseError),
+        lease("health", FileBudget(_HEAL_SECONDS)) as connection,
+    ):
         restored = _set_again(connection, file, auxiliary=auxiliary)
         if restored:
             get_logger(__name__).warning(

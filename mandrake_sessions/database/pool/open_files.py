@@ -35,7 +35,8 @@ from mandrake_sessions.database.pool.slots import (
     next_to_close,
     too_many_idle,
 )
-from mandrake_sessions.database.retry import Budget, pace, pause
+from mandrake_sessions.database.retry import pace, pause
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseError,

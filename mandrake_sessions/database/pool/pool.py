@@ -38,7 +38,8 @@ from mandrake_sessions.database.open_file.stats import PoolStats, database_stats
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.open_files import OpenFiles
 from mandrake_sessions.database.pool.slots import Slot, SlotState, begin_closing
-from mandrake_sessions.database.retry import Budget, pace, pause
+from mandrake_sessions.database.retry import FileBudget, pace, pause
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.health import HealthLevel, HealthReport, level_of
 from mandrake_sessions.errors import (
     DatabaseBusyError,
@@ -124,7 +125,7 @@ class ConnectionPool:
         real = _named(path, follow_links=follow_links)
         refuse_unforeseen("acquire")
         place = caller_outside()
-        budget = Budget((options or self.options.database).busy_timeout)
+        budget = FileBudget((options or self.options.database).busy_timeout)
         self._reap_forgotten()
         if not self._only_reads:
             self._tidy(real)
@@ -316,7 +317,7 @@ class ConnectionPool:
         real = _named(path, follow_links=follow_links)
         arguments.flag("even_damaged", even_damaged)
         seconds = self.options.database.busy_timeout if timeout is None else timeout
-        budget = Budget(arguments.seconds("timeout", seconds))
+        budget = FileBudget(arguments.seconds("timeout", seconds))
         close_inherited()
         with self._reserved(real, budget, "delete"):
             remove(real, budget, even_damaged=even_damaged)
@@ -362,7 +363,7 @@ class ConnectionPool:
         real = _named(path, follow_links=follow_links)
         close_inherited()
         source = require_backup(backup, real)
-        with self._reserved(real, Budget(seconds), "restore"):
+        with self._reserved(real, FileBudget(seconds), "restore"):
             restore(source, real, seconds, overwrite=overwrite)
         return real
 
