@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.pool.handle import DatabaseHandle
-from mandrake_sessions.database.pool.parking import FileParkedError
+from mandrake_sessions.engine.protocols import FileParkedError
 from mandrake_sessions.errors import HandleReleasedError, NotInitializedError
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.watching.mailbox import Mailbox

@@ -28,7 +28,8 @@ from mandrake_sessions.cli.target import (
     database_path,
     open_sessions,
 )
-from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.migrations import head
 from mandrake_sessions.database.retry import FileBudget

@@ -17,7 +17,6 @@ import apsw
 
 from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.fork import close_inherited
-from mandrake_sessions.database.connection.header import MAGIC, SMALLEST_PAGE, page_size_of
 from mandrake_sessions.database.error_codes import free_bytes, translate
 from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.atomic import (
@@ -27,6 +26,7 @@ from mandrake_sessions.database.files.atomic import (
     DAMAGED_BYTES,
     leftovers,
 )
+from mandrake_sessions.database.files.format import MAGIC, SMALLEST_PAGE, page_size_of
 from mandrake_sessions.database.files.pages import Pages, open_pages
 from mandrake_sessions.database.files.paths import ASIDE, companions, identify, may_write, real_path
 from mandrake_sessions.database.files.raw import states_of

@@ -18,7 +18,8 @@ from mandrake_sessions import tables
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.fork import close_inherited
 from mandrake_sessions.database.connection.backup import verify
-from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.connection.transaction import foreign_keys_off
 from mandrake_sessions.database.error_codes import translate, translate_os
 from mandrake_sessions.database.files.atomic import making, merge_log, put_in_place, sync_file

@@ -14,8 +14,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.dialect import lend, lent_connection, typed_cause
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import real_path
 from mandrake_sessions.engine.budget import Budget

@@ -20,7 +20,8 @@ from database_kit import adding, open_connections
 
 import mandrake_sessions
 from mandrake_sessions import ConnectionPool, DatabaseOptions, MigrationError, SchemaTooNewError
-from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files import creation
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import real_path

@@ -30,7 +30,7 @@ from mandrake_sessions import (
     install_shutdown_hook,
 )
 from mandrake_sessions.aio import AsyncSessionManager
-from mandrake_sessions.database.connection.connection import open_connection
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.paths import identify
 from mandrake_sessions.database.migrations import migrate
 from mandrake_sessions.engine.budget import Budget

@@ -15,8 +15,9 @@ from typing import Any
 import apsw
 import pytest
 
-from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.dialect import LentCursor
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import real_path
 from mandrake_sessions.database.migrations import head, migrate, revisions

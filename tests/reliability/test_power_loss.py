@@ -21,7 +21,7 @@ from power_kit import look_at, pool_on, store
 from sweep_kit import plain, require_whole, start_older
 
 from mandrake_sessions import Durability, SessionManager, TurnNotFoundError, TurnStatus
-from mandrake_sessions.database.connection.connection import open_connection
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.paths import identify
 from mandrake_sessions.database.migrations import migrate
 from mandrake_sessions.engine.budget import Budget

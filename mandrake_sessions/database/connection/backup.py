@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import apsw
 
@@ -24,7 +24,6 @@ from mandrake_sessions.database.error_codes import pass_on_timeout, translate, t
 from mandrake_sessions.database.files.atomic import making, put_in_place, sync_file, tidy
 from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.files.wal_mark import make_new
-from mandrake_sessions.database.health.wording import orphan
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     BackupError,
@@ -353,3 +352,11 @@ def _snapshot(source: Connection, budget: Budget) -> Iterator[None]:
             # A signal in the midst of it: with a transaction open the file would be retired.
             if not was_open:
                 rollback(source)
+
+
+def orphan(found: Sequence[Any]) -> str:
+    """Say what one row of ``PRAGMA foreign_key_check`` tells; see ``orphans``."""
+    table, row, parent, _ = found
+    # A table without row ids has none to tell.
+    which = "a row" if row is None else f"row {row}"
+    return f"{which} of {table} refers to a row of {parent} that is not there"

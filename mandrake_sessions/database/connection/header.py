@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING
 
 import apsw
 
+from mandrake_sessions.database.files.format import (
+    APPLICATION_ID_AT,
+    FORMAT_AT,
+    MAGIC,
+    SMALLEST_PAGE,
+    USER_VERSION_AT,
+    WAL_FORMAT,
+)
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseMovedError,
@@ -20,15 +28,6 @@ from mandrake_sessions.tables import APPLICATION_ID
 if TYPE_CHECKING:
     from mandrake_sessions.database.connection.connection import Connection
 
-MAGIC = b"SQLite format 3\0"
-HEADER_BYTES = 100
-SMALLEST_PAGE = 512
-FORMAT_AT = slice(18, 20)
-USER_VERSION_AT = slice(60, 64)
-APPLICATION_ID_AT = slice(68, 72)
-WAL_FORMAT = b"\2\2"
-_LARGEST_PAGE = 65536
-_USUAL_PAGE = 4096
 _LOOKS = 3
 _PAUSE = 0.002
 _LOOKS_FOR_PAGE = 5
@@ -93,18 +92,6 @@ def _size(path: str | Path) -> int | None:
         return os.stat(path).st_size
     except FileNotFoundError:
         return None
-
-
-def page_size_of(header: bytes) -> int:
-    """Return the bytes of a page, as a header states them; SQLite's own size if it cannot be read.
-
-    Args:
-        header: the first 100 bytes of the file.
-    """
-    stated = int.from_bytes(header[16:18], "big")
-    if stated == 1:
-        return _LARGEST_PAGE
-    return stated if stated >= SMALLEST_PAGE else _USUAL_PAGE
 
 
 def strangeness(header: bytes, stamp: int) -> str | None:

@@ -7,8 +7,8 @@ from time import monotonic
 from typing import Final, NamedTuple
 
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.header import page_size_of
 from mandrake_sessions.database.connection.wal_frames import pages_in_log
+from mandrake_sessions.database.files.format import page_size_of
 
 _LOOKS: Final = 5
 _PAUSE: Final = 0.002

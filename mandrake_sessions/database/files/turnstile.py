@@ -25,7 +25,7 @@ import time
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.error_codes import pass_on_timeout
@@ -33,9 +33,6 @@ from mandrake_sessions.database.files.rhythm import Rhythm
 from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.retry import PACE, pace
 from mandrake_sessions.errors import ThreadStartError
-
-if TYPE_CHECKING:
-    from mandrake_sessions.database.connection.connection import Connection
 
 if sys.platform != "win32":
     import fcntl
@@ -85,6 +82,20 @@ _left_behind: dict[Path, threading.Thread] = {}
 def turnstile_path(database: Path) -> Path:
     """Return the name of the turnstile's file."""
     return beside(database, "-turnstile")
+
+
+class WaitingConnection(Protocol):
+    """The connection whose BEGIN waits.
+
+    Attributes:
+        deadline: when the wait ends (``time.monotonic``).
+        is_cancelled: whether the connection is being closed.
+        busy_waits: how often it waited for another process.
+    """
+
+    deadline: float
+    is_cancelled: bool
+    busy_waits: int
 
 
 class Turnstile:
@@ -146,7 +157,7 @@ class Turnstile:
 
     # -- the holder of the lease ------------------------------------------------------------
 
-    def look(self, connection: Connection) -> None:
+    def look(self, connection: WaitingConnection) -> None:
         """Let those go first who wait already, unless it is our turn still."""
         now = monotonic()
         if self.is_held and self._go_on(now):
@@ -156,7 +167,7 @@ class Turnstile:
         else:
             self.enter(connection)
 
-    def enter(self, connection: Connection) -> bool:
+    def enter(self, connection: WaitingConnection) -> bool:
         """Take the turnstile, waiting as long as it moves and the connection's deadline allows.
 
         Returns:
@@ -242,7 +253,7 @@ class Turnstile:
         if was_held and self._is_closed:
             self._drop()
 
-    def _ask(self, connection: Connection) -> threading.Lock | None:
+    def _ask(self, connection: WaitingConnection) -> threading.Lock | None:
         """Take it now, or have the thread ask for it; what is returned is released when it has."""
         with self._mutex:
             if self._is_closed or self.is_held or (self._is_asking and self._is_stalled):
@@ -265,7 +276,7 @@ class Turnstile:
             self._taker.acquire()
             return self._taker
 
-    def _wait(self, taker: threading.Lock, connection: Connection) -> None:
+    def _wait(self, taker: threading.Lock, connection: WaitingConnection) -> None:
         """Wait for the thread to have it; give up if the call must end or nothing moves."""
         is_stalled = False
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from mandrake_sessions.database.connection.backup import orphan
+
 LOW_DISK: Final = 64 * 1024 * 1024
 """Free bytes below which a check says so."""
 ORPHANS: Final = "Something wrote with foreign keys off: delete the rows that are named"
@@ -43,11 +45,3 @@ def orphans(rows: Sequence[Sequence[Any]]) -> str:
         rows: its rows: table, row id, table of the parent, number of the foreign key.
     """
     return listed([orphan(row) for row in rows], "; ")
-
-
-def orphan(found: Sequence[Any]) -> str:
-    """Say what one row of ``PRAGMA foreign_key_check`` tells; see ``orphans``."""
-    table, row, parent, _ = found
-    # A table without row ids has none to tell.
-    which = "a row" if row is None else f"row {row}"
-    return f"{which} of {table} refers to a row of {parent} that is not there"

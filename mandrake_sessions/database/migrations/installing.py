@@ -16,14 +16,14 @@ import apsw
 
 from mandrake_sessions import ids
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.header import (
+from mandrake_sessions.database.connection.transaction import begin_unmarked, commit, rollback
+from mandrake_sessions.database.error_codes import translate
+from mandrake_sessions.database.files.format import (
     APPLICATION_ID_AT,
     FORMAT_AT,
     USER_VERSION_AT,
     WAL_FORMAT,
 )
-from mandrake_sessions.database.connection.transaction import begin_unmarked, commit, rollback
-from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.database.files.names import HOME, home_of
 from mandrake_sessions.database.files.wal_mark import KEY, first_mark
 from mandrake_sessions.database.migrations.ddl import CREATED_BY, SCHEMA

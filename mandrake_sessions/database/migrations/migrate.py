@@ -14,8 +14,9 @@ import apsw
 import sqlalchemy
 
 from mandrake_sessions.concurrency.blocks import block
-from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.dialect import lend, typed_cause
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.connection.transaction import foreign_keys_off
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.names import require_home

@@ -18,8 +18,9 @@ import sqlalchemy
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.database.connection.backup import backup
-from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.dialect import lent_connection
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.atomic import BEFORE, BEFORE_BYTES, tidy
 from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.migrations.ddl import REVISIONS

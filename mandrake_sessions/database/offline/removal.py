@@ -10,12 +10,12 @@ from pathlib import Path
 import apsw
 
 from mandrake_sessions.concurrency.blocks import block
-from mandrake_sessions.database.connection.header import MAGIC
 from mandrake_sessions.database.error_codes import translate_os
 from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.atomic import tidy
 from mandrake_sessions.database.files.creation import alone_in
 from mandrake_sessions.database.files.folders import Folder, opened_folder
+from mandrake_sessions.database.files.format import MAGIC
 from mandrake_sessions.database.files.paths import Identity, companions
 from mandrake_sessions.database.files.raw import RawFile
 from mandrake_sessions.database.files.sidecars import beside

@@ -17,7 +17,6 @@ import apsw
 from mandrake_sessions.concurrency.blocks import block, closing
 from mandrake_sessions.database.connection.backup import problems_of
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.header import SMALLEST_PAGE
 from mandrake_sessions.database.error_codes import primary_code, translate
 from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.atomic import (
@@ -29,6 +28,7 @@ from mandrake_sessions.database.files.atomic import (
     sync_file,
 )
 from mandrake_sessions.database.files.creation import alone_in, clear_name, make_folder
+from mandrake_sessions.database.files.format import SMALLEST_PAGE
 from mandrake_sessions.database.files.names import HOME
 from mandrake_sessions.database.files.own_wal import has_log, require_needed_log, require_own_log
 from mandrake_sessions.database.files.pages import open_pages

@@ -17,7 +17,8 @@ from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.database.connection.checkpoint import Checkpointer
-from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.connection.transaction import (
     ReadTransaction,
     ReadUnit,

@@ -17,8 +17,9 @@ import apsw
 
 from mandrake_sessions.concurrency.blocks import end_what_was_left
 from mandrake_sessions.concurrency.callers import reentrant_error
-from mandrake_sessions.database.connection.connection import Connection, open_connection
+from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.inspection import Inspections
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.paths import Identity, leads_elsewhere
 from mandrake_sessions.database.leasing.leased import Lane
 from mandrake_sessions.database.leasing.queue import MakeError
@@ -28,9 +29,9 @@ from mandrake_sessions.database.open_file.closing import OnStuck, close_lane, ta
 from mandrake_sessions.database.open_file.displacement import Fate, Logs, end_log, is_emptied
 from mandrake_sessions.database.open_file.refusal import Refusal
 from mandrake_sessions.database.open_file.witness import Witness
-from mandrake_sessions.database.pool.parking import FileParkedError
 from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.engine.budget import Budget
+from mandrake_sessions.engine.protocols import FileParkedError
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseError,

@@ -26,12 +26,12 @@ from mandrake_sessions.database.open_file.attachments import Companion
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.database.open_file.stats import DatabaseStats, database_stats
-from mandrake_sessions.database.pool.parking import FileParkedError
 from mandrake_sessions.database.pool.pins import Pin, Pinned, PinnedScope
 from mandrake_sessions.database.pool.slots import Slot, SlotState
 from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.health import HealthLevel, HealthReport, level_of
+from mandrake_sessions.engine.protocols import FileParkedError
 from mandrake_sessions.errors import ForkedPoolError, HandleReleasedError
 from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.options import DatabaseOptions

@@ -5,18 +5,10 @@ from __future__ import annotations
 import sys
 
 from mandrake_sessions.database.error_codes import DESCRIPTORS_PER_FILE
-from mandrake_sessions.errors import PoolClosedError
 from mandrake_sessions.options import PoolOptions
 
 if sys.platform != "win32":
     import resource
-
-
-class FileParkedError(PoolClosedError):
-    """The file was closed because others needed its place; its handles open it again.
-
-    No caller sees it: a handle answers it by opening the file.
-    """
 
 
 def most_open(options: PoolOptions) -> int:

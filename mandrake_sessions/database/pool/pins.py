@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from mandrake_sessions.concurrency.blocks import Block
 from mandrake_sessions.database.open_file.file import DatabaseFile
-from mandrake_sessions.database.pool.parking import FileParkedError
+from mandrake_sessions.engine.protocols import FileParkedError
 
 T = TypeVar("T")
 
