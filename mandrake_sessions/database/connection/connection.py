@@ -19,6 +19,7 @@ from mandrake_sessions.database.files.paths import (
 )
 from mandrake_sessions.database.files.turnstile import Turnstile
 from mandrake_sessions.database.retry import PACE, pace, pause
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     DatabaseMovedError,
 )

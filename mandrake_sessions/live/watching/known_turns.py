@@ -25,6 +25,7 @@ class KnownTurns:
         self._texts = texts
         self._poke = poke
         self._by_id: dict[str, KnownTurn] = {}
+        self._targets: dict[str, tuple[Target, ...]] = {}
         self.foreign: dict[str, KnownTurn] = {}
 
     def __len__(self) -> int:
@@ -33,6 +34,10 @@ class KnownTurns:
     def find(self, id: str) -> KnownTurn | None:
         """Return a turn if it is known."""
         return self._by_id.get(id)
+
+    def targets_of(self, known: KnownTurn) -> tuple[Target, ...]:
+        """Return what is watched and has this turn in it."""
+        return self._targets.get(known.id, ())
 
     def of_round(self, round_id: str) -> list[KnownTurn]:
         """Return the known turns of a round."""
@@ -55,15 +60,17 @@ class KnownTurns:
             target.turns[id] = known
         self.keep_for(known, targets)
         if is_newer:
-            _post_state(known)
+            self._post_state(known)
         return known
 
     def keep_for(self, known: KnownTurn, targets: tuple[Target, ...]) -> None:
         """Note what a turn is watched for; forget it if that is nothing."""
-        known.targets = targets
-        if not targets:
+        if targets:
+            self._targets[known.id] = targets
+        else:
             known.stop_listening()
             self._by_id.pop(known.id, None)
+            self._targets.pop(known.id, None)
         if targets and not known.is_local and not known.is_finished:
             self.foreign[known.id] = known
         else:
@@ -71,13 +78,13 @@ class KnownTurns:
 
     def drop_text(self, known: KnownTurn) -> None:
         """Forget the text of a turn that has ended, if only sessions are watched."""
-        if known.is_finished and not any(target.keeps_texts for target in known.targets):
+        if known.is_finished and not any(target.keeps_texts for target in self.targets_of(known)):
             known.drop_text()
 
     def delete(self, known: KnownTurn) -> tuple[Target, ...]:
         """Tell that a turn is gone, and forget it; return what it was watched for."""
         state = known.deleted()
-        targets = known.targets
+        targets = self.targets_of(known)
         self.keep_for(known, ())
         for target in targets:
             target.post(state)
@@ -94,22 +101,20 @@ class KnownTurns:
         for known in grown:
             # Before the length is read: what comes after that is noted again.
             known.has_grown = False
-            if post_growth(known):
-                told += sum(len(target.members) for target in known.targets)
+            if self.post_growth(known):
+                told += sum(len(target.members) for target in self.targets_of(known))
         return told
 
+    def post_growth(self, known: KnownTurn) -> bool:
+        """Post the state of a turn if its text has grown; return whether it has."""
+        state = known.state
+        if state is None or state.text is None or state.text.length <= known.told_length:
+            return False
+        self._post_state(known)
+        return True
 
-def post_growth(known: KnownTurn) -> bool:
-    """Post the state of a turn if its text has grown; return whether it has."""
-    state = known.state
-    if state is None or state.text is None or state.text.length <= known.told_length:
-        return False
-    _post_state(known)
-    return True
-
-
-def _post_state(known: KnownTurn) -> None:
-    if known.state is not None:
-        known.told_length = known.state.length()
-        for target in known.targets:
-            target.post(known.state)
+    def _post_state(self, known: KnownTurn) -> None:
+        if known.state is not None:
+            known.told_length = known.state.length()
+            for target in self.targets_of(known):
+                target.post(known.state)

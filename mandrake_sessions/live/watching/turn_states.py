@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.models import Turn, TurnStatus
 from mandrake_sessions.records.feed import StoredTurn
-
-if TYPE_CHECKING:
-    from mandrake_sessions.live.watching.targets import Target
 
 # Of texts that were replaced, not continued; who is further behind begins at 0.
 _KEPT_AGREEMENTS = 32
@@ -77,7 +74,6 @@ class KnownTurn:
             keep no text of what has ended.
         outline: the turn of the newest state without what can be long.
         has_tool_calls: whether it has any.
-        targets: what is watched and has this turn in it.
         owner: the process that streams it.
         last_chunk: the last chunk in the text; None where no writer streams it.
         is_local: whether the text is that of a writer of this process.
@@ -100,7 +96,6 @@ class KnownTurn:
         "round_id",
         "session_id",
         "state",
-        "targets",
         "told_length",
         "version",
     )
@@ -112,7 +107,6 @@ class KnownTurn:
         self.state: TurnState | None = None
         self.outline = stored.turn
         self.has_tool_calls = False
-        self.targets: tuple[Target, ...] = ()
         self.owner: str | None = None
         self.last_chunk: int | None = None
         self.is_local = False

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from mandrake_sessions.database.connection.transaction import ReadUnit
 from mandrake_sessions.errors import NotFoundError
 from mandrake_sessions.live.text import GrowingText
-from mandrake_sessions.live.watching.known_turns import KnownTurns, post_growth
+from mandrake_sessions.live.watching.known_turns import KnownTurns
 from mandrake_sessions.live.watching.mailbox import Mailbox
 from mandrake_sessions.live.watching.targets import (
     Joining,
@@ -111,7 +111,7 @@ class Watched:
         """Let go of what no subscriber watches any more."""
         del self._targets[type(target), target.id]
         for known in target.turns.values():
-            others = tuple(other for other in known.targets if other is not target)
+            others = tuple(other for other in self.turns.targets_of(known) if other is not target)
             self.turns.keep_for(known, others)
             self.turns.drop_text(known)
 
@@ -263,7 +263,7 @@ class Watched:
             known = self._take_in(turn)
             if known is not None:
                 self.turns.drop_text(known)
-                touched.update(dict.fromkeys(known.targets))
+                touched.update(dict.fromkeys(self.turns.targets_of(known)))
         for target in touched:
             self._end_if_over(target)
 
@@ -334,7 +334,7 @@ class Watched:
             elif known.last_chunk is not None:
                 for chunk in self._read(feed.chunks_after(known.id, known.last_chunk)):
                     known.append(chunk.content, chunk.seq)
-                found = post_growth(known) or found
+                found = self.turns.post_growth(known) or found
         return found
 
     # -- after a gap ------------------------------------------------------------------------
