@@ -73,9 +73,7 @@ ALLOWED = {
         "open": "a file of its own, never a database"
     },
     "mandrake_sessions/database/files/raw.py": {"open": "writes a copy that nobody has open"},
-    "mandrake_sessions/database/files/sidecars.py": {
-        "hashlib": "of a file's name, never of its bytes"
-    },
+    "mandrake_sessions/database/sidecars.py": {"hashlib": "of a file's name, never of its bytes"},
     "mandrake_sessions/database/files/mounts.py": {"open": "reads /proc/self/mountinfo"},
     "mandrake_sessions/rescue/contents.py": {"tempfile": "a private folder for a copy"},
     "mandrake_sessions/database/lock_holder.py": {"read_text": "reads /proc/<pid>"},

@@ -10,6 +10,7 @@ from typing import Final
 
 import apsw
 
+from mandrake_sessions.database.sidecars import JOURNAL, SHM, WAL
 from mandrake_sessions.errors import (
     ConstraintViolationError,
     CorruptDatabaseError,
@@ -142,7 +143,7 @@ def _obstacle(path: Path) -> DatabaseError | None:
         return DatabaseOpenError(_FORBIDDEN.format(path), path=path)
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return DatabaseFolderError(_FORBIDDEN.format(path.parent), path=path)
-    for name in (f"{path.name}{suffix}" for suffix in ("-wal", "-shm", "-journal")):
+    for name in (f"{path.name}{suffix}" for suffix in (WAL, SHM, JOURNAL)):
         if os.path.islink(path.with_name(name)):
             return DatabasePathError(
                 f"{name} is a link, which is not followed: remove it.", path=path

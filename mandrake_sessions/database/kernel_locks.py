@@ -9,8 +9,10 @@ from typing import Final
 
 import msgspec
 
+from mandrake_sessions.database.file_format import LOCK_BYTE
+
 # os_unix.c and wal.c: PENDING and RESERVED of the database; the write lock in the log's index.
-_PENDING: Final = 0x40000000
+_PENDING: Final = LOCK_BYTE
 _RESERVED: Final = _PENDING + 1
 _WAL_WRITE: Final = 120
 _FIELDS: Final = 8

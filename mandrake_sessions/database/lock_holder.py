@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from mandrake_sessions.database.kernel_locks import lock_holders
+from mandrake_sessions.database.sidecars import shm_of
 from mandrake_sessions.visible import visible
 
 _STOPPED: Final = "T"
@@ -74,7 +75,7 @@ def write_lock_holder(path: Path) -> Holder | None:
     Args:
         path: the real path of the database.
     """
-    index = lock_holders(Path(f"{path}-shm")) or []
+    index = lock_holders(shm_of(path)) or []
     pids = [held.pid for held in index if held.is_wal_writer]
     pids += [held.pid for held in lock_holders(path) or [] if held.is_writer]
     return next((_holder(pid, is_writing=True) for pid in pids if pid > 0), None)
@@ -130,6 +131,6 @@ def find_users(path: Path) -> Users:
     database = lock_holders(path)
     if database is None:
         return Users(frozenset(), None, False)
-    index = lock_holders(Path(f"{path}-shm")) or []
+    index = lock_holders(shm_of(path)) or []
     pids = frozenset(held.pid for held in (*database, *index))
     return Users(pids, write_lock_holder(path), True)

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Final
 
 from mandrake_sessions.database.error_codes import translate_os
+from mandrake_sessions.database.file_format import LOCK_BYTE
 from mandrake_sessions.database.files.paths import Identity, descriptors_on, identify
 from mandrake_sessions.database.files.raw import states_of
+from mandrake_sessions.database.sidecars import JOURNAL, SHM, WAL
 from mandrake_sessions.errors import DatabaseFolderError, DatabaseMissingError, ImportSourceError
 
 _OPERATION: Final = "import"
@@ -33,10 +35,10 @@ _BLOCK: Final = 1024 * 1024
 # Where SQLite locks (os_unix.c): PENDING, RESERVED and the 510 SHARED bytes of the database, the
 # eight WAL locks and the "dead man's switch" of the -shm. A WAL connection that has read once
 # holds a SHARED byte of the database for as long as it is open.
-_DATABASE_LOCKS: Final = (0x40000000, 512)
+_DATABASE_LOCKS: Final = (LOCK_BYTE, 512)
 _SHM_LOCKS: Final = (120, 9)
 
-_ALL: Final = ("", "-wal", "-journal", "-shm")
+_ALL: Final = ("", WAL, JOURNAL, SHM)
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -85,7 +87,7 @@ def find_user(path: Path) -> str | None:
     # drop the locks that SQLite holds for this process.
     if _is_open_here(path):
         return "this process"
-    for suffix, (start, length) in (("", _DATABASE_LOCKS), ("-shm", _SHM_LOCKS)):
+    for suffix, (start, length) in (("", _DATABASE_LOCKS), (SHM, _SHM_LOCKS)):
         with contextlib.suppress(FileNotFoundError), _opened(f"{path}{suffix}") as file:
             pid = _lock_holder(file, start, length)
             if pid is not None:

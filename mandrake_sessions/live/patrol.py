@@ -18,6 +18,7 @@ from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.files.paths import leads_elsewhere
 from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.database.sidecars import WAL
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseMovedError,
@@ -57,7 +58,7 @@ class Lookout:
     ) -> None:
         self._file = file
         self._interrupt_gone = interrupt_gone
-        self._log = f"{file.path}-wal"
+        self._log = f"{file.path}{WAL}"
         self._stamp: tuple[int, ...] | None = None
         self._reads_left = 0
         self._owners: frozenset[str | None] = frozenset()

@@ -25,9 +25,9 @@ from mandrake_sessions.database.files.own_wal import (
     require_own_log,
 )
 from mandrake_sessions.database.files.raw import copy_database
-from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.health.wording import ORPHANS, counted, listed, orphans
 from mandrake_sessions.database.migrations.head import STORED_REVISIONS, is_known, revision_of
+from mandrake_sessions.database.sidecars import JOURNAL, WAL, beside
 from mandrake_sessions.engine.health import HealthCheck, HealthStatus
 from mandrake_sessions.errors import (
     DatabaseBusyError,
@@ -113,7 +113,7 @@ class Contents:
         with contextlib.ExitStack() as stack:
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
             name = self._path.as_uri()
-            logs = [beside(self._path, suffix) for suffix in ("-wal", "-journal")]
+            logs = [beside(self._path, suffix) for suffix in (WAL, JOURNAL)]
             if self._in_use:
                 pass
             elif any(log.exists() and log.stat().st_size for log in logs):

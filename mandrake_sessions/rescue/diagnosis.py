@@ -18,6 +18,14 @@ import apsw
 from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.fork import close_inherited
 from mandrake_sessions.database.error_codes import free_bytes, translate
+from mandrake_sessions.database.file_format import (
+    APPLICATION_ID_AT,
+    MAGIC,
+    PAGES_AT,
+    SMALLEST_PAGE,
+    lock_page,
+    page_size_of,
+)
 from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.atomic import (
     BEFORE,
@@ -26,15 +34,14 @@ from mandrake_sessions.database.files.atomic import (
     DAMAGED_BYTES,
     leftovers,
 )
-from mandrake_sessions.database.files.format import MAGIC, SMALLEST_PAGE, page_size_of
 from mandrake_sessions.database.files.pages import Pages, open_pages
-from mandrake_sessions.database.files.paths import ASIDE, companions, identify, may_write, real_path
+from mandrake_sessions.database.files.paths import ASIDE, identify, may_write, real_path
 from mandrake_sessions.database.files.raw import states_of
-from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.files.turnstile import turnstile_path
 from mandrake_sessions.database.health.place import advised, check_place
 from mandrake_sessions.database.health.wording import LOW_DISK, counted, listed, readable_size
 from mandrake_sessions.database.lock_holder import Users, find_users
+from mandrake_sessions.database.sidecars import beside, journal_of, shm_of, wal_of
 from mandrake_sessions.database.sqlite_library import is_safe_sqlite, second_sqlite
 from mandrake_sessions.engine.health import HealthCheck, HealthLevel, HealthReport, HealthStatus
 from mandrake_sessions.errors import DatabaseError
@@ -44,7 +51,6 @@ from mandrake_sessions.tables import APPLICATION_ID
 OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
 
 _OPERATION: Final = "diagnose"
-_LOCKS_AT: Final = 0x40000000
 _RESTORE: Final = "mandrake-sessions restore BACKUP FILE --overwrite"
 _RESCUE: Final = f"Restore a backup: {_RESTORE}; or rescue what can be read: "
 
@@ -133,7 +139,7 @@ class _Diagnosis:
     # -- the file and what stands beside it ---------------------------------------------------
 
     def _file(self) -> HealthCheck:
-        log = Path(f"{self._path}-wal")
+        log = wal_of(self._path)
         try:
             identity = identify(self._path)
         except DatabaseError as error:
@@ -199,7 +205,7 @@ class _Diagnosis:
         return HealthCheck("disk", OK, told)
 
     def _journal(self) -> HealthCheck:
-        journal = beside(self._path, "-journal")
+        journal = journal_of(self._path)
         if not journal.exists() or self._users.pids:
             return HealthCheck("journal", OK)
         return HealthCheck(
@@ -210,7 +216,7 @@ class _Diagnosis:
         )
 
     def _set_aside(self) -> HealthCheck:
-        log = companions(self._path)[0]
+        log = wal_of(self._path)
         marks = (beside(log, ASIDE, 36).name, beside(self._path, DAMAGED, DAMAGED_BYTES).name)
         names = self._beside(lambda name: name.startswith(marks))
         if not names:
@@ -312,8 +318,8 @@ class _Diagnosis:
             return HealthCheck(
                 "header", FAILED, "it does not begin as a SQLite database does", self._rescue()
             )
-        application = int.from_bytes(first[68:72], "big")
-        if application != APPLICATION_ID and int.from_bytes(first[28:32], "big") > 1:
+        application = int.from_bytes(first[APPLICATION_ID_AT], "big")
+        if application != APPLICATION_ID and int.from_bytes(first[PAGES_AT], "big") > 1:
             return HealthCheck(
                 "header",
                 FAILED,
@@ -338,19 +344,19 @@ class _Diagnosis:
         """Whether it has a log and nothing else; a new database gets its first page first."""
         with contextlib.suppress(FileNotFoundError):
             # The log first: what comes into it later is of a file that has its first page.
-            has_log = Path(f"{self._path}-wal").stat().st_size > 0
+            has_log = wal_of(self._path).stat().st_size > 0
             return has_log and self._path.stat().st_size == 0
         return False
 
     def _length(self, pages: Pages) -> HealthCheck:
         first = pages.read(1)
-        stated = 0 if first is None else int.from_bytes(first[28:32], "big")
+        stated = 0 if first is None else int.from_bytes(first[PAGES_AT], "big")
         # What an open file is judged by stands in the file, under a first page in the log.
-        stated = max(stated, int.from_bytes(pages.header[28:32], "big"))
+        stated = max(stated, int.from_bytes(pages.header[PAGES_AT], "big"))
         # Counted, not listed: a damaged header may state four thousand million.
         missing = pages.count_missing(stated)
         # The page on which the locks lie is never written: the log has all others.
-        never = _LOCKS_AT // pages.page_size + 1
+        never = lock_page(pages.page_size)
         if missing > (pages.whole_in_file < never <= stated):
             return HealthCheck(
                 "size",
@@ -361,7 +367,7 @@ class _Diagnosis:
         return HealthCheck("size", OK, readable_size(self._size))
 
     def _log(self, pages: Pages) -> HealthCheck:
-        log = Path(f"{self._path}-wal")
+        log = wal_of(self._path)
         if not log.exists():
             return HealthCheck("log", OK, "none")
         if pages.lost_frames:
@@ -392,4 +398,4 @@ class _Diagnosis:
     def _is_in_use(self) -> bool:
         if self._users.is_known:
             return bool(self._users.pids)
-        return Path(f"{self._path}-shm").exists()
+        return shm_of(self._path).exists()

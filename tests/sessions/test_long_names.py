@@ -13,7 +13,7 @@ from mandrake_sessions import (
     diagnose,
 )
 from mandrake_sessions.database.files import owner
-from mandrake_sessions.database.files.sidecars import beside
+from mandrake_sessions.database.sidecars import beside
 
 LONGEST = 255 - len("-wal")
 

@@ -24,6 +24,7 @@ from mandrake_sessions.database.error_codes import pass_on_timeout, translate, t
 from mandrake_sessions.database.files.atomic import making, put_in_place, sync_file, tidy
 from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.files.wal_mark import make_new
+from mandrake_sessions.database.sidecars import JOURNAL, WAL
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     BackupError,
@@ -39,7 +40,7 @@ _BUSY_TIMEOUT_MS = 1000
 _CHECK_STEPS = 20_000
 _OPERATION = "backup"
 # What SQLite would replay into a file of this name, whatever it holds by then.
-_LEFTOVERS = ("-wal", "-journal")
+_LEFTOVERS = (WAL, JOURNAL)
 
 Progress = Callable[[int, int], None]
 """Told after each step how many pages are copied and how many there are; raising stops it."""

@@ -15,10 +15,11 @@ import apsw
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.error_codes import extended_code, primary_code
+from mandrake_sessions.database.file_format import FRAME_HEADER_BYTES
 from mandrake_sessions.options import DatabaseOptions
 
 _TRUNCATE_PATIENCE = 0.1
-_FRAME_BYTES = 4096 + 24
+_FRAME_BYTES = 4096 + FRAME_HEADER_BYTES
 _ROUNDS = 4
 # Seconds of copying below which writers hardly notice it.
 _CHEAP = 0.001

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from mandrake_sessions.database.files.format import (
+from mandrake_sessions.database.file_format import (
     APPLICATION_ID_AT,
     FORMAT_AT,
     MAGIC,
+    PAGES_AT,
     SMALLEST_PAGE,
     USER_VERSION_AT,
     WAL_FORMAT,
 )
+from mandrake_sessions.database.sidecars import WAL, journal_of
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseMovedError,
@@ -52,10 +54,10 @@ def require_ours(connection: Connection) -> bool:
     header = connection.header()
     application = int.from_bytes(header[APPLICATION_ID_AT], "big")
     # One page: a file of ours that was switched to WAL, and its schema is not made yet.
-    pages = int.from_bytes(header[28:32], "big")
+    pages = int.from_bytes(header[PAGES_AT], "big")
     is_wal = header[:16] == MAGIC and header[FORMAT_AT] == WAL_FORMAT
     is_foreign = is_wal and pages > 1 and application != APPLICATION_ID
-    if is_foreign and not os.path.lexists(f"{path}-journal"):
+    if is_foreign and not os.path.lexists(journal_of(path)):
         raise UnrecognizedDatabaseError(path=path, operation="open")
     return False
 
@@ -67,7 +69,7 @@ def _require_not_emptied(path: Path) -> tuple[int, int | None]:
     first page before there is anything in the log. Looked at again, for who has just made the file
     may be setting the log of an older one aside.
     """
-    log = f"{path}-wal"
+    log = f"{path}{WAL}"
     for look in range(_LOOKS_FOR_PAGE):
         if look:
             time.sleep(_PAUSE_FOR_PAGE)

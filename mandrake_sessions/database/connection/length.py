@@ -8,11 +8,10 @@ from typing import Final, NamedTuple
 
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.wal_frames import pages_in_log
-from mandrake_sessions.database.files.format import page_size_of
+from mandrake_sessions.database.file_format import lock_page, page_size_of, pages_of
 
 _LOOKS: Final = 5
 _PAUSE: Final = 0.002
-_LOCKS_AT: Final = 0x40000000
 
 
 class Length(NamedTuple):
@@ -47,7 +46,7 @@ def lacking_pages(header: bytes, size: int) -> int:
     pages, there = pages_of(header), size // page_size
     if there >= pages:
         return 0
-    return max(0, pages - there - (there < _never(page_size) <= pages))
+    return max(0, pages - there - (there < lock_page(page_size) <= pages))
 
 
 def measure(connection: Connection, deadline: float) -> Length:
@@ -80,17 +79,7 @@ def measure(connection: Connection, deadline: float) -> Length:
         if lacking <= frames - done:
             if monotonic() >= deadline:
                 return found._replace(is_cut=None)
-            missing = set(range(size // page_size + 1, pages + 1)) - {_never(page_size)}
+            missing = set(range(size // page_size + 1, pages + 1)) - {lock_page(page_size)}
             if missing <= pages_in_log(connection, page_size, done, frames):
                 return found._replace(is_cut=False)
     return found
-
-
-def pages_of(header: bytes) -> int:
-    """Return how many pages a header counts."""
-    return max(1, int.from_bytes(header[28:32], "big"))
-
-
-def _never(page_size: int) -> int:
-    """Return the page that SQLite never writes: the one on which the locks lie."""
-    return _LOCKS_AT // page_size + 1

@@ -18,8 +18,9 @@ from urllib.parse import quote
 import apsw
 
 from mandrake_sessions.concurrency.fork import keep_alive
-from mandrake_sessions.database.files.paths import Identity, companions, descriptors_on, may_write
+from mandrake_sessions.database.files.paths import Identity, descriptors_on, may_write
 from mandrake_sessions.database.files.raw import states_of
+from mandrake_sessions.database.sidecars import journal_of, shm_of, wal_of
 from mandrake_sessions.errors import DatabaseError
 
 _REASONS: Final = frozenset(
@@ -68,9 +69,9 @@ def _is_alone(path: Path) -> bool:
     """Return whether no process uses the log of a database, and no journal is to be rolled back."""
     if _WITHOUT_LOCKS not in apsw.vfs_names():
         return False
-    _, index = companions(path)
+    index = shm_of(path)
     # With an index there may be a process that writes.
-    return _size(index) < _INDEX_REGION and _size(path.with_name(f"{path.name}-journal")) == 0
+    return _size(index) < _INDEX_REGION and _size(journal_of(path)) == 0
 
 
 def _size(path: Path) -> int:
@@ -94,7 +95,7 @@ class Unshared:
     def __init__(self, path: Path, identity: Identity) -> None:
         self._path = path
         self._identity = identity
-        self.has_log = _size(companions(path)[0]) > 0
+        self.has_log = _size(wal_of(path)) > 0
         self._before = self._states()
 
     def connect(self) -> apsw.Connection:
@@ -140,6 +141,6 @@ class Unshared:
     def _states(self) -> tuple[object, ...]:
         states = tuple(states_of(self._path).values())
         with contextlib.suppress(OSError):
-            found = os.stat(companions(self._path)[1])
+            found = os.stat(shm_of(self._path))
             return (*states, found.st_ino, found.st_size)
         return states

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.file_format import FRAME_HEADER_BYTES, WAL_HEADER_BYTES
 
 _LOG: Final = 1
-_HEADER: Final = 32
-_FRAME_HEADER: Final = 24
 
 
 def pages_in_log(connection: Connection, page_size: int, done: int, frames: int) -> set[int]:
@@ -45,10 +44,10 @@ def commits_in_log(connection: Connection, page_size: int, frames: int) -> int:
 
 
 def _heads(connection: Connection, page_size: int, first: int, end: int) -> Iterator[bytes]:
-    salts = _read(connection, 0, _HEADER)[16:24]
+    salts = _read(connection, 0, WAL_HEADER_BYTES)[16:24]
     for number in range(first, end):
-        at = _HEADER + number * (_FRAME_HEADER + page_size)
-        head = _read(connection, at, _FRAME_HEADER)
+        at = WAL_HEADER_BYTES + number * (FRAME_HEADER_BYTES + page_size)
+        head = _read(connection, at, FRAME_HEADER_BYTES)
         # With other salts it is of an earlier round of the log, which has begun anew meanwhile.
         if head[8:16] == salts:
             yield head

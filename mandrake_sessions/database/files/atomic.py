@@ -18,7 +18,7 @@ import apsw
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.creation import sync_folder
-from mandrake_sessions.database.files.sidecars import beside, name_beside
+from mandrake_sessions.database.sidecars import JOURNAL, SHM, WAL, beside, name_beside
 
 _MARK: Final = ".partial-"
 _DIGITS: Final = 16
@@ -33,13 +33,13 @@ BEFORE_BYTES: Final = 16 + len(_MARK) + _DIGITS + _OWNER_BYTES
 DAMAGED: Final = ".damaged-"
 """Stands in the name under which restoring keeps a damaged file."""
 
-DAMAGED_BYTES: Final = 36 + len("-journal")
+DAMAGED_BYTES: Final = 36 + len(JOURNAL)
 """What follows that: an id, and the suffix of a log."""
 
 _PARTIAL: Final = re.compile(
     r"(.+\.partial-[0-9a-f]{16})(?:-wal|-shm|-journal|-owner-([0-9a-f-]{36}))?"
 )
-_BESIDE: Final = ("", "-wal", "-shm", "-journal")
+_BESIDE: Final = ("", WAL, SHM, JOURNAL)
 
 
 @block

@@ -16,12 +16,12 @@ from mandrake_sessions.database.files.folders import opened_folder
 from mandrake_sessions.database.files.paths import (
     Identity,
     aside_of,
-    companions,
     identify,
     set_aside,
     tell_set_aside,
 )
 from mandrake_sessions.database.retry import pace, pause
+from mandrake_sessions.database.sidecars import shm_of, wal_of
 from mandrake_sessions.errors import DatabaseFolderError, DatabaseMovedError
 
 if sys.platform != "win32":
@@ -73,7 +73,7 @@ def clear_name(path: Path) -> None:
     A log is kept under another name: SQLite would delete it. Its index goes: whoever still has a
     moved file open writes into it, and a new file would read that.
     """
-    log, index = companions(path)
+    log, index = wal_of(path), shm_of(path)
     aside = aside_of(log)
     if set_aside(log, aside):
         tell_set_aside(path, aside)

@@ -25,6 +25,7 @@ from typing import Final
 from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.concurrency.threads import start
+from mandrake_sessions.database.sidecars import wal_of
 
 _PACE: Final = 0.002
 """Seconds between two looks at what the system tells: a commit is many writes."""
@@ -142,7 +143,7 @@ class _Watch:
 
     def __init__(self, path: Path, tell: Callable[[], None]) -> None:
         self.path = path
-        self.log = path.with_name(path.name + "-wal")
+        self.log = wal_of(path)
         self.tell = tell
         self.number: int | None = None
         self.stamp = self.look()

@@ -16,9 +16,10 @@ from urllib.parse import quote
 import apsw
 
 from mandrake_sessions.database.error_codes import pass_on_timeout
-from mandrake_sessions.database.files.paths import Identity, companions, identify
+from mandrake_sessions.database.files.paths import Identity, identify
 from mandrake_sessions.database.files.wal_mark import USED, Mark, has_content, read_mark
 from mandrake_sessions.database.retry import retry_busy
+from mandrake_sessions.database.sidecars import shm_of, wal_of
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseError, LostLogError, StaleLogError
 from mandrake_sessions.tables import APPLICATION_ID
@@ -136,7 +137,7 @@ def _are_two(alone: State, through: State) -> bool:
 def has_log(path: Path) -> bool:
     """Return whether a database has a log with something in it."""
     try:
-        return os.stat(f"{path}-wal").st_size > 0
+        return os.stat(wal_of(path)).st_size > 0
     except OSError as error:
         pass_on_timeout(error)
         return False
@@ -144,7 +145,7 @@ def has_log(path: Path) -> bool:
 
 def has_index(path: Path) -> bool:
     """Return whether a database has an index of its log."""
-    return os.path.lexists(f"{path}-shm")
+    return os.path.lexists(shm_of(path))
 
 
 def require_log(
@@ -204,7 +205,7 @@ def require_own_log(
             reason = "the file cannot be read through it"
         if reason is None:
             return
-    log = companions(path)[0]
+    log = wal_of(path)
     error = StaleLogError(
         f"{log.name} is not the log that belongs to this file: {reason}. {UNCHANGED} "
         f"{stale_advice(path)}",
@@ -217,7 +218,7 @@ def require_own_log(
 
 def stale_advice(path: Path) -> str:
     """Return what a person can do about a log that is not the file's own."""
-    log = companions(path)[0]
+    log = wal_of(path)
     return (
         f"To open the file as it is without it, move it away: mv {log.name} {log.name}.old; or "
         "restore a backup."
@@ -241,7 +242,7 @@ def require_needed_log(path: Path, execute: Callable[..., Any], operation: str) 
     # Asked last, for most files have no need of one.
     if not is_log_lost(execute) or has_log(path):
         return
-    log = companions(path)[0]
+    log = wal_of(path)
     error = LostLogError(
         f"The file is empty, but something was stored in it: in {log.name}, which is missing. "
         f"{UNCHANGED} {lost_advice(path)}",
@@ -271,7 +272,7 @@ def is_log_lost(execute: Callable[..., Any]) -> bool:
 
 def lost_advice(path: Path) -> str:
     """Return what a person can do about a log that is missing."""
-    log = companions(path)[0]
+    log = wal_of(path)
     return (
         f"Bring {log.name} back to where it was, or restore a backup; to begin anew, delete "
         f"{path.name}."
@@ -298,7 +299,7 @@ def drop_index(path: Path, identity: Identity) -> None:
         with contextlib.suppress(*_FOREIGN):
             raw.execute("SELECT count(*) FROM sqlite_schema").fetchall()
         if identify(path) == identity:
-            companions(path)[1].unlink(missing_ok=True)
+            shm_of(path).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.error_codes import pass_on_timeout, translate_os
 from mandrake_sessions.database.files import owner_signs
-from mandrake_sessions.database.files.sidecars import name_beside
+from mandrake_sessions.database.sidecars import name_beside
 from mandrake_sessions.errors import DatabaseFolderError
 from mandrake_sessions.ids import new_id
 

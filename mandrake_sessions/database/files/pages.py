@@ -15,14 +15,18 @@ from typing import Final
 import apsw
 
 from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.database.file_format import (
+    FRAME_HEADER_BYTES,
+    MAGIC,
+    PAGES_AT,
+    WAL_HEADER_BYTES,
+)
 from mandrake_sessions.database.files.raw import RawFile
+from mandrake_sessions.database.sidecars import wal_of
 
-_MAGIC: Final = b"SQLite format 3\0"
 _SIZES: Final = tuple(1 << power for power in range(9, 17))
 _USUAL: Final = 4096
 _SAMPLE: Final = 100
-_LOG_HEADER: Final = 32
-_FRAME_HEADER: Final = 24
 _LOG_MAGIC: Final = 0x377F0682
 # Each page of a chain is read when its row is: three or four times, more if rows share it.
 _MOST_FOLLOWED: Final = 64
@@ -58,7 +62,7 @@ class Pages:
         self._in_log: dict[int, int] = {}
         self.header = header = _read(file, 0, 100)
         self.page_size = self._guess_size(header)
-        reserved = header[20] if header[:16] == _MAGIC and len(header) > 20 else 0
+        reserved = header[20] if header[:16] == MAGIC and len(header) > 20 else 0
         # Nobody but an encrypted file reserves more.
         self.usable = self.page_size - (reserved if reserved <= 32 else 0)
         if log is not None:
@@ -105,7 +109,7 @@ class Pages:
     def application_id(self) -> int | None:
         """Whose the file is by its own word; None if its first page does not say."""
         first = self.read(1)
-        if first is None or first[:16] != _MAGIC:
+        if first is None or first[:16] != MAGIC:
             return None
         return int.from_bytes(first[68:72], "big")
 
@@ -126,7 +130,7 @@ class Pages:
     def free(self) -> set[int] | None:
         """Return the pages that hold nothing any more, or None if the list of them is damaged."""
         first = self.read(1)
-        if first is None or first[:16] != _MAGIC:
+        if first is None or first[:16] != MAGIC:
             return None
         found: set[int] = set()
         trunk, total = struct.unpack_from(">II", first, 32)
@@ -145,7 +149,7 @@ class Pages:
         """Return the size of a page: the header's own word, unless the pages say otherwise."""
         stated = int.from_bytes(header[16:18], "big") or 0
         stated = 65536 if stated == 1 else stated
-        if stated in _SIZES and int.from_bytes(header[28:32], "big") * stated == self._file.size:
+        if stated in _SIZES and int.from_bytes(header[PAGES_AT], "big") * stated == self._file.size:
             # A text may hold what looks like pages of another size, this is no accident.
             return stated
         candidates = [stated] if stated in _SIZES else []
@@ -164,23 +168,23 @@ class Pages:
     # -- the log ----------------------------------------------------------------------------
 
     def _read_log(self, log: RawFile) -> None:
-        header = _read(log, 0, _LOG_HEADER)
-        if len(header) < _LOG_HEADER:
+        header = _read(log, 0, WAL_HEADER_BYTES)
+        if len(header) < WAL_HEADER_BYTES:
             return
         big = int.from_bytes(header[:4], "big") == _LOG_MAGIC + 1
         order = ">" if big else "<"
         is_sound = header[24:32] == _checksum(header[:24], b"\0" * 8, order)
-        size = _FRAME_HEADER + self.page_size
+        size = FRAME_HEADER_BYTES + self.page_size
         heads = [
             head
-            for at in range(_LOG_HEADER, log.size - size + 1, size)
-            if len(head := _read(log, at, _FRAME_HEADER)) == _FRAME_HEADER
+            for at in range(WAL_HEADER_BYTES, log.size - size + 1, size)
+            if len(head := _read(log, at, FRAME_HEADER_BYTES)) == FRAME_HEADER_BYTES
         ]
         salts = self._salts(header, heads, is_sound)
         pending: dict[int, int] = {}
         seed = header[24:32]
         for number, head in enumerate(heads):
-            at = _LOG_HEADER + number * size + _FRAME_HEADER
+            at = WAL_HEADER_BYTES + number * size + FRAME_HEADER_BYTES
             page, committed = struct.unpack_from(">II", head)
             before, seed = seed, head[16:24]
             if head[8:16] != salts or not page:
@@ -249,7 +253,7 @@ def open_pages(path: Path, *, with_log: bool = True) -> Iterator[Pages]:
     """
     with RawFile(path) as file, contextlib.ExitStack() as stack:
         log = None
-        name = path.with_name(f"{path.name}-wal")
+        name = wal_of(path)
         if with_log and name.is_file():
             with contextlib.suppress(apsw.Error):
                 log = stack.enter_context(RawFile(name))

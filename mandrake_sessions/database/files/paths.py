@@ -14,7 +14,7 @@ from typing import Final
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.error_codes import pass_on_timeout, translate_os
-from mandrake_sessions.database.files.sidecars import beside
+from mandrake_sessions.database.sidecars import JOURNAL, SHM, WAL, beside
 from mandrake_sessions.errors import DatabasePathError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.log import get_logger
@@ -158,7 +158,7 @@ def refuse_planted(path: Path) -> None:
 
 def _refuse_planted(path: Path, database: os.stat_result) -> None:
     is_shared = database.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
-    for suffix in ("-wal", "-shm", "-journal"):
+    for suffix in (WAL, SHM, JOURNAL):
         try:
             found = os.lstat(f"{path}{suffix}")
         except FileNotFoundError:
@@ -339,8 +339,3 @@ def tell_set_aside(path: Path, aside: Path) -> None:
 def may_write(path: Path) -> bool:
     """Return whether this process may write a file, by the user it acts as, as opening asks."""
     return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-
-
-def companions(path: Path) -> tuple[Path, Path]:
-    """Return the names of the log and of its index, which SQLite makes beside the file."""
-    return path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")

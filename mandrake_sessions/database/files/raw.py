@@ -19,8 +19,8 @@ from mandrake_sessions.database.error_codes import (
     translate,
     translate_os,
 )
-from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.retry import pace, pause
+from mandrake_sessions.database.sidecars import JOURNAL, WAL, beside
 from mandrake_sessions.engine.budget import Budget
 
 _BLOCK: Final = 1024 * 1024
@@ -45,7 +45,7 @@ class RawFile:
     def __init__(self, path: Path, *, lockable: bool = False) -> None:
         self.path = path
         mode = apsw.SQLITE_OPEN_READWRITE if lockable else apsw.SQLITE_OPEN_READONLY
-        kind = apsw.SQLITE_OPEN_WAL if path.name.endswith("-wal") else apsw.SQLITE_OPEN_MAIN_DB
+        kind = apsw.SQLITE_OPEN_WAL if path.name.endswith(WAL) else apsw.SQLITE_OPEN_MAIN_DB
         self._file = apsw.VFSFile("", str(path), [mode | kind, 0])
         self.size = self._file.xFileSize()
 
@@ -160,7 +160,7 @@ def copy_database(source: Path, target: Path) -> bool:
 def states_of(path: Path) -> dict[str, tuple[int, ...] | None]:
     """Return what changes when a database is written: of the file, its log and its journal."""
     states: dict[str, tuple[int, ...] | None] = {}
-    for suffix in ("", "-wal", "-journal"):
+    for suffix in ("", WAL, JOURNAL):
         try:
             found = os.stat(beside(path, suffix))
         except FileNotFoundError:

@@ -30,8 +30,8 @@ from typing import Final, Protocol
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.error_codes import pass_on_timeout
 from mandrake_sessions.database.files.rhythm import Rhythm
-from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.retry import PACE, pace
+from mandrake_sessions.database.sidecars import WAL, beside
 from mandrake_sessions.errors import ThreadStartError
 
 if sys.platform != "win32":
@@ -203,7 +203,7 @@ class Turnstile:
             return pace(self._since)
         self._has_waited = True
         if self._rhythm is None:
-            self._rhythm = Rhythm(f"{self._database}-wal", self._since)
+            self._rhythm = Rhythm(f"{self._database}{WAL}", self._since)
         now = monotonic()
         if now - self._since < _ALONE:
             return PACE

@@ -20,8 +20,8 @@ from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.files.atomic import unfinished_name
 from mandrake_sessions.database.files.creation import alone_in
 from mandrake_sessions.database.files.own_wal import has_index
-from mandrake_sessions.database.files.paths import companions
 from mandrake_sessions.database.files.raw import RawFile
+from mandrake_sessions.database.sidecars import shm_of
 from mandrake_sessions.errors import DatabaseNamesError
 
 _INDEX_LOCKS: Final = frozenset(str(each).encode() for each in range(120, 129))
@@ -47,7 +47,7 @@ def require_one_view(path: Path) -> None:
     """
     if not has_index(path) or not sys.platform.startswith("linux") or _is_in_use_here(path):
         return
-    others = list(_users_elsewhere(companions(path)[1]))
+    others = list(_users_elsewhere(shm_of(path)))
     if not others:
         return
     # Where no file can be made, it is not known: then nothing is refused.

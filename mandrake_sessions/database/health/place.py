@@ -12,6 +12,7 @@ from mandrake_sessions.database.files.names import require_home
 from mandrake_sessions.database.files.raw import RawFile
 from mandrake_sessions.database.files.views import require_one_view
 from mandrake_sessions.database.health.checks import found
+from mandrake_sessions.database.sidecars import wal_of
 from mandrake_sessions.engine.health import HealthCheck, HealthStatus
 from mandrake_sessions.errors import DatabaseNamesError
 from mandrake_sessions.options import DatabaseOptions
@@ -66,7 +67,7 @@ def _is_ours(path: Path) -> bool:
 
     The mark in its header says so; where that is damaged, the texts of its schema do.
     """
-    for each in (path, Path(f"{path}-wal")):
+    for each in (path, wal_of(path)):
         try:
             with RawFile(each) as file:
                 content = file.read(0, _LOOKED_AT)

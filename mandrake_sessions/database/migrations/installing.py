@@ -18,7 +18,7 @@ from mandrake_sessions import ids
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.transaction import begin_unmarked, commit, rollback
 from mandrake_sessions.database.error_codes import translate
-from mandrake_sessions.database.files.format import (
+from mandrake_sessions.database.file_format import (
     APPLICATION_ID_AT,
     FORMAT_AT,
     USER_VERSION_AT,

@@ -22,10 +22,10 @@ from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.dialect import lent_connection
 from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.atomic import BEFORE, BEFORE_BYTES, tidy
-from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.migrations.ddl import REVISIONS
 from mandrake_sessions.database.migrations.installing import marks
 from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.database.sidecars import beside
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseBusyError, MigrationError, SchemaTooNewError
 from mandrake_sessions.late_imports import late_import

@@ -11,16 +11,16 @@ import apsw
 
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.error_codes import translate_os
+from mandrake_sessions.database.file_format import APPLICATION_ID_AT, MAGIC, PAGES_AT
 from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.atomic import tidy
 from mandrake_sessions.database.files.creation import alone_in
 from mandrake_sessions.database.files.folders import Folder, opened_folder
-from mandrake_sessions.database.files.format import MAGIC
-from mandrake_sessions.database.files.paths import Identity, companions
+from mandrake_sessions.database.files.paths import Identity
 from mandrake_sessions.database.files.raw import RawFile
-from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.files.turnstile import turnstile_path
 from mandrake_sessions.database.offline.exclusive import DAMAGE, alone, alone_with_damaged
+from mandrake_sessions.database.sidecars import journal_of, shm_of, wal_of
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     DatabaseMovedError,
@@ -90,8 +90,8 @@ def _is_foreign(path: Path) -> bool:
         # What is wrong with it is found by locking it.
         return False
     # One page: a database of this library whose schema is not made yet.
-    pages = int.from_bytes(header[28:32], "big")
-    application = int.from_bytes(header[68:72], "big")
+    pages = int.from_bytes(header[PAGES_AT], "big")
+    application = int.from_bytes(header[APPLICATION_ID_AT], "big")
     if header[:16] != MAGIC or pages <= 1 or application == APPLICATION_ID:
         return False
     # The mark may be what is damaged: then it has all our tables.
@@ -134,5 +134,5 @@ def _remove_files(folder: Folder, path: Path) -> None:
     with contextlib.suppress(OSError):
         folder.unlink(turnstile_path(path).name)
     # A journal too: SQLite would roll it back into the next file of the name.
-    for each in (*companions(path), beside(path, "-journal"), path):
+    for each in (wal_of(path), shm_of(path), journal_of(path), path):
         folder.unlink(each.name)

@@ -18,6 +18,7 @@ from mandrake_sessions.concurrency.blocks import block, closing
 from mandrake_sessions.database.connection.backup import problems_of
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.error_codes import primary_code, translate
+from mandrake_sessions.database.file_format import SMALLEST_PAGE
 from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.atomic import (
     DAMAGED,
@@ -28,25 +29,31 @@ from mandrake_sessions.database.files.atomic import (
     sync_file,
 )
 from mandrake_sessions.database.files.creation import alone_in, clear_name, make_folder
-from mandrake_sessions.database.files.format import SMALLEST_PAGE
 from mandrake_sessions.database.files.names import HOME
 from mandrake_sessions.database.files.own_wal import has_log, require_needed_log, require_own_log
 from mandrake_sessions.database.files.pages import open_pages
 from mandrake_sessions.database.files.paths import (
     Identity,
     aside_of,
-    companions,
     identify,
     real_path,
     set_aside,
 )
 from mandrake_sessions.database.files.raw import copy_database
-from mandrake_sessions.database.files.sidecars import beside
 from mandrake_sessions.database.files.wal_mark import make_new
 from mandrake_sessions.database.migrations.head import STORED_REVISIONS, is_known, revision_of
 from mandrake_sessions.database.migrations.installing import marks
 from mandrake_sessions.database.offline.exclusive import DAMAGE, alone, alone_with_damaged
 from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.database.sidecars import (
+    JOURNAL,
+    SHM,
+    WAL,
+    beside,
+    journal_of,
+    shm_of,
+    wal_of,
+)
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
@@ -64,7 +71,7 @@ from mandrake_sessions.tables import APPLICATION_ID
 
 _OPERATION: Final = "restore"
 _ATTEMPTS: Final = 3
-_LOGS: Final = ("-wal", "-journal")
+_LOGS: Final = (WAL, JOURNAL)
 
 
 def require_backup(backup: str | os.PathLike[str], path: Path) -> Path:
@@ -144,7 +151,7 @@ def _copy(source: Path, partial: Path) -> None:
 
 def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
     """Make sure that the copy can be used, and make it a file of its own."""
-    if partial.stat().st_size < SMALLEST_PAGE and not Path(f"{partial}-wal").exists():
+    if partial.stat().st_size < SMALLEST_PAGE and not wal_of(partial).exists():
         # SQLite would take it for an empty one.
         raise NotADatabaseError(path=source, operation=_OPERATION)
     try:
@@ -191,7 +198,7 @@ def _require_log(raw: apsw.Connection, partial: Path, source: Path) -> None:
         # What a person can do something about is the backup.
         message = error.message.replace(partial.name, source.name)
         found = type(error)(message, path=source, operation=_OPERATION)
-        found.log = companions(source)[0]
+        found.log = wal_of(source)
         raise found from None
 
 
@@ -230,7 +237,7 @@ def _alone(path: Path, budget: Budget) -> Iterator[bool]:
         with alone_in(path.parent):
             # Who has made one this moment keeps it, and its log: ours is refused.
             if identify(path) is None:
-                journal = beside(path, "-journal")
+                journal = journal_of(path)
                 set_aside(journal, aside_of(journal))
                 clear_name(path)
             yield False
@@ -265,7 +272,7 @@ def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
             raise translate(error, path, _OPERATION) from error
         if not _is_sound(connection):
             _keep(path)
-        for suffix in (*_LOGS, "-shm"):
+        for suffix in (*_LOGS, SHM):
             beside(path, suffix).unlink(missing_ok=True)
         yield
 
@@ -311,13 +318,13 @@ def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
         aside = _keep(path)
         for suffix in _LOGS:
             set_aside(beside(path, suffix), Path(f"{aside}{suffix}"))
-        Path(f"{path}-shm").unlink(missing_ok=True)
+        shm_of(path).unlink(missing_ok=True)
         yield
 
 
 def _keep(path: Path) -> Path:
     """Give a damaged file another name, so that it stays when the new one gets this one."""
-    aside = beside(path, f"{DAMAGED}{new_id()}", len("-journal"))
+    aside = beside(path, f"{DAMAGED}{new_id()}", len(JOURNAL))
     try:
         os.link(path, aside)
     except OSError:

@@ -26,6 +26,7 @@ from mandrake_sessions.database.files.paths import (
 )
 from mandrake_sessions.database.files.wal_mark import end_mark
 from mandrake_sessions.database.retry import FileBudget, pace, pause
+from mandrake_sessions.database.sidecars import SHM, WAL
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 
@@ -60,7 +61,7 @@ class Logs:
         self._known: list[tuple[str, Identity]] = []
         self.size = 0
         self.index: Identity | None = None
-        log, index = f"{path}-wal", f"{path}-shm"
+        log, index = f"{path}{WAL}", f"{path}{SHM}"
         with contextlib.suppress(FileNotFoundError):
             found = os.stat(log)
             self.size = found.st_size

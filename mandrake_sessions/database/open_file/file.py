@@ -37,6 +37,7 @@ from mandrake_sessions.database.open_file.attachments import C, Companion
 from mandrake_sessions.database.open_file.displacement import Fate
 from mandrake_sessions.database.open_file.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.database.sidecars import wal_of
 from mandrake_sessions.database.sqlite_library import warn_of_second_sqlite
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
@@ -417,7 +418,7 @@ class DatabaseFile(FileLifecycle):
 
     def _has_long_log(self) -> bool:
         try:
-            size = os.stat(f"{self.path}-wal").st_size
+            size = os.stat(wal_of(self.path)).st_size
         except OSError:
             return False
         return size > self.options.wal_limit_bytes

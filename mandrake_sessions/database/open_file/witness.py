@@ -21,10 +21,10 @@ import apsw
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.header import is_overwritten, strangeness
 from mandrake_sessions.database.connection.inspection import Inspections
-from mandrake_sessions.database.connection.length import lacking_pages, measure, pages_of
+from mandrake_sessions.database.connection.length import lacking_pages, measure
 from mandrake_sessions.database.connection.wal_frames import commits_in_log
 from mandrake_sessions.database.error_codes import pass_on_timeout, translate
-from mandrake_sessions.database.files.format import HEADER_BYTES, page_size_of
+from mandrake_sessions.database.file_format import HEADER_BYTES, page_size_of, pages_of
 from mandrake_sessions.database.files.paths import leads_elsewhere
 from mandrake_sessions.database.files.wal_index import LogIndex, LogState
 from mandrake_sessions.database.open_file.displacement import Fate, Logs

@@ -19,7 +19,6 @@ from typing import Final, TypeVar
 from mandrake_sessions.database.error_codes import lacks_descriptors, translate_os
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import Identity, identify, leads_elsewhere
-from mandrake_sessions.database.files.sidecars import require_room
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.migrations.installing import image
 from mandrake_sessions.database.open_file.closing import OnStuck
@@ -36,6 +35,7 @@ from mandrake_sessions.database.pool.slots import (
     too_many_idle,
 )
 from mandrake_sessions.database.retry import pace, pause
+from mandrake_sessions.database.sidecars import require_room
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     DatabaseBusyError,

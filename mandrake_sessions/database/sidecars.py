@@ -18,13 +18,33 @@ _LEAST: Final = 143
 _MOST_IN_CHARACTER: Final = 4
 """Bytes of one character of a name."""
 
+WAL: Final = "-wal"
+SHM: Final = "-shm"
+JOURNAL: Final = "-journal"
+"""What SQLite puts behind a database's name: its log, the log's index, the rollback journal."""
+
 _DIGEST_BYTES: Final = 8
 _SHORTENED: Final = 2 * _DIGEST_BYTES + 1
 
 # SQLite opens paths of 512 bytes, and wants 8 of them for -journal; the longest one that is made
 # beside a database and opened is that of an unfinished copy from before a migration.
 _MOST_BYTES: Final = 512 - 8 - 48
-_LOG_BYTES: Final = len("-wal")
+_LOG_BYTES: Final = len(WAL)
+
+
+def wal_of(path: Path) -> Path:
+    """Return the name of a database's log."""
+    return path.with_name(f"{path.name}{WAL}")
+
+
+def shm_of(path: Path) -> Path:
+    """Return the name of the index of a database's log."""
+    return path.with_name(f"{path.name}{SHM}")
+
+
+def journal_of(path: Path) -> Path:
+    """Return the name of a database's rollback journal."""
+    return path.with_name(f"{path.name}{JOURNAL}")
 
 
 def beside(path: Path, suffix: str, further: int = 0) -> Path:

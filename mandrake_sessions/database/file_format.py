@@ -8,9 +8,15 @@ MAGIC: Final = b"SQLite format 3\0"
 HEADER_BYTES: Final = 100
 SMALLEST_PAGE: Final = 512
 FORMAT_AT: Final = slice(18, 20)
+PAGES_AT: Final = slice(28, 32)
 USER_VERSION_AT: Final = slice(60, 64)
 APPLICATION_ID_AT: Final = slice(68, 72)
 WAL_FORMAT: Final = b"\2\2"
+WAL_HEADER_BYTES: Final = 32
+FRAME_HEADER_BYTES: Final = 24
+LOCK_BYTE: Final = 0x40000000
+"""Where SQLite's locks lie; the page there is never written."""
+
 _LARGEST_PAGE: Final = 65536
 _USUAL_PAGE: Final = 4096
 
@@ -25,3 +31,13 @@ def page_size_of(header: bytes) -> int:
     if stated == 1:
         return _LARGEST_PAGE
     return stated if stated >= SMALLEST_PAGE else _USUAL_PAGE
+
+
+def pages_of(header: bytes) -> int:
+    """Return how many pages a header counts."""
+    return max(1, int.from_bytes(header[PAGES_AT], "big"))
+
+
+def lock_page(page_size: int) -> int:
+    """Return the number of the page that SQLite never writes: the one on which the locks lie."""
+    return LOCK_BYTE // page_size + 1
