@@ -5,11 +5,11 @@
 See ``SessionManager`` for one database, ``MandrakeManager`` for a system with workspaces.
 """
 
-from mandrake_sessions.database.open_file.stats import DatabaseStats, PoolStats
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.monitor import HealthMonitor
 from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
 from mandrake_sessions.engine.health import HealthCheck, HealthLevel, HealthReport, HealthStatus
+from mandrake_sessions.engine.stats import DatabaseStats, PoolStats
 from mandrake_sessions.errors import (
     AlreadyExistsError,
     BackupError,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection.transaction import WriteUnit
 from mandrake_sessions.database.files.paths import at_home, identify, real_path
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
+from mandrake_sessions.engine.transaction import WriteUnit
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseFolderError,

@@ -17,10 +17,10 @@ from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.reentry import do_elsewhere, is_unforeseen, refuse_unforeseen
 from mandrake_sessions.database.files.paths import absolute_path, real_path
-from mandrake_sessions.database.open_file.stats import DatabaseStats
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
 from mandrake_sessions.engine.health import HealthLevel, HealthReport
+from mandrake_sessions.engine.stats import DatabaseStats
 from mandrake_sessions.errors import (
     HandleReleasedError,
     NotInitializedError,
@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 def _present_hub(handle: DatabaseHandle) -> Hub | None:
     """Return what is live in the database, None where nothing is open."""
-    hub = handle.companion
+    hub = handle.attachment
     return hub if isinstance(hub, Hub) else None
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
 
-from mandrake_sessions.database.connection.transaction import ReadUnit, WriteTransaction, WriteUnit
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.engine.protocols import Handle
+from mandrake_sessions.engine.transaction import ReadUnit, WriteTransaction, WriteUnit
 from mandrake_sessions.errors import HandleReleasedError, NotInitializedError
 
 P = ParamSpec("P")
@@ -50,7 +50,7 @@ class Opened(Protocol):
     """What has a database open: a manager."""
 
     @property
-    def handle(self) -> DatabaseHandle:
+    def handle(self) -> Handle:
         """The claim on the database."""
 
 
@@ -109,9 +109,7 @@ def writes(
         unit = prepare(*args, **kwargs)
         try:
             if claims:
-                return handle.transact_for_others(
-                    unit, prepare.__name__, delegable=True, claims=True
-                )
+                return handle.transact(unit, prepare.__name__, delegable=True, claims=True)
             return handle.transact(unit, prepare.__name__, delegable=True)
         except HandleReleasedError:
             raise NotInitializedError from None

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from mandrake_sessions.concurrency.blocks import Block
-from mandrake_sessions.database.connection.transaction import WriteTransaction
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.engine.protocols import Handle
+from mandrake_sessions.engine.transaction import WriteTransaction
 from mandrake_sessions.methods import (
     not_initialized_once_released,
     reads_within,
@@ -85,7 +85,7 @@ class TransactionBlock(Block[SessionTransaction]):
 
     holds_a_lease = True
 
-    def __init__(self, handle: DatabaseHandle, timeout: float | None) -> None:
+    def __init__(self, handle: Handle, timeout: float | None) -> None:
         self._handle = handle
         self._timeout = timeout
         self._scope: Block[WriteTransaction] | None = None

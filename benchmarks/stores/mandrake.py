@@ -12,8 +12,8 @@ from benchmarks.stores.store import ANSWERED, ASKED, Append, AsyncAppend, AsyncR
 from benchmarks.stores.tokens import TOKEN, TOKENS_OF_A_TURN
 from mandrake_sessions import NewTurn, SessionManager
 from mandrake_sessions.aio import AsyncSessionManager
-from mandrake_sessions.database.open_file.stats import DatabaseStats
 from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
+from mandrake_sessions.engine.stats import DatabaseStats
 from mandrake_sessions.options import DatabaseOptions, Durability, PoolOptions
 
 _FILLED_AT_ONCE = 500

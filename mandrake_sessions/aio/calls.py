@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.engine.protocols import Handle
 from mandrake_sessions.errors import CommitOutcomeUnknownError
 from mandrake_sessions.live.event_loops import call_in_loop, wake
 
@@ -86,7 +86,7 @@ class Call(Generic[T]):
         self,
         unit: Callable[[Any], T],
         operation: str,
-        handle: DatabaseHandle,
+        handle: Handle,
         timeout: float | None = None,
         *,
         claims: bool = False,

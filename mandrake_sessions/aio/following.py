@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.threads import start
-from mandrake_sessions.database.pool.handle import DatabaseHandle
-from mandrake_sessions.engine.protocols import FileParkedError
+from mandrake_sessions.engine.protocols import FileParkedError, Handle
 from mandrake_sessions.errors import HandleReleasedError, NotInitializedError
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.watching.mailbox import Mailbox
@@ -23,7 +22,7 @@ class WakingFollower:
         handle: on the database.
     """
 
-    def __init__(self, handle: DatabaseHandle) -> None:
+    def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._follower: Followed | None = None
         self._has_left = False
@@ -60,7 +59,7 @@ class WakingFollower:
 
 
 @block
-def followed(handle: DatabaseHandle) -> Iterator[Followed]:
+def followed(handle: Handle) -> Iterator[Followed]:
     """Lend what subscribes to a database; never waits for the file."""
     key = object()
     try:

@@ -22,8 +22,8 @@ from mandrake_sessions.aio.listening import AsyncTurnListener, listen
 from mandrake_sessions.aio.opening import AsyncOpening
 from mandrake_sessions.aio.to_thread import in_thread
 from mandrake_sessions.aio.twins import awaits, hosts_unit, streams
-from mandrake_sessions.database.open_file.stats import DatabaseStats
 from mandrake_sessions.engine.health import HealthLevel, HealthReport
+from mandrake_sessions.engine.stats import DatabaseStats
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.live.watching.subscription import (
     Subscription,

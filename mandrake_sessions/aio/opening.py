@@ -14,9 +14,9 @@ from mandrake_sessions import arguments
 from mandrake_sessions.aio.calls import Call
 from mandrake_sessions.aio.to_thread import in_thread
 from mandrake_sessions.aio.workers import ReadWorker, Worker, WriteWorker
-from mandrake_sessions.database.connection.transaction import ReadUnit
-from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.pool import ConnectionPool
+from mandrake_sessions.engine.protocols import Handle
+from mandrake_sessions.engine.transaction import ReadUnit
 from mandrake_sessions.errors import NotInitializedError
 from mandrake_sessions.log import HostLogger
 from mandrake_sessions.manager import SessionManager
@@ -83,7 +83,7 @@ class AsyncOpening:
         return self.sync.is_read_only
 
     @property
-    def handle(self) -> DatabaseHandle:
+    def handle(self) -> Handle:
         """The claim on the database, for statements of one's own; its calls block, so in a thread.
 
         Raises:
@@ -159,7 +159,7 @@ class AsyncOpening:
 
     # -- how calls are run ------------------------------------------------------------------
 
-    def open_handle(self) -> DatabaseHandle:
+    def open_handle(self) -> Handle:
         """Return the claim on the database; raises NotInitializedError where there is none."""
         if self._is_closing:
             raise NotInitializedError

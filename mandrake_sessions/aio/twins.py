@@ -12,8 +12,8 @@ from mandrake_sessions.aio.calls import Call, EscapedError
 from mandrake_sessions.aio.cancellation import cancelled_call
 from mandrake_sessions.aio.opening import AsyncOpening
 from mandrake_sessions.aio.writer import AsyncTurnWriter
-from mandrake_sessions.database.connection.transaction import WriteTransaction
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.engine.protocols import Handle
+from mandrake_sessions.engine.transaction import WriteTransaction
 from mandrake_sessions.errors import InvalidArgumentError
 from mandrake_sessions.live.streaming.writer import TurnWriter
 from mandrake_sessions.manager import SessionManager
@@ -83,7 +83,7 @@ def streams(
 
 
 def hosts_unit(
-    work: Callable[[SessionTransaction], T], handle: DatabaseHandle
+    work: Callable[[SessionTransaction], T], handle: Handle
 ) -> Callable[[WriteTransaction], T]:
     """Return a host's function as a unit."""
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 from mandrake_sessions.aio.calls import Call, tell_all
 from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.concurrency.threads import start
-from mandrake_sessions.database.leasing.queue import Errand, Waiter
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.engine.protocols import Handle
+from mandrake_sessions.engine.waiters import BatchedUnit, Waiter
 from mandrake_sessions.errors import NotInitializedError, ThreadStartError, TransactionLostError
 
 IDLE_SECONDS: Final = 5.0
@@ -227,21 +227,21 @@ class WriteWorker(Worker):
         finished, self._finished = self._finished, []
         tell_all(finished)
 
-    def _transact(self, call: Call[Any], handle: DatabaseHandle) -> Any:
+    def _transact(self, call: Call[Any], handle: Handle) -> Any:
         return call.context.run(
-            handle.transact_for_others,
+            handle.transact,
             call.run,
             call.operation,
             call.budget.left(),
             # Another thread would run this one for us, and we have more of them: in our own turn
             # they share a COMMIT too.
             delegable=not call.is_hosts and not self._calls,
-            bring=None if call.is_alone else partial(self._bring, handle),
+            batch=None if call.is_alone else partial(self._bring, handle),
             claims=call.claims,
         )
 
-    def _bring(self, handle: DatabaseHandle) -> Waiter | None:
-        """Return the next call as an errand, if it may share the transaction that is open."""
+    def _bring(self, handle: Handle) -> Waiter | None:
+        """Return the next call as a batched unit, if it may share the transaction that is open."""
         if self._again:
             return None
         with self._mutex:
@@ -252,20 +252,20 @@ class WriteWorker(Worker):
                 return None
             self._calls.popleft()
         call.is_taken = True
-        return Errand(
+        return BatchedUnit(
             call.budget,
             call.operation,
             call.run,
             call.context,
-            partial(self._errand_settled, call),
+            partial(self._unit_settled, call),
         )
 
-    def _errand_settled(self, call: Call[Any], errand: Errand) -> None:
-        if isinstance(errand.failure, TransactionLostError):
+    def _unit_settled(self, call: Call[Any], unit: BatchedUnit) -> None:
+        if isinstance(unit.failure, TransactionLostError):
             call.is_alone = True
             self._again.append(call)
             return
-        call.settle(errand.result, errand.failure)
+        call.settle(unit.result, unit.failure)
         self._finished.append(call)
 
     def _pop(self) -> Call[Any] | None:

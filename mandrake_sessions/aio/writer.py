@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.engine.protocols import Handle
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     NotInitializedError,
@@ -44,7 +44,7 @@ class AsyncTurnWriter:
     ``await complete()``, ``fail()`` or ``interrupt()`` last.
     """
 
-    def __init__(self, handle: DatabaseHandle, begin: Callable[[], Awaitable[TurnWriter]]) -> None:
+    def __init__(self, handle: Handle, begin: Callable[[], Awaitable[TurnWriter]]) -> None:
         self._handle = handle
         self._begin = begin
         self._begun: TurnWriter | None = None

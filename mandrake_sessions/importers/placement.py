@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from mandrake_sessions.database.connection.transaction import WriteTransaction, WriteUnit
+from mandrake_sessions.engine.transaction import WriteTransaction, WriteUnit
 from mandrake_sessions.errors import (
     RequestAlreadyExistsError,
     ResponseAlreadyExistsError,

@@ -7,8 +7,7 @@ import threading
 from collections.abc import Collection
 from typing import Self
 
-from mandrake_sessions.database.files import owner
-from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.engine.protocols import Database
 from mandrake_sessions.errors import DatabaseError, DatabaseMovedError, ReentrantScopeError
 from mandrake_sessions.live.patrol import Lookout, patrol
 from mandrake_sessions.live.streaming import given_up
@@ -36,7 +35,7 @@ class Hub:
         lookout: finds turns whose host has died.
     """
 
-    def __init__(self, file: DatabaseFile) -> None:
+    def __init__(self, file: Database) -> None:
         self.file = file
         # The texts of this process's streams: what is in flight is read from here.
         texts: dict[str, GrowingText] = {}
@@ -49,9 +48,9 @@ class Hub:
             patrol.add(self)
 
     @classmethod
-    def of(cls, file: DatabaseFile) -> Self:
+    def of(cls, file: Database) -> Self:
         """Return the hub of an open file, the same for everybody."""
-        return file.companion_of(cls)
+        return file.attach(cls)
 
     def leave(self, holder: object) -> None:
         """End the streams and subscriptions of a manager that closes; streams are stored first."""
@@ -85,7 +84,7 @@ class Hub:
         Args:
             timeout: seconds; None for the ``busy_timeout``.
         """
-        self.file.refusal.require_writable()
+        self.file.require_writable()
         return self.interrupt_gone(self._owners(timeout), timeout)
 
     def _owners(self, timeout: float | None) -> list[str | None]:
@@ -120,7 +119,7 @@ class Hub:
             return []
         turns = file.transact(interrupt_turns_of(gone, lost), "recover_interrupted", timeout)
         given_up.discard(lost)
-        owner.forget_dead(file.path)
+        file.others.forget_dead()
         if turns:
             # None if another process was faster.
             get_logger(__name__).warning(
@@ -131,7 +130,7 @@ class Hub:
     def _is_alive(self, name: str | None) -> bool:
         if name is None:
             return False
-        return name == self.file.owner or owner.is_alive(self.file.path, name)
+        return name == self.file.owner or self.file.others.is_alive(name)
 
     # -- told by the file -------------------------------------------------------------------
 

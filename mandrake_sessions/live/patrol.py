@@ -11,14 +11,12 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from typing import Final, Protocol
 
 from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.concurrency.threads import start
-from mandrake_sessions.database.files.paths import leads_elsewhere
-from mandrake_sessions.database.open_file.file import DatabaseFile
-from mandrake_sessions.database.sidecars import WAL
+from mandrake_sessions.engine.protocols import Database
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabaseMovedError,
@@ -53,13 +51,12 @@ class Lookout:
 
     def __init__(
         self,
-        file: DatabaseFile,
+        file: Database,
         interrupt_gone: Callable[[Collection[str | None], float], object],
     ) -> None:
         self._file = file
         self._interrupt_gone = interrupt_gone
-        self._log = f"{file.path}{WAL}"
-        self._stamp: tuple[int, ...] | None = None
+        self._stamp: Hashable = None
         self._reads_left = 0
         self._owners: frozenset[str | None] = frozenset()
         self._has_failed = False
@@ -84,23 +81,15 @@ class Lookout:
 
     def _ask_for_owners(self) -> None:
         """Read whose turns are streaming, if the file was perhaps written since the last time."""
-        stamp = self._written()
+        stamp = self._file.others.last_write()
         if stamp == self._stamp and not self._reads_left:
             return
-        if stamp is None or leads_elsewhere(self._file.path, self._file.identity):
+        if stamp is None or self._file.others.is_elsewhere():
             # To find out that a file went away is for the caller that uses it.
             return
         reads_left = self._reads_left - 1 if stamp == self._stamp else _SETTLING
         owners = self._file.peek(streaming_owners(), "recover_interrupted", _PATIENCE)
         self._stamp, self._reads_left, self._owners = stamp, reads_left, frozenset(owners)
-
-    def _written(self) -> tuple[int, ...] | None:
-        """Return what changes with every COMMIT, of whichever process; None if there is no log."""
-        try:
-            found = os.stat(self._log)
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class Looking(Protocol):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mandrake_sessions.database.connection.transaction import WriteTransaction
 from mandrake_sessions.engine.statement import Bound
+from mandrake_sessions.engine.transaction import WriteTransaction
 from mandrake_sessions.models import ChangeOp, Entity
 from mandrake_sessions.records import sql
 

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection.transaction import ReadTransaction, ReadUnit
 from mandrake_sessions.engine.statement import Row, Statement
+from mandrake_sessions.engine.transaction import ReadTransaction, ReadUnit
 from mandrake_sessions.errors import ResponseNotFoundError, TurnNotFoundError
 from mandrake_sessions.models import ChangeOp, Entity, Round, Session, Turn
 from mandrake_sessions.records import sql

@@ -7,8 +7,8 @@ from operator import itemgetter
 from typing import Any, Final
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection.transaction import ReadTransaction, ReadUnit
 from mandrake_sessions.engine.statement import Row
+from mandrake_sessions.engine.transaction import ReadTransaction, ReadUnit
 from mandrake_sessions.models import Exchange, SessionHistory, Turn
 from mandrake_sessions.records import sql
 from mandrake_sessions.records.rounds import round_fields

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mandrake_sessions.database.files.paths import Identity
 from mandrake_sessions.models import Workspace
 
 
@@ -19,13 +18,13 @@ class Registry:
 
     Args:
         database: its real path.
-        identity: what the file is, whatever it is called; None where that is not known.
+        identity: its device and inode, whatever it is called; None where that is not known.
 
     Attributes:
         root: the directory that the registry lies in.
     """
 
-    def __init__(self, database: Path, identity: Identity | None) -> None:
+    def __init__(self, database: Path, identity: tuple[int, int] | None) -> None:
         self.database = database
         self.identity = identity
         self.root = database.parent

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mandrake_sessions.database.connection.transaction import (
+from mandrake_sessions.engine.transaction import (
     ReadTransaction,
     ReadUnit,
     WriteTransaction,

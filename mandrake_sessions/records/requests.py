@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection.transaction import (
+from mandrake_sessions.engine.transaction import (
     ReadTransaction,
     ReadUnit,
     WriteTransaction,

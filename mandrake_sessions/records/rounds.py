@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection.transaction import (
+from mandrake_sessions.engine.statement import Bound, Row
+from mandrake_sessions.engine.transaction import (
     ReadTransaction,
     ReadUnit,
     WriteTransaction,
     WriteUnit,
 )
-from mandrake_sessions.engine.statement import Bound, Row
 from mandrake_sessions.errors import (
     AlreadyExistsError,
     ConstraintViolationError,

@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection.transaction import (
+from mandrake_sessions.engine.statement import Row
+from mandrake_sessions.engine.transaction import (
     ReadTransaction,
     ReadUnit,
     WriteTransaction,
     WriteUnit,
 )
-from mandrake_sessions.engine.statement import Row
 from mandrake_sessions.errors import (
     ConstraintViolationError,
     InvalidArgumentError,

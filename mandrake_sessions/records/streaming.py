@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-from mandrake_sessions.database.connection.transaction import WriteTransaction, WriteUnit
 from mandrake_sessions.engine.statement import Statement
+from mandrake_sessions.engine.transaction import WriteTransaction, WriteUnit
 from mandrake_sessions.errors import (
     MandrakeSessionsError,
     TurnInterruptedError,

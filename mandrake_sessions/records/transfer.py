@@ -7,7 +7,7 @@ from itertools import pairwise
 import msgspec
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection.transaction import (
+from mandrake_sessions.engine.transaction import (
     ReadTransaction,
     ReadUnit,
     WriteTransaction,

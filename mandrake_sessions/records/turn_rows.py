@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection.transaction import WriteTransaction
 from mandrake_sessions.engine.statement import Bound, Row
+from mandrake_sessions.engine.transaction import WriteTransaction
 from mandrake_sessions.errors import ConstraintViolationError, TurnAlreadyExistsError
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.models import NewTurn, ToolCall, Turn, TurnStatus

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection.transaction import WriteTransaction, WriteUnit
 from mandrake_sessions.engine.statement import Row
+from mandrake_sessions.engine.transaction import WriteTransaction, WriteUnit
 from mandrake_sessions.errors import StaleRevisionError, TurnBeingWrittenError, TurnFinishedError
 from mandrake_sessions.ids import now
 from mandrake_sessions.models import (

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection.transaction import (
+from mandrake_sessions.engine.transaction import (
     ReadTransaction,
     ReadUnit,
     WriteTransaction,

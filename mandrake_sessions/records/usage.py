@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.connection.transaction import ReadTransaction, ReadUnit
+from mandrake_sessions.engine.transaction import ReadTransaction, ReadUnit
 from mandrake_sessions.errors import SessionNotFoundError
 from mandrake_sessions.models import SessionUsage
 from mandrake_sessions.records import sql

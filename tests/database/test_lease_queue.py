@@ -13,8 +13,9 @@ import pytest
 from database_kit import Task, ends_in_time, until, until_set
 
 from mandrake_sessions.database.leasing import queue as queue_module
-from mandrake_sessions.database.leasing.queue import Group, LeaseQueue, Waiter
+from mandrake_sessions.database.leasing.queue import Group, LeaseQueue
 from mandrake_sessions.engine.budget import Budget
+from mandrake_sessions.engine.waiters import Waiter
 from mandrake_sessions.errors import DatabaseBusyError, PoolClosedError, TransactionLostError
 
 WAITERS = 20

@@ -173,7 +173,7 @@ def test_a_block_on_a_parked_file_is_the_only_one_of_its_thread(
 def test_figures_and_options_of_a_parked_file_do_not_open_it(parked: DatabaseHandle) -> None:
     assert parked.stats().commits == 1
     assert parked.options.busy_timeout == 20.0
-    assert parked.companion is None
+    assert parked.attachment is None
     assert is_parked(parked)
 
 
@@ -426,7 +426,7 @@ def test_a_file_that_is_watched_stays_until_nobody_watches(
     until(lambda: told)
     watch.close()
     subscription.close()
-    hub = manager.handle.companion
+    hub = manager.handle.attachment
     assert hub is not None
     until(lambda: hub.is_quiet)
     crowd("d", "e", "f")

@@ -8,8 +8,9 @@ import threading
 import pytest
 from watching_kit import PATIENCE, Watching, wait_until
 
-from mandrake_sessions.database.files.notification import Inotify, Ladder, Notifier
+from mandrake_sessions.database.files.notification import Inotify, Notifier
 from mandrake_sessions.live.watching import follower as follower_module
+from mandrake_sessions.live.watching.backoff import Ladder
 
 needs_inotify = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="inotify is Linux's"

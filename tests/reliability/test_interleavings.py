@@ -41,13 +41,14 @@ from mandrake_sessions.aio import calls as calls_module
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.transaction import WriteTransaction
 from mandrake_sessions.database.leasing import writer as scope_module
-from mandrake_sessions.database.leasing.queue import Group, LeaseQueue, Waiter
+from mandrake_sessions.database.leasing.queue import Group, LeaseQueue
 from mandrake_sessions.database.open_file import closing as closing_module
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.pool import pool as pool_module
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.slots import Slot, SlotState
 from mandrake_sessions.engine.budget import Budget
+from mandrake_sessions.engine.waiters import Waiter
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.statements.generator.compiler import compiled
 

@@ -195,7 +195,7 @@ HANDLE: dict[str, Callable[[World], Any]] = {
     "backup": lambda w: w.handle.backup(w.folder / "again.sqlite"),
     "budget": lambda w: w.handle.budget(None),
     "claim": lambda w: w.handle.claim(),
-    "companion": lambda w: w.handle.companion,
+    "attachment": lambda w: w.handle.attachment,
     "fetch": lambda w: w.handle.fetch(lambda _: None),
     "file": lambda w: w.handle.file,
     "give_up": lambda w: w.handle.give_up(threading.get_ident()),
@@ -215,7 +215,6 @@ HANDLE: dict[str, Callable[[World], Any]] = {
     "require_writable": lambda w: w.handle.require_writable(),
     "stats": lambda w: w.handle.stats(),
     "transact": lambda w: w.handle.transact(lambda _: None),
-    "transact_for_others": lambda w: w.handle.transact_for_others(lambda _: None, "test"),
     "write": lambda w: in_scope(w.handle.write()),
 }
 POOL: dict[str, Callable[[World], Any]] = {

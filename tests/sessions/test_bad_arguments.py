@@ -241,6 +241,8 @@ KINDS = {
     # What the library itself gives.
     "operation": "ours",
     "delegable": "ours",
+    "claims": "ours",
+    "batch": "ours",
     "backup": "path",
     "name": "name",
     "pool": "pool",
@@ -459,7 +461,7 @@ def test_a_pool_refuses_wrong_arguments(tmp_path, monkeypatch, pool, case):
     pool.acquire("db.sqlite").release()
 
 
-OURS = ("give_up", "pin_now", "pinned", "transact_for_others", "budget")
+OURS = ("give_up", "pin_now", "pinned", "budget")
 
 
 @pytest.mark.parametrize("case", cases(DatabaseHandle, public(DatabaseHandle, *OURS)))

@@ -38,7 +38,7 @@ def run(path: Path, *, close: bool) -> tuple[str, str]:
 
 
 def _locks_on(path: Path) -> int:
-    """Return how many locks this process holds on the file and its companions (Linux)."""
+    """Return how many locks this process holds on the file and its attachments (Linux)."""
     inodes = {str(each.stat().st_ino) for each in path.parent.glob(f"{path.name}*")}
     held = (line.split() for line in Path("/proc/locks").read_text("utf-8").splitlines())
     return sum(int(lock[4]) == os.getpid() and lock[5].split(":")[-1] in inodes for lock in held)

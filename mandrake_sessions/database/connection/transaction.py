@@ -7,10 +7,10 @@ failed for want of space and no transaction is left.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import partial
 from time import monotonic
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import TypeVar
 
 import apsw
 
@@ -26,6 +26,7 @@ from mandrake_sessions.database.files.turnstile import Turnstile
 from mandrake_sessions.database.retry import retry_busy
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.statement import Bound, Row, Statement, Values
+from mandrake_sessions.engine.transaction import NO_VALUES
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     DatabaseError,
@@ -38,7 +39,6 @@ from mandrake_sessions.errors import (
 )
 
 T = TypeVar("T")
-_NO_VALUES: Final[Mapping[str, Any]] = {}
 
 
 class ReadTransaction:
@@ -57,7 +57,7 @@ class ReadTransaction:
         """The id under which this process has claimed the file, None before it has."""
         return self._connection.owner
 
-    def rows(self, statement: Statement, values: Values = _NO_VALUES) -> list[Row]:
+    def rows(self, statement: Statement, values: Values = NO_VALUES) -> list[Row]:
         """Run a statement and return its rows.
 
         Raises:
@@ -96,7 +96,7 @@ class ReadTransaction:
         except apsw.Error as error:
             raise self._failed(error) from error
 
-    def row(self, statement: Statement, values: Values = _NO_VALUES) -> Row | None:
+    def row(self, statement: Statement, values: Values = NO_VALUES) -> Row | None:
         """Run a statement and return its first row, or None; raises what ``rows`` does."""
         rows = self.rows(statement, values)
         return rows[0] if rows else None
@@ -152,7 +152,7 @@ class WriteTransaction(ReadTransaction):
         self.operation = operation
         self._lost = False
 
-    def run(self, statement: Statement, values: Values = _NO_VALUES) -> int:
+    def run(self, statement: Statement, values: Values = NO_VALUES) -> int:
         """Run a statement that returns no rows; return how many it changed.
 
         Raises:
@@ -224,12 +224,6 @@ class WriteTransaction(ReadTransaction):
         # Without a transaction the next statement would be stored by itself: let none through.
         self._lost = not self._connection.raw.in_transaction
         return super()._failed(error)
-
-
-ReadUnit: TypeAlias = Callable[[ReadTransaction], T]
-"""Work that reads; it may be called again."""
-WriteUnit: TypeAlias = Callable[[WriteTransaction], T]
-"""Work that writes; it may be called again if the transaction it shared was lost."""
 
 
 def begin_immediate(

@@ -10,9 +10,10 @@ import apsw
 
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.transaction import ReadTransaction, ReadUnit, rollback
+from mandrake_sessions.database.connection.transaction import ReadTransaction, rollback
 from mandrake_sessions.database.leasing.queue import LeaseQueue
 from mandrake_sessions.engine.budget import Budget
+from mandrake_sessions.engine.transaction import ReadUnit
 from mandrake_sessions.errors import DatabaseError
 
 T = TypeVar("T")

@@ -2,14 +2,13 @@
 
 Nothing here knows SQL. The queue decides who may use the connection. A waiter may bring work that
 the holder of the lease can do for it: then the holder takes the waiter out of the queue, runs the
-work in its own transaction, and wakes it when the outcome is known. An errand is such work without
+work in its own transaction, and wakes it when the outcome is known. An unit is such work without
 a thread that waits: the holder itself brings it along.
 """
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -20,127 +19,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mandrake_sessions.engine.budget import Budget
-from mandrake_sessions.errors import MandrakeSessionsError, ReentrantScopeError
+from mandrake_sessions.engine.waiters import MakeError, Waiter
+from mandrake_sessions.errors import ReentrantScopeError
 
 if TYPE_CHECKING:
-    from mandrake_sessions.database.connection.transaction import WriteUnit
-
-MakeError = Callable[[], MandrakeSessionsError]
-
-
-class Waiter:
-    """A thread in the queue, and the work it brought, if any.
-
-    Its lock is held from the beginning; who releases it wakes the thread.
-
-    Attributes:
-        work: what the holder of the lease may run for it; None for what only it can do.
-        context: the caller's context variables, for the work to see.
-        even_refused: whether it stays in a queue that refuses work.
-        is_taken: whether a holder took the work; from then on only the outcome counts.
-        is_settled: whether the outcome is known.
-        result: what the work returned.
-        failure: what is raised in the waiting thread.
-    """
-
-    __slots__ = (
-        "budget",
-        "context",
-        "even_refused",
-        "failure",
-        "is_granted",
-        "is_settled",
-        "is_taken",
-        "operation",
-        "refusal",
-        "result",
-        "thread",
-        "wake",
-        "work",
-    )
-
-    def __init__(self, budget: Budget, operation: str, work: WriteUnit[Any] | None) -> None:
-        self.budget = budget
-        self.operation = operation
-        self.work = work
-        self.context = None if work is None else contextvars.copy_context()
-        self.thread = get_ident()
-        self.is_granted = False
-        self.is_taken = False
-        self.is_settled = False
-        self.refusal: MakeError | None = None
-        self.result: Any = None
-        self.failure: BaseException | None = None
-        self.even_refused = False
-        self.wake = threading.Lock()
-        self.wake.acquire()
-
-    def wait_for_outcome(self) -> None:
-        """Wait until the work's transaction has ended, past any deadline: it may be committed."""
-        interruption: BaseException | None = None
-        while True:
-            try:
-                self.wake.acquire()
-                break
-            except BaseException as error:  # noqa: BLE001  # a signal: the outcome comes first
-                interruption = error
-        if interruption is not None:
-            raise interruption
-
-    def outcome(self) -> Any:
-        """Return what the work returned, or raise what it raised."""
-        if self.failure is not None:
-            raise self.failure
-        return self.result
-
-    def rouse(self) -> None:
-        """Wake the thread; it may have been woken before."""
-        with contextlib.suppress(RuntimeError):
-            self.wake.release()
-
-
-class Errand(Waiter):
-    """Work that a thread brings along when it takes the lease; nobody stands in the queue for it.
-
-    Args:
-        budget: the time its caller gave.
-        operation: for errors.
-        work: run behind a savepoint, in the thread that brought it.
-        context: the caller's context variables.
-        settled: told once, with the lease given back, that the outcome is known. It is quick and
-            does not raise.
-    """
-
-    __slots__ = ("_settled",)
-
-    def __init__(
-        self,
-        budget: Budget,
-        operation: str,
-        work: WriteUnit[Any],
-        context: contextvars.Context,
-        settled: Callable[[Errand], None],
-    ) -> None:
-        # Not through super(), which would copy a context and make a lock for each call.
-        self.budget = budget
-        self.operation = operation
-        self.work = work
-        self.context = context
-        self.is_taken = True
-        self.is_settled = False
-        self.result = None
-        self.failure = None
-        self._settled: Callable[[Errand], None] | None = settled
-
-    def rouse(self) -> None:
-        """Tell the outcome."""
-        settled, self._settled = self._settled, None
-        if settled is not None:
-            settled(self)
-
-
-Bring = Callable[[], Waiter | None]
-"""Returns the next errand for a transaction that is open, None when there is none."""
+    from mandrake_sessions.engine.transaction import WriteUnit
 
 
 class LeaseQueue:

@@ -9,8 +9,8 @@ and commits once for all; nobody is acknowledged before::
 
 Only the library's own work is run for another thread. A host's code could want a lock that its
 caller holds, so it runs in its caller's thread, as the first of a transaction. A thread that works
-for many callers (that of the asyncio face) brings their further work along as errands: they run
-behind savepoints like that of others, but nobody waits in the queue for them.
+for many callers (that of the asyncio face) batches their further units: these run behind savepoints
+like those of others, but no thread waits in the queue for them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.transaction import (
     WriteTransaction,
-    WriteUnit,
     begin_immediate,
     begin_unmarked,
     commit,
@@ -38,8 +37,10 @@ from mandrake_sessions.database.connection.transaction import (
 )
 from mandrake_sessions.database.files.turnstile import Turnstile
 from mandrake_sessions.database.leasing.leased import Lane
-from mandrake_sessions.database.leasing.queue import Bring, Group, Waiter
+from mandrake_sessions.database.leasing.queue import Group
 from mandrake_sessions.engine.budget import Budget
+from mandrake_sessions.engine.transaction import WriteUnit
+from mandrake_sessions.engine.waiters import BatchSource, Waiter
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     ConstraintViolationError,
@@ -99,7 +100,7 @@ class WriteLane(Lane):
         *,
         delegable: bool = True,
         even_refused: bool = False,
-        bring: Bring | None = None,
+        batch: BatchSource | None = None,
         replays: int = _REPLAYS,
     ) -> T:
         """Run work as a unit and return its result once it is committed.
@@ -110,7 +111,7 @@ class WriteLane(Lane):
             operation: for errors.
             delegable: whether the thread that holds the lease may run it for this one.
             even_refused: for the last writes of a file that closes and takes no more work.
-            bring: asked for further work of this thread's callers once the transaction is open;
+            batch: asked for further work of this thread's callers once the transaction is open;
                 not when another thread has run ``work``, nor at the last try.
             replays: how often the work may run again after its transaction was lost, the last
                 time alone.
@@ -131,16 +132,16 @@ class WriteLane(Lane):
             if waiter is not None:
                 done: T = waiter.outcome()
                 return done
-            if bring is None and self._company:
+            if batch is None and self._company:
                 self._gather()
             self._check_write(connection, operation, budget)
             self._begin(budget, operation)
             result = self._run(work, budget, operation)
             self.units += 1
-            if replays and (bring is not None or self.queue.waiting):
+            if replays and (batch is not None or self.queue.waiting):
                 self._require_whole_references(operation)
                 group = Group(self._options.group_max_units, self._options.group_max_seconds)
-                self._run_for_others(group, bring)
+                self._run_for_others(group, batch)
             try:
                 self._commit(operation, group)
             except CommitOutcomeUnknownError as error:
@@ -163,7 +164,7 @@ class WriteLane(Lane):
             operation,
             delegable=delegable,
             even_refused=even_refused,
-            bring=bring,
+            batch=batch,
             replays=replays - 1,
         )
 
@@ -210,13 +211,13 @@ class WriteLane(Lane):
             raise TransactionLostError(path=self.connection.path, operation=operation)
         return result
 
-    def _run_for_others(self, group: Group, bring: Bring | None) -> None:
-        """Run our errands and what the threads in the queue brought, as long as the group takes it.
+    def _run_for_others(self, group: Group, batch: BatchSource | None) -> None:
+        """Run the units of the batch and of the queue, as long as the group takes them.
 
         Raises:
             TransactionLostError: SQLite ended the transaction; everybody's work is undone.
         """
-        while not group.is_full and (waiter := self._next_work(group, bring)) is not None:
+        while not group.is_full and (waiter := self._next_work(group, batch)) is not None:
             try:
                 self._run_for(waiter)
             except Exception as error:
@@ -229,13 +230,13 @@ class WriteLane(Lane):
                     )
                     raise lost from error
 
-    def _next_work(self, group: Group, bring: Bring | None) -> Waiter | None:
-        """Move the next errand, or the first waiter of the queue, into the group."""
-        errand = None if bring is None else bring()
-        if errand is None:
+    def _next_work(self, group: Group, batch: BatchSource | None) -> Waiter | None:
+        """Move the next unit, or the first waiter of the queue, into the group."""
+        unit = None if batch is None else batch()
+        if unit is None:
             return self.queue.take_work(group)
-        group.members.append(errand)
-        return errand
+        group.members.append(unit)
+        return unit
 
     def _run_for(self, waiter: Waiter) -> None:
         connection = self.connection

@@ -10,10 +10,10 @@ import apsw
 from mandrake_sessions.database.connection.checkpoint import copy_at_closing
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.leasing.leased import Lane
-from mandrake_sessions.database.leasing.queue import MakeError
 from mandrake_sessions.database.leasing.writer import WriteLane
 from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.engine.budget import Budget
+from mandrake_sessions.engine.waiters import MakeError
 from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 from mandrake_sessions.options import DatabaseOptions
 

@@ -19,27 +19,25 @@ from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.database.connection.checkpoint import Checkpointer
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.opening import open_connection
-from mandrake_sessions.database.connection.transaction import (
-    ReadTransaction,
-    ReadUnit,
-    WriteTransaction,
-    WriteUnit,
-)
+from mandrake_sessions.database.connection.transaction import ReadTransaction, WriteTransaction
 from mandrake_sessions.database.connection.wal_marking import LogMark
 from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.database.files.names import require_home
 from mandrake_sessions.database.files.paths import Identity, leads_elsewhere
 from mandrake_sessions.database.leasing.leased import Lane
-from mandrake_sessions.database.leasing.queue import Bring
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.migrations.head import bring_to_head, require_head
-from mandrake_sessions.database.open_file.attachments import C, Companion
+from mandrake_sessions.database.open_file.attachments import C
 from mandrake_sessions.database.open_file.displacement import Fate
 from mandrake_sessions.database.open_file.lifecycle import FileLifecycle, FileState
+from mandrake_sessions.database.open_file.others import OtherProcesses
 from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.database.sidecars import wal_of
 from mandrake_sessions.database.sqlite_library import warn_of_second_sqlite
+from mandrake_sessions.engine.attachment import Attachment
 from mandrake_sessions.engine.budget import Budget
+from mandrake_sessions.engine.transaction import ReadUnit, WriteUnit
+from mandrake_sessions.engine.waiters import BatchSource
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -80,6 +78,7 @@ class DatabaseFile(FileLifecycle):
     Attributes:
         checkpointer: decides when the WAL is copied into the database.
         was_locked: whether a look has seen the lock that SQLite keeps on it.
+        others: what it learns of other processes.
     """
 
     def __init__(
@@ -91,13 +90,14 @@ class DatabaseFile(FileLifecycle):
     ) -> None:
         super().__init__(main, options, on_retired)
         self.was_locked = False
+        self.others = OtherProcesses(self.path, self.identity)
         # Closed while a checkpoint has the auxiliary connection, or waits for it.
         self._no_checkpoint = Gate()
         self._no_checkpoint.set()
         # Held by the one short read that goes on beside it.
         self._beside = threading.Lock()
         self._maintenance = maintenance
-        self._make_companion: Callable[[DatabaseFile], Companion] | None = None
+        self._make_attachment: Callable[[DatabaseFile], Attachment] | None = None
         self.checkpointer = Checkpointer(
             options,
             main.wal_backlog,
@@ -255,7 +255,7 @@ class DatabaseFile(FileLifecycle):
         *,
         delegable: bool = True,
         even_refused: bool = False,
-        bring: Bring | None = None,
+        batch: BatchSource | None = None,
     ) -> T:
         """Run a unit of writing work, which may share its COMMIT with others.
 
@@ -265,7 +265,7 @@ class DatabaseFile(FileLifecycle):
             timeout: seconds; None for the ``busy_timeout``.
             delegable: whether the thread that holds the lease may run it for this one.
             even_refused: for the last writes of what closes with the file.
-            bring: gives further work of this thread's callers for the same COMMIT.
+            batch: gives further work of this thread's callers for the same COMMIT.
         """
         budget = self._admit_write(operation, timeout, even_refused=even_refused)
         return self._main.transact(
@@ -274,7 +274,7 @@ class DatabaseFile(FileLifecycle):
             operation,
             delegable=delegable,
             even_refused=even_refused,
-            bring=bring,
+            batch=batch,
         )
 
     @block
@@ -450,15 +450,19 @@ class DatabaseFile(FileLifecycle):
             self.retire_as(fate)
         return fate is Fate.OURS and self.refusal.damage is None
 
-    # -- companion and claim ----------------------------------------------------------------
+    def require_writable(self) -> None:
+        """Raise the typed error for which the file takes no writes, as far as is known."""
+        self.refusal.require_writable()
+
+    # -- attachment and claim ----------------------------------------------------------------
 
     @property
-    def companion(self) -> Companion | None:
+    def attachment(self) -> Attachment | None:
         """What the layers above keep with the open file; None until it is made."""
-        return self._attached.companion
+        return self._attached.attachment
 
-    def companion_of(self, make: Callable[[DatabaseFile], C]) -> C:
-        """Return the file's companion, made now if it has none.
+    def attach(self, make: Callable[[DatabaseFile], C]) -> C:
+        """Return the file's attachment, made now if it has none.
 
         Args:
             make: called once in the life of the open file; it takes no lease.
@@ -467,14 +471,14 @@ class DatabaseFile(FileLifecycle):
             PoolClosedError: there is none, and the file is closed or closing.
             DatabaseMovedError: there is none, and the file takes no more work.
         """
-        companion = self._attached.companion_of(lambda: make(self), self._require_usable)
-        self._make_companion = make
-        return companion
+        attachment = self._attached.attach(lambda: make(self), self._require_usable)
+        self._make_attachment = make
+        return attachment
 
     def succeed(self, parked: DatabaseFile) -> None:
-        """Take over what hung on a file that was parked: a companion of the same kind."""
-        if parked._make_companion is not None:
-            self.companion_of(parked._make_companion)
+        """Take over what hung on a file that was parked: a attachment of the same kind."""
+        if parked._make_attachment is not None:
+            self.attach(parked._make_attachment)
 
     def claim(self) -> str:
         """Return the id of this process's claim on the file, which is made the first time.

@@ -22,7 +22,6 @@ from mandrake_sessions.database.connection.inspection import Inspections
 from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.paths import Identity, leads_elsewhere
 from mandrake_sessions.database.leasing.leased import Lane
-from mandrake_sessions.database.leasing.queue import MakeError
 from mandrake_sessions.database.leasing.writer import WriteLane
 from mandrake_sessions.database.open_file.attachments import Attached
 from mandrake_sessions.database.open_file.closing import OnStuck, close_lane, take_for_closing
@@ -32,6 +31,7 @@ from mandrake_sessions.database.open_file.witness import Witness
 from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.protocols import FileParkedError
+from mandrake_sessions.engine.waiters import MakeError
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseError,
@@ -471,7 +471,7 @@ class FileLifecycle(abc.ABC):
         whole = FileBudget(timeout)
         # First: it stores what is in memory, and its threads would be in the way.
         self._is_ending = True
-        failures.extend(self._attached.close_companion(half.deadline))
+        failures.extend(self._attached.close_attachment(half.deadline))
         # Whoever opens the auxiliary connection this moment is waited for, or closes it again.
         was_opened = self._auxiliary_mutex.acquire(timeout=half.left())
         self._is_closing = True

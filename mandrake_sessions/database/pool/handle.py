@@ -14,24 +14,21 @@ from mandrake_sessions.concurrency.blocks import Block, block
 from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.concurrency.fork import current_pid
 from mandrake_sessions.concurrency.reentry import is_unforeseen
-from mandrake_sessions.database.connection.transaction import (
-    ReadTransaction,
-    ReadUnit,
-    WriteTransaction,
-    WriteUnit,
-)
+from mandrake_sessions.database.connection.transaction import ReadTransaction, WriteTransaction
 from mandrake_sessions.database.health.levels import check_health
-from mandrake_sessions.database.leasing.queue import Bring
-from mandrake_sessions.database.open_file.attachments import Companion
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.open_file.lifecycle import FileState
-from mandrake_sessions.database.open_file.stats import DatabaseStats, database_stats
+from mandrake_sessions.database.open_file.stats import database_stats
 from mandrake_sessions.database.pool.pins import Pin, Pinned, PinnedScope
 from mandrake_sessions.database.pool.slots import Slot, SlotState
 from mandrake_sessions.database.retry import FileBudget
+from mandrake_sessions.engine.attachment import Attachment
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.health import HealthLevel, HealthReport, level_of
 from mandrake_sessions.engine.protocols import FileParkedError
+from mandrake_sessions.engine.stats import DatabaseStats
+from mandrake_sessions.engine.transaction import ReadUnit, WriteUnit
+from mandrake_sessions.engine.waiters import BatchSource
 from mandrake_sessions.errors import ForkedPoolError, HandleReleasedError
 from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.options import DatabaseOptions
@@ -96,9 +93,9 @@ class DatabaseHandle:
         return file
 
     @property
-    def companion(self) -> Companion | None:
+    def attachment(self) -> Attachment | None:
         """What the layers above keep with the open file; None where nothing is open."""
-        return self._file.companion
+        return self._file.attachment
 
     @property
     def owner(self) -> str | None:
@@ -149,6 +146,8 @@ class DatabaseHandle:
         timeout: float | None = None,
         *,
         delegable: bool = False,
+        claims: bool = False,
+        batch: BatchSource | None = None,
     ) -> T:
         """Run a unit of writing work and return its result once it is committed.
 
@@ -161,45 +160,25 @@ class DatabaseHandle:
             timeout: seconds for the queue, BEGIN and the work.
             delegable: whether the thread that holds the lease may run it for this one. Only for
                 work that takes no lock of its own: that thread's caller could hold it.
+            claims: whether this process's claim on the file must be made before.
+            batch: gives further work of this thread's callers for the same COMMIT.
 
         Raises:
             DatabaseBusyError: the budget was used up; nothing was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
         arguments.function("work", work)
-        return self.transact_for_others(work, operation, timeout, delegable=delegable)
-
-    def transact_for_others(
-        self,
-        work: WriteUnit[T],
-        operation: str,
-        timeout: float | None = None,
-        *,
-        delegable: bool = False,
-        claims: bool = False,
-        bring: Bring | None = None,
-    ) -> T:
-        """Do what ``transact`` does for a layer above, which has more to say about its work.
-
-        Args:
-            work: as there.
-            operation: names it in errors.
-            timeout: seconds for the queue, BEGIN and the work.
-            delegable: as there.
-            claims: whether this process's claim on the file must be made before.
-            bring: gives further work of this thread's callers for the same COMMIT.
-        """
         try:
             file = self._open_file()
             if claims and file.owner is None:
                 file.claim()
-            return file.transact(work, operation, timeout, delegable=delegable, bring=bring)
+            return file.transact(work, operation, timeout, delegable=delegable, batch=batch)
         except FileParkedError as parked:
             self._require_mine(parked)
         with self._pinned(timeout, operation) as (file, left):
             if claims:
                 file.claim()
-            return file.transact(work, operation, left, delegable=delegable, bring=bring)
+            return file.transact(work, operation, left, delegable=delegable, batch=batch)
 
     def budget(self, timeout: float | None) -> Budget:
         """Return the budget of a call that starts now."""

@@ -34,13 +34,14 @@ from mandrake_sessions.database.offline.removal import remove
 from mandrake_sessions.database.offline.restore import require_backup, restore
 from mandrake_sessions.database.open_file.closing import OnStuck
 from mandrake_sessions.database.open_file.file import DatabaseFile
-from mandrake_sessions.database.open_file.stats import PoolStats, database_stats
+from mandrake_sessions.database.open_file.stats import database_stats
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.open_files import OpenFiles
 from mandrake_sessions.database.pool.slots import Slot, SlotState, begin_closing
 from mandrake_sessions.database.retry import FileBudget, pace, pause
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.health import HealthLevel, HealthReport, level_of
+from mandrake_sessions.engine.stats import PoolStats
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseMovedError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.engine.protocols import Database
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseMovedError,
@@ -73,7 +73,7 @@ def require_ended(ends: Sequence[Outcome[Turn]]) -> None:
             raise failure
 
 
-def keep_text(file: DatabaseFile, stream: Stream, error: TurnInterruptedError) -> Turn | None:
+def keep_text(file: Database, stream: Stream, error: TurnInterruptedError) -> Turn | None:
     """Store behind somebody else's end what the writer has taken, and then refuse more.
 
     In this order: who is told that the turn has ended finds all of it there.
@@ -100,14 +100,14 @@ def keep_text(file: DatabaseFile, stream: Stream, error: TurnInterruptedError) -
     return _as_it_ended(file, stream)
 
 
-def _as_it_ended(file: DatabaseFile, stream: Stream) -> Turn | None:
+def _as_it_ended(file: Database, stream: Stream) -> Turn | None:
     try:
         return file.fetch(get_turn(stream.turn.id), "flush", even_refused=True)
     except MandrakeSessionsError:
         return None
 
 
-def _keep_so_far(file: DatabaseFile, stream: Stream) -> bool:
+def _keep_so_far(file: Database, stream: Stream) -> bool:
     remainders, columns = stream.unstored()
     if not remainders and not columns:
         stream.note_kept()

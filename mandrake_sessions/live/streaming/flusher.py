@@ -14,8 +14,8 @@ from typing import Any, Final
 from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.threads import start
-from mandrake_sessions.database.connection.transaction import WriteTransaction, WriteUnit
-from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.engine.protocols import Database
+from mandrake_sessions.engine.transaction import WriteTransaction, WriteUnit
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     DatabaseMovedError,
@@ -66,7 +66,7 @@ class Flusher:
         texts: by turn, the text of each stream, for the watchers of this process.
     """
 
-    def __init__(self, file: DatabaseFile, texts: dict[str, GrowingText]) -> None:
+    def __init__(self, file: Database, texts: dict[str, GrowingText]) -> None:
         self._file = file
         self.texts = texts
         self._mutex = threading.Lock()

@@ -14,7 +14,7 @@ from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.blocks import Block
 from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.concurrency.reentry import is_unforeseen, refuse_unforeseen
-from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.engine.protocols import Database
 from mandrake_sessions.errors import InvalidArgumentError, TurnInterruptedError
 from mandrake_sessions.json_text.plain_forms import as_str, paired
 from mandrake_sessions.live.streaming.outcome import Outcome
@@ -44,9 +44,7 @@ class TurnWriter(Block["TurnWriter"]):
     ``flush_bytes`` of it. A writer that is forgotten without an end has its turn interrupted.
     """
 
-    def __init__(
-        self, stream: Stream, file: DatabaseFile, abandon: Callable[[Stream], None]
-    ) -> None:
+    def __init__(self, stream: Stream, file: Database, abandon: Callable[[Stream], None]) -> None:
         self._stream = stream
         self._file = file
         self._abandon = abandon

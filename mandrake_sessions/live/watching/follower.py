@@ -21,9 +21,8 @@ from typing import Any, Final, TypeVar
 
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.concurrency.threads import start
-from mandrake_sessions.database.connection.transaction import ReadUnit
-from mandrake_sessions.database.files.notification import Ladder, notifier
-from mandrake_sessions.database.open_file.file import DatabaseFile
+from mandrake_sessions.engine.protocols import Database
+from mandrake_sessions.engine.transaction import ReadUnit
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
     DatabaseMovedError,
@@ -33,6 +32,7 @@ from mandrake_sessions.errors import (
     PoolClosedError,
 )
 from mandrake_sessions.live.text import GrowingText
+from mandrake_sessions.live.watching.backoff import Ladder
 from mandrake_sessions.live.watching.listeners import Announcer, Listener
 from mandrake_sessions.live.watching.mailbox import Mailbox
 from mandrake_sessions.live.watching.targets import Joining
@@ -77,7 +77,7 @@ class Follower:
         texts: the texts of this process's writers, by turn; somebody else adds and removes.
     """
 
-    def __init__(self, file: DatabaseFile, texts: dict[str, GrowingText]) -> None:
+    def __init__(self, file: Database, texts: dict[str, GrowingText]) -> None:
         self._file = file
         self._texts = texts
         self._failure: MandrakeSessionsError | None = None
@@ -241,7 +241,7 @@ class Follower:
     # -- the thread -------------------------------------------------------------------------
 
     def _start(self) -> None:
-        notifier.watch(self, self._file.path, self._note_file)
+        self._file.others.watch(self, self._note_file)
         thread = threading.Thread(target=self._run, name="mandrake-follower", daemon=True)
         self._thread = thread
         try:
@@ -250,7 +250,7 @@ class Follower:
             # After Ctrl-C it may run all the same, or not: one that has not begun is not counted.
             if thread.ident is None:
                 self._thread = None
-                notifier.forget(self)
+                self._file.others.unwatch(self)
             raise
 
     def _run(self) -> None:
@@ -272,7 +272,7 @@ class Follower:
             if self._is_needed():
                 return False
             self._thread = None
-            notifier.forget(self)
+            self._file.others.unwatch(self)
         self._announcer.stop()
         return True
 

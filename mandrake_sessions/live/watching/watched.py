@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
-from mandrake_sessions.database.connection.transaction import ReadUnit
+from mandrake_sessions.engine.transaction import ReadUnit
 from mandrake_sessions.errors import NotFoundError
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.live.watching.known_turns import KnownTurns

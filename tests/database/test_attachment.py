@@ -19,7 +19,7 @@ from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.errors import ReentrantScopeError
 
 
-class Companion:
+class Attachment:
     """Notes what it is told.
 
     Attributes:
@@ -62,57 +62,57 @@ def path(ready_path: Path) -> Path:
     return ready_path
 
 
-def companion_of(handle: DatabaseHandle) -> Companion:
-    return handle.file.companion_of(Companion)
+def attach(handle: DatabaseHandle) -> Attachment:
+    return handle.file.attach(Attachment)
 
 
 def last_write(file: DatabaseFile, key: str, timeout: float | None = None) -> str:
-    """Write as a companion does that closes."""
+    """Write as a attachment does that closes."""
     return file.transact(adding(key), "close", timeout, even_refused=True)
 
 
-def test_a_file_has_one_companion_however_many_ask(
-    handle: DatabaseHandle, in_threads: Callable[..., list[Companion]]
+def test_a_file_has_one_attachment_however_many_ask(
+    handle: DatabaseHandle, in_threads: Callable[..., list[Attachment]]
 ) -> None:
-    assert handle.file.companion is None
-    found = in_threads(8, lambda _number: companion_of(handle))
-    assert set(found) == {handle.file.companion}
+    assert handle.file.attachment is None
+    found = in_threads(8, lambda _number: attach(handle))
+    assert set(found) == {handle.file.attachment}
 
 
-def test_a_companion_lives_as_long_as_its_file(pool: ConnectionPool, path: Path) -> None:
+def test_a_attachment_lives_as_long_as_its_file(pool: ConnectionPool, path: Path) -> None:
     with pool.acquire(path) as handle:
-        first = companion_of(handle)
+        first = attach(handle)
         with pool.acquire(path) as another:
-            assert companion_of(another) is first
+            assert attach(another) is first
     assert first.told == ["close"]
     with pool.acquire(path) as handle:
-        assert companion_of(handle) is not first
+        assert attach(handle) is not first
     with pytest.raises(PoolClosedError):
-        first.file.companion_of(Companion)
+        first.file.attach(Attachment)
 
 
 def test_each_commit_is_told_while_the_lease_is_held(handle: DatabaseHandle) -> None:
-    companion = companion_of(handle)
+    attachment = attach(handle)
     handle.transact(adding("unit"), delegable=True)
     with handle.write() as tx:
         tx.run(ADD, {"key": "block", "value": ""})
     with handle.sqlalchemy() as connection:
         connection.execute(text("UPDATE meta SET value = 'lent' WHERE key = 'block'"))
-    assert companion.told == ["committed"] * 3
-    assert companion.held_lease == [True] * 3
+    assert attachment.told == ["committed"] * 3
+    assert attachment.held_lease == [True] * 3
 
 
 def test_what_is_read_or_undone_is_not_told(handle: DatabaseHandle) -> None:
-    companion = companion_of(handle)
+    attachment = attach(handle)
     keys(handle)
     with pytest.raises(ZeroDivisionError), handle.write() as tx:
         tx.run(ADD, {"key": "undone", "value": ""})
         raise ZeroDivisionError
-    assert companion.told == []
+    assert attachment.told == []
 
 
 def test_a_shared_commit_is_told_once_before_anybody_returns(grouping: DatabaseHandle) -> None:
-    companion = companion_of(grouping)
+    attachment = attach(grouping)
     with Held(grouping, kind="unit"):
         waiting = [
             Task(lambda key=key: grouping.transact(adding(key), delegable=True)) for key in "abc"
@@ -120,52 +120,52 @@ def test_a_shared_commit_is_told_once_before_anybody_returns(grouping: DatabaseH
         queued(grouping, 3)
     for task in waiting:
         task.result()
-    assert companion.told == ["committed"]
+    assert attachment.told == ["committed"]
 
 
-def test_a_companion_that_raises_hurts_no_commit(handle: DatabaseHandle) -> None:
-    companion = companion_of(handle)
-    companion.error = ValueError("of a companion")
+def test_a_attachment_that_raises_hurts_no_commit(handle: DatabaseHandle) -> None:
+    attachment = attach(handle)
+    attachment.error = ValueError("of a attachment")
     with capture_logs() as logs:
         handle.transact(adding("stored"))
     assert keys(handle) == {"stored"}
     assert [each["event"] for each in logs] == ["commit_not_told"]
-    companion.error = None
+    attachment.error = None
 
 
-def test_a_companion_writes_last_when_its_file_closes(pool: ConnectionPool, path: Path) -> None:
+def test_a_attachment_writes_last_when_its_file_closes(pool: ConnectionPool, path: Path) -> None:
     with pool.acquire(path) as handle:
-        companion = companion_of(handle)
-        companion.at_close = lambda: last_write(companion.file, "last")
+        attachment = attach(handle)
+        attachment.at_close = lambda: last_write(attachment.file, "last")
         started = monotonic()
-    assert companion.told == ["close", "committed"]
-    assert started <= companion.deadline <= monotonic() + pool.options.close_timeout / 2
+    assert attachment.told == ["close", "committed"]
+    assert started <= attachment.deadline <= monotonic() + pool.options.close_timeout / 2
     with pool.acquire(path) as handle:
         assert keys(handle) == {"last"}
 
 
 @pytest.mark.parametrize("refused_by", ["a signal's handler", "the closing of the pool"])
-def test_a_companion_writes_though_all_others_are_refused(
+def test_a_attachment_writes_though_all_others_are_refused(
     make_pool: Callable[..., ConnectionPool], path: Path, refused_by: str
 ) -> None:
     """::
 
     handler    refuse_new_work ...............................................
-    closer                        close ─ companion: last write ─ connections
+    closer                        close ─ attachment: last write ─ connections
     host                    refused                              refused
     """
     pool = make_pool()
     handle = pool.acquire(path)
-    companion = companion_of(handle)
+    attachment = attach(handle)
     refused: list[type[Exception]] = []
 
     def write_and_be_refused() -> None:
-        last_write(companion.file, "last")
-        task = Task(lambda: companion.file.transact(adding("late"), "late"))
+        last_write(attachment.file, "last")
+        task = Task(lambda: attachment.file.transact(adding("late"), "late"))
         task.join()
         refused.append(type(task.error))
 
-    companion.at_close = write_and_be_refused
+    attachment.at_close = write_and_be_refused
     if refused_by == "a signal's handler":
         pool.refuse_new_work()
         with pytest.raises(PoolClosedError):
@@ -174,7 +174,7 @@ def test_a_companion_writes_though_all_others_are_refused(
     handle.release()
     assert refused == [PoolClosedError]
     with pytest.raises(PoolClosedError):
-        last_write(companion.file, "after the end")
+        last_write(attachment.file, "after the end")
     with make_pool().acquire(path) as handle:
         assert keys(handle) == {"last"}
 
@@ -186,7 +186,7 @@ def test_nothing_new_is_attached_to_a_file_that_ends(
     handle = pool.acquire(path)
     pool.refuse_new_work()
     with pytest.raises(PoolClosedError):
-        companion_of(handle)
+        attach(handle)
     # But a transaction that is under way may still make a turn that streams.
     assert handle.file.claim() == handle.file.owner
     handle.file.release_claim()
@@ -202,22 +202,22 @@ def test_nothing_new_is_attached_to_a_file_that_is_retired(
     with pool.acquire(path) as handle:
         handle.file.retire("a test")
         with pytest.raises((DatabaseMovedError, PoolClosedError)):
-            companion_of(handle)
+            attach(handle)
 
 
-def test_a_companion_waits_for_its_turn_behind_work_under_way(
+def test_a_attachment_waits_for_its_turn_behind_work_under_way(
     make_pool: Callable[..., ConnectionPool], path: Path
 ) -> None:
     pool = make_pool()
     handle = pool.acquire(path)
-    companion = companion_of(handle)
+    attachment = attach(handle)
     closing = threading.Event()
 
     def write_when_it_is_free() -> None:
         closing.set()
-        last_write(companion.file, "last")
+        last_write(attachment.file, "last")
 
-    companion.at_close = write_when_it_is_free
+    attachment.at_close = write_when_it_is_free
     with Held(handle, adding("first")) as held:
         closer = Task(pool.close)
         until_set(closing)
@@ -225,33 +225,33 @@ def test_a_companion_waits_for_its_turn_behind_work_under_way(
         held.let_go()
         closer.result()
     handle.release()
-    assert companion.told == ["close", "committed", "committed"]
+    assert attachment.told == ["close", "committed", "committed"]
 
 
-def test_a_companion_that_does_not_get_the_lease_does_not_stop_the_closing(
+def test_a_attachment_that_does_not_get_the_lease_does_not_stop_the_closing(
     make_pool: Callable[..., ConnectionPool], path: Path
 ) -> None:
     pool = make_pool(close_timeout=0.4)
     handle = pool.acquire(path)
-    companion = companion_of(handle)
-    companion.at_close = lambda: last_write(
-        companion.file, "last", max(0.0, companion.deadline - monotonic())
+    attachment = attach(handle)
+    attachment.at_close = lambda: last_write(
+        attachment.file, "last", max(0.0, attachment.deadline - monotonic())
     )
     with Held(handle, adding("first")) as held:
         closer = Task(lambda: pool.close(on_stuck=lambda _thread: held.let_go()))
         closer.join()
     assert "busy" in str(closer.error.exceptions)
     handle.release()
-    assert companion.file.writer.queue.holder
+    assert attachment.file.writer.queue.holder
 
 
-@pytest.mark.parametrize("error", [ValueError("of a companion"), PoolClosedError()])
-def test_a_companion_that_fails_to_close_is_reported_and_the_file_closed(
+@pytest.mark.parametrize("error", [ValueError("of a attachment"), PoolClosedError()])
+def test_a_attachment_that_fails_to_close_is_reported_and_the_file_closed(
     make_pool: Callable[..., ConnectionPool], path: Path, error: Exception
 ) -> None:
     pool = make_pool()
     handle = pool.acquire(path)
-    companion_of(handle).error = error
+    attach(handle).error = error
     with pytest.raises(ExceptionGroup) as raised:
         pool.close()
     handle.release()
@@ -263,32 +263,32 @@ def test_a_companion_that_fails_to_close_is_reported_and_the_file_closed(
         again.transact(adding("usable"))
 
 
-def test_a_companion_is_told_when_its_file_is_retired(pool: ConnectionPool, path: Path) -> None:
+def test_a_attachment_is_told_when_its_file_is_retired(pool: ConnectionPool, path: Path) -> None:
     with pool.acquire(path) as handle:
-        companion = companion_of(handle)
-        companion.at_close = lambda: last_write(companion.file, "last")
+        attachment = attach(handle)
+        attachment.at_close = lambda: last_write(attachment.file, "last")
         path.rename(path.with_name("elsewhere.sqlite"))
         with pytest.raises(DatabaseMovedError):
             handle.transact(adding("lost"))
-        assert companion.told[0] == "retired"
-        assert companion.told.count("retired") == 1
-        # What took the place of the file is another one's, with a companion of its own.
+        assert attachment.told[0] == "retired"
+        assert attachment.told.count("retired") == 1
+        # What took the place of the file is another one's, with a attachment of its own.
         with pool.acquire(path) as another:
-            assert companion_of(another) is not companion
+            assert attach(another) is not attachment
             # The last write went nowhere: the file is not ours any more.
-            assert companion.told == ["retired", "close"]
+            assert attachment.told == ["retired", "close"]
             assert keys(another) == set()
 
 
-def test_a_companion_that_fails_to_retire_does_not_keep_the_file_in_use(
+def test_a_attachment_that_fails_to_retire_does_not_keep_the_file_in_use(
     pool: ConnectionPool, path: Path
 ) -> None:
     with pool.acquire(path) as handle:
-        companion = companion_of(handle)
-        companion.error = ValueError("of a companion")
+        attachment = attach(handle)
+        attachment.error = ValueError("of a attachment")
         with capture_logs() as logs:
             handle.file.retire("a test")
-        companion.error = None
+        attachment.error = None
         assert [each["event"] for each in logs] == ["retirement_not_told", "database_retired"]
         with pytest.raises(DatabaseMovedError):
             handle.transact(adding("lost"))
@@ -297,7 +297,7 @@ def test_a_companion_that_fails_to_retire_does_not_keep_the_file_in_use(
 FORK = """
 import os
 from mandrake_sessions import *
-class Companion:
+class Attachment:
     told = []
     def __init__(self, file): pass
     def committed(self): self.told.append("committed")
@@ -305,25 +305,25 @@ class Companion:
     def forget_after_fork(self): self.told.append("fork")
 pool = ConnectionPool()
 handle = pool.acquire(sys.argv[1])
-handle.file.companion_of(Companion)
+handle.file.attach(Attachment)
 owner = handle.file.claim()
 child = os.fork()
 if not child:
     try:
         handle.file
     except ForkedPoolError:
-        tell(Companion.told)
+        tell(Attachment.told)
     with pool.acquire(sys.argv[1]) as again:
-        tell([again.file.companion, again.file.claim() != owner])
+        tell([again.file.attachment, again.file.claim() != owner])
     os._exit(0)
 os.waitpid(child, 0)
 handle.release()
 pool.close()
-tell(Companion.told)
+tell(Attachment.told)
 """
 
 
-def test_rule_18_a_forked_child_forgets_its_parents_companion(
+def test_rule_18_a_forked_child_forgets_its_parents_attachment(
     path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(FORK, path)

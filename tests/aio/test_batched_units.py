@@ -1,4 +1,4 @@
-"""What the layer below offers to a thread that works for many: errands, and giving up."""
+"""What the layer below offers to a thread that works for many: batched units, and giving up."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pytest
 from aio_kit import PATIENCE, until
 
 from mandrake_sessions import DatabaseBusyError, PoolClosedError, StatementError
-from mandrake_sessions.database.leasing.queue import Errand, LeaseQueue
+from mandrake_sessions.database.leasing.queue import LeaseQueue
 from mandrake_sessions.engine.budget import Budget
+from mandrake_sessions.engine.waiters import BatchedUnit
 from mandrake_sessions.records.sessions import create_session, list_sessions
 
 
 def errand(unit, settled):
-    return Errand(Budget(20), "errand", unit, contextvars.copy_context(), settled)
+    return BatchedUnit(Budget(20), "errand", unit, contextvars.copy_context(), settled)
 
 
 def test_errands_share_the_commit_and_are_told_after_it(sessions):
@@ -33,7 +34,7 @@ def test_errands_share_the_commit_and_are_told_after_it(sessions):
     brought = [errand(create_session("b"), settled), errand(fails, settled)]
     commits = file.writer.commits
     made = file.transact(
-        create_session("a"), "test", bring=lambda: brought.pop(0) if brought else None
+        create_session("a"), "test", batch=lambda: brought.pop(0) if brought else None
     )
 
     assert made.title == "a"
@@ -60,7 +61,7 @@ def test_errands_are_brought_before_others_work_is_taken(sessions):
         other = []
         brought = [errand(noting("errand"), lambda _: None)]
         commits = file.writer.commits
-        file.transact(first, "test", bring=lambda: brought.pop() if brought else None)
+        file.transact(first, "test", batch=lambda: brought.pop() if brought else None)
         other[0].result(PATIENCE)
 
     assert order == ["first", "errand", "other"]
