@@ -43,8 +43,8 @@ def shm_of(path: Path) -> Path:
 
 
 def journal_of(path: Path) -> Path:
-    """Return the name of a database's rollback journal."""
-    return path.with_name(f"{path.name}{JOURNAL}")
+    """Return the name of a database's rollback journal, for which its own may leave no room."""
+    return beside(path, JOURNAL)
 
 
 def beside(path: Path, suffix: str, further: int = 0) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from watching_kit import PATIENCE, Watching, wait_until
 
 from mandrake_sessions.database.files.notification import Inotify, Notifier
-from mandrake_sessions.live.watching import follower as follower_module
+from mandrake_sessions.database.open_file import others
 from mandrake_sessions.live.watching.backoff import Ladder
 
 needs_inotify = pytest.mark.skipif(
@@ -121,7 +121,7 @@ def test_changes_are_told_without_notification_too(
     sessions, response, path, start_child, monkeypatch
 ):
     polling = Notifier(no_inotify)
-    monkeypatch.setattr(follower_module, "notifier", polling)
+    monkeypatch.setattr(others, "notifier", polling)
     child = start_child(WRITER, path, response.id)
     child.hear()
     with Watching(sessions).response(response.id) as watch:
