@@ -23,15 +23,20 @@ else:
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """Return structlog's logger of a name; nothing that is logged raises.
+    """Return structlog's logger of a module's top folder; nothing that is logged raises.
+
+    The folder and not the module, so that a host's configuration holds when a module moves.
 
     While the host has not configured structlog, it writes to stderr: structlog's own default is
     stdout, where many hosts speak a protocol.
 
     structlog, with Rich where it is there, takes longer to import than the library, and most
     processes log nothing: so it is imported by the first event.
+
+    Args:
+        name: the module's ``__name__``.
     """
-    return _Logger(name)
+    return _Logger(".".join(name.split(".")[:2]))
 
 
 class _Logger:
