@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TypeVar
 
+from waiting_kit import PATIENCE
+
 from mandrake_sessions.aio import AsyncSessionManager
 from mandrake_sessions.database.lease import LeaseQueue
 from mandrake_sessions.manager import SessionManager
 
 T = TypeVar("T")
-
-PATIENCE = 20.0
-"""Seconds after which a test gives up on what must happen; nothing waits for so long."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -38,15 +37,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         gc.collect()
     assert complaints == []
     return result
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait in a thread for what nothing announces: look until it is so."""
-    deadline = monotonic() + PATIENCE
-    never = threading.Event()
-    while not condition():
-        assert monotonic() < deadline, "it did not happen"
-        never.wait(0.0005)
 
 
 async def soon(condition: Callable[[], Any]) -> None:

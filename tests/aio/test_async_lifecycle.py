@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aio_kit import Ticker, lease_held, queue_of, run, soon, threads, until
+from aio_kit import Ticker, lease_held, queue_of, run, soon, threads
+from waiting_kit import until
 
 from mandrake_sessions import DatabaseMissingError, InvalidArgumentError, NotInitializedError
 from mandrake_sessions.aio import AsyncSessionManager

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import apsw
 import pytest
 from sqlalchemy import bindparam, func, insert, literal, select
+from waiting_kit import PATIENCE, until, until_set
 
 from mandrake_sessions import DatabaseBusyError, ids, schema
 from mandrake_sessions.database.file import DatabaseFile
@@ -22,9 +23,6 @@ from mandrake_sessions.database.transaction import WriteTransaction
 from mandrake_sessions.statements.generator.compiler import compiled
 
 T = TypeVar("T")
-
-PATIENCE = 20.0
-"""Seconds after which a test gives up on what must happen; nothing waits for so long."""
 
 _meta = schema.meta.c
 ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=bindparam("value")))
@@ -113,20 +111,6 @@ class Task(Generic[T]):
         if self.error is not None:
             raise self.error
         return self._value  # type: ignore[return-value]  # T itself may be None
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for what nothing announces: look until it is so."""
-    deadline = monotonic() + PATIENCE
-    never = threading.Event()
-    while not condition():
-        assert monotonic() < deadline, "it did not happen"
-        never.wait(0.0005)
-
-
-def until_set(event: threading.Event) -> None:
-    """Wait for an event that must come."""
-    assert event.wait(PATIENCE), "it did not happen"
 
 
 def ends_in_time(

@@ -26,9 +26,8 @@ from database_kit import (
     queue_of,
     queued,
     raw_of,
-    until,
-    until_set,
 )
+from waiting_kit import until, until_set
 
 from mandrake_sessions import ConnectionPool, DatabaseIOError, HealthStatus
 from mandrake_sessions.database import file as database_file

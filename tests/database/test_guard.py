@@ -22,10 +22,10 @@ from database_kit import (
     open_connections,
     queued,
     raw_of,
-    until,
 )
 from kernel_locks import own_lock_lines
 from structlog.testing import capture_logs
+from waiting_kit import until
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError, PoolClosedError
 from mandrake_sessions.database import guard

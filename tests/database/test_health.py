@@ -27,11 +27,10 @@ from database_kit import (
     keys,
     open_connections,
     raw_of,
-    until,
-    until_set,
 )
 from sqlalchemy import bindparam, delete
 from structlog.testing import capture_logs
+from waiting_kit import until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -13,7 +13,8 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import adding, until
+from database_kit import adding
+from waiting_kit import until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, diagnose
 from mandrake_sessions.database.handle import DatabaseHandle

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 import structlog
-from database_kit import until, until_set
+from waiting_kit import until, until_set
 
 from mandrake_sessions import threads
 from mandrake_sessions.database.maintenance import Maintenance

@@ -11,8 +11,9 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import PATIENCE, add, adding, file_of, keys, raw_of, until, until_set
+from database_kit import add, adding, file_of, keys, raw_of
 from structlog.testing import capture_logs
+from waiting_kit import PATIENCE, until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from database_kit import Task, add, adding, file_of, keys, until
+from database_kit import Task, add, adding, file_of, keys
+from waiting_kit import until
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError
 from mandrake_sessions.database import creation, file

@@ -31,10 +31,9 @@ from database_kit import (
     open_connections,
     queue_of,
     queued,
-    until,
-    until_set,
 )
 from sqlalchemy import text
+from waiting_kit import until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -29,10 +29,10 @@ from database_kit import (
     queue_of,
     queued,
     raw_of,
-    until,
 )
 from sqlalchemy import bindparam, select, text, union_all
 from structlog.testing import capture_logs
+from waiting_kit import until
 
 from mandrake_sessions import (
     ConnectionPool,

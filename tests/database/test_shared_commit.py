@@ -24,10 +24,9 @@ from database_kit import (
     queue_of,
     queued,
     raw_of,
-    until,
-    until_set,
 )
 from sqlalchemy import bindparam, insert
+from waiting_kit import until, until_set
 
 from mandrake_sessions import (
     CommitOutcomeUnknownError,

@@ -17,8 +17,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from database_kit import KEYS, Task, add, adding, descriptors, file_of, keys, queue_of, until
+from database_kit import KEYS, Task, add, adding, descriptors, file_of, keys, queue_of
 from kernel_locks import lock_lines
+from waiting_kit import until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, PoolClosedError
 from mandrake_sessions.database import turnstile

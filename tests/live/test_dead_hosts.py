@@ -13,8 +13,9 @@ from typing import Any
 
 import apsw
 import pytest
-from stream_kit import lock_held, until
+from stream_kit import lock_held
 from structlog.testing import capture_logs
+from waiting_kit import until
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -16,8 +16,9 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
-from interleaving_kit import PATIENCE, Thread, interrupted_at
+from interleaving_kit import Thread, interrupted_at
 from sqlalchemy import bindparam, insert, select
+from waiting_kit import PATIENCE, until
 
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
 from mandrake_sessions.database.gate import Gate
@@ -40,13 +41,6 @@ def open_connections(path: Path) -> int:
         except FileNotFoundError:
             continue
     return found
-
-
-def until(condition: Callable[[], bool], why: object) -> None:
-    deadline = monotonic() + PATIENCE
-    while not condition():
-        assert monotonic() < deadline, why
-        threading.Event().wait(0.0005)
 
 
 class Stand:
