@@ -10,6 +10,12 @@ from typing import Any
 PATIENCE = 60.0
 """Seconds after which a test gives up on what must happen; nothing waits for so long."""
 
+SOON = 20.0
+"""Seconds within which a call ends that must not wait, on a machine under load too.
+
+What it must not wait for lasts longer in the tests that measure it.
+"""
+
 
 def until(condition: Callable[[], Any], why: object = "it did not happen") -> None:
     """Wait for what nothing announces: look until it is so."""

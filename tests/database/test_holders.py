@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 import pytest
 from database_kit import adding
-from waiting_kit import until
+from waiting_kit import SOON, until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, diagnose
 from mandrake_sessions.database.handle import DatabaseHandle
@@ -222,5 +222,5 @@ def test_a_wait_beside_a_holder_that_ends_is_over_soon(
     since = monotonic()
     handle.transact(adding("late"))
     assert child.hear() == "gone"
-    assert monotonic() - since < 10
+    assert monotonic() - since < SOON
     until(lambda: writing_check(handle).status == "ok")
