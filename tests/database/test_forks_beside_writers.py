@@ -81,7 +81,7 @@ WAYS = {
     ),
     "a program that is started with preexec_fn": """
 outcomes = [
-    subprocess.run(["/bin/true"], preexec_fn=do_nothing, timeout=30).returncode
+    subprocess.run(["/bin/true"], preexec_fn=do_nothing, timeout=120).returncode
     for _ in range(count)
 ]
 """,

@@ -192,7 +192,7 @@ if os.fork() == 0:
         handle.transact(lambda tx: None)
         told = threading.Event()
         with HealthMonitor(own, on_report=lambda report: told.set()):
-            tell(told.wait(20))
+            tell(told.wait(60))
     monitor.start()
     tell(monitor.is_running)
     monitor.stop()

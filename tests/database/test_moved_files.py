@@ -78,7 +78,7 @@ def test_makers_of_one_file_do_not_take_its_log_from_each_other(
 
     monkeypatch.setattr(creation, "pause", pausing)
     task = Task(lambda: pool.acquire(path))
-    assert met_lock.wait(20)
+    assert met_lock.wait(60)
     assert not path.exists()
     child.tell()
     assert child.hear() == "made"

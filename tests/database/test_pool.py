@@ -245,8 +245,8 @@ def test_options_other_than_those_it_is_open_with_are_a_conflict(
         assert file_of(handle).options.busy_timeout == 7.0
 
 
-FAST = DatabaseOptions(durability=Durability.FAST, busy_timeout=20.0)
-OTHER = DatabaseOptions(durability=Durability.DURABLE, busy_timeout=20.0)
+FAST = DatabaseOptions(durability=Durability.FAST, busy_timeout=60.0)
+OTHER = DatabaseOptions(durability=Durability.DURABLE, busy_timeout=60.0)
 
 
 def test_a_file_that_only_lingers_is_opened_with_the_options_asked_for(
@@ -932,9 +932,10 @@ tell("ready")
 
 
 def test_a_pool_that_is_not_used_starts_no_thread(make_pool: MakePool) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     make_pool(linger=3600.0).close()
-    assert threading.active_count() == before
+    # Those of former tests may end meanwhile.
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_file_that_is_closed_at_once_needs_no_thread(make_pool: MakePool, path: Path) -> None:
@@ -943,7 +944,7 @@ def test_a_file_that_is_closed_at_once_needs_no_thread(make_pool: MakePool, path
     with pool.acquire(path) as handle:
         handle.transact(adding("a"))
     assert open_connections(path) == 0
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_the_query_planner_is_asked_only_where_something_was_written(
@@ -964,7 +965,7 @@ def test_the_maintenance_thread_ends_with_the_pool(make_pool: MakePool, path: Pa
     pool.acquire(path).release()
     assert {thread.name for thread in set(threading.enumerate()) - before} == {"mandrake-pool"}
     pool.close()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_stats_tell_what_a_database_did(handle: DatabaseHandle, pool: ConnectionPool) -> None:

@@ -785,7 +785,7 @@ def test_rule_17_the_classic_deadlock_does_not_happen(grouping: DatabaseHandle) 
             grouping.transact(adding("caller"), delegable=True)
 
     def fn(tx: WriteTransaction) -> None:
-        assert lock.acquire(timeout=10), "deadlock"
+        assert lock.acquire(timeout=60), "deadlock"
         lock.release()
         add(tx, "host")
 

@@ -83,7 +83,7 @@ def test_the_thread_lives_as_long_as_there_are_writers(sessions, response):
         (thread,) = flusher_threads()
         with stream(sessions, response.id):
             assert flusher_threads() == [thread]
-    thread.join(20)
+    thread.join(60)
     assert not flusher_threads()
     with stream(sessions, response.id) as writer:
         writer.write("once more")
@@ -409,7 +409,7 @@ with SessionManager(sys.argv[1]) as sessions:
     assert writer.complete().content == "parent goes on"
 """
     command = [sys.executable, "-c", script, str(ready_path), str(Path(__file__).parent)]
-    subprocess.run(command, check=True, timeout=50)
+    subprocess.run(command, check=True, timeout=120)
 
 
 def test_another_process_finds_text_that_is_not_old(sessions, response, path, start_child):

@@ -14,7 +14,7 @@ from mandrake_sessions import (
     ConnectionPool, DatabaseOptions, Durability, MandrakeSessionsError, PoolOptions, SessionManager)
 warnings.simplefilter("ignore")
 path, seconds = sys.argv[1], float(sys.argv[2])
-database = DatabaseOptions(durability=Durability.FAST, busy_timeout=20)
+database = DatabaseOptions(durability=Durability.FAST, busy_timeout=60.0)
 pool = ConnectionPool(PoolOptions(database=database, linger=0.01))
 sessions = SessionManager(path, pool=pool).init()
 session = sessions.create_session()
@@ -84,7 +84,7 @@ import faulthandler, random, signal, time
 from mandrake_sessions import (
     ConnectionPool, DatabaseOptions, Durability, MandrakeSessionsError, PoolOptions, SessionManager)
 path, seconds = sys.argv[1], float(sys.argv[2])
-database = DatabaseOptions(durability=Durability.FAST, busy_timeout=20)
+database = DatabaseOptions(durability=Durability.FAST, busy_timeout=60.0)
 pool = ConnectionPool(PoolOptions(database=database, linger=0.01))
 sessions = SessionManager(path, pool=pool).init()
 session = sessions.create_session()

@@ -154,7 +154,7 @@ import random, signal, time
 from mandrake_sessions import (
     ConnectionPool, DatabaseOptions, Durability, PoolOptions, SessionManager)
 path, most, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-database = DatabaseOptions(durability=Durability.FAST, busy_timeout=10)
+database = DatabaseOptions(durability=Durability.FAST, busy_timeout=60.0)
 sessions = SessionManager(path, pool=ConnectionPool(PoolOptions(database=database))).init()
 session = sessions.create_session()
 is_armed = False

@@ -314,7 +314,7 @@ def test_m66_a_write_waits_for_another_process(path, sessions, start_child, monk
     made = []
     writer = threading.Thread(target=lambda: made.append(sessions.create_session("waited")))
     writer.start()
-    assert waits.wait(30)
+    assert waits.wait(60)
     assert made == []
 
     child.tell("let go")
