@@ -73,13 +73,15 @@ def lease_held(sessions: SessionManager) -> Iterator[None]:
 
 
 class Ticker:
-    """A task that wants to run all the time, and how long it was kept from it.
+    """A task that wants to run all the time, and how often and how late it was let.
 
     Attributes:
+        turns: how often it has run; next to never while a call waits in the loop.
         longest: seconds between two of its turns.
     """
 
     def __init__(self) -> None:
+        self.turns = 0
         self.longest = 0.0
 
     async def __aenter__(self) -> Ticker:
@@ -95,6 +97,7 @@ class Ticker:
         while True:
             await asyncio.sleep(0)
             now = monotonic()
+            self.turns += 1
             self.longest = max(self.longest, now - before)
             before = now
 

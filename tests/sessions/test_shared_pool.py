@@ -11,6 +11,7 @@ import time
 import apsw
 import pytest
 from sqlalchemy import text
+from waiting_kit import SOON
 
 from mandrake_sessions import (
     BackupError,
@@ -338,10 +339,10 @@ def test_m66_a_write_gives_up_at_its_deadline_and_says_where_it_waited(
         with pytest.raises(DatabaseBusyError) as caught:
             sessions.create_session()
 
-        assert 0.2 <= time.monotonic() - started < 5
+        assert 0.2 <= time.monotonic() - started < SOON
         error = caught.value
         assert (error.phase, error.operation, error.path) == ("begin", "create_session", path)
-        assert error.phases["begin"] >= 0.19
+        assert error.phases["begin"] > 0.1
         assert error.attempts > 1
         # A reader of WAL does not wait for a writer.
         assert sessions.count_sessions() == 0
