@@ -16,10 +16,10 @@ PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .PHONY: help install demo test test-long check lint types layers format bench bench-full bench-brief \
-	bench-report lock wheel clean
+	bench-against bench-report lock wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(INSTALLED) ## make .venv with the locked tools and this checkout
 
@@ -63,6 +63,9 @@ bench-full: $(PEERS) ## the same with more and longer rounds, and a million turn
 
 bench-brief: $(INSTALLED) ## show that the benchmarks work: a minute, no limit is held
 	@$(BIN)/python -m pytest -s benchmarks --brief --results .benchmarks/brief.json
+
+bench-against: $(INSTALLED) ## measure this checkout against another commit: BASE=COMMIT [ARGS=--help]
+	@$(BIN)/python -m benchmarks.against $(ARGS) $(BASE)
 
 bench-report: $(PEERS) ## write docs/benchmarks.md and its plots from the results
 	@.cache/bench/bin/python -m benchmarks.report $(RESULTS)

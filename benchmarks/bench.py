@@ -15,7 +15,7 @@ from benchmarks.pace import Pace
 from benchmarks.record import Record
 from benchmarks.results import Metric, Results, Scenario
 from benchmarks.rivals import rivals
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 
 class Filled(msgspec.Struct, frozen=True):

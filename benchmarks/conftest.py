@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.bench import Bench
 from benchmarks.contestant import Workers
-from benchmarks.machine import describe, is_in_memory, versions
+from benchmarks.machine import describe, is_in_memory, usual_folder, versions
 from benchmarks.pace import FEWEST_ROUNDS, PACES, Pace
 from benchmarks.results import Results
 
@@ -84,11 +84,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _chosen_folder(config: pytest.Config) -> Path:
     chosen = config.getoption("--databases-in")
-    if chosen:
-        return Path(chosen).resolve()
-    # A temporary folder in memory would make `durable` free: the checkout is on a disk, then.
-    places = [Path(gettempdir()).resolve(), config.rootpath]
-    return next((place for place in places if not is_in_memory(place)), places[0])
+    return Path(chosen).resolve() if chosen else usual_folder(config.rootpath)
 
 
 def _description(folder: Path) -> list[str]:

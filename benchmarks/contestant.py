@@ -78,6 +78,7 @@ def together(runs: Sequence[Run]) -> Run:
         began=min(run.began for run in runs),
         ended=max(run.ended for run in runs),
         latencies=[each for run in runs for each in run.latencies],
+        processor=sum(run.processor for run in runs),
         failed=[each for run in runs for each in run.failed],
         errors=errors,
     )

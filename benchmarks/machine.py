@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import gettempdir
 
 import apsw
 
@@ -81,6 +82,13 @@ def file_system(folder: Path) -> str | None:
         if folder.is_relative_to(point) and len(point) >= len(best):
             best, kind = point, after.split()[0]
     return kind
+
+
+def usual_folder(project: Path) -> Path:
+    """Return where databases are measured if no folder is named: a place on a disk."""
+    # A temporary folder in memory would make `durable` free: the checkout is on a disk, then.
+    places = [Path(gettempdir()).resolve(), project]
+    return next((place for place in places if not is_in_memory(place)), places[0])
 
 
 def is_in_memory(folder: Path) -> bool:

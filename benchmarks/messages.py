@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 Reading = Literal["whole", "last", "turn", "sessions"]
 
@@ -81,6 +81,21 @@ class Update(Command, frozen=True):
     seconds: float
 
 
+class Stream(Command, frozen=True):
+    """Stream whole turns of so many tokens, one after the other, until the time is up."""
+
+    tokens: int
+    seconds: float
+
+
+class CreateWorkspaces(Command, frozen=True):
+    """Make workspaces of a system in the folder, one after the other, until the time is up."""
+
+    folder: str
+    durability: Durability
+    seconds: float
+
+
 class Reopen(Command, frozen=True):
     """Open and close the file in the folder again and again, until the time is up."""
 
@@ -107,7 +122,19 @@ class Close(Command, frozen=True):
 
 
 AnyCommand = (
-    Open | Fill | Grow | FillSessions | Append | ReadOften | Update | Reopen | Visit | Check | Close
+    Open
+    | Fill
+    | Grow
+    | FillSessions
+    | Append
+    | ReadOften
+    | Update
+    | Stream
+    | CreateWorkspaces
+    | Reopen
+    | Visit
+    | Check
+    | Close
 )
 
 
@@ -116,9 +143,14 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Ready(Reply, frozen=True):
-    """The worker has its store's class."""
+    """The worker has its store's class.
+
+    Attributes:
+        library: the folder of the package mandrake_sessions that it has imported.
+    """
 
     name: str
+    library: str
     remark: str
     versions: dict[str, str]
 
@@ -139,6 +171,7 @@ class Run(Reply, frozen=True):
     Attributes:
         began: by ``time.monotonic()``, when its threads began together.
         ended: when the last of them had ended.
+        processor: seconds that its process has had the processor meanwhile, in all its threads.
         latencies: seconds of each call that succeeded.
         failed: seconds of each call that raised.
         errors: how often which exception came.
@@ -147,6 +180,7 @@ class Run(Reply, frozen=True):
     began: float
     ended: float
     latencies: list[float]
+    processor: float = 0.0
     failed: list[float] = []
     errors: dict[str, int] = {}
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 FEWEST_ROUNDS = 5
 LONGER = {Durability.DURABLE: 1.6, Durability.FAST: 0.6}

@@ -8,6 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -40,22 +41,36 @@ class WorkerProcess:
     Args:
         where: the store's class, ``module:class``.
         log: where its prints and warnings go.
+        python: the interpreter.
+        path: where modules are looked for before all else; the process works in the first one.
+
+    Attributes:
+        python, path: as above.
     """
 
-    def __init__(self, where: str, log: Path) -> None:
+    def __init__(
+        self,
+        where: str,
+        log: Path,
+        *,
+        python: Path | str = sys.executable,
+        path: Sequence[Path] = (PROJECT,),
+    ) -> None:
         self.where = where
+        self.python = python
+        self.path = path
         self._log = log
         self._ready: Ready | None = None
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._decoder = msgspec.json.Decoder(AnyReply)
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.worker", where],
+                [str(python), "-m", "benchmarks.worker", where],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                cwd=PROJECT,
-                env=os.environ | {"PYTHONPATH": str(PROJECT)},
+                cwd=path[0],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))},
             )
         assert self._process.stdout is not None
         self._listener = threading.Thread(

@@ -19,6 +19,7 @@ _STORES: Final = "benchmarks.stores"
 
 OURS: Final = f"{_STORES}.mandrake:MandrakeStore"
 OURS_HOSTED: Final = f"{_STORES}.mandrake:MandrakeHostStore"
+OURS_PUBLIC: Final = f"{_STORES}.mandrake:MandrakePublicStore"
 OURS_ASYNC: Final = f"{_STORES}.mandrake:MandrakeAsyncStore"
 
 BARE: Final = f"{_STORES}.bare:BareStore"

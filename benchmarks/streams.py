@@ -17,9 +17,8 @@ import apsw
 import msgspec
 
 from benchmarks.messages import Run
-from mandrake_sessions import SessionManager, Turn
+from mandrake_sessions import DatabaseOptions, Durability, SessionManager, Turn
 from mandrake_sessions.database.connection.settings import pragmas
-from mandrake_sessions.options import DatabaseOptions, Durability
 
 TOKEN = "%020d"
 """A token is the time at which it was written, so whoever reads it knows how old it is."""

@@ -82,15 +82,19 @@ def headline(scenario: Scenario) -> str:
     return ", ".join(each for each in (scenario.title, scenario.durability) if each)
 
 
-def print_scenario(scenario: Scenario) -> None:
-    """Print a scenario's table and its verdicts."""
-    table = lines(scenario)
-    print(f"\n\n{headline(scenario)}: {scenario.rounds} rounds in turns")
+def print_table(table: Sequence[Sequence[str]]) -> None:
+    """Print lines of as many cells each, the first cell to the left and the others to the right."""
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     for first, *rest in table:
         cells = [first.ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         print("  " + "  ".join(cells).rstrip())
+
+
+def print_scenario(scenario: Scenario) -> None:
+    """Print a scenario's table and its verdicts."""
+    print(f"\n\n{headline(scenario)}: {scenario.rounds} rounds in turns")
+    print_table(lines(scenario))
     for each in scenario.figures:
         for name, value in each.more.items():
             print(f"  {each.store}, {name}: {significant(value)}")

@@ -24,7 +24,7 @@ from benchmarks.rivals import (
     OURS_ASYNC,
     PEERS,
 )
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 THREADS = 8
 

@@ -11,7 +11,7 @@ from benchmarks.limits import Limit
 from benchmarks.messages import FillSessions, Grow, ReadOften
 from benchmarks.pace import Pace
 from benchmarks.rivals import BARE_AUTO, OURS
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 TURNS_OF_A_SESSION = 100
 PAGE = 50

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from time import monotonic
 
 from benchmarks.bench import Bench
 from benchmarks.contestant import PATIENCE
+from benchmarks.importing import import_often
 from benchmarks.limits import Limit
-from benchmarks.messages import Close, Reopen, Run
+from benchmarks.messages import Close, Reopen
 from benchmarks.process import PROJECT
 from benchmarks.rivals import BARE, OURS, SQLITE3
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 IMPORTED = {
     "import mandrake_sessions": "import mandrake_sessions",
@@ -24,10 +23,6 @@ IMPORTED = {
 }
 IMPORTS_OF_A_ROUND = 2
 UNWANTED = ("alembic", "asyncio", "click", "rich", "sqlalchemy", "structlog", "typer")
-# Compiled files are used, as in an installed package: some shells switch writing them off.
-_ENVIRONMENT = {
-    name: each for name, each in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
-}
 
 
 def test_opening_and_closing(bench: Bench) -> None:
@@ -58,22 +53,11 @@ def test_importing(bench: Bench) -> None:
         names=list(IMPORTED),
         metric="median",
     )
-    comparison.measure(lambda store, _: _import_often(IMPORTED[store.label]))
+    comparison.measure(lambda store, _: import_often(IMPORTED[store.label], IMPORTS_OF_A_ROUND))
     comparison.hold_at_most(f"of {', '.join(UNWANTED)} are loaded", len(_loaded_of_unwanted()), 0)
     comparison.judge(
         Limit(metric="median", bound="at most", value=1.35, against=("import sqlalchemy",))
     )
-
-
-def _import_often(statement: str) -> Run:
-    began = before = monotonic()
-    latencies = []
-    for _ in range(IMPORTS_OF_A_ROUND):
-        subprocess.run([sys.executable, "-c", statement], cwd=PROJECT, env=_ENVIRONMENT, check=True)
-        after = monotonic()
-        latencies.append(after - before)
-        before = after
-    return Run(began=began, ended=before, latencies=latencies)
 
 
 def _loaded_of_unwanted() -> list[str]:

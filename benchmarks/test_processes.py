@@ -8,7 +8,7 @@ from benchmarks.bench import Bench
 from benchmarks.limits import Limit, at_least
 from benchmarks.pace import LONGER
 from benchmarks.rivals import BARE, BARE_LOCKED, BY_HAND, OPENAI, OURS, PEERS
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 PROCESSES = 4
 THREADS_OF_A_PROCESS = 2

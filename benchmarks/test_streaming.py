@@ -29,9 +29,14 @@ from benchmarks.streams import (
     stream_from_threads,
     update_each_token,
 )
-from mandrake_sessions import NewTurn, SessionManager
-from mandrake_sessions.database.pool.pool import ConnectionPool
-from mandrake_sessions.options import DatabaseOptions, Durability, PoolOptions
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabaseOptions,
+    Durability,
+    NewTurn,
+    PoolOptions,
+    SessionManager,
+)
 
 STREAMS = 8
 TOKENS = 20_000

@@ -19,9 +19,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.bench import Bench
 from benchmarks.pace import Pace
-from mandrake_sessions import SessionManager, TurnUpdate, Watch
-from mandrake_sessions.database.pool.pool import ConnectionPool
-from mandrake_sessions.options import PoolOptions
+from mandrake_sessions import ConnectionPool, PoolOptions, SessionManager, TurnUpdate, Watch
 
 PAUSE = 0.003
 """Seconds from one update to the next, so that every one is told by itself."""

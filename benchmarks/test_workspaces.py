@@ -10,7 +10,7 @@ from benchmarks.contestant import PATIENCE, Contestant
 from benchmarks.messages import Close, Run, Visit
 from benchmarks.pace import Pace
 from benchmarks.rivals import BARE, OURS_HOSTED, SQLITE3
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 FILES = 1_000
 FILES_OF_A_BRIEF_RUN = 50

@@ -20,8 +20,7 @@ import msgspec
 
 from benchmarks.stores.mandrake import MandrakeStore
 from benchmarks.stores.store import ANSWERED, ASKED, Read
-from mandrake_sessions import Exchange, NewTurn
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability, Exchange, NewTurn
 
 Bindings = tuple[Any, ...]
 Traced = list[tuple[str, Bindings]]

@@ -22,12 +22,14 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+import mandrake_sessions
 from benchmarks.messages import (
     AnyCommand,
     Append,
     Check,
     Checked,
     Close,
+    CreateWorkspaces,
     Done,
     Failed,
     Fill,
@@ -39,12 +41,13 @@ from benchmarks.messages import (
     Reopen,
     Reply,
     Run,
+    Stream,
     Update,
     Visit,
 )
 from benchmarks.stores.store import NotOffered
 from benchmarks.workload import measure_here, measure_tasks, measure_threads
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 
 def load(where: str) -> Any:
@@ -68,7 +71,12 @@ class Worker:
     def ready(self) -> Ready:
         """Say what it is, with the versions of what it uses."""
         versions = {each: version(each) for each in self._class.requires}
-        return Ready(name=self._class.name, remark=self._class.remark, versions=versions)
+        return Ready(
+            name=self._class.name,
+            library=str(Path(mandrake_sessions.__file__).parent),
+            remark=self._class.remark,
+            versions=versions,
+        )
 
     def do(self, command: AnyCommand) -> Reply:
         """Do what was asked, and return the answer."""
@@ -80,6 +88,8 @@ class Worker:
             Append: self._append,
             ReadOften: self._read,
             Update: self._update,
+            Stream: self._stream,
+            CreateWorkspaces: self._create_workspaces,
             Reopen: self._reopen,
             Visit: self._visit,
             Check: self._check,
@@ -146,6 +156,14 @@ class Worker:
     def _update(self, command: Update) -> Run:
         store, conversation = self._conversations[0]
         return self._call(lambda: store.updater(conversation), command.seconds)[0]
+
+    def _stream(self, command: Stream) -> Run:
+        store, conversation = self._conversations[0]
+        return self._call(lambda: store.streamer(conversation, command.tokens), command.seconds)[0]
+
+    def _create_workspaces(self, command: CreateWorkspaces) -> Run:
+        with self._class.workspace_maker(Path(command.folder), command.durability) as create:
+            return measure_here(lambda: create, command.seconds)[0]
 
     def _reopen(self, command: Reopen) -> Run:
         folder = Path(command.folder, "0")

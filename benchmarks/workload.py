@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any
 
 import msgspec
@@ -40,7 +40,9 @@ def measure_here(make: Callable[[], Call], seconds: float) -> tuple[Run, list[An
     """Call from this thread; return also what came back."""
     call = make()
     gc.collect()
-    return _together([_call_often(call, seconds, None)])
+    since = process_time()
+    calls = _call_often(call, seconds, None)
+    return _together([calls], process_time() - since)
 
 
 def measure_threads(
@@ -73,6 +75,7 @@ def measure_threads(
     # Each waits for all others at the barrier, so each is in a thread of its own.
     working = [crew.submit(work, make) for make in makers]
     gc.collect()
+    since = process_time()
     with contextlib.suppress(threading.BrokenBarrierError):
         start.wait()
     faults = [each.exception() for each in working]
@@ -80,7 +83,7 @@ def measure_threads(
         # Broken: another one could not begin, and says why.
         if fault is not None and not isinstance(fault, threading.BrokenBarrierError):
             raise fault
-    return _together([each.result() for each in working])
+    return _together([each.result() for each in working], process_time() - since)
 
 
 async def measure_tasks(
@@ -90,8 +93,9 @@ async def measure_tasks(
     calls = [await make() for make in makers]
     gc.collect()
     began = monotonic() if at is None else at
-    tasks = [_await_often(call, seconds, began) for call in calls]
-    return _together(await asyncio.gather(*tasks))
+    since = process_time()
+    done = await asyncio.gather(*[_await_often(call, seconds, began) for call in calls])
+    return _together(done, process_time() - since)
 
 
 def _call_often(call: Call, seconds: float, at: float | None) -> Calls:
@@ -141,11 +145,12 @@ async def _await_often(call: AsyncCall, seconds: float, at: float) -> Calls:
     return done
 
 
-def _together(results: Sequence[Calls]) -> tuple[Run, list[Any]]:
+def _together(results: Sequence[Calls], processor: float) -> tuple[Run, list[Any]]:
     run = Run(
         began=min(each.began for each in results),
         ended=max(each.ended for each in results),
         latencies=[second for each in results for second in each.latencies],
+        processor=processor,
         failed=[second for each in results for second in each.failed],
         errors=sum((each.errors for each in results), Counter()),
     )

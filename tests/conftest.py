@@ -283,7 +283,7 @@ def in_threads() -> Callable[[int, Callable[[int], T]], list[T]]:
 @pytest.fixture
 def pool() -> Iterator[ConnectionPool]:
     """A pool that keeps nothing open, and does not wait for the disk."""
-    options = DatabaseOptions(durability=Durability.FAST, busy_timeout=20.0)
+    options = DatabaseOptions(durability=Durability.FAST, busy_timeout=60.0)
     with ConnectionPool(PoolOptions(database=options, linger=0)) as pool:
         yield pool
 

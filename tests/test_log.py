@@ -176,7 +176,7 @@ def test_nothing_is_printed_to_stdout_while_the_host_configures_nothing(ready_pa
         capture_output=True,
         text=True,
         check=True,
-        timeout=50,
+        timeout=120,
     )
 
     assert done.stdout == "an answer\n"
@@ -199,7 +199,7 @@ def test_what_the_host_configures_later_counts_at_once(ready_path):
         capture_output=True,
         text=True,
         check=True,
-        timeout=50,
+        timeout=120,
     )
 
     assert "writes_refused" in done.stderr

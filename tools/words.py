@@ -33,7 +33,8 @@ WORDS = {
 _WORD = {re.compile(rf"\b(?:{each})\b", re.IGNORECASE): use for each, use in WORDS.items()}
 # At the beginning of a sentence or a clause, where a question would stand.
 _CLAUSE = re.compile(
-    r"(?:^|[.;:,(]\s|\bor |\band |\bthat |\bof |\bfor |\bto )(who(?: |'s)|what (?:is|was) )", re.I
+    r"(?:^|[.;:,(]\s|\bor |\band |\bthat |\bof |\bfor |\bto )(who(?: |'s)|what (?:is|was) )",
+    re.IGNORECASE,
 )
 _USES_CLAUSE = "a caller that, a thread that; the part that"
 _SHORT = re.compile(r"`[^`]*`")
@@ -107,8 +108,7 @@ def _python(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
-        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        if is_function and node.name.startswith("test_"):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name[:5] == "test_":
             yield node.lineno, node.name.replace("_", " ")
     block: list[str] = []
     first = 0

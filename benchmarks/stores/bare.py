@@ -27,8 +27,8 @@ from benchmarks.stores.mandrake import MandrakeStore, round_keys
 from benchmarks.stores.store import Append, Read
 from benchmarks.stores.tokens import TOKEN, TOKENS_OF_A_TURN
 from benchmarks.trace import Script, Step, Traced, trace_append, trace_reading, trace_update
+from mandrake_sessions import DatabaseOptions, Durability
 from mandrake_sessions.database.connection.settings import pragmas
-from mandrake_sessions.options import DatabaseOptions, Durability
 
 _BUSY_MILLISECONDS = 30_000
 _TRUNCATE_MILLISECONDS = 100

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 from benchmarks.stores.store import ANSWERED, ASKED, AsyncAppend, AsyncRead, NotOffered
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 _SYNCHRONOUS = {Durability.FAST: "NORMAL", Durability.DURABLE: "FULL"}
 _BUSY_SECONDS = 30

@@ -27,7 +27,7 @@ from benchmarks.stores.store import (
     NotOffered,
     Read,
 )
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 _SYNCHRONOUS = {Durability.FAST: "NORMAL", Durability.DURABLE: "FULL"}
 _BUSY_SECONDS = 30

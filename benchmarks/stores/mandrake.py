@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import ClassVar, Literal
 
 import apsw
 
-from benchmarks.stores.store import ANSWERED, ASKED, Append, AsyncAppend, AsyncRead, Read
+from benchmarks.stores.store import ANSWERED, ASKED, Append, AsyncAppend, AsyncRead, Read, new_key
 from benchmarks.stores.tokens import TOKEN, TOKENS_OF_A_TURN
-from mandrake_sessions import NewTurn, SessionManager
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabaseOptions,
+    DatabaseStats,
+    Durability,
+    MandrakeManager,
+    NewTurn,
+    PoolOptions,
+    SessionManager,
+    default_pool,
+)
 from mandrake_sessions.aio import AsyncSessionManager
-from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
-from mandrake_sessions.engine.stats import DatabaseStats
-from mandrake_sessions.options import DatabaseOptions, Durability, PoolOptions
 
 _FILLED_AT_ONCE = 500
 _LONGEST_LINGER = 5.0
@@ -73,6 +82,28 @@ class MandrakeStore:
 
         return update
 
+    def streamer(self, conversation: str, tokens: int) -> Read:
+        """Return what streams a whole turn of so many tokens."""
+        stream_turn, create_round = self.sessions.stream_turn, self.sessions.create_round
+
+        def stream() -> int:
+            with stream_turn(create_round(conversation, ASKED).response.id) as turn:
+                write = turn.write
+                for _ in range(tokens):
+                    write(TOKEN)
+            return tokens
+
+        return stream
+
+    @classmethod
+    @contextlib.contextmanager
+    def workspace_maker(cls, folder: Path, durability: Durability) -> Iterator[Append]:
+        """Give what makes a workspace of a system in the folder; they stay open until the end."""
+        options = DatabaseOptions(durability=durability)
+        with cls.pool() as pool, MandrakeManager(folder, pool=pool, options=options) as host:
+            create_workspace = host.create_workspace
+            yield lambda: str(create_workspace(new_key()).path)
+
     def _new_turn(self, conversation: str) -> str:
         response = self.sessions.create_round(conversation, ASKED).response.id
         return self.sessions.create_turn(response).id
@@ -125,6 +156,16 @@ class MandrakeStore:
     def close(self) -> None:
         self.sessions.close()
         self._pool.close()
+
+
+class MandrakePublicStore(MandrakeStore):
+    """By public names alone, which another version of the library has too.
+
+    Each piece has files of its own, so there is nothing that has to rest before another one.
+    """
+
+    def rest(self) -> None:
+        pass
 
 
 class MandrakeHostStore(MandrakeStore):

@@ -27,7 +27,7 @@ from benchmarks.stores.store import (
     asked,
     new_key,
 )
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 _MESSAGES = 2  # of an exchange
 _REMARK = (

@@ -37,7 +37,7 @@ from sqlalchemy.orm import (
 )
 
 from benchmarks.stores.store import ANSWERED, ASKED, Append, Read
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 _SYNCHRONOUS = {Durability.FAST: "NORMAL", Durability.DURABLE: "FULL"}
 _BUSY_SECONDS = 30

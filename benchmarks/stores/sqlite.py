@@ -17,7 +17,7 @@ from time import time_ns
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from benchmarks.stores.store import ANSWERED, ASKED, Append, Read
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 _SYNCHRONOUS = {Durability.FAST: "NORMAL", Durability.DURABLE: "FULL"}
 _BUSY_SECONDS = 30

@@ -32,7 +32,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
-from mandrake_sessions.options import Durability
+from mandrake_sessions import Durability
 
 ASKED = ("Why does the nightly job time out? " * 15)[:500]
 ANSWERED = ("It waits for a lock that the backup holds. " * 35)[:1500]

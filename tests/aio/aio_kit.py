@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TypeVar
 
+from waiting_kit import PATIENCE
+
 from mandrake_sessions.aio import AsyncSessionManager
 from mandrake_sessions.database.leasing.queue import LeaseQueue
 from mandrake_sessions.manager import SessionManager
 
 T = TypeVar("T")
-
-PATIENCE = 20.0
-"""Seconds after which a test gives up on what must happen; nothing waits for so long."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -38,15 +37,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         gc.collect()
     assert complaints == []
     return result
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait in a thread for what nothing announces: look until it is so."""
-    deadline = monotonic() + PATIENCE
-    never = threading.Event()
-    while not condition():
-        assert monotonic() < deadline, "it did not happen"
-        never.wait(0.0005)
 
 
 async def soon(condition: Callable[[], Any]) -> None:
@@ -83,13 +73,15 @@ def lease_held(sessions: SessionManager) -> Iterator[None]:
 
 
 class Ticker:
-    """A task that wants to run all the time, and how long it was kept from it.
+    """A task that wants to run all the time, and how often and how late it was let.
 
     Attributes:
+        turns: how often it has run; next to never while a call waits in the loop.
         longest: seconds between two of its turns.
     """
 
     def __init__(self) -> None:
+        self.turns = 0
         self.longest = 0.0
 
     async def __aenter__(self) -> Ticker:
@@ -105,6 +97,7 @@ class Ticker:
         while True:
             await asyncio.sleep(0)
             now = monotonic()
+            self.turns += 1
             self.longest = max(self.longest, now - before)
             before = now
 

@@ -10,7 +10,8 @@ import threading
 
 import apsw
 import pytest
-from aio_kit import Ticker, lease_held, queue_of, run, soon, threads, until
+from aio_kit import Ticker, lease_held, queue_of, run, soon, threads
+from waiting_kit import until
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -267,15 +268,16 @@ def test_another_processes_lock_is_told_as_in_the_sync_face(path):
         async with AsyncSessionManager(path, pool=pool) as sessions, Ticker() as ticker:
             other = apsw.Connection(str(path))
             other.execute("BEGIN IMMEDIATE")
+            before = ticker.turns
             made = await asyncio.gather(
                 *(sessions.create_session() for _ in range(4)), return_exceptions=True
             )
+            assert ticker.turns > before + 20
             other.execute("ROLLBACK")
             other.close()
             assert {type(each) for each in made} == {DatabaseBusyError}
             await sessions.create_session()
             assert await sessions.count_sessions() == 1
-        assert ticker.longest < 0.3
 
     with ConnectionPool(PoolOptions(database=options, linger=0)) as pool:
         run(main(pool))

@@ -20,7 +20,8 @@ import threading
 
 import apsw
 import pytest
-from aio_kit import PATIENCE, descriptors, lease_held, queue_of, run, soon, threads, until
+from aio_kit import descriptors, lease_held, queue_of, run, soon, threads
+from waiting_kit import PATIENCE, until
 
 from mandrake_sessions import SessionManager
 from mandrake_sessions.aio import CancelledCall, cancelled_call

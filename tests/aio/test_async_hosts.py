@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aio_kit import run, threads, until
+from aio_kit import run, threads
+from waiting_kit import until
 
 from mandrake_sessions import (
     DatabaseFolderError,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aio_kit import Ticker, lease_held, queue_of, run, soon, threads, until
+from aio_kit import Ticker, lease_held, queue_of, run, soon, threads
+from waiting_kit import SOON, until
 
 from mandrake_sessions import DatabaseMissingError, InvalidArgumentError, NotInitializedError
 from mandrake_sessions.aio import AsyncSessionManager
@@ -108,5 +109,5 @@ def test_the_loop_is_not_blocked(manager):
             await asyncio.gather(*calls)
         return ticker.longest
 
-    # A call that waited in the loop would wait for ever; this is for a busy machine.
-    assert run(main()) < 0.25
+    # A call that waited in the loop would never end.
+    assert run(main()) < SOON

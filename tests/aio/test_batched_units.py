@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from aio_kit import PATIENCE, until
+from waiting_kit import PATIENCE, until
 
 from mandrake_sessions import DatabaseBusyError, PoolClosedError, StatementError
 from mandrake_sessions.database.leasing.queue import LeaseQueue

@@ -12,7 +12,7 @@ from benchmarks.process import WorkerError, WorkerProcess
 from benchmarks.rivals import BARE, OURS, OURS_ASYNC, look, rivals
 from mandrake_sessions.options import Durability
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @pytest.fixture

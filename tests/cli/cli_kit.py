@@ -61,7 +61,7 @@ def run_process(
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=50,
+        timeout=120,
         check=False,
     )
     return Ended(done.returncode, done.stdout, done.stderr)

@@ -257,7 +257,7 @@ def test_a_person_is_asked(
         text=True,
     )
     os.write(ours, f"{answer}\n".encode())
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     os.close(ours)
     os.close(theirs)
     assert "with 2 rounds and 2 turns?" in err

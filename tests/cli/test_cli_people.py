@@ -277,7 +277,7 @@ def test_a_terminal_gets_no_more_than_a_file(root: Path, evil: Session, tmp_path
     except OSError:
         # How a pseudo-terminal ends.
         pass
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     os.close(ours)
     # The styles of the command itself, and line ends.
     text = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")

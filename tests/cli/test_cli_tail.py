@@ -86,7 +86,7 @@ def test_it_follows_a_stream_of_another_process(
             break
 
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == ExitCode.INTERRUPTED
+    assert process.wait(60) == ExitCode.INTERRUPTED
 
 
 def test_people_see_the_last_round_then_what_is_new(
@@ -109,7 +109,7 @@ def test_people_see_the_last_round_then_what_is_new(
     assert "\n\n\n" not in "\n".join(lines)
 
     sessions.delete_session(session.id)
-    rest, error = process.communicate(timeout=30)
+    rest, error = process.communicate(timeout=120)
     assert "deleted" in rest
     assert process.returncode == ExitCode.NOT_FOUND
     assert len(error.splitlines()) == 1

@@ -31,7 +31,7 @@ def make_pool() -> Iterator[Callable[..., ConnectionPool]]:
     pools = []
 
     def make(*, database: dict[str, Any] | None = None, **options: Any) -> ConnectionPool:
-        asked = {"durability": Durability.FAST, "busy_timeout": 20.0, **(database or {})}
+        asked = {"durability": Durability.FAST, "busy_timeout": 60.0, **(database or {})}
         pool_options = {"linger": 0, "close_timeout": 5.0, **options}
         pools.append(ConnectionPool(PoolOptions(database=DatabaseOptions(**asked), **pool_options)))
         return pools[-1]

@@ -9,9 +9,10 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from database_kit import ADD, Held, Task, adding, keys, queue_of, queued, until_set
+from database_kit import ADD, Held, Task, adding, keys, queue_of, queued
 from sqlalchemy import text
 from structlog.testing import capture_logs
+from waiting_kit import until_set
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError, PoolClosedError
 from mandrake_sessions.database.open_file.file import DatabaseFile

@@ -14,7 +14,8 @@ from time import monotonic
 
 import apsw
 import pytest
-from database_kit import Task, add, keys, until_set
+from database_kit import Task, add, keys
+from waiting_kit import until_set
 
 from mandrake_sessions.database.connection import backup as module
 from mandrake_sessions.database.connection.backup import backup, verify

@@ -450,4 +450,4 @@ migrate.offline_sql("upgrade")
 loaded = {{"sqlite3", "_sqlite3", "aiosqlite"}} & set(sys.modules)
 assert not loaded, loaded
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=50)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)

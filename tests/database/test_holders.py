@@ -13,7 +13,8 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import adding, until
+from database_kit import adding
+from waiting_kit import SOON, until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, diagnose
 from mandrake_sessions.database.files.rhythm import Rhythm
@@ -221,5 +222,5 @@ def test_a_wait_beside_a_holder_that_ends_is_over_soon(
     since = monotonic()
     handle.transact(adding("late"))
     assert child.hear() == "gone"
-    assert monotonic() - since < 10
+    assert monotonic() - since < SOON
     until(lambda: writing_check(handle).status == "ok")

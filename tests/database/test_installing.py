@@ -292,7 +292,7 @@ def run(code: str, *arguments: object, **options: Any) -> str:
         [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
         **options,
     )

@@ -10,7 +10,8 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from database_kit import Task, ends_in_time, until, until_set
+from database_kit import Task, ends_in_time
+from waiting_kit import until, until_set
 
 from mandrake_sessions.database.leasing import queue as queue_module
 from mandrake_sessions.database.leasing.queue import Group, LeaseQueue

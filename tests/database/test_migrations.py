@@ -248,7 +248,7 @@ with ConnectionPool() as pool, pool.acquire({str(database.path)!r}):
 assert "mandrake_sessions" in sys.modules
 assert not {{"alembic", "sqlalchemy"}} & sys.modules.keys()
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=50)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
 
 
 def test_offline_sql_makes_a_file_that_is_ours(open_file: Open, tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ path = real_path({str(tmp_path / "db.sqlite")!r})
 connection = open_connection(path, make_file(path), DatabaseOptions(), Budget(10))
 migrate.upgrade(connection, Budget(10), scripts=Path({str(folder)!r}))
 """
-    killed = subprocess.run([sys.executable, "-c", code], check=False, timeout=50)
+    killed = subprocess.run([sys.executable, "-c", code], check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
 
     connection = open_file()
@@ -678,7 +678,7 @@ def test_threads_migrate_different_files_at_once(open_file: Open) -> None:
 
     def bring(connection: Connection) -> None:
         try:
-            together.wait(20)
+            together.wait(60)
             migrate.upgrade(connection, Budget(20))
         except BaseException as error:  # noqa: BLE001  # handed to the main thread
             failures.append(error)
@@ -710,7 +710,7 @@ results = fork.SimpleQueue()
 
 def open_files():
     for number in range(files):
-        together.wait(40)
+        together.wait(60)
         try:
             with ConnectionPool() as pool, pool.acquire(f"{folder}/{number}.sqlite"):
                 results.put((number, "ok"))

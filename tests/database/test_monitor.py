@@ -11,8 +11,9 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import PATIENCE, add, adding, file_of, keys, raw_of, until, until_set
+from database_kit import add, adding, file_of, keys, raw_of
 from structlog.testing import capture_logs
+from waiting_kit import PATIENCE, until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -191,7 +192,7 @@ if os.fork() == 0:
         handle.transact(lambda tx: None)
         told = threading.Event()
         with HealthMonitor(own, on_report=lambda report: told.set()):
-            tell(told.wait(20))
+            tell(told.wait(60))
     monitor.start()
     tell(monitor.is_running)
     monitor.stop()

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from database_kit import Task, add, adding, file_of, keys, until
+from database_kit import Task, add, adding, file_of, keys
+from waiting_kit import until
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError
 from mandrake_sessions.database.connection.connection import Connection
@@ -79,7 +80,7 @@ def test_makers_of_one_file_do_not_take_its_log_from_each_other(
 
     monkeypatch.setattr(creation, "pause", pausing)
     task = Task(lambda: pool.acquire(path))
-    assert met_lock.wait(20)
+    assert met_lock.wait(60)
     assert not path.exists()
     child.tell()
     assert child.hear() == "made"

@@ -22,10 +22,9 @@ from database_kit import (
     keys,
     open_connections,
     raw_of,
-    until,
-    until_set,
 )
 from structlog.testing import capture_logs
+from waiting_kit import until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,

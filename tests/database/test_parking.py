@@ -23,11 +23,10 @@ from database_kit import (
     keys,
     open_connections,
     queued,
-    until,
-    until_set,
 )
 from sqlalchemy import text
 from structlog.testing import capture_logs
+from waiting_kit import until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -31,10 +31,9 @@ from database_kit import (
     open_connections,
     queue_of,
     queued,
-    until,
-    until_set,
 )
 from sqlalchemy import text
+from waiting_kit import PATIENCE, SOON, until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -181,16 +180,17 @@ def test_rule_21_a_file_lingers_and_is_found_open_again(make_pool: MakePool, pat
 
 def test_rule_21_after_the_linger_it_is_closed(make_pool: MakePool, path: Path) -> None:
     pool = make_pool(linger=0.05)
-    pool.acquire(path).release()
     began = monotonic()
+    pool.acquire(path).release()
     until(lambda: pool.stats().closed == 1)
-    assert 0.04 < monotonic() - began < 1.0
+    assert monotonic() - began >= 0.05
     assert descriptors(path) == []
     assert pool.stats().idle == 0
 
 
 def test_rule_21_an_acquire_ends_the_linger(make_pool: MakePool, path: Path) -> None:
-    pool = make_pool(linger=0.05)
+    # Long enough for an acquire to come in time on a machine under load.
+    pool = make_pool(linger=1.0)
     pool.acquire(path).release()
     other = path.with_name("other.sqlite")
     with pool.acquire(path) as handle:
@@ -245,8 +245,8 @@ def test_options_other_than_those_it_is_open_with_are_a_conflict(
         assert file_of(handle).options.busy_timeout == 7.0
 
 
-FAST = DatabaseOptions(durability=Durability.FAST, busy_timeout=20.0)
-OTHER = DatabaseOptions(durability=Durability.DURABLE, busy_timeout=20.0)
+FAST = DatabaseOptions(durability=Durability.FAST, busy_timeout=60.0)
+OTHER = DatabaseOptions(durability=Durability.DURABLE, busy_timeout=60.0)
 
 
 def test_a_file_that_only_lingers_is_opened_with_the_options_asked_for(
@@ -286,6 +286,7 @@ def test_who_comes_while_a_file_is_closed_for_other_options_waits(
     until_set(closing)
     second = Task(lambda: pool.acquire(path, options=FAST))
     second.thread.join(0.05)
+    # It waits until the first one may go on, whenever it comes.
     assert not second.is_over
     may_go.set()
     first.join()
@@ -332,11 +333,12 @@ def test_closing_a_file_for_other_options_takes_no_longer_than_the_callers_budge
     pool = make_pool(linger=3600.0, close_timeout=60.0)
     with pool.acquire(path) as handle:
         file = file_of(handle)
-    looking = Task(lambda: file.fetch(lambda tx: tx.row(ENDLESS), "look", 60.0))
+    looking = Task(lambda: file.fetch(lambda tx: tx.row(ENDLESS), "look", 600.0))
     until(lambda: file.writer.queue.holder)
     began = monotonic()
-    with pool.acquire(path, options=DatabaseOptions(busy_timeout=0.4)) as handle:
-        assert 0.2 <= monotonic() - began < 1.0
+    with pool.acquire(path, options=DatabaseOptions(busy_timeout=2.0)) as handle:
+        # Half of it for the look to end by itself.
+        assert 1.0 <= monotonic() - began < SOON
         assert handle.transact(adding("a")) == "a"
     looking.join()
     assert isinstance(looking.error, MandrakeSessionsError)
@@ -411,7 +413,8 @@ def test_rule_21_acquire_against_last_release(
 
     def watch() -> None:
         nonlocal most
-        while not over.is_set():
+        # It leaves the core to the others: a look takes the interpreter for itself.
+        while not over.wait(0.001):
             most = max(most, open_connections(path))
 
     def come_and_go(number: int) -> None:
@@ -491,7 +494,7 @@ def test_remove_takes_the_file_and_what_belongs_to_it(make_pool: MakePool, path:
 
 def test_remove_waits_for_handles(pool: ConnectionPool, path: Path) -> None:
     handle = pool.acquire(path)
-    task = Task(lambda: pool.remove(path, timeout=10))
+    task = Task(lambda: pool.remove(path, timeout=60))
     ends_in_time(lambda: pool.remove(path, timeout=0.1), 0.1)
     assert path.exists()
     assert not task.is_over
@@ -520,7 +523,7 @@ connection.close()
     with pytest.raises(DatabaseBusyError):
         pool.remove(path, timeout=0.1)
     assert path.exists()
-    task = Task(lambda: pool.remove(path, timeout=10))
+    task = Task(lambda: pool.remove(path, timeout=60))
     child.tell()
     task.result()
     assert list(path.parent.iterdir()) == []
@@ -633,7 +636,7 @@ def test_rule_22_close_interrupts_a_statement_that_does_not_end(
     until(lambda: [lane.queue.holder for lane in file_of(handle).lanes()].count(0) == 0)
     began = monotonic()
     pool.close(timeout=1.0)
-    assert monotonic() - began < 1.2
+    assert monotonic() - began < SOON
     for task in tasks:
         with pytest.raises(PoolClosedError):
             task.result()
@@ -649,7 +652,7 @@ def test_rule_22_close_ends_a_wait_for_a_foreign_lock(
     hold_write_lock(path)
     waiting = Task(lambda: handle.transact(adding("a")))
     until(lambda: handle.stats().retries > 5)
-    pool.close(timeout=0.6)
+    pool.close(timeout=1.0)
     with pytest.raises(PoolClosedError):
         waiting.result()
     handle.release()
@@ -670,7 +673,8 @@ def test_rule_22_a_block_that_hangs_costs_close_its_timeout_and_nobody_else(
     began = monotonic()
     with pytest.raises(ExceptionGroup) as caught:
         pool.close(timeout=0.6)
-    assert 0.6 <= monotonic() - began < 0.9
+    # The busy timeout of who waits is 20 s, and nothing else would end the blocks.
+    assert 0.6 <= monotonic() - began < SOON
     assert [type(error) for error in caught.value.exceptions] == [DatabaseBusyError] * 2
     with pytest.raises(PoolClosedError):
         waiting.result()
@@ -726,7 +730,7 @@ def test_rule_22_close_is_bounded_while_a_checkpoint_waits_for_a_reader(
     reader.join()
     pool.close()
     handle.release()
-    assert took < 1.0
+    assert took < SOON
 
 
 @pytest.fixture
@@ -758,13 +762,13 @@ def test_rule_22_close_is_bounded_while_the_auxiliary_connection_opens(
     until_set(in_it)
     began = monotonic()
     closing = Task(lambda: pool.close(timeout=0.4))
-    closing.thread.join(1.0)
+    closing.thread.join(SOON)
     took = monotonic() - began
     may_go.set()
     closing.join()
     reader.join()
     handle.release()
-    assert took < 0.8
+    assert took < SOON
     until(lambda: descriptors(path) == [])
 
 
@@ -820,7 +824,7 @@ def test_rule_22_an_opening_that_ends_after_close_is_closed_too(
     began = monotonic()
     with pytest.raises(ExceptionGroup) as caught:
         pool.close(timeout=0.2)
-    assert monotonic() - began < 0.4
+    assert monotonic() - began < SOON
     assert isinstance(caught.value.exceptions[0], DatabaseBusyError)
     assert caught.value.exceptions[0].phase == "open"
     may_go.set()
@@ -880,7 +884,7 @@ def test_rule_22_closing_while_threads_come_and_go(make_pool: MakePool, path: Pa
 
         tasks = [Task(lambda number=number: work(number)) for number in range(6)]
         until_set(busy)
-        pool.close(timeout=10)
+        pool.close(timeout=60)
         for task in tasks:
             task.result()
         assert descriptors(path) == []
@@ -922,15 +926,16 @@ tell("ready")
         tmp_path,
     )
     assert child.hear() == "ready"
-    child.process.wait(20)
+    child.process.wait(PATIENCE)
     left = {each.name for each in tmp_path.glob("*-wal")}
     assert left <= {"4.sqlite-wal"}
 
 
 def test_a_pool_that_is_not_used_starts_no_thread(make_pool: MakePool) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     make_pool(linger=3600.0).close()
-    assert threading.active_count() == before
+    # Those of former tests may end meanwhile.
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_file_that_is_closed_at_once_needs_no_thread(make_pool: MakePool, path: Path) -> None:
@@ -939,7 +944,7 @@ def test_a_file_that_is_closed_at_once_needs_no_thread(make_pool: MakePool, path
     with pool.acquire(path) as handle:
         handle.transact(adding("a"))
     assert open_connections(path) == 0
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_the_query_planner_is_asked_only_where_something_was_written(
@@ -960,7 +965,7 @@ def test_the_maintenance_thread_ends_with_the_pool(make_pool: MakePool, path: Pa
     pool.acquire(path).release()
     assert {thread.name for thread in set(threading.enumerate()) - before} == {"mandrake-pool"}
     pool.close()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_stats_tell_what_a_database_did(handle: DatabaseHandle, pool: ConnectionPool) -> None:

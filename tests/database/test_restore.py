@@ -336,7 +336,7 @@ def test_an_open_manager_refuses_at_once(path: Path, pool: ConnectionPool, copy:
 
 def test_it_waits_for_handles_to_be_released(path: Path, pool: ConnectionPool, copy: Path) -> None:
     handle = pool.acquire(path)
-    restoring = Task(lambda: pool.restore(copy, path, overwrite=True, timeout=20))
+    restoring = Task(lambda: pool.restore(copy, path, overwrite=True, timeout=60))
     threading.Timer(0.05, handle.release).start()
 
     restoring.result()
@@ -488,7 +488,7 @@ def test_who_waits_to_open_it_finds_the_new_one(
 
     looker = Task(look)
     for _ in range(10):
-        pool.restore(copy, path, overwrite=True, timeout=20)
+        pool.restore(copy, path, overwrite=True, timeout=60)
     stop.set()
     looker.result()
 
@@ -533,7 +533,7 @@ def test_a_log_that_does_not_fit_into_the_new_file_stops_it(
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
 
@@ -582,7 +582,7 @@ def restore_and_die(copy: Path, path: Path, step: int) -> int:
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode in (0, -9), done.stderr
@@ -712,6 +712,6 @@ def leave_a_log(path: Path, *titles: str) -> None:
         [sys.executable, "-c", code, str(path), *titles],
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
         check=True,
-        timeout=30,
+        timeout=120,
     )
     assert Path(f"{path}-wal").stat().st_size > 0

@@ -29,10 +29,10 @@ from database_kit import (
     queue_of,
     queued,
     raw_of,
-    until,
 )
 from sqlalchemy import bindparam, select, text, union_all
 from structlog.testing import capture_logs
+from waiting_kit import until
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -45,6 +45,7 @@ from mandrake_sessions import (
     TransactionLostError,
     schema,
 )
+from mandrake_sessions.database.connection import connection
 from mandrake_sessions.database.connection.transaction import ReadTransaction
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.statements.generator.compiler import compiled
@@ -538,12 +539,14 @@ def test_rule_09_the_time_was_spent_in_begin(
         lambda: handle.write(0.2).__enter__(),
         lambda: handle.sqlalchemy(0.2).__enter__(),
     ):
-        error = ends_in_time(attempt, 0.2)[-1]
-        assert error.phase == "begin"
-        assert error.phases["begin"] > 0.15
-        assert error.result_code == apsw.SQLITE_BUSY
-        assert error.attempts > 50
-    assert handle.stats().retries > 150
+        before = handle.stats().retries
+        errors = ends_in_time(attempt, 0.2)
+        assert errors[-1].phase == "begin"
+        # Some of it may go into the queue where the machine is slow.
+        assert errors[-1].phases["begin"] > 0.1
+        assert errors[-1].result_code == apsw.SQLITE_BUSY
+        assert max(error.attempts for error in errors) > 1
+        assert handle.stats().retries > before
 
 
 def test_rule_09_the_time_was_spent_in_the_body(handle: DatabaseHandle) -> None:
@@ -571,10 +574,11 @@ def test_rule_09_a_deadline_that_passes_inside_begin_is_one_of_begin(
 def test_rule_09_phases_say_how_much_each_took(handle: DatabaseHandle) -> None:
     """Some time in the queue, the rest in the body."""
     with Held(handle) as held:
-        task = Task(lambda: handle.transact(lambda tx: tx.rows(ENDLESS), "count", 0.6))
-        queued(handle, 1)
         since = monotonic()
-        until(lambda: monotonic() - since > 0.1)
+        task = Task(lambda: handle.transact(lambda tx: tx.rows(ENDLESS), "count", 1.0))
+        queued(handle, 1)
+        waits = monotonic()
+        until(lambda: monotonic() - waits > 0.1)
         held.let_go()
         held.task.join()
         task.join()
@@ -582,32 +586,34 @@ def test_rule_09_phases_say_how_much_each_took(handle: DatabaseHandle) -> None:
     assert isinstance(error, DatabaseBusyError)
     assert error.phase == "body"
     assert error.phases["queue"] >= 0.1
-    assert error.phases["body"] > 0.3
-    assert sum(error.phases.values()) == pytest.approx(error.waited, abs=0.01)
+    assert error.phases["body"] > 0.0
+    assert sum(error.phases.values()) == pytest.approx(error.waited, rel=0.05)
+    assert 1.0 <= error.waited <= monotonic() - since
 
 
 @pytest.mark.parametrize("method", ["sqlalchemy", "write"])
-def test_rule_09_one_budget_for_the_queue_and_begin(
-    handle: DatabaseHandle, hold_write_lock: Callable[..., Any], method: str
-) -> None:
-    """0.4 s in the queue leave 0.2 s for BEGIN."""
-    with Held(handle) as held:
+def test_rule_09_one_budget_for_the_queue_and_begin(handle: DatabaseHandle, method: str) -> None:
+    """What the queue took is not there for BEGIN, which has the deadline of the whole."""
+    seconds = 1.0
+    with Held(handle) as held, contextlib.closing(apsw.Connection(str(handle.path))) as other:
         began = monotonic()
-        task = Task(lambda: getattr(handle, method)(0.6).__enter__())
+        task = Task(lambda: getattr(handle, method)(seconds).__enter__())
         queued(handle, 1)
-        until(lambda: monotonic() - began > 0.4)
-        # The write lock goes to the foreign process while ours is still waited for.
+        waits = monotonic()
+        until(lambda: monotonic() - waits > 0.4)
+        # The write lock goes to another connection while the lease is still waited for.
         raw_of(handle).execute("ROLLBACK")
-        hold_write_lock(handle.path)
+        other.execute("BEGIN IMMEDIATE")
         raw_of(handle).execute("BEGIN")
         held.let_go()
         task.join()
         took = monotonic() - began
     assert isinstance(task.error, DatabaseBusyError)
-    # One for each would end after 1.0 s, 0.6 s of it in BEGIN.
-    assert 0.6 <= took < 1.0
-    assert task.error.phases["queue"] >= 0.35
-    assert task.error.phases["begin"] < 0.5
+    assert seconds <= task.error.waited <= took
+    assert task.error.phases["queue"] >= 0.4
+    assert task.error.phase == "begin"
+    # A budget of its own for BEGIN would end later, by what the queue took.
+    assert began + seconds <= file_of(handle).writer.connection.deadline <= waits + seconds
 
 
 @pytest.mark.parametrize("way", ["fetch", "query"])
@@ -690,14 +696,15 @@ def test_a_block_that_swallows_the_loss_of_its_transaction_is_told(handle: Datab
 def test_issue_2_6_our_write_waits_for_a_foreign_one_and_succeeds(
     handle: DatabaseHandle, hold_write_lock: Callable[..., Any], seconds: float
 ) -> None:
-    child = hold_write_lock(handle.path, seconds)
+    child = hold_write_lock(handle.path)
     began = monotonic()
-    handle.transact(adding("a"))
-    # The child began to count before it told us that it holds the lock.
-    assert seconds - 0.3 < monotonic() - began < seconds + 0.2
+    task = Task(lambda: handle.transact(adding("a")))
+    until(lambda: monotonic() - began > seconds and handle.stats().retries > 10)
+    assert not task.is_over
+    child.tell()
     assert child.hear() == "gone"
+    task.result()
     assert keys(handle) == {"a"}
-    assert handle.stats().retries > 100
 
 
 def test_issue_2_6_reads_do_not_wait_for_a_foreign_writer(
@@ -706,18 +713,28 @@ def test_issue_2_6_reads_do_not_wait_for_a_foreign_writer(
     handle.transact(adding("a"))
     hold_write_lock(handle.path)
     assert keys(handle) == {"a"}
-    assert handle.fetch(lambda tx: len(tx.rows(KEYS)), timeout=0.5) == 4
+    # The lock is held until the end of the test.
+    assert handle.fetch(lambda tx: len(tx.rows(KEYS)), timeout=0) == 4
 
 
 def test_rule_13_the_wait_looks_often_at_first_and_never_seldom(
-    handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
+    handle: DatabaseHandle, hold_write_lock: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A 32nd of the wait: SQLite's own pauses grow to 100 ms, and starve who waits longest."""
+    really_pause = connection.pause
+    pauses: list[tuple[float, float]] = []
+
+    def pause(deadline: float, seconds: float) -> bool:
+        pauses.append((monotonic() - began, seconds))
+        return really_pause(deadline, seconds)
+
     hold_write_lock(handle.path)
-    with pytest.raises(DatabaseBusyError) as caught:
+    monkeypatch.setattr(connection, "pause", pause)
+    began = monotonic()
+    with pytest.raises(DatabaseBusyError):
         handle.transact(adding("a"), timeout=1.0)
-    # SQLite's own are 19 in that second; on a machine under load ours come late.
-    assert caught.value.attempts > 50
+    assert len(pauses) > 1
+    assert [each for each in pauses if each[1] > max(0.001, each[0] / 32)] == []
 
 
 def test_a_look_at_the_log_while_another_process_commits_is_no_end_of_a_write(

@@ -24,10 +24,9 @@ from database_kit import (
     queue_of,
     queued,
     raw_of,
-    until,
-    until_set,
 )
 from sqlalchemy import bindparam, insert
+from waiting_kit import until, until_set
 
 from mandrake_sessions import (
     CommitOutcomeUnknownError,
@@ -786,7 +785,7 @@ def test_rule_17_the_classic_deadlock_does_not_happen(grouping: DatabaseHandle) 
             grouping.transact(adding("caller"), delegable=True)
 
     def fn(tx: WriteTransaction) -> None:
-        assert lock.acquire(timeout=10), "deadlock"
+        assert lock.acquire(timeout=60), "deadlock"
         lock.release()
         add(tx, "host")
 

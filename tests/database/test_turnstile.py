@@ -9,7 +9,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -17,8 +17,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from database_kit import KEYS, Task, add, adding, descriptors, file_of, keys, queue_of, until
+from database_kit import KEYS, Task, add, adding, descriptors, file_of, keys, queue_of
 from kernel_locks import lock_lines
+from waiting_kit import SOON, until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, PoolClosedError
 from mandrake_sessions.database.files import turnstile
@@ -273,7 +274,7 @@ def test_closing_does_not_wait_for_a_transaction_of_its_turn(
         assert kept.is_entered
         began = monotonic()
         kept.close()
-        assert monotonic() - began < 5
+        assert monotonic() - began < SOON
         assert kept.is_held
     assert not kept.is_held
     assert "open" in keys(handle)
@@ -360,21 +361,25 @@ connection.execute("PRAGMA synchronous=1; PRAGMA wal_autocheckpoint=0")
 tell("ready")
 while os.getppid() != 1:
     connection.execute("BEGIN IMMEDIATE")
-    connection.execute("INSERT INTO meta (key, value) VALUES (randomblob(8), '')")
+    connection.execute("INSERT INTO meta (key, value) VALUES (hex(randomblob(8)), '')")
     time.sleep(0.002)
     connection.execute("COMMIT")
 """,
         path,
     )
     assert foreign.hear() == "ready"
-    longest = 0.0
-    for number in range(20):
-        since = monotonic()
-        handle.transact(adding(f"{number}"), "add")
-        longest = max(longest, monotonic() - since)
-    sys.stdout.write(f"\nlongest wait beside a foreign writer: {longest * 1e3:.0f} ms")
-    # It leaves 10 us between two transactions; at our usual pace this took seconds.
-    assert longest < 1.0
+
+    def unit(tx: Any, key: str) -> int:
+        add(tx, key)
+        return len(tx.rows(KEYS))
+
+    written = [len(handle.query(lambda tx: tx.rows(KEYS)))]
+    written += [handle.transact(lambda tx, n=n: unit(tx, f"{n}"), "add") for n in range(20)]
+    waits = [later - before - 1 for before, later in pairwise(written)]
+    sys.stdout.write(f"\ntransactions of a foreign writer before each of ours: {waits}")
+    assert sum(waits) > 0
+    # It leaves 10 us between two transactions; at our usual pace many thousand of them went first.
+    assert max(waits) < 2500
 
 
 def test_who_has_no_luck_at_the_front_lets_the_next_one_try(
@@ -482,7 +487,8 @@ def test_rule_9_the_deadline_holds_at_the_turnstile(
         since = monotonic()
         with pytest.raises(DatabaseBusyError) as caught:
             handle.transact(adding("never"), "add", seconds)
-        assert seconds <= monotonic() - since < seconds + 1
+        # The turnstile is waited for without an end, by a thread.
+        assert seconds <= monotonic() - since < SOON
         assert caught.value.phase == "begin"
     assert queue_of(handle).holder == 0
     # The thread still waits in our place: what it is given by then, it lets go.
@@ -537,7 +543,7 @@ def test_closing_ends_the_waiting_and_leaves_nothing(
     hold_write_lock: Callable[..., Any],
     hold_turnstile: Callable[[Path], Any],
 ) -> None:
-    pool = make_pool(close_timeout=0.2)
+    pool = make_pool(close_timeout=1.0)
     handle = pool.acquire(path)
     other = hold_write_lock(path)
     gate = hold_turnstile(path)

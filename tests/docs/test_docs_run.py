@@ -72,7 +72,7 @@ def _run_program(block: Block, page: Page, home: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode == block.exit_status, f"{page.name}:{block.line}\n{done.stderr}"

@@ -447,7 +447,7 @@ def test_m52_delete_waits_for_a_holder_that_lets_go(pool, mandrake, monkeypatch)
     monkeypatch.setattr(time, "sleep", noting)
     deletion = threading.Thread(target=mandrake.delete_workspace, args=(work.id,))
     deletion.start()
-    assert waits.wait(30)
+    assert waits.wait(60)
     assert work.sessions.path.exists()
     session = other.create_session("acknowledged before it was deleted")
     assert other.get_session(session.id) == session

@@ -124,7 +124,7 @@ def test_m52_no_write_of_another_process_is_accepted_after_a_deletion(
         child.hear()
         assert ask(child, "close") == "done"
 
-        mandrake.delete_workspace(work.id, timeout=30)
+        mandrake.delete_workspace(work.id, timeout=120)
 
         assert ask(child, attempt).endswith("Error")
         assert not work.sessions.path.exists()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import apsw
@@ -15,8 +13,6 @@ from mandrake_sessions import SessionManager
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.streaming.flusher import Flusher
 from mandrake_sessions.live.streaming.writer import TurnWriter
-
-PATIENCE = 20.0
 
 FOREIGN = """
 import apsw
@@ -52,15 +48,6 @@ def flusher_of(sessions: SessionManager) -> Flusher:
 def stream(sessions: SessionManager, response_id: str, **fields: Any) -> TurnWriter:
     """Begin a turn."""
     return sessions.stream_turn(response_id, **fields)
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for what nothing announces: look until it is so."""
-    deadline = monotonic() + PATIENCE
-    never = threading.Event()
-    while not condition():
-        assert monotonic() < deadline, "it did not happen"
-        never.wait(0.0005)
 
 
 def rows(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:

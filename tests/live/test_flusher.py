@@ -11,7 +11,8 @@ from pathlib import Path
 import apsw
 import pytest
 import structlog.testing
-from stream_kit import flusher_of, lock_held, rows, stream, until
+from stream_kit import flusher_of, lock_held, rows, stream
+from waiting_kit import PATIENCE, SOON, until
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -82,7 +83,7 @@ def test_the_thread_lives_as_long_as_there_are_writers(sessions, response):
         (thread,) = flusher_threads()
         with stream(sessions, response.id):
             assert flusher_threads() == [thread]
-    thread.join(20)
+    thread.join(60)
     assert not flusher_threads()
     with stream(sessions, response.id) as writer:
         writer.write("once more")
@@ -100,7 +101,8 @@ def test_writing_never_waits_for_a_lock_of_another_process(sessions, response, p
                 since = time.perf_counter()
                 writer.write(f"{number} ")
                 longest = max(longest, time.perf_counter() - since)
-            assert longest < 0.5
+            # The lock is held meanwhile.
+            assert longest < SOON
             with pytest.raises(DatabaseBusyError):
                 writer.flush(timeout=0.05)
             assert rows(path, "SELECT sum(length(content)) FROM turn_chunks") == [(0,)]
@@ -124,7 +126,7 @@ def test_an_end_that_takes_too_long_is_done_in_the_background(sessions, response
             writer.complete(timeout=0.05)
         # Waiting once more for the same end is allowed.
         again = writer.begin_end(TurnStatus.COMPLETED)
-    assert again.result(20) == writer.turn
+    assert again.result(PATIENCE) == writer.turn
     assert writer.is_finished
     assert sessions.get_turn(writer.id).status is TurnStatus.COMPLETED
     assert sessions.get_turn(writer.id).content == "text"
@@ -353,7 +355,8 @@ def test_closing_the_file_stores_what_is_there_and_interrupts(path):
 
 
 def test_closing_is_bounded_while_another_process_holds_the_lock(path, hold_lock):
-    pool = ConnectionPool(PoolOptions(linger=0, close_timeout=1.0))
+    options = DatabaseOptions(busy_timeout=600.0)
+    pool = ConnectionPool(PoolOptions(database=options, linger=0, close_timeout=1.0))
     sessions = SessionManager(path, pool=pool).init()
     response = sessions.create_round(sessions.create_session().id, "?").response
     writer = stream(sessions, response.id)
@@ -363,7 +366,7 @@ def test_closing_is_bounded_while_another_process_holds_the_lock(path, hold_lock
         writer.write("lost")
         since = time.monotonic()
         pool.close()
-        assert time.monotonic() - since < 5
+        assert time.monotonic() - since < SOON
     until(lambda: not flusher_threads())
     with pytest.raises(PoolClosedError):
         writer.write("more")
@@ -408,7 +411,7 @@ with SessionManager(sys.argv[1]) as sessions:
     assert writer.complete().content == "parent goes on"
 """
     command = [sys.executable, "-c", script, str(ready_path), str(Path(__file__).parent)]
-    subprocess.run(command, check=True, timeout=50)
+    subprocess.run(command, check=True, timeout=120)
 
 
 def test_another_process_finds_text_that_is_not_old(sessions, response, path, start_child):

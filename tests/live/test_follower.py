@@ -6,16 +6,8 @@ import threading
 import apsw
 import pytest
 from structlog.testing import capture_logs
-from watching_kit import (
-    PATIENCE,
-    Heard,
-    Watching,
-    nothing_more,
-    shown,
-    threads_of,
-    until,
-    wait_until,
-)
+from waiting_kit import PATIENCE, until
+from watching_kit import Heard, Watching, nothing_more, shown, take_until, threads_of
 
 from mandrake_sessions import ForkedPoolError, SessionManager, TurnStatus
 from mandrake_sessions.live.watching import watched
@@ -62,8 +54,8 @@ def watching(sessions):
     watching = Watching(sessions)
     yield watching
     follower = watching.follower
-    wait_until(lambda: follower.subscriptions == 0)
-    wait_until(lambda: threads_of(follower) == 0)
+    until(lambda: follower.subscriptions == 0)
+    until(lambda: threads_of(follower) == 0)
 
 
 @pytest.fixture
@@ -116,7 +108,9 @@ def test_text_streamed_by_another_process_is_told_as_it_is_stored(
     for piece in pieces:
         child.tell(piece)
         child.hear()
-        updates += until(watch, lambda update, piece=piece: update.turn.content.endswith(piece))
+        updates += take_until(
+            watch, lambda update, piece=piece: update.turn.content.endswith(piece)
+        )
     child.tell("")
     child.hear()
     updates += list(watch)
@@ -138,7 +132,7 @@ def test_watchers_see_that_the_host_has_died(watching, sessions, response, start
         child.stop()
         updates = list(watch)
         # It is logged after the COMMIT that the watchers see.
-        wait_until(lambda: logs)
+        until(lambda: logs)
     assert updates[-1].status is TurnStatus.INTERRUPTED
     assert updates[-1].turn.content == "kept"
     assert [log["event"] for log in logs] == ["turns_interrupted"]
@@ -154,10 +148,10 @@ def test_text_in_flight_is_told_and_marked(watching, sessions, response):
     with sessions.transaction():
         # Nothing can be stored meanwhile.
         writer.write("in ")
-        updates += until(watch, lambda update: update.turn.content == "in ")
+        updates += take_until(watch, lambda update: update.turn.content == "in ")
         assert updates[-1].is_in_flight
         writer.write("flight")
-        updates += until(watch, lambda update: update.turn.content == "in flight")
+        updates += take_until(watch, lambda update: update.turn.content == "in flight")
     writer.complete()
     updates += list(watch)
     assert shown(updates) == "in flight"
@@ -201,9 +195,9 @@ def test_everything_is_read_anew_after_a_gap(watching, sessions, response, path)
     of_session = watching.session(session.id)
     for _ in range(2):
         watch.receive(PATIENCE)
-    until(of_session, lambda update: update.id == deleted.id)
+    take_until(of_session, lambda update: update.id == deleted.id)
     round_ = sessions.create_round(session.id, "next")
-    until(of_session, lambda update: update.id == round_.id)
+    take_until(of_session, lambda update: update.id == round_.id)
     # What was done is found without the rows that would tell of it.
     write_raw(
         path,
@@ -250,7 +244,7 @@ def test_more_changes_than_are_read_at_once(watching, sessions, response, monkey
         with sessions.transaction() as tx:
             for number in range(20):
                 tx.update_turn(turn.id, current_tokens=number)
-        update = until(watch, lambda update: update.turn.current_tokens == 19)[-1]
+        update = take_until(watch, lambda update: update.turn.current_tokens == 19)[-1]
     assert update.turn.revision == 20
 
 
@@ -300,7 +294,7 @@ def test_nothing_is_left_when_nobody_watches(watching, sessions, response):
         for watch in (*watches, subscription):
             watch.close()
         assert follower.subscriptions == 0
-        wait_until(lambda: threads_of(follower) == 0)
+        until(lambda: threads_of(follower) == 0)
         assert not follower._watched._targets
         assert not follower._watched.turns
 
@@ -346,7 +340,7 @@ def test_listeners_are_told_one_at_a_time():
     assert len(overlaps) == 201
     assert not any(overlaps)
     announcer.stop()
-    wait_until(lambda: not announcer._threads)
+    until(lambda: not announcer._threads)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

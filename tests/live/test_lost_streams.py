@@ -11,7 +11,8 @@ from pathlib import Path
 
 import apsw
 import pytest
-from stream_kit import flusher_of, lock_held, rows, stream, until
+from stream_kit import flusher_of, lock_held, rows, stream
+from waiting_kit import PATIENCE, SOON, until
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -185,7 +186,7 @@ def test_an_end_that_was_refused_is_not_the_blocks_end(sessions, response):
     other = stream(sessions, response.id)
     with pytest.raises(InvalidArgumentError):
         other.begin_end("streaming")
-    assert other.begin_end("completed").result(20).status is TurnStatus.COMPLETED
+    assert other.begin_end("completed").result(PATIENCE).status is TurnStatus.COMPLETED
 
 
 def test_closing_takes_no_longer_than_the_last_flush(path):
@@ -197,7 +198,7 @@ def test_closing_takes_no_longer_than_the_last_flush(path):
     writer.write("text")
     since = time.monotonic()
     pool.close()
-    assert time.monotonic() - since < 20
+    assert time.monotonic() - since < SOON
     assert writer.turn.status is TurnStatus.INTERRUPTED
 
 

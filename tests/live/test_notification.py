@@ -6,7 +6,8 @@ import sys
 import threading
 
 import pytest
-from watching_kit import PATIENCE, Watching, wait_until
+from waiting_kit import PATIENCE, until
+from watching_kit import Watching
 
 from mandrake_sessions.database.files.notification import Inotify, Notifier
 from mandrake_sessions.database.open_file import others
@@ -32,7 +33,7 @@ def no_inotify():
 def notifier(request):
     notifier = Notifier(request.param)
     yield notifier
-    wait_until(lambda: notifier._thread is None)
+    until(lambda: notifier._thread is None)
 
 
 def make_files(tmp_path, count):
@@ -70,7 +71,7 @@ def test_nothing_is_left_when_nothing_is_watched(notifier, tmp_path):
         append(path)
         assert told.wait(PATIENCE)
         notifier.forget(path)
-        wait_until(lambda: notifier._thread is None)
+        until(lambda: notifier._thread is None)
     if before:
         assert set(os.listdir("/proc/self/fd")) == before
 
@@ -92,14 +93,14 @@ def test_log_made_anew_is_polled(tmp_path):
     notifier.watch(path, path, told.set)
     log = path.with_name(path.name + "-wal")
     log.unlink()
-    wait_until(lambda: notifier.is_polling)
+    until(lambda: notifier.is_polling)
     assert told.wait(PATIENCE)
     told.clear()
     log.touch()
     append(path)
     assert told.wait(PATIENCE)
     notifier.forget(path)
-    wait_until(lambda: notifier._thread is None)
+    until(lambda: notifier._thread is None)
 
 
 @needs_inotify
@@ -114,7 +115,7 @@ def test_file_followed_twice_is_watched_until_the_last_is_gone(tmp_path):
     assert told.wait(PATIENCE)
     assert not notifier.is_polling
     notifier.forget("new")
-    wait_until(lambda: notifier._thread is None)
+    until(lambda: notifier._thread is None)
 
 
 def test_changes_are_told_without_notification_too(
@@ -131,7 +132,7 @@ def test_changes_are_told_without_notification_too(
             assert watch.receive(PATIENCE).index == index
     child.tell(None)
     child.finish()
-    wait_until(lambda: polling._thread is None)
+    until(lambda: polling._thread is None)
 
 
 def test_ladder_looks_soon_then_rarely_then_no_more():

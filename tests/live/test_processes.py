@@ -83,7 +83,7 @@ with SessionManager(sys.argv[1], create=False) as sessions:
 """
 
     with sessions.watch_response(response.id) as watch:
-        first = watch.receive(timeout=10)
+        first = watch.receive(timeout=60)
         start_child(script, sessions.path, session.id).finish()
         rest = list(watch)
 

@@ -5,7 +5,8 @@ import sys
 import threading
 
 import pytest
-from watching_kit import PATIENCE, Heard, Watching, nothing_more, threads_of, until, wait_until
+from waiting_kit import PATIENCE, until
+from watching_kit import Heard, Watching, nothing_more, take_until, threads_of
 
 from mandrake_sessions import PoolClosedError, ThreadStartError, TurnStatus
 from mandrake_sessions.live.watching import watched
@@ -18,8 +19,8 @@ def watching(sessions):
     watching = Watching(sessions)
     yield watching
     follower = watching.follower
-    wait_until(lambda: follower.subscriptions == 0)
-    wait_until(lambda: threads_of(follower) == 0)
+    until(lambda: follower.subscriptions == 0)
+    until(lambda: threads_of(follower) == 0)
 
 
 @pytest.fixture
@@ -43,16 +44,16 @@ def test_watch_goes_on_when_the_next_turn_begins_far_behind_in_the_same_transact
     monkeypatch.setattr(watched, "_CHANGES_AT_ONCE", 5)
     first = sessions.create_turn(response_id)
     with watching.response(response_id) as watch:
-        until(watch, lambda update: update.id == first.id)
+        take_until(watch, lambda update: update.id == first.id)
         with sessions.transaction() as tx:
             tx.update_turn(first.id, status=TurnStatus.COMPLETED)
             for tokens in range(20):
                 tx.update_turn(first.id, output_tokens=tokens)
             second = tx.create_turn(response_id)
-        until(watch, lambda update: update.id == second.id)
+        take_until(watch, lambda update: update.id == second.id)
         assert not watch.is_closed
         sessions.update_turn(second.id, status=TurnStatus.COMPLETED)
-        until(watch, lambda update: update.status is TurnStatus.COMPLETED)
+        take_until(watch, lambda update: update.status is TurnStatus.COMPLETED)
         assert watch.receive(PATIENCE) is None
         assert watch.is_closed
 
@@ -61,11 +62,11 @@ def test_watch_goes_on_when_a_turn_is_replaced_in_one_transaction(sessions, watc
     sessions.create_turn(response_id, content="an answer", status=TurnStatus.COMPLETED)
     second = sessions.create_turn(response_id)
     with watching.response(response_id) as watch:
-        until(watch, lambda update: update.id == second.id)
+        take_until(watch, lambda update: update.id == second.id)
         with sessions.transaction() as tx:
             tx.delete_turn(second.id)
             third = tx.create_turn(response_id)
-        until(watch, lambda update: update.id == third.id)
+        take_until(watch, lambda update: update.id == third.id)
         assert not watch.is_closed
 
 
@@ -74,7 +75,7 @@ def test_turns_that_came_in_one_commit_are_told_in_index_order(sessions, watchin
         with sessions.transaction() as tx:
             for id in ("turn-c", "turn-a", "turn-b"):
                 tx.create_turn(response_id, id=id)
-        updates = until(watch, lambda update: update.index == 2)
+        updates = take_until(watch, lambda update: update.index == 2)
     assert [update.id for update in updates] == ["turn-c", "turn-a", "turn-b"]
 
 
@@ -107,7 +108,7 @@ def test_request_that_changes_while_the_clock_stands_still_is_told(sessions, wat
     with watching.session(session.id) as watch:
         for content in ("second", "third"):
             sessions.update_request(round_.request.id, content=content)
-            until(
+            take_until(
                 watch,
                 lambda event, content=content: (
                     isinstance(event, RoundUpdate) and event.round.request.content == content
@@ -133,7 +134,7 @@ def test_watching_where_the_system_has_no_more_threads_leaves_nothing_behind(
         assert threads_of(watching.follower) == 0
     with watching.response(response_id) as watch:
         turn = sessions.create_turn(response_id)
-        assert until(watch, lambda update: update.id == turn.id)
+        assert take_until(watch, lambda update: update.id == turn.id)
         assert nothing_more(watching, watch) is None
 
 

@@ -6,7 +6,8 @@ import threading
 import time
 
 import pytest
-from watching_kit import PATIENCE, Watching, threads_of, wait_until
+from waiting_kit import PATIENCE, until
+from watching_kit import Watching, threads_of
 
 from mandrake_sessions import ConnectionPool, PoolOptions, SessionManager
 
@@ -105,7 +106,7 @@ def test_fifty_idle_files_cost_next_to_nothing(tmp_path):
             watch.close()
         followers = [Watching(manager).follower for manager in managers]
         for follower in followers:
-            wait_until(lambda follower=follower: threads_of(follower) == 0)
+            until(lambda follower=follower: threads_of(follower) == 0)
         for manager in managers:
             manager.close()
     sys.stdout.write(f"\n50 idle files: {share:.2%} of a core")

@@ -6,16 +6,8 @@ import threading
 
 import pytest
 from structlog.testing import capture_logs
-from watching_kit import (
-    PATIENCE,
-    Heard,
-    Watching,
-    nothing_more,
-    shown,
-    threads_of,
-    until,
-    wait_until,
-)
+from waiting_kit import PATIENCE, until
+from watching_kit import Heard, Watching, nothing_more, shown, take_until, threads_of
 
 from mandrake_sessions import (
     InvalidArgumentError,
@@ -38,8 +30,8 @@ def watching(sessions):
     watching = Watching(sessions)
     yield watching
     follower = watching.follower
-    wait_until(lambda: follower.subscriptions == 0)
-    wait_until(lambda: threads_of(follower) == 0)
+    until(lambda: follower.subscriptions == 0)
+    until(lambda: threads_of(follower) == 0)
 
 
 # -- a response ---------------------------------------------------------------------------------
@@ -201,7 +193,7 @@ def test_revisions_go_forward_under_eight_writers(watching, sessions, response, 
 
     in_threads(8, write)
     last = {turn.id: sessions.get_turn(turn.id).revision for turn in turns}
-    wait_until(lambda: all(told[id] and told[id][-1] == last[id] for id in told))
+    until(lambda: all(told[id] and told[id][-1] == last[id] for id in told))
     watch.close()
     thread.join(PATIENCE)
     assert all(revisions == sorted(set(revisions)) for revisions in told.values())
@@ -268,7 +260,7 @@ def test_closing_the_manager_ends_its_watches_normally_after_the_last_state(
         theirs.hub.leave(other)
     assert [update.turn.content for update in watch] == ["last"]
     heard.wait_for(lambda update: update.text == "last")
-    wait_until(lambda: subscription.is_closed)
+    until(lambda: subscription.is_closed)
     assert not ours.is_closed
     ours.close()
 
@@ -314,7 +306,7 @@ def test_abandoned_watch_is_forgotten(watching, response):
     assert follower.subscriptions == 1
     del watch
     gc.collect()
-    wait_until(lambda: follower.subscriptions == 0)
+    until(lambda: follower.subscriptions == 0)
 
 
 def test_listener_goes_on_without_its_subscription(watching, sessions, response):
@@ -367,7 +359,7 @@ def test_raising_listener_is_logged_without_text_and_told_again(watching, sessio
         sessions.update_turn(turn.id, content="secret 12")
         heard.wait_for(lambda update: update.text == "2")
         other.wait_for(lambda update: update.turn.content == "secret 12")
-        wait_until(lambda: len(logs) == 2)
+        until(lambda: len(logs) == 2)
     assert {log["event"] for log in logs} == {"listener_failed"}
     assert logs[0]["error"] == "ValueError"
     assert "in fail" in logs[0]["traceback"]
@@ -503,7 +495,7 @@ def test_session_is_told_with_its_rounds_and_turns(watching, sessions, response)
     session = sessions.list_sessions()[0]
     turn = sessions.create_turn(response.id, content="x", status="completed")
     watch = watching.session(session.id)
-    first = until(watch, lambda update: isinstance(update, TurnUpdate))
+    first = take_until(watch, lambda update: isinstance(update, TurnUpdate))
     assert [type(update) for update in first] == [SessionUpdate, RoundUpdate, TurnUpdate]
     assert first[0].session.id == session.id
     assert first[1].round.response.id == response.id
@@ -517,7 +509,7 @@ def test_session_is_told_with_its_rounds_and_turns(watching, sessions, response)
     later = sessions.create_turn(second.response.id, content="y")
     assert watch.receive(PATIENCE).turn == later
     sessions.delete_round(second.id)
-    deleted = until(watch, lambda update: isinstance(update, RoundUpdate))
+    deleted = take_until(watch, lambda update: isinstance(update, RoundUpdate))
     assert [update.id for update in deleted] == [later.id, second.id]
     assert deleted[1].round is None
     sessions.delete_session(session.id)
@@ -531,12 +523,12 @@ def test_recorded_round_is_told_with_its_turns(watching, sessions, response):
     with watching.session(session.id, last=0) as watch:
         assert isinstance(watch.receive(PATIENCE), SessionUpdate)
         exchange = sessions.record_round(session.id, "?", [NewTurn(content="!")])
-        updates = until(watch, lambda update: isinstance(update, TurnUpdate))
+        updates = take_until(watch, lambda update: isinstance(update, TurnUpdate))
         assert [update.id for update in updates] == [exchange.id, exchange.turns[0].id]
         with sessions.transaction() as tx:
             round_ = tx.create_round(session.id, "??")
             turn = tx.create_turn(round_.response.id, content="!!", status="completed")
-        updates = until(watch, lambda update: isinstance(update, TurnUpdate))
+        updates = take_until(watch, lambda update: isinstance(update, TurnUpdate))
         assert [update.id for update in updates] == [round_.id, turn.id]
 
 
@@ -544,12 +536,12 @@ def test_texts_of_finished_turns_are_not_kept_for_sessions(watching, sessions, r
     session = sessions.list_sessions()[0]
     with watching.session(session.id) as watch:
         turn = sessions.create_turn(response.id, content="x" * 1000)
-        until(watch, lambda update: isinstance(update, TurnUpdate))
+        take_until(watch, lambda update: isinstance(update, TurnUpdate))
         sessions.update_turn(turn.id, status="completed")
         ended = watch.receive(PATIENCE)
         assert (ended.offset, ended.text) == (1000, "")
         known = watching.follower._watched.turns.find(turn.id)
-        wait_until(lambda: known.state is None)
+        until(lambda: known.state is None)
         sessions.update_turn(turn.id, input_tokens=3)
         update = watch.receive(PATIENCE)
         assert (update.offset, update.text) == (1000, "")

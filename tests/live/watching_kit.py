@@ -1,15 +1,13 @@
 """Watching the database of a manager, and waiting for what is told."""
 
 import threading
-from time import monotonic
+
+from waiting_kit import PATIENCE
 
 from mandrake_sessions import SessionManager
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.watching import subscription
 from mandrake_sessions.live.watching.follower import Follower
-
-PATIENCE = 20.0
-"""Seconds until a test that waits for an update has failed."""
 
 
 class Watching:
@@ -57,7 +55,7 @@ class Heard:
             return next(update for update in self.updates if is_there(update))
 
 
-def until(watch, is_there):
+def take_until(watch, is_there):
     """Take updates until one is as wanted; return all of them."""
     updates = []
     while True:
@@ -80,15 +78,6 @@ def nothing_more(watching, watch):
     with watching.response(marker) as other:
         assert other.receive(PATIENCE).id == turn.id
     return watch.receive(0)
-
-
-def wait_until(is_so, patience=PATIENCE):
-    """Wait for what nobody tells of, such as the end of a thread."""
-    end = monotonic() + patience
-    pause = threading.Event()
-    while not is_so():
-        assert monotonic() < end, "it did not come to pass"
-        pause.wait(0.002)
 
 
 def threads_of(follower):

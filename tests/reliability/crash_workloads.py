@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -30,12 +31,16 @@ def end(numbers: int) -> None:
 
 
 def many() -> None:
-    """Three threads in each of two processes."""
+    """Three threads in each of two processes; none goes on before each has written."""
+    all_have_written = multiprocessing.get_context("fork").Barrier(6)
     os.fork()
 
     def tell(number: int) -> None:
+        text = [f"{os.getpid()}.{number}", "x" * 2000]
+        acknowledge(text)
+        all_have_written.wait()
         while True:
-            acknowledge([f"{os.getpid()}.{number}", "x" * 2000])
+            acknowledge(text)
 
     for number in range(2):
         threading.Thread(target=tell, args=(number,)).start()

@@ -18,9 +18,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-
-PATIENCE = 10.0
-"""Seconds after which a race has got stuck; nothing waits for so long."""
+from waiting_kit import PATIENCE
 
 _UNANNOUNCED = 0.03
 # An actor that does not come to its next step by then waits for a lock that tells nobody. Should

@@ -10,29 +10,16 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 from typing import IO, Any, Self
 
 import apsw
+from waiting_kit import PATIENCE
 
 from mandrake_sessions.testing import CrashRunner
 from mandrake_sessions.testing.crash import Process
 from mandrake_sessions.testing.workload import begin
-
-PATIENCE = 60.0
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what nothing announces: look until it is so."""
-    deadline = monotonic() + PATIENCE
-    while not condition():
-        assert monotonic() < deadline, "it did not happen"
-        threading.Event().wait(0.001)
-
 
 # -- lives that start in milliseconds -----------------------------------------------------------
 

@@ -60,7 +60,7 @@ class Stage:
         self.session = plan["session"]
         self.killer = Killer(self.path.parent, plan["at"], plan["manner"], only_changes_of)
         database = DatabaseOptions(
-            vfs="killing", durability=Durability.FAST, busy_timeout=20.0, **options
+            vfs="killing", durability=Durability.FAST, busy_timeout=60.0, **options
         )
         self.pool = ConnectionPool(PoolOptions(database=database, linger=0.0))
         self.sessions = SessionManager(self.path, pool=self.pool)

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 import apsw
+from waiting_kit import PATIENCE
 
 from mandrake_sessions import (
     CommitOutcomeUnknownError,
@@ -42,7 +43,6 @@ CODES = {
 }
 """The operations that are swept, and the codes they fail with beside their own."""
 
-PATIENCE = 20.0
 
 OLD_TURNS = "SELECT count(*) FROM turns WHERE id IN ('turn-1', 'turn-2')"
 

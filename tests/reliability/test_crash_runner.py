@@ -8,7 +8,8 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from kill_kit import ForkingRunner, until
+from kill_kit import ForkingRunner
+from waiting_kit import until
 
 from mandrake_sessions import InvalidArgumentError
 from mandrake_sessions.testing import CrashRunner, Moment, WorkloadError, acknowledge, phase

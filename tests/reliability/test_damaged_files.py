@@ -36,7 +36,7 @@ from mandrake_sessions.database.open_file import witness
 
 FAST = PoolOptions(database=DatabaseOptions(durability=Durability.FAST), linger=0)
 REFUSED = {CorruptDatabaseError.__name__, DatabaseMovedError.__name__}
-LONGEST = 30.0
+LONGEST = 120.0
 """Seconds that no other process may take."""
 
 COPY_OVER = """

@@ -15,8 +15,9 @@ from typing import Any
 
 import apsw
 import pytest
-from interleaving_kit import PATIENCE, Holding, Orders, Stage, Thread, explore, interrupted_at
+from interleaving_kit import Holding, Orders, Stage, Thread, explore, interrupted_at
 from sqlalchemy import bindparam, insert, select
+from waiting_kit import PATIENCE
 
 from mandrake_sessions import (
     CommitOutcomeUnknownError,

@@ -5,19 +5,18 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from threading import get_ident
-from time import monotonic
 from typing import Any
 
 import apsw
 import pytest
-from interleaving_kit import PATIENCE, Thread, interrupted_at
+from interleaving_kit import Thread, interrupted_at
 from sqlalchemy import text
+from waiting_kit import PATIENCE, until
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -29,13 +28,6 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.live.hub import Hub
-
-
-def until(condition: Callable[[], bool], why: object) -> None:
-    deadline = monotonic() + PATIENCE
-    while not condition():
-        assert monotonic() < deadline, why
-        threading.Event().wait(0.0005)
 
 
 class Stand:
@@ -162,7 +154,7 @@ import random, signal, time
 from mandrake_sessions import (
     ConnectionPool, DatabaseOptions, Durability, PoolOptions, SessionManager)
 path, most, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-database = DatabaseOptions(durability=Durability.FAST, busy_timeout=10)
+database = DatabaseOptions(durability=Durability.FAST, busy_timeout=60.0)
 sessions = SessionManager(path, pool=ConnectionPool(PoolOptions(database=database))).init()
 session = sessions.create_session()
 is_armed = False

@@ -16,8 +16,9 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
-from interleaving_kit import PATIENCE, Thread, interrupted_at
+from interleaving_kit import Thread, interrupted_at
 from sqlalchemy import bindparam, insert, select
+from waiting_kit import PATIENCE, SOON, until
 
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
 from mandrake_sessions.concurrency.gate import Gate
@@ -40,13 +41,6 @@ def open_connections(path: Path) -> int:
         except FileNotFoundError:
             continue
     return found
-
-
-def until(condition: Callable[[], bool], why: object) -> None:
-    deadline = monotonic() + PATIENCE
-    while not condition():
-        assert monotonic() < deadline, why
-        threading.Event().wait(0.0005)
 
 
 class Stand:
@@ -240,7 +234,7 @@ def test_ctrl_c_when_a_file_is_closed_or_opened_leaves_nobody_waiting(
         error = interrupted_in(work, event, code, ending.__code__)
         began = monotonic()
         waiting[0].result()
-        assert monotonic() - began < PATIENCE / 2
+        assert monotonic() - began < SOON
         for handle in (stand.first, stand.second):
             if not handle._is_released:
                 handle.release()

@@ -113,7 +113,7 @@ def listened(world: World, start: Callable[[Any], Any]) -> None:
         writer.write("text")
         subscription = start(writer)(lambda _: told.set())
         writer.write(" and more")
-        assert told.wait(20)
+        assert told.wait(60)
         subscription.close()
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import apsw
 import pytest
 from structlog.testing import capture_logs
+from waiting_kit import SOON
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -47,7 +48,7 @@ OURS = 20
 LATE = 3
 """Those of them that are only in the log, where the others were checkpointed."""
 FAST = PoolOptions(database=DatabaseOptions(durability=Durability.FAST), linger=0)
-LONGEST = 5.0
+LONGEST = 30.0
 """Seconds that no call on a damaged database may take."""
 
 
@@ -485,7 +486,7 @@ def test_show_5_a_full_disk_takes_no_writes_until_it_has_space(small_disk: Path)
         began = monotonic()
         with pytest.raises(StorageFullError):
             sessions.create_session("lost")
-        assert monotonic() - began < 0.05
+        assert monotonic() - began < SOON
         assert sessions.count_sessions() == stored
         report = sessions.health()
         assert bad(report) == {"disk", "writing"}

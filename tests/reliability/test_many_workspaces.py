@@ -35,7 +35,7 @@ from mandrake_sessions.aio import AsyncSessionManager
 root, count, limit, max_open, uses = sys.argv[1], *map(int, sys.argv[2:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 options = PoolOptions(
-    max_open=max_open, database=DatabaseOptions(durability=Durability.FAST, busy_timeout=20)
+    max_open=max_open, database=DatabaseOptions(durability=Durability.FAST, busy_timeout=60.0)
 )
 most = 0
 

@@ -21,7 +21,7 @@ import os, threading, time
 import structlog
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 from mandrake_sessions import *
-fast = DatabaseOptions(durability=Durability.FAST, busy_timeout=10.0)
+fast = DatabaseOptions(durability=Durability.FAST, busy_timeout=60.0)
 pool = ConnectionPool(PoolOptions(database=fast, linger=0))
 stopped, warm = threading.Event(), threading.Event()
 acknowledged, odd = [], []

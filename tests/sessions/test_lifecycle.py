@@ -272,7 +272,7 @@ def test_m06_delete_waits_for_another_process_that_lets_go(
     deletion = threading.Thread(target=sessions.delete)
 
     deletion.start()
-    assert waits.wait(30)
+    assert waits.wait(60)
     assert path.exists()
     child.tell("let go")
     assert child.hear() == "closed"

@@ -399,5 +399,5 @@ print(len(sessions.list_rounds(session.id)), flush=True)
     assert reader.stdout.readline() == f"{ROUNDS}\n"
     with ConnectionPool() as pool, SessionManager(path, pool=pool) as writer:
         writer.record_round(writer.list_sessions()[0].id, "one more")
-        out, _ = reader.communicate("go\n", timeout=30)
+        out, _ = reader.communicate("go\n", timeout=120)
     assert out.splitlines()[-2:] == ["noticed", f"{ROUNDS + 1}"]

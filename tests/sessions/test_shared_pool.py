@@ -11,6 +11,7 @@ import time
 import apsw
 import pytest
 from sqlalchemy import text
+from waiting_kit import SOON
 
 from mandrake_sessions import (
     BackupError,
@@ -314,7 +315,7 @@ def test_m66_a_write_waits_for_another_process(path, sessions, start_child, monk
     made = []
     writer = threading.Thread(target=lambda: made.append(sessions.create_session("waited")))
     writer.start()
-    assert waits.wait(30)
+    assert waits.wait(60)
     assert made == []
 
     child.tell("let go")
@@ -338,10 +339,10 @@ def test_m66_a_write_gives_up_at_its_deadline_and_says_where_it_waited(
         with pytest.raises(DatabaseBusyError) as caught:
             sessions.create_session()
 
-        assert 0.2 <= time.monotonic() - started < 5
+        assert 0.2 <= time.monotonic() - started < SOON
         error = caught.value
         assert (error.phase, error.operation, error.path) == ("begin", "create_session", path)
-        assert error.phases["begin"] >= 0.19
+        assert error.phases["begin"] > 0.1
         assert error.attempts > 1
         # A reader of WAL does not wait for a writer.
         assert sessions.count_sessions() == 0

@@ -314,7 +314,7 @@ def test_a_set_has_the_same_order_in_every_process() -> None:
             capture_output=True,
             text=True,
             check=True,
-            timeout=50,
+            timeout=120,
         ).stdout
         for seed in ("1", "2", "3")
     }

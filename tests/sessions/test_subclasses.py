@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import structlog
 from structlog.testing import capture_logs
+from waiting_kit import PATIENCE
 
 from mandrake_sessions import (
     DatabaseOptions,
@@ -30,7 +31,6 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.aio import AsyncMandrakeManager
 
-PATIENCE = 20.0
 KEPT = {
     "__class__",
     "__dict__",

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import structlog.testing
+from waiting_kit import PATIENCE
 
 from mandrake_sessions import (
     InvalidArgumentError,
@@ -16,7 +17,6 @@ from mandrake_sessions import (
     TurnStatus,
 )
 
-PATIENCE = 20.0
 TOOL = {"call": {"name": "sleep"}, "response": {"ok": True}}
 
 

@@ -1,0 +1,231 @@
+"""This checkout against another commit of it: ``python -m benchmarks.against COMMIT``.
+
+Each round starts new processes of both versions, which take turns at each measure; who begins
+changes from round to round. The measuring code is this checkout's for both, the library is each
+one's own. What counts is the median of the ratios of the same round, as in ``comparison.py``: of
+wall-clock time, and of processor time, which says more on a machine that others share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from benchmarks.checkouts import Checkout, checkout, this_checkout
+from benchmarks.contestant import PREPARING, Contestant
+from benchmarks.limits import figure_of
+from benchmarks.machine import describe, usual_folder
+from benchmarks.measures import MEASURES, Measure
+from benchmarks.messages import Check, Checked, Close, Done, Open, Run
+from benchmarks.process import PROJECT, WorkerProcess
+from benchmarks.rivals import OURS_PUBLIC
+from benchmarks.tables import print_table, significant
+
+SIDES = ("ours", "base")
+WARM_UP = 0.25
+"""Of the time of a piece."""
+
+
+class Measured(msgspec.Struct):
+    """What a measure gave, a run for each round.
+
+    Attributes:
+        measure: what was measured.
+        runs: of both sides.
+    """
+
+    measure: Measure
+    runs: dict[str, list[Run]]
+
+    def times(self, side: str, time_of: Callable[[Measure, Run], float]) -> list[float]:
+        """Return the microseconds of a call, round by round."""
+        return [time_of(self.measure, run) for run in self.runs[side]]
+
+    def ratios(self, time_of: Callable[[Measure, Run], float]) -> list[float]:
+        """Return how many times as fast as the base ours is, round by round."""
+        pairs = zip(self.times("ours", time_of), self.times("base", time_of), strict=True)
+        return [base / max(ours, 1e-9) for ours, base in pairs]
+
+
+def wall(measure: Measure, run: Run) -> float:
+    """Return the microseconds of a call by the clock."""
+    figure = figure_of(run, measure.metric)
+    return 1e6 / figure if measure.metric == "per_second" else figure * 1e3
+
+
+def processor(_measure: Measure, run: Run) -> float:
+    """Return the microseconds that a call had the processor."""
+    return run.processor / len(run.latencies) * 1e6
+
+
+CLOCKS = {"wall": wall, "processor": processor}
+
+
+class Round:
+    """The processes of both versions in one round.
+
+    Args:
+        versions: by the side's name, in the order in which they take turns.
+        folder: of the databases.
+    """
+
+    def __init__(self, versions: Mapping[str, Checkout], folder: Path) -> None:
+        self._versions = versions
+        self._folder = folder
+        self._processes: dict[str, list[WorkerProcess]] = {side: [] for side in versions}
+
+    def run(self, name: str, measure: Measure, seconds: float) -> dict[str, Run]:
+        """Let both versions do a measure's piece; return what each did.
+
+        Raises:
+            WorkerError: one of them failed.
+        """
+        stores = {side: self._store(name, side, measure) for side in self._versions}
+        for store in stores.values():
+            measure.piece(store, seconds * WARM_UP)
+        runs = {side: measure.piece(store, seconds) for side, store in stores.items()}
+        for side, store in stores.items():
+            assert not runs[side].errors, f"{name} of {side}: {runs[side].errors}"
+            for process in store.processes:
+                checked = process.ask(Check(), Checked, PREPARING)
+                assert checked.acknowledged == checked.found_again, f"{name} of {side}: {checked}"
+                process.ask(Close(), Done, PREPARING)
+            shutil.rmtree(store.folder)
+        return runs
+
+    def _store(self, name: str, side: str, measure: Measure) -> Contestant:
+        folder = self._folder / f"{name}-{side}"
+        processes = self._take(side, measure.processes)
+        opening = Open(
+            folder=str(folder),
+            durability=measure.durability,
+            conversations=measure.conversations,
+        )
+        for process in processes:
+            process.ask(opening, Done, PREPARING)
+        for command in measure.prepare:
+            processes[0].ask(command, Done, PREPARING)
+        return Contestant(side, side, processes, folder)
+
+    def _take(self, side: str, count: int) -> list[WorkerProcess]:
+        version, started = self._versions[side], self._processes[side]
+        while len(started) < count:
+            log = self._folder / "workers.log"
+            path = version.path_in(self._folder)
+            worker = WorkerProcess(OURS_PUBLIC, log, python=version.python, path=path)
+            started.append(worker)
+            library = Path(worker.facts().library)
+            assert library.parent.samefile(version.root), f"{side} has imported {library}"
+        return started[:count]
+
+    def end(self) -> None:
+        """End the processes."""
+        for started in self._processes.values():
+            for each in started:
+                each.kill()
+
+
+def compare(
+    ours: Checkout, base: Checkout, names: Sequence[str], *, rounds: int, seconds: float
+) -> dict[str, Measured]:
+    """Measure both versions in turns.
+
+    Args:
+        ours: the version in question.
+        base: what it is held against.
+        names: of the measures.
+        rounds: how many.
+        seconds: of each piece.
+
+    Raises:
+        WorkerError: a version failed.
+    """
+    found = {name: Measured(MEASURES[name], {side: [] for side in SIDES}) for name in names}
+    versions = [("ours", ours), ("base", base)]
+    for _ in range(rounds):
+        with TemporaryDirectory(
+            prefix="mandrake-bench-", dir=usual_folder(PROJECT), ignore_cleanup_errors=True
+        ) as folder:
+            current = Round(dict(versions), Path(folder))
+            try:
+                for name in names:
+                    for side, run in current.run(name, MEASURES[name], seconds).items():
+                        found[name].runs[side].append(run)
+            finally:
+                current.end()
+        versions.reverse()
+    return found
+
+
+def print_all(found: Mapping[str, Measured]) -> None:
+    """Print a table for each clock."""
+    for clock, time_of in CLOCKS.items():
+        headings = (f"{clock}, us a call", "ours", "base", "times as fast", "lowest", "highest")
+        table: list[tuple[str, ...]] = [headings]
+        for name, each in found.items():
+            ratios = each.ratios(time_of)
+            medians = [statistics.median(each.times(side, time_of)) for side in SIDES]
+            values = (statistics.median(ratios), min(ratios), max(ratios))
+            cells = [*map(significant, medians), *(f"{value:.3f}" for value in values)]
+            table.append((f"{name}: {each.measure.title}", *cells))
+        print()
+        print_table(table)
+
+
+def missed(found: Mapping[str, Measured], at_least: float, clock: str) -> list[str]:
+    """Return a line for each measure that is below the limit by that clock."""
+    ratios = {name: statistics.median(each.ratios(CLOCKS[clock])) for name, each in found.items()}
+    return [
+        f"{name}: {ratio:.3f} times as fast as the base by {clock} time, at least {at_least:g}"
+        for name, ratio in ratios.items()
+        if ratio < at_least
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.against",
+        description="Measure this checkout against another commit of it, in turns.",
+    )
+    parser.add_argument("commit", help="what it is held against")
+    parser.add_argument("--rounds", type=int, default=9, help="the default is 9")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each piece")
+    parser.add_argument(
+        "--only", metavar="NAME,...", default=",".join(MEASURES), help="some of %(default)s"
+    )
+    parser.add_argument(
+        "--at-least", type=float, metavar="RATIO", help="exit with 1 where a measure is below it"
+    )
+    parser.add_argument(
+        "--by", choices=CLOCKS, default="wall", help="the clock of that limit; wall by default"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, print, and return the exit code."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    names = given.only.split(",")
+    if unknown := [name for name in names if name not in MEASURES]:
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(MEASURES)}")
+    for name, value in describe(usual_folder(PROJECT)).items():
+        print(f"{name}: {value}")
+    print(f"{given.rounds} rounds in turns against {given.commit}", flush=True)
+    base = checkout(given.commit)
+    found = compare(this_checkout(), base, names, rounds=given.rounds, seconds=given.seconds)
+    print_all(found)
+    lines = [] if given.at_least is None else missed(found, given.at_least, given.by)
+    print("", *lines, sep="\n")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
