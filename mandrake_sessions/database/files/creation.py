@@ -12,6 +12,7 @@ from typing import Final
 
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.error_codes import translate_os
+from mandrake_sessions.database.files.flock import try_lock, unlock
 from mandrake_sessions.database.files.folders import opened_folder
 from mandrake_sessions.database.files.paths import (
     Identity,
@@ -23,9 +24,6 @@ from mandrake_sessions.database.files.paths import (
 from mandrake_sessions.database.retry import pace, pause
 from mandrake_sessions.database.sidecars import shm_of, wal_of
 from mandrake_sessions.errors import DatabaseFolderError, DatabaseMovedError
-
-if sys.platform != "win32":
-    import fcntl
 
 PATIENCE: Final = 1.0
 """Seconds to wait for another maker, which needs milliseconds; it may be stopped."""
@@ -99,7 +97,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         if descriptor is not None:
             with contextlib.suppress(OSError):
                 # A child that was forked this moment has it open still.
-                _unlock(descriptor)
+                unlock(descriptor)
             os.close(descriptor)
 
 
@@ -114,18 +112,9 @@ def _opened(folder: Path) -> int | None:
 def _lock(descriptor: int) -> None:
     since = monotonic()
     with contextlib.suppress(OSError):
-        while sys.platform != "win32":
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not try_lock(descriptor):
+            if not pause(since + PATIENCE, pace(since)):
                 return
-            except BlockingIOError:
-                if not pause(since + PATIENCE, pace(since)):
-                    return
-
-
-def _unlock(descriptor: int) -> None:
-    if sys.platform != "win32":
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def make_folder(folder: Path) -> None:

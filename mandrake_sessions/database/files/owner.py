@@ -23,12 +23,10 @@ from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.error_codes import pass_on_timeout, translate_os
 from mandrake_sessions.database.files import owner_signs
+from mandrake_sessions.database.files.flock import try_lock
 from mandrake_sessions.database.sidecars import name_beside
 from mandrake_sessions.errors import DatabaseFolderError
 from mandrake_sessions.ids import new_id
-
-if sys.platform != "win32":
-    import fcntl
 
 _ATTEMPTS: Final = 20
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -324,14 +322,11 @@ def _let_others_look(database: Path, descriptor: int) -> None:
 
 def _lock(descriptor: int) -> bool | None:
     """Return True with the lock, None if somebody looks at the file, False if it has no locks."""
-    if sys.platform == "win32":
-        return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return try_lock(descriptor) or None
     except OSError as error:
         pass_on_timeout(error)
-        return None if error.errno in owner_signs.HELD else False
-    return True
+        return False
 
 
 def _beat(claims: _Claims, stop: Gate) -> None:

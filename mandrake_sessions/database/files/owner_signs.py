@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -17,19 +16,14 @@ from typing import Final
 
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.error_codes import pass_on_timeout
+from mandrake_sessions.database.files.flock import try_lock
 from mandrake_sessions.database.kernel_locks import is_flocked
-
-if sys.platform != "win32":
-    import fcntl
 
 HEARTBEAT: Final = b"heartbeat"
 """What is in the file of an owner that cannot lock it, and touches it instead."""
 
 HEARTBEAT_INTERVAL: Final = 2.0
 """Seconds between two touches of such a file; FAT counts in twos."""
-
-HELD: Final = (errno.EWOULDBLOCK, errno.EACCES)
-"""How a system says that another process has the lock."""
 
 _SILENT_INTERVALS: Final = 3
 # Not through a link, and not waiting for the other end of a pipe: what is there may be a trap.
@@ -88,14 +82,11 @@ def _is_living(path: Path, descriptor: int) -> bool:
         return False
     if os.read(descriptor, len(HEARTBEAT)) == HEARTBEAT:
         return _was_heard(path, found.st_mtime_ns)
-    if sys.platform == "win32":
-        return _was_heard(path, found.st_mtime_ns)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return not try_lock(descriptor, is_shared=True)
     except OSError as error:
         pass_on_timeout(error)
-        return error.errno in HELD or _is_living_unlocked(path, found)
-    return False
+        return _is_living_unlocked(path, found)
 
 
 def _was_heard(path: Path, touched: int) -> bool:

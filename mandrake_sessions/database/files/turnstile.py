@@ -29,13 +29,11 @@ from typing import Final, Protocol
 
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.error_codes import pass_on_timeout
+from mandrake_sessions.database.files.flock import try_lock, unlock, wait_for_lock
 from mandrake_sessions.database.files.rhythm import Rhythm
 from mandrake_sessions.database.retry import PACE, pace
 from mandrake_sessions.database.sidecars import WAL, beside
 from mandrake_sessions.errors import ThreadStartError
-
-if sys.platform != "win32":
-    import fcntl
 
 TURN: Final = 0.007
 """Seconds a process may write on and on before it looks whether others wait."""
@@ -248,7 +246,7 @@ class Turnstile:
                 if self._has_waited:
                     self._count()
             with contextlib.suppress(OSError):
-                _unlock(self._descriptor)
+                unlock(self._descriptor)
         self._has_waited = False
         if was_held and self._is_closed:
             self._drop()
@@ -333,8 +331,8 @@ class Turnstile:
                 descriptor = self._descriptor
             error: OSError | None = None
             try:
-                if descriptor is not None and sys.platform != "win32":
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if descriptor is not None:
+                    wait_for_lock(descriptor)
             except OSError as refused:
                 error = refused
             self._answer(error)
@@ -372,7 +370,7 @@ class Turnstile:
                 self._remove_and_drop()
             elif self._descriptor is not None and not self.is_held:
                 with contextlib.suppress(OSError):
-                    _unlock(self._descriptor)
+                    unlock(self._descriptor)
 
     # -- the file ---------------------------------------------------------------------------
 
@@ -384,7 +382,7 @@ class Turnstile:
             if self._descriptor is None:
                 return False
             try:
-                if not _lock_now(self._descriptor):
+                if not try_lock(self._descriptor):
                     return False
             except OSError as error:
                 pass_on_timeout(error)
@@ -454,7 +452,7 @@ class Turnstile:
         if descriptor is not None:
             with contextlib.suppress(OSError):
                 # A child that was forked this moment may have it open still.
-                _unlock(descriptor)
+                unlock(descriptor)
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
@@ -483,7 +481,7 @@ class Turnstile:
     def _remove_and_drop(self) -> None:
         """Remove the file while it is locked: who comes to it afterwards sees that it is gone."""
         with contextlib.suppress(OSError):
-            if self._descriptor is not None and _lock_now(self._descriptor):
+            if self._descriptor is not None and try_lock(self._descriptor):
                 found = os.lstat(self.path)
                 if os.path.samestat(found, os.fstat(self._descriptor)):
                     self.path.unlink()
@@ -500,21 +498,3 @@ class Turnstile:
         if descriptor is not None:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-
-
-def _lock_now(descriptor: int) -> bool:
-    """Take the lock if it is free; False if somebody has it."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
-    return True
-
-
-def _unlock(descriptor: int) -> None:
-    if sys.platform != "win32":
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
