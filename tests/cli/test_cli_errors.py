@@ -179,7 +179,7 @@ def test_sigint_ends_a_waiting_command_quietly(
     # The only sign from outside that it waits: its own statement, told by a trace.
     script = (
         "import sys\n"
-        "from mandrake_sessions.database import connection\n"
+        "from mandrake_sessions.database.connection import connection\n"
         "waits = connection.Connection.on_busy\n"
         "def on_busy(self, attempt):\n"
         "    print('waiting', file=sys.stderr, flush=True)\n"

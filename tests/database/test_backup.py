@@ -264,7 +264,7 @@ def test_a_missing_folder_is_refused(source: Connection, tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from mandrake_sessions import SessionManager
-from mandrake_sessions.database import backup
+from mandrake_sessions.database.connection import backup
 backup.verify = lambda *_: print("copied", flush=True) or sys.stdin.read()
 with SessionManager(sys.argv[1]) as sessions:
     sessions.backup(sys.argv[2])

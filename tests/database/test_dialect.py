@@ -432,12 +432,12 @@ def test_no_second_sqlite_is_loaded(tmp_path: Path) -> None:
 import sys
 import sqlalchemy as sa
 from sqlalchemy import orm
-from mandrake_sessions.database import head, migrate
-from mandrake_sessions.database.connection.connection import open_connection
+from mandrake_sessions.database.migrations import head, migrate
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import real_path
 from mandrake_sessions.database.connection.dialect import lend
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.options import DatabaseOptions
 path = real_path({str(tmp_path / "db.sqlite")!r})
 connection = open_connection(path, make_file(path), DatabaseOptions(), Budget(10))

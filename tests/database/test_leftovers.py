@@ -24,12 +24,13 @@ from mandrake_sessions.database.files import owner
 # Each stops when the whole copy is there, and not yet under its name.
 AT_IT = """
 from mandrake_sessions import *
-from mandrake_sessions.database import backup, restore
-from mandrake_sessions.database.salvage import salvaging
+from mandrake_sessions.database.connection import backup
+from mandrake_sessions import *from mandrake_sessions.database.offline import restore
+from mandrake_sessions.rescue import salvage
 def stop(*_):
     tell("at it")
     hear()
-backup._require_whole = restore._check_and_stamp = salvaging.verify = stop
+backup._require_whole = restore._check_and_stamp = salvage.verify = stop
 path, other = sys.argv[1], sys.argv[2]
 """
 HEALTH = AT_IT + "SessionManager(path).init().handle.health(HealthLevel.FULL)"

@@ -359,11 +359,11 @@ def test_a_process_killed_in_a_step_leaves_the_file_as_it_was(
     folder = scripts("op.execute('CREATE TABLE half (x)')\nos.kill(os.getpid(), signal.SIGKILL)")
     code = f"""
 from pathlib import Path
-from mandrake_sessions.database import head, migrate, revisions
-from mandrake_sessions.database.connection.connection import open_connection
+from mandrake_sessions.database.migrations import head, migrate, revisions
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import real_path
-from mandrake_sessions.database.retry import Budget
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.options import DatabaseOptions
 path = real_path({str(tmp_path / "db.sqlite")!r})
 connection = open_connection(path, make_file(path), DatabaseOptions(), Budget(10))
@@ -701,7 +701,7 @@ OPEN_FILES = """
 import multiprocessing
 from mandrake_sessions import ConnectionPool
 # Once for all: they are forked before anything is open, and begin at the same time.
-from mandrake_sessions.database import migrate
+from mandrake_sessions.database.migrations import migrate
 
 folder, processes, files = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 fork = multiprocessing.get_context("fork")

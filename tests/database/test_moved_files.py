@@ -24,7 +24,7 @@ PAUSED_MAKER = """
 import structlog
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 from mandrake_sessions import ConnectionPool
-from mandrake_sessions.database import creation
+from mandrake_sessions.database.files import creation
 clear = creation.clear_name
 def pausing(path):
     tell("looked")

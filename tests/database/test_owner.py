@@ -26,7 +26,7 @@ from mandrake_sessions.database.pool.handle import DatabaseHandle
 PRELUDE = """
 import errno, fcntl, os
 from pathlib import Path
-from mandrake_sessions.database import owner, signs
+from mandrake_sessions.database.files import owner, owner_signs
 path = Path(sys.argv[1])
 """
 CLAIM = """
@@ -288,9 +288,9 @@ while id := hear():
     tell(owner.is_alive(path, id))
 """
 WITHOUT_TABLE = """
-from mandrake_sessions.database.health import locks
+from mandrake_sessions.database import kernel_locks
 owner_signs.HEARTBEAT_INTERVAL = 0.1
-locks._read = lambda kind, inode: None  # as on another system than Linux
+kernel_locks._read = lambda kind, inode: None  # as on another system than Linux
 """
 
 

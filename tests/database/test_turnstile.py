@@ -29,7 +29,7 @@ from mandrake_sessions.database.pool.handle import DatabaseHandle
 PRELUDE = """
 import time
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions
-from mandrake_sessions.database import turnstile
+from mandrake_sessions.database.files import turnstile
 options = DatabaseOptions(durability=Durability.FAST, busy_timeout=60)
 pool = ConnectionPool(PoolOptions(database=options, linger=0))
 handle = pool.acquire(sys.argv[1])

@@ -687,7 +687,7 @@ import os, threading, warnings
 from pathlib import Path
 from sqlalchemy import insert, select
 from mandrake_sessions import ConnectionPool, ForkedPoolError, PoolOptions, schema
-from mandrake_sessions.database import scope
+from mandrake_sessions.database.leasing import writer
 from mandrake_sessions.database.leasing.queue import LeaseQueue
 from mandrake_sessions.statements.generator.compiler import compiled
 warnings.simplefilter("ignore")
