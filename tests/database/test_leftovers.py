@@ -25,7 +25,7 @@ from mandrake_sessions.database.files import owner
 AT_IT = """
 from mandrake_sessions import *
 from mandrake_sessions.database.connection import backup
-from mandrake_sessions import *from mandrake_sessions.database.offline import restore
+from mandrake_sessions.database.offline import restore
 from mandrake_sessions.rescue import salvage
 def stop(*_):
     tell("at it")

@@ -709,8 +709,8 @@ def after(owner, name, number):
         return result
     setattr(owner, name, stopping)
 after(LeaseQueue, "acquire", 0)
-after(scope, "begin_immediate", 1)
-after(scope, "commit", 3)
+after(writer, "begin_immediate", 1)
+after(writer, "commit", 3)
 after(LeaseQueue, "release", 4)
 def work(tx):
     tx.run(compiled(insert(schema.meta).values(key="forked", value="")))
