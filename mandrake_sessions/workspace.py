@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from mandrake_sessions import arguments
+from mandrake_sessions.concurrency.resources import Resource
 from mandrake_sessions.database.files.folders import opened_folder
 from mandrake_sessions.database.files.paths import (
     at_home,
@@ -155,7 +156,7 @@ def _remove_empty(folder: Path) -> None:
         above.rmdir(folder.name)
 
 
-class WorkspaceManager:
+class WorkspaceManager(Resource):
     """One workspace: a directory with a ``.ws`` folder, and its conversations.
 
     Args:
@@ -184,6 +185,7 @@ class WorkspaceManager:
         workspace: Workspace | None = None,
         logger: HostLogger | None = None,
     ) -> None:
+        super().__init__()
         self.path = directory(path)
         self.workspace = workspace
         self.sessions = SessionManager(
@@ -211,8 +213,8 @@ class WorkspaceManager:
         """Give the workspace's database back; does nothing when it is closed."""
         self.sessions.close()
 
-    def __enter__(self) -> Self:
+    def _on_enter(self) -> Self:
         return self.init()
 
-    def __exit__(self, *_: object) -> None:
+    def _on_left(self) -> None:
         self.close()

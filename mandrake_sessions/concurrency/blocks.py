@@ -46,7 +46,9 @@ class _Exit:
             # An ExitStack asks the class; what it keeps is ended when it is, or is collected.
             return _leave
         way_out = partial(_leave, block)
-        if block._left is None or block._left() is None:
+        # One that is entered has its statement, or an ExitStack: the host only asks whether it
+        # could be left.
+        if not block.is_entered and (block._left is None or block._left() is None):
             left = _Left(way_out, _end)
             left.block = block
             # The newest is called first: from then on it is known, whatever interrupts the end.
@@ -71,11 +73,14 @@ class Block(Generic[T_co]):
 
     Attributes:
         is_entered: whether its block has begun, and has not ended.
-        holds_a_lease: whether it may be ended in any thread, because what it uses is its own.
+        holds_a_lease: whether it may be ended in any thread, because what it uses is its own, and
+            before this thread takes another lease.
+        ends_in_any_thread: whether it may be ended in any thread, at any time.
     """
 
     is_entered = False
     holds_a_lease = False
+    ends_in_any_thread = False
     _left: _Left | None = None
 
     def __enter__(self) -> T_co:
@@ -233,9 +238,18 @@ def _end(left: _Left) -> None:
     except Exception:  # noqa: BLE001  # it is called where nobody can be told
         get_logger(__name__).exception("block_not_ended")
     finally:
+        # Another signal. None comes to a thread that is not the main one.
         if left.is_due and left.spare is not None:
-            # Another signal. None comes to a thread that is not the main one.
             start_new_thread(end_what_was_left, ())
+        elif left.is_due and left.block is not None and left.block.ends_in_any_thread:
+            start_new_thread(_end_again, (left,))
+
+
+def _end_again(left: _Left) -> None:
+    try:
+        left.end()
+    except Exception:  # noqa: BLE001  # it is called where nobody can be told
+        get_logger(__name__).exception("block_not_ended")
 
 
 _were_left: Final[deque[_Left]] = deque()

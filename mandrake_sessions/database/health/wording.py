@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mandrake_sessions.database.connection.backup import orphan
+from mandrake_sessions.database.connection.bad_ids import orphan
 
 LOW_DISK: Final = 64 * 1024 * 1024
 """Free bytes below which a check says so."""

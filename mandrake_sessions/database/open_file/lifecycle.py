@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import sys
 import threading
@@ -20,6 +21,7 @@ from mandrake_sessions.concurrency.callers import reentrant_error
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.inspection import Inspections
 from mandrake_sessions.database.connection.opening import open_connection
+from mandrake_sessions.database.connection.transaction import rollback
 from mandrake_sessions.database.files.paths import Identity, leads_elsewhere
 from mandrake_sessions.database.leasing.leased import Lane
 from mandrake_sessions.database.leasing.writer import WriteLane
@@ -120,7 +122,7 @@ class FileLifecycle(abc.ABC):
             check=self._check,
             check_write=self._check_write,
             on_unclean=self.retire,
-            on_fault=self.refusal.note,
+            on_fault=self._note_fault,
             on_commit=self._note_commit,
         )
         self._auxiliary: Lane | None = None
@@ -191,10 +193,17 @@ class FileLifecycle(abc.ABC):
             connection,
             check=self._check,
             on_unclean=self.retire,
-            on_fault=self.refusal.note,
+            on_fault=self._note_fault,
         )
 
     # -- checks -----------------------------------------------------------------------------
+
+    def _note_fault(self, error: DatabaseError) -> None:
+        """Take note of a fault that a lane has met."""
+        if error.result_code == apsw.SQLITE_IOERR_CORRUPTFS:
+            # Its connection cannot tell damage from it any more; another one looks.
+            self.witness.is_doubted = True
+        self.refusal.note(error)
 
     def _check(self, connection: Connection, operation: str) -> None:
         """Make sure, at every lease, that this is still our file, and open.
@@ -495,8 +504,10 @@ class FileLifecycle(abc.ABC):
                 # A signal's handler raised in an earlier call, when it had just been closed.
                 lane.is_closed = True
             except BaseException:
-                # Whoever closes the file instead needs the lease.
+                # Whoever closes the file instead needs the lease, and others the write lock.
                 if lane.queue.holder == get_ident():
+                    with contextlib.suppress(apsw.ConnectionClosedError):
+                        rollback(lane.connection)
                     lane.queue.release()
                 raise
         self._main.turnstile.close()

@@ -20,6 +20,7 @@ import apsw
 from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.fork import after_fork, current_pid
 from mandrake_sessions.concurrency.gate import Gate
+from mandrake_sessions.concurrency.resources import Resource
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.settings import restore_settings
@@ -45,7 +46,7 @@ _HEAL_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 
 
-class HealthMonitor:
+class HealthMonitor(Resource):
     """A thread that looks after the databases of a pool.
 
     It ends with the pool, and can be used as a context manager. A forked child has none.
@@ -65,6 +66,7 @@ class HealthMonitor:
         thorough_interval: float | None = None,
         on_report: OnReport | None = None,
     ) -> None:
+        super().__init__()
         if not arguments.is_one(pool, ConnectionPool):
             raise InvalidArgumentError("pool must be a ConnectionPool.")
         self._pool = pool
@@ -211,10 +213,10 @@ class HealthMonitor:
             return float("inf")
         return monotonic() + self._thorough_interval
 
-    def __enter__(self) -> Self:
+    def _on_enter(self) -> Self:
         return self.start()
 
-    def __exit__(self, *_: object) -> None:
+    def _on_left(self) -> None:
         self.stop()
 
 

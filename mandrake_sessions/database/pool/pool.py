@@ -17,7 +17,6 @@ from collections.abc import Hashable, Iterator
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Self
 
 import msgspec
 
@@ -27,6 +26,7 @@ from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.concurrency.fork import after_fork, close_inherited, close_later, keep_alive
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.concurrency.reentry import do_elsewhere, is_unforeseen, refuse_unforeseen
+from mandrake_sessions.concurrency.resources import Resource
 from mandrake_sessions.database.files.atomic import tidy
 from mandrake_sessions.database.files.paths import Identity, identify, real_path, unlinked_path
 from mandrake_sessions.database.health.levels import check_health
@@ -54,7 +54,7 @@ _FORGOTTEN = "count forgotten handles"
 _TIDY_SHARE = 100
 
 
-class ConnectionPool:
+class ConnectionPool(Resource):
     """Maps database files to their one read-write connection, and counts who uses it.
 
     Args:
@@ -64,6 +64,7 @@ class ConnectionPool:
     _only_reads = False
 
     def __init__(self, options: PoolOptions | None = None) -> None:
+        super().__init__()
         arguments.optional_instance("options", options, PoolOptions)
         self.options = options or PoolOptions()
         self._reading: _ReadingPool | None = None
@@ -549,10 +550,7 @@ class ConnectionPool:
         """Whether the pool takes no more work."""
         return self._files.is_closed
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def _on_left(self) -> None:
         self.close()
 
     # -- fork -------------------------------------------------------------------------------
