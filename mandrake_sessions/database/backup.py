@@ -17,6 +17,7 @@ from typing import Self
 
 import apsw
 
+from mandrake_sessions.database.bad_ids import mend_indexes, unexplained_orphans
 from mandrake_sessions.database.blocks import block, closing
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import pass_on_timeout, translate, translate_os
@@ -111,7 +112,7 @@ def back_up(
             with told:
                 _copy(source, partial, budget, progress)
         # After it: readers need the connection, and the checks may take longer than the copy.
-        _require_whole(partial, database, told.must_stop)
+        _require_whole(partial, database, told.must_stop, is_backup=True)
         sync_file(partial)
         put_in_place(partial, path, overwrite=overwrite)
     return path
@@ -124,7 +125,7 @@ def check_copy(source: Connection, budget: Budget) -> None:
     # Not under a name of its own: what a killed process leaves is then known as unfinished.
     with told, making(source.path) as partial:
         _copy(source, partial, budget, None)
-        _require_whole(partial, source.path, told.must_stop)
+        _require_whole(partial, source.path, told.must_stop, is_backup=False)
 
 
 class _Told:
@@ -164,13 +165,24 @@ class _Told:
             typed = translate_os(error, self._target)
             typed.__cause__ = error
             raise _failed(typed, self._target) from typed
-        typed = translate(error, self._target, _OPERATION)
+        raw = None if self.source is None else self.source.raw
+        typed = translate(error, self._target, _OPERATION, raw=raw)
         typed.__cause__ = error
         raise _failed(typed, self._database) from typed
 
 
-def _require_whole(partial: Path, database: Path, must_stop: Callable[[], bool]) -> None:
-    problems = verify(partial, must_stop)
+def _require_whole(
+    partial: Path, database: Path, must_stop: Callable[[], bool], *, is_backup: bool
+) -> None:
+    """Check a copy; of a backup, what a text that is not UTF-8 explains is no fault.
+
+    Raises:
+        BackupError: it is damaged, or has rows without their parents.
+    """
+    look = unexplained_problems_of if is_backup else problems_of
+    problems = verify(partial, must_stop, look)
+    if problems and is_backup and _is_mended(partial, database, must_stop, problems):
+        problems = verify(partial, must_stop, look)
     if problems:
         is_damaged = verify(partial, must_stop, damage_of)
         raise BackupError(
@@ -179,6 +191,27 @@ def _require_whole(partial: Path, database: Path, must_stop: Callable[[], bool])
             operation=_OPERATION,
             result_code=apsw.SQLITE_CORRUPT if is_damaged else apsw.SQLITE_CONSTRAINT_FOREIGNKEY,
         )
+
+
+def _is_mended(
+    partial: Path, database: Path, must_stop: Callable[[], bool], problems: list[str]
+) -> bool:
+    """Make indexes of a copy anew where a text that is not UTF-8 is all that is wrong in them."""
+    # Of a damaged one the error says what was found first.
+    with contextlib.suppress(apsw.CorruptError, apsw.ConstraintError), _writable(partial) as raw:
+        raw.set_progress_handler(must_stop, _CHECK_STEPS)
+        return mend_indexes(raw, problems, database)
+    return False
+
+
+@block
+def _writable(partial: Path) -> Iterator[apsw.Connection]:
+    """Open a copy that nobody has open, for writing."""
+    raw = apsw.Connection(
+        str(partial), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+    )
+    with closing(raw):
+        yield raw
 
 
 def _failed(cause: DatabaseError, path: Path) -> BackupError:
@@ -208,8 +241,20 @@ def problems_of(raw: apsw.Connection) -> list[str]:
     ]
 
 
+def unexplained_problems_of(raw: apsw.Connection) -> list[str]:
+    """Return what ``problems_of`` does, without the orphans that a damaged id explains."""
+    return damage_of(raw) or unexplained_orphans(
+        raw, raw.execute("PRAGMA foreign_key_check").fetchall()
+    )
+
+
 def damage_of(raw: apsw.Connection) -> list[str]:
-    """Return what SQLite's integrity check finds; raises what ``problems_of`` does."""
+    """Return what SQLite's integrity check finds; raises what ``problems_of`` does.
+
+    A value that a constraint does not allow is one bad value, and no damage.
+    """
+    # A connection that only reads does not look at them anyway: what it passes must be restored.
+    raw.execute("PRAGMA ignore_check_constraints = on").fetchall()
     found = [str(row[0]) for row in raw.execute("PRAGMA integrity_check").fetchall()]
     return [] if found == ["ok"] else found
 

@@ -260,6 +260,7 @@ def _open(
         if connection.has_moved() or identify(path) != identity:
             raise DatabaseMovedError(path=path, operation="open")
     except BaseException as error:
+        found = _opening_error(error, path, raw)
         with contextlib.suppress(apsw.Error):
             # A log that was there stays as it is; an empty one of ours goes away again.
             has_log = connection.has_moved() or connection.wal_backlog()[0] > 0
@@ -268,7 +269,6 @@ def _open(
             connection.close(abandon=True)
         if isinstance(error, StaleLogError) and not connection.had_index:
             drop_index(path, identity)
-        found = _opening_error(error, path)
         if isinstance(found, DatabaseError) and leads_elsewhere(path, identity):
             # What it found by its name was that of the file which came in its place.
             raise DatabaseMovedError(path=path, operation="open") from error
@@ -278,13 +278,15 @@ def _open(
     return connection
 
 
-def _opening_error(error: BaseException, path: Path) -> BaseException:
+def _opening_error(
+    error: BaseException, path: Path, raw: apsw.Connection | None = None
+) -> BaseException:
     """Return what a failed opening means; nothing is ever reset or repaired because of it."""
     if not isinstance(error, apsw.Error | OSError):
         return error
     if primary_code(error) == apsw.SQLITE_CANTOPEN and identify(path) is None:
         return DatabaseMissingError(path=path, operation="open", result_code=extended_code(error))
-    found = translate(error, path, "open")
+    found = translate(error, path, "open", raw=raw)
     if isinstance(found, StatementError):
         # Not a statement of anybody's: an unknown VFS, a file system without what WAL needs.
         return DatabaseOpenError(
@@ -311,7 +313,7 @@ def _configure(
     if not auxiliary or options.read_only:
         require_log(path, connection.execute, budget, options.vfs)
     # Reads the header: here a file that is no database is told from one that is.
-    is_ours = retry_busy(lambda: _is_ours(connection), budget, path, "open", "open")
+    is_ours = retry_busy(lambda: _is_ours(connection), budget, path, "open", "open", raw=raw)
     connection.require_in_place()
     # Before anything is set: another program's database must stay as it is. Asked twice, because
     # another process may be making ours this moment.
@@ -324,7 +326,7 @@ def _configure(
     # The busy handler is not asked while the journal mode changes (3 of 48 openings failed). A
     # backup that was never opened has another mode, in which it can be read.
     mode = options.read_only or retry_busy(
-        lambda: connection.value("PRAGMA journal_mode=wal"), budget, path, "open", "open"
+        lambda: connection.value("PRAGMA journal_mode=wal"), budget, path, "open", "open", raw=raw
     )
     if mode not in (True, "wal"):
         raise DatabaseOpenError(

@@ -147,7 +147,7 @@ class LentConnection:
         try:
             connection.execute("BEGIN")
         except apsw.Error as error:
-            raise translate(error, connection.path, self._operation) from error
+            raise translate(error, connection.path, self._operation, raw=connection.raw) from error
 
     def commit(self) -> None:
         """Commit the open transaction; raises what ``transaction.commit`` does."""
@@ -195,7 +195,7 @@ class LentConnection:
         if code == apsw.SQLITE_INTERRUPT:
             typed = self._stopped()
         else:
-            typed = translate(error, self.connection.path, self._operation)
+            typed = translate(error, self.connection.path, self._operation, raw=self.connection.raw)
         typed.__cause__ = error
         found = _DBAPI_ERRORS.get(code, Driver.OperationalError)(str(typed))
         found.__cause__ = typed

@@ -76,7 +76,7 @@ def alone(
     try:
         connection.deadline = budget.deadline
         raw.set_busy_handler(connection.on_busy)
-        retry_busy(lock, budget, path, operation, "open")
+        retry_busy(lock, budget, path, operation, "open", raw=raw)
         # Asked of the connection too: its file was found by name.
         if connection.has_moved() or identify(path) != identity:
             raise DatabaseMovedError(path=path, operation=operation)

@@ -10,6 +10,7 @@ from typing import Final
 
 import apsw
 
+from mandrake_sessions.database.unread import disk_refused
 from mandrake_sessions.errors import (
     ConstraintViolationError,
     CorruptDatabaseError,
@@ -46,7 +47,6 @@ _MEANINGS: dict[int, type[DatabaseError]] = {
 _SPECIAL_MEANINGS: dict[int, type[DatabaseError]] = {
     # Pages that should be there are past the end of the file.
     apsw.SQLITE_IOERR_SHORT_READ: CorruptDatabaseError,
-    apsw.SQLITE_IOERR_CORRUPTFS: CorruptDatabaseError,
     apsw.SQLITE_IOERR_NOMEM: NoMemoryError,
 }
 
@@ -69,12 +69,27 @@ def primary_code(error: Exception) -> int:
 
 
 def translate(
-    error: apsw.Error | OSError, path: Path, operation: str, attempts: int = 1
+    error: apsw.Error | OSError,
+    path: Path,
+    operation: str,
+    attempts: int = 1,
+    *,
+    raw: apsw.Connection | None = None,
 ) -> DatabaseError:
-    """Return the typed error for one that APSW or the system raised; raise it ``from`` that one."""
+    """Return the typed error for one that APSW or the system raised; raise it ``from`` that one.
+
+    Args:
+        error: that one.
+        path: of the database.
+        operation: what was being done.
+        attempts: how often it was tried.
+        raw: the connection that met it, if it can be asked for the cause.
+    """
     if isinstance(error, OSError):
         return translate_os(error, path)
     code = extended_code(error)
+    if code & 0xFF == apsw.SQLITE_CORRUPT and raw is not None and disk_refused(raw):
+        code = apsw.SQLITE_IOERR_CORRUPTFS
     if isinstance(error, apsw.ConstraintError):
         return ConstraintViolationError(
             # SQLite names columns here, never values.

@@ -42,7 +42,7 @@ def current(connection: Connection) -> str | None:
             return None
         return _stored_revision(connection)
     except apsw.Error as error:
-        raise translate(error, connection.path, _OPERATION) from error
+        raise translate(error, connection.path, _OPERATION, raw=connection.raw) from error
 
 
 def _stored_revision(connection: Connection) -> str | None:
@@ -64,7 +64,7 @@ def is_at_head(connection: Connection) -> bool:
         # No such table yet, or no more.
         return False
     except apsw.Error as error:
-        raise translate(error, connection.path, _OPERATION) from error
+        raise translate(error, connection.path, _OPERATION, raw=connection.raw) from error
 
 
 def bring_to_head(connection: Connection, budget: Budget) -> None:

@@ -48,7 +48,7 @@ def is_fresh(connection: Connection) -> bool:
     try:
         return bool(connection.value(_IS_FRESH))
     except apsw.Error as error:
-        raise translate(error, connection.path, _OPERATION) from error
+        raise translate(error, connection.path, _OPERATION, raw=connection.raw) from error
 
 
 def install(connection: Connection, budget: Budget) -> None:
@@ -72,7 +72,7 @@ def install(connection: Connection, budget: Budget) -> None:
         _fill(connection.execute, connection.path)
         commit(connection, _OPERATION)
     except apsw.Error as error:
-        raise translate(error, connection.path, _OPERATION) from error
+        raise translate(error, connection.path, _OPERATION, raw=connection.raw) from error
     finally:
         rollback(connection)
 
@@ -97,7 +97,7 @@ def settle(connection: Connection, budget: Budget) -> None:
         except apsw.BusyError:
             pass
         except apsw.Error as error:
-            raise translate(error, connection.path, _OPERATION) from error
+            raise translate(error, connection.path, _OPERATION, raw=connection.raw) from error
         if not pause(deadline, pace(since)):
             return
 

@@ -118,7 +118,7 @@ class FileLifecycle(abc.ABC):
             check=self._check,
             check_write=self._check_write,
             on_unclean=self.retire,
-            on_fault=self.refusal.note,
+            on_fault=self._note_fault,
             on_commit=self._note_commit,
         )
         self._auxiliary: Lane | None = None
@@ -189,10 +189,17 @@ class FileLifecycle(abc.ABC):
             connection,
             check=self._check,
             on_unclean=self.retire,
-            on_fault=self.refusal.note,
+            on_fault=self._note_fault,
         )
 
     # -- checks -----------------------------------------------------------------------------
+
+    def _note_fault(self, error: DatabaseError) -> None:
+        """Take note of a fault that a lane has met."""
+        if error.result_code == apsw.SQLITE_IOERR_CORRUPTFS:
+            # Its connection cannot tell damage from it any more; another one looks.
+            self.witness.is_doubted = True
+        self.refusal.note(error)
 
     def _check(self, connection: Connection, operation: str) -> None:
         """Make sure, at every lease, that this is still our file, and open.

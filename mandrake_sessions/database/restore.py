@@ -15,7 +15,8 @@ from typing import Final
 import apsw
 
 from mandrake_sessions.database import owner
-from mandrake_sessions.database.backup import problems_of
+from mandrake_sessions.database.backup import unexplained_problems_of
+from mandrake_sessions.database.bad_ids import mend_indexes
 from mandrake_sessions.database.blocks import block, closing
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.creation import alone_in, clear_name, make_folder
@@ -155,7 +156,9 @@ def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
             raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
             _require_log(raw, partial, source)
             _require_ours(raw, source)
-            problems = problems_of(raw)
+            problems = unexplained_problems_of(raw)
+            if problems and _is_mended(raw, source, problems):
+                problems = unexplained_problems_of(raw)
             if problems:
                 raise RestoreError(
                     f"The backup is damaged: {'; '.join(problems[:3])}.",
@@ -178,6 +181,13 @@ def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
                 result_code=found.result_code,
             ) from error
         raise found from error
+
+
+def _is_mended(raw: apsw.Connection, source: Path, problems: list[str]) -> bool:
+    """Make indexes of the copy anew, as a backup does; two rows may have the same id by now."""
+    with contextlib.suppress(apsw.ConstraintError):
+        return mend_indexes(raw, problems, source)
+    return False
 
 
 def _require_log(raw: apsw.Connection, partial: Path, source: Path) -> None:
@@ -261,7 +271,7 @@ def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
         try:
             merge_log(connection.raw)
         except apsw.Error as error:
-            raise translate(error, path, _OPERATION) from error
+            raise translate(error, path, _OPERATION, raw=connection.raw) from error
         if not _is_sound(connection):
             _keep(path)
         for suffix in (*_LOGS, "-shm"):
@@ -276,7 +286,7 @@ def _require_own_log(path: Path, connection: Connection) -> None:
     except StaleLogError as error:
         raise CorruptDatabaseError(error.message, path=path, operation=_OPERATION) from error
     except apsw.Error as error:
-        raise translate(error, path, _OPERATION) from error
+        raise translate(error, path, _OPERATION, raw=connection.raw) from error
 
 
 def _is_sound(connection: Connection) -> bool:
@@ -297,7 +307,7 @@ def _is_sound(connection: Connection) -> bool:
         if primary_code(error) == apsw.SQLITE_ERROR:
             # A table is missing.
             return False
-        raise translate(error, connection.path, _OPERATION) from error
+        raise translate(error, connection.path, _OPERATION, raw=connection.raw) from error
     except (UnrecognizedDatabaseError, SchemaTooNewError):
         return False
     return True

@@ -69,6 +69,7 @@ class ReadTransaction:
                     self._connection.path,
                     self.operation,
                     "body",
+                    raw=self._connection.raw,
                 )
             raise self._failed(error) from error
         except UnicodeDecodeError:
@@ -130,7 +131,7 @@ class ReadTransaction:
     def _failed(self, error: apsw.Error) -> DatabaseError:
         if primary_code(error) == apsw.SQLITE_INTERRUPT:
             return self._stopped()
-        return translate(error, self._connection.path, self.operation)
+        return translate(error, self._connection.path, self.operation, raw=self._connection.raw)
 
 
 class WriteTransaction(ReadTransaction):
@@ -263,7 +264,7 @@ def begin_immediate(
                 return
         except apsw.Error as error:
             rollback(connection)
-            raise translate(error, connection.path, operation) from error
+            raise translate(error, connection.path, operation, raw=connection.raw) from error
         rollback(connection)
 
 
@@ -300,6 +301,7 @@ def begin_unmarked(
                 connection.path,
                 operation,
                 "begin",
+                raw=connection.raw,
             )
     except apsw.Error as error:
         attempts = connection.busy_waits - looks + 1
@@ -316,7 +318,7 @@ def _failed_begin(
 ) -> DatabaseError:
     # The deadline can also pass while a statement itself runs, and interrupts it.
     if primary_code(error) not in (apsw.SQLITE_BUSY, apsw.SQLITE_INTERRUPT):
-        return translate(error, connection.path, operation)
+        return translate(error, connection.path, operation, raw=connection.raw)
     if connection.is_cancelled:
         return PoolClosedError(path=connection.path, operation=operation)
     return budget.exceeded(
@@ -386,7 +388,7 @@ def _failed_commit(
         return full
     if code in (apsw.SQLITE_CONSTRAINT, apsw.SQLITE_BUSY) and was_open:
         # Refused before anything was written: a deferred constraint, or a reader in the way.
-        return translate(error, connection.path, operation)
+        return translate(error, connection.path, operation, raw=connection.raw)
     return CommitOutcomeUnknownError(
         path=connection.path, operation=operation, result_code=extended_code(error)
     )

@@ -125,12 +125,28 @@ def pause(deadline: float, seconds: float) -> bool:
     return True
 
 
-def retry_busy(work: Callable[[], T], budget: Budget, path: Path, operation: str, phase: str) -> T:
+def retry_busy(
+    work: Callable[[], T],
+    budget: Budget,
+    path: Path,
+    operation: str,
+    phase: str,
+    *,
+    raw: apsw.Connection | None = None,
+) -> T:
     """Call ``work`` until it meets no BUSY, at most until the budget's deadline.
 
     Only for what has changed nothing and yielded nothing when it fails: opening a file, switching
     it to WAL, BEGIN IMMEDIATE, the first statement of a read. After BEGIN IMMEDIATE no statement
     can be BUSY, so nothing in the body of a write is ever tried again.
+
+    Args:
+        work: what is tried.
+        budget: of the call.
+        path: of the database.
+        operation: for errors.
+        phase: of the budget that the wait counts for.
+        raw: the connection that it uses, if it has one.
 
     Raises:
         DatabaseBusyError: it was still busy at the deadline.
@@ -143,7 +159,7 @@ def retry_busy(work: Callable[[], T], budget: Budget, path: Path, operation: str
             return work()
         except apsw.Error as error:
             if primary_code(error) != apsw.SQLITE_BUSY:
-                raise translate(error, path, operation, attempts) from error
+                raise translate(error, path, operation, attempts, raw=raw) from error
             if not pause(budget.deadline, pace(since)):
                 raise budget.exceeded(
                     phase, path, operation, code=extended_code(error), attempts=attempts

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import apsw
 import pytest
@@ -387,10 +388,10 @@ def test_readers_do_not_wait_for_the_checks(
     checking, may_end = threading.Event(), threading.Event()
     check = module.verify
 
-    def slow(path: Path, stop: Callable[[], bool] | None = None) -> list[str]:
+    def slow(*given: Any) -> list[str]:
         checking.set()
         until_set(may_end)
-        return check(path, stop)
+        return check(*given)
 
     monkeypatch.setattr(module, "verify", slow)
     with handle_of(tmp_path / "db.sqlite", make_pool()) as handle:
@@ -412,7 +413,7 @@ def test_the_checks_are_ended(
 ) -> None:
     checking = threading.Event()
 
-    def endless(path: Path, stop: Callable[[], bool]) -> list[str]:
+    def endless(_path: Path, stop: Callable[[], bool], *_: object) -> list[str]:
         raw = apsw.Connection(":memory:")
         raw.set_progress_handler(stop, 1000)
         checking.set()

@@ -12,9 +12,13 @@ import apsw
 import pytest
 
 from mandrake_sessions import (
+    BackupError,
     CommitOutcomeUnknownError,
     ConnectionPool,
+    DatabaseIOError,
     DatabaseOptions,
+    HealthLevel,
+    HealthStatus,
     InvalidArgumentError,
     PoolOptions,
     SessionManager,
@@ -119,6 +123,38 @@ def test_the_library_answers_with_the_error_of_the_code(faulty, path, code, erro
         ):
             sessions.create_session()
         assert sessions.create_session().id
+
+
+READING = {
+    "list": lambda sessions, _: sessions.list_sessions(),
+    "write": lambda sessions, _: sessions.create_session("new"),
+    "backup": lambda sessions, copy: sessions.backup(copy),
+    "thorough": lambda sessions, _: sessions.health(HealthLevel.THOROUGH),
+    "full": lambda sessions, _: sessions.health(HealthLevel.FULL),
+}
+
+
+@pytest.mark.parametrize("nth", [1, 3, 9])
+@pytest.mark.parametrize("name", READING)
+def test_a_page_that_the_disk_does_not_give_is_an_error_of_that_call(
+    faulty, path, tmp_path, name, nth
+):
+    """It is no damage: SQLite calls it EIO, ``SQLITE_IOERR_CORRUPTFS``, and the next call reads."""
+    with SessionManager(path) as sessions:
+        for _ in range(50):
+            sessions.create_session("title" * 50, "description" * 50)
+    options = PoolOptions(database=DatabaseOptions(vfs=faulty.name), linger=0)
+    fault = Fault("read", nth, kind="db", sticking=True, code=apsw.SQLITE_IOERR_CORRUPTFS)
+    with ConnectionPool(options) as pool, SessionManager(path, pool=pool) as sessions:
+        with (
+            faulty.injecting(fault) as injection,
+            contextlib.suppress(DatabaseIOError, BackupError),
+        ):
+            READING[name](sessions, tmp_path / "first")
+        assert injection.struck or name in ("list", "write")
+        READING[name](sessions, tmp_path / "second")
+        assert sessions.create_session().id
+        assert sessions.health(HealthLevel.THOROUGH).status is HealthStatus.OK
 
 
 @pytest.mark.parametrize(("written", "size"), [(0.0, 0), (0.5, 16), (1.0, 32)])

@@ -127,13 +127,11 @@ def is_typed(error):
     return all(isinstance(each, MandrakeSessionsError) for each in leaves(error))
 
 FALSE = (DatabaseMovedError, DatabaseMissingError, LostLogError, StaleLogError, SchemaTooNewError,
-    NotADatabaseError, UnrecognizedDatabaseError)
+    NotADatabaseError, UnrecognizedDatabaseError, CorruptDatabaseError)
 
 # Typed, and not saying what is false of a file that is where and what it was.
-def is_right(error, code):
-    # Where the system cannot read a page, SQLite says that the file is damaged.
-    false = FALSE if code == 5 else (*FALSE, CorruptDatabaseError)
-    return is_typed(error) and not any(isinstance(each, false) for each in leaves(error))
+def is_right(error):
+    return is_typed(error) and not any(isinstance(each, FALSE) for each in leaves(error))
 
 def stored(path):
     with new_pool() as pool, SessionManager(path, pool=pool) as sessions:
@@ -165,7 +163,7 @@ def attempt(name, number, after, code, for_good):
         call(stage)
     except BaseException as error:
         is_sure = not any(isinstance(e, CommitOutcomeUnknownError) for e in leaves(error))
-        trouble = None if is_right(error, code) else traceback.format_exc()
+        trouble = None if is_right(error) else traceback.format_exc()
     else:
         trouble = None
     failed = shim.shim_disarm()
@@ -173,7 +171,7 @@ def attempt(name, number, after, code, for_good):
         try:
             close()
         except BaseException as error:
-            if not is_right(error, code):
+            if not is_right(error):
                 trouble = trouble or traceback.format_exc()
     for look, sure, tried, where in (
         (stored, stage.acknowledged, stage.tried, stage.path),
@@ -279,3 +277,69 @@ def test_a_failing_system_call_is_a_typed_error_and_loses_nothing(child, campaig
     ]
     assert not named, f"{len(named)} of {made} attempts:\n" + "\n".join(named[:4])
     assert made or campaign.name == "brief"
+
+
+REREADING = r"""
+import ctypes, os, shutil
+from pathlib import Path
+import structlog
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(open(os.devnull, "w")))
+from mandrake_sessions import *
+
+shim = ctypes.PyDLL(sys.argv[1])
+shim.shim_disarm.restype = ctypes.c_char_p
+root = Path(sys.argv[2])
+EIO = 5
+shim.shim_disarm()
+with ConnectionPool() as pool, SessionManager(root / "ready.sqlite", pool=pool) as sessions:
+    ids = [sessions.create_session("title" * 50, "description" * 100).id for _ in range(100)]
+
+def named(call):
+    try:
+        call()
+    except BaseException as error:
+        return type(error).__name__
+    return "done"
+
+def attempt(number, after, log, damage):
+    path = root / f"{number}.sqlite"
+    shutil.copy(root / "ready.sqlite", path)
+    if damage:
+        with open(path, "r+b") as file:
+            # The last pages are those of sessions and of nothing that opening reads.
+            file.seek(-5 * 4096, 2)
+            file.write(b"x" * 5 * 4096)
+    with ConnectionPool() as pool, SessionManager(path, pool=pool) as sessions:
+        if log:
+            for _ in range(20):
+                sessions.create_session("title" * 50, "description" * 100)
+        # What the connection reads that writes as well.
+        short = lambda: [sessions.get_session(id) for id in ids]
+        call = short if damage else sessions.list_sessions
+        shim.shim_arm(after, EIO, 0)
+        first = named(call)
+        failed = (shim.shim_disarm() or b"").decode()
+        said = [first, failed, named(call), named(sessions.create_session)]
+        return [*said, named(sessions.create_session)]
+
+for number, (log, damage) in enumerate([(0, 0), (1, 0), (0, 1)]):
+    tell([attempt(100 * number + after, after, log, damage) for after in range(60)])
+"""
+
+
+def test_the_next_call_reads_a_page_that_the_disk_did_not_give(tmp_path, start_child):
+    """Real EIO: SQLite calls it corruption, and only its open file knows the cause."""
+    shim, root = build(tmp_path), tmp_path / "root"
+    root.mkdir()
+    child = start_child(REREADING, shim, root, LD_PRELOAD=str(shim), SHIM_ROOT=f"{root}/")
+    for _ in ("in the file", "in its log"):
+        outcomes = child.hear()
+        assert {first for first, *_ in outcomes} <= {"done", "DatabaseIOError", "TooManyFilesError"}
+        refused = [it for it in outcomes if it[0] == "DatabaseIOError" and "pread" in it[1]]
+        assert refused
+        assert {tuple(rest) for _, _, *rest in outcomes} == {("done", "done", "done")}
+    # And yet damage is found: not by that connection, by a look at all pages.
+    outcomes = [it for it in child.hear() if it[0] == "DatabaseIOError" and "pread" in it[1]]
+    assert outcomes
+    for _first, _failed, _again, *writes in outcomes:
+        assert writes == ["CorruptDatabaseError", "CorruptDatabaseError"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import sqlalchemy
 from structlog.testing import capture_logs
 
 from mandrake_sessions import (
+    BackupError,
     ConnectionPool,
     DatabaseError,
     HealthLevel,
@@ -47,6 +49,8 @@ TEXT_COLUMNS = [
 KEYS = {"turn_chunks": "turn_id || seq", "meta": "key"}
 """What names a row of a table without a rowid."""
 NUMBERS = ("limit", "offset")
+INDEX = "ix_sessions_updated_at_id"
+FAILED = HealthStatus.FAILED
 
 
 @pytest.fixture(autouse=True)
@@ -361,6 +365,89 @@ def test_a_backup_of_it_can_be_made_and_read(
         before = sessions.list_sessions()
     with SessionManager(tmp_path / "copy.sqlite", pool=pool) as sessions:
         assert sessions.list_sessions() == before
+
+
+@pytest.mark.parametrize(("table", "column"), TEXT_COLUMNS)
+def test_whichever_text_is_damaged_backups_go_on(
+    damaged: Callable[..., Path], pool: ConnectionPool, tmp_path: Path, table: str, column: str
+) -> None:
+    path = damaged(table, column)
+    copy, restored = tmp_path / "copy.sqlite", tmp_path / "restored.sqlite"
+    if table == "alembic_version":
+        pytest.skip("A revision that is damaged is an unknown one.")
+    with SessionManager(path, pool=pool) as sessions:
+        before = sessions.list_sessions()
+        sessions.backup(copy)
+    pool.restore(copy, restored)
+    pool.restore(path, tmp_path / "of a file.sqlite")
+    with SessionManager(restored, pool=pool) as sessions:
+        assert sessions.list_sessions() == before
+        assert [error for error in use_everything(sessions) if error] == []
+    assert not [check for check in diagnose(path, full=True).checks if check.status is FAILED]
+
+
+def places_of(data: bytes, text: bytes) -> list[int]:
+    """Return where the last byte of each occurrence of a text stands, in rows and in indexes."""
+    return [found.end() - 1 for found in re.finditer(re.escape(text), data)]
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_a_byte_of_an_id_in_a_row_or_in_an_index_costs_no_backup(
+    pool: ConnectionPool, tmp_path: Path, which: int
+) -> None:
+    path, copy = tmp_path / "db.sqlite", tmp_path / "copy.sqlite"
+    with SessionManager(path, pool=pool) as sessions:
+        for name in ("the-first", "the-other", "the-third"):
+            sessions.create_session("title", id=name)
+            sessions.record_round(name, "question", [NewTurn(content="answer")])
+    data = bytearray(path.read_bytes())
+    data[places_of(data, b"the-other")[which]] = 0xC3
+    path.write_bytes(data)
+
+    with capture_logs() as events, SessionManager(path, pool=pool) as sessions:
+        sessions.backup(copy)
+    assert "copy_reindexed" in [event["event"] for event in events]
+    with SessionManager(copy, pool=pool) as sessions:
+        assert len(sessions.list_sessions()) == 3
+        assert [error for error in use_everything(sessions) if error] == []
+    # The file itself is not mended, and what looks at it says so.
+    assert [check.name for check in diagnose(path, full=True).checks if check.status is FAILED]
+    pool.restore(path, tmp_path / "restored.sqlite")
+
+
+def test_a_row_without_its_parent_still_gives_no_backup(
+    damaged: Callable[..., Path], pool: ConnectionPool, tmp_path: Path
+) -> None:
+    """One damaged id explains the loss of one parent, and not of two."""
+    path = damaged("sessions", "id")
+    raw = apsw.Connection(str(path))
+    raw.execute("PRAGMA foreign_keys = off; DELETE FROM sessions WHERE rowid = 1")
+    raw.close()
+    with SessionManager(path, pool=pool) as sessions, pytest.raises(BackupError, match="refers"):
+        sessions.backup(tmp_path / "copy.sqlite")
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_an_index_that_lacks_rows_for_another_reason_still_gives_no_backup(
+    damaged: Callable[..., Path], pool: ConnectionPool, tmp_path: Path, bad: bool
+) -> None:
+    path = damaged("sessions", "id" if bad else "title")
+    raw = apsw.Connection(str(path))
+    raw.execute("PRAGMA writable_schema = on")
+    raw.execute("UPDATE sqlite_schema SET sql = sql || ' WHERE 0' WHERE name = ?", (INDEX,))
+    raw.close()
+    raw = apsw.Connection(str(path))
+    raw.execute(
+        "INSERT INTO sessions SELECT 'lost', title, description, metadata, 0, 0, 0, 0"
+        " FROM sessions LIMIT 1"
+    )
+    raw.execute("PRAGMA writable_schema = on")
+    raw.execute(
+        "UPDATE sqlite_schema SET sql = replace(sql, ' WHERE 0', '') WHERE name = ?", (INDEX,)
+    )
+    raw.close()
+    with SessionManager(path, pool=pool) as sessions, pytest.raises(BackupError, match=INDEX):
+        sessions.backup(tmp_path / "copy.sqlite")
 
 
 def test_a_revision_that_is_damaged_is_an_unknown_one(

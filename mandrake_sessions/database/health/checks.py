@@ -111,8 +111,16 @@ def found_error(name: str, status: HealthStatus, error: DatabaseError) -> Health
     return HealthCheck(name, status, detail, next(causes, _ADVICE[name]))
 
 
-def guarded(name: str, look: Callable[[], HealthCheck], path: Path) -> HealthCheck:
+def guarded(
+    name: str, look: Callable[[], HealthCheck], path: Path, raw: apsw.Connection | None = None
+) -> HealthCheck:
     """Make one check; what it raises is its outcome.
+
+    Args:
+        name: of the check.
+        look: makes it.
+        path: of the database.
+        raw: the connection that it asks, if it asks one.
 
     Raises:
         PoolClosedError: the file is being closed, or is parked: there is nothing to look at.
@@ -122,7 +130,7 @@ def guarded(name: str, look: Callable[[], HealthCheck], path: Path) -> HealthChe
     except apsw.InterruptError:
         return found(name, DEGRADED, "not finished in time")
     except apsw.Error as error:
-        return failed(name, translate(error, path, "health"))
+        return failed(name, translate(error, path, "health", raw=raw))
     except DatabaseError as error:
         return failed(name, error)
     except OSError as error:

@@ -15,7 +15,8 @@ from typing import Any, Final
 import apsw
 
 from mandrake_sessions.database import owner
-from mandrake_sessions.database.backup import problems_of
+from mandrake_sessions.database.backup import damage_of
+from mandrake_sessions.database.bad_ids import is_text
 from mandrake_sessions.database.blocks import block, closing
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.head import STORED_REVISIONS, is_known, revision_of
@@ -187,7 +188,7 @@ class Contents:
 
     def _problems(self, raw: apsw.Connection) -> list[str]:
         if self._full:
-            return problems_of(raw)
+            return damage_of(raw)
         problems = [str(row[0]) for row in raw.execute("PRAGMA quick_check").fetchall()]
         return [] if problems == ["ok"] else problems
 
@@ -255,11 +256,4 @@ class Contents:
 def _damaged_texts(raw: apsw.Connection, table: str, columns: tuple[Column, ...]) -> int:
     texts = [f'CAST("{c.name}" AS BLOB)' for c in columns if c.kind == "TEXT"]
     rows = raw.execute(f"SELECT {', '.join(texts)} FROM {table}")
-    return sum(not all(_is_text(cell) for cell in row) for row in rows)
-
-
-def _is_text(cell: object) -> bool:
-    try:
-        return not isinstance(cell, bytes) or cell.decode() is not None
-    except UnicodeDecodeError:
-        return False
+    return sum(not all(is_text(cell) for cell in row) for row in rows)

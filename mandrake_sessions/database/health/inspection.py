@@ -20,6 +20,7 @@ from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.faults import translate
 from mandrake_sessions.database.gate import Gate
 from mandrake_sessions.database.paths import Identity, identify
+from mandrake_sessions.database.unread import disk_refused
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseMovedError, MandrakeSessionsError
 from mandrake_sessions.options import DatabaseOptions
@@ -89,6 +90,10 @@ class Inspections:
             if connection is not None and connection.is_cancelled:
                 raise closed_error() from error
             raise budget.exceeded("body", self._path, "health") from error
+        except apsw.CorruptError as error:
+            if connection is not None and disk_refused(connection.raw):
+                raise translate(error, self._path, "health", raw=connection.raw) from error
+            raise
         finally:
             try:
                 self._let_go(connection)

@@ -146,14 +146,18 @@ def _quick(file: DatabaseFile) -> list[HealthCheck]:
         if not file.has_auxiliary:
             made += _read(file, lent)
         made.append(_settings(file, lent, auxiliary=False))
-        made.append(guarded("writing", partial(checks.check_writing, lent, file), file.path))
+        made.append(
+            guarded("writing", partial(checks.check_writing, lent, file), file.path, lent.raw)
+        )
     return made
 
 
 def _read(file: DatabaseFile, connection: Connection) -> list[HealthCheck]:
     file.require_ours(connection, "health")
     connection.deadline = Budget(PATIENCE).deadline
-    header = guarded("header", partial(checks.check_header, connection, file.stamp), file.path)
+    header = guarded(
+        "header", partial(checks.check_header, connection, file.stamp), file.path, connection.raw
+    )
     if header.status is HealthStatus.FAILED:
         # What it says of the size, and what the cache says of the schema, means nothing.
         return [header]
@@ -161,13 +165,14 @@ def _read(file: DatabaseFile, connection: Connection) -> list[HealthCheck]:
         "size": partial(checks.check_size, connection),
         "schema": partial(checks.check_schema, connection),
     }
-    return [header, *(guarded(name, look, file.path) for name, look in looks.items())]
+    made = (guarded(name, look, file.path, connection.raw) for name, look in looks.items())
+    return [header, *made]
 
 
 def _settings(file: DatabaseFile, connection: Connection, *, auxiliary: bool) -> HealthCheck:
     name = "settings_auxiliary" if auxiliary else "settings"
     look = partial(checks.check_settings, connection, file, auxiliary=auxiliary)
-    return guarded(name, look, file.path)
+    return guarded(name, look, file.path, connection.raw)
 
 
 @contextlib.contextmanager
@@ -193,7 +198,7 @@ def _thorough(file: DatabaseFile, budget: Budget, stop: Gate | None) -> list[Hea
             "pages": checks.check_pages,
             "references": checks.check_references,
         }.items():
-            made.append(guarded(name, partial(look, connection), file.path))
+            made.append(guarded(name, partial(look, connection), file.path, connection.raw))
     return made
 
 
