@@ -38,8 +38,9 @@ _SETTLING: Final = 8
 be seen, and times that a file system keeps are coarse."""
 
 
-_FORK_PATIENCE: Final = 0.1
-"""Seconds that a fork waits for the look under way: its file would be in use in the child."""
+_FORK_PATIENCE: Final = 1.0
+"""Seconds that a fork waits for the look under way: its file would be in use in the child. A look
+takes a millisecond, and on a machine under load some tenths of a second."""
 
 
 class Lookout:

@@ -544,53 +544,68 @@ def test_a_log_that_does_not_fit_into_the_new_file_stops_it(
 
 # -- a kill at every step -------------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys
+LIVES = """
+import os, signal
 import apsw
 from mandrake_sessions import ConnectionPool, PoolOptions
-backup, path, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
-steps = 0
 CALLS = {"os.rename", "os.remove", "os.link", "os.mkdir", "os.truncate", "open"}
 
-def step(*_):
-    global steps
-    steps += 1
-    if steps == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return True
+def restore(backup, path, last):
+    steps = 0
 
-def hear(event, arguments):
-    if event in CALLS and "db.sqlite" in str(arguments[0]):
-        step()
+    def step(*_):
+        nonlocal steps
+        steps += 1
+        if steps == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return True
 
-def attach(connection):
-    connection.exec_trace = step
+    def look(event, arguments):
+        if event in CALLS and "db.sqlite" in str(arguments[0]):
+            step()
 
-with ConnectionPool(PoolOptions(linger=0)) as pool:
-    apsw.connection_hooks.append(attach)
-    sys.addaudithook(hear)
-    pool.restore(backup, path, overwrite=True)
-    print(steps, flush=True)
-    last = 0
+    def attach(connection):
+        connection.exec_trace = step
+
+    with ConnectionPool(PoolOptions(linger=0)) as pool:
+        apsw.connection_hooks.append(attach)
+        sys.addaudithook(look)
+        pool.restore(backup, path, overwrite=True)
+        tell(steps)
+        last = 0
+
+# Nothing is open here, so each life is as one of a new interpreter, which would take far longer.
+while True:
+    order = hear()
+    pid = os.fork()
+    if not pid:
+        restore(*order)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL:
+        tell(0)
 """
 
 
-def restore_and_die(copy: Path, path: Path, step: int) -> int:
-    """Restore in a process that is killed at a step; return how many it has made."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(copy), str(path), str(step)],
-        env=os.environ | {"PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode in (0, -9), done.stderr
-    return int(done.stdout) if done.returncode == 0 else 0
+@pytest.fixture(scope="module")
+def restore_and_die(start_child_of_module: Callable[..., Any]) -> Callable[[Path, Path, int], int]:
+    """Restores in a process that is killed at a step; tells how many it has made, 0 if killed."""
+    server = start_child_of_module(LIVES)
+
+    def restore(copy: Path, path: Path, step: int) -> int:
+        server.tell([str(copy), str(path), step])
+        steps = server.hear()
+        assert isinstance(steps, int)
+        return steps
+
+    return restore
 
 
 def test_a_kill_at_any_step_leaves_the_old_or_the_new(
-    pool: ConnectionPool, copy: Path, tmp_path: Path, campaign: Any
+    pool: ConnectionPool,
+    copy: Path,
+    tmp_path: Path,
+    campaign: Any,
+    restore_and_die: Callable[..., int],
 ) -> None:
     crashed = tmp_path / "crashed"
     crashed.mkdir()
@@ -625,7 +640,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(
 
 
 def test_a_kill_beside_a_damaged_log_hides_nothing(
-    pool: ConnectionPool, copy: Path, tmp_path: Path
+    pool: ConnectionPool, copy: Path, tmp_path: Path, restore_and_die: Callable[..., int]
 ) -> None:
     """Between the renaming of the log and that of the file, the file by itself is an older one."""
     crashed = tmp_path / "crashed"
@@ -660,7 +675,13 @@ def test_a_kill_beside_a_damaged_log_hides_nothing(
 
 @pytest.mark.parametrize("where", [slice(0, 100), slice(4096, None), slice(100, 200)])
 def test_a_kill_beside_a_damaged_file_leaves_it_what_it_was(
-    pool: ConnectionPool, copy: Path, tmp_path: Path, campaign: Any, where: slice
+    pool: ConnectionPool,
+    copy: Path,
+    tmp_path: Path,
+    campaign: Any,
+    restore_and_die: Callable[..., int],
+    *,
+    where: slice,
 ) -> None:
     """The second name that keeps it is no reason to say anything else of it than before."""
     crashed = tmp_path / "crashed"

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from waiting_kit import PATIENCE
 
 import mandrake_sessions
 from mandrake_sessions import (
@@ -41,8 +42,8 @@ def get(mandrake: MandrakeManager, id: str) -> None:
     work.close()
 
 
-def new_pool() -> ConnectionPool:
-    options = DatabaseOptions(busy_timeout=0.3)
+def new_pool(busy_timeout: float = PATIENCE) -> ConnectionPool:
+    options = DatabaseOptions(busy_timeout=busy_timeout)
     return ConnectionPool(PoolOptions(linger=0.0, max_idle=0, database=options))
 
 
@@ -107,7 +108,7 @@ def test_a_folder_that_is_swapped_between_two_steps_harms_no_other(
         before = contents(victim)
 
         swap = Swap(at, here / place, victim / ".ws" if place.endswith(".ws") else victim)
-        with new_pool() as pool, MandrakeManager(here / "root", pool=pool) as mandrake:
+        with new_pool(0.3) as pool, MandrakeManager(here / "root", pool=pool) as mandrake:
             swap.call(lambda mandrake=mandrake, id=made.id: work(mandrake, id))
 
         after = contents(victim)

@@ -240,6 +240,7 @@ from mandrake_sessions.live import patrol
 # It looks, and reads, without a pause.
 patrol.INTERVAL = 0.0
 patrol._SETTLING = 10**9
+patrol._FORK_PATIENCE = 60.0
 sessions = SessionManager(sys.argv[1], create=False).init()
 found = set()
 for _ in range(60):
