@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.blocks import Resource
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.paths import at_home, identify, real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
@@ -56,7 +57,7 @@ def default_root() -> Path:
         raise DatabasePathError(f"{error.message} {ROOT_VARIABLE} names another root.") from error
 
 
-class MandrakeManager:
+class MandrakeManager(Resource):
     """The system: its own conversations, and the registry of workspaces.
 
     Args:
@@ -81,6 +82,7 @@ class MandrakeManager:
         read_only: bool = False,
         logger: HostLogger | None = None,
     ) -> None:
+        super().__init__()
         self.root = directory(default_root() if root is None else root)
         self._pool = pool
         self._options = options
@@ -124,10 +126,10 @@ class MandrakeManager:
         if failures:
             raise ExceptionGroup("closing the managers failed", failures)
 
-    def __enter__(self) -> Self:
+    def _on_enter(self) -> Self:
         return self.init()
 
-    def __exit__(self, *_: object) -> None:
+    def _on_left(self) -> None:
         self.close()
 
     # -- workspaces -------------------------------------------------------------------------

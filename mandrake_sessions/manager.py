@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Self, TypeVar
 from msgspec.structs import replace
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import block
+from mandrake_sessions.database.blocks import Resource, block
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health.report import HealthLevel, HealthReport
 from mandrake_sessions.database.paths import absolute_path, real_path
@@ -26,6 +27,7 @@ from mandrake_sessions.errors import (
     NotInitializedError,
     ReadOnlyDatabaseError,
 )
+from mandrake_sessions.live.follower import Follower
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.subscription import (
     Subscription,
@@ -80,7 +82,7 @@ HISTORY_PAGE = 100
 """Rounds that ``iter_session_history`` reads under one lease."""
 
 
-class SessionManager:
+class SessionManager(Resource):
     """The conversations in one database file.
 
     Making one opens nothing. ``init()`` and ``close()`` do, or a ``with`` block. It may be used
@@ -112,6 +114,7 @@ class SessionManager:
         read_only: bool = False,
         logger: HostLogger | None = None,
     ) -> None:
+        super().__init__()
         self._path = absolute_path(arguments.path("path", path))
         arguments.optional_instance("pool", pool, ConnectionPool)
         arguments.optional_instance("options", options, DatabaseOptions)
@@ -217,7 +220,8 @@ class SessionManager:
             if hub is not None:
                 hub.leave(self)
         finally:
-            handle.__exit__(None, None, None)
+            with contextlib.suppress(HandleReleasedError):
+                handle.release()
             self._tell("sessions_closed")
 
     def delete(self, *, timeout: float | None = None) -> None:
@@ -303,10 +307,10 @@ class SessionManager:
         if self._logger is not None:
             tell_host(self._logger, event, path=str(self._path))
 
-    def __enter__(self) -> Self:
+    def _on_enter(self) -> Self:
         return self.init()
 
-    def __exit__(self, *_: object) -> None:
+    def _on_left(self) -> None:
         self.close()
 
     # -- records ----------------------------------------------------------------------------
@@ -387,6 +391,18 @@ class SessionManager:
         refuse_unforeseen(operation)
         with not_initialized_once_released(), self.handle.pinned(operation, timeout) as file:
             yield Hub.of(file)
+
+    def _listened(self, operation: str, begin: Callable[[Follower], Subscription]) -> Subscription:
+        """Begin to listen; a listener whose caller a signal has interrupted is told nothing."""
+        begun: list[Subscription] = []
+        try:
+            with self._live(operation) as hub:
+                begun.append(begin(hub.follower))
+            return begun[0]
+        except BaseException:
+            for subscription in begun:
+                subscription.close()
+            raise
 
     def stream_turn(
         self,
@@ -473,8 +489,10 @@ class SessionManager:
             InvalidArgumentError: an argument has the wrong type.
             TurnNotFoundError: there is no such turn.
         """
-        with self._live("add_turn_update_listener") as hub:
-            return add_turn_update_listener(hub.follower, self, turn_id, listener)
+        return self._listened(
+            "add_turn_update_listener",
+            lambda follower: add_turn_update_listener(follower, self, turn_id, listener),
+        )
 
     def track_streaming_turns(
         self,
@@ -499,8 +517,12 @@ class SessionManager:
             InvalidArgumentError: an argument has the wrong type.
             ResponseNotFoundError: there is no such response.
         """
-        with self._live("track_streaming_turns") as hub:
-            return track_streaming_turns(hub.follower, self, response_id, listener, follow=follow)
+        return self._listened(
+            "track_streaming_turns",
+            lambda follower: track_streaming_turns(
+                follower, self, response_id, listener, follow=follow
+            ),
+        )
 
     def watch_response(self, response_id: str, *, follow: bool = False) -> Watch[TurnUpdate]:
         """Follow a response: ``for update in sessions.watch_response(response_id)``.

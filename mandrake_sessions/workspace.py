@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.blocks import Resource
 from mandrake_sessions.database.folder import opened_folder
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.paths import at_home, from_here, identify, real_path, refuse_link
@@ -149,7 +150,7 @@ def _remove_empty(folder: Path) -> None:
         above.rmdir(folder.name)
 
 
-class WorkspaceManager:
+class WorkspaceManager(Resource):
     """One workspace: a directory with a ``.ws`` folder, and its conversations.
 
     Args:
@@ -178,6 +179,7 @@ class WorkspaceManager:
         workspace: Workspace | None = None,
         logger: HostLogger | None = None,
     ) -> None:
+        super().__init__()
         self.path = directory(path)
         self.workspace = workspace
         self.sessions = SessionManager(
@@ -205,8 +207,8 @@ class WorkspaceManager:
         """Give the workspace's database back; does nothing when it is closed."""
         self.sessions.close()
 
-    def __enter__(self) -> Self:
+    def _on_enter(self) -> Self:
         return self.init()
 
-    def __exit__(self, *_: object) -> None:
+    def _on_left(self) -> None:
         self.close()

@@ -17,7 +17,7 @@ from mandrake_sessions.aio.calls import Call, tell_all
 from mandrake_sessions.database.guard import after_fork
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lease import Errand, Waiter
-from mandrake_sessions.errors import NotInitializedError, ThreadStartError, TransactionLostError
+from mandrake_sessions.errors import NotInitializedError, TransactionLostError
 from mandrake_sessions.threads import start
 
 IDLE_SECONDS: Final = 5.0
@@ -71,12 +71,14 @@ class Worker:
                 raise NotInitializedError
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                # First: after Ctrl-C it runs all the same.
                 self._thread = thread
                 try:
                     start(thread)
-                except ThreadStartError:
-                    self._thread = None
+                except BaseException:
+                    # After Ctrl-C it may run all the same, or not: one that has not begun is not
+                    # counted.
+                    if thread.ident is None:
+                        self._thread = None
                     raise
             self._calls.append(call)
             self._rouse()
@@ -115,6 +117,9 @@ class Worker:
             self._wake.release()
 
     def _run(self) -> None:
+        with self._mutex:
+            if self._thread is not threading.current_thread():
+                return
         while (call := self._next()) is not None:
             self._work(call)
             # Whoever waits for nothing any more is not kept alive by an idle thread.

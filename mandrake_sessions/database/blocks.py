@@ -22,10 +22,12 @@ from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
+from operator import attrgetter
+from types import MethodType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Self, TypeVar
 
 from mandrake_sessions.database.guard import after_fork
+from mandrake_sessions.errors import MandrakeSessionsError
 from mandrake_sessions.log import get_logger
 
 P = ParamSpec("P")
@@ -46,7 +48,9 @@ class _Exit:
             # An ExitStack asks the class; what it keeps is ended when it is, or is collected.
             return _leave
         way_out = partial(_leave, block)
-        if block._left is None or block._left() is None:
+        # One that is entered has its statement, or an ExitStack: the host only asks whether it
+        # could be left.
+        if not block.is_entered and (block._left is None or block._left() is None):
             left = _Left(way_out, _end)
             left.block = block
             # The newest is called first: from then on it is known, whatever interrupts the end.
@@ -71,11 +75,14 @@ class Block(Generic[T_co]):
 
     Attributes:
         is_entered: whether its block has begun, and has not ended.
-        holds_a_lease: whether it may be ended in any thread, because what it uses is its own.
+        holds_a_lease: whether it may be ended in any thread, because what it uses is its own, and
+            before this thread takes another lease.
+        ends_in_any_thread: whether it may be ended in any thread, at any time.
     """
 
     is_entered = False
     holds_a_lease = False
+    ends_in_any_thread = False
     _left: _Left | None = None
 
     def __enter__(self) -> T_co:
@@ -199,6 +206,124 @@ def closing(resource: Any) -> Iterator[Any]:
         resource.close()
 
 
+# -- objects that are closed at the end of a block ---------------------------------------------
+
+
+class _Enter(property):
+    """The ``__enter__`` of a resource: a call of its statement, which C binds and makes.
+
+    No frame refers to the resource before its block has begun. So one that came to nobody, because
+    a signal's handler raised there, is collected at once, whoever keeps the traceback.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(partial(MethodType, attrgetter("_statement.entered")))
+
+    def __call__(self, resource: Resource) -> Any:
+        # An ExitStack asks the class, and keeps the resource itself.
+        return resource._on_enter()
+
+
+class _Leave(property):
+    """The ``__exit__`` of a resource: a way out that its statement makes."""
+
+    def __init__(self) -> None:
+        super().__init__(attrgetter("_statement.way_out"))
+
+    def __call__(
+        self, resource: Resource, _kind: object, error: BaseException | None, _traceback: object
+    ) -> None:
+        resource._on_exit(error)
+
+
+class Resource:
+    """Something that is closed when a ``with`` statement is left.
+
+    It may be open before the statement, and be used again after it.
+    """
+
+    def __init__(self) -> None:
+        self._statement = _Statement(self)
+
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> Self: ...
+
+        def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            traceback: TracebackType | None,
+        ) -> None: ...
+
+    else:
+        __enter__ = _Enter()
+        __exit__ = _Leave()
+
+    def _on_enter(self) -> Self:
+        """Open it, unless that was done before."""
+        return self
+
+    def _on_exit(self, _error: BaseException | None) -> None:
+        """Close it at the end of the block, which an error may have ended."""
+        self._on_left()
+
+    def _on_left(self) -> None:
+        """Close it if it is open; called again where a signal's handler raised in the midst."""
+        raise NotImplementedError
+
+
+class _Statement(Block[Any]):
+    """The block of a resource."""
+
+    ends_in_any_thread = True
+
+    def __init__(self, resource: Resource) -> None:
+        # Weak, so that a resource which is dropped is collected at once.
+        self._known = weakref.ref(resource)
+        self._used: Resource | None = None
+
+    @property
+    def entered(self) -> Any:
+        """Begin the block, and return what the statement gets."""
+        return self.__enter__()
+
+    @property
+    def way_out(self) -> WayOut:
+        """What the statement calls at its end."""
+        return self.__exit__
+
+    def _enter(self) -> Any:
+        self._used = resource = self._known()
+        assert resource is not None
+        return resource._on_enter()
+
+    def _leave(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        resource = self._known()
+        try:
+            if resource is not None:
+                resource._on_exit(error)
+        except (MandrakeSessionsError, ExceptionGroup):
+            # That is its answer; another try would wait as long.
+            self._note_ended()
+            raise
+        self._note_ended()
+
+    def _end(self) -> None:
+        resource = self._known()
+        if resource is not None:
+            resource._on_left()
+
+    def _note_ended(self) -> None:
+        super()._note_ended()
+        self._used = None
+
+
 # -- blocks that were left without their end --------------------------------------------------
 
 
@@ -233,9 +358,18 @@ def _end(left: _Left) -> None:
     except Exception:  # noqa: BLE001  # it is called where nobody can be told
         get_logger(__name__).exception("block_not_ended")
     finally:
+        # Another signal. None comes to a thread that is not the main one.
         if left.is_due and left.spare is not None:
-            # Another signal. None comes to a thread that is not the main one.
             start_new_thread(end_what_was_left, ())
+        elif left.is_due and left.block is not None and left.block.ends_in_any_thread:
+            start_new_thread(_end_again, (left,))
+
+
+def _end_again(left: _Left) -> None:
+    try:
+        left.end()
+    except Exception:  # noqa: BLE001  # it is called where nobody can be told
+        get_logger(__name__).exception("block_not_ended")
 
 
 _were_left: Final[deque[_Left]] = deque()

@@ -7,10 +7,10 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import Block, block
+from mandrake_sessions.database.blocks import Block, Resource, block
 from mandrake_sessions.database.companion import Companion
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import caller_outside, current_pid
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class DatabaseHandle:
+class DatabaseHandle(Resource):
     """A claim on an open database, which stays open as long as there is one.
 
     Where more files are open than may be, one that nobody works with is closed all the same; the
@@ -63,6 +63,7 @@ class DatabaseHandle:
         at: str,
         claim: threading.Lock,
     ) -> None:
+        super().__init__()
         self._slot = slot
         self._give_back = give_back
         self._forget = forget
@@ -412,10 +413,7 @@ class DatabaseHandle:
             raise HandleReleasedError(path=self.path)
         return self._slot.file  # type: ignore[return-value]  # there is one while there are handles
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def _on_left(self) -> None:
         if not self._is_released:
             self.release()
 

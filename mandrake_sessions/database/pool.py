@@ -17,12 +17,11 @@ from collections.abc import Hashable, Iterator
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Self
 
 import msgspec
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import block
+from mandrake_sessions.database.blocks import Resource, block
 from mandrake_sessions.database.closing import OnStuck
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.gate import Gate
@@ -57,7 +56,7 @@ _FORGOTTEN = "count forgotten handles"
 _TIDY_SHARE = 100
 
 
-class ConnectionPool:
+class ConnectionPool(Resource):
     """Maps database files to their one read-write connection, and counts who uses it.
 
     Args:
@@ -67,6 +66,7 @@ class ConnectionPool:
     _only_reads = False
 
     def __init__(self, options: PoolOptions | None = None) -> None:
+        super().__init__()
         arguments.optional_instance("options", options, PoolOptions)
         self.options = options or PoolOptions()
         self._reading: _ReadingPool | None = None
@@ -552,10 +552,7 @@ class ConnectionPool:
         """Whether the pool takes no more work."""
         return self._files.is_closed
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def _on_left(self) -> None:
         self.close()
 
     # -- fork -------------------------------------------------------------------------------

@@ -209,12 +209,14 @@ class Turnstile:
                 self._left_at = monotonic()
             return
         with self._mutex:
-            self.is_entered = self._is_through = False
+            self._is_through = False
             self._left_at = now = monotonic()
             # Another one like this must fit into the turn.
             fits = now + (now - self._since) < self._turn_ends
             if not (self.is_held and self._is_following and fits and self._keep_turn()):
                 self._end_turn()
+            # Last: whom a signal has interrupted leaves again.
+            self.is_entered = False
 
     def _keep_turn(self) -> bool:
         """Keep it for our next transaction; False if there is nobody to end it without one."""
@@ -229,16 +231,19 @@ class Turnstile:
 
     def _end_turn(self) -> None:
         self._is_turn_kept = False
-        was_held, self.is_held = self.is_held, False
         # A signal's handler may have raised before the thread was waited for.
         self._taker = None
-        if was_held and self._descriptor is not None:
+        was_held = self.is_held
+        # Perhaps it was taken, and a signal came before that was noted. The thread that asks for it
+        # lets go by itself.
+        if self._descriptor is not None and (was_held or not self._is_asking):
             with contextlib.suppress(OSError):
                 if self._has_waited:
                     self._count()
             with contextlib.suppress(OSError):
                 _unlock(self._descriptor)
-        self._has_waited = False
+        # After it was let go: a signal in between must not leave others waiting.
+        self.is_held = self._has_waited = False
         if was_held and self._is_closed:
             self._drop()
 
@@ -254,11 +259,11 @@ class Turnstile:
                     return None
             if monotonic() >= connection.deadline:
                 return None
-            if not self._is_asking:
-                if self._was_left_behind():
-                    return None
-                self._is_asking = True
-                self._start_or_wake()
+            if not self._is_asking and self._was_left_behind():
+                return None
+            self._is_asking = True
+            # Also if it was asked already: a signal may have come before it began.
+            self._start_or_wake()
             if not self._is_asking:
                 return None
             self._taker = threading.Lock()
@@ -304,18 +309,24 @@ class Turnstile:
             self._changed.notify()
             return
         thread = threading.Thread(target=self._run, name="mandrake-turnstile", daemon=True)
-        # First: after Ctrl-C it runs all the same.
         self._thread = thread
         try:
             start(thread)
-        except ThreadStartError as error:
-            self._thread = None
-            self._is_asking = False
+        except BaseException as error:
+            # After Ctrl-C it may run all the same, or not: one that has not begun is not counted.
+            if thread.ident is None:
+                self._thread = None
+                self._is_asking = self._is_turn_kept = False
+            if not isinstance(error, ThreadStartError):
+                raise
             self._fail(OSError(errno.EAGAIN, str(error)))
 
     def _run(self) -> None:
+        me = threading.current_thread()
         while True:
             with self._changed:
+                if self._thread is not me:
+                    return
                 if not self._is_wanted():
                     self._thread = None
                     return

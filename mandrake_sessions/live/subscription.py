@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar, cast
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.blocks import Resource
 from mandrake_sessions.database.unforeseen import do_elsewhere, is_unforeseen
 from mandrake_sessions.live.follower import Follower
 from mandrake_sessions.live.mailbox import Mailbox
@@ -33,13 +34,14 @@ class Followed(Protocol):
         """Forget a subscriber; takes no lock, so a finalizer may call it."""
 
 
-class Subscription:
+class Subscription(Resource):
     """A listener that is being told; call it, ``close()`` it or leave its block to stop.
 
     It goes on without this object, until what it listens to ends or the manager is closed.
     """
 
     def __init__(self, follower: Followed, mailbox: Mailbox) -> None:
+        super().__init__()
         self._follower = follower
         self._mailbox = mailbox
 
@@ -78,10 +80,7 @@ class Subscription:
         """Do what ``close`` does: a subscription may be passed where a function is wanted."""
         self.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def _on_left(self) -> None:
         self.close()
 
 
@@ -294,8 +293,9 @@ def _listen(
 ) -> Subscription:
     arguments.function("listener", listener)
     mailbox = follower.listener(holder, listener).mailbox
+    subscription = Subscription(follower, mailbox)
     _join(follower, make(mailbox), operation, wait=True)
-    return Subscription(follower, mailbox)
+    return subscription
 
 
 def _join(follower: Followed, joining: Joining, operation: str, *, wait: bool) -> None:
@@ -303,11 +303,11 @@ def _join(follower: Followed, joining: Joining, operation: str, *, wait: bool) -
     joining.is_waited_for = wait
     if wait:
         follower.require_no_lease(operation)
-    follower.subscribe(joining)
-    if wait:
-        try:
+    try:
+        follower.subscribe(joining)
+        if wait:
             joining.wait()
-        except BaseException:
-            joining.mailbox.close()
-            follower.leave(joining.mailbox)
-            raise
+    except BaseException:
+        joining.mailbox.close()
+        follower.leave(joining.mailbox)
+        raise

@@ -7,11 +7,10 @@ import contextlib
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import Block
+from mandrake_sessions.database.blocks import Resource
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import caller_outside
 from mandrake_sessions.database.unforeseen import is_unforeseen, refuse_unforeseen
@@ -33,7 +32,7 @@ _GRACE: Final = 1.0
 """Seconds by which waiting is longer than what the file itself may take."""
 
 
-class TurnWriter(Block["TurnWriter"]):
+class TurnWriter(Resource):
     """Streams one turn. Made by ``stream_turn``; thread-safe.
 
     As a context manager it ends the turn when the block ends: ``completed``; or ``error`` with the
@@ -47,6 +46,7 @@ class TurnWriter(Block["TurnWriter"]):
     def __init__(
         self, stream: Stream, file: DatabaseFile, abandon: Callable[[Stream], None]
     ) -> None:
+        super().__init__()
         self._stream = stream
         self._file = file
         self._abandon = abandon
@@ -308,25 +308,13 @@ class TurnWriter(Block["TurnWriter"]):
 
     # -- the block --------------------------------------------------------------------------
 
-    def _enter(self) -> Self:
-        return self
-
-    def _leave(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def _on_exit(self, error: BaseException | None) -> None:
         try:
             self._end_block(error)
         finally:
-            self._end_stream()
-            self._note_ended()
+            self._on_left()
 
-    def _end(self) -> None:
-        self._end_stream()
-
-    def _end_stream(self) -> None:
+    def _on_left(self) -> None:
         """Have the turn interrupted if it has not ended, as when Ctrl-C came before it did."""
         if not self.is_finished:
             self._abandon(self._stream)

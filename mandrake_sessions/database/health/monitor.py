@@ -18,6 +18,7 @@ from typing import Self
 import apsw
 
 from mandrake_sessions import arguments
+from mandrake_sessions.database.blocks import Resource
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.fate import Fate
 from mandrake_sessions.database.file import DatabaseFile
@@ -50,7 +51,7 @@ _HEAL_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 
 
-class HealthMonitor:
+class HealthMonitor(Resource):
     """A thread that looks after the databases of a pool.
 
     It ends with the pool, and can be used as a context manager. A forked child has none.
@@ -70,6 +71,7 @@ class HealthMonitor:
         thorough_interval: float | None = None,
         on_report: OnReport | None = None,
     ) -> None:
+        super().__init__()
         if not arguments.is_one(pool, ConnectionPool):
             raise InvalidArgumentError("pool must be a ConnectionPool.")
         self._pool = pool
@@ -216,10 +218,10 @@ class HealthMonitor:
             return float("inf")
         return monotonic() + self._thorough_interval
 
-    def __enter__(self) -> Self:
+    def _on_enter(self) -> Self:
         return self.start()
 
-    def __exit__(self, *_: object) -> None:
+    def _on_left(self) -> None:
         self.stop()
 
 
