@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import Resource
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.paths import at_home, identify, real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
+from mandrake_sessions.database.resources import Resource
 from mandrake_sessions.database.transaction import WriteUnit
 from mandrake_sessions.errors import (
     DatabaseError,

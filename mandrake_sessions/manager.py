@@ -15,11 +15,12 @@ from typing import Self, TypeVar
 from msgspec.structs import replace
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import Resource, block
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health.report import HealthLevel, HealthReport
 from mandrake_sessions.database.paths import absolute_path, real_path
 from mandrake_sessions.database.pool import ConnectionPool, default_pool
+from mandrake_sessions.database.resources import Resource
 from mandrake_sessions.database.stats import DatabaseStats
 from mandrake_sessions.database.unforeseen import do_elsewhere, is_unforeseen, refuse_unforeseen
 from mandrake_sessions.errors import (

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final, Self
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import Resource
 from mandrake_sessions.database.folder import opened_folder
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.paths import at_home, from_here, identify, real_path, refuse_link
 from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.database.resources import Resource
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabasePathError,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import Block, Resource, block
+from mandrake_sessions.database.blocks import Block, block
 from mandrake_sessions.database.companion import Companion
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import caller_outside, current_pid
@@ -20,6 +20,7 @@ from mandrake_sessions.database.lease import Bring
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.parking import FileParkedError
 from mandrake_sessions.database.pins import Pin, Pinned, PinnedScope
+from mandrake_sessions.database.resources import Resource
 from mandrake_sessions.database.slots import Slot, SlotState
 from mandrake_sessions.database.stats import DatabaseStats, database_stats
 from mandrake_sessions.database.transaction import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import sys
 import threading
@@ -28,6 +29,7 @@ from mandrake_sessions.database.parking import FileParkedError
 from mandrake_sessions.database.paths import Identity, leads_elsewhere
 from mandrake_sessions.database.refusal import Refusal
 from mandrake_sessions.database.scope import WriteLane
+from mandrake_sessions.database.transaction import rollback
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.database.witness import Witness
 from mandrake_sessions.errors import (
@@ -500,8 +502,10 @@ class FileLifecycle(abc.ABC):
                 # A signal's handler raised in an earlier call, when it had just been closed.
                 lane.is_closed = True
             except BaseException:
-                # Whoever closes the file instead needs the lease.
+                # Whoever closes the file instead needs the lease, and others the write lock.
                 if lane.queue.holder == get_ident():
+                    with contextlib.suppress(apsw.ConnectionClosedError):
+                        rollback(lane.connection)
                     lane.queue.release()
                 raise
         self._main.turnstile.close()

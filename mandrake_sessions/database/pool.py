@@ -21,7 +21,7 @@ from time import monotonic
 import msgspec
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import Resource, block
+from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.closing import OnStuck
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.gate import Gate
@@ -39,6 +39,7 @@ from mandrake_sessions.database.open_files import OpenFiles
 from mandrake_sessions.database.paths import Identity, identify, real_path, unlinked_path
 from mandrake_sessions.database.placing import tidy
 from mandrake_sessions.database.removal import remove
+from mandrake_sessions.database.resources import Resource
 from mandrake_sessions.database.restore import require_backup, restore
 from mandrake_sessions.database.slots import Slot, SlotState, begin_closing
 from mandrake_sessions.database.stats import PoolStats, database_stats

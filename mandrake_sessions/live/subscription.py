@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar, cast
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import Resource
+from mandrake_sessions.database.resources import Resource
 from mandrake_sessions.database.unforeseen import do_elsewhere, is_unforeseen
 from mandrake_sessions.live.follower import Follower
 from mandrake_sessions.live.mailbox import Mailbox

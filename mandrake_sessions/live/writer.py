@@ -10,9 +10,9 @@ from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import Resource
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.guard import caller_outside
+from mandrake_sessions.database.resources import Resource
 from mandrake_sessions.database.unforeseen import is_unforeseen, refuse_unforeseen
 from mandrake_sessions.errors import InvalidArgumentError, TurnInterruptedError
 from mandrake_sessions.live.outcome import Outcome

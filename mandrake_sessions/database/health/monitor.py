@@ -18,7 +18,6 @@ from typing import Self
 import apsw
 
 from mandrake_sessions import arguments
-from mandrake_sessions.database.blocks import Resource
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.fate import Fate
 from mandrake_sessions.database.file import DatabaseFile
@@ -32,6 +31,7 @@ from mandrake_sessions.database.health.report import (
     level_of,
 )
 from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.database.resources import Resource
 from mandrake_sessions.database.settings import restore_settings
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
