@@ -24,8 +24,16 @@ from mandrake_sessions import (
     SessionManager,
     TurnStatus,
 )
+from mandrake_sessions.live import patrol as patrol_module
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.patrol import INTERVAL, patrol
+
+
+@pytest.fixture(autouse=True)
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has this process look often; other processes show how soon it is without that."""
+    monkeypatch.setattr(patrol_module, "INTERVAL", 0.05)
+
 
 HOST = """
 from mandrake_sessions import SessionManager

@@ -13,7 +13,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from threading import get_ident
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -21,8 +23,11 @@ import pytest
 from waiting_kit import PATIENCE
 
 _UNANNOUNCED = 0.03
-# An actor that does not come to its next step by then waits for a lock that tells nobody. Should
-# it only be slow, another order is tried than the one that is written down: no harm.
+# An actor that does not come to its next step by then may wait for a lock that tells nobody. On a
+# machine under load it may only be slow: it waits if its thread sleeps, and was not run meanwhile.
+_PAUSE = 0.004
+_LONGEST = 1.0
+# One that looks at a lock again and again is run, and is waited for so long.
 _MOST_ORDERS = 2_000
 
 
@@ -50,6 +55,18 @@ class Actor:
         """Whether it does nothing by itself: over, before a step, or waiting for somebody."""
         waits = self.waits_until is not None and not self.waits_until()
         return self.is_over or self.place is not None or waits
+
+    def activity(self) -> str | None:
+        """What changes whenever its thread is run; None if it is run now, or waits for a core."""
+        assert self.thread is not None
+        try:
+            status = Path(f"/proc/self/task/{self.thread.native_id}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return ""  # another system, or it has just ended
+        lines = dict(line.split(":", 1) for line in status.splitlines())
+        if not lines["State"].lstrip().startswith("S"):
+            return None
+        return "".join(value for name, value in lines.items() if name.endswith("ctxt_switches"))
 
     @property
     def ident(self) -> int:
@@ -232,13 +249,31 @@ class Stage:
     def _ready(self) -> list[Actor] | None:
         """Return who can be moved, None if all are over."""
         with self._condition:
-            self._condition.wait_for(lambda: all(a.is_settled for a in self._cast), _UNANNOUNCED)
+            self._wait_until_settled()
             came = self._condition.wait_for(
                 lambda: all(a.is_over for a in self._cast) or any(a.place for a in self._cast),
                 PATIENCE,
             )
             assert came, f"stuck: {[a.name for a in self._cast if not a.is_over]}"
             return [a for a in self._cast if a.place is not None] or None
+
+    def _wait_until_settled(self) -> None:
+        """Wait until each actor is settled, or waits for a lock that tells nobody."""
+
+        def is_settled() -> bool:
+            return all(actor.is_settled for actor in self._cast)
+
+        if self._condition.wait_for(is_settled, _UNANNOUNCED):
+            return
+        until = monotonic() + _LONGEST
+        before: list[str | None] = []
+        while monotonic() < until:
+            now = [actor.activity() for actor in self._cast if not actor.is_settled]
+            if now == before and None not in now:
+                return
+            before = now
+            if self._condition.wait_for(is_settled, _PAUSE):
+                return
 
     def _move(self, ready: list[Actor]) -> None:
         number = len(self.decisions)
