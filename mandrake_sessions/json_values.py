@@ -23,7 +23,16 @@ from mandrake_sessions.json_writer import (
     Unstorable,
     ValueChange,
 )
-from mandrake_sessions.plain_forms import as_float, as_int, as_str, quoted, type_name
+from mandrake_sessions.plain_forms import (
+    are_finite_members,
+    as_float,
+    as_int,
+    as_str,
+    is_finite,
+    pass_on_ending,
+    quoted,
+    type_name,
+)
 
 
 class Storable(msgspec.Struct, frozen=True):
@@ -41,7 +50,9 @@ class Storable(msgspec.Struct, frozen=True):
 def storable(value: Any) -> Storable:
     """Return a value as it can be stored in a tool call or in metadata, and what was changed.
 
-    It never raises, whatever the value and its methods do.
+    It never raises, whatever the value and its methods do; only ``KeyboardInterrupt`` and
+    ``SystemExit`` pass. Of what is no list, tuple, dict or set of Python's, 100,000 objects and
+    values are read in all (``MAX_FOREIGN``): such may be without end.
 
     =====================================  =====================================================
     a lone surrogate                       U+FFFD; two halves of a pair are joined
@@ -81,6 +92,17 @@ def converted(value: Any, depth: int, longest: int = MAX_TEXT_BYTES) -> tuple[St
         longest: bytes that the text may have; of a longer one the beginning is kept, as a text.
     """
     writer = JsonWriter(depth, longest, is_strict=False)
+    try:
+        return _converted(writer, value, longest)
+    except (MemoryError, RecursionError):
+        # There was no memory, or no stack, for it as a whole: the turn and its text go on.
+        name = type_name(value)
+        change = ValueChange("", f"{name} for which there was no memory became text")
+        kept = f"({name} for which there was no memory)"
+        return Storable(kept, (change,)), quoted(kept)
+
+
+def _converted(writer: JsonWriter, value: Any, longest: int) -> tuple[Storable, str]:
     text = writer.write(value)
     size = len(text.encode())
     if size > longest:
@@ -114,7 +136,8 @@ def json_value(
     try:
         plain = _copy(value, VALUE_DEPTH, iter(range(MAX_CONTAINERS)))
         return plain, encoded_json(name, plain, VALUE_DEPTH), ()
-    except Exception:  # noqa: BLE001  # whatever is in the way of it, a host's own object too
+    except BaseException as error:  # noqa: BLE001  # whatever is in the way, a host's own too
+        pass_on_ending(error)
         changed, text = converted(value, VALUE_DEPTH)
         return changed.value, text, changed.changes
 
@@ -126,8 +149,8 @@ def plain_json(name: str, value: Any, depth: int) -> Any:
     """
     try:
         return _copy(value, depth, iter(range(MAX_CONTAINERS)))
-    except Exception:  # noqa: BLE001  # what JSON does not have, or a host's object raises
-        pass
+    except BaseException as error:  # noqa: BLE001  # what JSON does not have, or a host's raises
+        pass_on_ending(error)
     # What a dict holds is there, though a method of its own raises.
     return msgspec.json.decode(_strict_text(name, value, depth))
 
@@ -158,9 +181,10 @@ def _copy(value: Any, depth: int, containers: Iterator[int]) -> Any:
         raise Unstorable
     if depth == 0 or next(containers, None) is None:
         raise Unstorable
-    if isinstance(value, (list, tuple)):
+    # What a host's own code reads may be without end.
+    if isinstance(value, (list, tuple)) and is_finite(value):
         return [_copy(item, depth - 1, containers) for item in value]
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and are_finite_members(value):
         plain = {as_str(key): _copy(it, depth - 1, containers) for key, it in value.items()}
         if None not in plain:
             return plain

@@ -8,12 +8,21 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from mandrake_sessions.plain_forms import paired, plain_form, quoted, type_name
+from mandrake_sessions.plain_forms import (
+    MAX_FOREIGN,
+    are_finite_members,
+    is_finite,
+    paired,
+    pass_on_ending,
+    plain_form,
+    quoted,
+    type_name,
+)
 
 MAX_JSON_DEPTH: Final = 200
 """Levels of a JSON value; SQLite's JSON functions stop at 1,000."""
@@ -42,6 +51,7 @@ DEEP: Final = "what is nested too deep became JSON text"
 _TOO_DEEP: Final = f"must not be nested deeper than {MAX_JSON_DEPTH}"
 _NO_SURROGATES: Final = "must not contain lone surrogates"
 _ENDLESS: Final = "must not be without end"
+_CUT: Final = "(cut: it goes on)"
 
 
 class ValueChange(msgspec.Struct, frozen=True):
@@ -123,6 +133,7 @@ class JsonWriter:
         self._above: set[int] = set()
         self._values_left = _MOST_VALUES
         self._containers_left = MAX_CONTAINERS
+        self._foreign_left = MAX_FOREIGN
 
     def write(self, value: Any) -> str:
         """Return the JSON text of a value.
@@ -153,13 +164,14 @@ class JsonWriter:
             rule: what would need no change.
             step: from where it stands to what it is about.
         """
+        if not self._is_strict and len(self.changes) >= _MOST_CHANGES:
+            return
         where = ("".join(frame.step for frame in self._frames) + step).removeprefix(".")
         if len(where) > _LONGEST_WHERE:
             where = f"{where[:_LONGEST_WHERE]}…"
         if self._is_strict:
             raise Unstorable(where, rule)
-        if len(self.changes) < _MOST_CHANGES:
-            self.changes.append(ValueChange(where, what))
+        self.changes.append(ValueChange(where, what))
 
     def _add(self, text: str) -> None:
         self._parts.append(text)
@@ -179,7 +191,8 @@ class JsonWriter:
                 found = self._read(present, is_given=present is value)
             except Unstorable:
                 raise
-            except Exception:  # noqa: BLE001  # a host's own objects, or the stack is used up
+            except BaseException as error:  # noqa: BLE001  # a host's own, or the stack is used up
+                pass_on_ending(error)
                 break
             if isinstance(found, str):
                 self._add(found)
@@ -211,34 +224,54 @@ class JsonWriter:
         if issubclass(kind, float):
             return self._float(float.__float__(value))
         if not isinstance(value, (dict, list, tuple, Mapping)):
-            form = plain_form(value)
+            form = plain_form(value, self._foreign_left)
+            name = type_name(value)
             if is_given:
-                name = type_name(value)
                 self.note(f"{name} became {form.name}", f"must hold JSON values only, not {name}")
+            if isinstance(form.value, (dict, list)) and not (
+                isinstance(value, Collection) and is_finite(value)
+            ):
+                self._foreign_left -= 1 if isinstance(form.value, dict) else len(form.value)
+            if form.is_cut:
+                self._note_cut(name)
+                form.value.append(_CUT)
             return _Instead(form.value)
-        if len(self._frames) >= _DEEPEST or self._containers_left <= 0:
+        if len(self._frames) >= _DEEPEST or self._containers_left <= 0 or self._foreign_left < 0:
             self.note(f"{type_name(value)} without end became text", _ENDLESS)
-            return quoted("(cut: it goes on)")
+            return quoted(_CUT)
         self._containers_left -= 1
         if isinstance(value, Mapping):
             return _Frame(iter(self._members(value)), "}")
-        items = self._some(value)
+        items = self._some(value, type_name(value), is_finite=is_finite(value))
         return _Frame(((f"[{at}]", "", item) for at, item in enumerate(items)), "]")
 
-    def _some(self, values: Iterable[Any]) -> list[Any]:
-        """Return what a container holds; not all of it, if it has no end or raises."""
+    def _some(self, values: Iterable[Any], name: str, *, is_finite: bool) -> list[Any]:
+        """Return what a container holds; not all of it, if it has no end or raises.
+
+        Args:
+            values: the container.
+            name: of its type, for the note.
+            is_finite: whether it is read by Python's own code.
+        """
         found: list[Any] = []
+        most = max(0, self._values_left if is_finite else self._foreign_left)
         is_whole = False
         try:
-            found.extend(itertools.islice(values, self._values_left))
-            is_whole = len(found) < self._values_left
-        except Exception:  # noqa: BLE001  # a host's own iterator: what it gave before is kept
-            pass
+            found.extend(itertools.islice(values, most + 1))
+            is_whole = len(found) <= most
+        except BaseException as error:  # noqa: BLE001  # a host's own: what it gave before is kept
+            pass_on_ending(error)
+        del found[most:]
         self._values_left -= len(found)
+        if not is_finite:
+            self._foreign_left -= len(found)
         if not is_whole:
-            self.note(f"{type_name(values)} that does not end became its beginning", _ENDLESS)
-            found.append("(cut: it goes on)")
+            self._note_cut(name)
+            found.append(_CUT)
         return found
+
+    def _note_cut(self, name: str) -> None:
+        self.note(f"{name} that does not end became its beginning", _ENDLESS)
 
     def _members(self, value: Mapping[Any, Any]) -> list[tuple[str, str, Any]]:
         """Return the members of an object as a frame has them, each key once."""
@@ -247,11 +280,13 @@ class JsonWriter:
         last: dict[str, int] = {}
         try:
             items = value.items()
-        except Exception:  # a host's own mapping: what a dict holds is there
+        except BaseException as error:  # a host's own mapping: what a dict holds is there
+            pass_on_ending(error)
             if not isinstance(value, dict):
                 raise
             items = dict.items(value)
-        for at, member in enumerate(self._some(items)):
+        are_finite = are_finite_members(value)
+        for at, member in enumerate(self._some(items, type_name(value), is_finite=are_finite)):
             # What stands for the rest of a mapping without end has no key.
             key, child = member if isinstance(member, tuple) else ("…", member)
             text = self._key(key, at)

@@ -6,6 +6,7 @@ Kinds are told by what they are or what they offer, so that no other library is 
 from __future__ import annotations
 
 import binascii
+import collections
 import datetime
 import enum
 import itertools
@@ -18,7 +19,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-_MOST_VALUES: Final = 4_000_000
+MAX_FOREIGN: Final = 100_000
+"""Objects and values that are read of what is no list, tuple, dict or set of Python's, in all.
+
+Only such can be without end. It takes about a second to find that one is.
+"""
+
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -28,10 +34,42 @@ class PlainForm(NamedTuple):
     Attributes:
         name: what it is.
         value: it; it may need another form itself.
+        is_cut: whether it is only the beginning.
     """
 
     name: str
     value: Any
+    is_cut: bool = False
+
+
+def pass_on_ending(error: BaseException) -> None:
+    """Raise again what shall end the program: Ctrl-C, and an exit.
+
+    Whatever else the code of a value raises, of any class, is a fact of that value.
+    """
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        raise error
+
+
+def is_finite(value: object) -> bool:
+    """Return whether a container is read by Python's own code, and so comes to an end."""
+    return getattr(type(value), "__iter__", None) in _FINITE
+
+
+def are_finite_members(value: object) -> bool:
+    """Return whether the members of a mapping are those of a dict."""
+    return getattr(type(value), "items", None) in _FINITE_MEMBERS
+
+
+_ORDERED: Final = collections.OrderedDict[str, str]()
+_DICT: Final[dict[str, str]] = {}
+_FINITE: Final[set[Any]] = {
+    *(list.__iter__, tuple.__iter__, dict.__iter__, set.__iter__, frozenset.__iter__),
+    *(collections.OrderedDict.__iter__, collections.deque.__iter__),
+    *(type(_ORDERED.keys()).__iter__, type(_ORDERED.values()).__iter__),
+    *(type(_DICT.keys()).__iter__, type(_DICT.values()).__iter__, type(_DICT.items()).__iter__),
+}
+_FINITE_MEMBERS: Final[set[Any]] = {dict.items, collections.OrderedDict.items}
 
 
 def as_str(value: object) -> str | None:
@@ -60,7 +98,8 @@ def type_name(value: Any) -> str:
     try:
         name = type(value).__name__
         name.encode()
-    except Exception:  # noqa: BLE001  # a metaclass of a host's
+    except BaseException as error:  # noqa: BLE001  # a metaclass of a host's
+        pass_on_ending(error)
         return "object"
     return name if type(name) is str else "object"
 
@@ -79,11 +118,17 @@ def paired(text: str) -> str:
     return text
 
 
-def plain_form(value: Any) -> PlainForm:
-    """Return what stands for a value that is no mapping, list, tuple, text, number or constant."""
+def plain_form(value: Any, most: int) -> PlainForm:
+    """Return what stands for a value that is no mapping, list, tuple, text, number or constant.
+
+    Args:
+        value: it.
+        most: how many values are read of one that may be without end.
+    """
     try:
-        found = _scalar(value) or _container(value)
-    except Exception:  # noqa: BLE001  # a host's own objects: their text may still be there
+        found = _scalar(value) or _container(value, most)
+    except BaseException as error:  # noqa: BLE001  # a host's own: their text may still be there
+        pass_on_ending(error)
         found = None
     return found or _other(value)
 
@@ -108,7 +153,7 @@ def _scalar(value: Any) -> PlainForm | None:  # noqa: PLR0911  # one for each ki
     return None
 
 
-def _container(value: Any) -> PlainForm | None:  # noqa: PLR0911  # one for each kind
+def _container(value: Any, most: int) -> PlainForm | None:  # noqa: PLR0911  # one for each kind
     if isinstance(value, type):
         return None
     if isinstance(value, msgspec.Struct):
@@ -125,10 +170,13 @@ def _container(value: Any) -> PlainForm | None:  # noqa: PLR0911  # one for each
         return PlainForm("what its tolist() gives", value.tolist())
     if callable(getattr(value, "model_dump", None)):
         return PlainForm("what its model_dump() gives", value.model_dump())
-    if isinstance(value, Set):
-        return PlainForm("a list", _sorted(itertools.islice(value, _MOST_VALUES)))
     if isinstance(value, Collection):
-        return PlainForm("a list", list(itertools.islice(value, _MOST_VALUES)))
+        found = list(value) if is_finite(value) else list(itertools.islice(value, most + 1))
+        is_cut = len(found) > most and not is_finite(value)
+        kept = found[:most] if is_cut else found
+        if isinstance(value, Set):
+            kept.sort(key=_order)
+        return PlainForm("a list", kept, is_cut)
     return None
 
 
@@ -148,17 +196,14 @@ def _other(value: Any) -> PlainForm:
     return PlainForm("text", _ADDRESS.sub("", str(value)))
 
 
-def _sorted(values: Any) -> list[Any]:
-    """Return what is in a set in an order that does not change from process to process."""
-    return sorted(values, key=_order)
-
-
 def _order(value: Any) -> tuple[str, float, str]:
+    """Return what gives the values of a set the same order in each process."""
     try:
         if isinstance(value, (int, float)) and not math.isnan(value):
             return "", float(value), ""
         if isinstance(value, Set):
             return type_name(value), 0.0, ",".join(sorted(map(repr, value)))
         return type_name(value), 0.0, value if isinstance(value, str) else repr(value)
-    except Exception:  # noqa: BLE001  # a host's own objects, or an integer that is no float
+    except BaseException as error:  # noqa: BLE001  # a host's own, or an integer that is no float
+        pass_on_ending(error)
         return type_name(value), 0.0, ""

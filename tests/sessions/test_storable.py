@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import collections
 import dataclasses
@@ -40,6 +41,7 @@ from mandrake_sessions import (
     storable,
 )
 from mandrake_sessions.json_values import json_value
+from mandrake_sessions.plain_forms import MAX_FOREIGN
 
 
 class Color(enum.Enum):
@@ -293,6 +295,136 @@ def test_what_has_no_end_comes_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (Endless(), [Endless()], Growing(), twice, itertools.count(), range(10**9)):
         assert storable(value).changes
         assert len(json.dumps(storable(value).value)) < 1_000_000
+
+
+class Counted:
+    """What a host's own code gives, and how much of it was asked for."""
+
+    asked = 0
+
+    @classmethod
+    def endless(cls) -> Any:
+        while True:
+            cls.asked += 1
+            yield cls.asked
+
+
+class EndlessList(list[int]):
+    def __iter__(self) -> Any:
+        return Counted.endless()
+
+
+class EndlessSequence(Endless):
+    def __iter__(self) -> Any:
+        return Counted.endless()
+
+
+class EndlessMapping(Mapping[int, int]):
+    def __getitem__(self, key: int) -> int:
+        return key
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Any:
+        return Counted.endless()
+
+
+class Splitting:
+    def model_dump(self) -> dict[str, Any]:
+        Counted.asked += 1
+        return {"left": Splitting(), "right": Splitting()}
+
+
+ENDLESS = (EndlessList, EndlessSequence, EndlessMapping, Splitting)
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+@pytest.mark.parametrize("times", [1, 20])
+def test_of_what_has_no_end_no_more_is_read_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch, kind: type, times: int
+) -> None:
+    monkeypatch.setattr(Counted, "asked", 0)
+    kept, _, changes = json_value("result", [kind() for _ in range(times)], strict=False)
+    assert Counted.asked <= MAX_FOREIGN + 2 * times + 10_000
+    assert "(cut: it goes on)" in json.dumps(kept)
+    if kind is not Splitting:
+        assert f"[0]: {kind.__name__} that does not end became its beginning" in map(str, changes)
+    with pytest.raises(InvalidArgumentError):
+        json_value("result", kind(), strict=True)
+
+
+def test_a_long_list_is_no_endless_one() -> None:
+    long = [1, {2: 0}] * (MAX_FOREIGN + 1)
+    found = storable([long, collections.deque(long), dict.fromkeys(range(MAX_FOREIGN + 1))])
+    assert [len(it) for it in found.value] == [len(long), len(long), MAX_FOREIGN + 1]
+
+
+class Stop(BaseException):
+    """As a library's own cancellation."""
+
+
+class Ending:
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __str__(self) -> str:
+        raise self.error
+
+    __repr__ = __str__
+
+
+class EndingList(list[int]):
+    error: type[BaseException]
+
+    def __iter__(self) -> Any:
+        yield 1
+        raise self.error
+
+
+def ending(error: type[BaseException]) -> list[Any]:
+    items = EndingList([1, 2])
+    items.error = error
+    return [items, Ending(error), {Ending(error)}]
+
+
+@pytest.mark.parametrize(
+    "error", [Stop, GeneratorExit, asyncio.CancelledError, MemoryError, RecursionError]
+)
+def test_whatever_a_value_raises_its_result_is_stored(error: type[BaseException]) -> None:
+    kept, _, _ = json_value("result", ["before", *ending(error)], strict=False)
+    unread = "(Ending that cannot be read)"
+    assert kept == ["before", [1, "(cut: it goes on)"], unread, [unread]]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_shall_end_the_program_passes(error: type[BaseException]) -> None:
+    for value in ending(error):
+        with pytest.raises(error):
+            storable(value)
+        with pytest.raises(error):
+            json_value("result", [value], strict=False)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError])
+def test_a_value_for_which_there_is_no_memory_does_not_end_the_turn(
+    sessions: SessionManager,
+    response_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+) -> None:
+    def refuse(*_: object) -> str:
+        raise error
+
+    with sessions.stream_turn(response_id) as writer:
+        call = writer.tool_call({"name": "ls"})
+        with monkeypatch.context() as patch:
+            patch.setattr(json_writer.JsonWriter, "write", refuse)
+            (change,) = call.set_result({1})
+    assert change.what == "set for which there was no memory became text"
+    turn = sessions.get_turn(writer.id)
+    assert turn.status is TurnStatus.COMPLETED
+    assert turn.tool_calls[0].response == "(set for which there was no memory)"
 
 
 def test_a_value_that_is_too_long_is_kept_in_its_beginning() -> None:
