@@ -262,7 +262,7 @@ def test_a_timeout_is_kept_while_others_are_waited_for(manager):
 
 
 def test_another_processes_lock_is_told_as_in_the_sync_face(path):
-    options = DatabaseOptions(durability=Durability.FAST, busy_timeout=0.6)
+    options = DatabaseOptions(durability=Durability.FAST, busy_timeout=1.0)
 
     async def main(pool):
         async with AsyncSessionManager(path, pool=pool) as sessions, Ticker() as ticker:

@@ -12,6 +12,7 @@ from typing import Any
 import apsw
 import pytest
 from cli_kit import Ended
+from waiting_kit import SOON
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -205,7 +206,8 @@ def test_a_file_that_is_being_written_is_not_taken_for_a_damaged_one(
         assert report.is_usable, [each for each in report.checks if each.status == "failed"]
         assert found["header"].status == "ok"
         assert found.keys() & {"size", "log"} == {"log"}
-    assert longest < 2.0
+    # None of them waits for the writer, which never ends.
+    assert longest < SOON
 
 
 def execute(path: Path, sql: str) -> None:

@@ -284,7 +284,7 @@ def test_rule_23_a_checkpoint_that_waits_for_the_writer_keeps_nobody_from_readin
             queued(handle, 1)
         else:
             until(lambda: queue_of(handle).holder)
-        assert len(handle.fetch(lambda tx: tx.rows(KEYS), timeout=0)) == 43
+        assert len(handle.fetch(lambda tx: tx.rows(KEYS))) == 43
         # What is to be done for other files does not wait longer either.
         until_idle(pool)
         assert monotonic() - began < SOON

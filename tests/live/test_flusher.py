@@ -133,7 +133,7 @@ def test_an_end_that_takes_too_long_is_done_in_the_background(sessions, response
 
 
 def test_a_block_whose_end_cannot_be_stored_raises_its_own_exception(path, pool, hold_lock):
-    options = DatabaseOptions(busy_timeout=0.05)
+    options = DatabaseOptions(busy_timeout=0.5)
     with SessionManager(path, pool=pool, options=options) as sessions:
         response = sessions.create_round(sessions.create_session().id, "?").response
         error = ValueError("the host's")

@@ -109,7 +109,7 @@ def test_turn_five_seconds_after_a_tool_call_is_seen_at_once(watching, sessions,
     watch.receive(PATIENCE)
     assert watch.receive(5.0) is None
     later = sessions.create_turn(response.id, status="completed")
-    assert watch.receive(0.5).id == later.id
+    assert watch.receive(PATIENCE).id == later.id
     assert watch.receive(0.5) is None
     assert watch.is_closed
 

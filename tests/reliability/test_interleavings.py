@@ -363,7 +363,7 @@ def test_ctrl_c_between_hand_off_and_acceptance(
             assert stored >= ({"holder", "waiter"} if waiter.error is None else {"holder"})
             fates.add((waiter.error is None, "waiter" in stored))
             assert (queue.holder, queue.waiting) == (0, 0)
-            handle.transact(adding("next"), timeout=0.0)
+            handle.transact(adding("next"))
 
     orders = every_order(story)
     # Not interrupted, as it did not wait; interrupted, and nothing is stored; delegable work may
@@ -449,7 +449,7 @@ def test_ctrl_c_at_any_call_leaves_the_lease_free(
                 break
         print(f"\n{number} places")  # a result
         assert number > 40
-        handle.transact(adding("next"), timeout=0.0)
+        handle.transact(adding("next"))
 
 
 @pytest.mark.usefixtures("no_collector")
@@ -484,7 +484,7 @@ def test_ctrl_c_at_any_call_of_a_scope_leaves_the_lease_free(
                 break
             assert isinstance(error, KeyboardInterrupt)
         assert number > 20
-        handle.transact(adding("next"), timeout=0.0)
+        handle.transact(adding("next"))
         assert handle.file.lanes() == lanes
 
 
@@ -735,7 +735,7 @@ for number in range(5):
     may_go[number].set()
 worker.join()
 rows = [row[0] for row in handle.fetch(lambda tx: tx.rows(KEYS))]
-handle.transact(lambda tx: None, timeout=0.0)
+handle.transact(lambda tx: None)
 handle.release()
 pool.close()
 tell("forked" in rows)

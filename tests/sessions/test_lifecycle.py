@@ -7,6 +7,7 @@ import apsw
 import pytest
 import structlog
 from sqlalchemy import text
+from waiting_kit import SOON
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -420,12 +421,12 @@ def test_a_process_whose_directory_is_gone_is_told_so_at_opening(tmp_path, pool,
 
 
 def test_m06_delete_and_restore_wait_as_long_as_the_managers_own_options_say(path, pool):
-    assert pool.options.database.busy_timeout == 20
-    options = DatabaseOptions(busy_timeout=0.1)
+    assert pool.options.database.busy_timeout > SOON
+    options = DatabaseOptions(busy_timeout=0.5)
     with SessionManager(path, pool=pool, options=options) as sessions:
         backup = sessions.backup(path.with_name("backup.sqlite"))
         other = SessionManager(path, pool=pool, options=options)
         for call in (other.delete, lambda: other.restore(backup, overwrite=True)):
             with pytest.raises(DatabaseBusyError) as caught:
                 call()
-            assert 0.1 <= caught.value.waited < 5
+            assert 0.5 <= caught.value.waited < SOON
