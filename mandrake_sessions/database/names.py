@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import apsw
 
+from mandrake_sessions.database.blocks import closing
 from mandrake_sessions.database.faults import translate_os
 from mandrake_sessions.database.mounts import naming_of
 from mandrake_sessions.database.own_log import has_log
@@ -133,7 +134,7 @@ def _read_home(path: Path, options: DatabaseOptions) -> str | None:
                 flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
                 vfs=options.vfs,
             )
-            with contextlib.closing(raw):
+            with closing(raw):
                 rows = raw.execute(_READ).fetchall()
                 if rows:
                     return str(rows[0][0])

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import apsw
 
+from mandrake_sessions.database.blocks import block, closing
 from mandrake_sessions.database.faults import pass_on_timeout
 from mandrake_sessions.database.mark import USED, Mark, has_content, read_mark
 from mandrake_sessions.database.paths import Identity, companions, identify
@@ -99,7 +100,7 @@ def state_alone(path: Path, vfs: str | None = None) -> State | None:
         raw = apsw.Connection(name, flags=flags, vfs=vfs)
     except apsw.Error:
         return None
-    with contextlib.closing(raw), contextlib.suppress(apsw.Error):
+    with closing(raw), contextlib.suppress(apsw.Error):
         return state_of(raw.execute)
     return None
 
@@ -300,11 +301,11 @@ def drop_index(path: Path, identity: Identity) -> None:
             companions(path)[1].unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
+@block
 def _unshared(path: Path) -> Iterator[apsw.Connection]:
     """Open a database that no other connection has open, with the index of its log in memory."""
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
-    with contextlib.closing(apsw.Connection(str(path), flags=flags)) as raw:
+    with closing(apsw.Connection(str(path), flags=flags)) as raw:
         raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         raw.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
         yield raw
