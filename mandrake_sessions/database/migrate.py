@@ -28,7 +28,7 @@ from mandrake_sessions.database.revisions import (
     run_migrations,
     write_sql,
 )
-from mandrake_sessions.database.transaction import foreign_keys_off
+from mandrake_sessions.database.settings import foreign_keys_off
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,

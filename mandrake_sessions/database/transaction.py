@@ -24,7 +24,6 @@ from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     DatabaseError,
-    DatabaseOpenError,
     ForkedPoolError,
     PoolClosedError,
     StatementError,
@@ -343,22 +342,6 @@ def _failed_begin(
     return budget.exceeded(
         "begin", connection.path, operation, code=extended_code(error), attempts=attempts
     )
-
-
-@block
-def foreign_keys_off(connection: Connection) -> Iterator[None]:
-    """Switch foreign keys off around a migration.
-
-    Inside a transaction the pragma does nothing, and with it on, rebuilding ``sessions`` deleted
-    every round by cascade.
-    """
-    switch = apsw.SQLITE_DBCONFIG_ENABLE_FKEY
-    connection.raw.config(switch, 0)
-    try:
-        yield
-    finally:
-        if connection.raw.config(switch, 1) != 1:
-            raise DatabaseOpenError("Foreign keys cannot be switched on.", path=connection.path)
 
 
 def rollback(connection: Connection) -> None:

@@ -36,7 +36,7 @@ from mandrake_sessions.database.salvage.mending import (
 from mandrake_sessions.database.salvage.orphans import PARENTS, Orphans
 from mandrake_sessions.database.salvage.pages import Pages, open_pages
 from mandrake_sessions.database.salvage.report import SalvageReport, TableSalvage
-from mandrake_sessions.database.transaction import foreign_keys_off
+from mandrake_sessions.database.settings import foreign_keys_off
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import DatabaseError, DatabaseMissingError, SalvageError
 from mandrake_sessions.ids import new_id
