@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import apsw
 
-from mandrake_sessions.database.connection.bad_ids import mend_indexes, unexplained_orphans
 from mandrake_sessions.log import get_logger
 
 _MISSING: Final = re.compile(r"row (\d+) missing from index (\w+)")
