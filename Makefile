@@ -10,7 +10,7 @@ BIN       := .venv/bin
 INSTALLED := .venv/.installed
 PEERS     := .cache/bench/.installed
 RESULTS   ?= .benchmarks/results.json
-TYPED     := $(wildcard mandrake_sessions migrations tools tests/typing benchmarks)
+TYPED     := $(wildcard mandrake_sessions migrations tests/typing benchmarks examples tools)
 PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory
@@ -31,7 +31,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED) ## show the library at work
-	@$(BIN)/mandrake-sessions demo
+	@$(BIN)/python -m examples.demo
 
 test: $(INSTALLED) ## run the tests
 	@$(BIN)/python -m pytest
@@ -81,7 +81,7 @@ $(PEERS): benchmarks/requirements.lock pyproject.toml
 
 .PHONY: sql
 sql: $(INSTALLED) ## compile the statements and tables that the library runs
-	@$(BIN)/python -m mandrake_sessions.statements.generator
+	@$(BIN)/python -m tools.generate
 
 wheel: $(INSTALLED) ## build the wheel into dist
 	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(DIST) .

@@ -20,7 +20,7 @@ from mandrake_sessions.database.leasing.queue import LeaseQueue
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.engine.statement import Statement
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 T = TypeVar("T")
 

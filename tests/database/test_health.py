@@ -54,8 +54,8 @@ from mandrake_sessions.database.kernel_locks import lock_holders
 from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.engine.budget import Budget
-from mandrake_sessions.statements.generator.compiler import compiled
 from mandrake_sessions.testing import Fault, FaultVFS
+from tools.generate.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
 

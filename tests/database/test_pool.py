@@ -52,7 +52,7 @@ from mandrake_sessions import (
 from mandrake_sessions.database.files.folders import Folder
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.pool.handle import DatabaseHandle
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
 

@@ -41,8 +41,8 @@ from mandrake_sessions import (
 from mandrake_sessions.database.connection.transaction import WriteTransaction
 from mandrake_sessions.database.leasing import writer
 from mandrake_sessions.database.pool.handle import DatabaseHandle
-from mandrake_sessions.statements.generator.compiler import compiled
 from mandrake_sessions.testing import FaultVFS, failure
+from tools.generate.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
 Unit = Callable[[WriteTransaction], Any]

@@ -51,7 +51,7 @@ from mandrake_sessions.database.pool.slots import Slot, SlotState
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.waiters import Waiter
 from mandrake_sessions.live.hub import Hub
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 _meta = schema.meta.c
 ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
@@ -689,7 +689,7 @@ from sqlalchemy import insert, select
 from mandrake_sessions import ConnectionPool, ForkedPoolError, PoolOptions, schema
 from mandrake_sessions.database.leasing import writer
 from mandrake_sessions.database.leasing.queue import LeaseQueue
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 warnings.simplefilter("ignore")
 KEYS = compiled(select(schema.meta.c.key))
 path = Path(sys.argv[1])

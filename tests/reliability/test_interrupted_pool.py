@@ -26,7 +26,7 @@ from mandrake_sessions.database.open_file.lifecycle import FileLifecycle, FileSt
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.open_files import OpenFiles
 from mandrake_sessions.database.pool.slots import Slots, SlotState
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
 KEYS = compiled(select(schema.meta.c.key))

@@ -20,7 +20,7 @@ from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolO
 from mandrake_sessions.database.files import turnstile
 from mandrake_sessions.database.files.turnstile import turnstile_path
 from mandrake_sessions.database.pool.handle import DatabaseHandle
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
 KEYS = compiled(select(schema.meta.c.key))

@@ -13,8 +13,9 @@ from mandrake_sessions.models import TurnStatus
 from mandrake_sessions.records import sql
 from mandrake_sessions.records.turn_updates import MOVES
 from mandrake_sessions.statements import streaming, templates
-from mandrake_sessions.statements.generator.compiler import compiled
-from mandrake_sessions.statements.generator.modules import generated, named
+from tools.generate.compiler import compiled
+from tools.generate.files import generated
+from tools.generate.sql import named
 
 RECORDS = Path(mandrake_sessions.__file__).parent / "records"
 SOURCES = named()
@@ -41,6 +42,7 @@ def test_every_plain_statement_is_compiled_from_its_source():
 
     assert len(plain) > 50
     for name, statement in plain.items():
+        assert statement.name == name
         assert facts(statement) == facts(compiled(SOURCES[name])), name
 
 
@@ -77,9 +79,11 @@ def test_a_record_is_inserted_by_position_as_it_would_be_by_name(name):
     beside = {column.name: f"beside {column.name}" for column in source.beside}
     record = source.record(**{field: f"the {field}" for field in source.record.__struct_fields__})
 
-    text, row = getattr(sql, name).of(record, *beside.values())
+    statement, row = getattr(sql, name).of(record, *beside.values())
 
-    assert text == by_name.sql
+    assert statement is getattr(sql, name)
+    assert statement.name == name
+    assert statement.sql == by_name.sql
     assert row == by_name.bind({**columns, **beside})
     assert set(row) > {f"beside {name}" for name in beside}
 
@@ -94,6 +98,7 @@ def test_each_column_alone_all_and_none_give_cores_own_text(name):
 
     for names in ([], *([column] for column in columns), columns, columns[::-1]):
         assert facts(made.of(names)) == facts(compiled(source.core(names))), names
+        assert made.of(names).name == f"{name}:{','.join(sorted(names))}"
 
 
 @given(st.data())
@@ -139,3 +144,4 @@ def test_any_number_of_rows_gives_cores_own_text(count):
     core = source.core(selects[0] if count == 1 else selects[0].union_all(*selects[1:]))
 
     assert facts(sql.INSERT_CHUNKS.of(count)) == facts(compiled(core))
+    assert sql.INSERT_CHUNKS.of(count).name == f"INSERT_CHUNKS:{count}"

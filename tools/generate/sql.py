@@ -1,38 +1,29 @@
-"""What belongs into the generated modules; a test compares it with the files."""
+"""What belongs into ``mandrake_sessions/records/sql.py``: every statement as it is run."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Column, Table
-from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.sql import ClauseElement
 
-from mandrake_sessions import schema, statements
-from mandrake_sessions.database.migrations.revisions import scripts_in_order
+from mandrake_sessions import statements
 from mandrake_sessions.engine.statement import Statement
-from mandrake_sessions.statements.generator.compiler import DIALECT, compiled
-from mandrake_sessions.statements.generator.layout import (
+from mandrake_sessions.statements.templates import InsertMany, RecordInsert, UpdateSome
+from tools.generate.compiler import compiled
+from tools.generate.layout import (
     WIDTH,
     call,
-    enclosed,
     set_source,
     several,
     text_source,
     tuple_source,
 )
-from mandrake_sessions.statements.templates import InsertMany, RecordInsert, UpdateSome
 
-_PACKAGE = Path(__file__).parents[2]
-
-_SQL_HEAD = '''\
+_HEAD = '''\
 """Every statement as it is run. Made by ``make sql`` from ``mandrake_sessions.statements``."""
 
 # fmt: off
@@ -41,95 +32,14 @@ from mandrake_sessions.engine.statement import Statement
 from mandrake_sessions.records.templates import InsertMany, Piece, RecordInsert, UpdateSome
 '''
 
-_TABLES_HEAD = '''\
-"""What the tables are, without SQLAlchemy. Made by ``make sql`` from ``schema.py``."""
 
-# fmt: off
+def sql_source() -> str:
+    """Return the module's text.
 
-from typing import NamedTuple
-
-
-class Column(NamedTuple):
-    """A column.
-
-    Attributes:
-        kind: ``TEXT``, ``INTEGER`` or ``REAL``.
-        is_key: whether it is part of the primary key.
-        is_reference: whether it refers to another table's row.
+    Raises:
+        ValueError: two statements have the same name.
     """
-
-    name: str
-    kind: str
-    is_nullable: bool = False
-    is_key: bool = False
-    is_reference: bool = False
-
-
-'''
-
-
-_DDL_HEAD = '''\
-"""What a new file gets. Made by ``make sql`` from ``schema.py`` and ``migrations/``."""
-
-# fmt: off
-
-'''
-
-
-def generated() -> dict[Path, str]:
-    """Return the files and what belongs into them."""
-    return {
-        _PACKAGE / "database" / "migrations" / "ddl.py": "".join([_DDL_HEAD, *_ddl()]),
-        _PACKAGE / "tables.py": "".join([_TABLES_HEAD, *_tables()]),
-        _PACKAGE / "records" / "sql.py": "".join([_SQL_HEAD, *_sections()]),
-    }
-
-
-# -- tables.py ----------------------------------------------------------------------------------
-
-
-def _tables() -> Iterator[str]:
-    yield f'HEAD = "{schema.HEAD}"\n'
-    yield f"APPLICATION_ID = 0x{schema.APPLICATION_ID:X}\n\n"
-    yield "TABLES: dict[str, tuple[Column, ...]] = {\n"
-    for table in schema.metadata.tables.values():
-        columns = "".join(f"        {_column(column)},\n" for column in table.columns)
-        yield f'    "{table.name}": (\n{columns}    ),\n'
-    yield "}\n"
-
-
-def _column(column: Column[Any]) -> str:
-    facts = {
-        "is_nullable": bool(column.nullable),
-        "is_key": column.primary_key,
-        "is_reference": bool(column.foreign_keys),
-    }
-    told = "".join(f", {name}=True" for name, is_so in facts.items() if is_so)
-    return f'Column("{column.name}", "{column.type}"{told})'
-
-
-# -- database/migrations/ddl.py ------------------------------------------------------------
-
-
-def _ddl() -> Iterator[str]:
-    project = tomllib.loads((_PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
-    yield f'CREATED_BY = "mandrake_sessions {project["version"]}"\n'
-    yield f"REVISIONS = {tuple_source(scripts_in_order())}\n"
-    yield f"SCHEMA = {several(enclosed(text_source(text)) for text in _creations())}\n"
-
-
-def _creations() -> Iterator[str]:
-    """Return what makes the tables, in the order in which migrations make those of ``0001``."""
-    # Alembic's own table has no other name in public.
-    version = MigrationContext.configure(dialect_name="sqlite")._version
-    for table in (version, *schema.metadata.tables.values()):
-        # What stands behind the last word is kept by SQLite, what stands before the first is not.
-        yield str(CreateTable(table).compile(dialect=DIALECT)).lstrip()
-        for index in sorted(table.indexes, key=lambda each: str(each.name)):
-            yield str(CreateIndex(index).compile(dialect=DIALECT)).lstrip()
-
-
-# -- records/sql.py -----------------------------------------------------------------------------
+    return "".join([_HEAD, *_sections()])
 
 
 def _sections() -> Iterator[str]:
@@ -142,7 +52,7 @@ def _sections() -> Iterator[str]:
         if named:
             title = module.__name__.rpartition(".")[2]
             yield f"\n# -- {title} {'-' * (WIDTH - 7 - len(title))}\n\n"
-            yield from (f"{name} = {_source(value)}\n" for name, value in named.items())
+            yield from (f"{name} = {_source(name, value)}\n" for name, value in named.items())
 
 
 def named() -> dict[str, object]:
@@ -158,55 +68,61 @@ def _named_in(module: ModuleType) -> Iterator[tuple[str, object]]:
 
 def _modules() -> Iterator[ModuleType]:
     for found in pkgutil.iter_modules(statements.__path__):
-        if not found.ispkg:
-            yield importlib.import_module(f"{statements.__name__}.{found.name}")
+        yield importlib.import_module(f"{statements.__name__}.{found.name}")
 
 
-def _source(value: object) -> str:
-    """Return what makes the compiled form of a value."""
+def _source(name: str, value: object) -> str:
+    """Return what makes the compiled form of a value, under its name."""
     match value:
         case Column() | Table():
             return f'"{value}"'
         case RecordInsert():
-            return _record_insert(value)
+            return _record_insert(name, value)
         case UpdateSome():
-            return _update_some(value)
+            return _update_some(name, value)
         case InsertMany():
-            return _insert_many(value)
+            return _insert_many(name, value)
         case ClauseElement():
             made = compiled(value)
             kind = ["is_read=True"] if made.is_read else []
-            return call("Statement", [*_text_and_parameters(made), *kind])
+            return call("Statement", [f'"{name}"', *_text_and_parameters(made), *kind])
         case _:
             return repr(value).replace("'", '"')
 
 
-def _record_insert(insert: RecordInsert) -> str:
+def _record_insert(name: str, insert: RecordInsert) -> str:
     made = compiled(insert.core())
     beside = [column.name for column in insert.beside]
     fields = insert.fields()
     arguments = [
+        f'"{name}"',
         *_text_and_parameters(made),
-        tuple_source(fields[name] for name in made.parameters if name not in beside),
+        tuple_source(fields[column] for column in made.parameters if column not in beside),
     ]
     return call("RecordInsert", [*arguments, tuple_source(beside)] if beside else arguments)
 
 
-def _insert_many(insert: InsertMany) -> str:
+def _insert_many(name: str, insert: InsertMany) -> str:
     source = compiled(insert.source(0))
     head, tail = compiled(insert.core(insert.source(0))).sql.split(source.sql)
     second = compiled(insert.source(1)).parameters
     parameters = (
-        name if name == other else f"{name.removesuffix('0')}{{at}}"
-        for name, other in zip(source.parameters, second, strict=True)
+        first if first == other else f"{first.removesuffix('0')}{{at}}"
+        for first, other in zip(source.parameters, second, strict=True)
     )
     return call(
         "InsertMany",
-        [text_source(head), text_source(source.sql), tuple_source(parameters), text_source(tail)],
+        [
+            f'"{name}"',
+            text_source(head),
+            text_source(source.sql),
+            tuple_source(parameters),
+            text_source(tail),
+        ],
     )
 
 
-def _update_some(update: UpdateSome) -> str:
+def _update_some(name: str, update: UpdateSome) -> str:
     names = [column.name for column in update.settable]
     # What each column alone changes: a piece that others share appears under several of them.
     with_none = _Pieces(compiled(update.core(())))
@@ -218,7 +134,7 @@ def _update_some(update: UpdateSome) -> str:
     conditions = with_all.conditions
 
     def piece(text: str, parameters: tuple[str, ...]) -> str:
-        there = {name for name, pieces in with_one.items() if text in pieces.all}
+        there = {column for column, pieces in with_one.items() if text in pieces.all}
         arguments = [text_source(text)]
         if parameters:
             arguments.append(tuple_source(parameters))
@@ -232,11 +148,12 @@ def _update_some(update: UpdateSome) -> str:
     return call(
         "UpdateSome",
         [
+            f'"{name}"',
             text_source(with_all.head),
             several(piece(text, assignments[text]) for text in in_order),
             several(piece(text, parameters) for text, parameters in conditions.items()),
             text_source(with_all.tail),
-            set_source(names),
+            f"settable={set_source(names)}",
         ],
     )
 
