@@ -23,9 +23,12 @@ def _insert_change(session_id: Select[Any]) -> Insert:
     )
 
 
-# The session is known: no RETURNING, which would cost a table of its own.
-INSERT_CHANGE = insert(schema.changes).values(
-    {c.name: bindparam(c.name) for c in (_c.session_id, _c.entity, _c.id, _c.op)}
+# The session is known: no RETURNING, which would cost a table of its own. PostgreSQL's compiler
+# adds one for the key unless the INSERT is inline.
+INSERT_CHANGE = (
+    insert(schema.changes)
+    .values({c.name: bindparam(c.name) for c in (_c.session_id, _c.entity, _c.id, _c.op)})
+    .inline()
 )
 INSERT_CHANGE_OF_ROUND = _insert_change(
     select(schema.rounds.c.session_id).where(schema.rounds.c.id == bindparam("parent_id"))

@@ -41,7 +41,7 @@ DELETE_CHUNKS = delete(schema.turn_chunks).where(_chunk.turn_id == bindparam("id
 def folded(name: str) -> ColumnElement[str]:
     """Return a column of ``texts`` with the turn's chunks behind it, in the order of writing."""
     column: Column[Any] = _chunk[name]
-    joined = func.group_concat(column, _nothing).aggregate_order_by(_chunk.seq).label("chunks")
+    joined = func.aggregate_strings(column, "").aggregate_order_by(_chunk.seq).label("chunks")
     of_turn = select(joined).where(_chunk.turn_id == _turn.id).correlate(schema.turns)
     return _turn[name] + func.coalesce(of_turn.scalar_subquery(), _nothing)
 

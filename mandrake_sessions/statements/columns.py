@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, ColumnElement, Integer, Table, Update, bindparam, func, update
+from sqlalchemy import Column, ColumnElement, Table, Update, bindparam, func, update
+
+from mandrake_sessions import schema
+from mandrake_sessions.statements.portable import greater_of
 
 
 def columns_of(record: type[msgspec.Struct], table: Table) -> tuple[Column[Any], ...]:
@@ -25,7 +28,7 @@ def later(table: Table) -> ColumnElement[int]:
 
     Units take their time before they queue, so they may run in another order.
     """
-    return func.max(table.c.updated_at, bindparam("now", type_=Integer))
+    return greater_of(table.c.updated_at, "now")
 
 
 def update_row(table: Table, names: Iterable[str]) -> Update:
@@ -38,7 +41,9 @@ def update_row(table: Table, names: Iterable[str]) -> Update:
     changed = changed.values({name: bindparam(name) for name in names})
     changed = changed.values(updated_at=later(table))
     if "revision" in table.c:
-        expected = func.coalesce(bindparam("expected_revision", type_=Integer), table.c.revision)
+        expected = func.coalesce(
+            bindparam("expected_revision", type_=schema.INTEGER), table.c.revision
+        )
         changed = changed.where(table.c.revision == expected)
         changed = changed.values(revision=table.c.revision + 1)
     return changed

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, Text, bindparam, column, func, select
+from sqlalchemy import Select, bindparam, func, select
 
 from mandrake_sessions import schema
 from mandrake_sessions.statements.chunks import turn_columns
+from mandrake_sessions.statements.portable import elements_of
 from mandrake_sessions.statements.rounds import select_rounds
 
 _change = schema.changes.c
@@ -19,10 +20,8 @@ _chunk = schema.turn_chunks.c
 
 
 def _ids() -> Select[Any]:
-    """The ids of the JSON array ``:ids``: one statement, whatever their number."""
-    return select(
-        func.json_each(bindparam("ids", type_=Text)).table_valued(column("value")).c.value
-    )
+    """The ids of the JSON array ``:ids``."""
+    return select(elements_of("ids").c.value)
 
 
 CHANGES_FROM = (

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Integer, Text, bindparam, column, func, literal_column, null, select, update
+from sqlalchemy import bindparam, literal_column, null, select, update
 
 from mandrake_sessions import schema
 from mandrake_sessions.models import TurnStatus
 from mandrake_sessions.statements.chunks import folded, is_streaming, texts, turn_columns
 from mandrake_sessions.statements.columns import later
+from mandrake_sessions.statements.portable import elements_of, greater_of
 
 _c = schema.turns.c
 
 # Not DISTINCT: every opening prepares it, and to make a table of the distinct ones ready took 24 of
 # 31 µs.
 STREAMING_OWNERS = select(_c.owner).where(is_streaming)
-_gone = func.json_each(bindparam("owners", type_=Text)).table_valued(column("value"))
+_gone = elements_of("owners")
 # Not sorted here: for the order SQLite would walk another index, and through all turns.
 ABANDONED_TURNS = (
     select(_c.response_id, _c.index, _c.id, _c.tool_calls)
@@ -35,7 +36,7 @@ INTERRUPT_TURN = (
         status=literal_column(f"'{TurnStatus.INTERRUPTED}'"),
         tool_calls=bindparam("tool_calls"),
         owner=null(),
-        stream_ended_at=func.max(_c.stream_started_at, bindparam("now", type_=Integer)),
+        stream_ended_at=greater_of(_c.stream_started_at, "now"),
         revision=_c.revision + 1,
         updated_at=later(schema.turns),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Integer, bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from mandrake_sessions import schema
 from mandrake_sessions.models import Request, Response
@@ -24,7 +24,9 @@ TAKE_ROUND_INDEX = (
     .where(
         _session.id == bindparam("session_id"),
         _session.next_round_index
-        == func.coalesce(bindparam("expected_index", type_=Integer), _session.next_round_index),
+        == func.coalesce(
+            bindparam("expected_index", type_=schema.INTEGER), _session.next_round_index
+        ),
     )
     .returning(_session.next_round_index)
 )

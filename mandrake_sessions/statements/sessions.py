@@ -9,7 +9,6 @@ from sqlalchemy import (
     Text,
     Update,
     bindparam,
-    column,
     delete,
     func,
     or_,
@@ -22,6 +21,7 @@ from mandrake_sessions import schema
 from mandrake_sessions.models import Session
 from mandrake_sessions.statements.columns import columns_of, later, update_row
 from mandrake_sessions.statements.kinds import RecordInsert, UpdateSome
+from mandrake_sessions.statements.portable import elements_of, end_of
 
 _c = schema.sessions.c
 _columns = columns_of(Session, schema.sessions)
@@ -34,13 +34,13 @@ _part = bindparam("part", type_=Text)
 _length = func.length(_part)
 IDS_WITH_PART = (
     select(_c.id)
-    .where(or_(func.substr(_c.id, 1, _length) == _part, func.substr(_c.id, -_length) == _part))
+    .where(or_(func.substr(_c.id, 1, _length) == _part, end_of(_c.id, _length) == _part))
     .order_by(_c.id)
     .limit(bindparam("limit"))
 )
-_endings = func.json_each(bindparam("endings", type_=Text)).table_valued(column("value"))
+_endings = elements_of("endings")
 IDS_ENDING_AS = select(_c.id).where(
-    func.substr(_c.id, -bindparam("length", type_=Integer)).in_(select(_endings.c.value))
+    end_of(_c.id, bindparam("length", type_=Integer)).in_(select(_endings.c.value))
 )
 COUNT_SESSIONS = select(func.count()).select_from(schema.sessions)
 # A row value and not an OR of two comparisons: SQLite then starts in the index where the page does.
@@ -48,7 +48,7 @@ SESSION_PAGE = (
     select(*_columns)
     .where(
         tuple_(_c.updated_at, _c.id)
-        < tuple_(bindparam("before_time", type_=Integer), bindparam("before_id", type_=Text))
+        < tuple_(bindparam("before_time", type_=schema.INTEGER), bindparam("before_id", type_=Text))
     )
     .order_by(_c.updated_at.desc(), _c.id.desc())
     .limit(bindparam("limit"))

@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import (
     CompoundSelect,
     Insert,
-    Integer,
     Select,
     Text,
     Update,
@@ -20,12 +19,12 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from mandrake_sessions import schema
 from mandrake_sessions.statements.chunks import folded, is_streaming, texts, turn_columns
 from mandrake_sessions.statements.columns import later, update_row
 from mandrake_sessions.statements.kinds import InsertMany, UpdateSome
+from mandrake_sessions.statements.portable import greater_of, insert_or
 from mandrake_sessions.statements.turns import settable
 
 _c = schema.turns.c
@@ -43,7 +42,7 @@ def _source(at: int) -> Select[Any]:
 
 def _insert(source: Select[Any] | CompoundSelect[Any]) -> Insert:
     return (
-        sqlite_insert(schema.turn_chunks)
+        insert_or(schema.turn_chunks)
         .from_select([c.name for c in _columns], source)
         .on_conflict_do_nothing()
     )
@@ -87,7 +86,7 @@ def _finish(names: Sequence[str]) -> Update:
             raw_response=folded(_c.raw_response.name) + bindparam("raw_rest", type_=Text),
             status=bindparam("status"),
             # A clock that went back must not let a turn end before it began.
-            stream_ended_at=func.max(_c.stream_started_at, bindparam("now", type_=Integer)),
+            stream_ended_at=greater_of(_c.stream_started_at, "now"),
             owner=null(),
             revision=_c.revision + 1,
             updated_at=later(schema.turns),

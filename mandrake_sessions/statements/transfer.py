@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Integer, bindparam, func, select, update
+from sqlalchemy import bindparam, select, update
 
 from mandrake_sessions import schema
+from mandrake_sessions.statements.portable import greater_of
 
 _session = schema.sessions.c
 _round = schema.rounds.c
@@ -23,10 +24,6 @@ ROUND_AT_INDEX = select(_round.id).where(
 # The times of an imported session are those of its source, so ``updated_at`` stays.
 RAISE_ROUND_INDEX = (
     update(schema.sessions)
-    .values(
-        next_round_index=func.max(
-            _session.next_round_index, bindparam("next_round_index", type_=Integer)
-        )
-    )
+    .values(next_round_index=greater_of(_session.next_round_index, "next_round_index"))
     .where(_session.id == bindparam("session_id"))
 )

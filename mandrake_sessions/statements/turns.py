@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy import (
-    Integer,
     Update,
     bindparam,
     delete,
@@ -29,6 +28,7 @@ from mandrake_sessions.statements.chunks import (
 )
 from mandrake_sessions.statements.columns import later, update_row
 from mandrake_sessions.statements.kinds import RecordInsert, UpdateSome
+from mandrake_sessions.statements.portable import greater_of
 
 _c = schema.turns.c
 _response = schema.responses.c
@@ -37,7 +37,7 @@ TURN_ID = _c.id
 INSERT_TURN = RecordInsert(Turn, schema.turns, beside=(_c.tool_calls, _c.owner))
 
 # One statement takes the next index or a later one that was asked for, and moves the counter on.
-_wanted_index = func.coalesce(bindparam("index", type_=Integer), _response.next_turn_index)
+_wanted_index = func.coalesce(bindparam("index", type_=schema.INTEGER), _response.next_turn_index)
 TAKE_TURN_INDEX = (
     update(schema.responses)
     .values(next_turn_index=_wanted_index + 1, updated_at=later(schema.responses))
@@ -89,7 +89,7 @@ def _changed(names: Sequence[str]) -> Update:
 def _ended(names: Sequence[str]) -> Update:
     # The end is the first one: a turn that is finished again keeps it. And a clock that went back
     # does not let a turn end before it began.
-    ended = func.max(_c.stream_started_at, bindparam("now", type_=Integer))
+    ended = greater_of(_c.stream_started_at, "now")
     return (
         _changed([*names, _c.status.name])
         .values({name: whole(name) for name in texts if name not in names})

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, bindparam, func, select
 
 from mandrake_sessions import schema
+from mandrake_sessions.statements.portable import sum_of
 
 _turn = schema.turns.c
 
@@ -16,8 +17,8 @@ LOW_BITS = 32
 
 def _halves(column: Column[Any]) -> tuple[ColumnElement[int], ColumnElement[int]]:
     return (
-        func.coalesce(func.sum(column.bitwise_rshift(LOW_BITS)), 0),
-        func.coalesce(func.sum(column.bitwise_and((1 << LOW_BITS) - 1)), 0),
+        func.coalesce(sum_of(column.bitwise_rshift(LOW_BITS)), 0),
+        func.coalesce(sum_of(column.bitwise_and((1 << LOW_BITS) - 1)), 0),
     )
 
 

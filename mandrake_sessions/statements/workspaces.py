@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import bindparam, delete, func, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from mandrake_sessions import schema
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.statements.columns import columns_of
 from mandrake_sessions.statements.kinds import RecordInsert
+from mandrake_sessions.statements.portable import insert_or
 
 _c = schema.workspaces.c
 _columns = columns_of(Workspace, schema.workspaces)
@@ -37,7 +37,7 @@ DELETE_WORKSPACE = delete(schema.workspaces).where(_c.id == bindparam("id"))
 
 # Which file registered a workspace outside its root (records.places).
 _meta = schema.meta.c
-_put = insert(schema.meta).values(key=bindparam("key"), value=bindparam("value"))
+_put = insert_or(schema.meta).values(key=bindparam("key"), value=bindparam("value"))
 REGISTRAR = select(_meta.value).where(_meta.key == bindparam("key"))
 REGISTRARS = select(_meta.key, _meta.value).where(
     _meta.key >= bindparam("first"), _meta.key < bindparam("end")

@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import BindParameter, SelectBase
+from sqlalchemy.dialects.postgresql.base import PGCompiler
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDialect
+from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import String, TypeEngine
 
 from mandrake_sessions.database.statement import Statement
 
 
-class _Compiler(SQLiteCompiler):
+class _ConstantsInText(SQLCompiler):
     """Writes what is constant into the text, so that every parameter is a named one."""
 
     def visit_bindparam(self, bindparam: BindParameter[Any], *args: Any, **options: Any) -> str:
@@ -22,17 +26,47 @@ class _Compiler(SQLiteCompiler):
         return text
 
 
-class _Dialect(SQLiteDialect):
-    statement_compiler = _Compiler
+class _SQLiteCompiler(_ConstantsInText, SQLiteCompiler):
+    pass
+
+
+class _SQLite(SQLiteDialect):
+    statement_compiler = _SQLiteCompiler
     supports_statement_cache = False
 
 
-DIALECT = _Dialect(paramstyle="qmark")
+class _PostgreSQLCompiler(_ConstantsInText, PGCompiler):
+    def limit_clause(self, select: Any, **options: Any) -> str:
+        """Return LIMIT and OFFSET; the limit -1 is none, as on SQLite."""
+        limit, offset = select._limit_clause, select._offset_clause
+        text = "" if limit is None else f"\n LIMIT nullif({self._bigint(limit, options)}, -1)"
+        return text if offset is None else f"{text} OFFSET {self._bigint(offset, options)}"
+
+    def _bigint(self, clause: ClauseElement, options: dict[str, Any]) -> str:
+        return f"CAST({self.process(clause, **options)} AS BIGINT)"
+
+    def render_bind_cast(
+        self, type_: TypeEngine[Any], dbapi_type: TypeEngine[Any], sqltext: str
+    ) -> str:
+        """Return a parameter with its type; a text is compared by the collation of its column."""
+        if isinstance(dbapi_type, String):
+            return f"{sqltext}::TEXT"
+        text: str = super().render_bind_cast(type_, dbapi_type, sqltext)  # type: ignore[no-untyped-call]
+        return text
 
 
-def compiled(core: ClauseElement) -> Statement:
+class _PostgreSQL(PGDialect_psycopg):
+    statement_compiler = _PostgreSQLCompiler  # type: ignore[assignment]  # psycopg's doubles a "%"
+    supports_statement_cache = False
+
+
+SQLITE = _SQLite(paramstyle="qmark")
+POSTGRESQL: Dialect = _PostgreSQL(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
+
+
+def compiled(core: ClauseElement, dialect: Dialect = SQLITE) -> Statement:
     """Return a Core statement as it is run; what varies in it is a ``bindparam`` with a name."""
-    compiler = core.compile(dialect=DIALECT, compile_kwargs={"render_postcompile": True})
+    compiler = core.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     assert isinstance(compiler, SQLCompiler)
     return Statement(
         str(compiler), tuple(compiler.positiontup or ()), is_read=isinstance(core, SelectBase)

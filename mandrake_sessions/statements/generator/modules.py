@@ -18,7 +18,7 @@ from sqlalchemy.sql import ClauseElement
 from mandrake_sessions import schema, statements
 from mandrake_sessions.database.revisions import scripts_in_order
 from mandrake_sessions.database.statement import Statement
-from mandrake_sessions.statements.generator.compiler import DIALECT, compiled
+from mandrake_sessions.statements.generator.compiler import SQLITE, compiled
 from mandrake_sessions.statements.generator.layout import (
     WIDTH,
     call,
@@ -124,9 +124,9 @@ def _creations() -> Iterator[str]:
     version = MigrationContext.configure(dialect_name="sqlite")._version
     for table in (version, *schema.metadata.tables.values()):
         # What stands behind the last word is kept by SQLite, what stands before the first is not.
-        yield str(CreateTable(table).compile(dialect=DIALECT)).lstrip()
+        yield str(CreateTable(table).compile(dialect=SQLITE)).lstrip()
         for index in sorted(table.indexes, key=lambda each: str(each.name)):
-            yield str(CreateIndex(index).compile(dialect=DIALECT)).lstrip()
+            yield str(CreateIndex(index).compile(dialect=SQLITE)).lstrip()
 
 
 # -- records/sql.py -----------------------------------------------------------------------------
