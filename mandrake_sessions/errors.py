@@ -445,7 +445,11 @@ class ConstraintViolationError(StatementError):
 
     Attributes:
         columns: what the constraint is about, such as ``("rounds.id",)``; never a value.
+        position: which statement of several that run in one call would break it, from 0; None
+            where a call runs one.
     """
+
+    position: int | None = None
 
     def __init__(
         self, message: str | None = None, *, columns: tuple[str, ...] = (), **context: Any

@@ -85,6 +85,8 @@ def test_a_text_that_was_taken_for_an_id_is_not_told_whole(kind):
     ],
 )
 def test_an_error_is_the_same_in_another_process(error):
+    if isinstance(error, ConstraintViolationError):
+        error.position = 2
     copy = pickle.loads(pickle.dumps(error))
 
     assert type(copy) is type(error)

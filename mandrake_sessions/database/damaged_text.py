@@ -103,7 +103,7 @@ def rows_of(connection: Connection, statement: Statement, values: Values) -> lis
         StatementError: what it has returned cannot be read again.
     """
     if statement.is_read:
-        sql, bound = statement.bound(values)
+        sql, bound = statement.sql, statement.bind(values)
     else:
         sql, bound = _reading_changed_row(connection.path, statement.sql, values)
     key = next((values[name] for name in _KEYS if name in values), None)

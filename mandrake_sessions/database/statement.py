@@ -1,4 +1,4 @@
-"""A statement as it is run: its text, and the order of its parameters."""
+"""A statement as it is run: its name, its text, and the order of its parameters."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 
 Values = Mapping[str, Any]
 Row = tuple[Any, ...]
-Bound = tuple[str, Row]
-"""The text of a statement with its parameters, ready to run."""
 
 
 class Statement:
     """A statement whose values are given by name.
 
     Args:
+        name: the one that it has in ``records.sql``, and in the texts of another engine. A text
+            that varies has behind a colon by what: ``UPDATE_TURN:content,model``.
         sql: the text, with a question mark for each parameter.
         parameters: their names in the order of the question marks; a name may come again.
         is_read: whether it only reads.
     """
 
     def __init__(
-        self, sql: str, parameters: tuple[str, ...] = (), *, is_read: bool = False
+        self, name: str, sql: str, parameters: tuple[str, ...] = (), *, is_read: bool = False
     ) -> None:
+        self.name = name
         self.sql = sql
         self.parameters = parameters
         self.is_read = is_read
@@ -41,4 +42,8 @@ class Statement:
 
     def bound(self, values: Values) -> Bound:
         """Return the statement with its values, ready to run."""
-        return self.sql, self.bind(values)
+        return self, self.bind(values)
+
+
+Bound = tuple[Statement, Row]
+"""A statement with its parameters in their order, ready to run."""

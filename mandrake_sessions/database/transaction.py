@@ -22,6 +22,7 @@ from mandrake_sessions.database.turnstile import Turnstile
 from mandrake_sessions.database.waiting import Budget, retry_busy
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
+    ConstraintViolationError,
     DatabaseError,
     DatabaseOpenError,
     ForkedPoolError,
@@ -163,16 +164,22 @@ class WriteTransaction(ReadTransaction):
     def run_all(self, bound: Iterable[Bound]) -> int:
         """Run several statements, bound to their values before; raises what ``run`` does.
 
+        A ConstraintViolationError has the position of the statement that failed.
+
         Returns:
             The number of the row that was inserted last.
         """
         self._require_usable()
         execute = self._connection.execute
+        position = 0
         try:
-            for sql, row in bound:
-                execute(sql, row)
+            for position, (statement, row) in enumerate(bound):  # noqa: B007 - read where one fails
+                execute(statement.sql, row)
         except apsw.Error as error:
-            raise self._failed(error) from error
+            failed = self._failed(error)
+            if isinstance(failed, ConstraintViolationError):
+                failed.position = position
+            raise failed from error
         return self._connection.raw.last_insert_rowid()
 
     @contextlib.contextmanager

@@ -16,6 +16,7 @@ class RecordInsert(Statement):
     """The INSERT of a record: each column from the field that carries it.
 
     Args:
+        name: as of any statement.
         sql: the text.
         parameters: the columns, in its order.
         fields: the fields of the record that go into them, those given beside left out.
@@ -24,12 +25,13 @@ class RecordInsert(Statement):
 
     def __init__(
         self,
+        name: str,
         sql: str,
         parameters: tuple[str, ...],
         fields: tuple[str, ...],
         beside: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(sql, parameters)
+        super().__init__(name, sql, parameters)
         self._fields: Callable[[msgspec.Struct], Row] = attrgetter(*fields)
         given = [*(name for name in parameters if name not in beside), *beside]
         self._in_order: Callable[[Row], Row] = itemgetter(*map(given.index, parameters))
@@ -37,7 +39,7 @@ class RecordInsert(Statement):
     def of(self, record: msgspec.Struct, *extra: object) -> Bound:
         """Return the statement with a record's values and those beside it, ready to run."""
         row = self._fields(record)
-        return self.sql, self._in_order((*row, *extra)) if extra else row
+        return self, self._in_order((*row, *extra)) if extra else row
 
 
 class Piece(NamedTuple):
@@ -59,6 +61,7 @@ class UpdateSome:
     """An UPDATE of the columns that are named; each combination is put together once.
 
     Args:
+        name: of its statements, before the colon.
         head: the text up to the assignments.
         assignments: in the order of the table's columns.
         conditions: all of them must hold.
@@ -68,12 +71,15 @@ class UpdateSome:
 
     def __init__(
         self,
+        name: str,
         head: str,
         assignments: tuple[Piece, ...],
         conditions: tuple[Piece, ...],
         tail: str,
+        *,
         settable: AbstractSet[str],
     ) -> None:
+        self._name = name
         self._head = head
         self._assignments = assignments
         self._conditions = conditions
@@ -98,6 +104,7 @@ class UpdateSome:
             for pieces in (self._assignments, self._conditions)
         )
         return Statement(
+            f"{self._name}:{','.join(sorted(names))}",
             f"{self._head}{', '.join(piece.text for piece in assignments)}"
             f" WHERE {' AND '.join(piece.text for piece in conditions)}{self._tail}",
             tuple(name for piece in (*assignments, *conditions) for name in piece.parameters),
@@ -108,13 +115,17 @@ class InsertMany:
     """An INSERT of several rows, each from a SELECT of its own.
 
     Args:
+        name: of its statements, before the colon; the number of rows stands behind it.
         head: the text up to the first SELECT.
         source: the text of a SELECT.
         parameters: its values; ``{at}`` stands for the position of the row.
         tail: the text behind the last SELECT.
     """
 
-    def __init__(self, head: str, source: str, parameters: tuple[str, ...], tail: str) -> None:
+    def __init__(
+        self, name: str, head: str, source: str, parameters: tuple[str, ...], tail: str
+    ) -> None:
+        self._name = name
         self._head = head
         self._source = source
         self._parameters = parameters
@@ -126,6 +137,7 @@ class InsertMany:
         statement = self._made.get(count)
         if statement is None:
             statement = self._made[count] = Statement(
+                f"{self._name}:{count}",
                 f"{self._head}{' UNION ALL '.join([self._source] * count)}{self._tail}",
                 tuple(name.format(at=at) for at in range(count) for name in self._parameters),
             )

@@ -206,7 +206,7 @@ def round_inserts(
 
 
 def add_round(
-    tx: WriteTransaction, round_: Round, inserts: Iterable[Bound], turns: Iterable[Turn] = ()
+    tx: WriteTransaction, round_: Round, inserts: Iterable[Bound], turns: Sequence[Turn] = ()
 ) -> None:
     """Insert a round with what hangs on it, and its change row.
 
@@ -214,7 +214,7 @@ def add_round(
         tx: the transaction.
         round_: with its index.
         inserts: of ``round_inserts``.
-        turns: whose inserts are among them.
+        turns: whose inserts are among them, in their order.
     """
     insert_round = sql.INSERT_ROUND.bound(
         {
@@ -228,13 +228,15 @@ def add_round(
     try:
         trim_changes(tx, tx.run_all((insert_round, *inserts)))
     except ConstraintViolationError as violation:
-        taken = _taken(violation, round_) or _taken_turn(tx, turns)
+        taken = _taken(violation, round_, turns)
         if taken is None:
             raise
         raise taken from violation
 
 
-def _taken(violation: ConstraintViolationError, round_: Round) -> AlreadyExistsError | None:
+def _taken(
+    violation: ConstraintViolationError, round_: Round, turns: Sequence[Turn]
+) -> AlreadyExistsError | None:
     if sql.REQUEST_ID in violation.columns:
         return RequestAlreadyExistsError(round_.request.id)
     if sql.RESPONSE_ID in violation.columns:
@@ -245,15 +247,9 @@ def _taken(violation: ConstraintViolationError, round_: Round) -> AlreadyExistsE
         return RoundAlreadyExistsError(
             message=f"The session has a round of the index {round_.index}."
         )
-    return None
-
-
-def _taken_turn(tx: ReadTransaction, turns: Iterable[Turn]) -> TurnAlreadyExistsError | None:
-    # Those before it were inserted: what is there under their ids are they themselves.
-    for turn in turns:
-        row = tx.row(sql.TURN_BY_ID, {"id": turn.id})
-        if row is not None and row[1:3] != (turn.response_id, turn.index):
-            return TurnAlreadyExistsError(turn.id)
+    if sql.TURN_ID in violation.columns and violation.position is not None:
+        # Three inserts come before those of the turns: the round's, request's and response's own.
+        return TurnAlreadyExistsError(turns[violation.position - 3].id)
     return None
 
 

@@ -7,12 +7,18 @@ from mandrake_sessions.records.forms import InsertMany, Piece, RecordInsert, Upd
 
 # -- changes --------------------------------------------------------------------------------------
 
-TRIM_CHANGES = Statement("DELETE FROM changes WHERE changes.seq <= ?", ("last",))
+TRIM_CHANGES = Statement(
+    "TRIM_CHANGES",
+    "DELETE FROM changes WHERE changes.seq <= ?",
+    ("last",),
+)
 INSERT_CHANGE = Statement(
+    "INSERT_CHANGE",
     "INSERT INTO changes (session_id, entity, id, op) VALUES (?, ?, ?, ?)",
     ("session_id", "entity", "id", "op"),
 )
 INSERT_CHANGE_OF_ROUND = Statement(
+    "INSERT_CHANGE_OF_ROUND",
     "INSERT INTO changes (session_id, entity, id, op) SELECT rounds.session_id, ? AS "
     "entity, ? AS id, ? AS op \n"
     "FROM rounds \n"
@@ -20,6 +26,7 @@ INSERT_CHANGE_OF_ROUND = Statement(
     ("entity", "id", "op", "parent_id"),
 )
 INSERT_CHANGE_OF_RESPONSE = Statement(
+    "INSERT_CHANGE_OF_RESPONSE",
     "INSERT INTO changes (session_id, entity, id, op) SELECT rounds.session_id, ? AS "
     "entity, ? AS id, ? AS op \n"
     "FROM responses JOIN rounds ON rounds.id = responses.round_id \n"
@@ -30,11 +37,16 @@ INSERT_CHANGE_OF_RESPONSE = Statement(
 # -- chunks ---------------------------------------------------------------------------------------
 
 TEXTS = ("content", "raw_response")
-DELETE_CHUNKS = Statement("DELETE FROM turn_chunks WHERE turn_chunks.turn_id = ?", ("id",))
+DELETE_CHUNKS = Statement(
+    "DELETE_CHUNKS",
+    "DELETE FROM turn_chunks WHERE turn_chunks.turn_id = ?",
+    ("id",),
+)
 
 # -- feed -----------------------------------------------------------------------------------------
 
 CHANGES_FROM = Statement(
+    "CHANGES_FROM",
     "SELECT changes.seq, changes.session_id, changes.entity, changes.id, changes.op \n"
     "FROM changes \n"
     "WHERE changes.seq >= ? ORDER BY changes.seq\n"
@@ -43,12 +55,14 @@ CHANGES_FROM = Statement(
     is_read=True,
 )
 LAST_CHANGE = Statement(
+    "LAST_CHANGE",
     "SELECT changes.seq, changes.session_id, changes.entity, changes.id, changes.op \n"
     "FROM changes ORDER BY changes.seq DESC\n"
     " LIMIT 1 OFFSET 0",
     is_read=True,
 )
 TURNS_BY_ID = Statement(
+    "TURNS_BY_ID",
     'SELECT turns.id, turns.response_id, turns."index", CASE WHEN (turns.status = '
     "'streaming') THEN turns.content || coalesce((SELECT "
     "group_concat(turn_chunks.content, '' ORDER BY turn_chunks.seq) AS chunks \n"
@@ -76,6 +90,7 @@ TURNS_BY_ID = Statement(
     is_read=True,
 )
 TURNS_OF_RESPONSE = Statement(
+    "TURNS_OF_RESPONSE",
     'SELECT turns.id, turns.response_id, turns."index", CASE WHEN (turns.status = '
     "'streaming') THEN turns.content || coalesce((SELECT "
     "group_concat(turn_chunks.content, '' ORDER BY turn_chunks.seq) AS chunks \n"
@@ -102,6 +117,7 @@ TURNS_OF_RESPONSE = Statement(
     is_read=True,
 )
 TURNS_OF_ROUNDS = Statement(
+    "TURNS_OF_ROUNDS",
     'SELECT turns.id, turns.response_id, turns."index", CASE WHEN (turns.status = '
     "'streaming') THEN turns.content || coalesce((SELECT "
     "group_concat(turn_chunks.content, '' ORDER BY turn_chunks.seq) AS chunks \n"
@@ -129,6 +145,7 @@ TURNS_OF_ROUNDS = Statement(
     is_read=True,
 )
 PLACE_OF_RESPONSE = Statement(
+    "PLACE_OF_RESPONSE",
     "SELECT rounds.session_id, rounds.id \n"
     "FROM rounds JOIN responses ON rounds.id = responses.round_id \n"
     "WHERE responses.id = ?",
@@ -136,6 +153,7 @@ PLACE_OF_RESPONSE = Statement(
     is_read=True,
 )
 ROUNDS_BY_ID = Statement(
+    "ROUNDS_BY_ID",
     'SELECT rounds.id, rounds.session_id, rounds."index", rounds.created_at, '
     "rounds.updated_at, requests.id AS id_1, requests.round_id, requests.content, "
     "requests.created_at AS created_at_1, requests.updated_at AS updated_at_1, "
@@ -149,6 +167,7 @@ ROUNDS_BY_ID = Statement(
     is_read=True,
 )
 ROUNDS_BY_REQUEST = Statement(
+    "ROUNDS_BY_REQUEST",
     'SELECT rounds.id, rounds.session_id, rounds."index", rounds.created_at, '
     "rounds.updated_at, requests.id AS id_1, requests.round_id, requests.content, "
     "requests.created_at AS created_at_1, requests.updated_at AS updated_at_1, "
@@ -162,6 +181,7 @@ ROUNDS_BY_REQUEST = Statement(
     is_read=True,
 )
 ROUNDS_FROM = Statement(
+    "ROUNDS_FROM",
     'SELECT rounds.id, rounds.session_id, rounds."index", rounds.created_at, '
     "rounds.updated_at, requests.id AS id_1, requests.round_id, requests.content, "
     "requests.created_at AS created_at_1, requests.updated_at AS updated_at_1, "
@@ -175,6 +195,7 @@ ROUNDS_FROM = Statement(
     is_read=True,
 )
 CHUNKS_AFTER = Statement(
+    "CHUNKS_AFTER",
     "SELECT turn_chunks.seq, turn_chunks.content \n"
     "FROM turn_chunks \n"
     "WHERE turn_chunks.turn_id = ? AND turn_chunks.seq > ? ORDER BY turn_chunks.seq",
@@ -185,6 +206,7 @@ CHUNKS_AFTER = Statement(
 # -- history --------------------------------------------------------------------------------------
 
 ROUNDS_AFTER = Statement(
+    "ROUNDS_AFTER",
     'SELECT rounds.id, rounds.session_id, rounds."index", rounds.created_at, '
     "rounds.updated_at, requests.id AS id_1, requests.round_id, requests.content, "
     "requests.created_at AS created_at_1, requests.updated_at AS updated_at_1, "
@@ -198,6 +220,7 @@ ROUNDS_AFTER = Statement(
     is_read=True,
 )
 LAST_ROUNDS = Statement(
+    "LAST_ROUNDS",
     'SELECT rounds.id, rounds.session_id, rounds."index", rounds.created_at, '
     "rounds.updated_at, requests.id AS id_1, requests.round_id, requests.content, "
     "requests.created_at AS created_at_1, requests.updated_at AS updated_at_1, "
@@ -211,6 +234,7 @@ LAST_ROUNDS = Statement(
     is_read=True,
 )
 TURNS_BETWEEN = Statement(
+    "TURNS_BETWEEN",
     'SELECT turns.id, turns.response_id, turns."index", CASE WHEN (turns.status = '
     "'streaming') THEN turns.content || coalesce((SELECT "
     "group_concat(turn_chunks.content, '' ORDER BY turn_chunks.seq) AS chunks \n"
@@ -238,12 +262,14 @@ TURNS_BETWEEN = Statement(
 # -- recovery -------------------------------------------------------------------------------------
 
 STREAMING_OWNERS = Statement(
+    "STREAMING_OWNERS",
     "SELECT turns.owner \n"
     "FROM turns \n"
     "WHERE turns.status = 'streaming'",
     is_read=True,
 )
 ABANDONED_TURNS = Statement(
+    "ABANDONED_TURNS",
     'SELECT turns.response_id, turns."index", turns.id, turns.tool_calls \n'
     "FROM turns \n"
     "WHERE turns.status = 'streaming' AND (EXISTS (SELECT anon_1.value \n"
@@ -253,6 +279,7 @@ ABANDONED_TURNS = Statement(
     is_read=True,
 )
 STREAMING_TURNS = Statement(
+    "STREAMING_TURNS",
     'SELECT turns.owner, turns.response_id, turns."index", turns.id, '
     "turns.tool_calls \n"
     "FROM turns \n"
@@ -260,6 +287,7 @@ STREAMING_TURNS = Statement(
     is_read=True,
 )
 STILL_STREAMING = Statement(
+    "STILL_STREAMING",
     'SELECT turns.response_id, turns."index", turns.id, turns.tool_calls \n'
     "FROM turns \n"
     "WHERE turns.id = ? AND turns.status = 'streaming'",
@@ -267,6 +295,7 @@ STILL_STREAMING = Statement(
     is_read=True,
 )
 INTERRUPT_TURN = Statement(
+    "INTERRUPT_TURN",
     "UPDATE turns SET status='interrupted', owner=NULL, "
     "stream_ended_at=max(turns.stream_started_at, ?), revision=(turns.revision + 1), "
     "updated_at=max(turns.updated_at, ?), tool_calls=?, content=(turns.content || "
@@ -297,6 +326,7 @@ INTERRUPT_TURN = Statement(
 # -- requests -------------------------------------------------------------------------------------
 
 REQUEST_BY_ID = Statement(
+    "REQUEST_BY_ID",
     "SELECT requests.id, requests.round_id, requests.content, requests.created_at, "
     "requests.updated_at \n"
     "FROM requests \n"
@@ -305,6 +335,7 @@ REQUEST_BY_ID = Statement(
     is_read=True,
 )
 RESPONSE_BY_ID = Statement(
+    "RESPONSE_BY_ID",
     "SELECT responses.id, responses.round_id, responses.created_at, "
     "responses.updated_at \n"
     "FROM responses \n"
@@ -313,6 +344,7 @@ RESPONSE_BY_ID = Statement(
     is_read=True,
 )
 UPDATE_REQUEST = Statement(
+    "UPDATE_REQUEST",
     "UPDATE requests SET content=?, updated_at=max(requests.updated_at, ?) WHERE "
     "requests.id = ? RETURNING id, round_id, content, created_at, updated_at",
     ("content", "now", "id"),
@@ -325,6 +357,7 @@ ROUND_INDEX = "rounds.index"
 REQUEST_ID = "requests.id"
 RESPONSE_ID = "responses.id"
 TAKE_ROUND_INDEX = Statement(
+    "TAKE_ROUND_INDEX",
     "UPDATE sessions SET next_round_index=(sessions.next_round_index + 1), "
     "updated_at=max(sessions.updated_at, ?) WHERE sessions.id = ? AND "
     "sessions.next_round_index = coalesce(?, sessions.next_round_index) RETURNING "
@@ -332,6 +365,7 @@ TAKE_ROUND_INDEX = Statement(
     ("now", "session_id", "expected_index"),
 )
 NEXT_ROUND_INDEX = Statement(
+    "NEXT_ROUND_INDEX",
     "SELECT sessions.next_round_index \n"
     "FROM sessions \n"
     "WHERE sessions.id = ?",
@@ -339,17 +373,20 @@ NEXT_ROUND_INDEX = Statement(
     is_read=True,
 )
 INSERT_ROUND = Statement(
+    "INSERT_ROUND",
     'INSERT INTO rounds (id, session_id, "index", created_at, updated_at) VALUES (?, '
     "?, ?, ?, ?)",
     ("id", "session_id", "index", "created_at", "updated_at"),
 )
 INSERT_REQUEST = RecordInsert(
+    "INSERT_REQUEST",
     "INSERT INTO requests (id, round_id, content, created_at, updated_at) VALUES (?, "
     "?, ?, ?, ?)",
     ("id", "round_id", "content", "created_at", "updated_at"),
     ("id", "round_id", "content", "created_us", "updated_us"),
 )
 INSERT_RESPONSE = RecordInsert(
+    "INSERT_RESPONSE",
     "INSERT INTO responses (id, round_id, next_turn_index, created_at, updated_at) "
     "VALUES (?, ?, ?, ?, ?)",
     ("id", "round_id", "next_turn_index", "created_at", "updated_at"),
@@ -357,6 +394,7 @@ INSERT_RESPONSE = RecordInsert(
     ("next_turn_index",),
 )
 ROUND_BY_ID = Statement(
+    "ROUND_BY_ID",
     'SELECT rounds.id, rounds.session_id, rounds."index", rounds.created_at, '
     "rounds.updated_at, requests.id AS id_1, requests.round_id, requests.content, "
     "requests.created_at AS created_at_1, requests.updated_at AS updated_at_1, "
@@ -369,6 +407,7 @@ ROUND_BY_ID = Statement(
     is_read=True,
 )
 ROUND_BY_RESPONSE = Statement(
+    "ROUND_BY_RESPONSE",
     'SELECT rounds.id, rounds.session_id, rounds."index", rounds.created_at, '
     "rounds.updated_at, requests.id AS id_1, requests.round_id, requests.content, "
     "requests.created_at AS created_at_1, requests.updated_at AS updated_at_1, "
@@ -381,6 +420,7 @@ ROUND_BY_RESPONSE = Statement(
     is_read=True,
 )
 LAST_ROUND = Statement(
+    "LAST_ROUND",
     'SELECT rounds.id, rounds.session_id, rounds."index", rounds.created_at, '
     "rounds.updated_at, requests.id AS id_1, requests.round_id, requests.content, "
     "requests.created_at AS created_at_1, requests.updated_at AS updated_at_1, "
@@ -394,6 +434,7 @@ LAST_ROUND = Statement(
     is_read=True,
 )
 ROUND_PAGE = Statement(
+    "ROUND_PAGE",
     'SELECT rounds.id, rounds.session_id, rounds."index", rounds.created_at, '
     "rounds.updated_at, requests.id AS id_1, requests.round_id, requests.content, "
     "requests.created_at AS created_at_1, requests.updated_at AS updated_at_1, "
@@ -407,18 +448,20 @@ ROUND_PAGE = Statement(
     is_read=True,
 )
 SESSION_OF_ROUND = Statement(
+    "SESSION_OF_ROUND",
     "SELECT rounds.session_id \n"
     "FROM rounds \n"
     "WHERE rounds.id = ?",
     ("id",),
     is_read=True,
 )
-DELETE_ROUND = Statement("DELETE FROM rounds WHERE rounds.id = ?", ("id",))
+DELETE_ROUND = Statement("DELETE_ROUND", "DELETE FROM rounds WHERE rounds.id = ?", ("id",))
 
 # -- sessions -------------------------------------------------------------------------------------
 
 SESSION_ID = "sessions.id"
 INSERT_SESSION = RecordInsert(
+    "INSERT_SESSION",
     "INSERT INTO sessions (id, title, description, metadata, next_round_index, "
     "revision, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     (
@@ -432,6 +475,7 @@ INSERT_SESSION = RecordInsert(
     ("metadata",),
 )
 SESSION_BY_ID = Statement(
+    "SESSION_BY_ID",
     "SELECT sessions.id, sessions.title, sessions.description, sessions.metadata, "
     "sessions.next_round_index, sessions.revision, sessions.created_at, "
     "sessions.updated_at \n"
@@ -441,6 +485,7 @@ SESSION_BY_ID = Statement(
     is_read=True,
 )
 SESSION_EXISTS = Statement(
+    "SESSION_EXISTS",
     "SELECT sessions.id \n"
     "FROM sessions \n"
     "WHERE sessions.id = ?",
@@ -448,6 +493,7 @@ SESSION_EXISTS = Statement(
     is_read=True,
 )
 IDS_WITH_PART = Statement(
+    "IDS_WITH_PART",
     "SELECT sessions.id \n"
     "FROM sessions \n"
     "WHERE substr(sessions.id, 1, length(?)) = ? OR substr(sessions.id, -length(?)) "
@@ -457,6 +503,7 @@ IDS_WITH_PART = Statement(
     is_read=True,
 )
 IDS_ENDING_AS = Statement(
+    "IDS_ENDING_AS",
     "SELECT sessions.id \n"
     "FROM sessions \n"
     "WHERE substr(sessions.id, -?) IN (SELECT anon_1.value \n"
@@ -465,11 +512,13 @@ IDS_ENDING_AS = Statement(
     is_read=True,
 )
 COUNT_SESSIONS = Statement(
+    "COUNT_SESSIONS",
     "SELECT count(*) AS count_1 \n"
     "FROM sessions",
     is_read=True,
 )
 SESSION_PAGE = Statement(
+    "SESSION_PAGE",
     "SELECT sessions.id, sessions.title, sessions.description, sessions.metadata, "
     "sessions.next_round_index, sessions.revision, sessions.created_at, "
     "sessions.updated_at \n"
@@ -481,11 +530,17 @@ SESSION_PAGE = Statement(
     is_read=True,
 )
 TOUCH_SESSION = Statement(
+    "TOUCH_SESSION",
     "UPDATE sessions SET updated_at=max(sessions.updated_at, ?) WHERE sessions.id = ?",
     ("now", "id"),
 )
-DELETE_SESSION = Statement("DELETE FROM sessions WHERE sessions.id = ?", ("id",))
+DELETE_SESSION = Statement(
+    "DELETE_SESSION",
+    "DELETE FROM sessions WHERE sessions.id = ?",
+    ("id",),
+)
 UPDATE_SESSION = UpdateSome(
+    "UPDATE_SESSION",
     "UPDATE sessions SET ",
     (
         Piece("title=?", ("title",), when={"title"}),
@@ -503,12 +558,13 @@ UPDATE_SESSION = UpdateSome(
     ),
     " RETURNING id, title, description, metadata, next_round_index, revision, "
     "created_at, updated_at",
-    {"description", "metadata", "title"},
+    settable={"description", "metadata", "title"},
 )
 
 # -- streaming ------------------------------------------------------------------------------------
 
 INSERT_CHUNKS = InsertMany(
+    "INSERT_CHUNKS",
     "INSERT INTO turn_chunks (turn_id, seq, content, raw_response) ",
     "SELECT ? AS turn_id, ? AS seq, ? AS content, ? AS raw_response \n"
     "FROM turns \n"
@@ -520,11 +576,13 @@ INSERT_CHUNKS = InsertMany(
     " ON CONFLICT DO NOTHING",
 )
 INSERT_FIRST_CHUNK = Statement(
+    "INSERT_FIRST_CHUNK",
     "INSERT INTO turn_chunks (turn_id, seq, content, raw_response) VALUES (?, ?, ?, "
     "?)",
     ("turn_id", "seq", "content", "raw_response"),
 )
 STANDING = Statement(
+    "STANDING",
     "SELECT turns.status, turns.owner \n"
     "FROM turns \n"
     "WHERE turns.id = ?",
@@ -532,6 +590,7 @@ STANDING = Statement(
     is_read=True,
 )
 APPEND_REMAINDER = Statement(
+    "APPEND_REMAINDER",
     "UPDATE turns SET revision=(turns.revision + 1), "
     "updated_at=max(turns.updated_at, ?), content=(turns.content || ?), "
     "raw_response=(turns.raw_response || ?) WHERE turns.id = ? AND turns.status != "
@@ -540,6 +599,7 @@ APPEND_REMAINDER = Statement(
     ("now", "rest", "raw_rest", "id", "content_bytes", "raw_bytes"),
 )
 UPDATE_STREAMED = UpdateSome(
+    "UPDATE_STREAMED",
     "UPDATE turns SET ",
     (
         Piece("current_tokens=?", ("current_tokens",), when={"current_tokens"}),
@@ -571,13 +631,14 @@ UPDATE_STREAMED = UpdateSome(
         Piece("turns.status = 'streaming'"),
     ),
     "",
-    {
+    settable={
         "cache_read_tokens", "cache_write_tokens", "current_tokens", "error_message",
         "expected_tokens", "input_cost", "input_tokens", "model", "output_cost",
         "output_tokens", "tool_calls",
     },
 )
 FINISH_STREAMED = UpdateSome(
+    "FINISH_STREAMED",
     "UPDATE turns SET ",
     (
         Piece("status=?", ("status",)),
@@ -637,7 +698,7 @@ FINISH_STREAMED = UpdateSome(
     "expected_tokens, input_tokens, output_tokens, cache_read_tokens, "
     "cache_write_tokens, input_cost, output_cost, model, revision, created_at, "
     "updated_at",
-    {
+    settable={
         "cache_read_tokens", "cache_write_tokens", "current_tokens", "error_message",
         "expected_tokens", "input_cost", "input_tokens", "model", "output_cost",
         "output_tokens", "tool_calls",
@@ -647,6 +708,7 @@ FINISH_STREAMED = UpdateSome(
 # -- transfer -------------------------------------------------------------------------------------
 
 INDEX_BY_ROUND = Statement(
+    "INDEX_BY_ROUND",
     'SELECT rounds."index" \n'
     "FROM rounds \n"
     "WHERE rounds.id = ?",
@@ -654,6 +716,7 @@ INDEX_BY_ROUND = Statement(
     is_read=True,
 )
 INDEX_BY_REQUEST = Statement(
+    "INDEX_BY_REQUEST",
     'SELECT rounds."index" \n'
     "FROM rounds JOIN requests ON rounds.id = requests.round_id \n"
     "WHERE requests.id = ?",
@@ -661,6 +724,7 @@ INDEX_BY_REQUEST = Statement(
     is_read=True,
 )
 INDEX_BY_RESPONSE = Statement(
+    "INDEX_BY_RESPONSE",
     'SELECT rounds."index" \n'
     "FROM rounds JOIN responses ON rounds.id = responses.round_id \n"
     "WHERE responses.id = ?",
@@ -668,6 +732,7 @@ INDEX_BY_RESPONSE = Statement(
     is_read=True,
 )
 ROUND_AT_INDEX = Statement(
+    "ROUND_AT_INDEX",
     "SELECT rounds.id \n"
     "FROM rounds \n"
     'WHERE rounds.session_id = ? AND rounds."index" = ?',
@@ -675,6 +740,7 @@ ROUND_AT_INDEX = Statement(
     is_read=True,
 )
 RAISE_ROUND_INDEX = Statement(
+    "RAISE_ROUND_INDEX",
     "UPDATE sessions SET next_round_index=max(sessions.next_round_index, ?) WHERE "
     "sessions.id = ?",
     ("next_round_index", "session_id"),
@@ -684,6 +750,7 @@ RAISE_ROUND_INDEX = Statement(
 
 TURN_ID = "turns.id"
 INSERT_TURN = RecordInsert(
+    "INSERT_TURN",
     'INSERT INTO turns (id, response_id, "index", status, owner, stream_started_at, '
     "stream_ended_at, current_tokens, expected_tokens, input_tokens, output_tokens, "
     "cache_read_tokens, cache_write_tokens, input_cost, output_cost, model, "
@@ -707,6 +774,7 @@ INSERT_TURN = RecordInsert(
     ("tool_calls", "owner"),
 )
 TAKE_TURN_INDEX = Statement(
+    "TAKE_TURN_INDEX",
     "UPDATE responses SET next_turn_index=(coalesce(?, responses.next_turn_index) + "
     "1), updated_at=max(responses.updated_at, ?) WHERE responses.id = ? AND "
     "responses.next_turn_index <= coalesce(?, responses.next_turn_index) RETURNING "
@@ -714,6 +782,7 @@ TAKE_TURN_INDEX = Statement(
     ("index", "now", "response_id", "index"),
 )
 RESPONSE_EXISTS = Statement(
+    "RESPONSE_EXISTS",
     "SELECT responses.id \n"
     "FROM responses \n"
     "WHERE responses.id = ?",
@@ -721,6 +790,7 @@ RESPONSE_EXISTS = Statement(
     is_read=True,
 )
 TURN_AT_INDEX = Statement(
+    "TURN_AT_INDEX",
     "SELECT turns.id \n"
     "FROM turns \n"
     'WHERE turns.response_id = ? AND turns."index" = ?',
@@ -728,6 +798,7 @@ TURN_AT_INDEX = Statement(
     is_read=True,
 )
 TURN_BY_ID = Statement(
+    "TURN_BY_ID",
     'SELECT turns.id, turns.response_id, turns."index", CASE WHEN (turns.status = '
     "'streaming') THEN turns.content || coalesce((SELECT "
     "group_concat(turn_chunks.content, '' ORDER BY turn_chunks.seq) AS chunks \n"
@@ -750,6 +821,7 @@ TURN_BY_ID = Statement(
     is_read=True,
 )
 LATEST_TURN = Statement(
+    "LATEST_TURN",
     'SELECT turns.id, turns.response_id, turns."index", CASE WHEN (turns.status = '
     "'streaming') THEN turns.content || coalesce((SELECT "
     "group_concat(turn_chunks.content, '' ORDER BY turn_chunks.seq) AS chunks \n"
@@ -773,6 +845,7 @@ LATEST_TURN = Statement(
     is_read=True,
 )
 TURN_PAGE = Statement(
+    "TURN_PAGE",
     'SELECT turns.id, turns.response_id, turns."index", CASE WHEN (turns.status = '
     "'streaming') THEN turns.content || coalesce((SELECT "
     "group_concat(turn_chunks.content, '' ORDER BY turn_chunks.seq) AS chunks \n"
@@ -796,14 +869,16 @@ TURN_PAGE = Statement(
     is_read=True,
 )
 RESPONSE_OF_TURN = Statement(
+    "RESPONSE_OF_TURN",
     "SELECT turns.response_id \n"
     "FROM turns \n"
     "WHERE turns.id = ?",
     ("id",),
     is_read=True,
 )
-DELETE_TURN = Statement("DELETE FROM turns WHERE turns.id = ?", ("id",))
+DELETE_TURN = Statement("DELETE_TURN", "DELETE FROM turns WHERE turns.id = ?", ("id",))
 STREAMING_STATUS = Statement(
+    "STREAMING_STATUS",
     "SELECT responses.id, (SELECT count(*) AS count_1 \n"
     "FROM turns \n"
     "WHERE turns.response_id = responses.id) AS anon_1, (SELECT count(*) AS count_1 \n"
@@ -816,6 +891,7 @@ STREAMING_STATUS = Statement(
     is_read=True,
 )
 UPDATE_TURN = UpdateSome(
+    "UPDATE_TURN",
     "UPDATE turns SET ",
     (
         Piece("status=?", ("status",), when={"status"}),
@@ -873,13 +949,14 @@ UPDATE_TURN = UpdateSome(
     "updated_at, EXISTS (SELECT * \n"
     "FROM turn_chunks \n"
     "WHERE turn_id = id) AS has_chunks",
-    {
+    settable={
         "cache_read_tokens", "cache_write_tokens", "content", "current_tokens",
         "error_message", "expected_tokens", "input_cost", "input_tokens", "model",
         "output_cost", "output_tokens", "raw_response", "status", "tool_calls",
     },
 )
 END_TURN = UpdateSome(
+    "END_TURN",
     "UPDATE turns SET ",
     (
         Piece("status=?", ("status",)),
@@ -954,13 +1031,14 @@ END_TURN = UpdateSome(
     "updated_at, EXISTS (SELECT * \n"
     "FROM turn_chunks \n"
     "WHERE turn_id = id) AS has_chunks",
-    {
+    settable={
         "cache_read_tokens", "cache_write_tokens", "content", "current_tokens",
         "error_message", "expected_tokens", "input_cost", "input_tokens", "model",
         "output_cost", "output_tokens", "raw_response", "status", "tool_calls",
     },
 )
 MARK_TOOL_CALLS = Statement(
+    "MARK_TOOL_CALLS",
     "UPDATE turns SET tool_calls=? WHERE turns.id = ?",
     ("tool_calls", "id"),
 )
@@ -969,6 +1047,7 @@ MARK_TOOL_CALLS = Statement(
 
 LOW_BITS = 32
 SESSION_USAGE = Statement(
+    "SESSION_USAGE",
     "SELECT (SELECT count(*) AS count_1 \n"
     "FROM rounds \n"
     "WHERE rounds.session_id = sessions.id) AS anon_1, count(turns.id) AS count_2, "
@@ -994,12 +1073,14 @@ SESSION_USAGE = Statement(
 
 WORKSPACES = "workspaces"
 INSERT_WORKSPACE = RecordInsert(
+    "INSERT_WORKSPACE",
     "INSERT INTO workspaces (id, name, path, description, created_at, "
     "last_opened_at) VALUES (?, ?, ?, ?, ?, ?)",
     ("id", "name", "path", "description", "created_at", "last_opened_at"),
     ("id", "name", "path", "description", "created_us", "last_opened_us"),
 )
 WORKSPACE_BY_ID = Statement(
+    "WORKSPACE_BY_ID",
     "SELECT workspaces.id, workspaces.name, workspaces.path, workspaces.description, "
     "workspaces.created_at, workspaces.last_opened_at \n"
     "FROM workspaces \n"
@@ -1008,6 +1089,7 @@ WORKSPACE_BY_ID = Statement(
     is_read=True,
 )
 WORKSPACE_BY_NAME = Statement(
+    "WORKSPACE_BY_NAME",
     "SELECT workspaces.id, workspaces.name, workspaces.path, workspaces.description, "
     "workspaces.created_at, workspaces.last_opened_at \n"
     "FROM workspaces \n"
@@ -1016,24 +1098,32 @@ WORKSPACE_BY_NAME = Statement(
     is_read=True,
 )
 ALL_WORKSPACES = Statement(
+    "ALL_WORKSPACES",
     "SELECT workspaces.id, workspaces.name, workspaces.path, workspaces.description, "
     "workspaces.created_at, workspaces.last_opened_at \n"
     "FROM workspaces ORDER BY workspaces.name",
     is_read=True,
 )
 OPEN_WORKSPACE = Statement(
+    "OPEN_WORKSPACE",
     "UPDATE workspaces SET path=?, last_opened_at=? WHERE workspaces.id = ? "
     "RETURNING id, name, path, description, created_at, last_opened_at",
     ("path", "now", "id"),
 )
 MOVE_WORKSPACE = Statement(
+    "MOVE_WORKSPACE",
     "UPDATE workspaces SET path=?, description=coalesce(?, workspaces.description) "
     "WHERE workspaces.id = ? RETURNING id, name, path, description, created_at, "
     "last_opened_at",
     ("path", "description", "id"),
 )
-DELETE_WORKSPACE = Statement("DELETE FROM workspaces WHERE workspaces.id = ?", ("id",))
+DELETE_WORKSPACE = Statement(
+    "DELETE_WORKSPACE",
+    "DELETE FROM workspaces WHERE workspaces.id = ?",
+    ("id",),
+)
 REGISTRAR = Statement(
+    "REGISTRAR",
     "SELECT meta.value \n"
     "FROM meta \n"
     'WHERE meta."key" = ?',
@@ -1041,6 +1131,7 @@ REGISTRAR = Statement(
     is_read=True,
 )
 REGISTRARS = Statement(
+    "REGISTRARS",
     'SELECT meta."key", meta.value \n'
     "FROM meta \n"
     'WHERE meta."key" >= ? AND meta."key" < ?',
@@ -1048,8 +1139,13 @@ REGISTRARS = Statement(
     is_read=True,
 )
 PUT_REGISTRAR = Statement(
+    "PUT_REGISTRAR",
     'INSERT INTO meta ("key", value) VALUES (?, ?) ON CONFLICT ("key") DO UPDATE SET '
     "value = excluded.value",
     ("key", "value"),
 )
-DELETE_REGISTRAR = Statement('DELETE FROM meta WHERE meta."key" = ?', ("key",))
+DELETE_REGISTRAR = Statement(
+    "DELETE_REGISTRAR",
+    'DELETE FROM meta WHERE meta."key" = ?',
+    ("key",),
+)

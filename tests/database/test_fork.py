@@ -19,8 +19,8 @@ from pathlib import Path
 from kernel_locks import own_lock_lines
 from mandrake_sessions import *
 from mandrake_sessions.database.statement import Statement
-ADD = Statement("INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
-KEYS = Statement("SELECT key FROM meta WHERE value = ''", is_read=True)
+ADD = Statement("ADD", "INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
+KEYS = Statement("KEYS", "SELECT key FROM meta WHERE value = ''", is_read=True)
 path = Path(sys.argv[1])
 def add(handle, key):
     handle.transact(lambda tx: tx.run(ADD, {"key": key}), delegable=True)

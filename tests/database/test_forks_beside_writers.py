@@ -15,7 +15,7 @@ PRELUDE = """
 import multiprocessing, os, signal, subprocess, threading, time
 from mandrake_sessions import *
 from mandrake_sessions.database.statement import Statement
-ADD = Statement("INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
+ADD = Statement("ADD", "INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
 path, count = sys.argv[1], int(sys.argv[2])
 # Where the parent itself waits for a child that hangs.
 watchdog = threading.Timer(240, os._exit, (1,))

@@ -37,7 +37,8 @@ WRITER = """
 import structlog
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 from mandrake_sessions import ConnectionPool
-ADD = "INSERT INTO meta (key, value) VALUES (?, '')"
+from mandrake_sessions.database.statement import Statement
+ADD = Statement("ADD", "INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
 pool = ConnectionPool()
 handle = pool.acquire(sys.argv[1])
 handle.transact(lambda tx: tx.run_all([(ADD, ("theirs",))]))

@@ -123,6 +123,23 @@ def test_a_constraint_is_named_without_the_value(handle: DatabaseHandle) -> None
         handle.transact(adding("secret"))
     assert caught.value.columns == ("meta.key",)
     assert "secret" not in str(caught.value)
+    assert caught.value.position is None
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_of_several_statements_the_error_has_the_position_of_the_one_that_failed(
+    handle: DatabaseHandle, at: int
+) -> None:
+    handle.transact(adding("taken"))
+    wanted = ["a", "b", "c"]
+    wanted[at] = "taken"
+    bound = [ADD.bound({"key": key, "value": ""}) for key in wanted]
+
+    with pytest.raises(ConstraintViolationError) as caught:
+        handle.transact(lambda tx: tx.run_all(bound))
+
+    assert caught.value.position == at
+    assert keys(handle) == {"taken"}
 
 
 # -- savepoints -----------------------------------------------------------------------------

@@ -29,10 +29,11 @@ PRELUDE = """
 import time
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions
 from mandrake_sessions.database import turnstile
+from mandrake_sessions.database.statement import Statement
 options = DatabaseOptions(durability=Durability.FAST, busy_timeout=60)
 pool = ConnectionPool(PoolOptions(database=options, linger=0))
 handle = pool.acquire(sys.argv[1])
-ADD = "INSERT INTO meta (key, value) VALUES (?, '')"
+ADD = Statement("ADD", "INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
 """
 WRITE_ONCE = """
 turnstile.PATIENCE = turnstile._ALONE = 60

@@ -57,14 +57,17 @@ OURS = (
     + """
 from sqlalchemy import Integer, case, cast, func, select
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
+from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.statements.generator.compiler import compiled
 
 key, value = schema.meta.c.key, cast(schema.meta.c.value, Integer)
 TOTAL = compiled(select(func.sum(case((key == "total", -value), else_=value)))
     .where((key == "total") | key.like("writer %")))
 
+ADD_ONE = Statement("ADD_ONE", COUNT, ("key",))
+
 def work(tx, key):
-    tx.run_all([(COUNT, (f"writer {key}",)), (COUNT, ("total",))])
+    tx.run_all([(ADD_ONE, (f"writer {key}",)), (ADD_ONE, ("total",))])
     time.sleep(hold)
 
 def block(handle, key):

@@ -385,7 +385,7 @@ def test_each_statement_can_be_read_a_second_time(damaged: Callable[..., Path]) 
     for statement in statements:
         values = {name: 0 if name in NUMBERS else "[]" for name in statement.parameters}
         if statement.is_read:
-            select, bound = statement.bound(values)
+            select, bound = statement.sql, statement.bind(values)
         elif " RETURNING " in statement.sql:
             assert not statement.sql.startswith("DELETE")
             returned = statement.sql.rpartition(" RETURNING ")[2]

@@ -90,6 +90,21 @@ def test_m20_of_several_turns_the_error_names_the_one_whose_id_is_taken(sessions
     assert raised.value.id == ids[1 if "taken" in ids else 2]
 
 
+def test_a_turn_whose_id_is_taken_is_named_without_another_statement(statements, tmp_path):
+    """A PostgreSQL transaction takes none after a violation but its end."""
+    with SessionManager(tmp_path / "traced.sqlite") as sessions:
+        session = sessions.create_session()
+        sessions.record_round(session.id, "x", [NewTurn(id="taken")])
+        statements.take()
+
+        with pytest.raises(TurnAlreadyExistsError):
+            sessions.record_round(session.id, "x", [NewTurn(), NewTurn(id="taken")])
+
+        *_, last, end = statements.take()
+        assert last.startswith("INSERT INTO turns ")
+        assert end.startswith("ROLLBACK")
+
+
 def test_m20_an_index_is_not_given_again_after_a_delete(sessions, session):
     for index in range(3):
         round_ = sessions.create_round(session.id, str(index))

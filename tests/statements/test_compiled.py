@@ -41,6 +41,7 @@ def test_every_plain_statement_is_compiled_from_its_source():
 
     assert len(plain) > 50
     for name, statement in plain.items():
+        assert statement.name == name
         assert facts(statement) == facts(compiled(SOURCES[name])), name
 
 
@@ -77,9 +78,11 @@ def test_a_record_is_inserted_by_position_as_it_would_be_by_name(name):
     beside = {column.name: f"beside {column.name}" for column in source.beside}
     record = source.record(**{field: f"the {field}" for field in source.record.__struct_fields__})
 
-    text, row = getattr(sql, name).of(record, *beside.values())
+    statement, row = getattr(sql, name).of(record, *beside.values())
 
-    assert text == by_name.sql
+    assert statement is getattr(sql, name)
+    assert statement.name == name
+    assert statement.sql == by_name.sql
     assert row == by_name.bind({**columns, **beside})
     assert set(row) > {f"beside {name}" for name in beside}
 
@@ -94,6 +97,7 @@ def test_each_column_alone_all_and_none_give_cores_own_text(name):
 
     for names in ([], *([column] for column in columns), columns, columns[::-1]):
         assert facts(made.of(names)) == facts(compiled(source.core(names))), names
+        assert made.of(names).name == f"{name}:{','.join(sorted(names))}"
 
 
 @given(st.data())
@@ -139,3 +143,4 @@ def test_any_number_of_rows_gives_cores_own_text(count):
     core = source.core(selects[0] if count == 1 else selects[0].union_all(*selects[1:]))
 
     assert facts(sql.INSERT_CHUNKS.of(count)) == facts(compiled(core))
+    assert sql.INSERT_CHUNKS.of(count).name == f"INSERT_CHUNKS:{count}"

@@ -101,7 +101,7 @@ def test_most_statements_have_one_text_and_some_have_several():
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_statement_has_a_text_for_postgresql_without_anything_of_sqlite_alone(name):
     for core in STATEMENTS[name]:
-        text = compiled(core, POSTGRESQL).sql
+        text = compiled(core, dialect=POSTGRESQL).sql
         found = list(calls(text))
         starts = {arguments[1] for function, arguments in found if function == "substr"}
 
@@ -116,7 +116,7 @@ def test_a_statement_has_a_text_for_postgresql_without_anything_of_sqlite_alone(
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_statement_takes_the_same_parameters_on_both_databases(name):
     for core in STATEMENTS[name]:
-        sqlite, postgresql = compiled(core, SQLITE), compiled(core, POSTGRESQL)
+        sqlite, postgresql = compiled(core, dialect=SQLITE), compiled(core, dialect=POSTGRESQL)
         numbers = {int(number) for number in re.findall(r"\$(\d+)", postgresql.sql)}
 
         assert set(postgresql.parameters) == set(sqlite.parameters)
@@ -131,7 +131,7 @@ def test_no_integer_of_four_bytes_is_asked_of_postgresql(name):
     casts = {
         cast
         for core in STATEMENTS[name]
-        for cast in re.findall(r"::(\w+)", compiled(core, POSTGRESQL).sql)
+        for cast in re.findall(r"::(\w+)", compiled(core, dialect=POSTGRESQL).sql)
     }
 
     # A number of characters is one: right() takes no other.
@@ -139,7 +139,7 @@ def test_no_integer_of_four_bytes_is_asked_of_postgresql(name):
 
 
 def test_a_negative_limit_is_none_on_both_databases():
-    text = compiled(named()["ROUND_PAGE"], POSTGRESQL).sql
+    text = compiled(named()["ROUND_PAGE"], dialect=POSTGRESQL).sql
 
     assert "LIMIT nullif(CAST($3 AS BIGINT), -1) OFFSET CAST($4 AS BIGINT)" in text
 
@@ -148,7 +148,8 @@ def test_an_insert_into_postgresql_returns_only_what_sqlite_returns():
     for cores in STATEMENTS.values():
         for core in cores:
             returning = {
-                "RETURNING" in compiled(core, dialect).sql for dialect in (SQLITE, POSTGRESQL)
+                "RETURNING" in compiled(core, dialect=dialect).sql
+                for dialect in (SQLITE, POSTGRESQL)
             }
             assert len(returning) == 1, str(core)
 

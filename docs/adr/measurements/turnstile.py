@@ -16,12 +16,14 @@ from pathlib import Path
 import apsw
 
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions
+from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.database.transaction import WriteTransaction
 
 PROCESSES = 4
 COUNT = (
     "INSERT INTO meta (key, value) VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
 )
+COUNT_IT = Statement("COUNT_IT", COUNT, ("key",))
 
 
 def tell(line: str) -> None:
@@ -50,7 +52,7 @@ def ours(pool: ConnectionPool, path: str, hold: float) -> Callable[[str], None]:
     handle = pool.acquire(path)
 
     def work(tx: WriteTransaction, key: str) -> None:
-        tx.run_all([(COUNT, (key,))])
+        tx.run(COUNT_IT, {"key": key})
         if hold:
             time.sleep(hold)
 

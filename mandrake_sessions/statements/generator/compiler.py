@@ -64,10 +64,9 @@ SQLITE = _SQLite(paramstyle="qmark")
 POSTGRESQL: Dialect = _PostgreSQL(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 
 
-def compiled(core: ClauseElement, dialect: Dialect = SQLITE) -> Statement:
+def compiled(core: ClauseElement, name: str = "", *, dialect: Dialect = SQLITE) -> Statement:
     """Return a Core statement as it is run; what varies in it is a ``bindparam`` with a name."""
     compiler = core.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     assert isinstance(compiler, SQLCompiler)
-    return Statement(
-        str(compiler), tuple(compiler.positiontup or ()), is_read=isinstance(core, SelectBase)
-    )
+    parameters = tuple(compiler.positiontup or ())
+    return Statement(name, str(compiler), parameters, is_read=isinstance(core, SelectBase))

@@ -142,7 +142,7 @@ def _sections() -> Iterator[str]:
         if named:
             title = module.__name__.rpartition(".")[2]
             yield f"\n# -- {title} {'-' * (WIDTH - 7 - len(title))}\n\n"
-            yield from (f"{name} = {_source(value)}\n" for name, value in named.items())
+            yield from (f"{name} = {_source(name, value)}\n" for name, value in named.items())
 
 
 def named() -> dict[str, object]:
@@ -162,51 +162,58 @@ def _modules() -> Iterator[ModuleType]:
             yield importlib.import_module(f"{statements.__name__}.{found.name}")
 
 
-def _source(value: object) -> str:
-    """Return what makes the compiled form of a value."""
+def _source(name: str, value: object) -> str:
+    """Return what makes the compiled form of a value, under its name."""
     match value:
         case Column() | Table():
             return f'"{value}"'
         case RecordInsert():
-            return _record_insert(value)
+            return _record_insert(name, value)
         case UpdateSome():
-            return _update_some(value)
+            return _update_some(name, value)
         case InsertMany():
-            return _insert_many(value)
+            return _insert_many(name, value)
         case ClauseElement():
             made = compiled(value)
             kind = ["is_read=True"] if made.is_read else []
-            return call("Statement", [*_text_and_parameters(made), *kind])
+            return call("Statement", [f'"{name}"', *_text_and_parameters(made), *kind])
         case _:
             return repr(value).replace("'", '"')
 
 
-def _record_insert(insert: RecordInsert) -> str:
+def _record_insert(name: str, insert: RecordInsert) -> str:
     made = compiled(insert.core())
     beside = [column.name for column in insert.beside]
     fields = insert.fields()
     arguments = [
+        f'"{name}"',
         *_text_and_parameters(made),
-        tuple_source(fields[name] for name in made.parameters if name not in beside),
+        tuple_source(fields[column] for column in made.parameters if column not in beside),
     ]
     return call("RecordInsert", [*arguments, tuple_source(beside)] if beside else arguments)
 
 
-def _insert_many(insert: InsertMany) -> str:
+def _insert_many(name: str, insert: InsertMany) -> str:
     source = compiled(insert.source(0))
     head, tail = compiled(insert.core(insert.source(0))).sql.split(source.sql)
     second = compiled(insert.source(1)).parameters
     parameters = (
-        name if name == other else f"{name.removesuffix('0')}{{at}}"
-        for name, other in zip(source.parameters, second, strict=True)
+        first if first == other else f"{first.removesuffix('0')}{{at}}"
+        for first, other in zip(source.parameters, second, strict=True)
     )
     return call(
         "InsertMany",
-        [text_source(head), text_source(source.sql), tuple_source(parameters), text_source(tail)],
+        [
+            f'"{name}"',
+            text_source(head),
+            text_source(source.sql),
+            tuple_source(parameters),
+            text_source(tail),
+        ],
     )
 
 
-def _update_some(update: UpdateSome) -> str:
+def _update_some(name: str, update: UpdateSome) -> str:
     names = [column.name for column in update.settable]
     # What each column alone changes: a piece that others share appears under several of them.
     with_none = _Pieces(compiled(update.core(())))
@@ -218,7 +225,7 @@ def _update_some(update: UpdateSome) -> str:
     conditions = with_all.conditions
 
     def piece(text: str, parameters: tuple[str, ...]) -> str:
-        there = {name for name, pieces in with_one.items() if text in pieces.all}
+        there = {column for column, pieces in with_one.items() if text in pieces.all}
         arguments = [text_source(text)]
         if parameters:
             arguments.append(tuple_source(parameters))
@@ -232,11 +239,12 @@ def _update_some(update: UpdateSome) -> str:
     return call(
         "UpdateSome",
         [
+            f'"{name}"',
             text_source(with_all.head),
             several(piece(text, assignments[text]) for text in in_order),
             several(piece(text, parameters) for text, parameters in conditions.items()),
             text_source(with_all.tail),
-            set_source(names),
+            f"settable={set_source(names)}",
         ],
     )
 
