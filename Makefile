@@ -10,7 +10,7 @@ BIN       := .venv/bin
 INSTALLED := .venv/.installed
 PEERS     := .cache/bench/.installed
 RESULTS   ?= .benchmarks/results.json
-TYPED     := $(wildcard mandrake_sessions migrations tests/typing benchmarks)
+TYPED     := $(wildcard mandrake_sessions migrations tests/typing benchmarks examples)
 PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory
@@ -31,7 +31,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED) ## show the library at work
-	@$(BIN)/mandrake-sessions demo
+	@$(BIN)/python -m examples.demo
 
 test: $(INSTALLED) ## run the tests
 	@$(BIN)/python -m pytest

@@ -13,7 +13,6 @@ import structlog
 import typer
 
 from mandrake_sessions.cli import importing, maintenance, rescue, sessions, workspaces
-from mandrake_sessions.cli.demo import command as demo
 from mandrake_sessions.cli.errors import EXIT_CODES, CommandError, ExitCode, Failure
 from mandrake_sessions.cli.help import Group, polish
 from mandrake_sessions.cli.output import print_error, print_json, print_json_line
@@ -197,7 +196,6 @@ app.add_typer(workspaces.app, name="workspaces")
 importing.register(app)
 maintenance.register(app)
 rescue.register(app)
-demo.register(app)
 
 
 for _part in (app, sessions.app, workspaces.app):

@@ -52,8 +52,8 @@ def test_an_id_can_be_copied_from_a_narrow_terminal(
 
 def test_help_is_wrapped_for_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    shown = " ".join(run("demo", "--help").stdout.split("\n"))
-    assert "stream answers while readers render" in shown
+    shown = " ".join(run("doctor", "--help").stdout.split("\n"))
+    assert "used as it is, 3 if there is none." in shown
 
 
 def test_without_a_workspace_it_is_the_system(run: Run, session: Session) -> None:
@@ -229,7 +229,7 @@ def test_help_names_the_exit_codes(run: Run) -> None:
     assert shown.code == 0
     for text in ("Exit codes:", "130 SIGINT", "import", "workspaces"):
         assert text in shown.stdout
-    assert "demo-verify" not in shown.stdout
+    assert "demo" not in shown.stdout
 
 
 def test_no_command_is_a_usage_error_with_help(run: Run) -> None:

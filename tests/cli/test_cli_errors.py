@@ -63,8 +63,7 @@ def database(root: Path, session: Session) -> Path:
         (("migrate", "--revision", "zzzz"), ExitCode.UNUSABLE, "MigrationError"),
         (("migrate", "--revision", "base:head"), ExitCode.USAGE, "UsageError"),
         (("migrate", "--downgrade"), ExitCode.USAGE, "UsageError"),
-        (("demo", "--durability", "none"), ExitCode.USAGE, "UsageError"),
-        (("demo-verify", "/nowhere"), ExitCode.NOT_FOUND, "NotFoundError"),
+        (("demo",), ExitCode.USAGE, "UsageError"),
         (("import", "/nowhere"), ExitCode.NOT_FOUND, "NotFoundError"),
     ],
 )

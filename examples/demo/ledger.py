@@ -16,8 +16,12 @@ from typing import Final
 
 import msgspec
 
-from mandrake_sessions.cli.errors import CommandError, ExitCode
-from mandrake_sessions.models import Exchange, Round, Session, Turn
+from mandrake_sessions import Exchange, Round, Session, Turn
+
+
+class DemoError(Exception):
+    """The demo cannot begin or go on; the message says why."""
+
 
 FILE_NAME: Final = "acknowledged.jsonl"
 
@@ -179,16 +183,14 @@ def read_ledger(folder: Path) -> tuple[Header, list[Entry]]:
     """Return a log; a last line that was never finished was never acknowledged.
 
     Raises:
-        CommandError: there is no log, or it is not one of ours.
+        DemoError: there is no log, or it is not one of ours.
     """
     path = folder / FILE_NAME
     if not path.is_file():
-        raise CommandError(
-            f"There is no {FILE_NAME} in {folder}.", ExitCode.NOT_FOUND, "Name a demo's directory."
-        )
+        raise DemoError(f"There is no {FILE_NAME} in {folder}: name a demo's directory.")
     head, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
     decode = msgspec.json.Decoder(Entry).decode
     try:
         return msgspec.json.decode(head, type=Header), [decode(line) for line in lines]
     except msgspec.MsgspecError as error:
-        raise CommandError(f"{path} is not a demo's log: {error}", ExitCode.UNUSABLE) from error
+        raise DemoError(f"{path} is not a demo's log: {error}") from error

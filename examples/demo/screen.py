@@ -7,14 +7,13 @@ from types import TracebackType
 from typing import Self
 
 from rich.box import SIMPLE
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mandrake_sessions.cli.demo.figures import Figures
-from mandrake_sessions.cli.output import console, is_terminal
+from examples.demo.figures import Figures
 
 _LINE_SECONDS = 1.0
 
@@ -32,8 +31,8 @@ class Screen:
         self._is_silent = is_silent
         self._next_line = 0.0
         self._live: Live | None = None
-        if is_terminal() and not is_silent:
-            self._live = Live(console=console(), transient=True, auto_refresh=False)
+        if sys.stdout.isatty() and not is_silent:
+            self._live = Live(console=Console(), transient=True, auto_refresh=False)
 
     def __enter__(self) -> Self:
         if self._live is not None:

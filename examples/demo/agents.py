@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from time import monotonic
@@ -12,24 +13,21 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
-from mandrake_sessions.cli.demo.ledger import Entry, Ledger, entries_of
-from mandrake_sessions.errors import (
+from examples.demo.ledger import Entry, Ledger, entries_of
+from mandrake_sessions import (
+    Exchange,
     HandleReleasedError,
+    NewTurn,
     NotInitializedError,
     PoolClosedError,
-    TurnInterruptedError,
-)
-from mandrake_sessions.ids import new_id
-from mandrake_sessions.live.updates import TurnUpdate
-from mandrake_sessions.live.writer import TurnWriter
-from mandrake_sessions.manager import SessionManager
-from mandrake_sessions.models import (
-    Exchange,
-    NewTurn,
     Round,
     SessionHistory,
+    SessionManager,
     Turn,
+    TurnInterruptedError,
     TurnStatus,
+    TurnUpdate,
+    TurnWriter,
 )
 
 T = TypeVar("T")
@@ -130,7 +128,7 @@ class Agent(threading.Thread):
     def _stream(self, place: Place, session_id: str, question: str) -> None:
         """Ask, then stream the answer token by token, as it comes from a model."""
         round_ = self._ask(place, session_id, question)
-        turn_id = new_id()
+        turn_id = str(uuid.uuid4())
         with self._call(
             place,
             "stream_turn",
@@ -177,7 +175,7 @@ class Agent(threading.Thread):
         self.updates += 1
 
     def _ask(self, place: Place, session_id: str, question: str) -> Round:
-        round_id = new_id()
+        round_id = str(uuid.uuid4())
         round_ = self._call(
             place,
             "create_round",
@@ -189,7 +187,7 @@ class Agent(threading.Thread):
 
     def _record(self, place: Place, session_id: str, question: str) -> None:
         """Store a finished exchange in one call: a tool is asked first, then it answers."""
-        round_id = new_id()
+        round_id = str(uuid.uuid4())
         *_, answer = self._growing_answer()
         call = {"call": {"name": "read_log", "lines": 40}, "response": {"ok": True}}
         turns = [
@@ -207,7 +205,7 @@ class Agent(threading.Thread):
 
     def _in_transaction(self, place: Place, session_id: str, question: str) -> None:
         """Store question and answer in one transaction block: both, or neither."""
-        round_id = new_id()
+        round_id = str(uuid.uuid4())
         *_, answer = self._growing_answer()
 
         def block() -> Exchange:

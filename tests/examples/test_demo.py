@@ -1,24 +1,53 @@
-"""``demo``: what it promises holds, and its check can fail."""
+"""The demo: what it promises holds, and its check can fail."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
-from cli_kit import COMMAND, Ended, environment, run_process
 
-from mandrake_sessions.cli.demo.ledger import FILE_NAME, Entry, Header, Ledger, read_ledger
-from mandrake_sessions.cli.errors import CommandError
+from examples.demo.__main__ import main
+from examples.demo.ledger import FILE_NAME, DemoError, Entry, Header, Ledger, read_ledger
+from mandrake_sessions import HealthStatus, MandrakeManager
 
-Run = Callable[..., Ended]
+PROJECT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-W", "error", "-m", "examples.demo"]
 SHOP = Path("workspaces/web-shop/.ws/db.sqlite")
+
+
+def environment(**variables: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name != "MANDRAKE_DIR"}
+    return kept | {"PYTHONPATH": str(PROJECT)} | variables
+
+
+def run_process(
+    *arguments: object, cwd: Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        env=environment(**variables),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def verified(capsys: pytest.CaptureFixture[str], place: Path, *, code: int = 0) -> dict[str, Any]:
+    """Return what the check of a demo's directory prints as JSON."""
+    assert main(["verify", str(place), "--json"]) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +55,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A short demo, run from another directory, with a root that it must not touch."""
     base = tmp_path_factory.mktemp("demo")
     ended = run_process(
-        "demo", "--seconds", 1, "--directory", base / "shown", "--json",
-        cwd=base, MANDRAKE_DIR=base / "mine",
+        "--seconds", 1, "--directory", base / "shown", "--json",
+        cwd=base, MANDRAKE_DIR=str(base / "mine"),
     )  # fmt: skip
-    assert ended.code == 0, ended.stdout + ended.stderr
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stderr == ""
     assert not (base / "mine").exists()
-    document: dict[str, Any] = ended.json()
+    document: dict[str, Any] = json.loads(ended.stdout)
     return document
 
 
@@ -63,7 +92,7 @@ def test_everything_acknowledged_is_found_again(demo: dict[str, Any]) -> None:
     assert all(each["found"] > 3 for each in demo["verification"]["databases"])
 
 
-def test_the_signal_comes_in_the_midst_of_the_work(demo: dict[str, Any]) -> None:
+def test_the_signal_comes_during_the_work(demo: dict[str, Any]) -> None:
     assert demo["signal"] == signal.SIGTERM
     # Each of the agents is refused at its work, and then once at each of the databases.
     assert demo["refused"] == 8 * 4
@@ -71,16 +100,17 @@ def test_the_signal_comes_in_the_midst_of_the_work(demo: dict[str, Any]) -> None
     assert demo["histories"] > 0
 
 
-def test_the_databases_stay_and_can_be_looked_at(run: Run, demo: dict[str, Any]) -> None:
-    place = demo["directory"]
-    assert run("sessions", "list", "--root", place, "--json").json()["total"] == 3
-    names = run("workspaces", "list", "--root", place, "--json").json()["workspaces"]
-    assert [each["name"] for each in names] == ["data-pipeline", "web-shop"]
-    assert run("health", "--root", place).code == 0
+def test_the_databases_stay_and_can_be_looked_at(demo: dict[str, Any]) -> None:
+    with MandrakeManager(demo["directory"]) as mandrake:
+        assert mandrake.sessions.count_sessions() == 3
+        names = [workspace.name for workspace in mandrake.list_workspaces()]
+        assert names == ["data-pipeline", "web-shop"]
+        assert mandrake.sessions.health().status is HealthStatus.OK
 
 
-def test_the_check_passes_on_a_copy(run: Run, copy: Path) -> None:
-    assert run("demo-verify", copy).code == 0
+def test_the_check_passes_on_a_copy(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(copy)]) == 0
+    assert "web-shop            integrity ok" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -97,12 +127,10 @@ def test_the_check_passes_on_a_copy(run: Run, copy: Path) -> None:
     ],
 )
 def test_the_check_sees_what_was_tampered_with(
-    run: Run, copy: Path, sql: str, problem: str
+    copy: Path, capsys: pytest.CaptureFixture[str], sql: str, problem: str
 ) -> None:
     tamper(copy / SHOP, sql)
-    ended = run("demo-verify", copy, "--json")
-    assert ended.code == 1
-    found = ended.json()
+    found = verified(capsys, copy, code=1)
     assert found["ok"] is False
     assert found["problem_count"] > 0
     assert any(problem in each for each in found["problems"]), found["problems"]
@@ -110,12 +138,31 @@ def test_the_check_sees_what_was_tampered_with(
 
 def test_a_fresh_process_reports_a_deleted_row(copy: Path, tmp_path: Path) -> None:
     tamper(copy / SHOP, "DELETE FROM turns WHERE rowid = (SELECT max(rowid) FROM turns)")
-    ended = run_process("demo-verify", copy, "--json", cwd=tmp_path)
-    assert ended.code == 1
-    assert ended.json()["found"] < ended.json()["acknowledged"]
+    ended = run_process("verify", copy, "--json", cwd=tmp_path)
+    assert ended.returncode == 1
+    found = json.loads(ended.stdout)
+    assert found["found"] < found["acknowledged"]
 
 
-def test_a_refused_call_that_was_carried_out_is_seen(run: Run, copy: Path) -> None:
+def test_a_damaged_page_is_reported(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    connection = apsw.Connection(str(copy / SHOP))
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    index = "SELECT rootpage FROM sqlite_schema WHERE name = 'ix_turns_streaming'"
+    page = connection.execute(index).fetchall()[0][0]
+    size = connection.pragma("page_size")
+    connection.close()
+    with open(copy / SHOP, "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+
+    found = verified(capsys, copy, code=1)
+
+    assert any(each.startswith("web-shop: integrity: ") for each in found["problems"])
+
+
+def test_a_refused_call_that_was_carried_out_is_seen(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     header, entries = read_ledger(copy)
     round_ = next(entry for entry in entries if entry.kind == "round")
     ledger = Ledger(copy / "..", header)
@@ -123,22 +170,42 @@ def test_a_refused_call_that_was_carried_out_is_seen(run: Run, copy: Path) -> No
     ledger.close()
     with open(copy / FILE_NAME, "ab") as log:
         log.write((copy / ".." / FILE_NAME).read_bytes().split(b"\n")[1] + b"\n")
-    assert run("demo-verify", copy, "--json").json()["refused_but_stored"] == 1
+    main(["verify", str(copy), "--json"])
+    assert json.loads(capsys.readouterr().out)["refused_but_stored"] == 1
 
 
 def as_fields(entry: Entry) -> dict[str, Any]:
     return {name: getattr(entry, name) for name in entry.__struct_fields__}
 
 
-def test_a_database_that_is_gone_is_reported(run: Run, copy: Path) -> None:
+def test_a_database_that_is_gone_is_reported(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (copy / SHOP).unlink()
-    ended = run("demo-verify", copy, "--json")
-    assert ended.code == 1
-    assert "DatabaseMissingError" in ended.json()["problems"][0]
+    assert "DatabaseMissingError" in verified(capsys, copy, code=1)["problems"][0]
 
 
-def test_a_directory_with_something_in_it_is_refused(run: Run, copy: Path) -> None:
-    assert run("demo", "--directory", copy, "--json").error()["type"] == "ExistsError"
+def test_a_directory_with_something_in_it_is_refused(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--directory", str(copy)]) == 1
+    assert capsys.readouterr().err == f"demo: {copy} is not empty: name a new directory, or none.\n"
+
+
+def test_a_directory_without_a_demo_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(tmp_path)]) == 1
+    assert FILE_NAME in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--durability", "none"], ["--agents", "0"], ["--seconds", "long"], ["nonsense"]]
+)
+def test_a_wrong_argument_is_a_usage_error(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
 
 
 def test_a_killed_writer_leaves_no_half_line(tmp_path: Path) -> None:
@@ -155,16 +222,16 @@ def test_a_killed_writer_leaves_no_half_line(tmp_path: Path) -> None:
 
 def test_another_programs_log_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_text("hello\n")
-    with pytest.raises(CommandError, match="not a demo's log"):
+    with pytest.raises(DemoError, match="not a demo's log"):
         read_ledger(tmp_path)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals to a process")
-def test_ctrl_c_ends_it_in_good_order(run: Run, tmp_path: Path) -> None:
+def test_ctrl_c_ends_it_in_good_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SIGINT to the demo: the agents are shut down gracefully, and nothing of theirs is lost."""
     place = tmp_path / "shown"
     process = subprocess.Popen(
-        [*COMMAND, "demo", "--seconds", "30", "--agents", "2", "--directory", str(place)],
+        [*COMMAND, "--seconds", "30", "--agents", "2", "--directory", str(place)],
         env=environment(),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -179,20 +246,22 @@ def test_ctrl_c_ends_it_in_good_order(run: Run, tmp_path: Path) -> None:
         assert "rounds" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.stderr.read().splitlines() == [
-            f"mandrake-sessions: Interrupted; what there is stays in {place}"
+            f"demo: Interrupted; what there is stays in {place}"
         ]
         assert process.wait() == 130
-    told = run("demo-verify", place, "--json").json()
-    assert told["ok"] is True
-    assert told["refused"] == 2 * 4
+    found = verified(capsys, place)
+    assert found["ok"] is True
+    assert found["refused"] == 2 * 4
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a killed process")
-def test_agents_do_not_outlive_a_killed_demo(run: Run, tmp_path: Path) -> None:
+def test_agents_do_not_outlive_a_killed_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """kill -9 to the demo: the agents' process sees its stdin end, and shuts down gracefully."""
     place = tmp_path / "shown"
     process = subprocess.Popen(
-        [*COMMAND, "demo", "--seconds", "30", "--agents", "2", "--directory", str(place)],
+        [*COMMAND, "--seconds", "30", "--agents", "2", "--directory", str(place)],
         env=environment(),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -206,6 +275,6 @@ def test_agents_do_not_outlive_a_killed_demo(run: Run, tmp_path: Path) -> None:
         process.kill()
         # The agents' process has the same stderr: it ends when they do.
         assert process.stderr.read() == b""
-    told = run("demo-verify", place, "--json").json()
-    assert told["ok"] is True
-    assert told["refused"] == 2 * 4
+    found = verified(capsys, place)
+    assert found["ok"] is True
+    assert found["refused"] == 2 * 4

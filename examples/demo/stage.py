@@ -14,14 +14,19 @@ from types import FrameType
 
 import msgspec
 
-from mandrake_sessions.cli.demo.agents import Agent, Place, Reader, Stage, Watcher
-from mandrake_sessions.cli.demo.figures import Figures
-from mandrake_sessions.cli.demo.ledger import Header, Ledger, entries_of
-from mandrake_sessions.database.pool import ConnectionPool
-from mandrake_sessions.hosts import MandrakeManager
-from mandrake_sessions.manager import SessionManager
-from mandrake_sessions.options import DatabaseOptions, Durability, PoolOptions
-from mandrake_sessions.shutdown import ShutdownHook, install_shutdown_hook
+from examples.demo.agents import Agent, Place, Reader, Stage, Watcher
+from examples.demo.figures import Figures
+from examples.demo.ledger import Header, Ledger, entries_of
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabaseOptions,
+    Durability,
+    MandrakeManager,
+    PoolOptions,
+    SessionManager,
+    ShutdownHook,
+    install_shutdown_hook,
+)
 
 WORKSPACES = ("web-shop", "data-pipeline")
 SYSTEM = "system"

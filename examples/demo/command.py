@@ -1,9 +1,9 @@
-"""``demo``: agents write, a signal ends them, and a fresh process checks what is left.
+"""Agents write, a signal ends them, and a fresh process checks what is left.
 
 ::
 
-    demo ──► demo-agents    8 agents, 2 readers, 3 databases ── SIGTERM ──► graceful shutdown
-         └─► demo-verify    a fresh process: the databases against the log of acknowledgements
+    demo ──► agents    8 agents, 2 readers, 3 databases ── SIGTERM ──► graceful shutdown
+         └─► verify    a fresh process: the databases against the log of acknowledgements
 """
 
 from __future__ import annotations
@@ -11,112 +11,87 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-import typer
 
-from mandrake_sessions.cli.demo.figures import Figures
-from mandrake_sessions.cli.demo.screen import Screen, milliseconds
-from mandrake_sessions.cli.errors import CommandError, ExitCode
-from mandrake_sessions.cli.output import print_fields, print_json, print_text
-from mandrake_sessions.cli.target import Json
-from mandrake_sessions.database.health.wording import counted
-from mandrake_sessions.options import Durability
-
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a demo.")]
-Seconds = Annotated[float, typer.Option(min=0.1, max=3600, help="How long the agents work.")]
-Agents = Annotated[int, typer.Option(min=1, max=64, help="How many threads write.")]
-Durable = Annotated[
-    Durability, typer.Option(help="What an acknowledged write survives: a power cut, or a crash.")
-]
+from examples.demo.figures import Figures
+from examples.demo.ledger import DemoError
+from examples.demo.screen import Screen, milliseconds
+from examples.demo.stage import perform
+from examples.demo.verification import verify
+from mandrake_sessions import Durability
 
 _STUCK_SECONDS = 30.0
 """After the signal; then the agents' process is killed, and that is an error."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    app.command()(demo)
-    app.command("demo-agents", hidden=True)(demo_agents)
-    app.command("demo-verify", hidden=True)(demo_verify)
+def show(
+    directory: Path | None, seconds: float, agents: int, durability: Durability, *, as_json: bool
+) -> int:
+    """Show the library at work: agents and readers, a signal while they work, and the proof.
 
+    Args:
+        directory: where to put everything, new or empty; a fresh temporary one when None.
+        seconds: how long the agents work.
+        agents: how many threads write.
+        durability: what an acknowledged write survives.
+        as_json: whether to print one JSON document at the end, and nothing before.
 
-def demo(
-    *,
-    seconds: Seconds = 8.0,
-    agents: Agents = 8,
-    directory: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where to put everything, new or empty; a fresh temporary one if not given.",
-            show_default=False,
-        ),
-    ] = None,
-    durability: Durable = Durability.DURABLE,
-    as_json: Json = False,
-) -> None:
-    """Show the library at work: agents and readers, a signal in their midst, and the proof.
+    Returns:
+        The exit code: 0, or 1 if there was an error or anything is missing.
 
-    A system database and two workspaces, into whose conversations the agents stream answers while
-    readers render histories and watchers follow. SIGTERM then shuts them down as they write. Every
-    acknowledgement is in a log that was fsynced, and a fresh process reopens the databases and
-    looks for each of them. Exit code 1 if there was an error, or anything is missing.
+    Raises:
+        DemoError: the directory is not empty, a process failed, or Ctrl-C ended it.
     """
     place = _empty_directory(directory)
     if not as_json:
-        print_text(f"{counted(agents, 'agent')} and 2 readers at 3 databases in {place}")
+        print(f"{agents} agents and 2 readers at 3 databases in {place}", flush=True)
     try:
         with Screen(seconds, is_silent=as_json) as screen:
             closing = _run_agents(place, seconds, agents, durability, screen)
         if not as_json:
-            print_text("shut down in their midst; a fresh process looks for what was acknowledged")
+            print("shut down at their work; a fresh process looks for what was acknowledged")
         verification = _run_verification(place)
     except KeyboardInterrupt:
-        raise CommandError(
-            f"Interrupted; what there is stays in {place}", ExitCode.INTERRUPTED
-        ) from None
+        raise DemoError(f"Interrupted; what there is stays in {place}") from None
     if verification["acknowledged"] != closing.acknowledged:
         closing.errors.append(
             f"the log has {verification['acknowledged']} acknowledgements, "
-            f"and the agents told of {closing.acknowledged}"
+            f"and the agents had {closing.acknowledged}"
         )
     is_ok = bool(verification["ok"]) and not closing.errors
     if as_json:
-        print_json(_document(place, agents, durability, closing, verification, is_ok=is_ok))
+        _print_json(_document(place, agents, durability, closing, verification, is_ok=is_ok))
     else:
         _print_closing(place, closing, verification, is_ok=is_ok)
-    if not is_ok:
-        raise typer.Exit(ExitCode.FAILED)
+    return 0 if is_ok else 1
 
 
-def demo_agents(
-    directory: Directory, *, agents: Agents = 8, durability: Durable = Durability.DURABLE
-) -> None:
-    """Let the agents work until a signal comes; `demo` starts this."""
-    from mandrake_sessions.cli.demo.stage import perform
-
+def let_agents_work(directory: Path, agents: int, durability: Durability) -> int:
+    """Let the agents work until a signal comes; ``show`` starts this as a process of its own."""
     perform(directory, agents, durability)
+    return 0
 
 
-def demo_verify(directory: Directory, *, as_json: Json = False) -> None:
-    """Compare the databases of a demo with its log; exit code 1 if anything is missing."""
-    from mandrake_sessions.cli.demo.verification import verify
+def check(directory: Path, *, as_json: bool) -> int:
+    """Compare the databases of a demo with its log; return 1 if anything is missing.
 
+    Raises:
+        DemoError: there is no log.
+    """
     result = verify(directory)
     if as_json:
-        print_json({**msgspec.to_builtins(result), "ok": result.is_ok})
+        _print_json({**msgspec.to_builtins(result), "ok": result.is_ok})
     else:
-        print_fields(
+        _print_fields(
             [
                 ("acknowledged", result.acknowledged),
                 ("found again", result.found),
@@ -126,9 +101,8 @@ def demo_verify(directory: Directory, *, as_json: Json = False) -> None:
             ]
         )
         for problem in result.problems:
-            print_text(problem)
-    if not result.is_ok:
-        raise typer.Exit(ExitCode.FAILED)
+            print(problem)
+    return 0 if result.is_ok else 1
 
 
 def _empty_directory(directory: Path | None) -> Path:
@@ -137,9 +111,7 @@ def _empty_directory(directory: Path | None) -> Path:
     place = directory.expanduser().absolute()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(place.iterdir()):
-        raise CommandError(
-            f"{place} is not empty.", ExitCode.EXISTS, "Name a new directory, or none."
-        )
+        raise DemoError(f"{place} is not empty: name a new directory, or none.")
     return place
 
 
@@ -152,7 +124,7 @@ def _run_agents(
     """Start the agents, end them with a signal while they work, and return their last figures."""
     last = Figures()
     options = ["--agents", str(agents), "--durability", durability.value]
-    with _started("demo-agents", str(place), *options) as process:
+    with _started("agents", str(place), *options) as process:
         assert process.stdout is not None  # it is a pipe
         timers: list[threading.Timer] = []
         try:
@@ -212,7 +184,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _command_line(*arguments: str) -> list[str]:
     # -P: what lies about in the current directory is no part of the program.
-    return [sys.executable, "-P", "-m", "mandrake_sessions.cli", *arguments]
+    return [sys.executable, "-P", "-m", "examples.demo", *arguments]
 
 
 def _environment() -> dict[str, str]:
@@ -226,18 +198,16 @@ def _environment() -> dict[str, str]:
 
 def _run_verification(place: Path) -> dict[str, Any]:
     process = subprocess.run(
-        _command_line("demo-verify", str(place), "--json"),
+        _command_line("verify", str(place), "--json"),
         env=_environment(),
         stdout=subprocess.PIPE,
         check=False,
     )
     try:
         found: dict[str, Any] = msgspec.json.decode(process.stdout)
-        if "error" in found:
-            raise CommandError(f"The check failed: {found['error']['message']}", ExitCode.FAILED)
     except msgspec.MsgspecError as error:
-        raise CommandError(
-            f"The check ended with {process.returncode} and without a result.", ExitCode.FAILED
+        raise DemoError(
+            f"The check ended with {process.returncode} and without a result."
         ) from error
     return found
 
@@ -258,7 +228,7 @@ def _document(
     del figures["is_last"]
     return {
         "ok": is_ok,
-        "directory": place,
+        "directory": str(place),
         "agents": agents,
         "durability": durability.value,
         **figures,
@@ -271,8 +241,8 @@ def _print_closing(
     place: Path, closing: Figures, verification: dict[str, Any], *, is_ok: bool
 ) -> None:
     databases = verification["databases"]
-    print_text()
-    print_fields(
+    print()
+    _print_fields(
         [
             ("rounds", closing.rounds),
             ("turns", closing.turns),
@@ -293,21 +263,23 @@ def _print_closing(
         ]
     )
     for problem in (*closing.errors, *verification["problems"]):
-        print_text(f"! {problem}", style="bold red")
-    if is_ok:
-        print_text("\nEverything that was acknowledged was found again.", style="bold green")
-    else:
-        print_text("\nThe demo failed.", style="bold red")
-    print_text(
-        f"The databases and their log stay in {place}\n"
-        f"  {_program()} sessions list --root {shlex.quote(str(place))}\n"
-        f"  {_program()} demo-verify {shlex.quote(str(place))}"
-    )
+        print(f"! {problem}")
+    print("\nEverything that was acknowledged was found again." if is_ok else "\nThe demo failed.")
+    print(f"The databases and their log stay in {place}")
+    python = os.path.relpath(sys.executable)
+    for module, words in (
+        ("mandrake_sessions", ["sessions", "list", "--root", str(place)]),
+        ("examples.demo", ["verify", str(place)]),
+    ):
+        print(f"  {shlex.join([python, '-m', module, *words])}")
 
 
-def _program() -> str:
-    """Return how this command was called, so that what is printed can be typed."""
-    called = Path(sys.argv[0])
-    if shutil.which(called.name) is not None or called.name == "__main__.py":
-        return "mandrake-sessions"
-    return os.path.relpath(called)
+def _print_fields(fields: Iterable[tuple[str, object]]) -> None:
+    shown = list(fields)
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
+        print(f"{name:{width}}  {value}")
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

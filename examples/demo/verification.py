@@ -12,13 +12,18 @@ from time import monotonic
 
 import msgspec
 
-from mandrake_sessions.cli.demo.ledger import Entry, digest_of, read_ledger
-from mandrake_sessions.database.backup import verify as integrity_of
-from mandrake_sessions.database.pool import ConnectionPool
-from mandrake_sessions.errors import MandrakeSessionsError
-from mandrake_sessions.manager import SessionManager
-from mandrake_sessions.models import Exchange, Session, Turn
-from mandrake_sessions.options import PoolOptions
+from examples.demo.ledger import Entry, digest_of, read_ledger
+from mandrake_sessions import (
+    ConnectionPool,
+    Exchange,
+    HealthStatus,
+    MandrakeSessionsError,
+    PoolOptions,
+    Session,
+    SessionManager,
+    Turn,
+    diagnose,
+)
 
 _PAGE = 500
 _TOLD_PROBLEMS = 20
@@ -30,7 +35,7 @@ class DatabaseFindings(msgspec.Struct, kw_only=True):
     Attributes:
         unacknowledged: rows, and states of turns, that are there without a line in the log: their
             call had not returned, or its line was not on disk yet.
-        integrity: ``ok``, or what SQLite's integrity and foreign key checks said.
+        integrity: ``ok``, or what a whole look at the file found wrong.
     """
 
     name: str
@@ -76,7 +81,7 @@ def verify(directory: Path) -> Verification:
     """Compare the databases of a demo with its log.
 
     Raises:
-        CommandError: there is no log.
+        DemoError: there is no log.
     """
     began = monotonic()
     header, entries = read_ledger(directory)
@@ -126,7 +131,10 @@ class _Check:
             for session in _all_sessions(sessions):
                 self._read_session(session, sessions)
         # Nobody has the file open now, so it can be looked at as it lies there.
-        complaints = integrity_of(self._path)
+        checks = diagnose(self._path, full=True).checks
+        complaints = [
+            f"{it.name}: {it.detail}" for it in checks if it.status is HealthStatus.FAILED
+        ]
         self.findings.integrity = "; ".join(complaints) or "ok"
         for complaint in complaints:
             self.complain(f"integrity: {complaint}")
