@@ -10,7 +10,7 @@ BIN       := .venv/bin
 INSTALLED := .venv/.installed
 PEERS     := .cache/bench/.installed
 RESULTS   ?= .benchmarks/results.json
-TYPED     := $(wildcard mandrake_sessions migrations tests/typing benchmarks examples)
+TYPED     := $(wildcard mandrake_sessions migrations tests/typing benchmarks examples tools)
 PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory
@@ -78,7 +78,7 @@ $(PEERS): benchmarks/requirements.lock pyproject.toml
 
 .PHONY: sql
 sql: $(INSTALLED) ## compile the statements and tables that the library runs
-	@$(BIN)/python -m mandrake_sessions.statements.generator
+	@$(BIN)/python -m tools.generate
 
 wheel: $(INSTALLED) ## build the wheel into dist
 	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(DIST) .

@@ -15,7 +15,7 @@ from mandrake_sessions.methods import RECIPE
 PROJECT = Path(__file__).parent.parent
 SOURCES = {
     str(path.relative_to(PROJECT)): path
-    for folder in ("mandrake_sessions", "migrations", "examples")
+    for folder in ("mandrake_sessions", "migrations", "examples", "tools")
     for path in sorted((PROJECT / folder).rglob("*.py"))
 }
 SECOND_SQLITE = {"sqlite3", "_sqlite3", "pysqlite3", "pysqlite2", "aiosqlite", "sqlcipher3"}
@@ -77,10 +77,8 @@ ALLOWED = {
         "open": "copies another system's database, after it has seen that this process has it not",
         "tempfile": "a private folder for that copy",
     },
-    "mandrake_sessions/statements/generator/__main__.py": {
-        "write_text": "writes three modules of ours"
-    },
-    "mandrake_sessions/statements/generator/modules.py": {"read_text": "the project's version"},
+    "tools/generate/__main__.py": {"write_text": "writes three modules of ours"},
+    "tools/generate/ddl.py": {"read_text": "the project's version"},
     "mandrake_sessions/testing/power.py": {
         "write_bytes": "what a power cut left, before anybody opens it"
     },

@@ -19,7 +19,7 @@ from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lease import LeaseQueue
 from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.database.transaction import WriteTransaction
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 T = TypeVar("T")
 

@@ -55,8 +55,8 @@ from mandrake_sessions.database.health.locks import lock_holders
 from mandrake_sessions.database.health.wording import readable_size
 from mandrake_sessions.database.lifecycle import FileState
 from mandrake_sessions.database.waiting import Budget
-from mandrake_sessions.statements.generator.compiler import compiled
 from mandrake_sessions.testing import Fault, FaultVFS
+from tools.generate.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
 

@@ -53,7 +53,7 @@ from mandrake_sessions import (
 from mandrake_sessions.database.file import DatabaseFile
 from mandrake_sessions.database.folder import Folder
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
 

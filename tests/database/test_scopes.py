@@ -47,7 +47,7 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.transaction import ReadTransaction
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
 DELETE = compiled(schema.meta.delete())

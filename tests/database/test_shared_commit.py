@@ -42,8 +42,8 @@ from mandrake_sessions import (
 from mandrake_sessions.database import scope
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.transaction import WriteTransaction
-from mandrake_sessions.statements.generator.compiler import compiled
 from mandrake_sessions.testing import FaultVFS, failure
+from tools.generate.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
 Unit = Callable[[WriteTransaction], Any]

@@ -55,7 +55,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A short demo, run from another directory, with a root that it must not touch."""
     base = tmp_path_factory.mktemp("demo")
     ended = run_process(
-        "--seconds", 1, "--directory", base / "shown", "--json",
+        "--seconds", 2, "--directory", base / "shown", "--json",
         cwd=base, MANDRAKE_DIR=str(base / "mine"),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr

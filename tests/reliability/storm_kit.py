@@ -58,7 +58,7 @@ OURS = (
 from sqlalchemy import Integer, case, cast, func, select
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
 from mandrake_sessions.database.statement import Statement
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 key, value = schema.meta.c.key, cast(schema.meta.c.value, Integer)
 TOTAL = compiled(select(func.sum(case((key == "total", -value), else_=value)))

@@ -49,7 +49,7 @@ from mandrake_sessions.database.slots import Slot, SlotState
 from mandrake_sessions.database.transaction import WriteTransaction
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.live.hub import Hub
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 _meta = schema.meta.c
 ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
@@ -687,7 +687,7 @@ from sqlalchemy import insert, select
 from mandrake_sessions import ConnectionPool, ForkedPoolError, PoolOptions, schema
 from mandrake_sessions.database import scope
 from mandrake_sessions.database.lease import LeaseQueue
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 warnings.simplefilter("ignore")
 KEYS = compiled(select(schema.meta.c.key))
 path = Path(sys.argv[1])

@@ -25,7 +25,7 @@ from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.open_files import OpenFiles
 from mandrake_sessions.database.slots import Slots, SlotState
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
 KEYS = compiled(select(schema.meta.c.key))

@@ -238,7 +238,7 @@ def test_m65_a_call_that_raises_inside_a_transaction_leaves_nothing(path, sessio
 
 
 def statement(sql):
-    from mandrake_sessions.statements.generator.compiler import compiled
+    from tools.generate.compiler import compiled
 
     return compiled(text(sql))
 

@@ -13,8 +13,9 @@ from mandrake_sessions.models import TurnStatus
 from mandrake_sessions.records import sql
 from mandrake_sessions.records.turn_updates import MOVES
 from mandrake_sessions.statements import kinds, streaming
-from mandrake_sessions.statements.generator.compiler import compiled
-from mandrake_sessions.statements.generator.modules import generated, named
+from tools.generate.compiler import compiled
+from tools.generate.files import generated
+from tools.generate.sql import named
 
 RECORDS = Path(mandrake_sessions.__file__).parent / "records"
 SOURCES = named()

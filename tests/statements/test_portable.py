@@ -11,10 +11,10 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.sql import ClauseElement
 
 from mandrake_sessions import schema
-from mandrake_sessions.statements.generator.compiler import POSTGRESQL, SQLITE, compiled
-from mandrake_sessions.statements.generator.modules import named
 from mandrake_sessions.statements.kinds import InsertMany, RecordInsert, UpdateSome
 from mandrake_sessions.tables import TABLES
+from tools.generate.compiler import POSTGRESQL, SQLITE, compiled
+from tools.generate.sql import named
 
 # Functions that give the same on both databases with so many arguments. Not among them: max() of
 # two, json_each() and group_concat(), which PostgreSQL has not; round(), char(), date(), which it

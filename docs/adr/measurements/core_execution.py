@@ -8,7 +8,7 @@ from time import perf_counter
 import sqlalchemy as sa
 
 from mandrake_sessions import SessionManager, schema
-from mandrake_sessions.statements.generator.compiler import compiled
+from tools.generate.compiler import compiled
 
 TIMES = 20_000
 INSERT = sa.insert(schema.changes)

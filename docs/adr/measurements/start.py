@@ -12,9 +12,7 @@ PROGRAMS = {
     "the library": "import mandrake_sessions",
     "and SQLAlchemy": "import mandrake_sessions, sqlalchemy",
     "and all statements compiled": (
-        "import mandrake_sessions\n"
-        "from mandrake_sessions.statements.generator.modules import generated\n"
-        "generated()"
+        "import mandrake_sessions\nfrom tools.generate.files import generated\ngenerated()"
     ),
     "the library and structlog": "import mandrake_sessions, structlog",
     "its asyncio face": "import mandrake_sessions.aio",

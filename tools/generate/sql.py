@@ -1,38 +1,29 @@
-"""What belongs into the generated modules; a test compares it with the files."""
+"""What belongs into ``mandrake_sessions/records/sql.py``: every statement as it is run."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Column, Table
-from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.sql import ClauseElement
 
-from mandrake_sessions import schema, statements
-from mandrake_sessions.database.revisions import scripts_in_order
+from mandrake_sessions import statements
 from mandrake_sessions.database.statement import Statement
-from mandrake_sessions.statements.generator.compiler import SQLITE, compiled
-from mandrake_sessions.statements.generator.layout import (
+from mandrake_sessions.statements.kinds import InsertMany, RecordInsert, UpdateSome
+from tools.generate.compiler import compiled
+from tools.generate.layout import (
     WIDTH,
     call,
-    enclosed,
     set_source,
     several,
     text_source,
     tuple_source,
 )
-from mandrake_sessions.statements.kinds import InsertMany, RecordInsert, UpdateSome
 
-_PACKAGE = Path(__file__).parents[2]
-
-_SQL_HEAD = '''\
+_HEAD = '''\
 """Every statement as it is run. Made by ``make sql`` from ``mandrake_sessions.statements``."""
 
 # fmt: off
@@ -41,95 +32,14 @@ from mandrake_sessions.database.statement import Statement
 from mandrake_sessions.records.forms import InsertMany, Piece, RecordInsert, UpdateSome
 '''
 
-_TABLES_HEAD = '''\
-"""What the tables are, without SQLAlchemy. Made by ``make sql`` from ``schema.py``."""
 
-# fmt: off
+def sql_source() -> str:
+    """Return the module's text.
 
-from typing import NamedTuple
-
-
-class Column(NamedTuple):
-    """A column.
-
-    Attributes:
-        kind: ``TEXT``, ``INTEGER`` or ``REAL``.
-        is_key: whether it is part of the primary key.
-        is_reference: whether it refers to another table's row.
+    Raises:
+        ValueError: two statements have the same name.
     """
-
-    name: str
-    kind: str
-    is_nullable: bool = False
-    is_key: bool = False
-    is_reference: bool = False
-
-
-'''
-
-
-_DDL_HEAD = '''\
-"""What a new file gets. Made by ``make sql`` from ``schema.py`` and ``migrations/``."""
-
-# fmt: off
-
-'''
-
-
-def generated() -> dict[Path, str]:
-    """Return the files and what belongs into them."""
-    return {
-        _PACKAGE / "database" / "ddl.py": "".join([_DDL_HEAD, *_ddl()]),
-        _PACKAGE / "tables.py": "".join([_TABLES_HEAD, *_tables()]),
-        _PACKAGE / "records" / "sql.py": "".join([_SQL_HEAD, *_sections()]),
-    }
-
-
-# -- tables.py ----------------------------------------------------------------------------------
-
-
-def _tables() -> Iterator[str]:
-    yield f'HEAD = "{schema.HEAD}"\n'
-    yield f"APPLICATION_ID = 0x{schema.APPLICATION_ID:X}\n\n"
-    yield "TABLES: dict[str, tuple[Column, ...]] = {\n"
-    for table in schema.metadata.tables.values():
-        columns = "".join(f"        {_column(column)},\n" for column in table.columns)
-        yield f'    "{table.name}": (\n{columns}    ),\n'
-    yield "}\n"
-
-
-def _column(column: Column[Any]) -> str:
-    facts = {
-        "is_nullable": bool(column.nullable),
-        "is_key": column.primary_key,
-        "is_reference": bool(column.foreign_keys),
-    }
-    told = "".join(f", {name}=True" for name, is_so in facts.items() if is_so)
-    return f'Column("{column.name}", "{column.type}"{told})'
-
-
-# -- database/ddl.py ----------------------------------------------------------------------------
-
-
-def _ddl() -> Iterator[str]:
-    project = tomllib.loads((_PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
-    yield f'CREATED_BY = "mandrake_sessions {project["version"]}"\n'
-    yield f"REVISIONS = {tuple_source(scripts_in_order())}\n"
-    yield f"SCHEMA = {several(enclosed(text_source(text)) for text in _creations())}\n"
-
-
-def _creations() -> Iterator[str]:
-    """Return what makes the tables, in the order in which migrations make those of ``0001``."""
-    # Alembic's own table has no other name in public.
-    version = MigrationContext.configure(dialect_name="sqlite")._version
-    for table in (version, *schema.metadata.tables.values()):
-        # What stands behind the last word is kept by SQLite, what stands before the first is not.
-        yield str(CreateTable(table).compile(dialect=SQLITE)).lstrip()
-        for index in sorted(table.indexes, key=lambda each: str(each.name)):
-            yield str(CreateIndex(index).compile(dialect=SQLITE)).lstrip()
-
-
-# -- records/sql.py -----------------------------------------------------------------------------
+    return "".join([_HEAD, *_sections()])
 
 
 def _sections() -> Iterator[str]:
@@ -158,8 +68,7 @@ def _named_in(module: ModuleType) -> Iterator[tuple[str, object]]:
 
 def _modules() -> Iterator[ModuleType]:
     for found in pkgutil.iter_modules(statements.__path__):
-        if not found.ispkg:
-            yield importlib.import_module(f"{statements.__name__}.{found.name}")
+        yield importlib.import_module(f"{statements.__name__}.{found.name}")
 
 
 def _source(name: str, value: object) -> str:

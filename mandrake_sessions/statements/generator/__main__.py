@@ -1,6 +1,0 @@
-"""Writes ``database/ddl.py``, ``tables.py`` and ``records/sql.py``: what ``make sql`` does."""
-
-from mandrake_sessions.statements.generator.modules import generated
-
-for path, text in generated().items():
-    path.write_text(text, encoding="utf-8")
