@@ -9,13 +9,15 @@ DIST   ?= dist
 BIN       := .venv/bin
 INSTALLED := .venv/.installed
 PEERS     := .cache/bench/.installed
+SPHINX    := .cache/docs/.installed
+SITE      ?= .cache/docs/site
 RESULTS   ?= .benchmarks/results.json
 TYPED     := $(wildcard mandrake_sessions migrations tests/typing benchmarks)
 PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-long check lint types layers format bench bench-full bench-brief \
+.PHONY: help install demo test test-long check lint types layers format docs bench bench-full bench-brief \
 	bench-against bench-report lock wheel clean
 
 help: ## list the targets
@@ -79,6 +81,19 @@ $(PEERS): benchmarks/requirements.lock pyproject.toml
 		--no-deps --no-build-isolation -e .
 	@touch $@
 
+docs: $(SPHINX) ## build the site of the documentation; a warning is an error
+	@.cache/docs/bin/sphinx-build -M html . $(SITE) -c docs -W -n --keep-going --quiet
+	@echo "make: $(SITE)/html/index.html" >&2
+
+$(SPHINX): docs/requirements.lock pyproject.toml
+	@echo "make: installing Sphinx into .cache/docs, about half a minute; later runs skip it" >&2
+	@test -x .cache/docs/bin/python || $(PYTHON) -m venv .cache/docs
+	@.cache/docs/bin/python -m pip install --quiet --disable-pip-version-check \
+		--require-hashes --no-deps -r docs/requirements.lock
+	@.cache/docs/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation -e .
+	@touch $@
+
 .PHONY: sql
 sql: $(INSTALLED) ## compile the statements and tables that the library runs
 	@$(BIN)/python -m mandrake_sessions.statements.generator
@@ -86,13 +101,16 @@ sql: $(INSTALLED) ## compile the statements and tables that the library runs
 wheel: $(INSTALLED) ## build the wheel into dist
 	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(DIST) .
 
-lock: $(UV) ## refresh requirements.lock and benchmarks/requirements.lock
+lock: $(UV) ## refresh the three files requirements.lock
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" --extra cli --group dev \
 		--output-file requirements.lock pyproject.toml
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" --group bench \
 		--output-file benchmarks/requirements.lock pyproject.toml
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make lock" --group docs \
+		--output-file docs/requirements.lock pyproject.toml
 
 .cache/lock/bin/uv:
 	@$(PYTHON) -m venv .cache/lock
