@@ -101,17 +101,24 @@ from mandrake_sessions.models import (
     ToolCall,
     Turn,
     TurnStatus,
+    Unset,
     Workspace,
 )
 from mandrake_sessions.options import DatabaseOptions, Durability, PoolOptions
 from mandrake_sessions.session_transaction import SessionTransaction
-from mandrake_sessions.shutdown import ShutdownHook, ShutdownReport, install_shutdown_hook
+from mandrake_sessions.shutdown import (
+    Closeable,
+    ShutdownHook,
+    ShutdownReport,
+    install_shutdown_hook,
+)
 from mandrake_sessions.workspace import WorkspaceManager
 
 __all__ = [
     "UNSET",
     "AlreadyExistsError",
     "BackupError",
+    "Closeable",
     "CommitOutcomeUnknownError",
     "ConnectionPool",
     "ConstraintViolationError",
@@ -204,6 +211,7 @@ __all__ = [
     "TurnUpdate",
     "TurnWriter",
     "UnrecognizedDatabaseError",
+    "Unset",
     "UnsupportedSQLiteError",
     "ValueChange",
     "Watch",

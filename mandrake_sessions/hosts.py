@@ -276,6 +276,9 @@ class MandrakeManager(Resource):
     def get_workspace(self, id: str) -> WorkspaceManager:
         """Return a registered workspace, open; the same object until another place is registered.
 
+        Args:
+            id: the id of the workspace.
+
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
             DatabaseMissingError: it is registered, but its database is gone.
@@ -297,6 +300,9 @@ class MandrakeManager(Resource):
 
     def database_of(self, id: str) -> Path:
         """Return the path of a workspace's database, for what works on the file itself.
+
+        Args:
+            id: the id of the workspace.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
@@ -363,6 +369,9 @@ class MandrakeManager(Resource):
     def find_workspace(self, name: str) -> Workspace | None:
         """Return the registered workspace of a name, or None.
 
+        Args:
+            name: the name in the registry.
+
         Raises:
             InvalidArgumentError: no workspace can have this name.
         """
@@ -371,6 +380,9 @@ class MandrakeManager(Resource):
 
     def unregister_workspace(self, id: str) -> Workspace:
         """Close a workspace and take it out of the registry; its files stay as they are.
+
+        Args:
+            id: the id of the workspace.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
@@ -420,6 +432,9 @@ class MandrakeManager(Resource):
 
     def sessions_for(self, workspace_id: str | None) -> SessionManager:
         """Return the system's SessionManager for None, otherwise that workspace's.
+
+        Args:
+            workspace_id: the id of a workspace; None for the system.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.

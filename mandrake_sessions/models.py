@@ -22,7 +22,7 @@ from mandrake_sessions.ids import to_datetime
 
 
 class Unset(enum.Enum):
-    """The type of ``UNSET``."""
+    """The type of ``UNSET``, the default of fields that an update leaves alone."""
 
     UNSET = "UNSET"
 
@@ -31,7 +31,7 @@ class Unset(enum.Enum):
 
 
 UNSET: Final = Unset.UNSET
-"""Leave this field alone. ``None`` means NULL: it clears the field."""
+"""Leave this field alone; ``None`` clears it."""
 
 
 class TurnStatus(enum.StrEnum):
@@ -103,8 +103,14 @@ class Session(_Timed, msgspec.Struct, frozen=True):
     """One conversation thread.
 
     Attributes:
+        id: the id of the session.
+        title: what a list shows.
+        description: what it is about.
+        metadata: the host's own facts, JSON values.
         next_round_index: the index the next round will get; it never goes back.
         revision: how often the session's own fields were changed.
+        created_us: when it was made, in microseconds since the epoch, UTC.
+        updated_us: when it last changed, in microseconds since the epoch, UTC.
     """
 
     id: str
@@ -118,7 +124,15 @@ class Session(_Timed, msgspec.Struct, frozen=True):
 
 
 class Request(_Timed, msgspec.Struct, frozen=True, gc=False):
-    """What the user asked."""
+    """What the user asked.
+
+    Attributes:
+        id: the id of the request.
+        round_id: the round it belongs to.
+        content: the text.
+        created_us: when it was made, in microseconds since the epoch, UTC.
+        updated_us: when it last changed, in microseconds since the epoch, UTC.
+    """
 
     id: str
     round_id: str
@@ -128,7 +142,14 @@ class Request(_Timed, msgspec.Struct, frozen=True, gc=False):
 
 
 class Response(_Timed, msgspec.Struct, frozen=True, gc=False):
-    """What answers a request: a sequence of turns."""
+    """What answers a request: a sequence of turns.
+
+    Attributes:
+        id: the id of the response.
+        round_id: the round it belongs to.
+        created_us: when it was made, in microseconds since the epoch, UTC.
+        updated_us: when it last changed, in microseconds since the epoch, UTC.
+    """
 
     id: str
     round_id: str
@@ -137,7 +158,17 @@ class Response(_Timed, msgspec.Struct, frozen=True, gc=False):
 
 
 class Round(_Timed, msgspec.Struct, frozen=True, gc=False):
-    """One request and the response to it; ``index`` counts from 0 inside its session."""
+    """One request and the response to it; ``index`` counts from 0 inside its session.
+
+    Attributes:
+        id: the id of the round.
+        session_id: the session it belongs to.
+        index: counts from 0 inside its session, and is never given twice.
+        request: what the user asked.
+        response: what answers it, without its turns.
+        created_us: when it was made, in microseconds since the epoch, UTC.
+        updated_us: when it last changed, in microseconds since the epoch, UTC.
+    """
 
     id: str
     session_id: str
@@ -152,11 +183,28 @@ class Turn(_Timed, msgspec.Struct, frozen=True, gc=False):
     """One part of a response: text, tool calls with their results, tokens, costs and a status.
 
     Attributes:
+        id: the id of the turn.
+        response_id: the response it belongs to.
         index: counts from 0 inside its response, and is never given twice.
+        content: the text, as far as it is stored.
         raw_response: what the model sent, before the host took it apart.
+        tool_calls: the tool calls in their order, each with its result.
+        status: whether it streams, or how it ended.
         error_message: what went wrong, where ``status`` is ``error``.
-        current_tokens: tokens received so far; ``expected_tokens`` is the host's guess of all.
+        stream_started_us: when streaming began, in microseconds since the epoch, UTC.
+        stream_ended_us: when streaming ended; None while it goes on.
+        current_tokens: tokens received so far.
+        expected_tokens: the host's guess of all tokens.
+        input_tokens: tokens that the model read.
+        output_tokens: tokens that the model wrote.
+        cache_read_tokens: input tokens from the provider's cache.
+        cache_write_tokens: input tokens that were put into the provider's cache.
+        input_cost: cost of the input, in the host's currency.
+        output_cost: cost of the output, in the host's currency.
+        model: the model that answered.
         revision: how often the turn's own fields were changed.
+        created_us: when it was made, in microseconds since the epoch, UTC.
+        updated_us: when it last changed, in microseconds since the epoch, UTC.
     """
 
     id: str
@@ -197,7 +245,21 @@ class NewTurn(msgspec.Struct, frozen=True, kw_only=True):
     """A finished turn to be stored by ``record_round``; the fields are those of ``Turn``.
 
     Attributes:
+        content: the text.
+        raw_response: what the model sent, before the host took it apart.
+        tool_calls: the tool calls in their order, each with its result.
+        status: how it ended.
+        error_message: what went wrong, where ``status`` is ``error``.
         started_at: when streaming began, aware; now when None.
+        current_tokens: tokens received in all.
+        expected_tokens: the host's guess of all tokens.
+        input_tokens: tokens that the model read.
+        output_tokens: tokens that the model wrote.
+        cache_read_tokens: input tokens from the provider's cache.
+        cache_write_tokens: input tokens that were put into the provider's cache.
+        input_cost: cost of the input, in the host's currency.
+        output_cost: cost of the output, in the host's currency.
+        model: the model that answered.
         id: the id of the turn; a new one when None.
     """
 
@@ -220,13 +282,22 @@ class NewTurn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exchange(Round, frozen=True, gc=False):
-    """A round with the turns of its response, in index order."""
+    """A round with the turns of its response, in index order.
+
+    Attributes:
+        turns: the turns, in index order.
+    """
 
     turns: tuple[Turn, ...]
 
 
 class SessionHistory(msgspec.Struct, frozen=True, gc=False):
-    """A session with all its rounds and turns, in index order."""
+    """A session with all its rounds and turns, in index order.
+
+    Attributes:
+        session: the session.
+        rounds: its rounds, in index order.
+    """
 
     session: Session
     rounds: tuple[Exchange, ...]
@@ -236,7 +307,8 @@ class StreamingStatus(msgspec.Struct, frozen=True):
     """Whether a response is still being streamed.
 
     Attributes:
-        turns: how many turns the response has; 0 is told apart from complete.
+        response_id: the response.
+        turns: how many turns the response has; a response without turns is not complete.
         streaming: how many of them are streaming.
     """
 
@@ -256,7 +328,19 @@ class StreamingStatus(msgspec.Struct, frozen=True):
 
 
 class SessionUsage(msgspec.Struct, frozen=True):
-    """What a session used: tokens and costs over all its turns."""
+    """What a session used: tokens and costs over all its turns.
+
+    Attributes:
+        session_id: the session.
+        rounds: how many rounds it has.
+        turns: how many turns these have.
+        input_tokens: tokens that models read.
+        output_tokens: tokens that models wrote.
+        cache_read_tokens: input tokens from the provider's cache.
+        cache_write_tokens: input tokens that were put into the provider's cache.
+        input_cost: cost of the input, in the host's currency.
+        output_cost: cost of the output, in the host's currency.
+    """
 
     session_id: str
     rounds: int
@@ -278,6 +362,11 @@ class Workspace(msgspec.Struct, frozen=True):
     """A registered workspace: a directory with a ``.ws`` folder.
 
     Attributes:
+        id: the id of the workspace.
+        name: its name in the registry.
+        path: its directory, as an absolute path.
+        description: what it is for.
+        created_us: when it was registered, in microseconds since the epoch, UTC.
         last_opened_us: None until its database was opened for the first time.
     """
 

@@ -260,6 +260,9 @@ class AsyncMandrakeManager:
     async def database_of(self, id: str) -> Path:
         """Return the path of a workspace's database, for what works on the file itself.
 
+        Args:
+            id: the id of the workspace.
+
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
             WorkspacePlaceError: it is not what was registered.
@@ -268,6 +271,9 @@ class AsyncMandrakeManager:
 
     async def get_workspace(self, id: str) -> AsyncWorkspaceManager:
         """Return a registered workspace, open; the same object until another place is registered.
+
+        Args:
+            id: the id of the workspace.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
@@ -313,6 +319,9 @@ class AsyncMandrakeManager:
     async def find_workspace(self, name: str) -> Workspace | None:
         """Return the registered workspace of a name, or None.
 
+        Args:
+            name: the name in the registry.
+
         Raises:
             InvalidArgumentError: no workspace can have this name.
         """
@@ -321,6 +330,9 @@ class AsyncMandrakeManager:
 
     async def unregister_workspace(self, id: str) -> Workspace:
         """Close a workspace and take it out of the registry; its files stay as they are.
+
+        Args:
+            id: the id of the workspace.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
@@ -377,6 +389,9 @@ class AsyncMandrakeManager:
 
     async def sessions_for(self, workspace_id: str | None) -> AsyncSessionManager:
         """Return the system's sessions for None, otherwise that workspace's.
+
+        Args:
+            workspace_id: the id of a workspace; None for the system.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.

@@ -13,6 +13,7 @@ class DatabaseStats(msgspec.Struct, frozen=True, kw_only=True):
     """What an open database did since it was opened, or opened again. Times are in seconds.
 
     Attributes:
+        path: the database file.
         units: units of writing work that ran.
         commits: transactions that committed them; fewer than units when COMMITs were shared.
         replays: units that ran again because a shared transaction was lost.

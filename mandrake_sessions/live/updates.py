@@ -90,6 +90,7 @@ class RoundUpdate(msgspec.Struct, frozen=True):
     """A round that is new, or whose request was changed.
 
     Attributes:
+        id: the id of the round.
         round: the round as it is now; None where it was deleted.
     """
 
@@ -101,6 +102,7 @@ class SessionUpdate(msgspec.Struct, frozen=True):
     """The session's own row.
 
     Attributes:
+        id: the id of the session.
         session: the session as it is now; None where it was deleted.
     """
 
@@ -109,4 +111,4 @@ class SessionUpdate(msgspec.Struct, frozen=True):
 
 
 SessionEvent = TurnUpdate | RoundUpdate | SessionUpdate
-"""What ``watch_session`` tells."""
+"""An item of ``watch_session``: ``TurnUpdate``, ``RoundUpdate`` or ``SessionUpdate``."""

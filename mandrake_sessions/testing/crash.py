@@ -131,7 +131,10 @@ class Life:
         return self._process.pid
 
     def wait_for(self, moment: Moment) -> bool:
-        """Read what it tells until a moment has come; False if it ended before.
+        """Read what it reports until a moment has come; False if it ended before.
+
+        Args:
+            moment: when to return.
 
         Raises:
             TimeoutError: the time of its life is over; it was killed.
@@ -317,7 +320,11 @@ class CrashRunner:
             return life.finish()
 
     def start(self, *arguments: Any) -> Life:
-        """Start the workload and return it while it runs; use it in a ``with`` block."""
+        """Start the workload and return it while it runs; use it in a ``with`` block.
+
+        Args:
+            arguments: of the workload, as JSON can hold them; as for ``run``.
+        """
         order = {"workload": self._workload, "arguments": arguments}
         return Life(self._start_process(order), self._timeout, self._chance)
 

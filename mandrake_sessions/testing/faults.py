@@ -251,7 +251,11 @@ class _FaultFile(apsw.VFSFile):
 
 
 def failure(code: int) -> apsw.Error:
-    """Return the error that makes SQLite see an extended result code."""
+    """Return the error that makes SQLite see an extended result code.
+
+    Args:
+        code: the code, such as ``apsw.SQLITE_IOERR_READ``.
+    """
     error = apsw.exception_for(code)
     assert isinstance(error, apsw.Error)
     return error

@@ -53,6 +53,12 @@ class PowerCut:
         """Write the files into a folder, which is made; each by its name alone.
 
         The index of the log, ``-shm``, is not among them: SQLite makes it anew.
+
+        Args:
+            folder: where they are written; it is made where it is missing.
+
+        Raises:
+            InvalidArgumentError: two of the files have the same name.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
@@ -113,7 +119,11 @@ class PowerLossVFS(apsw.VFS):
         return self._cuts(moments, random)
 
     def cut(self, *, seed: int = 0) -> PowerCut:
-        """Return a cut at this moment; another seed gives another chance of what was not synced."""
+        """Return a cut at this moment; another seed gives another chance of what was not synced.
+
+        Args:
+            seed: of the chance with which unsynced writes are kept.
+        """
         return next(self._cuts([self.position], Random(seed)))
 
     def death(self) -> PowerCut:

@@ -93,8 +93,4 @@ def _anchor(title: str) -> str:
     return plain.replace(" ", "-")
 
 
-PAGES = [
-    Page(path)
-    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md")))
-    if path.exists()
-]
+PAGES = [Page(path) for path in (*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md")))]

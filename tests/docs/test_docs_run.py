@@ -16,7 +16,7 @@ from docs_pages import PAGES, ROOT, Block, Page
 
 from mandrake_sessions import default_pool
 
-NOT_RUN = {"output", "console", "text", "mermaid", "sql"}
+NOT_RUN = {"output", "console", "text", "mermaid", "sql", "{eval-rst}"}
 """Languages of blocks that show something and are not Python."""
 
 
