@@ -82,8 +82,8 @@ $(PEERS): benchmarks/requirements.lock pyproject.toml
 	@touch $@
 
 docs: $(SPHINX) ## build the site of the documentation; a warning is an error
-	@.cache/docs/bin/sphinx-build -M html . $(SITE) -c docs -W -n --keep-going --quiet
-	@echo "make: $(SITE)/html/index.html" >&2
+	@.cache/docs/bin/sphinx-build -b html -E -c docs -W -n --keep-going --quiet . $(SITE)
+	@echo "make: $(SITE)/index.html" >&2
 
 $(SPHINX): docs/requirements.lock pyproject.toml
 	@echo "make: installing Sphinx into .cache/docs, about half a minute; later runs skip it" >&2

@@ -18,6 +18,7 @@ import structlog
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 from sphinx.environment import BuildEnvironment
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
@@ -41,7 +42,9 @@ include_patterns = [
 
 html_theme = "furo"
 html_title = "mandrake_sessions"
-html_extra_path = ["site"]
+html_extra_path = ["site/index.html"]
+html_static_path = ["site/site.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
@@ -50,6 +53,7 @@ myst_heading_anchors = 6
 suppress_warnings = ["myst.header"]  # a forge renders a page that skips a level, too
 
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 autodoc_member_order = "bysource"
@@ -203,6 +207,9 @@ def _imported(target: str) -> Any:
 
 def setup(app: Sphinx) -> None:
     """Connect the above."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
     app.connect("source-read", add_toctrees)
     app.connect("autodoc-process-signature", hide_constructor)
     app.connect("autodoc-process-docstring", convert_docstring)

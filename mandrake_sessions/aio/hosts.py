@@ -371,11 +371,7 @@ class AsyncMandrakeManager:
         return workspace
 
     async def _close_known(self, id: str, operation: str) -> str:
-        """Let the calls end that coroutines have made, before the manager behind is closed.
-
-        Returns:
-            The id as it is registered.
-        """
+        """Close the face of a workspace, so that its calls end, and return the registered id."""
         unit = workspaces.get_workspace_row(self._registry(), id)
         workspace = await self.sessions.fetch(unit, operation)
         known = self._known.get(workspace.id)
