@@ -7,10 +7,11 @@ that a forge follows too. The pages have no directive but those of the reference
 from __future__ import annotations
 
 import builtins
+import enum
 import importlib
+import inspect
 import re
 import sys
-from inspect import cleandoc
 from typing import Any, TypeVar
 
 import msgspec
@@ -59,7 +60,7 @@ python_maximum_signature_line_length = 88
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-FOREIGN_BASES = "object, str, Enum, ReprEnum, StrEnum, Struct, VFS, Exception"
+FOREIGN_BASES = "object, str, Enum, ReprEnum, StrEnum, Struct, VFS, Exception, BaseException"
 autodoc_default_options = {"inherited-members": FOREIGN_BASES, "undoc-members": True}
 
 
@@ -79,7 +80,7 @@ for _module in [sys.modules[name] for name in sys.modules if name.startswith("ma
         _module.HostLogger = structlog.stdlib.BoundLogger  # at run time it is Any
 
 OTHER_LIBRARIES = {"apsw", "sqlalchemy", "structlog"}
-"""Libraries whose types stand in public signatures, beside the standard library."""
+"""Libraries whose types stand in public signatures, as those of the standard library do."""
 
 GIVEN = (
     aio.AsyncTurnWriter,
@@ -93,6 +94,7 @@ GIVEN = (
     testing.Injection,
     testing.Life,
     testing.PowerCut,
+    enum.Enum,
     msgspec.Struct,
     Exception,
 )
@@ -127,13 +129,25 @@ def add_toctrees(_app: Sphinx, docname: str, content: list[str]) -> None:
     content[0] = "".join(parts)
 
 
-def hide_constructor(
-    _app: Sphinx, what: str, _name: str, found: Any, _options: Any, *_signature: str | None
-) -> tuple[str, None] | None:
-    """Show no arguments of a class that only the library makes."""
-    if what not in ("class", "exception") or issubclass(found, MADE_BY_CALLERS):
-        return None
-    return ("", None) if issubclass(found, GIVEN) else None
+def show_signature(
+    _app: Sphinx,
+    what: str,
+    _name: str,
+    found: Any,
+    _options: Any,
+    arguments: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None] | None:
+    """Show no arguments of a class that only the library makes, and blocks as what they are."""
+    if what in ("class", "exception"):
+        is_given = issubclass(found, GIVEN) and not issubclass(found, MADE_BY_CALLERS)
+        return ("", None) if is_given else None
+    inner = inspect.unwrap(found) if inspect.isfunction(found) else found
+    yielded = re.match(r"~?[\w.]*\bIterator\[", returns or "")
+    if yielded and inner is not found:
+        # A generator function, decorated to be used in a ``with`` block.
+        return arguments, f"~contextlib.AbstractContextManager[{returns[yielded.end() :]}"
+    return None
 
 
 def convert_docstring(
@@ -160,7 +174,7 @@ def convert_docstring(
 def _field_texts(record: type[Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in reversed(record.__mro__):
-        for section in _FIELDS.finditer(cleandoc(each.__doc__ or "") + "\n"):
+        for section in _FIELDS.finditer(inspect.cleandoc(each.__doc__ or "") + "\n"):
             for name, text in _FIELD.findall(section["fields"]):
                 sentence = " ".join(text.split())
                 found[name] = sentence[0].upper() + sentence[1:]
@@ -211,6 +225,6 @@ def setup(app: Sphinx) -> None:
         if field.name == "variable":
             field.label = "Attributes"
     app.connect("source-read", add_toctrees)
-    app.connect("autodoc-process-signature", hide_constructor)
+    app.connect("autodoc-process-signature", show_signature)
     app.connect("autodoc-process-docstring", convert_docstring)
     app.connect("missing-reference", resolve)
