@@ -21,7 +21,8 @@ REFERENCE = [page for page in PAGES if page.path.parent == DOCS / "reference"]
 _SECTION = re.compile(r"^(?:Args|Attributes):\n(?P<fields>(?:(?: .*)?\n)*)", re.MULTILINE)
 _REFERS = re.compile(r"(?:as|are those of|does|raises what) ``[\w.]+``|``[\w.]+`` does")
 _ENTRY = re.compile(
-    r"^\.\. (?:auto(?:class|exception|function)|py:data):: (?P<name>\w+).*\n(?P<options>(?:   .*\n)*)",
+    r"^\.\. (?:auto(?:class|exception|function)|py:data):: (?P<name>\w+).*\n"
+    r"(?P<options>(?:   .*\n)*)",
     re.MULTILINE,
 )
 
