@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 
 from mandrake_sessions.concurrency.blocks import Block
@@ -68,11 +68,9 @@ class SessionTransaction:
     render_session_history = reads_within(history.render_session_history)
     get_session_usage = reads_within(usage.get_session_usage)
 
-    @contextlib.contextmanager
-    def savepoint(self) -> Iterator[None]:
+    def savepoint(self) -> AbstractContextManager[None]:
         """Undo what the block did if it raises, and only that."""
-        with self.database.savepoint():
-            yield
+        return self.database.savepoint()
 
 
 class TransactionBlock(Block[SessionTransaction]):

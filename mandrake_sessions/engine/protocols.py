@@ -18,7 +18,7 @@ from mandrake_sessions.engine.health import HealthLevel, HealthReport
 from mandrake_sessions.engine.stats import DatabaseStats
 from mandrake_sessions.engine.transaction import ReadUnit, WriteTransaction, WriteUnit
 from mandrake_sessions.engine.waiters import BatchSource
-from mandrake_sessions.errors import PoolClosedError
+from mandrake_sessions.errors import DatabaseError, PoolClosedError
 from mandrake_sessions.options import DatabaseOptions
 
 T = TypeVar("T")
@@ -114,6 +114,9 @@ class Database(Protocol):
 
     def require_writable(self) -> None:
         """Raise the typed error for which it takes no writes, as far as is known."""
+
+    def find_damage(self) -> DatabaseError | None:
+        """Return the damage that has been done to it, None for none; a quick look."""
 
     def attach(self, make: Callable[[Any], A]) -> A:
         """Return its attachment, made now by ``make(database)`` if it has none."""

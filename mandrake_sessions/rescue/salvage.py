@@ -20,7 +20,7 @@ from mandrake_sessions.concurrency.fork import close_inherited
 from mandrake_sessions.database.connection.backup import verify
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.opening import open_connection
-from mandrake_sessions.database.connection.transaction import foreign_keys_off
+from mandrake_sessions.database.connection.settings import foreign_keys_off
 from mandrake_sessions.database.error_codes import translate, translate_os
 from mandrake_sessions.database.files.atomic import making, merge_log, put_in_place, sync_file
 from mandrake_sessions.database.files.btree import Record, Value, parse

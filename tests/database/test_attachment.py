@@ -68,7 +68,7 @@ def attach(handle: DatabaseHandle) -> Attachment:
 
 
 def last_write(file: DatabaseFile, key: str, timeout: float | None = None) -> str:
-    """Write as a attachment does that closes."""
+    """Write as an attachment does that closes."""
     return file.transact(adding(key), "close", timeout, even_refused=True)
 
 
@@ -126,7 +126,7 @@ def test_a_shared_commit_is_told_once_before_anybody_returns(grouping: DatabaseH
 
 def test_a_attachment_that_raises_hurts_no_commit(handle: DatabaseHandle) -> None:
     attachment = attach(handle)
-    attachment.error = ValueError("of a attachment")
+    attachment.error = ValueError("of an attachment")
     with capture_logs() as logs:
         handle.transact(adding("stored"))
     assert keys(handle) == {"stored"}
@@ -246,7 +246,7 @@ def test_a_attachment_that_does_not_get_the_lease_does_not_stop_the_closing(
     assert attachment.file.writer.queue.holder
 
 
-@pytest.mark.parametrize("error", [ValueError("of a attachment"), PoolClosedError()])
+@pytest.mark.parametrize("error", [ValueError("of an attachment"), PoolClosedError()])
 def test_a_attachment_that_fails_to_close_is_reported_and_the_file_closed(
     make_pool: Callable[..., ConnectionPool], path: Path, error: Exception
 ) -> None:
@@ -273,7 +273,7 @@ def test_a_attachment_is_told_when_its_file_is_retired(pool: ConnectionPool, pat
             handle.transact(adding("lost"))
         assert attachment.told[0] == "retired"
         assert attachment.told.count("retired") == 1
-        # What took the place of the file is another one's, with a attachment of its own.
+        # What took the place of the file is another one's, with an attachment of its own.
         with pool.acquire(path) as another:
             assert attach(another) is not attachment
             # The last write went nowhere: the file is not ours any more.
@@ -286,7 +286,7 @@ def test_a_attachment_that_fails_to_retire_does_not_keep_the_file_in_use(
 ) -> None:
     with pool.acquire(path) as handle:
         attachment = attach(handle)
-        attachment.error = ValueError("of a attachment")
+        attachment.error = ValueError("of an attachment")
         with capture_logs() as logs:
             handle.file.retire("a test")
         attachment.error = None

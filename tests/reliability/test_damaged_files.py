@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import msgspec
 import pytest
 from kernel_locks import own_lock_lines
 from structlog.testing import capture_logs
@@ -32,10 +35,12 @@ from mandrake_sessions import (
     SessionManager,
     salvage,
 )
-from mandrake_sessions.database.open_file import witness
+from mandrake_sessions.database.open_file import lifecycle, witness
 
 FAST = PoolOptions(database=DatabaseOptions(durability=Durability.FAST), linger=0)
 REFUSED = {CorruptDatabaseError.__name__, DatabaseMovedError.__name__}
+PATIENCE = 60.0
+"""Seconds for what must come."""
 LONGEST = 120.0
 """Seconds that no other process may take."""
 
@@ -90,6 +95,18 @@ os.truncate(path, size)
 """,
 }
 DAMAGES = CUTS | OVERWRITINGS
+HARMLESS = {
+    "touched": "os.utime(path)",
+    "dated back": "os.utime(path, (1e9, 1e9))",
+    "another mode": "os.chmod(path, 0o640); os.chmod(path, 0o600)",
+    "opened and closed": "open(path, 'r+b').close()",
+    "bytes behind its end": "file = open(path, 'ab'); file.write(b'x' * 100); file.close()",
+    "the same bytes again": """
+data = open(path, "rb").read()
+with open(path, "r+b") as file:
+    file.write(data)
+""",
+}
 
 BESIDE = """
 import sys
@@ -362,20 +379,6 @@ def test_what_is_in_the_log_of_a_file_that_was_cut_is_salvaged(
     assert "lost" not in titles
 
 
-HARMLESS = {
-    "touched": "os.utime(path)",
-    "dated back": "os.utime(path, (1e9, 1e9))",
-    "another mode": "os.chmod(path, 0o640); os.chmod(path, 0o600)",
-    "opened and closed": "open(path, 'r+b').close()",
-    "bytes behind its end": "file = open(path, 'ab'); file.write(b'x' * 100); file.close()",
-    "the same bytes again": """
-data = open(path, "rb").read()
-with open(path, "r+b") as file:
-    file.write(data)
-""",
-}
-
-
 @pytest.mark.parametrize("log", ["all is in the file", "some is in the log"])
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_does_no_harm_refuses_nothing(
@@ -391,6 +394,90 @@ def test_what_does_no_harm_refuses_nothing(
     sessions.create_session("more")
     assert beside.do("write") == "done"
     assert sessions.health().is_usable
+
+
+@pytest.fixture
+def parked(ready_path: Path, ready_database: Any) -> Iterator[SessionManager]:
+    """A database that was closed for another one: its next use opens it again."""
+    second: Path = ready_database.lay(ready_path.with_name("second"))
+    with ConnectionPool(msgspec.structs.replace(FAST, max_open=1)) as pool:
+        sessions = SessionManager(ready_path, pool=pool).init()
+        fill(sessions, "ours", 30)
+        others = SessionManager(second, pool=pool).init()
+        others.create_session("another")
+        assert pool.stats().parked == 1
+        yield sessions
+        sessions.close()
+        others.close()
+
+
+@pytest.mark.parametrize("largest", [witness._SMALL, 0], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "name", ["random bytes in its middle", "random bytes at its tail", "cut by a page"]
+)
+def test_a_file_that_was_damaged_while_it_was_parked_takes_no_writes(
+    parked: SessionManager, name: str, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(witness, "_SMALL", largest)
+    run(DAMAGES[name], parked.path)
+    after = content(parked.path)
+    assert outcome(lambda: parked.create_session("lost")) in REFUSED
+    assert outcome(lambda: parked.create_session("lost")) in REFUSED
+    parked.close()
+    assert content(parked.path) == after
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_does_no_harm_to_a_parked_file_refuses_nothing(
+    parked: SessionManager, name: str
+) -> None:
+    run(HARMLESS[name], parked.path)
+    parked.create_session("more")
+    assert parked.health().is_usable
+
+
+@pytest.mark.parametrize("largest", [witness._SMALL, 0], ids=["small", "large"])
+def test_a_parked_file_that_another_process_has_written_to_is_as_it_should_be(
+    parked: SessionManager, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pages of a large one are not looked at for it."""
+    monkeypatch.setattr(witness, "_SMALL", largest)
+    beside = Beside(parked.path)
+    assert beside.do("write") == "done"
+    beside.close()
+    assert parked.count_sessions() == 31
+    assert parked.handle.file.witness.is_doubted is (largest > 0)
+    parked.create_session("more")
+    assert parked.count_sessions() == 32
+
+
+def test_what_puts_a_new_file_into_use_is_no_reason_to_look_at_its_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the pauses are in which another program could have written to it."""
+    monkeypatch.setattr(lifecycle, "_COMPARE_EVERY", 0.0)
+    path = tmp_path / "new.sqlite"
+    with ConnectionPool(FAST) as pool, SessionManager(path, pool=pool) as sessions:
+        for _ in range(3):
+            sessions.create_session()
+        assert sessions.handle.file.inspections.most == 0
+
+
+@pytest.mark.parametrize("name", ["random bytes in its middle", "cut by a page"])
+def test_a_watcher_hears_of_the_damage_though_nobody_uses_the_file(
+    sessions: SessionManager, name: str
+) -> None:
+    session = sessions.create_session("watched")
+    response = sessions.create_round(session.id, "asked").response
+    heard: queue.Queue[str] = queue.Queue()
+    with sessions.watch_response(response.id) as updates:
+        run(DAMAGES[name], sessions.path)
+        watching = partial(outcome, partial(list, updates))
+        threading.Thread(target=lambda: heard.put(watching()), daemon=True).start()
+        assert heard.get(timeout=PATIENCE) == CorruptDatabaseError.__name__
+    # What can be read is read, and watched from then on.
+    assert sessions.get_session(session.id).title == "watched"
+    assert outcome(lambda: sessions.create_session("lost")) in REFUSED
 
 
 def test_looking_at_the_pages_drops_no_lock(sessions: SessionManager) -> None:

@@ -156,6 +156,38 @@ def test_ctrl_c_at_any_call_of_a_block_leaves_nothing_held(
     assert {each.name for each in tmp_path.glob("tries/*/*")} <= {"copy.sqlite"}
 
 
+@pytest.mark.timeout(600)
+def test_ctrl_c_at_any_call_of_a_savepoint_undoes_it_alone(
+    tmp_path: Path, ready_database: Any, campaign: Any
+) -> None:
+    """
+    ::
+
+        the transaction   writes ─ savepoint: two writes ─ Ctrl-C, caught ─ writes ─ COMMIT
+    """
+    stand = Stand(ready_database.lay(tmp_path / "db.sqlite"))
+    kept = []
+    with stand.pool:
+        for number in itertools.count(0, campaign.pick(3, 1, 1)):
+            with stand.sessions.transaction() as tx:
+
+                def nested(tx: Any = tx, number: int = number) -> None:
+                    with tx.savepoint():
+                        tx.create_session(f"nested {number}")
+                        tx.create_session(f"nested {number}")
+
+                error = interrupted_at(number, nested, keeps=True)
+                tx.create_session(f"after {number}")
+            titles = [each.title for each in stand.sessions.list_sessions(limit=10)]
+            assert titles.count(f"after {number}") == 1, error
+            assert titles.count(f"nested {number}") in ((2,) if error is None else (0, 2)), error
+            if error is None:
+                break
+            kept.append(error)
+        stand.sessions.close()
+    assert len(kept) > 20
+
+
 STORM = """
 import random, signal, time
 from mandrake_sessions import (

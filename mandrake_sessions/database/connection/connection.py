@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -35,10 +36,14 @@ class TransactionMark(Protocol):
     Attributes:
         is_due: whether the transaction that begins writes it.
         is_noting: whether ``committed`` must be called after a COMMIT.
+        on_copied: called with the connection when a checkpoint of it has written into the file.
+        last: the number when ``finish`` was called; None before, and where it is not known.
     """
 
     is_due: bool
     is_noting: bool
+    on_copied: Callable[[Connection], object] | None
+    last: int | None
 
     def prepare(self, budget: Budget, operation: str, turnstile: Turnstile | None) -> None:
         """Find out, before BEGIN, whether the mark is due."""
@@ -48,6 +53,9 @@ class TransactionMark(Protocol):
 
     def committed(self) -> None:
         """Take note that the transaction was committed."""
+
+    def grow(self, budget: Budget, turnstile: Turnstile, *, even_copied: bool) -> None:
+        """Raise the number before the log is copied into the file."""
 
     def finish(self, budget: Budget) -> None:
         """Write the last mark before the connection closes."""

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
+from mandrake_sessions.concurrency.blocks import closing
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.engine.statement import Row, Statement, Values
 from mandrake_sessions.errors import StatementError
@@ -171,7 +172,7 @@ def _columns(raw: apsw.Connection, sql: str, bound: Row) -> list[_Column] | None
             columns.append(_Column(name, table, origin))
         return False
 
-    with contextlib.closing(raw.cursor()) as cursor:
+    with closing(raw.cursor()) as cursor:
         cursor.exec_trace = before_it_runs
         with contextlib.suppress(apsw.ExecTraceAbort):
             cursor.execute(sql, bound)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import apsw
 
+from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.errors import DatabaseOpenError
 from mandrake_sessions.options import DatabaseOptions, Durability
 
 if TYPE_CHECKING:
@@ -121,3 +124,19 @@ def restore_settings(
             connection.raw.config(*_SETTINGS[name])
     still = lost_settings(connection, options, auxiliary=auxiliary)
     return [name for name in lost if name not in still]
+
+
+@block
+def foreign_keys_off(connection: Connection) -> Iterator[None]:
+    """Switch foreign keys off around a migration.
+
+    Inside a transaction the pragma does nothing, and with it on, rebuilding ``sessions`` deleted
+    every round by cascade.
+    """
+    switch = apsw.SQLITE_DBCONFIG_ENABLE_FKEY
+    connection.raw.config(switch, 0)
+    try:
+        yield
+    finally:
+        if connection.raw.config(switch, 1) != 1:
+            raise DatabaseOpenError("Foreign keys cannot be switched on.", path=connection.path)

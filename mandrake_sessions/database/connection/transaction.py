@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import apsw
 
+from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.connection import damaged_text
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.error_codes import (
@@ -31,7 +32,6 @@ from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     ConstraintViolationError,
     DatabaseError,
-    DatabaseOpenError,
     ForkedPoolError,
     PoolClosedError,
     StatementError,
@@ -144,7 +144,7 @@ class ReadTransaction:
 class WriteTransaction(ReadTransaction):
     """Runs reading and writing statements; all of them are stored, or none."""
 
-    __slots__ = ("_lost",)
+    __slots__ = ("_depth", "_lost")
 
     def __init__(self, connection: Connection, budget: Budget, operation: str) -> None:
         # Not through super(): this runs for every call.
@@ -153,6 +153,7 @@ class WriteTransaction(ReadTransaction):
         self._ended = False
         self.operation = operation
         self._lost = False
+        self._depth = 0
 
     def run(self, statement: Statement, values: Values = NO_VALUES) -> int:
         """Run a statement that returns no rows; return how many it changed.
@@ -189,18 +190,35 @@ class WriteTransaction(ReadTransaction):
             raise failed from error
         return self._connection.raw.last_insert_rowid()
 
-    @contextlib.contextmanager
+    @block
     def savepoint(self) -> Iterator[None]:
         """Undo what the block did if it raises, and only that."""
-        self._control("SAVEPOINT nested")
+        # A name of its own: one within it may be left open where a signal came as it began.
+        name = f"nested_{self._depth}"
+        self._depth += 1
         try:
-            yield
-        except BaseException:
-            if self._connection.raw.in_transaction:
-                self._control("ROLLBACK TO nested")
-                self._control("RELEASE nested")
-            raise
-        self._control("RELEASE nested")
+            self._control(f"SAVEPOINT {name}")
+            try:
+                yield
+                self._control(f"RELEASE {name}")
+            except BaseException:
+                if self._connection.raw.in_transaction:
+                    self._undo_to(name)
+                raise
+        finally:
+            self._depth -= 1
+
+    def _undo_to(self, name: str) -> None:
+        if self._ended or self._lost:
+            raise self._stopped()
+        try:
+            self._connection.execute(f"ROLLBACK TO {name}")
+            self._connection.execute(f"RELEASE {name}")
+        except apsw.SQLError:
+            # It was released already, and a signal came then: what it did stays.
+            return
+        except apsw.Error as error:
+            raise self._failed(error) from error
 
     def _control(self, sql: str) -> None:
         if self._ended or self._lost:
@@ -331,22 +349,6 @@ def _failed_begin(
     return budget.exceeded(
         "begin", connection.path, operation, code=extended_code(error), attempts=attempts
     )
-
-
-@contextlib.contextmanager
-def foreign_keys_off(connection: Connection) -> Iterator[None]:
-    """Switch foreign keys off around a migration.
-
-    Inside a transaction the pragma does nothing, and with it on, rebuilding ``sessions`` deleted
-    every round by cascade.
-    """
-    switch = apsw.SQLITE_DBCONFIG_ENABLE_FKEY
-    connection.raw.config(switch, 0)
-    try:
-        yield
-    finally:
-        if connection.raw.config(switch, 1) != 1:
-            raise DatabaseOpenError("Foreign keys cannot be switched on.", path=connection.path)
 
 
 def rollback(connection: Connection) -> None:

@@ -6,6 +6,7 @@ The first of them writes down as well which name the file has.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -22,6 +23,7 @@ from mandrake_sessions.database.files.wal_mark import (
     Mark,
     end_mark,
     has_content,
+    raise_number,
     read_mark,
     store_mark,
 )
@@ -30,6 +32,7 @@ from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseError
 
 _NORMAL: Final = 1
+_CHECKPOINT: Final = "checkpoint"
 _PATIENCE: Final = 0.05
 """Seconds for reads that are under way when a new file is put into use."""
 
@@ -43,12 +46,16 @@ class LogMark:
     Attributes:
         is_due: whether the transaction that is about to begin, or has just begun, writes it.
         is_noting: whether ``committed`` must be called after a COMMIT.
+        on_copied: called with the connection when a checkpoint of it has written into the file.
+        last: the number when ``finish`` was called; None before, and where it is not known.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.is_due = False
         self.is_noting = True
+        self.on_copied: Callable[[Connection], object] | None = None
+        self.last: int | None = None
         # Bound once: it runs for every transaction.
         self._backlog = partial(connection.raw.wal_checkpoint, "main", apsw.SQLITE_CHECKPOINT_NOOP)
         self._is_first = True
@@ -141,7 +148,35 @@ class LogMark:
                 connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
             frames, done = connection.wal_backlog()
             if frames == done or not pause(deadline, pace(since)):
+                break
+        if self.on_copied is not None:
+            self.on_copied(connection)
+
+    # -- what copies the log ------------------------------------------------------------------
+
+    def grow(self, budget: Budget, turnstile: Turnstile, *, even_copied: bool) -> None:
+        """Raise the number before the log is copied into the file.
+
+        So what a copy of the file has of the log, from an earlier checkpoint, makes it older than
+        the log that begins when all is copied. What fails keeps nothing from being copied.
+
+        Args:
+            budget: for other processes that write.
+            turnstile: where processes stand in line.
+            even_copied: whether to raise it also where there is nothing to copy.
+        """
+        connection = self._connection
+        with contextlib.suppress(apsw.Error, DatabaseError):
+            frames, done = connection.wal_backlog()
+            if frames == done and not even_copied:
                 return
+            try:
+                begin_unmarked(connection, budget, _CHECKPOINT, turnstile)
+                raise_number(connection.execute)
+                connection.execute("COMMIT")
+            finally:
+                rollback(connection)
+                turnstile.leave()
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -157,6 +192,7 @@ class LogMark:
         with contextlib.suppress(apsw.LockedError):
             # Not known of a connection whose SELECT is unfinished.
             if connection.wal_backlog()[0] <= 0:
+                self._note_last()
                 return
         with contextlib.suppress(apsw.Error, DatabaseError):
             # The checkpoint that follows syncs the log; if another process makes it, later.
@@ -167,3 +203,9 @@ class LogMark:
                 connection.execute("COMMIT")
             finally:
                 rollback(connection)
+            self._note_last()
+
+    def _note_last(self) -> None:
+        with contextlib.suppress(apsw.Error):
+            mark = read_mark(self._connection.execute)
+            self.last = None if mark is None else mark.number

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import apsw
 
+from mandrake_sessions.concurrency.blocks import closing
 from mandrake_sessions.database.error_codes import translate_os
 from mandrake_sessions.database.files.atomic import is_kept, is_partial, tidy
 from mandrake_sessions.database.files.mounts import naming_of
@@ -133,7 +134,7 @@ def _read_home(path: Path, options: DatabaseOptions) -> str | None:
                 flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
                 vfs=options.vfs,
             )
-            with contextlib.closing(raw):
+            with closing(raw):
                 rows = raw.execute(_READ).fetchall()
                 if rows:
                     return str(rows[0][0])

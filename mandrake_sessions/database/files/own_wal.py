@@ -15,7 +15,9 @@ from urllib.parse import quote
 
 import apsw
 
+from mandrake_sessions.concurrency.blocks import block, closing
 from mandrake_sessions.database.error_codes import pass_on_timeout
+from mandrake_sessions.database.file_format import FRAME_HEADER_BYTES, WAL_HEADER_BYTES
 from mandrake_sessions.database.files.paths import Identity, identify
 from mandrake_sessions.database.files.wal_mark import USED, Mark, has_content, read_mark
 from mandrake_sessions.database.retry import retry_busy
@@ -101,7 +103,7 @@ def state_alone(path: Path, vfs: str | None = None) -> State | None:
         raw = apsw.Connection(name, flags=flags, vfs=vfs)
     except apsw.Error:
         return None
-    with contextlib.closing(raw), contextlib.suppress(apsw.Error):
+    with closing(raw), contextlib.suppress(apsw.Error):
         return state_of(raw.execute)
     return None
 
@@ -169,8 +171,7 @@ def require_log(
     def look() -> None:
         if has_log(path):
             require_own_log(path, execute, _OPEN, vfs=vfs)
-        else:
-            require_needed_log(path, execute, _OPEN)
+        require_needed_log(path, execute, _OPEN)
 
     retry_busy(look, budget, path, _OPEN, "open")
 
@@ -237,20 +238,35 @@ def require_needed_log(path: Path, execute: Callable[..., Any], operation: str) 
         LostLogError: everything that was stored was in a log that is missing. Nothing was written.
         apsw.Error: it cannot be read.
     """
-    # Not its frames: a process that begins it anew has none for a moment, and one that did not wait
-    # for the disk may have lost them in a power cut. The log itself was on the disk before.
     # Asked last, for most files have no need of one.
-    if not is_log_lost(execute) or has_log(path):
+    if not is_log_lost(execute) or _has_room_for_frame(path, execute):
         return
     log = wal_of(path)
+    is_cut = has_log(path)
     error = LostLogError(
-        f"The file is empty, but something was stored in it: in {log.name}, which is missing. "
+        f"The file is empty, but something was stored in it: in {log.name}, which "
+        f"{'was cut off' if is_cut else 'is missing'}. "
         f"{UNCHANGED} {lost_advice(path)}",
         path=path,
         operation=operation,
     )
     error.log = log
     raise error
+
+
+def _has_room_for_frame(path: Path, execute: Callable[..., Any]) -> bool:
+    """Return whether a log is as long as one that was ever written to.
+
+    Not whether it has a frame: a process that begins it anew has none for a moment, and one that
+    did not wait for the disk may have lost them in a power cut. But the log was so long, and on the
+    disk, before the file was marked as used.
+    """
+    page_size = int(execute("PRAGMA page_size").fetchall()[0][0])
+    try:
+        return os.stat(wal_of(path)).st_size >= WAL_HEADER_BYTES + FRAME_HEADER_BYTES + page_size
+    except OSError as error:
+        pass_on_timeout(error)
+        return False
 
 
 def is_log_lost(execute: Callable[..., Any]) -> bool:
@@ -302,11 +318,11 @@ def drop_index(path: Path, identity: Identity) -> None:
             shm_of(path).unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
+@block
 def _unshared(path: Path) -> Iterator[apsw.Connection]:
     """Open a database that no other connection has open, with the index of its log in memory."""
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
-    with contextlib.closing(apsw.Connection(str(path), flags=flags)) as raw:
+    with closing(apsw.Connection(str(path), flags=flags)) as raw:
         raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         raw.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
         yield raw

@@ -27,6 +27,7 @@ from typing import TypeVar
 import apsw
 
 from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.concurrency.reentry import is_of_a_handler
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.transaction import (
     WriteTransaction,
@@ -221,6 +222,9 @@ class WriteLane(Lane):
             try:
                 self._run_for(waiter)
             except Exception as error:
+                if is_of_a_handler(error):
+                    # It is for our caller; the others' work is run again, by their own threads.
+                    raise
                 waiter.failure = error
                 if isinstance(error, DatabaseError):
                     self._on_fault(error)

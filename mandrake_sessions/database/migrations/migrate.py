@@ -17,7 +17,7 @@ from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.dialect import lend, typed_cause
 from mandrake_sessions.database.connection.opening import open_connection
-from mandrake_sessions.database.connection.transaction import foreign_keys_off
+from mandrake_sessions.database.connection.settings import foreign_keys_off
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.names import require_home
 from mandrake_sessions.database.files.paths import identify, real_path

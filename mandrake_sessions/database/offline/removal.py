@@ -9,7 +9,7 @@ from pathlib import Path
 
 import apsw
 
-from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.concurrency.blocks import block, closing
 from mandrake_sessions.database.error_codes import translate_os
 from mandrake_sessions.database.file_format import APPLICATION_ID_AT, MAGIC, PAGES_AT
 from mandrake_sessions.database.files import owner
@@ -102,9 +102,7 @@ def _tables_in(path: Path) -> set[str]:
     """Return the names of a database's tables, as far as they can be read and nothing changed."""
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
     try:
-        with contextlib.closing(
-            apsw.Connection(f"{path.as_uri()}?immutable=1", flags=flags)
-        ) as raw:
+        with closing(apsw.Connection(f"{path.as_uri()}?immutable=1", flags=flags)) as raw:
             rows = raw.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
             return {str(row[0]) for row in rows}
     except apsw.Error:

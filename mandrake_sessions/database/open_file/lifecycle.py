@@ -36,6 +36,7 @@ from mandrake_sessions.engine.protocols import FileParkedError
 from mandrake_sessions.engine.waiters import MakeError
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
+    DatabaseBusyError,
     DatabaseError,
     DatabaseMissingError,
     DatabaseMovedError,
@@ -49,6 +50,8 @@ from mandrake_sessions.options import DatabaseOptions
 _modules = sys.modules
 _COMPARE_EVERY = 0.1
 """Seconds between two reads that look for more than that the file was moved: half a microsecond."""
+_LOOKING = 10.0
+"""Seconds for a look that no call waits for; half of them for every page, as for a write."""
 
 
 class FileState(enum.Enum):
@@ -104,6 +107,8 @@ class FileLifecycle(abc.ABC):
         self.witness = Witness(
             main, self.stamp, self.logs, self.refusal, has_vfs=options.vfs is not None
         )
+        if main.log_mark is not None:
+            main.log_mark.on_copied = self.witness.look
         if self.witness.look(main) is Fate.MOVED:
             # Moved since it was opened, and what has these names may be another file's.
             raise DatabaseMovedError(path=main.path, operation="open")
@@ -282,6 +287,26 @@ class FileLifecycle(abc.ABC):
             self.retire_as(fate)
             raise self._closed_error()
 
+    def find_damage(self) -> DatabaseError | None:
+        """Look at the file though no call uses it, and return the damage that is known by then.
+
+        That is one ``stat`` while nothing has changed it; after a change it is what a write does.
+
+        Raises:
+            DatabaseMovedError: it is not ours any more.
+            PoolClosedError: it closes.
+        """
+        is_due = self.witness.is_doubted or self.witness.has_changed()
+        if self.refusal.damage is None and is_due and not self.options.read_only:
+            budget = FileBudget(_LOOKING)
+            known = (DatabaseBusyError, CorruptDatabaseError, NotADatabaseError)
+            with (
+                contextlib.suppress(*known),
+                self._main.exclusive(budget, "look") as connection,
+            ):
+                self._check_write(connection, "look", budget)
+        return self.refusal.damage
+
     def _inspect(self) -> Inspections:
         return self.inspections
 
@@ -412,6 +437,7 @@ class FileLifecycle(abc.ABC):
         if not self._is_ending and not self._shut_to_rest(timeout):
             return False
         self.close(timeout)
+        self.witness.rest()
         return True
 
     def _shut_to_rest(self, timeout: float) -> bool:
