@@ -11,6 +11,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,39 @@ def test_a_long_title_changes_nothing_for_the_others(
         line.split("  ")[0:2] for line in before[1:4]
     ]
     assert len(lines) == len(before) + 1
+
+
+CLUSTERS = (
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466",
+    "\U0001f44d\U0001f3fd",
+    "\u2764\ufe0f",
+)
+"""Several characters that a terminal shows as one sign, two columns wide."""
+
+
+def test_signs_of_several_characters_keep_the_columns_aligned_and_stay_whole(
+    run: Run, sessions: SessionManager
+) -> None:
+    sessions.create_session("plain")
+    for sign in CLUSTERS:
+        sessions.create_session(f"{sign} short")
+        sessions.create_session(sign * 60)
+    lines = run("sessions", "list").stdout.splitlines()
+    for sign in CLUSTERS:
+        assert any(line.count(sign) > 10 for line in lines)
+        # By this count alone, and by none of the library that the command has.
+        lines = [line.replace(sign, "##") for line in lines]
+    assert all(line.replace("…", "#").isascii() for line in lines)
+    assert max(map(len, lines)) <= 80
+    rows = [line for line in lines if line.endswith("just now")]
+    assert len(rows) == 1 + 2 * len(CLUSTERS)
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_the_library_that_measures_signs_is_one_that_knows_those_of_several_characters() -> None:
+    """rich 14.2 takes a family of four for eight columns, 14.3 for two."""
+    (wanted,) = [each for each in requires("mandrake-sessions") or () if each.startswith("rich")]
+    assert wanted.startswith("rich>=14.3")
 
 
 def test_a_list_fits_as_many_columns_as_there_are(
