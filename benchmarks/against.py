@@ -1,9 +1,10 @@
 """This checkout against another commit of it: ``python -m benchmarks.against COMMIT``.
 
-Each round starts new processes of both versions, which take turns at each measure; who begins
-changes from round to round. The measuring code is this checkout's for both, the library is each
-one's own. What counts is the median of the ratios of the same round, as in ``comparison.py``: of
-wall-clock time, and of processor time, which says more on a machine that others share.
+Each round starts new processes of both versions. At each measure they take turns, of a tenth of a
+second, and who begins changes from turn to turn: what else the machine does meets both. The
+measuring code is this checkout's for both, the library is each one's own. What counts is the median
+of the ratios of all turns, of wall-clock time and of processor time, which says more on a machine
+that others share.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import msgspec
 
 from benchmarks.checkouts import Checkout, checkout, this_checkout
 from benchmarks.contestant import PREPARING, Contestant
-from benchmarks.limits import figure_of
+from benchmarks.limits import figure_of, quantile
 from benchmarks.machine import describe, usual_folder
 from benchmarks.measures import MEASURES, Measure
 from benchmarks.messages import Check, Checked, Close, Done, Open, Run
@@ -29,12 +30,10 @@ from benchmarks.rivals import OURS_PUBLIC
 from benchmarks.tables import print_table, significant
 
 SIDES = ("ours", "base")
-WARM_UP = 0.25
-"""Of the time of a piece."""
 
 
 class Measured(msgspec.Struct):
-    """What a measure gave, a run for each round.
+    """What a measure gave, a run for each turn.
 
     Attributes:
         measure: what was measured.
@@ -45,11 +44,11 @@ class Measured(msgspec.Struct):
     runs: dict[str, list[Run]]
 
     def times(self, side: str, time_of: Callable[[Measure, Run], float]) -> list[float]:
-        """Return the microseconds of a call, round by round."""
+        """Return the microseconds of a call, turn by turn."""
         return [time_of(self.measure, run) for run in self.runs[side]]
 
     def ratios(self, time_of: Callable[[Measure, Run], float]) -> list[float]:
-        """Return how many times as fast as the base ours is, round by round."""
+        """Return how many times as fast as the base ours is, turn by turn."""
         pairs = zip(self.times("ours", time_of), self.times("base", time_of), strict=True)
         return [base / max(ours, 1e-9) for ours, base in pairs]
 
@@ -72,7 +71,7 @@ class Round:
     """The processes of both versions in one round.
 
     Args:
-        versions: by the side's name, in the order in which they take turns.
+        versions: by the side's name.
         folder: of the databases.
     """
 
@@ -81,18 +80,24 @@ class Round:
         self._folder = folder
         self._processes: dict[str, list[WorkerProcess]] = {side: [] for side in versions}
 
-    def run(self, name: str, measure: Measure, seconds: float) -> dict[str, Run]:
-        """Let both versions do a measure's piece; return what each did.
+    def run(self, name: str, measure: Measure, turns: int, seconds: float) -> dict[str, list[Run]]:
+        """Let both versions do a measure's piece in turns; return what each did.
 
         Raises:
             WorkerError: one of them failed.
         """
         stores = {side: self._store(name, side, measure) for side in self._versions}
-        for store in stores.values():
-            measure.piece(store, seconds * WARM_UP)
-        runs = {side: measure.piece(store, seconds) for side, store in stores.items()}
+        runs: dict[str, list[Run]] = {side: [] for side in stores}
+        order = list(stores)
+        # The first turn of each does not count.
+        for _ in range(1 + turns):
+            for side in order:
+                runs[side].append(measure.piece(stores[side], seconds))
+            order.reverse()
         for side, store in stores.items():
-            assert not runs[side].errors, f"{name} of {side}: {runs[side].errors}"
+            del runs[side][0]
+            errors = [run.errors for run in runs[side] if run.errors]
+            assert not errors, f"{name} of {side}: {errors}"
             for process in store.processes:
                 checked = process.ask(Check(), Checked, PREPARING)
                 assert checked.acknowledged == checked.found_again, f"{name} of {side}: {checked}"
@@ -133,7 +138,7 @@ class Round:
 
 
 def compare(
-    ours: Checkout, base: Checkout, names: Sequence[str], *, rounds: int, seconds: float
+    ours: Checkout, base: Checkout, names: Sequence[str], *, rounds: int, turns: int, seconds: float
 ) -> dict[str, Measured]:
     """Measure both versions in turns.
 
@@ -142,37 +147,37 @@ def compare(
         base: what it is held against.
         names: of the measures.
         rounds: how many.
-        seconds: of each piece.
+        turns: of each version at each measure in a round.
+        seconds: of a turn.
 
     Raises:
         WorkerError: a version failed.
     """
     found = {name: Measured(MEASURES[name], {side: [] for side in SIDES}) for name in names}
-    versions = [("ours", ours), ("base", base)]
+    versions = {"ours": ours, "base": base}
     for _ in range(rounds):
         with TemporaryDirectory(
             prefix="mandrake-bench-", dir=usual_folder(PROJECT), ignore_cleanup_errors=True
         ) as folder:
-            current = Round(dict(versions), Path(folder))
+            current = Round(versions, Path(folder))
             try:
                 for name in names:
-                    for side, run in current.run(name, MEASURES[name], seconds).items():
-                        found[name].runs[side].append(run)
+                    for side, runs in current.run(name, MEASURES[name], turns, seconds).items():
+                        found[name].runs[side] += runs
             finally:
                 current.end()
-        versions.reverse()
     return found
 
 
 def print_all(found: Mapping[str, Measured]) -> None:
     """Print a table for each clock."""
     for clock, time_of in CLOCKS.items():
-        headings = (f"{clock}, us a call", "ours", "base", "times as fast", "lowest", "highest")
+        headings = (f"{clock}, us a call", "ours", "base", "times as fast", "25 %", "75 %")
         table: list[tuple[str, ...]] = [headings]
         for name, each in found.items():
-            ratios = each.ratios(time_of)
+            ratios = sorted(each.ratios(time_of))
             medians = [statistics.median(each.times(side, time_of)) for side in SIDES]
-            values = (statistics.median(ratios), min(ratios), max(ratios))
+            values = (statistics.median(ratios), quantile(ratios, 0.25), quantile(ratios, 0.75))
             cells = [*map(significant, medians), *(f"{value:.3f}" for value in values)]
             table.append((f"{name}: {each.measure.title}", *cells))
         print()
@@ -196,7 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("commit", help="what it is held against")
     parser.add_argument("--rounds", type=int, default=9, help="the default is 9")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of each piece")
+    parser.add_argument("--turns", type=int, default=5, help="of each version in a round")
+    parser.add_argument("--seconds", type=float, default=0.1, help="of a turn")
     parser.add_argument(
         "--only", metavar="NAME,...", default=",".join(MEASURES), help="some of %(default)s"
     )
@@ -218,9 +224,15 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(MEASURES)}")
     for name, value in describe(usual_folder(PROJECT)).items():
         print(f"{name}: {value}")
-    print(f"{given.rounds} rounds in turns against {given.commit}", flush=True)
-    base = checkout(given.commit)
-    found = compare(this_checkout(), base, names, rounds=given.rounds, seconds=given.seconds)
+    print(f"{given.rounds} rounds of {given.turns} turns against {given.commit}", flush=True)
+    found = compare(
+        this_checkout(),
+        checkout(given.commit),
+        names,
+        rounds=given.rounds,
+        turns=given.turns,
+        seconds=given.seconds,
+    )
     print_all(found)
     lines = [] if given.at_least is None else missed(found, given.at_least, given.by)
     print("", *lines, sep="\n")

@@ -28,7 +28,7 @@ from mandrake_sessions import Durability
 
 ROUNDS = 1_000
 TOKENS = 20_000
-IMPORTS = 4
+IMPORTS = 2
 
 Piece = Callable[[Contestant, float], Run]
 

@@ -39,14 +39,14 @@ def slow(tmp_path: Path) -> Checkout:
 
 
 def test_each_version_is_measured_with_its_own_library(slow: Checkout) -> None:
-    found = against.compare(this_checkout(), slow, ["get-turn"], rounds=2, seconds=0.05)
+    found = against.compare(this_checkout(), slow, ["get-turn"], rounds=1, turns=2, seconds=0.05)
     for clock, time_of in against.CLOCKS.items():
         assert min(found["get-turn"].ratios(time_of)) > 5
         assert against.missed(found, 0.97, clock) == []
 
 
 def test_a_version_below_the_limit_is_named(slow: Checkout) -> None:
-    found = against.compare(slow, this_checkout(), ["get-turn"], rounds=1, seconds=0.05)
+    found = against.compare(slow, this_checkout(), ["get-turn"], rounds=1, turns=1, seconds=0.05)
     for clock in against.CLOCKS:
         (line,) = against.missed(found, 0.97, clock)
         assert line.startswith("get-turn: 0.0")
@@ -54,7 +54,7 @@ def test_a_version_below_the_limit_is_named(slow: Checkout) -> None:
 
 def test_every_measure_works_and_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     ours = this_checkout()
-    found = against.compare(ours, ours, list(MEASURES), rounds=1, seconds=0.01)
+    found = against.compare(ours, ours, list(MEASURES), rounds=1, turns=1, seconds=0.01)
     against.print_all(found)
     printed = capsys.readouterr().out
     for name in MEASURES:
@@ -75,5 +75,15 @@ def test_an_unknown_measure_is_refused_before_anything_is_installed(
 def test_another_commit_is_checked_out_and_installed() -> None:
     made = checkout("HEAD")
     assert (made.root / "mandrake_sessions" / "__init__.py").exists()
-    assert against.main(["HEAD", "--only", "import", "--rounds", "1", "--at-least", "0.1"]) == 0
-    assert against.main(["HEAD", "--only", "import", "--rounds", "1", "--at-least", "100"]) == 1
+    assert (
+        against.main(
+            ["HEAD", "--only", "import", "--rounds", "1", "--turns", "1", "--at-least", "0.1"]
+        )
+        == 0
+    )
+    assert (
+        against.main(
+            ["HEAD", "--only", "import", "--rounds", "1", "--turns", "1", "--at-least", "100"]
+        )
+        == 1
+    )
