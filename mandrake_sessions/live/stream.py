@@ -87,6 +87,8 @@ class Stream:
         self._options = options
         self._poke = poke
         self._mutex = threading.RLock()
+        # Bound once: it is asked for every piece.
+        self._is_owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]
         self._refusal: BaseException | None = None
         self._next_seq = FIRST_SEQ
         self._fresh_size = 0
@@ -104,7 +106,7 @@ class Stream:
     def take(self, strand: Strand, piece: str) -> None:
         """Add a piece of text; never waits for the file."""
         is_far_ahead = False
-        if self._mutex._is_owned():  # type: ignore[attr-defined]  # of C's RLock
+        if self._is_owned():
             refuse_unforeseen("write")
         # Not acquire() and release(): Ctrl-C between acquire() and `try` would leave it locked.
         with self._mutex:
@@ -429,6 +431,7 @@ class Stream:
     def forget_after_fork(self, error: BaseException) -> None:
         """Refuse everything in a forked child, whoever held the mutex in the parent."""
         self._mutex = threading.RLock()
+        self._is_owned = self._mutex._is_owned  # type: ignore[attr-defined]
         self._flush_waiters, self._end_waiters = [], []
         self.refuse(error)
 

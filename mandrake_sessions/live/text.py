@@ -43,8 +43,10 @@ class GrowingText:
     def append(self, text: str) -> None:
         """Add a piece at the end; if Ctrl-C comes in its midst, the piece is there or is not."""
         pieces, ends = self._parts
-        # Only what has an end counts: a piece whose append() was interrupted is overwritten.
-        pieces[len(ends) :] = (text,)
+        # Only what has an end counts: a piece whose append() was interrupted is taken back.
+        if len(pieces) > len(ends):
+            pieces.pop()
+        pieces.append(text)
         length = ends[-1] + len(text)
         ends.append(length)
         self.length = length
