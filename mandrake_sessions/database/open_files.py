@@ -92,6 +92,14 @@ class OpenFiles:
 
     # -- opening ----------------------------------------------------------------------------
 
+    def open_no_more(self) -> None:
+        """Refuse every opening from now on, and be no more among the pools that openings look at.
+
+        A pool that is closed lives on for a while, until the garbage collector finds it.
+        """
+        self.is_closed = True
+        _living.discard(self)
+
     def open_slot(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> None:
         """Open the file of a new slot; everybody else who wants it waits for ``changed``.
 

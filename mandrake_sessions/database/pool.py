@@ -516,7 +516,7 @@ class ConnectionPool(Resource):
 
     def _close(self, deadline: float, on_stuck: OnStuck) -> None:
         with self._mutex:
-            self._files.is_closed = True
+            self._files.open_no_more()
             slots = list(self._slots.values())
         for event in tuple(self._waiting_for_end):
             event.set()
