@@ -108,11 +108,7 @@ def writes(
         handle = self.handle
         unit = prepare(*args, **kwargs)
         try:
-            if claims:
-                return handle.transact_for_others(
-                    unit, prepare.__name__, delegable=True, claims=True
-                )
-            return handle.transact(unit, prepare.__name__, delegable=True)
+            return handle.transact_for_others(unit, prepare.__name__, delegable=True, claims=claims)
         except HandleReleasedError:
             raise NotInitializedError from None
 

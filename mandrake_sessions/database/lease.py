@@ -215,7 +215,9 @@ class LeaseQueue:
         if self._is_owned():
             raise self._reentrant(operation)
         with self._mutex:
-            if not self._is_free(even_refused=even_refused):
+            if self._refusal is not None and not even_refused:
+                raise self._refusal()
+            if self.holder or self._waiters:
                 return False
             self.holder = get_ident()
             self.operation = operation
@@ -252,7 +254,9 @@ class LeaseQueue:
         waiter: Waiter | None = None
         try:
             with self._mutex:
-                if self._is_free(even_refused=even_refused):
+                if self._refusal is not None and not even_refused:
+                    raise self._refusal()
+                if not (self.holder or self._waiters):
                     self.holder = get_ident()
                     self.operation = operation
                     return None
@@ -297,7 +301,8 @@ class LeaseQueue:
     def release(self) -> None:
         """Give the lease to the first waiter, or make it free. No transaction may be open."""
         with self._mutex:
-            first = self._first()
+            # Asked here first, for most leases have nobody behind them.
+            first = self._first() if self._waiters else None
             if first is None:
                 self.holder = 0
             else:
@@ -335,11 +340,6 @@ class LeaseQueue:
             f"{operation} was called by a finalizer or by a signal's handler while this thread "
             "was about to get the database for another call. Call it from outside."
         )
-
-    def _is_free(self, *, even_refused: bool) -> bool:
-        if self._refusal is not None and not even_refused:
-            raise self._refusal()
-        return not self.holder and not self._waiters
 
     def _first(self) -> Waiter | None:
         """Return who is next; a signal can have left somebody here who waits no more."""

@@ -51,9 +51,9 @@ class Budget:
     __slots__ = ("body_deadline", "deadline", "phases", "started")
 
     def __init__(self, seconds: float) -> None:
-        self.started = monotonic()
-        self.deadline = self.started + seconds
-        self.body_deadline = self.started + (max(LEAST_BODY, seconds))
+        self.started = started = monotonic()
+        self.deadline = started + seconds
+        self.body_deadline = started + max(LEAST_BODY, seconds)
         self.phases: dict[str, float] | None = None
 
     def left(self) -> float:
