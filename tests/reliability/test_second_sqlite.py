@@ -25,8 +25,12 @@ from pathlib import Path
 import structlog
 from structlog.testing import capture_logs
 from mandrake_sessions import *
+from mandrake_sessions.database import witness
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 path = Path(sys.argv[1])
+# A change after a pause has every page doubted, and a doubted file gets no log: here the machine
+# alone makes pauses.
+witness._SMALL = -1
 
 def second():
     return __import__("sqlite{}".format(3))
