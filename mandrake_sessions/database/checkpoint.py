@@ -45,6 +45,7 @@ class Checkpointer:
         is_outrun: whether, with a checkpoint under way, another ``limit_bytes`` were written.
         is_cheap: whether the last one had next to nothing to copy, as where the same few pages are
             written again and again.
+        is_pieced: whether the last one has copied all of the log, and that in several pieces.
         failure: extended result code of the last checkpoint if it failed.
         runs: how many checkpoints were made.
     """
@@ -65,6 +66,7 @@ class Checkpointer:
         self._ended = Gate()
         self.is_outrun = False
         self.is_cheap = True
+        self.is_pieced = False
         self.written = 0
         # The first commit looks what others have left.
         self._ask_at = 0
@@ -126,6 +128,11 @@ class Checkpointer:
         """
         return self.wal_frames >= self._frames * (1 if self.is_cheap else _RARER)
 
+    @property
+    def is_held_back(self) -> bool:
+        """Whether a reader, or a busy writer, has kept much of the log from being copied."""
+        return self.backlog > self._frames // 4
+
     def run(
         self,
         auxiliary: Connection,
@@ -157,19 +164,19 @@ class Checkpointer:
         # Until it has ended, it need not be asked for.
         self._ask_at = self.written + self._outrun_frames
         try:
-            for _ in range(_ROUNDS):
+            for piece in range(_ROUNDS):
                 before = self.backlog
                 self._passive(auxiliary)
-                if self.backlog <= self._frames // 4 or self.backlog == before:
+                self.is_pieced = piece > 0 and not self.backlog
+                if not self.is_held_back or self.backlog == before:
                     break
             is_too_large = self.wal_frames * _FRAME_BYTES > self._limit_bytes
             if is_too_large and not self.backlog and not finishes:
                 self._truncate(auxiliary, deadline)
             self.failure = None
         except apsw.Error as error:
-            # Beside a busy writer even looking can be BUSY: the next commit asks again.
-            if primary_code(error) != apsw.SQLITE_BUSY:
-                self.failure = extended_code(error)
+            # The next commit asks again.
+            self._note(error)
             self.postpone()
             return
         if not finishes:
@@ -177,8 +184,8 @@ class Checkpointer:
         # Readers can hold frames back for long: ask again only when as many new ones have come.
         self._end(self.written + self._frames * (1 if self.is_cheap or is_shared else _RARER))
 
-    def cut(self, auxiliary: Connection) -> None:
-        """Copy what a reader has held back, and cut the log, if that reader has gone.
+    def copy(self, auxiliary: Connection) -> bool:
+        """Copy what a reader has held back; return whether that reader has gone.
 
         It waits for no other connection, so it can be tried again and again.
 
@@ -187,11 +194,30 @@ class Checkpointer:
         """
         try:
             self._passive(auxiliary)
-            if self.backlog <= self._frames // 4:
-                self._truncate(auxiliary, monotonic())
         except apsw.Error as error:
-            if primary_code(error) != apsw.SQLITE_BUSY:
-                self.failure = extended_code(error)
+            self._note(error)
+            return False
+        return not self.is_held_back
+
+    def cut(self, auxiliary: Connection) -> bool:
+        """Copy what is left, and cut the log; return whether that could be tried.
+
+        Args:
+            auxiliary: the connection that copies.
+        """
+        if not self.copy(auxiliary):
+            return False
+        try:
+            self._truncate(auxiliary, monotonic())
+        except apsw.Error as error:
+            self._note(error)
+            return False
+        return True
+
+    def _note(self, error: apsw.Error) -> None:
+        # Beside a busy writer even looking can be BUSY.
+        if primary_code(error) != apsw.SQLITE_BUSY:
+            self.failure = extended_code(error)
 
     def _passive(self, auxiliary: Connection) -> None:
         auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)

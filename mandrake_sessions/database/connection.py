@@ -26,6 +26,7 @@ from mandrake_sessions.errors import (
     DatabaseMissingError,
     DatabaseMovedError,
     DatabaseOpenError,
+    LostLogError,
     ReadOnlyDatabaseError,
     StaleLogError,
     StatementError,
@@ -261,13 +262,14 @@ def _open(
             raise DatabaseMovedError(path=path, operation="open")
     except BaseException as error:
         found = _opening_error(error, path, raw)
+        is_not_own = isinstance(error, StaleLogError | LostLogError) and connection.had_log
         with contextlib.suppress(apsw.Error):
             # A log that was there stays as it is; an empty one of ours goes away again.
-            has_log = connection.has_moved() or connection.wal_backlog()[0] > 0
+            has_log = is_not_own or connection.has_moved() or connection.wal_backlog()[0] > 0
             connection.close(abandon=has_log)
         with contextlib.suppress(apsw.Error):
             connection.close(abandon=True)
-        if isinstance(error, StaleLogError) and not connection.had_index:
+        if is_not_own and not connection.had_index:
             drop_index(path, identity)
         if isinstance(found, DatabaseError) and leads_elsewhere(path, identity):
             # What it found by its name was that of the file which came in its place.

@@ -362,6 +362,7 @@ class DatabaseFile(FileLifecycle):
         if self.options.read_only:
             return
         try:
+            self._grow_number()
             budget = Budget(_CHECKPOINT_BUDGET)
             self._no_checkpoint.clear()
             with self.exclusive_auxiliary("checkpoint", budget) as connection:
@@ -373,13 +374,17 @@ class DatabaseFile(FileLifecycle):
                 if not is_readonly:
                     self.checkpointer.run(connection, budget.deadline, is_shared=is_shared)
                     self.witness.look(connection)
+                is_pieced, is_held = self.checkpointer.is_pieced, self.checkpointer.is_held_back
+                is_to_finish = is_pieced or self.checkpointer.is_worth_finishing
             # Who waits for the writer must not have this one: reads would have none.
             if is_readonly:
                 budget = Budget(_FINISH_BUDGET)
                 with self._main.exclusive(budget, "checkpoint") as main:
                     self.checkpointer.run(main, budget.deadline)
                     self.witness.look(main)
-            elif self.checkpointer.is_worth_finishing:
+            elif is_to_finish:
+                if not is_held:
+                    self._grow_number(even_copied=is_pieced)
                 self._finish_checkpoint(is_shared=is_shared)
         except DatabaseError as error:
             # Readers need the connection, it cannot be opened, or it is going away: the next
@@ -394,6 +399,22 @@ class DatabaseFile(FileLifecycle):
             self._no_checkpoint.set()
             self._cut_later(_CUT_PAUSE)
 
+    def _grow_number(self, *, even_copied: bool = False) -> None:
+        """Let the number of the log's mark grow before more of the log is copied.
+
+        Where a transaction is under way for long, it is copied all the same.
+        """
+        mark = self._main.connection.log_mark
+        if mark is None or self.refusal.reason is not None:
+            return
+        budget = Budget(_FINISH_BUDGET)
+        with (
+            contextlib.suppress(DatabaseError, PoolClosedError),
+            self._main.exclusive(budget, "checkpoint") as connection,
+        ):
+            mark.grow(budget, self._main.turnstile, even_copied=even_copied)
+            self.checkpointer.written = connection.pages_written()
+
     def _cut_later(self, seconds: float) -> None:
         """Have a log that is too long looked at again, for its reader may end and no write come."""
         if self.state is FileState.OPEN and self._has_long_log():
@@ -403,17 +424,24 @@ class DatabaseFile(FileLifecycle):
         if self.state is not FileState.OPEN or not self._has_long_log():
             return
         try:
-            budget = Budget(_CUT_BUDGET)
-            with self.exclusive_auxiliary("checkpoint", budget) as connection:
-                if not self.may_checkpoint(connection, budget):
-                    return
-                if not connection.raw.readonly("main"):
-                    self.checkpointer.cut(connection)
-                    self.witness.look(connection)
+            if self._copying_at_rest(self.checkpointer.copy):
+                # The reader has gone, and what it held back was copied in two pieces.
+                self._grow_number(even_copied=True)
+                self._copying_at_rest(self.checkpointer.cut)
         except DatabaseError:
             # A reader of this process has the connection, or the file goes away.
             pass
         self._cut_later(min(2 * paused, _LONGEST_CUT_PAUSE))
+
+    def _copying_at_rest(self, step: Callable[[Connection], bool]) -> bool:
+        """Make a step of cutting the log, if the file may be written and no read is under way."""
+        budget = Budget(_CUT_BUDGET)
+        with self.exclusive_auxiliary("checkpoint", budget) as connection:
+            if not self.may_checkpoint(connection, budget) or connection.raw.readonly("main"):
+                return False
+            is_done = step(connection)
+            self.witness.look(connection)
+            return is_done
 
     def _has_long_log(self) -> bool:
         try:

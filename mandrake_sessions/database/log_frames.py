@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from mandrake_sessions.database.connection import Connection
+if TYPE_CHECKING:
+    from mandrake_sessions.database.connection import Connection
+
+LOG_HEADER: Final = 32
+"""Bytes before the first frame of a log."""
+FRAME_HEADER: Final = 24
+"""Bytes of a frame before its page."""
 
 _LOG: Final = 1
-_HEADER: Final = 32
-_FRAME_HEADER: Final = 24
 
 
 def pages_in_log(connection: Connection, page_size: int, done: int, frames: int) -> set[int]:
@@ -45,10 +49,10 @@ def commits_in_log(connection: Connection, page_size: int, frames: int) -> int:
 
 
 def _heads(connection: Connection, page_size: int, first: int, end: int) -> Iterator[bytes]:
-    salts = _read(connection, 0, _HEADER)[16:24]
+    salts = _read(connection, 0, LOG_HEADER)[16:24]
     for number in range(first, end):
-        at = _HEADER + number * (_FRAME_HEADER + page_size)
-        head = _read(connection, at, _FRAME_HEADER)
+        at = LOG_HEADER + number * (FRAME_HEADER + page_size)
+        head = _read(connection, at, FRAME_HEADER)
         # With other salts it is of an earlier round of the log, which has begun anew meanwhile.
         if head[8:16] == salts:
             yield head

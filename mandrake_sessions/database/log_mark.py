@@ -19,6 +19,7 @@ from mandrake_sessions.database.mark import (
     Mark,
     end_mark,
     has_content,
+    raise_number,
     read_mark,
     store_mark,
 )
@@ -29,6 +30,7 @@ from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.errors import DatabaseError
 
 _NORMAL: Final = 1
+_CHECKPOINT: Final = "checkpoint"
 _PATIENCE: Final = 0.05
 """Seconds for reads that are under way when a new file is put into use."""
 
@@ -141,6 +143,32 @@ class LogMark:
             frames, done = connection.wal_backlog()
             if frames == done or not pause(deadline, pace(since)):
                 return
+
+    # -- what copies the log ------------------------------------------------------------------
+
+    def grow(self, budget: Budget, turnstile: Turnstile, *, even_copied: bool) -> None:
+        """Raise the number before the log is copied into the file.
+
+        So what a copy of the file has of the log, from an earlier checkpoint, makes it older than
+        the log that begins when all is copied. What fails keeps nothing from being copied.
+
+        Args:
+            budget: for other processes that write.
+            turnstile: where processes stand in line.
+            even_copied: whether to raise it also where there is nothing to copy.
+        """
+        connection = self._connection
+        with contextlib.suppress(apsw.Error, DatabaseError):
+            frames, done = connection.wal_backlog()
+            if frames == done and not even_copied:
+                return
+            try:
+                begin_unmarked(connection, budget, _CHECKPOINT, turnstile)
+                raise_number(connection.execute)
+                connection.execute("COMMIT")
+            finally:
+                rollback(connection)
+                turnstile.leave()
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -6,10 +6,11 @@ row holds two numbers that only grow and a word::
 
     <base> <number> <new or used>
 
-``number`` grows in the first transaction of each connection, in the first one of each log, and when
-a connection closes. So each log holds the row, and a file into which a log was copied has a number
-that no earlier copy of that log has. ``base`` is a number that the file itself had when this log
-began. What belongs together has ``base <= the file's own number <= number``.
+``number`` grows in the first transaction of each connection, in the first one of each log, before
+each checkpoint, and when a connection closes. So each log holds the row, and a file into which a
+log was copied has a number that no earlier copy of that log has. ``base`` is a number that the file
+itself had when this log began; the checkpoint before that brought it, with the rest of the log
+before. What belongs together has ``base <= the file's own number <= number``.
 
 A file becomes ``used``, in the file itself and not only in its log, before anything is stored in it
 for the first time: one that is used, empty and without a log has lost it.

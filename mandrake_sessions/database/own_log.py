@@ -17,6 +17,7 @@ import apsw
 
 from mandrake_sessions.database.blocks import block, closing
 from mandrake_sessions.database.faults import pass_on_timeout
+from mandrake_sessions.database.log_frames import FRAME_HEADER, LOG_HEADER
 from mandrake_sessions.database.mark import USED, Mark, has_content, read_mark
 from mandrake_sessions.database.paths import Identity, companions, identify
 from mandrake_sessions.database.waiting import Budget, retry_busy
@@ -168,8 +169,7 @@ def require_log(
     def look() -> None:
         if has_log(path):
             require_own_log(path, execute, _OPEN, vfs=vfs)
-        else:
-            require_needed_log(path, execute, _OPEN)
+        require_needed_log(path, execute, _OPEN)
 
     retry_busy(look, budget, path, _OPEN, "open")
 
@@ -236,20 +236,35 @@ def require_needed_log(path: Path, execute: Callable[..., Any], operation: str) 
         LostLogError: everything that was stored was in a log that is missing. Nothing was written.
         apsw.Error: it cannot be read.
     """
-    # Not its frames: a process that begins it anew has none for a moment, and one that did not wait
-    # for the disk may have lost them in a power cut. The log itself was on the disk before.
     # Asked last, for most files have no need of one.
-    if not is_log_lost(execute) or has_log(path):
+    if not is_log_lost(execute) or _has_room_for_frame(path, execute):
         return
     log = companions(path)[0]
+    is_cut = has_log(path)
     error = LostLogError(
-        f"The file is empty, but something was stored in it: in {log.name}, which is missing. "
+        f"The file is empty, but something was stored in it: in {log.name}, which "
+        f"{'was cut off' if is_cut else 'is missing'}. "
         f"{UNCHANGED} {lost_advice(path)}",
         path=path,
         operation=operation,
     )
     error.log = log
     raise error
+
+
+def _has_room_for_frame(path: Path, execute: Callable[..., Any]) -> bool:
+    """Return whether a log is as long as one that was ever written to.
+
+    Not whether it has a frame: a process that begins it anew has none for a moment, and one that
+    did not wait for the disk may have lost them in a power cut. But the log was so long, and on the
+    disk, before the file was marked as used.
+    """
+    page_size = int(execute("PRAGMA page_size").fetchall()[0][0])
+    try:
+        return os.stat(f"{path}-wal").st_size >= LOG_HEADER + FRAME_HEADER + page_size
+    except OSError as error:
+        pass_on_timeout(error)
+        return False
 
 
 def is_log_lost(execute: Callable[..., Any]) -> bool:

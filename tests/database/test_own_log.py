@@ -12,7 +12,7 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import open_connections
+from database_kit import open_connections, until
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -30,10 +30,14 @@ from mandrake_sessions import (
     diagnose,
     salvage,
 )
+from mandrake_sessions.database.checkpoint import Checkpointer
 from mandrake_sessions.database.mark import NEW, USED, Mark, read_mark
 from mandrake_sessions.database.own_log import State, mismatch, state_of
 
 SUFFIXES = ("", "-wal", "-shm")
+
+COPIED_AT_ONCE = 128 * 1024
+"""Bytes that `cp` reads at once, at the least; the mark is among the first."""
 
 WRITE = """
 import os
@@ -224,6 +228,127 @@ def test_an_older_file_is_refused_under_a_newer_log(
         count(path)
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Keep what is stored in the block from being copied into the file: a read is under way."""
+    with contextlib.closing(apsw.Connection(str(path))) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM meta").fetchall()
+        yield
+
+
+def store(sessions: SessionManager, count: int) -> None:
+    for number in range(count):
+        sessions.create_session(f"number {number}", description="x" * 3000)
+
+
+def backlog_of(sessions: SessionManager) -> int:
+    return sessions.handle.file.checkpointer.backlog
+
+
+def mixed(earlier: bytes, later: bytes) -> bytes:
+    """What a copy has of a file that a checkpoint wrote into between its first two reads."""
+    return earlier[:COPIED_AT_ONCE] + later[COPIED_AT_ONCE:]
+
+
+@pytest.mark.parametrize("is_mixture", [False, True], ids=["of one moment", "of two moments"])
+def test_a_file_copied_between_two_checkpoints_is_refused_under_the_log_that_begins_after_them(
+    pool: ConnectionPool, path: Path, tmp_path: Path, is_mixture: bool
+) -> None:
+    """What a copying program takes of a busy folder: the file first, and its log later.
+
+    ::
+
+        log     first ........ 30 sessions ........ |begins anew| one more
+        copied         a part ──┐      all of it ──┐                 │
+        taken                   └ the file                           └ the log
+    """
+    copied = tmp_path / "copy.sqlite"
+    with SessionManager(path, pool=pool) as sessions:
+        store(sessions, 30)
+        sessions.handle.file.checkpoint()
+        sessions.create_session("first")
+        with reading(path):
+            store(sessions, 30)
+            sessions.handle.file.checkpoint()
+            assert backlog_of(sessions) > 0
+            earlier = path.read_bytes()
+        sessions.handle.file.checkpoint()
+        assert backlog_of(sessions) == 0
+        assert len(earlier) > COPIED_AT_ONCE
+        copied.write_bytes(mixed(earlier, path.read_bytes()) if is_mixture else earlier)
+        sessions.create_session("in the next log")
+        copy(path, copied, "-wal")
+        with unchanged(copied), pytest.raises(StaleLogError, match="the file is older"):
+            count(copied)
+
+
+def test_a_file_copied_while_a_checkpoint_copies_in_pieces_is_refused_under_the_next_log(
+    make_pool: Callable[..., ConnectionPool],
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reader ends while it copies."""
+    copied = tmp_path / "copy.sqlite"
+    passive = Checkpointer._passive
+    # So many that none is made by itself; what is left after a piece is much from a quarter on.
+    pool = make_pool(database={"checkpoint_frames": 300})
+    with SessionManager(path, pool=pool) as sessions, contextlib.ExitStack() as reader:
+        sessions.create_session("first")
+        reader.enter_context(reading(path))
+
+        def copy_between(checkpointer: Checkpointer, auxiliary: Any) -> None:
+            passive(checkpointer, auxiliary)
+            if not copied.exists():
+                copy(path, copied, "")
+                reader.close()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpointer, "_passive", copy_between)
+            store(sessions, 30)
+            sessions.handle.file.checkpoint()
+            assert copied.exists()
+            assert backlog_of(sessions) == 0
+        sessions.create_session("in the next log")
+        copy(path, copied, "-wal")
+        with unchanged(copied), pytest.raises(StaleLogError, match="the file is older"):
+            count(copied)
+
+
+def test_a_file_copied_while_its_log_was_long_is_refused_under_the_log_that_was_cut(
+    make_pool: Callable[..., ConnectionPool], path: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "copy.sqlite"
+    pool = make_pool(database={"checkpoint_frames": 1000, "wal_limit_bytes": 100_000})
+    with SessionManager(path, pool=pool) as sessions:
+        sessions.create_session("first")
+        with reading(path):
+            store(sessions, 60)
+            sessions.handle.file.checkpoint()
+            copy(path, copied, "")
+        until(lambda: Path(f"{path}-wal").stat().st_size < 100_000)
+        sessions.create_session("in the log that was cut")
+        copy(path, copied, "-wal")
+        with unchanged(copied), pytest.raises(StaleLogError, match="the file is older"):
+            count(copied)
+
+
+def test_a_file_copied_between_two_logs_opens_with_the_second(
+    pool: ConnectionPool, path: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "copy.sqlite"
+    with SessionManager(path, pool=pool) as sessions:
+        for number in range(3):
+            store(sessions, 10)
+            sessions.handle.file.checkpoint()
+            copy(path, copied, "")
+            sessions.create_session("in the next log")
+            copy(path, copied, "-wal")
+            assert count(copied) == 11 * (number + 1)
+            Path(f"{copied}-wal").unlink(missing_ok=True)
+
+
 def test_the_log_of_a_killed_host_is_its_own(path: Path, host: Callable[..., Any]) -> None:
     for number in range(3):
         host(path, 3, f"life {number}")
@@ -368,11 +493,16 @@ def test_the_log_may_come_back_after_the_refusal(lost: Path) -> None:
     assert [count(lost), count(lost)] == [3, 3]
 
 
-@pytest.mark.parametrize("size", [0])
-def test_a_log_that_was_emptied_is_a_lost_one(lost: Path, size: int) -> None:
-    Path(f"{lost}-wal").write_bytes(b"x" * size)
-    with pytest.raises(LostLogError):
-        count(lost)
+@pytest.mark.parametrize("size", [0, 20, 32, 3000])
+def test_a_log_that_was_cut_before_its_first_page_is_a_lost_one(lost: Path, size: int) -> None:
+    Path(f"{lost}-wal").write_bytes(lost.with_name("kept").read_bytes()[:size])
+    for _ in range(2):
+        with unchanged(lost), pytest.raises(LostLogError):
+            count(lost)
+    with unchanged(lost), pytest.raises(LostLogError):
+        count(lost, read_only=True)
+    with unchanged(lost):
+        assert "db.sqlite-wal" in advice_of(lost)
 
 
 def test_a_copy_of_the_main_file_alone_is_refused_while_its_host_runs(
