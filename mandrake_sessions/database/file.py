@@ -30,6 +30,7 @@ from mandrake_sessions.database.lease import Bring
 from mandrake_sessions.database.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.log_mark import LogMark
 from mandrake_sessions.database.maintenance import Maintenance
+from mandrake_sessions.database.mark import read_mark
 from mandrake_sessions.database.names import require_home
 from mandrake_sessions.database.paths import Identity, leads_elsewhere
 from mandrake_sessions.database.transaction import (
@@ -499,9 +500,28 @@ class DatabaseFile(FileLifecycle):
         return companion
 
     def succeed(self, parked: DatabaseFile) -> None:
-        """Take over what hung on a file that was parked: a companion of the same kind."""
+        """Take over what hung on a file that was parked: a companion of the same kind.
+
+        What was written into the file meanwhile is no damage if another process of this library
+        has had it open: that has raised the number of the log's mark.
+        """
+        rested, mark = parked.witness.at_rest, parked._main.connection.log_mark
+        if rested is not None and mark is not None and rested != self.witness.seen:
+            is_explained = mark.last is not None and mark.last != self._number()
+            self.witness.wake(rested, is_explained=is_explained)
         if parked._make_companion is not None:
             self.companion_of(parked._make_companion)
+
+    def _number(self) -> int | None:
+        """Return the number of the log's mark; None where there is none, or it cannot be read."""
+        budget = Budget(self.options.busy_timeout)
+        with (
+            contextlib.suppress(apsw.Error, DatabaseError),
+            self._main.exclusive(budget, "open") as connection,
+        ):
+            mark = read_mark(connection.execute)
+            return None if mark is None else mark.number
+        return None
 
     def claim(self) -> str:
         """Return the id of this process's claim on the file, which is made the first time.

@@ -410,6 +410,7 @@ class FileLifecycle(abc.ABC):
         if not self._is_ending and not self._shut_to_rest(timeout):
             return False
         self.close(timeout)
+        self.witness.rest()
         return True
 
     def _shut_to_rest(self, timeout: float) -> bool:

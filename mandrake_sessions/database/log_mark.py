@@ -44,12 +44,14 @@ class LogMark:
     Attributes:
         is_due: whether the transaction that is about to begin, or has just begun, writes it.
         is_noting: whether ``committed`` must be called after a COMMIT.
+        last: the number when ``finish`` was called; None before, and where it is not known.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.is_due = False
         self.is_noting = True
+        self.last: int | None = None
         # Bound once: it runs for every transaction.
         self._backlog = partial(connection.raw.wal_checkpoint, "main", apsw.SQLITE_CHECKPOINT_NOOP)
         self._is_first = True
@@ -184,6 +186,7 @@ class LogMark:
         with contextlib.suppress(apsw.LockedError):
             # Not known of a connection whose SELECT is unfinished.
             if connection.wal_backlog()[0] <= 0:
+                self._note_last()
                 return
         with contextlib.suppress(apsw.Error, DatabaseError):
             # The checkpoint that follows syncs the log; if another process makes it, later.
@@ -194,3 +197,9 @@ class LogMark:
                 connection.execute("COMMIT")
             finally:
                 rollback(connection)
+            self._note_last()
+
+    def _note_last(self) -> None:
+        with contextlib.suppress(apsw.Error):
+            mark = read_mark(self._connection.execute)
+            self.last = None if mark is None else mark.number

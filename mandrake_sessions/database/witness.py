@@ -98,6 +98,7 @@ class Witness:
         seen: the state of the file that has been judged; ``UNSEEN`` if it must be looked at again.
         is_doubted: whether something has written to it that is no checkpoint, so that its pages
             have to be looked at.
+        at_rest: what its path said when it was closed for a while; None if it was not.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Witness:
     ) -> None:
         self.seen: Look = UNSEEN
         self.is_doubted = False
+        self.at_rest: Look | None = None
         self._path = connection.path
         self._name = str(connection.path)
         self._identity = connection.identity
@@ -124,6 +126,22 @@ class Witness:
         self._spent = 0.0
         # Salts of the log, and how much of it was copied when that was all.
         self._whole_at: tuple[bytes, int] | None = None
+
+    def rest(self) -> None:
+        """Remember the file as it is when it has been closed, to be opened again."""
+        with contextlib.suppress(OSError):
+            self.at_rest = _look_at(os.stat(self._name))
+
+    def wake(self, rested: Look, *, is_explained: bool) -> None:
+        """Doubt the pages of a file that was changed while it was closed.
+
+        Args:
+            rested: what its path said then.
+            is_explained: whether another process has used it as we do; then its pages are looked
+                at only if that takes no time.
+        """
+        if self.seen != rested and (not is_explained or self.seen[2] <= _SMALL):
+            self.is_doubted = True
 
     def look(
         self, connection: Connection, *, may_be_under_way: bool = True, after_pause: bool = False

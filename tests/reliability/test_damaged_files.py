@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import msgspec
 import pytest
 from kernel_locks import own_lock_lines
 from structlog.testing import capture_logs
@@ -90,6 +91,18 @@ os.truncate(path, size)
 """,
 }
 DAMAGES = CUTS | OVERWRITINGS
+HARMLESS = {
+    "touched": "os.utime(path)",
+    "dated back": "os.utime(path, (1e9, 1e9))",
+    "another mode": "os.chmod(path, 0o640); os.chmod(path, 0o600)",
+    "opened and closed": "open(path, 'r+b').close()",
+    "bytes behind its end": "file = open(path, 'ab'); file.write(b'x' * 100); file.close()",
+    "the same bytes again": """
+data = open(path, "rb").read()
+with open(path, "r+b") as file:
+    file.write(data)
+""",
+}
 
 BESIDE = """
 import sys
@@ -362,20 +375,6 @@ def test_what_is_in_the_log_of_a_file_that_was_cut_is_salvaged(
     assert "lost" not in titles
 
 
-HARMLESS = {
-    "touched": "os.utime(path)",
-    "dated back": "os.utime(path, (1e9, 1e9))",
-    "another mode": "os.chmod(path, 0o640); os.chmod(path, 0o600)",
-    "opened and closed": "open(path, 'r+b').close()",
-    "bytes behind its end": "file = open(path, 'ab'); file.write(b'x' * 100); file.close()",
-    "the same bytes again": """
-data = open(path, "rb").read()
-with open(path, "r+b") as file:
-    file.write(data)
-""",
-}
-
-
 @pytest.mark.parametrize("log", ["all is in the file", "some is in the log"])
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_does_no_harm_refuses_nothing(
@@ -391,6 +390,61 @@ def test_what_does_no_harm_refuses_nothing(
     sessions.create_session("more")
     assert beside.do("write") == "done"
     assert sessions.health().is_usable
+
+
+@pytest.fixture
+def parked(ready_path: Path, ready_database: Any) -> Iterator[SessionManager]:
+    """A database that was closed for another one: its next use opens it again."""
+    second: Path = ready_database.lay(ready_path.with_name("second"))
+    with ConnectionPool(msgspec.structs.replace(FAST, max_open=1)) as pool:
+        sessions = SessionManager(ready_path, pool=pool).init()
+        fill(sessions, "ours", 30)
+        others = SessionManager(second, pool=pool).init()
+        others.create_session("another")
+        assert pool.stats().parked == 1
+        yield sessions
+        sessions.close()
+        others.close()
+
+
+@pytest.mark.parametrize("largest", [witness._SMALL, 0], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "name", ["random bytes in its middle", "random bytes at its tail", "cut by a page"]
+)
+def test_a_file_that_was_damaged_while_it_was_parked_takes_no_writes(
+    parked: SessionManager, name: str, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(witness, "_SMALL", largest)
+    run(DAMAGES[name], parked.path)
+    after = content(parked.path)
+    assert outcome(lambda: parked.create_session("lost")) in REFUSED
+    assert outcome(lambda: parked.create_session("lost")) in REFUSED
+    parked.close()
+    assert content(parked.path) == after
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_does_no_harm_to_a_parked_file_refuses_nothing(
+    parked: SessionManager, name: str
+) -> None:
+    run(HARMLESS[name], parked.path)
+    parked.create_session("more")
+    assert parked.health().is_usable
+
+
+@pytest.mark.parametrize("largest", [witness._SMALL, 0], ids=["small", "large"])
+def test_a_parked_file_that_another_process_has_written_to_is_as_it_should_be(
+    parked: SessionManager, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pages of a large one are not looked at for it."""
+    monkeypatch.setattr(witness, "_SMALL", largest)
+    beside = Beside(parked.path)
+    assert beside.do("write") == "done"
+    beside.close()
+    assert parked.count_sessions() == 31
+    assert parked.handle.file.witness.is_doubted is (largest > 0)
+    parked.create_session("more")
+    assert parked.count_sessions() == 32
 
 
 def test_looking_at_the_pages_drops_no_lock(sessions: SessionManager) -> None:
