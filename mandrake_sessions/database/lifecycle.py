@@ -102,6 +102,8 @@ class FileLifecycle(abc.ABC):
         self.witness = Witness(
             main, self.stamp, self.logs, self.refusal, has_vfs=options.vfs is not None
         )
+        if main.log_mark is not None:
+            main.log_mark.on_copied = self.witness.look
         if self.witness.look(main) is Fate.MOVED:
             # Moved since it was opened, and what has these names may be another file's.
             raise DatabaseMovedError(path=main.path, operation="open")

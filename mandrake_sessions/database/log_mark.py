@@ -6,6 +6,7 @@ The first of them writes down as well which name the file has.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -44,6 +45,7 @@ class LogMark:
     Attributes:
         is_due: whether the transaction that is about to begin, or has just begun, writes it.
         is_noting: whether ``committed`` must be called after a COMMIT.
+        on_copied: called with the connection when a checkpoint of it has written into the file.
         last: the number when ``finish`` was called; None before, and where it is not known.
     """
 
@@ -51,6 +53,7 @@ class LogMark:
         self._connection = connection
         self.is_due = False
         self.is_noting = True
+        self.on_copied: Callable[[Connection], object] | None = None
         self.last: int | None = None
         # Bound once: it runs for every transaction.
         self._backlog = partial(connection.raw.wal_checkpoint, "main", apsw.SQLITE_CHECKPOINT_NOOP)
@@ -144,7 +147,9 @@ class LogMark:
                 connection.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
             frames, done = connection.wal_backlog()
             if frames == done or not pause(deadline, pace(since)):
-                return
+                break
+        if self.on_copied is not None:
+            self.on_copied(connection)
 
     # -- what copies the log ------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from mandrake_sessions import (
     SessionManager,
     salvage,
 )
-from mandrake_sessions.database import witness
+from mandrake_sessions.database import lifecycle, witness
 
 FAST = PoolOptions(database=DatabaseOptions(durability=Durability.FAST), linger=0)
 REFUSED = {CorruptDatabaseError.__name__, DatabaseMovedError.__name__}
@@ -445,6 +445,17 @@ def test_a_parked_file_that_another_process_has_written_to_is_as_it_should_be(
     assert parked.handle.file.witness.is_doubted is (largest > 0)
     parked.create_session("more")
     assert parked.count_sessions() == 32
+
+
+def test_what_puts_a_new_file_into_use_is_no_reason_to_look_at_its_pages(
+    ready_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the pauses are in which another program could have written to it."""
+    monkeypatch.setattr(lifecycle, "_COMPARE_EVERY", 0.0)
+    with ConnectionPool(FAST) as pool, SessionManager(ready_path, pool=pool) as sessions:
+        for _ in range(3):
+            sessions.create_session()
+        assert sessions.handle.file.inspections.most == 0
 
 
 def test_looking_at_the_pages_drops_no_lock(sessions: SessionManager) -> None:
