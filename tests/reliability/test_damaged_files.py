@@ -448,11 +448,12 @@ def test_a_parked_file_that_another_process_has_written_to_is_as_it_should_be(
 
 
 def test_what_puts_a_new_file_into_use_is_no_reason_to_look_at_its_pages(
-    ready_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long the pauses are in which another program could have written to it."""
     monkeypatch.setattr(lifecycle, "_COMPARE_EVERY", 0.0)
-    with ConnectionPool(FAST) as pool, SessionManager(ready_path, pool=pool) as sessions:
+    path = tmp_path / "new.sqlite"
+    with ConnectionPool(FAST) as pool, SessionManager(path, pool=pool) as sessions:
         for _ in range(3):
             sessions.create_session()
         assert sessions.handle.file.inspections.most == 0
