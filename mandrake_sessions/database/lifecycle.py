@@ -34,6 +34,7 @@ from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.database.witness import Witness
 from mandrake_sessions.errors import (
     CorruptDatabaseError,
+    DatabaseBusyError,
     DatabaseError,
     DatabaseMissingError,
     DatabaseMovedError,
@@ -47,6 +48,8 @@ from mandrake_sessions.options import DatabaseOptions
 _modules = sys.modules
 _COMPARE_EVERY = 0.1
 """Seconds between two reads that look for more than that the file was moved: half a microsecond."""
+_LOOKING = 10.0
+"""Seconds for a look that no call waits for; half of them for every page, as for a write."""
 
 
 class FileState(enum.Enum):
@@ -281,6 +284,26 @@ class FileLifecycle(abc.ABC):
         if fate is not Fate.OURS:
             self.retire_as(fate)
             raise self._closed_error()
+
+    def find_damage(self) -> DatabaseError | None:
+        """Look at the file though no call uses it, and return the damage that is known by then.
+
+        That is one ``stat`` while nothing has changed it; after a change it is what a write does.
+
+        Raises:
+            DatabaseMovedError: it is not ours any more.
+            PoolClosedError: it closes.
+        """
+        is_due = self.witness.is_doubted or self.witness.has_changed()
+        if self.refusal.damage is None and is_due and not self.options.read_only:
+            budget = Budget(_LOOKING)
+            known = (DatabaseBusyError, CorruptDatabaseError, NotADatabaseError)
+            with (
+                contextlib.suppress(*known),
+                self._main.exclusive(budget, "look") as connection,
+            ):
+                self._check_write(connection, "look", budget)
+        return self.refusal.damage
 
     def _inspect(self) -> Inspections:
         return self.inspections

@@ -215,12 +215,19 @@ class Witness:
             self._look_at_pages(inspections, budget)
         return fate
 
+    def has_changed(self) -> bool:
+        """Return whether the path says anything else of the file than when it was looked at."""
+        try:
+            return _look_at(os.stat(self._name)) != self.seen
+        except OSError:
+            return True
+
     def _is_as_seen(self, connection: Connection) -> bool:
         """Whether nothing has changed the file since it was looked at."""
         try:
-            is_same = _look_at(os.stat(self._name)) == self.seen
+            is_same = not self.has_changed()
             return is_same and strangeness(connection.header(), self._stamp) is None
-        except (apsw.Error, OSError):
+        except apsw.Error:
             return False
 
     def _look_at_pages(self, inspections: MakeInspections, budget: Budget) -> bool:

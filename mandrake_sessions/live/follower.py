@@ -188,6 +188,10 @@ class Follower:
     def fail(self, error: MandrakeSessionsError) -> None:
         """End every subscription with an error; only noted here, the caller may hold a lease."""
         self._failure = error
+        self.end_present(error)
+
+    def end_present(self, error: MandrakeSessionsError) -> None:
+        """End the subscriptions there are with an error; more may come."""
         self._asked.append(lambda: self._end_all(error))
         self._rouse()
 

@@ -42,7 +42,8 @@ class Hub:
         texts: dict[str, GrowingText] = {}
         self.flusher = Flusher(file, texts)
         self.follower = Follower(file, texts)
-        self.lookout = Lookout(file, self.interrupt_gone)
+        self.lookout = Lookout(file, self.interrupt_gone, self.tell_damage)
+        self._is_damage_told = False
         self._is_claim_looked_after = False
         self._asking = threading.Lock()
         if not file.options.read_only:
@@ -132,6 +133,20 @@ class Hub:
         if name is None:
             return False
         return name == self.file.owner or owner.is_alive(self.file.path, name)
+
+    def tell_damage(self) -> None:
+        """End the subscriptions of a damaged file: nothing more is written that could be told.
+
+        Raises:
+            DatabaseMovedError: it is not ours any more.
+            PoolClosedError: it closes.
+        """
+        if self._is_damage_told or self.follower.is_quiet:
+            return
+        damage = self.file.find_damage()
+        if damage is not None:
+            self._is_damage_told = True
+            self.follower.end_present(damage)
 
     # -- told by the file -------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 A host that dies leaves no word. Once a second the patrol looks at the times of each file's log;
 only where they have changed it asks whose turns are streaming, one short read of an index with a
 few rows; and only where other processes stream it tries their locks.
+
+Where somebody watches, it asks as well whether the file itself has changed.
 """
 
 from __future__ import annotations
@@ -49,14 +51,17 @@ class Lookout:
     Args:
         file: the open file.
         interrupt_gone: ends the turns of those owners that are gone, within some seconds.
+        tell_damage: finds damage for those who only watch.
     """
 
     def __init__(
         self,
         file: DatabaseFile,
         interrupt_gone: Callable[[Collection[str | None], float], object],
+        tell_damage: Callable[[], None],
     ) -> None:
         self._file = file
+        self._tell_damage = tell_damage
         self._interrupt_gone = interrupt_gone
         self._log = f"{file.path}-wal"
         self._stamp: tuple[int, ...] | None = None
@@ -67,6 +72,7 @@ class Lookout:
     def look(self) -> None:
         """End the turns of hosts that have died; what fails is tried again by the next look."""
         try:
+            self._tell_damage()
             self._ask_for_owners()
             if self._owners:
                 self._interrupt_gone(self._owners, _PATIENCE)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,8 @@ from mandrake_sessions.database import lifecycle, witness
 
 FAST = PoolOptions(database=DatabaseOptions(durability=Durability.FAST), linger=0)
 REFUSED = {CorruptDatabaseError.__name__, DatabaseMovedError.__name__}
+PATIENCE = 60.0
+"""Seconds for what must come."""
 LONGEST = 120.0
 """Seconds that no other process may take."""
 
@@ -457,6 +461,23 @@ def test_what_puts_a_new_file_into_use_is_no_reason_to_look_at_its_pages(
         for _ in range(3):
             sessions.create_session()
         assert sessions.handle.file.inspections.most == 0
+
+
+@pytest.mark.parametrize("name", ["random bytes in its middle", "cut by a page"])
+def test_a_watcher_hears_of_the_damage_though_nobody_uses_the_file(
+    sessions: SessionManager, name: str
+) -> None:
+    session = sessions.create_session("watched")
+    response = sessions.create_round(session.id, "asked").response
+    heard: queue.Queue[str] = queue.Queue()
+    with sessions.watch_response(response.id) as updates:
+        run(DAMAGES[name], sessions.path)
+        watching = partial(outcome, partial(list, updates))
+        threading.Thread(target=lambda: heard.put(watching()), daemon=True).start()
+        assert heard.get(timeout=PATIENCE) == CorruptDatabaseError.__name__
+    # What can be read is read, and watched from then on.
+    assert sessions.get_session(session.id).title == "watched"
+    assert outcome(lambda: sessions.create_session("lost")) in REFUSED
 
 
 def test_looking_at_the_pages_drops_no_lock(sessions: SessionManager) -> None:
