@@ -93,10 +93,12 @@ class ShutdownHook:
                 target=self._wait_and_close, name="mandrake-shutdown", daemon=True
             )
             start(self._thread)
-        except (ShutdownHookError, ThreadStartError):
+            atexit.register(self._let_it_finish)
+        except BaseException:
             self._restore()
+            # A thread that Ctrl-C has not kept from starting ends.
+            self._received.put(None)
             raise
-        atexit.register(self._let_it_finish)
 
     def handle_too(self, signals: Iterable[int]) -> None:
         """Handle these signals too; those that are handled already stay so.
@@ -109,14 +111,25 @@ class ShutdownHook:
         """
         try:
             for number in signals:
-                if number not in self._former and signal.getsignal(number) is not signal.SIG_IGN:
+                former = signal.getsignal(number)
+                if number not in self._former and former is not signal.SIG_IGN:
                     if threading.current_thread() is not threading.main_thread():
                         raise ShutdownHookError
-                    self._former[number] = signal.signal(number, self._handle)
+                    self._replace(number, former)
         except (ValueError, OSError) as error:
             if isinstance(error, OSError):
                 pass_on_timeout(error)
             raise ShutdownHookError("One of the signals cannot be handled.") from error
+
+    def _replace(self, number: int, former: Any) -> None:
+        # First: whatever interrupts us, what is replaced can be put back.
+        self._former[number] = former
+        try:
+            signal.signal(number, self._handle)
+        except BaseException:
+            if signal.getsignal(number) != self._handle:
+                del self._former[number]
+            raise
 
     def add(self, closeables: Iterable[Closeable], pool: ConnectionPool) -> None:
         """Close these too; what is known already is closed once.
@@ -152,11 +165,22 @@ class ShutdownHook:
 
     def uninstall(self) -> None:
         """Put the former handlers back and end the closing thread; main thread only."""
-        self._restore()
-        atexit.unregister(self._let_it_finish)
+        try:
+            self._restore()
+            atexit.unregister(self._let_it_finish)
+            self._end_thread()
+        except BaseException:
+            # Ctrl-C came in the midst of it. In this order: without the thread no signal that is
+            # still ours would end the process.
+            self._restore()
+            self._end_thread()
+            raise
+        if self._state is _State.WAITING:
+            self._thread.join()
+
+    def _end_thread(self) -> None:
         if self._state is _State.WAITING:
             self._received.put(None)
-            self._thread.join()
 
     # -- in the main thread, inside a signal ---------------------------------------------------
 

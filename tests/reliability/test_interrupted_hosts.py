@@ -6,6 +6,8 @@ import contextlib
 import gc
 import itertools
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,6 +27,7 @@ from mandrake_sessions import (
     SessionManager,
     WorkspaceAlreadyExistsError,
     WorkspaceNotFoundError,
+    install_shutdown_hook,
 )
 
 
@@ -171,3 +174,40 @@ def test_ctrl_c_at_any_call_of_what_hosts_do_leaves_nothing_half_there(
             break
     print(f"\n{doing}: every {step} of {number} places")  # a result
     assert len(kept) >= 2
+
+
+def closing_threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "mandrake-shutdown"]
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_at_any_call_of_a_shutdown_hook_leaves_the_former_handlers(campaign: Any) -> None:
+    """
+    ::
+
+        interrupted   takes the signals ─ starts a thread ─ gives them back ─ ends the thread
+                      Ctrl-C at each call of it
+        the same      installs and uninstalls another: each signal has the handler of before
+    """
+    numbers = (signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    kept = []
+    with ConnectionPool() as pool:
+        for number in itertools.count(0, campaign.pick(2, 1, 1)):
+
+            def install() -> None:
+                install_shutdown_hook(pool=pool, signals=numbers).uninstall()
+
+            error = interrupted_at(number, install, keeps=True)
+            hook = install_shutdown_hook(pool=pool, signals=numbers)
+            assert hook.is_installed, error
+            assert [signal.getsignal(number) for number in numbers] == [hook._handle] * 2, error
+            hook.uninstall()
+            assert [signal.getsignal(number) for number in numbers] == before, error
+            until(lambda: not closing_threads(), error)
+            if error is None:
+                break
+            assert isinstance(error, KeyboardInterrupt)
+            kept.append(error)
+    print(f"\na shutdown hook: {number} places")  # a result
+    assert len(kept) > 10
