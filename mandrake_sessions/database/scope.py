@@ -39,6 +39,7 @@ from mandrake_sessions.database.transaction import (
     rollback,
 )
 from mandrake_sessions.database.turnstile import Turnstile
+from mandrake_sessions.database.unforeseen import is_of_a_handler
 from mandrake_sessions.database.waiting import Budget
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
@@ -220,6 +221,9 @@ class WriteLane(Lane):
             try:
                 self._run_for(waiter)
             except Exception as error:
+                if is_of_a_handler(error):
+                    # It is for our caller; the others' work is run again, by their own threads.
+                    raise
                 waiter.failure = error
                 if isinstance(error, DatabaseError):
                     self._on_fault(error)

@@ -63,6 +63,19 @@ def _handlers() -> Iterator[CodeType]:
             yield code
 
 
+def is_of_a_handler(error: BaseException) -> bool:
+    """Return whether a signal's handler has raised an error, whatever it came in the midst of."""
+    if get_ident() != threading.main_thread().ident:
+        return False
+    handlers = list(_handlers())
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code in handlers:
+            return True
+        step = step.tb_next
+    return False
+
+
 def refuse_unforeseen(operation: str) -> None:
     """Refuse a call that could wait for its own thread.
 

@@ -7,16 +7,26 @@ was moved or damaged. Here it comes at each question that a call asks the system
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from types import FrameType
 from typing import Any
 
 import pytest
+from interleaving_kit import Thread
+from sqlalchemy import bindparam, insert, select
+from waiting_kit import until
 
-from mandrake_sessions import ConnectionPool, HealthStatus, SessionManager
+from mandrake_sessions import ConnectionPool, HealthStatus, SessionManager, schema
+from mandrake_sessions.database.transaction import WriteTransaction
+from mandrake_sessions.statements.generator.compiler import compiled
+
+ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
+KEYS = compiled(select(schema.meta.c.key))
 
 MOST = 4000
 """Questions of one call; a check of health asks about each descriptor of the process."""
@@ -79,6 +89,52 @@ def test_a_timeout_at_any_question_leaves_the_file_open_and_whole(
             assert sessions.create_session(question).title == question
         assert sessions.health().status is HealthStatus.OK
     assert not list(tmp_path.glob("*.of-moved-file-*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGUSR1")
+def test_a_timeout_in_work_for_another_thread_comes_to_the_caller_that_it_is_for(
+    ready_path: Path, pool: ConnectionPool
+) -> None:
+    """
+    ::
+
+        main thread   its own unit ─ the other's unit: a handler raises ─ gets the error
+        the other     waits ........................................... runs its unit itself
+    """
+    ran_in: list[int] = []
+    me = get_ident()
+
+    def refuse(*_: object) -> None:
+        raise Late
+
+    def other_unit(tx: WriteTransaction) -> str:
+        ran_in.append(get_ident())
+        tx.run(ADD, {"key": "other"})
+        if get_ident() == me:
+            signal.raise_signal(signal.SIGUSR1)
+        return "done"
+
+    with pool.acquire(ready_path) as handle:
+        queue = handle.file.writer.queue
+        others: list[Thread] = []
+
+        def my_unit(tx: WriteTransaction) -> None:
+            tx.run(ADD, {"key": "mine"})
+            others.append(Thread(lambda: handle.transact(other_unit, "other", delegable=True)))
+            until(lambda: queue.waiting)
+
+        before = signal.signal(signal.SIGUSR1, refuse)
+        try:
+            with pytest.raises(Late):
+                handle.transact(my_unit, "mine")
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert others[0].result() == "done"
+        assert ran_in[0] == me
+        assert me not in ran_in[1:]
+        assert [
+            key for (key,) in handle.fetch(lambda tx: tx.rows(KEYS)) if key in ("mine", "other")
+        ] == ["other"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the questions have other names there")
