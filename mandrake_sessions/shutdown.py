@@ -88,7 +88,7 @@ class ShutdownHook:
         self._finished = Gate()
         self._former: dict[int, _Former] = {}
         try:
-            self.handle_too(signals)
+            self.add_signals(signals)
             self._thread = threading.Thread(
                 target=self._wait_and_close, name="mandrake-shutdown", daemon=True
             )
@@ -100,7 +100,7 @@ class ShutdownHook:
             self._received.put(None)
             raise
 
-    def handle_too(self, signals: Iterable[int]) -> None:
+    def add_signals(self, signals: Iterable[int]) -> None:
         """Handle these signals too; those that are handled already stay so.
 
         Args:
@@ -369,6 +369,6 @@ def install_shutdown_hook(
     if _installed is None or not _installed.is_installed:
         _installed = ShutdownHook(numbers, timeout)
     else:
-        _installed.handle_too(numbers)
+        _installed.add_signals(numbers)
     _installed.add(closeables, default_pool() if pool is None else pool)
     return _installed

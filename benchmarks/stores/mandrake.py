@@ -151,7 +151,7 @@ class MandrakeStore:
 
     def connections(self) -> list[apsw.Connection]:
         """Return the APSW connections underneath, for tracing."""
-        return [lane.connection.raw for lane in self.sessions.handle._file.lanes()]
+        return [leased.connection.raw for leased in self.sessions.handle._file.leased_connections()]
 
     def close(self) -> None:
         self.sessions.close()

@@ -17,7 +17,7 @@ from mandrake_sessions.live.event_loops import call_in_loop, wake
 T = TypeVar("T")
 
 
-class _Chore(Generic[T]):
+class _ThreadCall(Generic[T]):
     """A function, the thread it runs in, and the event loop that is told its end."""
 
     def __init__(self, name: str, work: Callable[[], T]) -> None:
@@ -73,16 +73,16 @@ async def in_thread(
         CancelledError: after the work has ended; ``cancelled_call`` tells how.
     """
     try:
-        chore = _Chore(f"mandrake-async {operation}", work)
+        call = _ThreadCall(f"mandrake-async {operation}", work)
     except ThreadStartError:
         if not surely:
             raise
         return work()
     try:
-        await chore.over()
+        await call.over()
     except asyncio.CancelledError as error:
-        await chore.surely_over()
-        result, failure = chore.result, chore.failure
+        await call.surely_over()
+        result, failure = call.result, call.failure
         is_done = failure is None
         if is_done and undo is not None:
             failure = await _undone(
@@ -97,20 +97,20 @@ async def in_thread(
             ),
         )
         raise
-    failure, chore.failure = chore.failure, None
+    failure, call.failure = call.failure, None
     if failure is not None:
         try:
             raise failure
         finally:
             # Its traceback refers to this frame.
             del failure
-    return chore.result  # type: ignore[return-value]  # T itself may be None
+    return call.result  # type: ignore[return-value]  # T itself may be None
 
 
 async def _undone(operation: str, undo: Callable[[], object]) -> BaseException | None:
     """Undo what a cancelled caller does not want, and return what that raised."""
     try:
-        undoing = _Chore(f"mandrake-async {operation}", undo)
+        undoing = _ThreadCall(f"mandrake-async {operation}", undo)
     except ThreadStartError:
         try:
             undo()

@@ -81,7 +81,7 @@ class Worker:
                         self._thread = None
                     raise
             self._calls.append(call)
-            self._rouse()
+            self._wake_up()
 
     def call_withdrawn(self) -> None:
         """Learn that a call need not be run any more."""
@@ -93,7 +93,7 @@ class Worker:
         with self._mutex:
             self._is_closing = True
             self._stop_waiting()
-            self._rouse()
+            self._wake_up()
             thread = self._thread
             waited_for = [call for call in (self._current, *self._calls) if call is not None]
         if thread is not None and thread is not threading.current_thread():
@@ -109,9 +109,9 @@ class Worker:
         """End the thread when it has run what has queued; nobody waits for it."""
         with self._mutex:
             self._is_closing = True
-            self._rouse()
+            self._wake_up()
 
-    def _rouse(self) -> None:
+    def _wake_up(self) -> None:
         if self._is_idle:
             self._is_idle = False
             self._wake.release()

@@ -54,7 +54,7 @@ class Program(Group):
         except KeyboardInterrupt:
             raise typer.Exit(_interrupted(_arguments(ctx))) from None
         except BrokenPipeError:
-            _hush()
+            _mute_output()
             raise typer.Exit(ExitCode.BROKEN_PIPE) from None
         except Exception as error:
             if os.environ.get(TRACEBACK_VARIABLE):
@@ -78,7 +78,7 @@ def _tell(error: BaseException, given: Sequence[str]) -> int:
         else:
             print_json(failure.document())
     except BrokenPipeError:
-        _hush()
+        _mute_output()
     return failure.code
 
 
@@ -113,7 +113,7 @@ def _require_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as we run
 
 
-def _hush() -> None:
+def _mute_output() -> None:
     """Let the interpreter's last flush go nowhere instead of complaining."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -81,7 +81,7 @@ class Waiter:
             raise self.failure
         return self.result
 
-    def rouse(self) -> None:
+    def notify(self) -> None:
         """Wake the thread; it may have been woken before."""
         with contextlib.suppress(RuntimeError):
             self.wake.release()
@@ -120,7 +120,7 @@ class BatchedUnit(Waiter):
         self.failure = None
         self._settled: Callable[[BatchedUnit], None] | None = settled
 
-    def rouse(self) -> None:
+    def notify(self) -> None:
         """Tell the outcome."""
         settled, self._settled = self._settled, None
         if settled is not None:

@@ -76,7 +76,7 @@ class Trees:
             self.table_of.setdefault(number, entry.table)
 
 
-def gather(raw: apsw.Connection, pages: Pages, entries: list[Entry], trees: Trees) -> set[str]:
+def scan(raw: apsw.Connection, pages: Pages, entries: list[Entry], trees: Trees) -> set[str]:
     """Put what the indexes know into the temporary table ``evidence`` of the new database.
 
     Args:

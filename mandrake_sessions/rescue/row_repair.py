@@ -47,7 +47,7 @@ def keyed_table_of(values: tuple[Value, ...]) -> str | None:
     return None
 
 
-def mended(table: str, record: Record) -> tuple[Row, bool] | None:
+def repaired(table: str, record: Record) -> tuple[Row, bool] | None:
     """Return a record as a row of a table, and whether anything had to be changed or is missing.
 
     An index that cannot be used is None: the next free one.

@@ -22,7 +22,7 @@ from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.connection.settings import foreign_keys_off
 from mandrake_sessions.database.error_codes import translate, translate_os
-from mandrake_sessions.database.files.atomic import making, merge_log, put_in_place, sync_file
+from mandrake_sessions.database.files.atomic import merge_log, partial_file, replace, sync_file
 from mandrake_sessions.database.files.btree import Record, Value, parse
 from mandrake_sessions.database.files.own_wal import find_stale_log
 from mandrake_sessions.database.files.pages import Pages, open_pages
@@ -32,10 +32,10 @@ from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.errors import DatabaseError, DatabaseMissingError, SalvageError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.options import DatabaseOptions, Durability
-from mandrake_sessions.rescue.index_scan import Entry, Trees, gather, schema_entries
+from mandrake_sessions.rescue.index_scan import Entry, Trees, scan, schema_entries
 from mandrake_sessions.rescue.orphans import PARENTS, Orphans
 from mandrake_sessions.rescue.report import SalvageReport, TableSalvage
-from mandrake_sessions.rescue.row_repair import TABLES, Row, keyed_table_of, mended, tables_of
+from mandrake_sessions.rescue.row_repair import TABLES, Row, keyed_table_of, repaired, tables_of
 
 _OPERATION: Final = "salvage"
 _PATIENCE: Final = 3600.0
@@ -60,7 +60,7 @@ def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
         target: the file to make; its folder must exist.
 
     Returns:
-        What was kept, mended, rebuilt and lost of each table.
+        What was kept, repaired, rebuilt and lost of each table.
 
     Raises:
         DatabaseMissingError: there is no damaged file.
@@ -80,14 +80,14 @@ def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
     # Pages of two files would be taken for those of one.
     find_stale_log(source, _OPERATION)
     try:
-        with making(path) as partial:
+        with partial_file(path) as partial:
             with open_pages(source) as pages, _new_database(partial) as connection:
                 report = _Salvage(pages, connection.raw).run(source, path)
             problems = verify(partial)
             if problems:
                 raise SalvageError(f"The copy is damaged: {problems[0]}.", path=path)
             sync_file(partial)
-            put_in_place(partial, path, overwrite=False)
+            replace(partial, path, overwrite=False)
     except FileExistsError as error:
         raise SalvageError("The target exists.", path=path, operation=_OPERATION) from error
     except OSError as error:
@@ -137,7 +137,7 @@ class _Salvage:
         trees = Trees(self._pages, entries)
         if not entries:
             trees.damaged.add(1)
-        known = gather(self._raw, self._pages, entries, trees)
+        known = scan(self._raw, self._pages, entries, trees)
         if any(e.table == _CHUNKS for e in entries) and _CHUNKS not in trees.broken:
             # It has no index: its tree must do.
             known.add(_CHUNKS)
@@ -259,7 +259,7 @@ class _Salvage:
     # -- keeping ----------------------------------------------------------------------------
 
     def _keep(self, table: str, record: Record) -> None:
-        found = mended(table, record)
+        found = repaired(table, record)
         if found is None:
             self._unplaced[table] += 1
             return
@@ -279,7 +279,7 @@ class _Salvage:
     def _keep_keyed(self, record: Record) -> None:
         """Keep a row of a table without row numbers, if an index page holds one."""
         table = keyed_table_of(record.values) if record.rowid is None else None
-        found = None if table is None else mended(table, record)
+        found = None if table is None else repaired(table, record)
         if table is None or found is None:
             return
         places = ", ".join("?" * len(found[0]))

@@ -335,7 +335,7 @@ def test_rule_18_ctrl_c_while_a_checkpoint_ends_retires_nothing(
     with pool.acquire(path) as handle:
         with busy_thread(pool):
             fill(handle, 40)
-            alone = writer.WriteLane.alone.__wrapped__.__code__  # type: ignore[attr-defined]
+            alone = writer.WriterConnection.alone.__wrapped__.__code__  # type: ignore[attr-defined]
             with (
                 interrupted_in(writer.rollback.__code__, alone),
                 pytest.raises(KeyboardInterrupt),
@@ -619,7 +619,7 @@ def test_rule_23_a_read_fault_in_a_checkpoint_does_not_end_checkpoints(
         with vfs.failing("wal", "read", apsw.SQLITE_IOERR_READ):
             fill(handle, 20)
             until(lambda: handle.stats().checkpoints > before)
-            until(lambda: file_of(handle).lanes()[1].queue.holder == 0)
+            until(lambda: file_of(handle).leased_connections()[1].queue.holder == 0)
         before = handle.stats().checkpoints
         fill(handle, 60, "more")
         until(lambda: handle.stats().checkpoints > before)

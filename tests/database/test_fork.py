@@ -254,7 +254,7 @@ def test_rule_18_a_fork_while_every_lock_of_ours_is_held(
 from mandrake_sessions.database import pool as pool_module
 file = handle._file
 held = [pool._mutex, pool_module._default_mutex]
-held += [lane.queue._mutex for lane in file.lanes()]
+held += [leased.queue._mutex for leased in file.leased_connections()]
 has_them, may_go = threading.Event(), threading.Event()
 def hold():
     for lock in held:

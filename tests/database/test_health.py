@@ -244,7 +244,7 @@ def test_rule_27_a_lost_pragma_is_named(handle: DatabaseHandle, pragma: str, val
 
 def test_rule_12_the_auxiliary_connection_that_may_write_is_seen(handle: DatabaseHandle) -> None:
     keys(handle)
-    file_of(handle).lanes()[1].connection.raw.pragma("query_only", 0)
+    file_of(handle).leased_connections()[1].connection.raw.pragma("query_only", 0)
     assert bad(handle.health()) == {"settings_auxiliary"}
 
 

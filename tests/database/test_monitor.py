@@ -283,7 +283,7 @@ def test_rule_29_a_lost_setting_of_the_auxiliary_is_set_again(
     handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log]
 ) -> None:
     keys(handle)
-    file_of(handle).lanes()[1].connection.raw.pragma("query_only", 0)
+    file_of(handle).leased_connections()[1].connection.raw.pragma("query_only", 0)
     monitor.look()
     assert events(logs) == ["health_changed", "settings_restored"]
     assert handle.health().status is HealthStatus.OK

@@ -64,7 +64,7 @@ MakePool = Callable[..., ConnectionPool]
 
 def both_connections(handle: DatabaseHandle) -> list[tuple[str, apsw.Connection]]:
     keys(handle)  # opens the auxiliary one
-    main, auxiliary = file_of(handle).lanes()
+    main, auxiliary = file_of(handle).leased_connections()
     return [("main", main.connection.raw), ("auxiliary", auxiliary.connection.raw)]
 
 
@@ -126,9 +126,9 @@ def test_rule_12_only_the_auxiliary_connection_cannot_write(handle: DatabaseHand
 
 def test_rule_04_a_busy_handler_of_ours_waits_on_both_connections(handle: DatabaseHandle) -> None:
     keys(handle)
-    for lane in file_of(handle).lanes():
-        lane.connection.deadline = 0.0
-        assert not lane.connection.on_busy(0)
+    for leased in file_of(handle).leased_connections():
+        leased.connection.deadline = 0.0
+        assert not leased.connection.on_busy(0)
 
 
 @pytest.mark.parametrize("pragma", ["synchronous", "wal_autocheckpoint", "mmap_size"])

@@ -418,7 +418,7 @@ def test_a_file_that_is_watched_stays_until_nobody_watches(
     subscription = manager.track_streaming_turns(response, told.append, follow=True)
     crowd("a", "b", "c")
     assert open_connections(manager.path) > 0
-    manager.create_turn(response, content="Told", status=TurnStatus.COMPLETED)
+    manager.create_turn(response, content="DeliveredState", status=TurnStatus.COMPLETED)
     update = watch.receive(10.0)
     assert update is not None
     assert update.turn is not None
@@ -837,7 +837,7 @@ def test_a_handle_released_while_its_file_is_opened_again_leaves_nothing_open(
 def test_who_waits_is_told_of_a_change_before_the_next_one_begins(
     pool: ConnectionPool, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told too late, who waits for the next opening would look on and on until it is over.
+    """A thread that waits for the next opening would look again and again until it is over.
 
     ::
 

@@ -633,7 +633,11 @@ def test_rule_22_close_interrupts_a_statement_that_does_not_end(
 
     tasks = [Task(lambda: handle.transact(endless)), Task(lambda: handle.query(endless))]
     until_set(running)
-    until(lambda: [lane.queue.holder for lane in file_of(handle).lanes()].count(0) == 0)
+    until(
+        lambda: (
+            [leased.queue.holder for leased in file_of(handle).leased_connections()].count(0) == 0
+        )
+    )
     began = monotonic()
     pool.close(timeout=1.0)
     assert monotonic() - began < SOON
@@ -721,7 +725,7 @@ def test_rule_22_close_is_bounded_while_a_checkpoint_waits_for_a_reader(
     reader = Task(read)
     until_set(reading)
     handle.transact(adding("a"))
-    until(lambda: file_of(handle).lanes()[1].queue.waiting == 1)
+    until(lambda: file_of(handle).leased_connections()[1].queue.waiting == 1)
     began = monotonic()
     with contextlib.suppress(ExceptionGroup):
         pool.close(timeout=0.6)
@@ -786,14 +790,14 @@ def test_rule_22_a_reader_let_in_before_close_opens_nothing_after_it(
     handle = pool.acquire(path)
     file = file_of(handle)
     admitted, may_go = threading.Event(), threading.Event()
-    really_look = file._auxiliary_lane
+    really_look = file._auxiliary_connection
 
     def late(*args: Any) -> Any:
         admitted.set()
         until_set(may_go)
         return really_look(*args)
 
-    monkeypatch.setattr(file, "_auxiliary_lane", late)
+    monkeypatch.setattr(file, "_auxiliary_connection", late)
     reader = Task(lambda: handle.query(lambda tx: None))
     until_set(admitted)
     closing = Task(pool.close)

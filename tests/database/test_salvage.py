@@ -233,7 +233,7 @@ def test_answers_come_back_where_every_index_is_lost_too(
     report = run(damaged)
 
     assert not of(report, "sessions").is_all_known
-    # Told by the ids of a round and its response, which were made one after the other.
+    # DeliveredState by the ids of a round and its response, which were made one after the other.
     with SessionManager(new_of(damaged), pool=pool) as sessions:
         after = [
             (each.request.content, [turn.content for turn in each.turns])
@@ -280,7 +280,7 @@ def test_a_file_that_is_cut_off_gives_what_is_left(damaged: Path, pool: Connecti
 def test_each_row_that_was_there_is_counted_once(
     damaged: Path, pool: ConnectionPool, table: str
 ) -> None:
-    """Kept, mended, rebuilt and lost are together what was there, also where an index is lost."""
+    """Kept, repaired, rebuilt and lost are together what was there, also where an index is lost."""
     zero(damaged, pages_of(damaged, table)[0])
     raw = apsw.Connection(str(damaged))
     indexes = [

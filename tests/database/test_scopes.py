@@ -314,7 +314,11 @@ def test_a_scope_may_be_left_in_another_thread(handle: DatabaseHandle, way: str)
     if way == "write":
         Task(lambda: add(tx, "a")).result()
     Task(lambda: scope.__exit__(None, None, None)).result()
-    assert [lane.queue.holder for lane in file_of(handle).lanes() if lane.queue.holder] == []
+    assert [
+        leased.queue.holder
+        for leased in file_of(handle).leased_connections()
+        if leased.queue.holder
+    ] == []
     Task(lambda: handle.transact(adding("b"))).result()
     assert keys(handle) == ({"a", "b"} if way == "write" else {"b"})
 
@@ -331,7 +335,11 @@ def test_a_scope_left_by_an_error_in_another_thread_is_given_back(
     leave = Task(lambda: scope.__exit__(OddError, error, None))
     leave.join()
     assert leave.error is None or leave.error is error
-    assert [lane.queue.holder for lane in file_of(handle).lanes() if lane.queue.holder] == []
+    assert [
+        leased.queue.holder
+        for leased in file_of(handle).leased_connections()
+        if leased.queue.holder
+    ] == []
     handle.transact(adding("b"), timeout=2.0)
     assert keys(handle) == {"b"}
 
@@ -526,8 +534,8 @@ def test_rule_11_every_scope_ends_with_no_transaction(handle: DatabaseHandle, wa
     getattr(handle, way)(lambda tx: tx.rows(KEYS))
     with contextlib.suppress(OddError):
         getattr(handle, way)(raise_odd)
-    for lane in file_of(handle).lanes():
-        assert lane.connection.txn_state() == apsw.SQLITE_TXN_NONE
+    for leased in file_of(handle).leased_connections():
+        assert leased.connection.txn_state() == apsw.SQLITE_TXN_NONE
 
 
 def raise_odd(_tx: object) -> None:

@@ -189,20 +189,20 @@ def test_rule_18_ctrl_c_after_the_commit_does_not_undo_its_outcome(
     grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader is interrupted before it gives the lease back: the others are committed."""
-    lane = file_of(grouping).writer
+    leased = file_of(grouping).writer
 
     def interrupted() -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lane, "_on_commit", interrupted)
+    monkeypatch.setattr(leased, "_on_commit", interrupted)
     gathering = Gathering(grouping, adding("first"))
     gathering.put(adding("second"), adding("third"))
     errors = gathering.go()
     assert isinstance(errors[0], KeyboardInterrupt)
     assert errors[1] is errors[2] is None
     assert keys(grouping) == {"first", "second", "third"}
-    assert lane.replays == 0
+    assert leased.replays == 0
 
 
 def test_rule_17_units_see_what_the_units_before_them_wrote(grouping: DatabaseHandle) -> None:

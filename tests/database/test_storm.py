@@ -131,7 +131,9 @@ def test_rule_17_a_storm_stores_exactly_what_it_acknowledged(
         # A checkpoint may have it for a moment.
         until(lambda: queue_of(handle).holder == 0)
         assert stats.waiting == 0
-        assert [lane.connection.txn_state() for lane in file_of(handle).lanes()] == [0, 0]
+        assert [
+            leased.connection.txn_state() for leased in file_of(handle).leased_connections()
+        ] == [0, 0]
         # Fair: FIFO gives everybody about the same, but for the kinds of work that chance gave.
         assert max(storm.done.values()) <= 3 * min(storm.done.values())
     with pool.acquire(path) as handle:

@@ -37,7 +37,7 @@ handle = pool.acquire(sys.argv[1])
 ADD = Statement("ADD", "INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
 """
 WRITE_ONCE = """
-turnstile.PATIENCE = turnstile._ALONE = 60
+turnstile.PATIENCE = turnstile._SPIN_AFTER = 60
 def unit(tx):
     tx.run_all([(ADD, (sys.argv[2],))])
     return time.monotonic()
@@ -103,7 +103,7 @@ tell(is_locked())
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has nobody of this process pass by a turnstile that does not move, or give up the front."""
     monkeypatch.setattr(turnstile, "PATIENCE", 60.0)
-    monkeypatch.setattr(turnstile, "_ALONE", 60.0)
+    monkeypatch.setattr(turnstile, "_SPIN_AFTER", 60.0)
 
 
 @pytest.fixture

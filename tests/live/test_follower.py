@@ -11,7 +11,7 @@ from watching_kit import Heard, Watching, nothing_more, shown, take_until, threa
 
 from mandrake_sessions import ForkedPoolError, SessionManager, TurnStatus
 from mandrake_sessions.live.watching import watched
-from mandrake_sessions.live.watching.listeners import Announcer, Listener
+from mandrake_sessions.live.watching.listeners import Listener, ListenerThreads
 from mandrake_sessions.live.watching.mailbox import Mailbox
 from mandrake_sessions.live.watching.targets import (
     Joining,
@@ -315,7 +315,7 @@ def test_hundred_watchers_cost_one_read(watching, sessions, response):
 
 
 def test_listeners_are_told_one_at_a_time():
-    announcer = Announcer()
+    listener_threads = ListenerThreads()
     overlaps, inside = [], []
     done = threading.Event()
 
@@ -332,15 +332,15 @@ def test_listeners_are_told_one_at_a_time():
         if update.id == "last":
             done.set()
 
-    listener = Listener(announcer, holder, listen)
+    listener = Listener(listener_threads, holder, listen)
     for number in range(200):
         listener.mailbox.post(RoundUpdate(str(number), None))
     listener.mailbox.post(RoundUpdate("last", None))
     assert done.wait(PATIENCE)
     assert len(overlaps) == 201
     assert not any(overlaps)
-    announcer.stop()
-    until(lambda: not announcer._threads)
+    listener_threads.stop()
+    until(lambda: not listener_threads._threads)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

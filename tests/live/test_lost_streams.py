@@ -30,7 +30,7 @@ from mandrake_sessions.errors import (
     TurnInterruptedError,
 )
 from mandrake_sessions.live.streaming import given_up
-from mandrake_sessions.live.streaming.buffers import Frozen, Strand, remainders_of
+from mandrake_sessions.live.streaming.buffers import PendingChunk, TextBuffer, remainders_of
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.records.recovery import interrupt_turns_of
 from mandrake_sessions.records.streaming import Chunk
@@ -350,11 +350,11 @@ def test_an_owner_that_was_taken_for_dead_comes_back_and_its_text_is_kept(sessio
 
 
 def test_a_chunk_that_may_be_stored_is_not_called_unstored_when_it_is():
-    content, raw = Strand("text", GrowingText()), Strand("raw text", GrowingText())
+    content, raw = TextBuffer("text", GrowingText()), TextBuffer("raw text", GrowingText())
     content.text.append("chunk")
     chunk = Chunk("turn", "response", 1, "chunk", "", {}, 0)
 
-    found = remainders_of(content, raw, Frozen(chunk, (5, 0), 5, []))
+    found = remainders_of(content, raw, PendingChunk(chunk, (5, 0), 5, []))
 
     # Either it is missing whole, or nothing is.
     assert [(each.content_bytes, each.content) for each in found] == [(0, "chunk"), (5, "")]

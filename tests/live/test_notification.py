@@ -11,7 +11,7 @@ from watching_kit import Watching
 
 from mandrake_sessions.database.files.notification import Inotify, Notifier
 from mandrake_sessions.database.open_file import others
-from mandrake_sessions.live.watching.backoff import Ladder
+from mandrake_sessions.live.watching.backoff import Backoff
 
 needs_inotify = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="inotify is Linux's"
@@ -136,21 +136,21 @@ def test_changes_are_told_without_notification_too(
 
 
 def test_ladder_looks_soon_then_rarely_then_no_more():
-    ladder = Ladder()
-    assert ladder.due is None
-    ladder.start(100.0)
+    backoff = Backoff()
+    assert backoff.due is None
+    backoff.start(100.0)
     times, now = [], 100.0
-    while ladder.due is not None:
-        now = ladder.due
+    while backoff.due is not None:
+        now = backoff.due
         times.append(now - 100.0)
-        ladder.climb(now, found=False)
+        backoff.note_look(now, found=False)
     assert times[0] == 0.0
     assert times[1] == pytest.approx(0.001)
     assert 5.0 < times[-1] < 10.0
-    ladder.start(200.0)
-    ladder.climb(200.0, found=False)
-    ladder.climb(200.001, found=False)
-    ladder.climb(200.003, found=True)
-    assert ladder.due == pytest.approx(200.004)
-    ladder.climb(300.0, found=False)
-    assert ladder.due is not None
+    backoff.start(200.0)
+    backoff.note_look(200.0, found=False)
+    backoff.note_look(200.001, found=False)
+    backoff.note_look(200.003, found=True)
+    assert backoff.due == pytest.approx(200.004)
+    backoff.note_look(300.0, found=False)
+    assert backoff.due is not None

@@ -223,11 +223,11 @@ sessions = SessionManager(path).init()
 heard = []
 sessions.track_streaming_turns(response_id, heard.append, follow=True)
 until(lambda: heard)
-announcer = Hub.of(sessions.handle.file).follower._announcer
-until(lambda: not announcer._threads)
+listener_threads = Hub.of(sessions.handle.file).follower._listener_threads
+until(lambda: not listener_threads._threads)
 allow(0)
 sessions.update_turn(turn_id, input_tokens=7)
-until(lambda: announcer.is_behind)
+until(lambda: listener_threads.is_behind)
 allow(None)
 until(lambda: len(heard) == 2)
 tell(heard[-1].turn.input_tokens)

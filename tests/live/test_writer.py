@@ -386,7 +386,7 @@ def test_what_waits_to_be_stored_is_in_a_turn_that_another_process_ends(
     writer.tool_call("answered").set_result(None)
     flushed = writer.begin_flush()
     # It is in a chunk by now, which waits for the lock.
-    until(lambda: writer._stream._frozen is not None)
+    until(lambda: writer._stream._pending is not None)
     child.tell()
     with pytest.raises(TurnInterruptedError):
         flushed.result()

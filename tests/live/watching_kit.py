@@ -82,7 +82,7 @@ def nothing_more(watching, watch):
 
 def threads_of(follower):
     """Return how many threads serve the subscribers of a file, the notifier's not among them."""
-    return (follower._thread is not None) + len(follower._announcer._threads)
+    return (follower._thread is not None) + len(follower._listener_threads._threads)
 
 
 def shown(updates):

@@ -291,7 +291,7 @@ def test_closing_against_who_waits_for_the_lease(
         waiter   comes ─ waits ........... woken ─ works
         closer   refuses new work ─ waits ............... woken ─ closes
     """
-    fates = set()
+    conditions = set()
 
     def story(stage: Stage) -> None:
         path = fresh()
@@ -309,14 +309,14 @@ def test_closing_against_who_waits_for_the_lease(
         closer.result()
         if waiter.error is not None:
             assert isinstance(waiter.error, PoolClosedError)
-        fates.add(waiter.error is None)
+        conditions.add(waiter.error is None)
         handle.release()
         assert open_connections(path) == 0
         with make_pool() as other, other.acquire(path) as again:
             assert keys(again) == ({"holder", "waiter"} if waiter.error is None else {"holder"})
 
     orders = every_order(story)
-    assert fates == {True, False}
+    assert conditions == {True, False}
     assert orders.having("waiter acquire", "closer acquire", "holder begin", "waiter woken")
 
 
@@ -338,7 +338,7 @@ def test_ctrl_c_between_hand_off_and_acceptance(
     Work that was taken is waited for, a lease that was given is given back. The signal comes before
     the waiting call has its lock, or after.
     """
-    fates = set()
+    conditions = set()
 
     def story(stage: Stage) -> None:
         with make_pool() as pool, pool.acquire(fresh()) as handle:
@@ -362,14 +362,14 @@ def test_ctrl_c_between_hand_off_and_acceptance(
             assert waiter.error is None or isinstance(waiter.error, KeyboardInterrupt)
             stored = keys(handle)
             assert stored >= ({"holder", "waiter"} if waiter.error is None else {"holder"})
-            fates.add((waiter.error is None, "waiter" in stored))
+            conditions.add((waiter.error is None, "waiter" in stored))
             assert (queue.holder, queue.waiting) == (0, 0)
             handle.transact(adding("next"))
 
     orders = every_order(story)
     # Not interrupted, as it did not wait; interrupted, and nothing is stored; delegable work may
     # have been done all the same.
-    assert fates == {(True, True), (False, False)} | ({(False, True)} if delegable else set())
+    assert conditions == {(True, True), (False, False)} | ({(False, True)} if delegable else set())
     assert orders.having("holder works", "waiter interrupted", "holder release")
     assert orders.having("holder works", "holder release", "waiter interrupted")
     assert orders.having("holder settle", "waiter interrupted") or not delegable
@@ -461,7 +461,7 @@ def test_ctrl_c_at_any_call_of_a_scope_leaves_the_lease_free(
     """As above, for a block, a snapshot and a read."""
     with make_pool() as pool, pool.acquire(fresh()) as handle:
         keys(handle)
-        lanes = handle.file.lanes()
+        connections = handle.file.leased_connections()
 
         def use(key: str) -> None:
             if way == "write":
@@ -478,15 +478,15 @@ def test_ctrl_c_at_any_call_of_a_scope_leaves_the_lease_free(
         for number in itertools.count():
             key = f"{number}"
             error = Thread(lambda n=number, k=key: interrupted_at(n, lambda: use(k))).result()
-            assert [lane.queue.holder for lane in lanes] == [0, 0], error
-            assert not any(lane.connection.raw.in_transaction for lane in lanes), error
+            assert [leased.queue.holder for leased in connections] == [0, 0], error
+            assert not any(leased.connection.raw.in_transaction for leased in connections), error
             assert way != "write" or error is not None or key in keys(handle)
             if error is None:
                 break
             assert isinstance(error, KeyboardInterrupt)
         assert number > 20
         handle.transact(adding("next"))
-        assert handle.file.lanes() == lanes
+        assert handle.file.leased_connections() == connections
 
 
 @pytest.mark.usefixtures("no_collector")
@@ -607,7 +607,7 @@ def test_an_end_of_patience_never_hits_the_next_holder(
         giver    is it in the queue? ─ no; is it in BEGIN? ─ ends that
         next     waits ............................................... BEGIN ─ works ─ COMMIT
     """
-    fates = set()
+    conditions = set()
 
     def story(stage: Stage) -> None:
         with make_pool() as pool, pool.acquire(fresh()) as handle:
@@ -623,12 +623,12 @@ def test_an_end_of_patience_never_hits_the_next_holder(
             giver.result()
             following.result()
             assert holder.error is None or isinstance(holder.error, DatabaseBusyError)
-            fates.add(getattr(holder.error, "phase", None))
+            conditions.add(getattr(holder.error, "phase", None))
             assert keys(handle) == ({"next"} if holder.error else {"next", "holder"})
             assert writer.queue.holder == 0
 
     orders = every_order(story)
-    assert fates >= {None, "queue"}
+    assert conditions >= {None, "queue"}
     assert orders.having("holder begin_immediate done", "giver give_up done")
 
 
@@ -644,7 +644,7 @@ def test_the_interrupt_of_a_closing_hits_who_holds_the_lease_and_nobody_after(
         next     (in the queue) ........................... refused, or its turn
     """
     monkeypatch.setattr(closing_module, "_LAST_PATIENCE", PATIENCE)
-    fates = set()
+    conditions = set()
 
     def story(stage: Stage) -> None:
         path = fresh()
@@ -667,7 +667,7 @@ def test_the_interrupt_of_a_closing_hits_who_holds_the_lease_and_nobody_after(
         closer.result()
         for actor in (holder, following):
             assert actor.error is None or isinstance(actor.error, PoolClosedError)
-        fates.add((holder.error is None, following.error is None))
+        conditions.add((holder.error is None, following.error is None))
         handle.release()
         assert open_connections(path) == 0
         with make_pool() as other, other.acquire(path) as again:
@@ -675,7 +675,7 @@ def test_the_interrupt_of_a_closing_hits_who_holds_the_lease_and_nobody_after(
             assert keys(again) == stored | ({"next"} if following.error is None else set())
 
     orders = every_order(story)
-    assert fates >= {(True, True), (False, False), (True, False)}
+    assert conditions >= {(True, True), (False, False), (True, False)}
     assert orders.having("holder in its block", "closer cancel")
     assert orders.having("closer cancel", "holder in its block")
 
@@ -842,7 +842,7 @@ def test_retiring_against_a_commit_under_way(
         writer   lease: is it our file? ─ BEGIN ─ work ─ COMMIT ─ lease back
         mover    the file is renamed ─ a reader sees it: retired ─ closed ─ a new one is opened
     """
-    fates = set()
+    conditions = set()
 
     def story(stage: Stage) -> None:
         path = fresh()
@@ -872,7 +872,7 @@ def test_retiring_against_a_commit_under_way(
             mover.result()
             refused = (DatabaseMovedError, PoolClosedError)
             assert writer.error is None or isinstance(writer.error, refused)
-            fates.add(writer.error is None)
+            conditions.add(writer.error is None)
             handle.release()
             with pool.acquire(path) as new:
                 assert keys(new) == set()
@@ -884,7 +884,7 @@ def test_retiring_against_a_commit_under_way(
         assert stored == (writer.error is None)
 
     orders = every_order(story)
-    assert fates == {True, False}
+    assert conditions == {True, False}
     assert orders.having("writer commit", "mover moved", "writer commit done")
 
 

@@ -87,13 +87,13 @@ class Stand:
 
     def require_free(self, told: object) -> None:
         """Make sure that this thread, another one and another program can write at once."""
-        lanes = self.sessions.handle.file.lanes()
+        connections = self.sessions.handle.file.leased_connections()
         self.sessions.create_session()
         self.sessions.count_sessions()
         Thread(self.sessions.create_session).result()
         # A checkpoint of the pool's thread may have one.
-        assert get_ident() not in [lane.queue.holder for lane in lanes], told
-        assert not any(lane.queue._pins for lane in lanes), told
+        assert get_ident() not in [leased.queue.holder for leased in connections], told
+        assert not any(leased.queue._pins for leased in connections), told
         assert self.sessions.handle.file.state is FileState.OPEN, told
         raw = apsw.Connection(str(self.path))
         raw.set_busy_timeout(int(PATIENCE * 1000))

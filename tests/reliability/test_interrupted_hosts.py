@@ -51,8 +51,8 @@ class Stand:
         """Make sure that every later call works, in this thread and in another one."""
         self.host.sessions.create_session()
         Thread(self.host.sessions.create_session).result()
-        for lane in self.host.sessions.handle.file.lanes():
-            assert not lane.queue._pins, error
+        for leased in self.host.sessions.handle.file.leased_connections():
+            assert not leased.queue._pins, error
         for known in self.host.list_workspaces():
             with self.host.get_workspace(known.id) as workspace:
                 workspace.sessions.create_session()

@@ -266,7 +266,7 @@ def test_ctrl_c_at_any_call_of_a_checkpoint_retires_nothing(
             error = Thread(partial(interrupted_at, number, file.checkpoint)).result()
             gc.collect()
             assert file.state is FileState.OPEN, error
-            assert not any(lane.queue.holder for lane in file.lanes()), error
+            assert not any(leased.queue.holder for leased in file.leased_connections()), error
             if error is None:
                 break
         handle.transact(lambda tx: tx.rows(KEYS))

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 from interleaving_kit import Thread
-from mandrake_sessions.statements.generator.compiler import compiled
 from sqlalchemy import bindparam, insert, select
 from waiting_kit import until
 
 from mandrake_sessions import ConnectionPool, HealthStatus, SessionManager, schema
 from mandrake_sessions.database.connection.transaction import WriteTransaction
+from tools.generate.compiler import compiled
 
 ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
 KEYS = compiled(select(schema.meta.c.key))

@@ -414,7 +414,7 @@ from mandrake_sessions.database.open_file.file import DatabaseFile
 install_shutdown_hook()
 (file,) = [slot.file for slot in pool._slots.values()]
 locks = [pool._mutex, pool_module._default_mutex, file._auxiliary_mutex]
-locks += [lane.queue._mutex for lane in file.lanes()]
+locks += [leased.queue._mutex for leased in file.leased_connections()]
 for lock in locks:
     lock.acquire()
 signal.raise_signal(signal.SIGTERM)

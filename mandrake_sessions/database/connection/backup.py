@@ -22,7 +22,7 @@ from mandrake_sessions.database.connection.bad_ids import mend_indexes, orphan, 
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.transaction import rollback
 from mandrake_sessions.database.error_codes import pass_on_timeout, translate, translate_os
-from mandrake_sessions.database.files.atomic import making, put_in_place, sync_file, tidy
+from mandrake_sessions.database.files.atomic import partial_file, replace, sync_file, tidy
 from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.files.wal_mark import make_new
 from mandrake_sessions.database.sidecars import JOURNAL, WAL
@@ -44,7 +44,7 @@ _OPERATION = "backup"
 _LEFTOVERS = (WAL, JOURNAL)
 
 Progress = Callable[[int, int], None]
-"""Told after each step how many pages are copied and how many there are; raising stops it."""
+"""Called after each step with the pages copied and the pages there are; raising stops it."""
 
 Lend = Callable[[], contextlib.AbstractContextManager[Connection]]
 """Lends a connection of the database, with no transaction open, for as long as the copy takes."""
@@ -105,7 +105,7 @@ def back_up(
     path = _require_free(database, target, overwrite=overwrite)
     tidy(database)
     told = _Told(database, path, budget, is_ended)
-    with told, making(path) as partial:
+    with told, partial_file(path) as partial:
         with lend() as source:
             told.source = source
             # Inside the lease: a full disk for the copy is no fault of the database's.
@@ -114,7 +114,7 @@ def back_up(
         # After it: readers need the connection, and the checks may take longer than the copy.
         _require_whole(partial, database, told.must_stop, is_backup=True)
         sync_file(partial)
-        put_in_place(partial, path, overwrite=overwrite)
+        replace(partial, path, overwrite=overwrite)
     return path
 
 
@@ -123,7 +123,7 @@ def check_copy(source: Connection, budget: Budget) -> None:
     told = _Told(source.path, source.path, budget, lambda: source.is_cancelled)
     told.source = source
     # Not under a name of its own: what a killed process leaves is then known as unfinished.
-    with told, making(source.path) as partial:
+    with told, partial_file(source.path) as partial:
         _copy(source, partial, budget, None)
         _require_whole(partial, source.path, told.must_stop, is_backup=False)
 

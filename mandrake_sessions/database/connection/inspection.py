@@ -141,6 +141,6 @@ class Inspections:
         return connection
 
 
-def heed(connection: Connection, stop: Gate) -> None:
+def observe(connection: Connection, stop: Gate) -> None:
     """Interrupt the statements of a connection also when an event is set."""
     connection.raw.set_progress_handler(lambda: stop.is_set() or connection.on_progress(), _STEPS)

@@ -43,13 +43,13 @@ _BESIDE: Final = ("", WAL, SHM, JOURNAL)
 
 
 @block
-def making(path: Path) -> Iterator[Path]:
+def partial_file(path: Path) -> Iterator[Path]:
     """Lend an empty file beside ``path``, readable by its owner only, which goes with the block.
 
     Leftovers of killed processes are removed first.
 
     Args:
-        path: the name it may get by ``put_in_place``.
+        path: the name it may get by ``replace``.
 
     Returns:
         The path of the file to fill.
@@ -186,7 +186,7 @@ def _remove(partial: Path) -> None:
             os.unlink(f"{partial}{suffix}")
 
 
-def put_in_place(partial: Path, path: Path, *, overwrite: bool) -> None:
+def replace(partial: Path, path: Path, *, overwrite: bool) -> None:
     """Give a whole file its name, for good.
 
     Args:

@@ -63,13 +63,13 @@ _FLAGS: Final = (
 
 # Who knows nothing of the turnstile looks at the lock at moments of its own: in some of them it
 # must be free. Without this gap such a writer got in a third as often.
-_BREATH: Final = 0.0001
+_GAP: Final = 0.0001
 # If it begins again at once, it leaves a few microseconds between two transactions: pauses hardly
 # ever meet them (at our usual pace it kept us out for two seconds). So who has waited at the front
 # for so long looks at the moments that matter (``rhythm``), lets the next one try as well, and
 # leaves no gap for some seconds.
-_ALONE: Final = 0.003
-_BREATHLESS: Final = 10.0
+_SPIN_AFTER: Final = 0.003
+_NO_GAP_FOR: Final = 10.0
 
 
 # Threads that wait for a process that is perhaps stopped, though their file is closed. A file that
@@ -179,7 +179,7 @@ class Turnstile:
             connection.busy_waits += 1
             self._wait(taker, connection)
             if self.is_held and monotonic() >= self._breathes_at:
-                time.sleep(_BREATH)
+                time.sleep(_GAP)
         self._since = monotonic()
         self._rhythm = None
         self._turn_ends = self.looks_at = self._since + TURN
@@ -203,10 +203,10 @@ class Turnstile:
         if self._rhythm is None:
             self._rhythm = Rhythm(f"{self._database}{WAL}", self._since)
         now = monotonic()
-        if now - self._since < _ALONE:
+        if now - self._since < _SPIN_AFTER:
             return PACE
         if self.is_held:
-            self._breathes_at = now + _BREATHLESS
+            self._breathes_at = now + _NO_GAP_FOR
             self._let_next_in()
         return self._rhythm.pause()
 

@@ -191,7 +191,7 @@ def check_second_opener(file: DatabaseFile) -> HealthCheck:
     if descriptors is None:
         return found("second_opener", OK, "the system does not show descriptors")
     # SQLite keeps a descriptor of a closed connection while another one has the file locked.
-    ours = [lane.connection.raw for lane in file.lanes()]
+    ours = [leased.connection.raw for leased in file.leased_connections()]
     others = len(descriptors) - len(ours) - file.inspections.most
     library = second_sqlite() if others > 0 else None
     if library is not None and others > other_connections_on(file.path, ours):

@@ -16,13 +16,13 @@ import apsw
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.database.connection.backup import check_copy
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.inspection import heed
+from mandrake_sessions.database.connection.inspection import observe
 from mandrake_sessions.database.error_codes import free_bytes
 from mandrake_sessions.database.health import checks
 from mandrake_sessions.database.health.checks import PATIENCE, found, guarded
 from mandrake_sessions.database.health.place import check_file_system
 from mandrake_sessions.database.health.wording import LOW_DISK, readable_size
-from mandrake_sessions.database.open_file.displacement import Fate
+from mandrake_sessions.database.open_file.displacement import FileCondition
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.database.retry import FileBudget
@@ -178,9 +178,9 @@ def _noting(file: DatabaseFile, made: list[HealthCheck], name: str) -> Iterator[
         yield
     except DatabaseError as error:
         check = checks.failed(name, error)
-        if file.fate is Fate.OVERWRITTEN:
+        if file.condition is FileCondition.OVERWRITTEN:
             # The lease has found out what the check of the header was to find.
-            check = found("header", HealthStatus.FAILED, Fate.OVERWRITTEN.value)
+            check = found("header", HealthStatus.FAILED, FileCondition.OVERWRITTEN.value)
         if check not in made:
             made.append(check)
 
@@ -189,7 +189,7 @@ def _thorough(file: DatabaseFile, budget: Budget, stop: Gate | None) -> list[Hea
     made: list[HealthCheck] = []
     with _noting(file, made, "pages"), file.inspecting(budget) as connection:
         if stop is not None:
-            heed(connection, stop)
+            observe(connection, stop)
         for name, look in {
             "pages": checks.check_pages,
             "references": checks.check_references,

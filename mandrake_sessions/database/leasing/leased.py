@@ -20,7 +20,7 @@ T = TypeVar("T")
 _NONE = apsw.SQLITE_TXN_NONE
 
 
-class Lane:
+class LeasedConnection:
     """A connection behind its queue.
 
     Args:

@@ -202,7 +202,7 @@ class LeaseQueue:
                 for waiter in self._waiters:
                     if not waiter.even_refused:
                         waiter.refusal = make_error
-                        waiter.rouse()
+                        waiter.notify()
                 self._waiters = deque(stay)
 
     def give_up(self, thread: int) -> bool:
@@ -213,7 +213,7 @@ class LeaseQueue:
                     waiter.refusal = partial(
                         waiter.budget.exceeded, "queue", self._path, waiter.operation
                     )
-                    waiter.rouse()
+                    waiter.notify()
                     self._waiters.remove(waiter)
                     return True
         return False
@@ -280,7 +280,7 @@ class Group:
                         waiter.failure = self._make_failure(self._failure, waiter)
                     waiter.is_settled = True
                     # Again after an interruption: it may have been woken before.
-                    waiter.rouse()
+                    waiter.notify()
                 break
             except BaseException as error:  # noqa: BLE001  # a signal: nobody may be left asleep
                 interruption = error

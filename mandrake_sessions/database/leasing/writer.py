@@ -37,7 +37,7 @@ from mandrake_sessions.database.connection.transaction import (
     rollback,
 )
 from mandrake_sessions.database.files.turnstile import Turnstile
-from mandrake_sessions.database.leasing.leased import Lane
+from mandrake_sessions.database.leasing.leased import LeasedConnection
 from mandrake_sessions.database.leasing.queue import Group
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.transaction import WriteUnit
@@ -56,7 +56,7 @@ _REPLAYS = 2
 _GATHERING = 0.001
 
 
-class WriteLane(Lane):
+class WriterConnection(LeasedConnection):
     """The read-write connection, whose transactions may be shared.
 
     Args:

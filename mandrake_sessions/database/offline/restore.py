@@ -24,9 +24,9 @@ from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.atomic import (
     DAMAGED,
     is_kept,
-    making,
     merge_log,
-    put_in_place,
+    partial_file,
+    replace,
     sync_file,
 )
 from mandrake_sessions.database.files.creation import alone_in, clear_name, make_folder
@@ -116,7 +116,7 @@ def restore(source: Path, path: Path, patience: float, *, overwrite: bool) -> No
     _require_room(path, overwrite=overwrite)
     try:
         make_folder(path.parent)
-        with making(path) as partial:
+        with partial_file(path) as partial:
             _copy(source, partial)
             _check_and_stamp(partial, source, path)
             sync_file(partial)
@@ -125,7 +125,7 @@ def restore(source: Path, path: Path, patience: float, *, overwrite: bool) -> No
                 # Before the new file: afterwards another process could claim it.
                 owner.forget_all(path)
                 # What was not there is not ours to replace: it came this moment.
-                put_in_place(partial, path, overwrite=is_there)
+                replace(partial, path, overwrite=is_there)
     except FileExistsError:
         _require_room(path, overwrite=False)
         raise

@@ -9,8 +9,8 @@ import apsw
 
 from mandrake_sessions.database.connection.checkpoint import copy_at_closing
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.leasing.leased import Lane
-from mandrake_sessions.database.leasing.writer import WriteLane
+from mandrake_sessions.database.leasing.leased import LeasedConnection
+from mandrake_sessions.database.leasing.writer import WriterConnection
 from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.waiters import MakeError
@@ -18,7 +18,7 @@ from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 from mandrake_sessions.options import DatabaseOptions
 
 OnStuck = Callable[[int], None] | None
-"""Told the thread that holds a lease when its work is interrupted for closing."""
+"""DeliveredState the thread that holds a lease when its work is interrupted for closing."""
 
 _OPTIMIZE_PATIENCE = 0.05
 _MARK_PATIENCE = 0.05
@@ -26,12 +26,12 @@ _LAST_PATIENCE = 0.25
 
 
 def take_for_closing(
-    lane: Lane, half: Budget, whole: Budget, refusal: MakeError, on_stuck: OnStuck
+    leased: LeasedConnection, half: Budget, whole: Budget, refusal: MakeError, on_stuck: OnStuck
 ) -> None:
-    """Get a lane's lease for good: wait for work under way, then interrupt it.
+    """Get a leased's lease for good: wait for work under way, then interrupt it.
 
     Args:
-        lane: it refuses new work already.
+        leased: it refuses new work already.
         half: the time for work to end by itself.
         whole: the time for all.
         refusal: what those who still wait are refused with after the first half.
@@ -41,20 +41,22 @@ def take_for_closing(
         DatabaseBusyError: the holder did not let go.
     """
     try:
-        lane.queue.acquire(half, "close", even_refused=True)
+        leased.queue.acquire(half, "close", even_refused=True)
     except DatabaseBusyError:
-        lane.queue.refuse(refusal, waiters_too=True)
-        lane.connection.cancel()
+        leased.queue.refuse(refusal, waiters_too=True)
+        leased.connection.cancel()
         if on_stuck is not None:
-            on_stuck(lane.queue.holder)
+            on_stuck(leased.queue.holder)
         patience = FileBudget(max(whole.left(), _LAST_PATIENCE))
-        lane.queue.acquire(patience, "close", even_refused=True)
+        leased.queue.acquire(patience, "close", even_refused=True)
 
 
-def close_lane(lane: Lane, budget: Budget, options: DatabaseOptions, *, abandon: bool) -> None:
+def close_lane(
+    leased: LeasedConnection, budget: Budget, options: DatabaseOptions, *, abandon: bool
+) -> None:
     """Close a connection whose lease the caller holds; the lease is never given back."""
-    connection = lane.connection
-    if not abandon and isinstance(lane, WriteLane):
+    connection = leased.connection
+    if not abandon and isinstance(leased, WriterConnection):
         _leave_in_order(connection, budget, options)
     connection.deadline = budget.deadline
     try:

@@ -35,7 +35,7 @@ _COPYING = 1.0
 """Seconds for others that write into a file that was moved, or copy its log as well."""
 
 
-class Fate(enum.Enum):
+class FileCondition(enum.Enum):
     """What became of an open file; the value says it to people."""
 
     OURS = "it is the file that was opened"
@@ -124,20 +124,20 @@ def is_emptied(path: Path) -> bool:
 
 
 def end_log(
-    connection: Connection, logs: Logs, fate: Fate, budget: Budget, *, may_copy: bool
+    connection: Connection, logs: Logs, condition: FileCondition, budget: Budget, *, may_copy: bool
 ) -> None:
     """Bring what the log holds to where it belongs, and keep it from every other file.
 
     Args:
         connection: the last one on the file; its lease is the caller's.
         logs: that the file was opened with.
-        fate: what became of the file; not ``OURS``.
+        condition: what became of the file; not ``OURS``.
         budget: the time it may take.
         may_copy: whether the log may go into the file: not into one that is damaged.
     """
     path = connection.path
     connection.deadline = budget.deadline
-    if fate is Fate.LOG_LOST:
+    if condition is FileCondition.LOG_LOST:
         # Where another log has begun, pages of ours would undo what it says of the file.
         is_saved = may_copy and not logs.are_replaced() and _copy_into_file(connection, budget)
         try:
@@ -147,7 +147,7 @@ def end_log(
         if aside is not None:
             tell_set_aside(path, aside)
         return
-    is_saved = may_copy and fate is Fate.MOVED and _copy_into_file(connection, budget)
+    is_saved = may_copy and condition is FileCondition.MOVED and _copy_into_file(connection, budget)
     # Between a look and what follows from it nobody may make a new file, whose log it would be.
     with alone_in(path.parent):
         for log in logs.ours():

@@ -25,11 +25,11 @@ from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.database.files.names import require_home
 from mandrake_sessions.database.files.paths import Identity, leads_elsewhere
 from mandrake_sessions.database.files.wal_mark import read_mark
-from mandrake_sessions.database.leasing.leased import Lane
+from mandrake_sessions.database.leasing.leased import LeasedConnection
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.migrations.head import bring_to_head, require_head
 from mandrake_sessions.database.open_file.attachments import C
-from mandrake_sessions.database.open_file.displacement import Fate
+from mandrake_sessions.database.open_file.displacement import FileCondition
 from mandrake_sessions.database.open_file.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.open_file.others import OtherProcesses
 from mandrake_sessions.database.retry import FileBudget
@@ -213,10 +213,10 @@ class DatabaseFile(FileLifecycle):
         self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
     ) -> T | None:
         """Run a short read where the main connection is in use."""
-        lane = self._reading_lane(budget)
+        leased = self._reading_connection(budget)
         patience = min(_CHECKPOINT_PATIENCE, budget.left())
         waits = even_refused or self._no_checkpoint.wait(patience)
-        was_run, result = lane.fetch(
+        was_run, result = leased.fetch(
             work, budget, operation, waits=waits, even_refused=even_refused
         )
         return result if was_run else self._fetch_beside(work, budget, operation)
@@ -235,16 +235,16 @@ class DatabaseFile(FileLifecycle):
         """Run a long read in one snapshot on the auxiliary connection; no writer waits for it."""
         self._admit(operation)
         budget = self.budget(timeout)
-        with self._reading_lane(budget).snapshot(budget, operation) as tx:
+        with self._reading_connection(budget).snapshot(budget, operation) as tx:
             result = work(tx)
         if self._is_unshared:
             self._require_still()
         return result
 
-    def _reading_lane(self, budget: Budget) -> Lane:
-        """Return the auxiliary lane, or the writer's where no descriptor is left to open it."""
+    def _reading_connection(self, budget: Budget) -> LeasedConnection:
+        """Return the auxiliary leased, or the writer's where no descriptor is left to open it."""
         try:
-            return self._auxiliary_lane(budget)
+            return self._auxiliary_connection(budget)
         except TooManyFilesError:
             return self._main
 
@@ -284,7 +284,7 @@ class DatabaseFile(FileLifecycle):
         operation = f"read() at {caller_outside()}"
         self._admit(operation)
         budget = self.budget(timeout)
-        with self._reading_lane(budget).snapshot(budget, operation) as tx:
+        with self._reading_connection(budget).snapshot(budget, operation) as tx:
             yield tx
         if self._is_unshared:
             self._require_still()
@@ -325,7 +325,7 @@ class DatabaseFile(FileLifecycle):
     def exclusive_auxiliary(self, operation: str, budget: Budget) -> Iterator[Connection]:
         """Lend the auxiliary connection with no transaction open."""
         self._admit(operation)
-        with self._auxiliary_lane(budget).exclusive(budget, operation) as connection:
+        with self._auxiliary_connection(budget).exclusive(budget, operation) as connection:
             yield connection
 
     # -- looking at it ----------------------------------------------------------------------
@@ -459,7 +459,7 @@ class DatabaseFile(FileLifecycle):
         """
         with self._main.alone(FileBudget(_FINISH_BUDGET), "checkpoint"):
             pause = FileBudget(_FINISH_PAUSE)
-            with self._auxiliary_lane(pause).exclusive(pause, "checkpoint") as connection:
+            with self._auxiliary_connection(pause).exclusive(pause, "checkpoint") as connection:
                 self.checkpointer.run(
                     connection, pause.deadline, finishes=True, is_shared=is_shared
                 )
@@ -474,10 +474,10 @@ class DatabaseFile(FileLifecycle):
             connection: one on the file; its lease is the caller's.
             budget: the time it may take.
         """
-        fate = self.witness.examine(connection, self._inspect, budget)
-        if fate is not Fate.OURS:
-            self.retire_as(fate)
-        return fate is Fate.OURS and self.refusal.damage is None
+        condition = self.witness.examine(connection, self._inspect, budget)
+        if condition is not FileCondition.OURS:
+            self.retire_as(condition)
+        return condition is FileCondition.OURS and self.refusal.damage is None
 
     def require_writable(self) -> None:
         """Raise the typed error for which the file takes no writes, as far as is known."""
@@ -542,8 +542,8 @@ class DatabaseFile(FileLifecycle):
             self.refusal.require_writable()
         # Also while the file closes: a transaction under way goes on.
         id = self._attached.claimed(self._require_open)
-        for lane in self.lanes():
-            lane.connection.owner = id
+        for leased in self.leased_connections():
+            leased.connection.owner = id
         return id
 
     def release_claim(self) -> None:

@@ -23,11 +23,16 @@ from mandrake_sessions.database.connection.inspection import Inspections
 from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.connection.transaction import rollback
 from mandrake_sessions.database.files.paths import Identity, leads_elsewhere
-from mandrake_sessions.database.leasing.leased import Lane
-from mandrake_sessions.database.leasing.writer import WriteLane
+from mandrake_sessions.database.leasing.leased import LeasedConnection
+from mandrake_sessions.database.leasing.writer import WriterConnection
 from mandrake_sessions.database.open_file.attachments import Attached
 from mandrake_sessions.database.open_file.closing import OnStuck, close_lane, take_for_closing
-from mandrake_sessions.database.open_file.displacement import Fate, Logs, end_log, is_emptied
+from mandrake_sessions.database.open_file.displacement import (
+    FileCondition,
+    Logs,
+    end_log,
+    is_emptied,
+)
 from mandrake_sessions.database.open_file.refusal import Refusal
 from mandrake_sessions.database.open_file.witness import Witness
 from mandrake_sessions.database.retry import FileBudget
@@ -81,7 +86,7 @@ class FileLifecycle(abc.ABC):
         stamp: the random number in the file's header that tells it from other databases.
         refusal: why writes are refused, if they are.
         logs: the files that SQLite keeps beside this one.
-        fate: what has become of it, as far as that was noticed.
+        condition: what has become of it, as far as that was noticed.
         witness: knows how it was when it was last whole.
         inspections: further connections that only look.
         used_at: when the last call began (``time.monotonic``).
@@ -109,11 +114,11 @@ class FileLifecycle(abc.ABC):
         )
         if main.log_mark is not None:
             main.log_mark.on_copied = self.witness.look
-        if self.witness.look(main) is Fate.MOVED:
+        if self.witness.look(main) is FileCondition.MOVED:
             # Moved since it was opened, and what has these names may be another file's.
             raise DatabaseMovedError(path=main.path, operation="open")
         self.inspections = Inspections(main.path, main.identity, options)
-        self.fate = Fate.OURS
+        self.condition = FileCondition.OURS
         self._name = str(main.path)
         self._compare_at = 0.0
         self._retirement: MakeError | None = None
@@ -121,7 +126,7 @@ class FileLifecycle(abc.ABC):
         self._is_closing = False
         self._is_ending = False
         self._on_retired = on_retired
-        self._main = WriteLane(
+        self._main = WriterConnection(
             main,
             options,
             check=self._check,
@@ -130,7 +135,7 @@ class FileLifecycle(abc.ABC):
             on_fault=self._note_fault,
             on_commit=self._note_commit,
         )
-        self._auxiliary: Lane | None = None
+        self._auxiliary: LeasedConnection | None = None
         self._auxiliary_mutex = threading.Lock()
         self._attached = Attached(main.path)
 
@@ -138,15 +143,15 @@ class FileLifecycle(abc.ABC):
     def _note_commit(self) -> None:
         """Take note of a COMMIT that has succeeded; the lease is still held."""
 
-    # -- lanes ------------------------------------------------------------------------------
+    # -- connections ------------------------------------------------------------------------------
 
-    def lanes(self) -> list[Lane]:
-        """Return the lanes that exist."""
+    def leased_connections(self) -> list[LeasedConnection]:
+        """Return the connections that exist."""
         return [self._main] if self._auxiliary is None else [self._main, self._auxiliary]
 
     @property
-    def writer(self) -> WriteLane:
-        """The lane of the read-write connection, for its figures."""
+    def writer(self) -> WriterConnection:
+        """The leased of the read-write connection, for its figures."""
         return self._main
 
     @property
@@ -155,24 +160,24 @@ class FileLifecycle(abc.ABC):
         claim = self._attached.claim
         return None if claim is None else claim.id
 
-    def _auxiliary_lane(self, budget: Budget) -> Lane:
-        """Return the auxiliary lane, opening its connection when it is first needed."""
+    def _auxiliary_connection(self, budget: Budget) -> LeasedConnection:
+        """Return the auxiliary leased, opening its connection when it is first needed."""
         if self._auxiliary is None:
             if not self._auxiliary_mutex.acquire(timeout=budget.left()):
                 raise budget.exceeded("open", self.path, "open")
             try:
                 if self._auxiliary is None:
-                    lane = self._open_auxiliary(budget)
+                    leased = self._open_auxiliary(budget)
                     if self._is_closing:
-                        lane.connection.close(abandon=True)
+                        leased.connection.close(abandon=True)
                         raise self._closed_error()
-                    self._auxiliary = lane
-                    lane.connection.owner = self.owner
+                    self._auxiliary = leased
+                    leased.connection.owner = self.owner
             finally:
                 self._auxiliary_mutex.release()
         return self._auxiliary
 
-    def _open_auxiliary(self, budget: Budget) -> Lane:
+    def _open_auxiliary(self, budget: Budget) -> LeasedConnection:
         if self._closed_with is not None:
             raise self._closed_with()
         if self._is_closing:
@@ -182,7 +187,7 @@ class FileLifecycle(abc.ABC):
             raise DatabaseMovedError(path=self.path, operation="open")
         if self.options.vfs is None and is_emptied(self.path):
             # SQLite would take it for a new database, and delete the log of the old one.
-            self.retire_as(Fate.OVERWRITTEN)
+            self.retire_as(FileCondition.OVERWRITTEN)
             raise self._closed_error()
         try:
             connection = open_connection(
@@ -194,7 +199,7 @@ class FileLifecycle(abc.ABC):
         except (CorruptDatabaseError, NotADatabaseError) as error:
             self.refusal.note(error)
             raise
-        return Lane(
+        return LeasedConnection(
             connection,
             check=self._check,
             on_unclean=self.retire,
@@ -204,7 +209,7 @@ class FileLifecycle(abc.ABC):
     # -- checks -----------------------------------------------------------------------------
 
     def _note_fault(self, error: DatabaseError) -> None:
-        """Take note of a fault that a lane has met."""
+        """Take note of a fault that a leased has met."""
         if error.result_code == apsw.SQLITE_IOERR_CORRUPTFS:
             # Its connection cannot tell damage from it any more; another one looks.
             self.witness.is_doubted = True
@@ -241,7 +246,7 @@ class FileLifecycle(abc.ABC):
     def _require_log(self) -> None:
         # Closing the file, the standard library's SQLite removes the log that ours writes to.
         if self.logs.lost():
-            self.retire_as(Fate.LOG_LOST)
+            self.retire_as(FileCondition.LOG_LOST)
             raise self._closed_error()
 
     def _compare(self, connection: Connection, operation: str, now: float) -> None:
@@ -279,12 +284,12 @@ class FileLifecycle(abc.ABC):
         Raises:
             DatabaseMovedError: it is not.
         """
-        fate = self.witness.look(connection, after_pause=after_pause)
-        if fate is Fate.MOVED:
+        condition = self.witness.look(connection, after_pause=after_pause)
+        if condition is FileCondition.MOVED:
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation=operation)
-        if fate is not Fate.OURS:
-            self.retire_as(fate)
+        if condition is not FileCondition.OURS:
+            self.retire_as(condition)
             raise self._closed_error()
 
     def find_damage(self) -> DatabaseError | None:
@@ -347,10 +352,12 @@ class FileLifecycle(abc.ABC):
             ReentrantScopeError: it does.
         """
         me = get_ident()
-        for lane in self.lanes():
+        for leased in self.leased_connections():
             # Perhaps it has left the block, interrupted at its end.
-            if lane.queue.holder == me and not (end_what_was_left() and lane.queue.holder != me):
-                raise reentrant_error(operation, lane.queue.operation)
+            if leased.queue.holder == me and not (
+                end_what_was_left() and leased.queue.holder != me
+            ):
+                raise reentrant_error(operation, leased.queue.operation)
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -367,8 +374,8 @@ class FileLifecycle(abc.ABC):
         message = f"The open database is not used any more: {reason}; close and open it again."
         self._retirement = lambda: DatabaseMovedError(message, path=self.path)
         self._closed_with = self._retirement
-        for lane in self.lanes():
-            lane.queue.refuse(self._retirement, waiters_too=True)
+        for leased in self.leased_connections():
+            leased.queue.refuse(self._retirement, waiters_too=True)
         self._attached.retired()
         self._on_retired()
         get_logger(__name__).warning(
@@ -377,18 +384,18 @@ class FileLifecycle(abc.ABC):
 
     def retire_moved(self) -> None:
         """Retire because the path does not name the open file any more."""
-        self.retire_as(Fate.MOVED)
+        self.retire_as(FileCondition.MOVED)
 
-    def retire_as(self, fate: Fate) -> None:
+    def retire_as(self, condition: FileCondition) -> None:
         """Retire because of what became of the file."""
-        self.fate = fate
-        self.retire(fate.value)
+        self.condition = condition
+        self.retire(condition.value)
 
     def refuse_new_work(self) -> None:
         """Refuse who comes from now on; who waits or works already goes on."""
         if self.state is FileState.OPEN:
-            for lane in self.lanes():
-                lane.queue.refuse(self._closed_error, waiters_too=False)
+            for leased in self.leased_connections():
+                leased.queue.refuse(self._closed_error, waiters_too=False)
 
     def _closed_error(self) -> MandrakeSessionsError:
         if self._retirement is not None:
@@ -402,7 +409,9 @@ class FileLifecycle(abc.ABC):
     @property
     def is_quiet(self) -> bool:
         """Whether nobody does anything with it this moment; no lock is taken for the answer."""
-        return self._attached.is_quiet and all(lane.queue.is_quiet for lane in self.lanes())
+        return self._attached.is_quiet and all(
+            leased.queue.is_quiet for leased in self.leased_connections()
+        )
 
     def pin(self, key: object) -> None:
         """Keep the file from being parked until ``unpin``; any number may do so at once.
@@ -473,7 +482,7 @@ class FileLifecycle(abc.ABC):
             return False
         try:
             self.is_parked = True
-            if all(lane.queue.shut(self._closed_error) for lane in self.lanes()):
+            if all(leased.queue.shut(self._closed_error) for leased in self.leased_connections()):
                 self._is_closing = True
                 return True
         finally:
@@ -483,8 +492,8 @@ class FileLifecycle(abc.ABC):
 
     def _unshut(self) -> None:
         self._is_closing = False
-        for lane in self.lanes():
-            lane.queue.unshut(self._closed_error)
+        for leased in self.leased_connections():
+            leased.queue.unshut(self._closed_error)
         self.is_parked = False
 
     def close(self, timeout: float, on_stuck: OnStuck = None) -> None:
@@ -512,32 +521,34 @@ class FileLifecycle(abc.ABC):
         self._is_closing = True
         if was_opened:
             self._auxiliary_mutex.release()
-        # Also the auxiliary lane that came since the first time.
+        # Also the auxiliary leased that came since the first time.
         self.refuse_new_work()
         self.inspections.end(half.left())
         # All of them, unless a signal's handler has raised in an earlier call.
-        for lane in [lane for lane in reversed(self.lanes()) if not lane.is_closed]:
+        for leased in [
+            leased for leased in reversed(self.leased_connections()) if not leased.is_closed
+        ]:
             try:
-                take_for_closing(lane, half, whole, self._closed_error, on_stuck)
-                if lane is self._main and not self.options.read_only:
-                    self._end_log(lane.connection, whole)
-                abandon = self._is_log_kept or self._has_foreign_log(lane.connection)
-                close_lane(lane, whole, self.options, abandon=abandon)
-                lane.is_closed = True
+                take_for_closing(leased, half, whole, self._closed_error, on_stuck)
+                if leased is self._main and not self.options.read_only:
+                    self._end_log(leased.connection, whole)
+                abandon = self._is_log_kept or self._has_foreign_log(leased.connection)
+                close_lane(leased, whole, self.options, abandon=abandon)
+                leased.is_closed = True
             except MandrakeSessionsError as error:
                 failures.append(error)
             except apsw.ConnectionClosedError:
                 # A signal's handler raised in an earlier call, when it had just been closed.
-                lane.is_closed = True
+                leased.is_closed = True
             except BaseException:
                 # Whoever closes the file instead needs the lease, and others the write lock.
-                if lane.queue.holder == get_ident():
+                if leased.queue.holder == get_ident():
                     with contextlib.suppress(apsw.ConnectionClosedError):
-                        rollback(lane.connection)
-                    lane.queue.release()
+                        rollback(leased.connection)
+                    leased.queue.release()
                 raise
         self._main.turnstile.close()
-        is_gone = self.fate in (Fate.MOVED, Fate.OVERWRITTEN)
+        is_gone = self.condition in (FileCondition.MOVED, FileCondition.OVERWRITTEN)
         self._attached.end(self._note_closed, is_moved=is_gone)
         self._closed_with = self._closed_error
         if len(failures) == 1 and isinstance(failures[0], MandrakeSessionsError):
@@ -550,7 +561,10 @@ class FileLifecycle(abc.ABC):
         """Whether the log must not go into the file when it closes."""
         if self.keeps_log:
             return True
-        return self.fate not in (Fate.OURS, Fate.LOCKS_LOST) or self.refusal.damage is not None
+        return (
+            self.condition not in (FileCondition.OURS, FileCondition.LOCKS_LOST)
+            or self.refusal.damage is not None
+        )
 
     def _has_foreign_log(self, connection: Connection) -> bool:
         """Whether a file that was only read has a log, which other processes have written."""
@@ -564,13 +578,13 @@ class FileLifecycle(abc.ABC):
 
     def _end_log(self, connection: Connection, budget: Budget) -> None:
         """Keep the log from a file that is not ours; nobody may have noticed until now."""
-        if self.fate in (Fate.OURS, Fate.LOCKS_LOST, Fate.LOG_LOST):
+        if self.condition in (FileCondition.OURS, FileCondition.LOCKS_LOST, FileCondition.LOG_LOST):
             # Those that there were have ended.
             inspections = partial(Inspections, self.path, self.identity, self.options)
-            self.fate = self.witness.examine(connection, inspections, budget)
-        if self.fate is not Fate.OURS:
+            self.condition = self.witness.examine(connection, inspections, budget)
+        if self.condition is not FileCondition.OURS:
             is_whole = self.refusal.damage is None and not self.witness.is_doubted
-            end_log(connection, self.logs, self.fate, budget, may_copy=is_whole)
+            end_log(connection, self.logs, self.condition, budget, may_copy=is_whole)
 
     def _note_closed(self) -> None:
         self.state = FileState.CLOSED
@@ -589,16 +603,16 @@ class FileLifecycle(abc.ABC):
         self._attached.forget_after_fork()
         # Held: another thread was just opening the auxiliary connection.
         is_clean = not self._auxiliary_mutex.locked() and not self.inspections.is_used
-        for lane in self.lanes():
-            lane.connection.forget_after_fork()
-            is_clean = is_clean and not lane.queue.holder
+        for leased in self.leased_connections():
+            leased.connection.forget_after_fork()
+            is_clean = is_clean and not leased.queue.holder
         return is_clean
 
     def close_inherited(self) -> bool:
         """Close the parent's connections in a child; return whether all of them could be."""
         try:
-            for lane in self.lanes():
-                lane.connection.close(abandon=True)
+            for leased in self.leased_connections():
+                leased.connection.close(abandon=True)
         except apsw.Error:
             return False
         return True

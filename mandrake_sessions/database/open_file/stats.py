@@ -8,17 +8,17 @@ from mandrake_sessions.engine.stats import DatabaseStats
 
 def database_stats(file: DatabaseFile) -> DatabaseStats:
     """Return the figures of an open file; read without its lease, each is true by itself."""
-    lanes = file.lanes()
+    connections = file.leased_connections()
     writer = file.writer
     return DatabaseStats(
         path=file.path,
         units=writer.units,
         commits=writer.commits,
         replays=writer.replays,
-        retries=sum(lane.connection.busy_waits for lane in lanes),
-        timeouts=sum(lane.queue.timeouts for lane in lanes),
-        longest_wait=max(lane.queue.longest_wait for lane in lanes),
-        waiting=sum(lane.queue.waiting for lane in lanes),
+        retries=sum(leased.connection.busy_waits for leased in connections),
+        timeouts=sum(leased.queue.timeouts for leased in connections),
+        longest_wait=max(leased.queue.longest_wait for leased in connections),
+        waiting=sum(leased.queue.waiting for leased in connections),
         checkpoints=file.checkpointer.runs,
         pages_written=file.checkpointer.written,
     )

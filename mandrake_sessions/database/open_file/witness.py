@@ -27,7 +27,7 @@ from mandrake_sessions.database.error_codes import pass_on_timeout, translate
 from mandrake_sessions.database.file_format import HEADER_BYTES, page_size_of, pages_of
 from mandrake_sessions.database.files.paths import leads_elsewhere
 from mandrake_sessions.database.files.wal_index import LogIndex, LogState
-from mandrake_sessions.database.open_file.displacement import Fate, Logs
+from mandrake_sessions.database.open_file.displacement import FileCondition, Logs
 from mandrake_sessions.database.open_file.refusal import Refusal
 from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.engine.budget import LEAST_BODY, Budget
@@ -142,7 +142,7 @@ class Witness:
 
     def look(
         self, connection: Connection, *, may_be_under_way: bool = True, after_pause: bool = False
-    ) -> Fate:
+    ) -> FileCondition:
         """Look what has become of the file since it was looked at last; about ten microseconds.
 
         Args:
@@ -161,22 +161,26 @@ class Witness:
             pass_on_timeout(error)
             # What cannot be looked at is not judged: the next lease looks again.
             self.seen = UNSEEN
-            return Fate.MOVED if leads_elsewhere(connection.path, self._identity) else Fate.OURS
+            return (
+                FileCondition.MOVED
+                if leads_elsewhere(connection.path, self._identity)
+                else FileCondition.OURS
+            )
         if (found.st_dev, found.st_ino) != self._identity:
-            return Fate.MOVED
+            return FileCondition.MOVED
         look = _look_at(found)
         is_changed = self._known is not None and self._known.look != look
         try:
-            fate = self._judge(connection, before, look, may_be_under_way)
+            condition = self._judge(connection, before, look, may_be_under_way)
         except (apsw.Error, OSError) as error:
             if isinstance(error, OSError):
                 pass_on_timeout(error)
             # What cannot be read is not judged: the next lease looks again.
             self.seen = UNSEEN
-            return Fate.OURS
+            return FileCondition.OURS
         if is_changed and after_pause and found.st_size <= _SMALL:
             self.is_doubted = True
-        return fate
+        return condition
 
     def require_whole(self, inspections: MakeInspections, budget: Budget) -> None:
         """Make sure, before a write, that what is written will be found again.
@@ -194,7 +198,9 @@ class Witness:
         if self._refusal.damage is not None:
             raise copy.copy(self._refusal.damage)
 
-    def examine(self, connection: Connection, inspections: MakeInspections, budget: Budget) -> Fate:
+    def examine(
+        self, connection: Connection, inspections: MakeInspections, budget: Budget
+    ) -> FileCondition:
         """Find out, before anything is written into the file itself, what has become of it.
 
         Args:
@@ -202,15 +208,15 @@ class Witness:
             inspections: returns what lends a connection that sees what is on disk.
             budget: the time it may take.
         """
-        fate = Fate.OURS
+        condition = FileCondition.OURS
         if not self._is_as_seen(connection):
-            fate = self.look(connection, may_be_under_way=False)
-        if fate is Fate.OURS and self._logs.lost():
+            condition = self.look(connection, may_be_under_way=False)
+        if condition is FileCondition.OURS and self._logs.lost():
             # Asked after it: the log is lost as well where another process has set it aside.
-            return Fate.LOG_LOST
-        if fate is Fate.OURS and self.is_doubted:
+            return FileCondition.LOG_LOST
+        if condition is FileCondition.OURS and self.is_doubted:
             self._look_at_pages(inspections, budget)
-        return fate
+        return condition
 
     def has_changed(self) -> bool:
         """Return whether the path says anything else of the file than when it was looked at."""
@@ -303,7 +309,7 @@ class Witness:
 
     def _judge(
         self, connection: Connection, before: LogState | None, look: Look, may_be_under_way: bool
-    ) -> Fate:
+    ) -> FileCondition:
         known, head = self._known, connection.head(_HEAD)
         # At first there is nothing to compare.
         after = before if known is None else self._index.state()
@@ -312,7 +318,7 @@ class Witness:
             # Once more from the beginning, should a checkpoint have been met half way.
             self.seen = UNSEEN
             is_strange = is_overwritten(connection, self._stamp)
-            return Fate.OVERWRITTEN if is_strange else Fate.OURS
+            return FileCondition.OVERWRITTEN if is_strange else FileCondition.OURS
         is_foreign = (
             known is not None
             and known.look != look
@@ -320,11 +326,11 @@ class Witness:
         )
         if is_foreign and known is not None and head != known.head and _is_at_rest(after):
             if header != known.head[:HEADER_BYTES]:
-                return Fate.OVERWRITTEN
+                return FileCondition.OVERWRITTEN
             self._note_damage(_FOREIGN)
         if known is not None and _lacks_what_was_copied(before, after, header):
             # An older copy, which came after a checkpoint of another process.
-            return Fate.OVERWRITTEN
+            return FileCondition.OVERWRITTEN
         is_under_way = self._is_under_way(before) or (
             after is not before and self._is_under_way(after)
         )
@@ -341,7 +347,7 @@ class Witness:
             self._whole_at = before.salts, before.copied
         # What a checkpoint writes last may have the same time.
         self.seen = UNSEEN if is_under_way else look
-        return Fate.OURS
+        return FileCondition.OURS
 
     def _is_unexplained(
         self, connection: Connection, known: LogState | None, after: LogState | None

@@ -25,7 +25,7 @@ from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.settings import restore_settings
 from mandrake_sessions.database.health.levels import check_health
-from mandrake_sessions.database.open_file.displacement import Fate
+from mandrake_sessions.database.open_file.displacement import FileCondition
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.database.retry import FileBudget
@@ -40,7 +40,7 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.log import get_logger
 
 OnReport = Callable[[HealthReport], object]
-"""Told each report, in the monitor's thread; what it raises is logged."""
+"""DeliveredState each report, in the monitor's thread; what it raises is logged."""
 
 _HEAL_SECONDS = 1.0
 _STOP_SECONDS = 10.0
@@ -239,9 +239,9 @@ def heal(file: DatabaseFile, report: HealthReport) -> None:
     """
     wrong = {check.name: check for check in report.checks if check.status is not HealthStatus.OK}
     failed = {name for name, check in wrong.items() if check.status is HealthStatus.FAILED}
-    fate = _fate_of(failed)
-    if fate is not None:
-        _give_up(file, fate)
+    condition = _condition_of(failed)
+    if condition is not None:
+        _give_up(file, condition)
         return
     for name in ("settings", "settings_auxiliary"):
         if name in failed:
@@ -254,21 +254,21 @@ def heal(file: DatabaseFile, report: HealthReport) -> None:
         _checkpoint(file)
 
 
-def _fate_of(failed: set[str]) -> Fate | None:
+def _condition_of(failed: set[str]) -> FileCondition | None:
     """Return for what a file must be given up, if it must."""
-    fates = {
-        "file": Fate.MOVED,
-        "header": Fate.OVERWRITTEN,
-        "log": Fate.LOG_LOST,
-        "locks": Fate.LOCKS_LOST,
+    conditions = {
+        "file": FileCondition.MOVED,
+        "header": FileCondition.OVERWRITTEN,
+        "log": FileCondition.LOG_LOST,
+        "locks": FileCondition.LOCKS_LOST,
     }
-    return next((fate for name, fate in fates.items() if name in failed), None)
+    return next((condition for name, condition in conditions.items() if name in failed), None)
 
 
-def _give_up(file: DatabaseFile, fate: Fate) -> None:
+def _give_up(file: DatabaseFile, condition: FileCondition) -> None:
     """Retire the file, having made sure: one look could have met a change half way."""
-    if fate is Fate.LOCKS_LOST:
-        file.retire_as(fate)
+    if condition is FileCondition.LOCKS_LOST:
+        file.retire_as(condition)
         return
     with (
         contextlib.suppress(DatabaseError),

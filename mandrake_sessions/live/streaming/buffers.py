@@ -10,7 +10,7 @@ from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.records.streaming import Chunk, Remainder
 
 
-class Strand:
+class TextBuffer:
     """One of the two texts of a turn.
 
     Attributes:
@@ -60,7 +60,7 @@ class Strand:
         return paired(whole), held
 
 
-class Frozen:
+class PendingChunk:
     """A chunk that is stored, unchanged, as often as it takes."""
 
     __slots__ = ("chunk", "content_end", "content_size", "raw_end", "raw_size", "size", "waiters")
@@ -80,7 +80,9 @@ class Frozen:
         self.waiters = waiters
 
 
-def remainders_of(content: Strand, raw: Strand, frozen: Frozen | None) -> list[Remainder]:
+def remainders_of(
+    content: TextBuffer, raw: TextBuffer, frozen: PendingChunk | None
+) -> list[Remainder]:
     """Return what is not stored of two texts, by what may be stored before it."""
     sizes = content.stored_size, raw.stored_size
     texts = content.text.since(content.text.stored), raw.text.since(raw.text.stored)

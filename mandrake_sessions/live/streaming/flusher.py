@@ -141,7 +141,7 @@ class Flusher:
         finally:
             self._beginnings.discard(key)
             if not self._streams:
-                self.poke()
+                self.wake()
 
     def _begin(
         self, turn_id: str, unit: WriteUnit[Turn], holder: object, timeout: float | None
@@ -162,7 +162,7 @@ class Flusher:
                 if self.texts.setdefault(turn_id, text) is not text:
                     raise TurnAlreadyExistsError(turn_id)
             turn = file.transact(work, "stream_turn", timeout)
-            stream = Stream(turn, holder, file.options, self.poke, text)
+            stream = Stream(turn, holder, file.options, self.wake, text)
             self._add(stream)
             return TurnWriter(stream, file, self.abandon)
         except BaseException as error:
@@ -172,7 +172,7 @@ class Flusher:
             )
             if begun and not is_undone:
                 # Perhaps it is stored: then nobody else would end it.
-                self._add_abandoned(Stream(begun[-1], self, file.options, self.poke, text))
+                self._add_abandoned(Stream(begun[-1], self, file.options, self.wake, text))
             elif self.texts.get(turn_id) is text:
                 del self.texts[turn_id]
             raise
@@ -201,7 +201,7 @@ class Flusher:
         self._add(stream)
         self.abandon(stream)
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """Have the thread look who has something; takes no time and no lock."""
         with contextlib.suppress(RuntimeError):
             self._wake.release()
@@ -209,7 +209,7 @@ class Flusher:
     def abandon(self, stream: Stream) -> None:
         """Have a turn interrupted whose writer was forgotten; a finalizer may call it."""
         self._abandoned.append(stream)
-        self.poke()
+        self.wake()
 
     def close_holder(self, holder: object) -> None:
         """Store what a manager's writers hold, and end their turns as interrupted.
@@ -253,14 +253,14 @@ class Flusher:
                 "stream_not_ended", path=str(self._file.path), turn_id=stream.turn.id
             )
             self._give_up(stream, PoolClosedError(path=self._file.path))
-        self.poke()
+        self.wake()
         if thread is not None and thread.ident not in (None, threading.get_ident()):
             thread.join(max(0.0, deadline - monotonic()))
 
     def retired(self) -> None:
         """Fail the writers: the file takes no more work."""
         self._is_retired = True
-        self.poke()
+        self.wake()
 
     def forget_after_fork(self) -> None:
         """Let go of the parent's streams in a child; their writers raise there."""

@@ -8,7 +8,7 @@ from typing import Any
 from mandrake_sessions.live.streaming.tool_calls import ToolCallList
 
 
-class Columns:
+class PendingFields:
     """The columns of a turn that its writer has set, and which of them are still to be stored.
 
     Whoever calls it sees to it that only one thread does at a time.

@@ -27,9 +27,14 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.ids import now
 from mandrake_sessions.json_text.writer import MAX_TEXT_BYTES, ValueChange
 from mandrake_sessions.live.event_loops import runs_event_loop
-from mandrake_sessions.live.streaming.buffers import Frozen, Strand, remainders_of, size_of
+from mandrake_sessions.live.streaming.buffers import (
+    PendingChunk,
+    TextBuffer,
+    remainders_of,
+    size_of,
+)
 from mandrake_sessions.live.streaming.outcome import Outcome, fail, settle
-from mandrake_sessions.live.streaming.pending_fields import Columns
+from mandrake_sessions.live.streaming.pending_fields import PendingFields
 from mandrake_sessions.live.streaming.tool_calls import PendingToolCall, value_of
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.models import Turn, TurnStatus
@@ -59,7 +64,7 @@ class Stream:
         turn: the turn as it was stored at the beginning.
         holder: the manager whose end ends it.
         options: of the database.
-        poke: wakes the flusher; takes no lock.
+        wake: wakes the flusher; takes no lock.
         text: the content, empty so far.
 
     Attributes:
@@ -74,18 +79,18 @@ class Stream:
         turn: Turn,
         holder: object,
         options: DatabaseOptions,
-        poke: Callable[[], None],
+        wake: Callable[[], None],
         text: GrowingText,
     ) -> None:
         self.turn = turn
         self.holder = holder
         self.state = StreamState.OPEN
-        self.content = Strand("text", text)
-        self.raw = Strand("raw text", GrowingText())
+        self.content = TextBuffer("text", text)
+        self.raw = TextBuffer("raw text", GrowingText())
         self.due_at = inf
         self.is_awaited = False
         self._options = options
-        self._poke = poke
+        self._wake = wake
         self._mutex = threading.RLock()
         # Bound once: it is asked for every piece.
         self._is_owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]
@@ -94,8 +99,8 @@ class Stream:
         self._fresh_size = 0
         # Below this the hot path has nothing to look at; 0 is always.
         self._notice_at: float = 1
-        self._frozen: Frozen | None = None
-        self._columns = Columns()
+        self._pending: PendingChunk | None = None
+        self._fields = PendingFields()
         self._flush_waiters: list[Outcome[None]] = []
         self._end: tuple[TurnStatus, str | None] | None = None
         self._ending: Ending | None = None
@@ -103,46 +108,46 @@ class Stream:
 
     # -- the writer's side ------------------------------------------------------------------
 
-    def take(self, strand: Strand, piece: str) -> None:
+    def take(self, buffer: TextBuffer, piece: str) -> None:
         """Add a piece of text; never waits for the file."""
         is_far_ahead = False
         if self._is_owned():
             refuse_unforeseen("write")
         # Not acquire() and release(): Ctrl-C between acquire() and `try` would leave it locked.
         with self._mutex:
-            if type(piece) is str and piece.isascii() and not strand.held:
+            if type(piece) is str and piece.isascii() and not buffer.held:
                 held = ""
                 size = len(piece)
             else:
-                piece, held = strand.joined(piece)
+                piece, held = buffer.joined(piece)
                 size = size_of(piece)
             fresh_size = self._fresh_size + size
             if fresh_size >= self._notice_at:
-                is_far_ahead = self._notice(strand, size, fresh_size)
-            strand.held = held
-            strand.size += size
+                is_far_ahead = self._notice(buffer, size, fresh_size)
+            buffer.held = held
+            buffer.size += size
             self._fresh_size = fresh_size
-            strand.text.append(piece)
+            buffer.text.append(piece)
         if is_far_ahead and not runs_event_loop():
             # Every time the flusher comes back from SQLite it must get the interpreter again, and
             # threads that never wait give it away every 5 ms only, each to any of the others.
             time.sleep(_GIVE_WAY)
 
-    def _notice(self, strand: Strand, size: int, fresh_size: int) -> bool:
+    def _notice(self, buffer: TextBuffer, size: int, fresh_size: int) -> bool:
         """Refuse a piece, or have the flusher look; return whether the writer is far ahead."""
         self._require_open()
-        frozen_size = 0 if self._frozen is None else self._frozen.size
+        frozen_size = 0 if self._pending is None else self._pending.size
         held_size = self._fresh_size + frozen_size
         # A piece that is larger than the limit by itself can only be taken when nothing else is.
         if held_size and held_size + size > self._options.max_buffered_bytes:
             raise StreamBackpressureError
-        strand.require_room(size)
+        buffer.require_room(size)
         is_much = fresh_size >= self._options.flush_bytes
         is_far_ahead = is_much and self.due_at <= 0
         if is_much:
             self.due_at = 0.0
             # Each time: Ctrl-C may have come before the last one.
-            self._poke()
+            self._wake()
         elif self.due_at == inf:
             self._make_due(monotonic() + self._options.flush_interval)
         longest = max(self.content.size, self.raw.size) - self._fresh_size
@@ -159,8 +164,8 @@ class Stream:
         with self._mutex:
             self._require_open()
             if not strict:
-                value = self._columns.calls.fitting(value)
-            place = self._columns.calls.add(value.text)
+                value = self._fields.calls.fitting(value)
+            place = self._fields.calls.add(value.text)
             self._note_calls()
         value.log_changes("call", self.turn.id)
         return PendingToolCall(value.plain, value.changes, partial(self._answer_call, place))
@@ -170,14 +175,14 @@ class Stream:
         with self._mutex:
             self._require_open()
             if not strict:
-                value = self._columns.calls.fitting(value)
-            self._columns.calls.answer(place, value.text)
+                value = self._fields.calls.fitting(value)
+            self._fields.calls.answer(place, value.text)
             self._note_calls()
         value.log_changes("result", self.turn.id)
         return value.changes
 
     def _note_calls(self) -> None:
-        self._columns.note_calls()
+        self._fields.note_calls()
         self._make_due(monotonic() + self._options.flush_interval)
 
     def set_fields(self, fields: Mapping[str, Any]) -> None:
@@ -185,7 +190,7 @@ class Stream:
         with self._mutex:
             self._require_open()
             if fields:
-                self._columns.set_figures(fields)
+                self._fields.set_figures(fields)
                 self._make_due(monotonic() + self._options.flush_interval)
 
     def ask_for_flush(self) -> Outcome[None]:
@@ -256,14 +261,14 @@ class Stream:
         self.is_awaited |= is_awaited
         if moment < self.due_at or is_awaited:
             self.due_at = min(moment, self.due_at)
-            self._poke()
+            self._wake()
 
     def _is_all_stored(self) -> bool:
         return (
-            self._frozen is None
+            self._pending is None
             and self.content.frozen == self.content.text.length
             and self.raw.frozen == self.raw.text.length
-            and not self._columns.has_new
+            and not self._fields.has_new
         )
 
     # -- the flusher's side -----------------------------------------------------------------
@@ -276,8 +281,8 @@ class Stream:
         """
         with self._mutex:
             self.is_awaited = False
-            if self._frozen is not None:
-                return self._frozen.chunk
+            if self._pending is not None:
+                return self._pending.chunk
             if ends_now or self._ending is not None or self.state is StreamState.LOST:
                 return None
             waiters, self._flush_waiters = self._flush_waiters, []
@@ -298,11 +303,11 @@ class Stream:
             self._next_seq,
             content.text.since(content.frozen, ends[0]),
             raw.text.since(raw.frozen, ends[1]),
-            self._columns.take(),
+            self._fields.take(),
             now(),
         )
         self._next_seq += 1
-        self._frozen = Frozen(chunk, ends, self._fresh_size, waiters)
+        self._pending = PendingChunk(chunk, ends, self._fresh_size, waiters)
         content.frozen, raw.frozen = ends
         self._fresh_size = 0
         return chunk
@@ -316,13 +321,13 @@ class Stream:
 
     def _final(self) -> Ending:
         assert self._end is not None
-        for strand in (self.content, self.raw):
-            if strand.held:
+        for buffer in (self.content, self.raw):
+            if buffer.held:
                 # The other half has not come.
-                strand.held = ""
-                strand.text.append("\ufffd")
+                buffer.held = ""
+                buffer.text.append("\ufffd")
         status, error_message = self._end
-        fields = self._columns.take_last()
+        fields = self._fields.take_last()
         if error_message is not None:
             fields["error_message"] = error_message
         return Ending(
@@ -338,7 +343,7 @@ class Stream:
     def note_stored(self) -> None:
         """Note that the frozen chunk is committed."""
         with self._mutex:
-            frozen, self._frozen = self._frozen, None
+            frozen, self._pending = self._pending, None
             assert frozen is not None
             self.content.text.mark_stored(frozen.content_end)
             self.raw.text.mark_stored(frozen.raw_end)
@@ -381,23 +386,23 @@ class Stream:
             Its texts, by what it may have got of them, and other columns.
         """
         with self._mutex:
-            for strand in (self.content, self.raw):
-                strand.note_kept_so_far()
-            unsure = {} if self._frozen is None else self._frozen.chunk.fields
+            for buffer in (self.content, self.raw):
+                buffer.note_kept_so_far()
+            unsure = {} if self._pending is None else self._pending.chunk.fields
             last = {} if self._ending is None else {**self._ending.fields}
             # How it ended is told by who has ended it.
             last.pop("error_message", None)
-            columns = self._columns.take_unstored(unsure, last)
-            return remainders_of(self.content, self.raw, self._frozen), columns
+            columns = self._fields.take_unstored(unsure, last)
+            return remainders_of(self.content, self.raw, self._pending), columns
 
     def note_kept(self) -> None:
         """Note that the last remainders are stored."""
         with self._mutex:
-            if self._frozen is not None:
-                self._flush_waiters += self._frozen.waiters
-                self._frozen = None
-            for strand in (self.content, self.raw):
-                strand.note_kept()
+            if self._pending is not None:
+                self._flush_waiters += self._pending.waiters
+                self._pending = None
+            for buffer in (self.content, self.raw):
+                buffer.note_kept()
 
     def refuse_if_kept(self, error: BaseException, turn: Turn | None) -> bool:
         """Take nothing more, if everything that was taken is stored; return whether it is.
@@ -408,7 +413,7 @@ class Stream:
         """
         with self._mutex:
             is_kept = all(each.text.stored == each.text.length for each in (self.content, self.raw))
-            if not is_kept or self._columns.has_new:
+            if not is_kept or self._fields.has_new:
                 return False
             # In this order: who is refused, or asks whether it is over, finds the turn there.
             self.turn = turn or self.turn
@@ -436,13 +441,13 @@ class Stream:
         self.refuse(error)
 
     def _mark_all_stored(self) -> None:
-        for strand in (self.content, self.raw):
-            strand.text.mark_stored(strand.text.length)
+        for buffer in (self.content, self.raw):
+            buffer.text.mark_stored(buffer.text.length)
 
     def _take_waiters(self) -> tuple[list[Outcome[None]], list[Outcome[Turn]]]:
         flush_waiters, self._flush_waiters = self._flush_waiters, []
-        if self._frozen is not None:
-            flush_waiters += self._frozen.waiters
-            self._frozen.waiters = []
+        if self._pending is not None:
+            flush_waiters += self._pending.waiters
+            self._pending.waiters = []
         end_waiters, self._end_waiters = self._end_waiters, []
         return flush_waiters, end_waiters

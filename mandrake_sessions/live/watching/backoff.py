@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Ladder:
+class Backoff:
     """When to look again after something was noticed: soon, then ever more rarely, then no more.
 
     The system tells of the first write of a commit, before that is synced and can be seen; and of
@@ -23,7 +23,7 @@ class Ladder:
         self._step = self._FIRST
         self.due = now
 
-    def climb(self, now: float, *, found: bool) -> None:
+    def note_look(self, now: float, *, found: bool) -> None:
         """Decide, after a look, when the next one is due."""
         if self.due is None:
             return

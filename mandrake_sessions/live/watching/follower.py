@@ -5,7 +5,7 @@ whose text has grown. There is one as long as somebody watches::
 
     commit here ──────┐                      ┌─► mailbox ─► iterator, in its caller's thread
     notifier ─────────┼─► follower reads ────┼─► mailbox ─► async iterator, in its event loop
-    text has grown ───┘   the changes        └─► mailbox ─► listener, in an announcer's thread
+    text has grown ───┘   the changes        └─► mailbox ─► listener, in a thread for listeners
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from mandrake_sessions.errors import (
     PoolClosedError,
 )
 from mandrake_sessions.live.text import GrowingText
-from mandrake_sessions.live.watching.backoff import Ladder
-from mandrake_sessions.live.watching.listeners import Announcer, Listener
+from mandrake_sessions.live.watching.backoff import Backoff
+from mandrake_sessions.live.watching.listeners import Listener, ListenerThreads
 from mandrake_sessions.live.watching.mailbox import Mailbox
 from mandrake_sessions.live.watching.targets import Joining
 from mandrake_sessions.live.watching.turn_states import KnownTurn
@@ -87,7 +87,7 @@ class Follower:
         self._mutex = threading.Lock()
         self._thread: threading.Thread | None = None
         self._members: dict[Mailbox, None] = {}
-        self._announcer = Announcer()
+        self._listener_threads = ListenerThreads()
         self._watched = Watched(self._read, self._texts, self._note_growth, self._drop_member)
         # What is asked of the thread. Appending takes no lock: a finalizer may do it.
         self._asked: deque[Callable[[], None]] = deque()
@@ -96,7 +96,7 @@ class Follower:
         self._is_awake = False
         self._has_committed = False
         self._is_notified = False
-        self._ladder = Ladder()
+        self._backoff = Backoff()
         self._next_look = 0.0
         self._next_growth = 0.0
         self._pause = 0.0
@@ -134,7 +134,7 @@ class Follower:
                 self._start()
             self._members[joining.mailbox] = None
             self._asked.append(lambda: self._join(joining))
-        self._rouse()
+        self._wake_up()
 
     def listener(self, holder: object, call: Callable[[Any], object]) -> Listener:
         """Return a listener whose mailbox can be subscribed.
@@ -143,8 +143,8 @@ class Follower:
             ThreadStartError: no thread can be started that calls it.
         """
         self._require_alive()
-        self._announcer.require_thread()
-        return Listener(self._announcer, holder, call)
+        self._listener_threads.require_thread()
+        return Listener(self._listener_threads, holder, call)
 
     def leave(self, mailbox: Mailbox) -> None:
         """Forget a subscriber; takes no lock, so a finalizer may call it."""
@@ -153,13 +153,13 @@ class Follower:
         # In this order: the thread ends when nobody is left and nothing is asked.
         self._asked.append(lambda: self._watched.leave(mailbox))
         self._members.pop(mailbox, None)
-        self._rouse()
+        self._wake_up()
 
     def wake(self) -> None:
         """Note that this process has committed something; takes no lock and does not wait."""
         if self._members:
             self._has_committed = True
-            self._rouse()
+            self._wake_up()
 
     def close_holder(self, holder: object) -> None:
         """End the subscriptions of a manager that closes, after the last states."""
@@ -183,7 +183,7 @@ class Follower:
         for mailbox in tuple(self._members):
             mailbox.end(copy.copy(closed))
             self._members.pop(mailbox, None)
-        self._announcer.stop()
+        self._listener_threads.stop()
 
     def fail(self, error: MandrakeSessionsError) -> None:
         """End every subscription with an error; only noted here, the caller may hold a lease."""
@@ -193,7 +193,7 @@ class Follower:
     def end_present(self, error: MandrakeSessionsError) -> None:
         """End the subscriptions there are with an error; more may come."""
         self._asked.append(lambda: self._end_all(error))
-        self._rouse()
+        self._wake_up()
 
     def forget_after_fork(self) -> None:
         """Let go, in a child, of the threads and subscribers, which are the parent's."""
@@ -222,10 +222,10 @@ class Follower:
             if self._thread is None or self._thread is threading.current_thread():
                 return
             self._asked.append(work_and_tell)
-        self._rouse()
+        self._wake_up()
         done.wait(_CLOSE_PATIENCE)
 
-    def _rouse(self) -> None:
+    def _wake_up(self) -> None:
         """Wake the thread, once for all that comes before it looks."""
         if not self._is_awake:
             self._is_awake = True
@@ -233,11 +233,11 @@ class Follower:
 
     def _note_file(self) -> None:
         self._is_notified = True
-        self._rouse()
+        self._wake_up()
 
     def _note_growth(self, known: KnownTurn) -> None:
         self._grown.append(known)
-        self._rouse()
+        self._wake_up()
 
     def _drop_member(self, mailbox: Mailbox) -> None:
         self._members.pop(mailbox, None)
@@ -277,18 +277,18 @@ class Follower:
                 return False
             self._thread = None
             self._file.others.unwatch(self)
-        self._announcer.stop()
+        self._listener_threads.stop()
         return True
 
     def _is_needed(self) -> bool:
         """Whether somebody watches, or the last word waits behind a listener that blocks."""
-        is_behind = self._failure is None and self._announcer.is_behind
+        is_behind = self._failure is None and self._listener_threads.is_behind
         return bool(self._members or self._asked or is_behind)
 
     def _seconds_to_wait(self) -> float | None:
         now = monotonic()
         due = [self._look_due(), self._growth_due()]
-        stuck = self._announcer.look_after()
+        stuck = self._listener_threads.look_after()
         due.append(None if stuck is None else now + stuck)
         times = [time for time in due if time is not None]
         if self._asked:
@@ -301,9 +301,9 @@ class Follower:
         # This process's own commits cause notifications too, mostly before they can be seen.
         if self._is_notified:
             return self._next_look + _PACE
-        if self._ladder.due is None:
+        if self._backoff.due is None:
             return None
-        return max(self._ladder.due, self._next_look + _PACE)
+        return max(self._backoff.due, self._next_look + _PACE)
 
     def _growth_due(self) -> float | None:
         return self._next_growth if self._grown else None
@@ -333,7 +333,7 @@ class Follower:
         """Look for changes; the flags are taken down first, and up again if it fails."""
         if self._is_notified:
             self._is_notified = False
-            self._ladder.start(monotonic())
+            self._backoff.start(monotonic())
         self._has_committed = False
         began = monotonic()
         try:
@@ -344,7 +344,7 @@ class Follower:
         now = monotonic()
         self._pause = 0.0
         self._next_look = now + _LOOK_SHARE * (now - began)
-        self._ladder.climb(now, found=found)
+        self._backoff.note_look(now, found=found)
 
     def _tell_growth(self) -> None:
         grown = [self._grown.popleft() for _ in range(len(self._grown))]

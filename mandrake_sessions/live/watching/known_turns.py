@@ -15,15 +15,17 @@ class KnownTurns:
 
     Args:
         texts: the texts of this process's writers, by turn.
-        poke: told, in a writer's thread, that the text of a turn has grown.
+        note_growth: told, in a writer's thread, that the text of a turn has grown.
 
     Attributes:
         foreign: those that are streaming, and not by a writer of this process.
     """
 
-    def __init__(self, texts: dict[str, GrowingText], poke: Callable[[KnownTurn], None]) -> None:
+    def __init__(
+        self, texts: dict[str, GrowingText], note_growth: Callable[[KnownTurn], None]
+    ) -> None:
         self._texts = texts
-        self._poke = poke
+        self._note_growth = note_growth
         self._by_id: dict[str, KnownTurn] = {}
         self._targets: dict[str, tuple[Target, ...]] = {}
         self.foreign: dict[str, KnownTurn] = {}
@@ -53,7 +55,7 @@ class KnownTurns:
         The caller drops its text, if nobody needs it any more.
         """
         id = stored.turn.id
-        known = self._by_id.get(id) or KnownTurn(stored, self._poke)
+        known = self._by_id.get(id) or KnownTurn(stored, self._note_growth)
         is_newer = known.advance(stored, self._texts.get(id))
         self._by_id[id] = known
         for target in targets:

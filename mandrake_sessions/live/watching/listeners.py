@@ -28,18 +28,20 @@ class Listener:
 
     Attributes:
         mailbox: what it is told.
-        is_scheduled: whether a thread has it, or will; guarded by the announcer.
+        is_scheduled: whether a thread has it, or will; guarded by their lock.
         is_asked_again: whether something came while a thread had it.
     """
 
-    def __init__(self, announcer: Announcer, holder: object, call: Callable[[Any], object]) -> None:
-        self.mailbox = Mailbox(holder, lambda _mailbox: announcer.ask(self))
+    def __init__(
+        self, listener_threads: ListenerThreads, holder: object, call: Callable[[Any], object]
+    ) -> None:
+        self.mailbox = Mailbox(holder, lambda _mailbox: listener_threads.ask(self))
         self.call = call
         self.is_scheduled = False
         self.is_asked_again = False
 
 
-class Announcer:
+class ListenerThreads:
     """One thread for all listeners, and another only while every one is stuck in a callback."""
 
     def __init__(self) -> None:
@@ -76,14 +78,14 @@ class Announcer:
                 return
             listener.is_scheduled = True
             self._ready.append(listener)
-            self._see_to_it()
+            self._start_thread_if_stuck()
 
     def look_after(self) -> float | None:
         """Start another thread if all are stuck; return when to look again, in seconds."""
         if not self._ready:
             return None
         with self._mutex:
-            self._see_to_it()
+            self._start_thread_if_stuck()
             return _STUCK_AFTER if self._ready else None
 
     def stop(self) -> None:
@@ -97,7 +99,7 @@ class Announcer:
         with contextlib.suppress(IndexError, RuntimeError):
             self._idle.pop().release()
 
-    def _see_to_it(self) -> None:
+    def _start_thread_if_stuck(self) -> None:
         self._is_stopping = False
         self._wake_one()
         stuck_since = monotonic() - _STUCK_AFTER

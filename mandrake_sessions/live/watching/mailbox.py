@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.errors import ForkedPoolError
 from mandrake_sessions.live.event_loops import call_in_loop, wake
-from mandrake_sessions.live.watching.turn_states import Told, TurnState
+from mandrake_sessions.live.watching.turn_states import DeliveredState, TurnState
 from mandrake_sessions.live.watching.updates import (
     RoundUpdate,
     SessionEvent,
@@ -47,7 +47,7 @@ class Mailbox:
         self._sleepers: list[threading.Lock] = []
         self._waiters: list[Waiter] = []
         self._news: dict[str, News] = {}
-        self._told: dict[str, Told] = {}
+        self._told: dict[str, DeliveredState] = {}
         # Turns that were taken, some of them perhaps not noted as told yet.
         self._taken: set[str] = set()
         self._error: BaseException | None = None
@@ -175,7 +175,7 @@ class Mailbox:
             if update is not None:
                 return update
 
-    def _update(self, state: TurnState, told: Told | None) -> TurnUpdate | None:
+    def _update(self, state: TurnState, told: DeliveredState | None) -> TurnUpdate | None:
         """Return what is new in a state; None if nothing is."""
         turn = state.turn
         if state.is_deleted:
@@ -184,7 +184,7 @@ class Mailbox:
                 turn, None, offset=0, length=0, text="", is_in_flight=False, is_deleted=True
             )
         length = state.length()
-        now = Told(state.known, turn.revision, state.version, length)
+        now = DeliveredState(state.known, turn.revision, state.version, length)
         if told == now:
             return None
         offset = min(state.known.offset_for(told, state), length)

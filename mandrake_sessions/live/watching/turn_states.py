@@ -53,7 +53,7 @@ class TurnState:
         return self.text.since(offset, length)
 
 
-class Told(NamedTuple):
+class DeliveredState(NamedTuple):
     """What a subscriber has been told of a turn."""
 
     known: KnownTurn
@@ -67,7 +67,7 @@ class KnownTurn:
 
     Args:
         stored: its row.
-        poke: told, in the writer's thread, that a text of this process has grown.
+        note_growth: told, in the writer's thread, that a text of this process has grown.
 
     Attributes:
         state: the newest one; None when the turn has ended and only sessions are watched, which
@@ -85,7 +85,7 @@ class KnownTurn:
     __slots__ = (
         "_agreements",
         "_digest",
-        "_poke",
+        "_note_growth",
         "has_grown",
         "has_tool_calls",
         "id",
@@ -100,7 +100,7 @@ class KnownTurn:
         "version",
     )
 
-    def __init__(self, stored: StoredTurn, poke: Callable[[KnownTurn], None]) -> None:
+    def __init__(self, stored: StoredTurn, note_growth: Callable[[KnownTurn], None]) -> None:
         self.id = stored.turn.id
         self.session_id = stored.session_id
         self.round_id = stored.round_id
@@ -113,7 +113,7 @@ class KnownTurn:
         self.has_grown = False
         self.told_length = 0
         self.version = 0
-        self._poke = poke
+        self._note_growth = note_growth
         self._digest: tuple[int, int] | None = None
         self._agreements: tuple[tuple[int, int], ...] = ()
 
@@ -177,7 +177,7 @@ class KnownTurn:
             self.told_length = 0
         self.is_local = is_local
         if text is not None and is_local:
-            text.on_growth = self.poke
+            text.on_growth = self.note_growth
         self.outline = msgspec.structs.replace(turn, content="", raw_response="", tool_calls=())
         self.has_tool_calls = bool(turn.tool_calls)
         if text is not None:
@@ -191,13 +191,13 @@ class KnownTurn:
         if self.state is not None and self.state.text is not None:
             _append_stored(self.state.text, content)
 
-    def poke(self) -> None:
+    def note_growth(self) -> None:
         """Note, in the writer's thread, that the text has grown."""
         if not self.has_grown:
             self.has_grown = True
-            self._poke(self)
+            self._note_growth(self)
 
-    def offset_for(self, told: Told | None, state: TurnState) -> int:
+    def offset_for(self, told: DeliveredState | None, state: TurnState) -> int:
         """Return how much of a state's text is what a subscriber was told before."""
         if told is None or told.known is not self:
             return 0

@@ -48,7 +48,7 @@ class Watched:
     Args:
         read: runs a short read.
         texts: the texts of this process's writers, by turn.
-        poke: told, in a writer's thread, that the text of a turn has grown.
+        note_growth: told, in a writer's thread, that the text of a turn has grown.
         on_end: told of a mailbox that will get nothing more.
     """
 
@@ -56,7 +56,7 @@ class Watched:
         self,
         read: Read,
         texts: dict[str, GrowingText],
-        poke: Callable[[KnownTurn], None],
+        note_growth: Callable[[KnownTurn], None],
         on_end: Callable[[Mailbox], None],
     ) -> None:
         self._read = read
@@ -64,7 +64,7 @@ class Watched:
         self._last: Change = NO_CHANGE
         self._targets: dict[tuple[type[Target], str], Target] = {}
         self._of: dict[Mailbox, Target] = {}
-        self.turns = KnownTurns(texts, poke)
+        self.turns = KnownTurns(texts, note_growth)
 
     # -- who watches ------------------------------------------------------------------------
 
