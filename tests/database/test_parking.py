@@ -418,7 +418,7 @@ def test_a_file_that_is_watched_stays_until_nobody_watches(
     subscription = manager.track_streaming_turns(response, told.append, follow=True)
     crowd("a", "b", "c")
     assert open_connections(manager.path) > 0
-    manager.create_turn(response, content="DeliveredState", status=TurnStatus.COMPLETED)
+    manager.create_turn(response, content="Told", status=TurnStatus.COMPLETED)
     update = watch.receive(10.0)
     assert update is not None
     assert update.turn is not None

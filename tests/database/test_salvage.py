@@ -233,7 +233,7 @@ def test_answers_come_back_where_every_index_is_lost_too(
     report = run(damaged)
 
     assert not of(report, "sessions").is_all_known
-    # DeliveredState by the ids of a round and its response, which were made one after the other.
+    # Known by the ids of a round and its response, which were made one after the other.
     with SessionManager(new_of(damaged), pool=pool) as sessions:
         after = [
             (each.request.content, [turn.content for turn in each.turns])

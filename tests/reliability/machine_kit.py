@@ -95,7 +95,7 @@ class Model:
         }
 
 
-class DeliveredState:
+class Told:
     """A store that answers to every call what the call that failed would have returned."""
 
     def __init__(self, result):

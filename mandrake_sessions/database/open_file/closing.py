@@ -18,7 +18,7 @@ from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 from mandrake_sessions.options import DatabaseOptions
 
 OnStuck = Callable[[int], None] | None
-"""DeliveredState the thread that holds a lease when its work is interrupted for closing."""
+"""Called with the thread that holds a lease when its work is interrupted for closing."""
 
 _OPTIMIZE_PATIENCE = 0.05
 _MARK_PATIENCE = 0.05

@@ -40,7 +40,7 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.log import get_logger
 
 OnReport = Callable[[HealthReport], object]
-"""DeliveredState each report, in the monitor's thread; what it raises is logged."""
+"""Called with each report, in the monitor's thread; an error that it raises is logged."""
 
 _HEAL_SECONDS = 1.0
 _STOP_SECONDS = 10.0
