@@ -1,6 +1,7 @@
 """Text that grows while others read it."""
 
 import random
+import sys
 import threading
 
 from mandrake_sessions.live.text import GrowingText
@@ -77,3 +78,32 @@ def test_what_is_stored_is_told_apart():
     assert text.since(text.stored) == " not yet"
     text.mark_stored(10)
     assert text.since(text.stored) == " yet"
+
+
+def test_a_piece_whose_append_was_interrupted_is_there_once_or_not_at_all():
+    """Ctrl-C may come before any line of ``append``; the next piece follows all the same."""
+    lines = 0
+    for at in range(1, 20):
+        text = GrowingText("a")
+        seen = 0
+
+        def interrupt(frame, event, _argument, at=at):
+            nonlocal seen
+            if frame.f_code is not GrowingText.append.__code__:
+                return None
+            seen += event == "line"
+            if event == "line" and seen == at:
+                raise KeyboardInterrupt
+            return interrupt
+
+        sys.settrace(interrupt)
+        try:
+            text.append("b")
+        except KeyboardInterrupt:
+            lines += 1
+        finally:
+            sys.settrace(None)
+        text.append("c")
+        assert text.since(0) in ("ac", "abc")
+        assert text.length == len(text.since(0))
+    assert lines >= 5
