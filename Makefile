@@ -47,8 +47,9 @@ lint: $(INSTALLED) ## ruff: rules and format
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff .; exit 1; }
 
-types: $(INSTALLED) ## mypy --strict
+types: $(INSTALLED) ## mypy --strict; pyright, strict, of the methods and of a host's own code
 	@$(BIN)/mypy $(TYPED)
+	@out=$$($(BIN)/pyright) || { echo "$$out"; exit 1; }
 
 layers: $(INSTALLED) ## import-linter: who may import whom
 	@out=$$($(BIN)/lint-imports --no-logo --cache-dir .cache/import-linter) || { echo "$$out"; exit 1; }
@@ -94,9 +95,14 @@ $(SPHINX): docs/requirements.lock pyproject.toml
 		--no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: sql
+.PHONY: generate sql faces
+generate: sql faces ## write every module that is made from descriptions
+
 sql: $(INSTALLED) ## compile the statements and tables that the library runs
 	@$(BIN)/python -m tools.generate
+
+faces: $(INSTALLED) ## write the methods of managers and transactions from the units
+	@$(BIN)/python -m tools.generate.faces
 
 wheel: $(INSTALLED) ## build the wheel into dist
 	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(DIST) .

@@ -145,7 +145,7 @@ def test_flat_out(bench: Bench, sessions: SessionManager, pace: Pace) -> None:
     ages_found.add("write()", calls, {"99.9 % ms": quantile(calls, 0.999)})
     # No limit for the longest: threads that only count hold each other up for as long.
     ages_found.at_most("write(): 99.9 % in ms", quantile(calls, 0.999), QUICK_CALL)
-    limit = 2 * sessions.handle.file.options.flush_interval * 1000 + COMMIT
+    limit = 2 * sessions.handle.options.flush_interval * 1000 + COMMIT
     ages_found.at_most("99 % of the looks in ms", quantile(oldest or [0.0], 0.99), limit)
     comparison.judge(at_least(TIMES_FASTER, BARE_UPDATES))
     ages_found.judge()

@@ -11,7 +11,7 @@ from typing import Final, Self, TypeVar
 from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.resources import Resource
 from mandrake_sessions.database.files.paths import at_home, identify, real_path
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
 from mandrake_sessions.engine.transaction import WriteUnit
 from mandrake_sessions.errors import (
@@ -89,10 +89,14 @@ class MandrakeManager(Resource):
         self._logger = logger
         self._mutex = threading.RLock()
         self._open: dict[str, WorkspaceManager] = {}
-        self._known_registry: tuple[DatabaseHandle, Registry] | None = None
+        self._known_registry: tuple[FileHandle, Registry] | None = None
         self.sessions = SessionManager(
             self.root / DATABASE, pool=pool, options=options, read_only=read_only, logger=logger
         )
+
+    @property
+    def _handle(self) -> FileHandle:
+        return file_handle(self.sessions.handle)
 
     # -- life -------------------------------------------------------------------------------
 
@@ -154,8 +158,8 @@ class MandrakeManager(Resource):
             DatabaseOpenError: its database cannot be made; it is not registered then.
         """
         name = arguments.workspace_name("name", name)
-        self.sessions.handle.require_writable()
-        handle, registry = self.sessions.handle, self._registry()
+        self._handle.require_writable()
+        handle, registry = self._handle, self._registry()
         folder = registry.root / _WORKSPACES / name if path is None else directory(path)
         place = spelled(folder, self.list_workspaces() if os.path.exists(folder) else ())
         unit = workspaces.register_workspace(registry, name, place, description)
@@ -236,7 +240,7 @@ class MandrakeManager(Resource):
             DatabaseMissingError: it holds no workspace's database.
             WorkspaceAlreadyExistsError: another workspace has the path.
         """
-        self.sessions.handle.require_writable()
+        self._handle.require_writable()
         registry = self._registry()
         id = self._fetch_workspace(id, "move_workspace").id
         folder = directory(path)
@@ -295,7 +299,7 @@ class MandrakeManager(Resource):
                 known = None
             if known is not None and known.sessions.is_initialized:
                 return known
-            require_in_place(self.sessions.handle, self._registry(), workspace)
+            require_in_place(self._handle, self._registry(), workspace)
             return self._open_workspace(workspace) if known is None else known.init()
 
     def database_of(self, id: str) -> Path:
@@ -309,11 +313,11 @@ class MandrakeManager(Resource):
             WorkspacePlaceError: it is not what was registered.
         """
         workspace = self._fetch_workspace(id, "database_of")
-        require_in_place(self.sessions.handle, self._registry(), workspace)
+        require_in_place(self._handle, self._registry(), workspace)
         return workspace_database(workspace.path)
 
     def _registry(self) -> Registry:
-        handle, known = self.sessions.handle, self._known_registry
+        handle, known = self._handle, self._known_registry
         if known is None or known[0] is not handle:
             known = self._known_registry = handle, registry_of(handle)
         return known[1]
@@ -325,12 +329,12 @@ class MandrakeManager(Resource):
         registry = self._registry()
         # A full disk keeps no root from opening: the next opening notes it.
         with contextlib.suppress(DatabaseError):
-            if self.sessions.handle.fetch(workspaces.find_outdated_notes(registry), "note_move"):
+            if self._handle.fetch(workspaces.find_outdated_notes(registry), "note_move"):
                 self._transact(workspaces.note_move(registry), "note_move")
 
     def _fetch_workspace(self, id: str, operation: str) -> Workspace:
         unit = workspaces.get_workspace_row(self._registry(), id)
-        return self.sessions.handle.fetch(unit, operation)
+        return self._handle.fetch(unit, operation)
 
     def _open_workspace(self, workspace: Workspace) -> WorkspaceManager:
         manager = WorkspaceManager(
@@ -359,12 +363,12 @@ class MandrakeManager(Resource):
         return manager
 
     def _transact(self, unit: WriteUnit[T], operation: str) -> T:
-        return self.sessions.handle.transact(unit, operation, delegable=True)
+        return self._handle.transact(unit, operation, delegable=True)
 
     def list_workspaces(self) -> list[Workspace]:
         """Return the registered workspaces by name."""
         unit = workspaces.list_workspace_rows(self._registry())
-        return self.sessions.handle.query(unit, "list_workspaces")
+        return self._handle.query(unit, "list_workspaces")
 
     def find_workspace(self, name: str) -> Workspace | None:
         """Return the registered workspace of a name, or None.
@@ -376,7 +380,7 @@ class MandrakeManager(Resource):
             InvalidArgumentError: no workspace can have this name.
         """
         unit = workspaces.find_workspace_by_name(self._registry(), name)
-        return self.sessions.handle.fetch(unit, "find_workspace")
+        return self._handle.fetch(unit, "find_workspace")
 
     def unregister_workspace(self, id: str) -> Workspace:
         """Close a workspace and take it out of the registry; its files stay as they are.
@@ -415,10 +419,10 @@ class MandrakeManager(Resource):
         """
         pool = self._pool or default_pool()
         seconds = seconds_to_wait(timeout, self._options, pool)
-        self.sessions.handle.require_writable()
+        self._handle.require_writable()
         with self._mutex:
             workspace = self._fetch_workspace(id, "delete_workspace")
-            require_in_place(self.sessions.handle, self._registry(), workspace)
+            require_in_place(self._handle, self._registry(), workspace)
             # It stays known until it is deleted: should that fail, get_workspace() opens it again.
             known = self._open.get(workspace.id)
             if known is not None:

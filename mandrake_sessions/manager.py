@@ -19,15 +19,19 @@ from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.reentry import do_elsewhere, is_unforeseen, refuse_unforeseen
 from mandrake_sessions.concurrency.resources import Resource
 from mandrake_sessions.database.files.paths import absolute_path, real_path
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
 from mandrake_sessions.engine.health import HealthLevel, HealthReport
+from mandrake_sessions.engine.protocols import Handle
 from mandrake_sessions.engine.stats import DatabaseStats
 from mandrake_sessions.errors import (
     HandleReleasedError,
     NotInitializedError,
     ReadOnlyDatabaseError,
 )
+from mandrake_sessions.faces.calls import not_initialized_once_released
+from mandrake_sessions.faces.manager import ManagerFace
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.streaming.writer import TurnWriter
 from mandrake_sessions.live.watching.follower import Follower
@@ -41,24 +45,15 @@ from mandrake_sessions.live.watching.subscription import (
 )
 from mandrake_sessions.live.watching.updates import SessionEvent, TurnUpdate
 from mandrake_sessions.log import HostLogger, tell_host, usable_logger
-from mandrake_sessions.methods import fetches, not_initialized_once_released, queries, writes
 from mandrake_sessions.models import Exchange, Turn
 from mandrake_sessions.options import DatabaseOptions
-from mandrake_sessions.records import (
-    history,
-    requests,
-    rounds,
-    sessions,
-    turn_updates,
-    turns,
-    usage,
-)
+from mandrake_sessions.records import history
 from mandrake_sessions.session_transaction import SessionTransaction, TransactionBlock
 
 T = TypeVar("T")
 
 
-def _present_hub(handle: DatabaseHandle) -> Hub | None:
+def _present_hub(handle: Handle) -> Hub | None:
     """Return what is live in the database, None where nothing is open."""
     hub = handle.attachment
     return hub if isinstance(hub, Hub) else None
@@ -83,7 +78,7 @@ HISTORY_PAGE = 100
 """Rounds that ``iter_session_history`` reads under one lease."""
 
 
-class SessionManager(Resource):
+class SessionManager(Resource, ManagerFace):
     """The conversations in one database file.
 
     Making one opens nothing. ``init()`` and ``close()`` do, or a ``with`` block. It may be used
@@ -127,7 +122,7 @@ class SessionManager(Resource):
         self.follow_links = True
         self._logger = usable_logger(logger)
         self._mutex = threading.Lock()
-        self._handle: DatabaseHandle | None = None
+        self._handle: FileHandle | None = None
 
     # -- life -------------------------------------------------------------------------------
 
@@ -140,21 +135,25 @@ class SessionManager(Resource):
         return real_path(self._path) if self.follow_links else Path(self._path)
 
     @property
-    def is_initialized(self) -> bool:
-        """Whether it is open."""
-        return self._handle is not None
-
-    @property
     def handle(self) -> DatabaseHandle:
-        """The claim on the database, for statements of one's own.
+        """The handle on the open database, for a host's own statements.
 
         Raises:
             NotInitializedError: before ``init()`` and after ``close()``.
         """
+        return self._opened
+
+    @property
+    def _opened(self) -> FileHandle:
         handle = self._handle
         if handle is None:
             raise NotInitializedError
         return handle
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether it is open."""
+        return self._handle is not None
 
     def init(self) -> Self:
         """Open the database, making it and migrating its schema where needed.
@@ -174,11 +173,13 @@ class SessionManager(Resource):
                 options = self._options
                 if self._is_read_only:
                     options = replace(options or pool.options.database, read_only=True)
-                handle = pool.acquire(
-                    self._path,
-                    options=options,
-                    create=self.create,
-                    follow_links=self.follow_links,
+                handle = file_handle(
+                    pool.acquire(
+                        self._path,
+                        options=options,
+                        create=self.create,
+                        follow_links=self.follow_links,
+                    )
                 )
                 try:
                     with handle.pinned("init") as file:
@@ -201,7 +202,7 @@ class SessionManager(Resource):
             if self._handle is not None:
                 do_elsewhere(self.close)
             return
-        handle: DatabaseHandle | None = None
+        handle: FileHandle | None = None
         try:
             with self._mutex:
                 handle, self._handle = self._handle, None
@@ -215,7 +216,7 @@ class SessionManager(Resource):
                 do_elsewhere(partial(self._give_back, handle))
             raise
 
-    def _give_back(self, handle: DatabaseHandle) -> None:
+    def _give_back(self, handle: FileHandle) -> None:
         try:
             hub = _present_hub(handle)
             if hub is not None:
@@ -314,38 +315,7 @@ class SessionManager(Resource):
     def _on_left(self) -> None:
         self.close()
 
-    # -- records ----------------------------------------------------------------------------
-
-    create_session = writes(sessions.create_session)
-    get_session = fetches(sessions.get_session)
-    find_session = fetches(sessions.find_session)
-    list_sessions = queries(sessions.list_sessions)
-    count_sessions = queries(sessions.count_sessions)
-    update_session = writes(sessions.update_session)
-    delete_session = writes(sessions.delete_session)
-
-    create_round = writes(rounds.create_round)
-    record_round = writes(rounds.record_round)
-    get_round = fetches(rounds.get_round)
-    get_round_by_response = fetches(rounds.get_round_by_response)
-    get_current_round = fetches(rounds.get_current_round)
-    list_rounds = queries(rounds.list_rounds)
-    delete_round = writes(rounds.delete_round)
-
-    get_request = fetches(requests.get_request)
-    update_request = writes(requests.update_request)
-    get_response = fetches(requests.get_response)
-
-    create_turn = writes(turns.create_turn, claims=True)
-    get_turn = fetches(turns.get_turn)
-    get_latest_turn = fetches(turns.get_latest_turn)
-    list_turns = queries(turns.list_turns)
-    update_turn = writes(turn_updates.update_turn)
-    delete_turn = writes(turns.delete_turn)
-    get_streaming_status = fetches(turns.get_streaming_status)
-
-    render_session_history = queries(history.render_session_history)
-    get_session_usage = queries(usage.get_session_usage)
+    # -- histories --------------------------------------------------------------------------
 
     def iter_session_history(
         self, session_id: str, *, page_size: int = HISTORY_PAGE
@@ -371,7 +341,7 @@ class SessionManager(Resource):
         while True:
             unit = history.history_page(session_id, after, size)
             with not_initialized_once_released():
-                page = self.handle.query(unit, "iter_session_history")
+                page = self._opened.query(unit, "iter_session_history")
             yield from page
             if len(page) < size:
                 return
@@ -390,7 +360,7 @@ class SessionManager(Resource):
     def _live(self, operation: str, timeout: float | None = None) -> Iterator[Hub]:
         """Keep the file open, and lend what is live in it: by the end of the block it is busy."""
         refuse_unforeseen(operation)
-        with not_initialized_once_released(), self.handle.pinned(operation, timeout) as file:
+        with not_initialized_once_released(), self._opened.pinned(operation, timeout) as file:
             yield Hub.of(file)
 
     def _listened(self, operation: str, begin: Callable[[Follower], Subscription]) -> Subscription:
@@ -587,7 +557,7 @@ class SessionManager(Resource):
             DatabaseBusyError: the budget was used up; nothing was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
-        return TransactionBlock(self.handle, timeout)
+        return TransactionBlock(self._opened, timeout)
 
     def transact(
         self, work: Callable[[SessionTransaction], T], *, timeout: float | None = None
@@ -606,7 +576,7 @@ class SessionManager(Resource):
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
         arguments.function("work", work)
-        handle = self.handle
+        handle = self._opened
         try:
             return handle.transact(
                 lambda database: work(SessionTransaction(database, handle.claim)),
@@ -628,11 +598,11 @@ class SessionManager(Resource):
             timeout: seconds that the checks of ``THOROUGH`` and ``FULL`` may take; None for ten
                 minutes.
         """
-        return self.handle.health(level, timeout)
+        return self._opened.health(level, timeout)
 
     def stats(self) -> DatabaseStats:
         """Return the figures of the database since it was opened."""
-        return self.handle.stats()
+        return self._opened.stats()
 
     def backup(
         self,
@@ -654,4 +624,4 @@ class SessionManager(Resource):
         Raises:
             BackupError: the target exists, or the copy did not pass its check; nothing is left.
         """
-        return self.handle.backup(target, overwrite=overwrite, timeout=timeout)
+        return self._opened.backup(target, overwrite=overwrite, timeout=timeout)

@@ -18,8 +18,8 @@ from mandrake_sessions.database.files.paths import (
     real_path,
     refuse_link,
 )
-from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.pool import ConnectionPool
+from mandrake_sessions.engine.protocols import Handle
 from mandrake_sessions.errors import (
     DatabaseError,
     DatabasePathError,
@@ -56,7 +56,7 @@ def directory(path: object) -> Path:
     return Path(from_here(str(Path(given))))
 
 
-def registry_of(handle: DatabaseHandle) -> Registry:
+def registry_of(handle: Handle) -> Registry:
     """Return the registry in an open system database."""
     try:
         return Registry(handle.path, identify(handle.path))
@@ -87,7 +87,7 @@ def spelled(folder: Path, registered: Iterable[Workspace]) -> str:
     return str(path)
 
 
-def require_in_place(handle: DatabaseHandle, registry: Registry, workspace: Workspace) -> None:
+def require_in_place(handle: Handle, registry: Registry, workspace: Workspace) -> None:
     """Make sure that a workspace is what was registered, and this registry's.
 
     Args:

@@ -6,27 +6,28 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.aio.calls import Call
 from mandrake_sessions.aio.to_thread import in_thread
 from mandrake_sessions.aio.workers import ReadWorker, Worker, WriteWorker
+from mandrake_sessions.database.pool.file_handle import file_handle
+from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.engine.protocols import Handle
-from mandrake_sessions.engine.transaction import ReadUnit
 from mandrake_sessions.errors import NotInitializedError
+from mandrake_sessions.faces.calls import AwaitedCalls, Kind
 from mandrake_sessions.log import HostLogger
 from mandrake_sessions.manager import SessionManager
-from mandrake_sessions.methods import Kind
 from mandrake_sessions.options import DatabaseOptions
 
 T = TypeVar("T")
 
 
-class AsyncOpening:
+class AsyncOpening(AwaitedCalls):
     """What an AsyncSessionManager is without its methods: a database that is opened and closed."""
 
     def __init__(
@@ -83,7 +84,7 @@ class AsyncOpening:
         return self.sync.is_read_only
 
     @property
-    def handle(self) -> Handle:
+    def handle(self) -> DatabaseHandle:
         """The claim on the database, for statements of one's own; its calls block, so in a thread.
 
         Raises:
@@ -159,13 +160,13 @@ class AsyncOpening:
 
     # -- how calls are run ------------------------------------------------------------------
 
-    def open_handle(self) -> Handle:
+    def _open_handle(self) -> Handle:
         """Return the claim on the database; raises NotInitializedError where there is none."""
         if self._is_closing:
             raise NotInitializedError
-        return self.sync.handle
+        return file_handle(self.sync.handle)
 
-    def worker(self, kind: Kind) -> Worker:
+    def _worker(self, kind: Kind) -> Worker:
         """Return what runs calls of a kind."""
         worker = self._workers.get(kind)
         if worker is None:
@@ -175,15 +176,18 @@ class AsyncOpening:
                 worker = self._workers.setdefault(kind, _new_worker(kind))
         return worker
 
-    async def query(self, unit: ReadUnit[T], operation: str) -> T:
-        """Run a reading unit of the layers below that may be long, in one snapshot."""
-        call = Call(unit, operation, self.open_handle())
-        return await call.outcome(self.worker("query"), is_write=False)
-
-    async def fetch(self, unit: ReadUnit[T], operation: str) -> T:
-        """Run a short reading unit of the layers below."""
-        call = Call(unit, operation, self.open_handle())
-        return await call.outcome(self.worker("fetch"), is_write=False)
+    def _run_unit(
+        self,
+        handle: Handle,
+        unit: Callable[[Any], T],
+        operation: str,
+        kind: Kind,
+        *,
+        claims: bool = False,
+    ) -> Coroutine[Any, Any, T]:
+        """Return a coroutine that has a unit run by the worker of its kind; else as in the base."""
+        call: Call[T] = Call(unit, operation, handle, claims=claims)
+        return call.outcome(self._worker(kind), is_write=kind == "write")
 
 
 def _new_worker(kind: Kind) -> Worker:

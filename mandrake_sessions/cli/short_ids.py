@@ -10,6 +10,7 @@ from itertools import pairwise, takewhile
 from typing import Final
 
 from mandrake_sessions.cli.errors import CommandError, ExitCode
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.errors import SessionNotFoundError
 from mandrake_sessions.manager import SessionManager
 from mandrake_sessions.records.sessions import find_session_ids, ids_ending_as
@@ -29,7 +30,8 @@ def shortened(sessions: SessionManager, ids: Iterable[str]) -> dict[str, str]:
         return short
     # Read from the end and sorted, each id stands beside the one that has most in common with it.
     known = sorted(
-        id[::-1] for id in sessions.handle.fetch(ids_ending_as(long, _SHORTEST), "short ids")
+        id[::-1]
+        for id in file_handle(sessions.handle).fetch(ids_ending_as(long, _SHORTEST), "short ids")
     )
     common = [_alike(*pair) for pair in pairwise(known)]
     for at, backwards in enumerate(known):
@@ -55,7 +57,9 @@ def whole_id(sessions: SessionManager, given: str) -> str:
     """
     if len(given) < _LEAST_GIVEN or sessions.find_session(given) is not None:
         return given
-    found = sessions.handle.fetch(find_session_ids(given, _MOST_NAMED + 1), "short ids")
+    found = file_handle(sessions.handle).fetch(
+        find_session_ids(given, _MOST_NAMED + 1), "short ids"
+    )
     ending = [id for id in found if id.endswith(given)]
     if len(ending) == 1 or len(found) == 1:
         return (ending if len(ending) == 1 else found)[0]

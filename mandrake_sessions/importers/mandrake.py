@@ -16,7 +16,8 @@ from pathlib import Path
 from mandrake_sessions import arguments
 from mandrake_sessions.database.connection.foreign import open_foreign
 from mandrake_sessions.database.files.paths import identify, real_path
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import file_handle
+from mandrake_sessions.engine.protocols import Handle
 from mandrake_sessions.errors import ImportSourceError, InvalidArgumentError
 from mandrake_sessions.ids import now
 from mandrake_sessions.importers.origin import Draft, Origin
@@ -83,7 +84,7 @@ def import_mandrake(
     arguments.flag("recover_orphans", recover_orphans)
     if progress is not None:
         arguments.function("progress", progress)
-    handle = sessions.handle
+    handle = file_handle(sessions.handle)
     path = real_path(source)
     if identify(path) == identify(sessions.path) is not None:
         raise ImportSourceError(f"{path} is the database to import into.")
@@ -136,7 +137,7 @@ class _Run:
 
     def __init__(
         self,
-        handle: DatabaseHandle,
+        handle: Handle,
         progress: Callable[[ImportProgress], None] | None,
         total: int,
     ) -> None:

@@ -20,7 +20,7 @@ import pytest
 from async_face import AsyncFace
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from machine_kit import BLOCK, OPERATION, TEXT, DeliveredState, Model, Work
+from machine_kit import BLOCK, OPERATION, TEXT, Model, Told, Work
 
 from mandrake_sessions import (
     CommitOutcomeUnknownError,
@@ -236,7 +236,7 @@ class Conversations(RuleBasedStateMachine):
                 self.one_call(operation)
         except CommitOutcomeUnknownError as error:
             self.model.sessions = copy.deepcopy(before)
-            self.call(DeliveredState(error.result), operation)
+            self.call(Told(error.result), operation)
             self.look_which(before, self.model.sessions)
         except MandrakeSessionsError:
             self.model.sessions = before

@@ -229,7 +229,7 @@ def test_m65_a_call_that_raises_inside_a_transaction_leaves_nothing(path, sessio
 
     with sessions.transaction() as tx:
         with pytest.raises(DatabaseError, match=r"."), tx.savepoint():
-            tx.database.run(statement("INSERT INTO rounds VALUES ('r', 'nobody', 1, 1, 1)"))
+            tx._database.run(statement("INSERT INTO rounds VALUES ('r', 'nobody', 1, 1, 1)"))
         with pytest.raises(SessionNotFoundError):
             tx.create_round("nobody", "x")
         with pytest.raises(Exception, match="already"):
@@ -373,7 +373,7 @@ def test_m66_a_write_behind_a_thread_that_holds_on_gives_up_in_the_queue(session
 
 def test_m67_errors_carry_their_context(path, sessions):
     with pytest.raises(ConstraintViolationError) as caught, sessions.transaction() as tx:
-        tx.database.run(statement("INSERT INTO rounds VALUES ('r', 'nobody', 1, 1, 1)"))
+        tx._database.run(statement("INSERT INTO rounds VALUES ('r', 'nobody', 1, 1, 1)"))
 
     error = caught.value
     assert error.path == path

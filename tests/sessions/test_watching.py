@@ -20,7 +20,7 @@ from mandrake_sessions import (
 TOOL = {"call": {"name": "sleep"}, "response": {"ok": True}}
 
 
-class DeliveredState:
+class Told:
     """A listener that keeps what it is told, for the test to wait for."""
 
     def __init__(self):
@@ -44,7 +44,7 @@ def finished(update):
 
 def test_m31_m40_a_listener_is_told_the_new_turn(sessions, response):
     turn = sessions.create_turn(response.id)
-    told = DeliveredState()
+    told = Told()
 
     subscription = sessions.add_turn_update_listener(turn.id, told)
     sessions.update_turn(turn.id, content="Hel")
@@ -63,7 +63,7 @@ def test_m31_m40_a_listener_is_told_the_new_turn(sessions, response):
 
 def test_m40_a_listener_is_told_of_its_turn_only(sessions, response):
     mine, other = sessions.create_turn(response.id), sessions.create_turn(response.id)
-    told = DeliveredState()
+    told = Told()
 
     with sessions.add_turn_update_listener(mine.id, told):
         sessions.update_turn(other.id, content="not mine")
@@ -75,7 +75,7 @@ def test_m40_a_listener_is_told_of_its_turn_only(sessions, response):
 
 def test_m40_a_raising_listener_is_logged_and_stops_nothing(sessions, response):
     turn = sessions.create_turn(response.id)
-    told = DeliveredState()
+    told = Told()
 
     def raising(update):
         raise RuntimeError("this listener is broken")
@@ -95,7 +95,7 @@ def test_m40_a_raising_listener_is_logged_and_stops_nothing(sessions, response):
 
 def test_m40_a_listener_may_close_itself_and_call_the_manager(sessions, response):
     turn = sessions.create_turn(response.id)
-    told = DeliveredState()
+    told = Told()
     opened = threading.Event()
 
     def once(update):
@@ -115,7 +115,7 @@ def test_m40_a_listener_may_close_itself_and_call_the_manager(sessions, response
 
 def test_m40_a_closed_subscription_is_told_nothing_more(sessions, response):
     turn = sessions.create_turn(response.id)
-    told, witness = DeliveredState(), DeliveredState()
+    told, witness = Told(), Told()
 
     subscription = sessions.add_turn_update_listener(turn.id, told)
     other = sessions.add_turn_update_listener(turn.id, witness)
@@ -131,7 +131,7 @@ def test_m40_a_closed_subscription_is_told_nothing_more(sessions, response):
 
 def test_m41_a_tracker_is_told_the_present_state_then_every_later_one(sessions, response):
     first = sessions.create_turn(response.id, content="Let me ", tool_calls=[TOOL])
-    told = DeliveredState()
+    told = Told()
 
     tracker = sessions.track_streaming_turns(response.id, told)
     assert told.until(lambda update: True).turn == first
@@ -150,7 +150,7 @@ def test_m41_a_tracker_is_told_the_present_state_then_every_later_one(sessions, 
 
 def test_m41_a_second_tracker_is_told_the_same(sessions, response):
     turn = sessions.create_turn(response.id)
-    several = [DeliveredState() for _ in range(5)]
+    several = [Told() for _ in range(5)]
     trackers = [sessions.track_streaming_turns(response.id, told) for told in several]
 
     sessions.update_turn(turn.id, content="for all", status="completed")
@@ -245,7 +245,7 @@ def test_what_a_writer_holds_in_memory_is_told_as_in_flight(sessions, response):
 
 def test_closing_the_manager_ends_every_subscription(sessions, response):
     turn = sessions.create_turn(response.id)
-    told = DeliveredState()
+    told = Told()
     watch = sessions.watch_response(response.id)
     watch.receive(PATIENCE)
     listening = sessions.add_turn_update_listener(turn.id, told)

@@ -1,1 +1,1 @@
-"""Writes modules of the library from what SQLAlchemy describes: ``python -m tools.generate``."""
+"""Writes the modules of the library that are made from descriptions."""

@@ -10,26 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.concurrency.blocks import Block, block
+from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.concurrency.fork import current_pid
 from mandrake_sessions.concurrency.reentry import is_unforeseen
 from mandrake_sessions.concurrency.resources import Resource
-from mandrake_sessions.database.connection.transaction import ReadTransaction, WriteTransaction
 from mandrake_sessions.database.health.levels import check_health
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.database.open_file.stats import database_stats
-from mandrake_sessions.database.pool.pins import Pin, Pinned, PinnedScope
+from mandrake_sessions.database.pool.pins import Pin, Pinned
 from mandrake_sessions.database.pool.slots import Slot, SlotState
 from mandrake_sessions.database.retry import FileBudget
-from mandrake_sessions.engine.attachment import Attachment
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.health import HealthLevel, HealthReport, level_of
 from mandrake_sessions.engine.protocols import FileParkedError
 from mandrake_sessions.engine.stats import DatabaseStats
-from mandrake_sessions.engine.transaction import ReadUnit, WriteUnit
-from mandrake_sessions.engine.waiters import BatchSource
 from mandrake_sessions.errors import ForkedPoolError, HandleReleasedError
 from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.options import DatabaseOptions
@@ -86,152 +82,10 @@ class DatabaseHandle(Resource):
         return self._file.options
 
     @property
-    def file(self) -> DatabaseFile:
-        """The open file itself; it stays open for certain only while it is ``pinned``."""
-        file = self._open_file()
-        if file.is_parked:
-            with self.pinned() as file:
-                return file
-        return file
-
-    @property
-    def attachment(self) -> Attachment | None:
-        """What the layers above keep with the open file; None where nothing is open."""
-        return self._file.attachment
-
-    @property
-    def owner(self) -> str | None:
-        """The id under which this process has claimed the open file, None before it has."""
-        return self._file.owner
-
-    def give_up(self, thread: int) -> None:
-        """Have a thread stop waiting to write, as at its deadline; what it runs is not stopped."""
-        self._file.writer.give_up(thread)
-
-    @property
     def _file(self) -> DatabaseFile:
         """The open file, or the one that was open until it was parked."""
         file = self._slot.file
         assert file is not None
-        return file
-
-    def fetch(self, work: ReadUnit[T], operation: str = "fetch", timeout: float | None = None) -> T:
-        """Run a short read and return its result; each statement sees what is committed.
-
-        Args:
-            work: called with what reads, in this thread.
-            operation: names it in errors.
-            timeout: seconds for the queue and the work.
-        """
-        arguments.function("work", work)
-        try:
-            return self._open_file().fetch(work, operation, timeout)
-        except FileParkedError as parked:
-            self._require_mine(parked)
-        with self._pinned(timeout, operation) as (file, left):
-            return file.fetch(work, operation, left)
-
-    def query(self, work: ReadUnit[T], operation: str = "query", timeout: float | None = None) -> T:
-        """Run a long read in one snapshot, which no writer waits for; otherwise as ``fetch``."""
-        arguments.function("work", work)
-        try:
-            return self._open_file().read(work, operation, timeout)
-        except FileParkedError as parked:
-            self._require_mine(parked)
-        with self._pinned(timeout, operation) as (file, left):
-            return file.read(work, operation, left)
-
-    def transact(
-        self,
-        work: WriteUnit[T],
-        operation: str = "transact",
-        timeout: float | None = None,
-        *,
-        delegable: bool = False,
-        claims: bool = False,
-        batch: BatchSource | None = None,
-    ) -> T:
-        """Run a unit of writing work and return its result once it is committed.
-
-        It may share its COMMIT with units that wait for it, and is called again if that
-        transaction was lost; so it does database work only.
-
-        Args:
-            work: called with the open transaction; in this thread, unless it is delegable.
-            operation: names it in errors.
-            timeout: seconds for the queue, BEGIN and the work.
-            delegable: whether the thread that holds the lease may run it for this one. Only for
-                work that takes no lock of its own: that thread's caller could hold it.
-            claims: whether this process's claim on the file must be made before.
-            batch: gives further work of this thread's callers for the same COMMIT.
-
-        Raises:
-            DatabaseBusyError: the budget was used up; nothing was stored.
-            CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
-        """
-        arguments.function("work", work)
-        try:
-            file = self._open_file()
-            if claims and file.owner is None:
-                file.claim()
-            return file.transact(work, operation, timeout, delegable=delegable, batch=batch)
-        except FileParkedError as parked:
-            self._require_mine(parked)
-        with self._pinned(timeout, operation) as (file, left):
-            if claims:
-                file.claim()
-            return file.transact(work, operation, left, delegable=delegable, batch=batch)
-
-    def budget(self, timeout: float | None) -> Budget:
-        """Return the budget of a call that starts now."""
-        return self._file.budget(timeout)
-
-    def claim(self) -> str:
-        """Return the id of this process's claim on the file, which is made the first time.
-
-        It holds as long as the file is open: for certain inside a scope, or while it is pinned.
-        """
-        try:
-            return self._open_file().claim()
-        except FileParkedError as parked:
-            self._require_mine(parked)
-        with self.pinned("claim") as file:
-            return file.claim()
-
-    def read(self, timeout: float | None = None) -> Block[ReadTransaction]:
-        """Lend a snapshot for a block, with ``timeout`` seconds for the queue and the block."""
-        file, pin = self._open_file(), self._pinned(timeout, "read")
-        return PinnedScope(file, pin, timeout, DatabaseFile.read_scope)
-
-    def write(self, timeout: float | None = None) -> Block[WriteTransaction]:
-        """Lend a write transaction for a block, which commits alone; else as ``transact``."""
-        file, pin = self._open_file(), self._pinned(timeout, "write")
-        return PinnedScope(file, pin, timeout, DatabaseFile.write_scope)
-
-    @block
-    def pinned(
-        self, operation: str = "open", timeout: float | None = None
-    ) -> Iterator[DatabaseFile]:
-        """Keep the file open for a block, and lend it: for streams, watchers and claims.
-
-        Args:
-            operation: for errors.
-            timeout: seconds that opening it may take, where it gave way to others.
-        """
-        with self._pinned(timeout, operation) as (file, _):
-            yield file
-
-    def pin_now(self, key: object) -> DatabaseFile:
-        """Keep the file open until its ``unpin(key)``; does not wait.
-
-        Args:
-            key: for ``unpin``.
-
-        Raises:
-            FileParkedError: it is not open; ``pinned`` opens it.
-        """
-        file = self._open_file()
-        file.pin(key)
         return file
 
     def _pinned(self, timeout: float | None, operation: str) -> Pin:
@@ -345,15 +199,6 @@ class DatabaseHandle(Resource):
             self._require_mine(parked)
         with self._pinned(None, "health") as (file, _):
             return check_health(file, level, seconds)
-
-    def require_writable(self) -> None:
-        """Make sure that the database takes writes, as far as is known; it is not looked at.
-
-        Raises:
-            ReadOnlyDatabaseError: it was opened to be read only, or cannot be written.
-            DatabaseError: what else it refuses writes for.
-        """
-        self._open_file().refusal.require_writable()
 
     def stats(self) -> DatabaseStats:
         """Return the figures of the open file; those of a parked one are from before."""

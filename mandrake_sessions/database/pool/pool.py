@@ -35,6 +35,7 @@ from mandrake_sessions.database.offline.restore import require_backup, restore
 from mandrake_sessions.database.open_file.closing import OnStuck
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.open_file.stats import database_stats
+from mandrake_sessions.database.pool.file_handle import FileHandle
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.open_files import OpenFiles
 from mandrake_sessions.database.pool.slots import Slot, SlotState, begin_closing
@@ -212,10 +213,10 @@ class ConnectionPool(Resource):
             raise
         return True
 
-    def _handle(self, slot: Slot, place: str, claims: list[threading.Lock]) -> DatabaseHandle:
+    def _handle(self, slot: Slot, place: str, claims: list[threading.Lock]) -> FileHandle:
         """Return one handle more; the mutex is held."""
         claims.append(threading.Lock())
-        return DatabaseHandle(
+        return FileHandle(
             slot,
             self._give_back,
             self._note_forgotten,
