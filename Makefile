@@ -10,7 +10,7 @@ BIN       := .venv/bin
 INSTALLED := .venv/.installed
 PEERS     := .cache/bench/.installed
 RESULTS   ?= .benchmarks/results.json
-TYPED     := $(wildcard mandrake_sessions migrations tests/typing benchmarks)
+TYPED     := $(wildcard mandrake_sessions migrations tests/typing tools benchmarks)
 PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory
@@ -79,9 +79,14 @@ $(PEERS): benchmarks/requirements.lock pyproject.toml
 		--no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: sql
+.PHONY: generate sql faces
+generate: sql faces ## write every module that is made from descriptions
+
 sql: $(INSTALLED) ## compile the statements and tables that the library runs
 	@$(BIN)/python -m mandrake_sessions.statements.generator
+
+faces: $(INSTALLED) ## write the methods of managers and transactions from the units
+	@$(BIN)/python -m tools.generate.faces
 
 wheel: $(INSTALLED) ## build the wheel into dist
 	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(DIST) .

@@ -28,6 +28,8 @@ from mandrake_sessions.errors import (
     NotInitializedError,
     ReadOnlyDatabaseError,
 )
+from mandrake_sessions.faces.calls import not_initialized_once_released
+from mandrake_sessions.faces.manager import ManagerFace
 from mandrake_sessions.live.follower import Follower
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.subscription import (
@@ -41,18 +43,9 @@ from mandrake_sessions.live.subscription import (
 from mandrake_sessions.live.updates import SessionEvent, TurnUpdate
 from mandrake_sessions.live.writer import TurnWriter
 from mandrake_sessions.log import HostLogger, tell_host, usable_logger
-from mandrake_sessions.methods import fetches, not_initialized_once_released, queries, writes
 from mandrake_sessions.models import Exchange, Turn
 from mandrake_sessions.options import DatabaseOptions
-from mandrake_sessions.records import (
-    history,
-    requests,
-    rounds,
-    sessions,
-    turn_updates,
-    turns,
-    usage,
-)
+from mandrake_sessions.records import history
 from mandrake_sessions.session_transaction import SessionTransaction, TransactionBlock
 
 T = TypeVar("T")
@@ -83,7 +76,7 @@ HISTORY_PAGE = 100
 """Rounds that ``iter_session_history`` reads under one lease."""
 
 
-class SessionManager(Resource):
+class SessionManager(Resource, ManagerFace):
     """The conversations in one database file.
 
     Making one opens nothing. ``init()`` and ``close()`` do, or a ``with`` block. It may be used
@@ -143,18 +136,6 @@ class SessionManager(Resource):
     def is_initialized(self) -> bool:
         """Whether it is open."""
         return self._handle is not None
-
-    @property
-    def handle(self) -> DatabaseHandle:
-        """The claim on the database, for statements of one's own.
-
-        Raises:
-            NotInitializedError: before ``init()`` and after ``close()``.
-        """
-        handle = self._handle
-        if handle is None:
-            raise NotInitializedError
-        return handle
 
     def init(self) -> Self:
         """Open the database, making it and migrating its schema where needed.
@@ -314,38 +295,7 @@ class SessionManager(Resource):
     def _on_left(self) -> None:
         self.close()
 
-    # -- records ----------------------------------------------------------------------------
-
-    create_session = writes(sessions.create_session)
-    get_session = fetches(sessions.get_session)
-    find_session = fetches(sessions.find_session)
-    list_sessions = queries(sessions.list_sessions)
-    count_sessions = queries(sessions.count_sessions)
-    update_session = writes(sessions.update_session)
-    delete_session = writes(sessions.delete_session)
-
-    create_round = writes(rounds.create_round)
-    record_round = writes(rounds.record_round)
-    get_round = fetches(rounds.get_round)
-    get_round_by_response = fetches(rounds.get_round_by_response)
-    get_current_round = fetches(rounds.get_current_round)
-    list_rounds = queries(rounds.list_rounds)
-    delete_round = writes(rounds.delete_round)
-
-    get_request = fetches(requests.get_request)
-    update_request = writes(requests.update_request)
-    get_response = fetches(requests.get_response)
-
-    create_turn = writes(turns.create_turn, claims=True)
-    get_turn = fetches(turns.get_turn)
-    get_latest_turn = fetches(turns.get_latest_turn)
-    list_turns = queries(turns.list_turns)
-    update_turn = writes(turn_updates.update_turn)
-    delete_turn = writes(turns.delete_turn)
-    get_streaming_status = fetches(turns.get_streaming_status)
-
-    render_session_history = queries(history.render_session_history)
-    get_session_usage = queries(usage.get_session_usage)
+    # -- histories --------------------------------------------------------------------------
 
     def iter_session_history(
         self, session_id: str, *, page_size: int = HISTORY_PAGE

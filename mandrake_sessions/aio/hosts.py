@@ -6,13 +6,15 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.aio.manager import AsyncSessionManager
 from mandrake_sessions.database.pool import ConnectionPool
+from mandrake_sessions.database.transaction import ReadUnit
 from mandrake_sessions.errors import MandrakeSessionsError
+from mandrake_sessions.faces.calls import Kind
 from mandrake_sessions.hosts import MandrakeManager
 from mandrake_sessions.log import HostLogger
 from mandrake_sessions.models import Workspace
@@ -20,6 +22,8 @@ from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import workspaces
 from mandrake_sessions.records.places import Registry
 from mandrake_sessions.workspace import Root, WorkspaceManager
+
+T = TypeVar("T")
 
 
 class AsyncWorkspaceManager:
@@ -276,7 +280,7 @@ class AsyncMandrakeManager:
                 belongs to the root that this one is a copy of.
         """
         unit = workspaces.get_workspace_row(self._registry(), id)
-        workspace = await self.sessions.fetch(unit, "get_workspace")
+        workspace = await self._read(unit, "get_workspace", "fetch")
         known = self._known.get(workspace.id)
         if known is not None and known.sessions.is_initialized:
             if known.sync.path == Path(workspace.path):
@@ -288,6 +292,9 @@ class AsyncMandrakeManager:
     def _registry(self) -> Registry:
         self.sessions.open_handle()  # none is given out while it closes
         return self.sync._registry()
+
+    async def _read(self, unit: ReadUnit[T], operation: str, kind: Kind) -> T:
+        return await self.sessions.run_unit(self.sessions.open_handle(), unit, operation, kind)
 
     async def _opened(
         self, operation: str, open_it: Callable[[], WorkspaceManager]
@@ -308,7 +315,7 @@ class AsyncMandrakeManager:
     async def list_workspaces(self) -> list[Workspace]:
         """Return the registered workspaces by name."""
         unit = workspaces.list_workspace_rows(self._registry())
-        return await self.sessions.query(unit, "list_workspaces")
+        return await self._read(unit, "list_workspaces", "query")
 
     async def find_workspace(self, name: str) -> Workspace | None:
         """Return the registered workspace of a name, or None.
@@ -317,7 +324,7 @@ class AsyncMandrakeManager:
             InvalidArgumentError: no workspace can have this name.
         """
         unit = workspaces.find_workspace_by_name(self._registry(), name)
-        return await self.sessions.fetch(unit, "find_workspace")
+        return await self._read(unit, "find_workspace", "fetch")
 
     async def unregister_workspace(self, id: str) -> Workspace:
         """Close a workspace and take it out of the registry; its files stay as they are.
@@ -365,7 +372,7 @@ class AsyncMandrakeManager:
             The id as it is registered.
         """
         unit = workspaces.get_workspace_row(self._registry(), id)
-        workspace = await self.sessions.fetch(unit, operation)
+        workspace = await self._read(unit, operation, "fetch")
         known = self._known.get(workspace.id)
         if known is not None:
             await known.close()

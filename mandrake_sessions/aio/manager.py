@@ -1,30 +1,36 @@
 """AsyncSessionManager: the conversations of one database, for coroutines.
 
-Each method is derived from the one of ``SessionManager``: the same function checks the arguments
-and prepares the unit, in the event loop; a worker's thread runs it. There is no ``transaction()``
-block: a lease held across an ``await`` would make everybody wait for whatever that coroutine
-awaits. ``transact()`` takes a plain function instead.
+The methods of records are made from the same functions as those of ``SessionManager``: such a
+function checks the arguments and prepares the unit, in the event loop, and a worker's thread runs
+it. There is no ``transaction()`` block: a lease held across an ``await`` would make everybody wait
+for whatever that coroutine awaits. ``transact()`` takes a plain function instead.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import os
 from collections.abc import AsyncGenerator, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 from mandrake_sessions import arguments
-from mandrake_sessions.aio.calls import Call
+from mandrake_sessions.aio.calls import Call, EscapedError
+from mandrake_sessions.aio.cancellation import cancelled_call
 from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.aio.following import followed
 from mandrake_sessions.aio.listening import AsyncTurnListener, listen
 from mandrake_sessions.aio.opening import AsyncOpening
-from mandrake_sessions.aio.twins import awaits, hosts_unit, streams
+from mandrake_sessions.aio.writer import AsyncTurnWriter
+from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health.report import HealthLevel, HealthReport
 from mandrake_sessions.database.stats import DatabaseStats
+from mandrake_sessions.database.transaction import WriteTransaction
 from mandrake_sessions.errors import InvalidArgumentError
+from mandrake_sessions.faces.awaited import AwaitedFace
 from mandrake_sessions.live.subscription import (
     Subscription,
     Watch,
@@ -33,15 +39,16 @@ from mandrake_sessions.live.subscription import (
 )
 from mandrake_sessions.live.targets import Joining, ResponseTarget, TurnTarget
 from mandrake_sessions.live.updates import SessionEvent, TurnUpdate
-from mandrake_sessions.manager import HISTORY_PAGE, SessionManager
-from mandrake_sessions.models import Exchange, Turn
+from mandrake_sessions.live.writer import TurnWriter
+from mandrake_sessions.manager import HISTORY_PAGE
+from mandrake_sessions.models import Exchange, Turn, TurnStatus
 from mandrake_sessions.records import history
 from mandrake_sessions.session_transaction import SessionTransaction
 
 T = TypeVar("T")
 
 
-class AsyncSessionManager(AsyncOpening):
+class AsyncSessionManager(AsyncOpening, AwaitedFace):
     """The conversations in one database file, for coroutines.
 
     Making one opens nothing. ``await init()`` and ``await close()`` do, or an ``async with`` block.
@@ -63,38 +70,7 @@ class AsyncSessionManager(AsyncOpening):
         sync: the SessionManager behind it, for threads.
     """
 
-    # -- records ----------------------------------------------------------------------------
-
-    create_session = awaits(SessionManager.create_session)
-    get_session = awaits(SessionManager.get_session)
-    find_session = awaits(SessionManager.find_session)
-    list_sessions = awaits(SessionManager.list_sessions)
-    count_sessions = awaits(SessionManager.count_sessions)
-    update_session = awaits(SessionManager.update_session)
-    delete_session = awaits(SessionManager.delete_session)
-
-    create_round = awaits(SessionManager.create_round)
-    record_round = awaits(SessionManager.record_round)
-    get_round = awaits(SessionManager.get_round)
-    get_round_by_response = awaits(SessionManager.get_round_by_response)
-    get_current_round = awaits(SessionManager.get_current_round)
-    list_rounds = awaits(SessionManager.list_rounds)
-    delete_round = awaits(SessionManager.delete_round)
-
-    get_request = awaits(SessionManager.get_request)
-    update_request = awaits(SessionManager.update_request)
-    get_response = awaits(SessionManager.get_response)
-
-    create_turn = awaits(SessionManager.create_turn)
-    get_turn = awaits(SessionManager.get_turn)
-    get_latest_turn = awaits(SessionManager.get_latest_turn)
-    list_turns = awaits(SessionManager.list_turns)
-    update_turn = awaits(SessionManager.update_turn)
-    delete_turn = awaits(SessionManager.delete_turn)
-    get_streaming_status = awaits(SessionManager.get_streaming_status)
-
-    render_session_history = awaits(SessionManager.render_session_history)
-    get_session_usage = awaits(SessionManager.get_session_usage)
+    # -- histories --------------------------------------------------------------------------
 
     def iter_session_history(
         self, session_id: str, *, page_size: int = HISTORY_PAGE
@@ -119,7 +95,7 @@ class AsyncSessionManager(AsyncOpening):
         after: int | None = None
         while True:
             unit = history.history_page(session_id, after, size)
-            page = await self.query(unit, "iter_session_history")
+            page = await self.run_unit(self.open_handle(), unit, "iter_session_history", "query")
             for exchange in page:
                 yield exchange
             if len(page) < size:
@@ -133,7 +109,69 @@ class AsyncSessionManager(AsyncOpening):
         """How many watches and listeners of this manager have not ended."""
         return self.sync.subscriptions
 
-    stream_turn = streams(SessionManager.stream_turn)
+    def stream_turn(
+        self,
+        response_id: str,
+        *,
+        index: int | None = None,
+        started_at: datetime | None = None,
+        expected_tokens: int | None = None,
+        input_tokens: int = 0,
+        model: str | None = None,
+        id: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncTurnWriter:
+        """Return the writer of a new turn: ``async with sessions.stream_turn(…) as turn:``.
+
+        The block begins the turn, and raises then what ``SessionManager.stream_turn`` raises.
+        Leaving the block completes the turn, leaving it by an exception stores ``error``, by a
+        cancellation ``interrupted``.
+
+        Args:
+            response_id: the response it belongs to.
+            index: the index it shall have; the next one when None. A later one leaves a gap.
+            started_at: when streaming began, aware; now when None.
+            expected_tokens: the host's guess of all.
+            input_tokens: tokens that were read.
+            model: the model that answers.
+            id: the id the turn shall have, 1 to 255 characters; a new UUIDv7 when None.
+            timeout: seconds; None for the ``busy_timeout``.
+
+        Returns:
+            The writer of the turn, which is not stored yet.
+
+        Raises:
+            NotInitializedError: before ``init()`` and after ``close()``.
+        """
+        handle = self.open_handle()
+        begin = functools.partial(
+            self.sync.stream_turn,
+            response_id,
+            index=index,
+            started_at=started_at,
+            expected_tokens=expected_tokens,
+            input_tokens=input_tokens,
+            model=model,
+            id=id,
+        )
+        return AsyncTurnWriter(handle, functools.partial(self._begin_turn, handle, begin, timeout))
+
+    async def _begin_turn(
+        self, handle: DatabaseHandle, begin: Callable[..., TurnWriter], timeout: float | None
+    ) -> TurnWriter:
+        def start(_: None) -> TurnWriter:
+            # The time in the worker's queue is part of the timeout.
+            return begin(timeout=call.budget.left())
+
+        call: Call[TurnWriter] = Call(start, "stream_turn", handle, timeout, is_whole=True)
+        try:
+            return await call.outcome(self.worker("write"), is_write=True)
+        except asyncio.CancelledError as error:
+            begun = cancelled_call(error)
+            if begun is not None and begun.is_committed:
+                # Stored in the background, and no coroutine has the writer.
+                begun.result.begin_end(TurnStatus.INTERRUPTED)
+            raise
 
     async def recover_interrupted(self, *, timeout: float | None = None) -> list[Turn]:
         """End the turns that stream though the process that streamed them is gone.
@@ -266,7 +304,7 @@ class AsyncSessionManager(AsyncOpening):
         if inspect.iscoroutinefunction(work):
             raise InvalidArgumentError("work must be a plain function, not a coroutine function.")
         handle = self.open_handle()
-        call = Call(hosts_unit(work, handle), "transact", handle, timeout, is_hosts=True)
+        call = Call(_unit_of(work, handle), "transact", handle, timeout, is_hosts=True)
         return await call.outcome(self.worker("write"), is_write=True)
 
     async def health(
@@ -335,3 +373,25 @@ class AsyncSessionManager(AsyncOpening):
             "restore",
             functools.partial(self.sync.restore, backup, overwrite=overwrite, timeout=timeout),
         )
+
+
+def _unit_of(
+    work: Callable[[SessionTransaction], T], handle: DatabaseHandle
+) -> Callable[[WriteTransaction], T]:
+    """Return a host's function as a unit."""
+
+    def unit(database: WriteTransaction) -> T:
+        try:
+            result = work(SessionTransaction(database, handle.claim))
+        except Exception:
+            raise
+        except BaseException as error:
+            # Units that share the transaction must not be undone by it.
+            raise EscapedError(error) from error
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise InvalidArgumentError("work must not return an awaitable.")
+        return result
+
+    return unit

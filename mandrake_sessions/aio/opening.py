@@ -6,9 +6,9 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from mandrake_sessions import arguments
 from mandrake_sessions.aio.calls import Call
@@ -16,17 +16,16 @@ from mandrake_sessions.aio.chores import in_thread
 from mandrake_sessions.aio.workers import ReadWorker, Worker, WriteWorker
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.pool import ConnectionPool
-from mandrake_sessions.database.transaction import ReadUnit
 from mandrake_sessions.errors import NotInitializedError
+from mandrake_sessions.faces.calls import AwaitedCalls, Kind
 from mandrake_sessions.log import HostLogger
 from mandrake_sessions.manager import SessionManager
-from mandrake_sessions.methods import Kind
 from mandrake_sessions.options import DatabaseOptions
 
 T = TypeVar("T")
 
 
-class AsyncOpening:
+class AsyncOpening(AwaitedCalls):
     """What an AsyncSessionManager is without its methods: a database that is opened and closed."""
 
     def __init__(
@@ -175,15 +174,18 @@ class AsyncOpening:
                 worker = self._workers.setdefault(kind, _new_worker(kind))
         return worker
 
-    async def query(self, unit: ReadUnit[T], operation: str) -> T:
-        """Run a reading unit of the layers below that may be long, in one snapshot."""
-        call = Call(unit, operation, self.open_handle())
-        return await call.outcome(self.worker("query"), is_write=False)
-
-    async def fetch(self, unit: ReadUnit[T], operation: str) -> T:
-        """Run a short reading unit of the layers below."""
-        call = Call(unit, operation, self.open_handle())
-        return await call.outcome(self.worker("fetch"), is_write=False)
+    def run_unit(
+        self,
+        handle: DatabaseHandle,
+        unit: Callable[[Any], T],
+        operation: str,
+        kind: Kind,
+        *,
+        claims: bool = False,
+    ) -> Coroutine[Any, Any, T]:
+        """Return a coroutine that has a unit run by the worker of its kind; else as in the base."""
+        call: Call[T] = Call(unit, operation, handle, claims=claims)
+        return call.outcome(self.worker(kind), is_write=kind == "write")
 
 
 def _new_worker(kind: Kind) -> Worker:

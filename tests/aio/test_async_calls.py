@@ -34,7 +34,7 @@ where = contextvars.ContextVar("where", default="nowhere")
 def test_every_record_method_has_its_twin():
     missing = [
         name
-        for name in vars(SessionManager)
+        for name in dir(SessionManager)
         if not name.startswith("_") and not hasattr(AsyncSessionManager, name)
     ]
 

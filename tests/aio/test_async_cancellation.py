@@ -190,7 +190,8 @@ def test_a_cancelled_read_is_not_waited_for(manager):
 
     async def main():
         async with manager as sessions:
-            task = asyncio.create_task(sessions.query(read, "read"))
+            unit = sessions.run_unit(sessions.open_handle(), read, "read", "query")
+            task = asyncio.create_task(unit)
             await soon(begun.is_set)
             task.cancel()
             assert (await ended(task)).is_committed is False

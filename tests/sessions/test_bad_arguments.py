@@ -611,7 +611,7 @@ async def accepted_async(call, name, values):
     return found
 
 
-ASYNC_OURS = ("worker", "fetch", "close_now", "open_handle", "query")
+ASYNC_OURS = ("worker", "close_now", "open_handle", "run_unit")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Writes the modules of the library that are made from descriptions."""

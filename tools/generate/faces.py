@@ -1,0 +1,256 @@
+"""Writes the modules of ``mandrake_sessions/faces/`` that hold methods: what ``make faces`` does.
+
+Each method is a ``def`` with the signature and the docstring of its unit's function, so editors,
+type checkers and readers find it. Its body takes the handle before it prepares the unit: a closed
+manager raises NotInitializedError, whatever the arguments are.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tools.generate.docstrings import docstring
+from tools.generate.imports import PACKAGE, WIDTH, Import, import_lines
+from tools.generate.signatures import PROJECT, RECORDS, Signature, signature_of
+from tools.generate.units import FACETS, UNITS, Kind, Unit
+
+FOLDER: Final = PROJECT / PACKAGE / "faces"
+_CALLS: Final = f"{PACKAGE}.faces.calls"
+_READER: Final = f"{PACKAGE}.faces.reader"
+
+_NOT_OPEN: Final = "NotInitializedError: before ``init()`` and after ``close()``."
+_BUSY: Final = "DatabaseBusyError: the ``busy_timeout`` was used up"
+_UNKNOWN: Final = "CommitOutcomeUnknownError: the COMMIT failed and may have stored it."
+_TIME_USED_UP: Final = "DatabaseBusyError: the transaction's time was used up."
+
+
+@dataclass(frozen=True)
+class Face:
+    """One set of methods over the units. A facet of it is a class of its own.
+
+    Attributes:
+        name: begins the names of its classes; in lower case that of its module.
+        summary: what its methods are; the docstring of its classes.
+        write_errors: further errors of a method that writes.
+        read_errors: further errors of a method that reads.
+        kinds: of the units that it offers.
+        base: what its class inherits.
+        facet_base: what the class of a facet inherits; ``{facet}`` is the name of the facet's class
+            without that of the face.
+        facet: what the class of a facet is called with.
+        facet_type: what stands behind the name of a facet's class where it is a type.
+        owner: what a method of a facet has in place of ``self``.
+        before: what a method does before it prepares the unit; ``{self}`` is the owner.
+        result: what it returns then, by kind; ``{claims}`` adds the argument that claims the file.
+        is_async: whether its methods are coroutine functions.
+    """
+
+    name: str
+    summary: str
+    kinds: tuple[Kind, ...]
+    base: str
+    facet_base: str
+    facet: str
+    result: Mapping[Kind, str]
+    write_errors: Sequence[str] = ()
+    read_errors: Sequence[str] = ()
+    facet_type: str = ""
+    owner: str = "self"
+    before: str = ""
+    is_async: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The module that is written."""
+        return FOLDER / f"{self.name.lower()}.py"
+
+    def class_of(self, facet: str | None) -> str:
+        """Return the name of the class of a facet, or of the face itself."""
+        return f"{self.name}{'Face' if facet is None else _capitalized(facet)}"
+
+
+FACES: Final = (
+    Face(
+        "Manager",
+        "Methods of an open manager; each call is a unit of its own.",
+        ("write", "fetch", "query"),
+        base="_ManagerCalls",
+        facet_base="_ManagerFacet",
+        facet="self",
+        owner="self._face",
+        before="handle = {self}.handle",
+        result={
+            "write": 'return _write(handle, unit, "{name}"{claims})',
+            "fetch": 'return _fetch(handle, unit, "{name}")',
+            "query": 'return _query(handle, unit, "{name}")',
+        },
+        write_errors=(_NOT_OPEN, f"{_BUSY}; nothing was stored.", _UNKNOWN),
+        read_errors=(_NOT_OPEN, f"{_BUSY}."),
+    ),
+    Face(
+        "Awaited",
+        "Methods of an open manager for coroutines; each call is a unit of its own.",
+        ("write", "fetch", "query"),
+        base="_AwaitedCalls",
+        facet_base="_AwaitedFacet",
+        facet="self",
+        owner="self._face",
+        before="handle = {self}.open_handle()",
+        result=dict.fromkeys(
+            ("write", "fetch", "query"),
+            'return await {self}.run_unit(handle, unit, "{name}", "{kind}"{claims})',
+        ),
+        write_errors=(_NOT_OPEN, f"{_BUSY}; nothing was stored.", _UNKNOWN),
+        read_errors=(_NOT_OPEN, f"{_BUSY}."),
+        is_async=True,
+    ),
+    Face(
+        "Reader",
+        "Methods that read inside an open transaction.",
+        ("fetch", "query"),
+        base="_ReaderCalls[_R]",
+        facet_base="_ReaderCalls[_R]",
+        facet="self.database",
+        facet_type="[_R]",
+        result=dict.fromkeys(("fetch", "query"), "return unit(self.database)"),
+        read_errors=(_TIME_USED_UP,),
+    ),
+    Face(
+        "Transaction",
+        "Methods inside an open transaction; a call that raises undoes what it has written.",
+        ("write",),
+        base="_ReaderFace[_WriteTransaction], _TransactionCalls",
+        facet_base="_Reader{facet}[_WriteTransaction], _TransactionCalls",
+        facet="self.database, self.claim",
+        result={"write": "return _write_within(self, unit{claims})"},
+        write_errors=(_TIME_USED_UP,),
+    ),
+)
+
+# Names that a template may hold: imported where it does, under a private name.
+_PRIVATE: Final = {
+    **{
+        f"_{name}": _CALLS
+        for name in (
+            *("AwaitedCalls", "AwaitedFacet", "ManagerCalls", "ManagerFacet", "ReaderCalls"),
+            *("TransactionCalls", "R", "fetch", "query", "write", "write_within"),
+        )
+    },
+    "_WriteTransaction": f"{PACKAGE}.database.transaction",
+    "_ReaderFace": _READER,
+}
+
+
+def generated(units: Sequence[Unit] = UNITS, facets: Mapping[str, str] = FACETS) -> dict[Path, str]:
+    """Return the files and what belongs into them.
+
+    Args:
+        units: the methods.
+        facets: the facets that the units name, each with the docstring of its attribute.
+
+    Raises:
+        ValueError: a method cannot be made; the message says why.
+    """
+    return {face.path: _module(face, units, facets) for face in FACES}
+
+
+def _module(face: Face, units: Sequence[Unit], facets: Mapping[str, str]) -> str:
+    imports: set[Import] = set()
+    methods: dict[str | None, list[Unit]] = {facet: [] for facet in (*facets, None)}
+    for unit in units:
+        if unit.kind in face.kinds:
+            methods[unit.facet].append(unit)
+    named = [facet for facet in facets if methods[facet]]
+    classes = [_class(face, facet, methods[facet], imports) for facet in named]
+    attributes = [_attribute(face, facet, facets[facet]) for facet in named]
+    classes.append(_class(face, None, methods[None], imports, attributes))
+    text = "\n\n".join(classes)
+    private = _PRIVATE | {f"_Reader{_capitalized(each)}": _READER for each in named}
+    imports |= {
+        Import(module, name[1:], name)
+        for name, module in private.items()
+        if re.search(rf"\b{name}\b", text)
+    }
+    head = f'"""{face.summary}\n\nMade by ``make faces``.\n"""'
+    imported = "\n".join(import_lines(imports))
+    return f"{head}\n\nfrom __future__ import annotations\n\n{imported}\n\n\n{text}"
+
+
+def _class(
+    face: Face,
+    facet: str | None,
+    units: Sequence[Unit],
+    imports: set[Import],
+    attributes: Iterable[str] = (),
+) -> str:
+    base = face.base if facet is None else face.facet_base.format(facet=_capitalized(facet))
+    hidden = frozenset(unit.method for unit in units if hasattr(builtins, unit.method))
+    parts = [f'    """{face.summary}"""\n', *attributes]
+    for unit in units:
+        signature = signature_of(unit.function, unit.kind, hidden)
+        imports |= signature.imports
+        imports.add(_module_of(unit))
+        parts.append("".join(f"{line}\n" for line in _method(face, unit, signature)))
+    return f"class {face.class_of(facet)}({base}):\n" + "\n".join(parts)
+
+
+def _attribute(face: Face, facet: str, summary: str) -> str:
+    name = face.class_of(facet)
+    return (
+        "    @property\n"
+        f"    def {facet}(self) -> {name}{face.facet_type}:\n"
+        f'        """{summary}"""\n'
+        f"        return {name}({face.facet})\n"
+    )
+
+
+def _method(face: Face, unit: Unit, signature: Signature) -> Iterator[str]:
+    owner = "self" if unit.facet is None else face.owner
+    keyword = "async def" if face.is_async else "def"
+    yield from laid_out(
+        f"    {keyword} {unit.method}", ["self", *signature.parameters], f" -> {signature.result}:"
+    )
+    errors = face.write_errors if unit.kind == "write" else face.read_errors
+    yield docstring(signature.docstring, errors, indent=8, width=WIDTH)
+    if face.before:
+        yield f"        {face.before.format(self=owner)}"
+    prepare = f"{_module_of(unit).alias}.{unit.name}"
+    yield from laid_out(f"        unit = {prepare}", signature.arguments, "")
+    claims = ", claims=True" if unit.claims else ""
+    result = face.result[unit.kind]
+    yield f"        {result.format(self=owner, name=unit.name, kind=unit.kind, claims=claims)}"
+
+
+def laid_out(head: str, arguments: Sequence[str], tail: str) -> list[str]:
+    """Return a call or a ``def`` as the formatter lays it: on one line, or on several."""
+    inside = ", ".join(arguments)
+    if len(line := f"{head}({inside}){tail}") <= WIDTH:
+        return [line]
+    indent = " " * (len(head) - len(head.lstrip()))
+    if len(line := f"{indent}    {inside}") <= WIDTH:
+        return [f"{head}(", line, f"{indent}){tail}"]
+    return [f"{head}(", *(f"{indent}    {each}," for each in arguments), f"{indent}){tail}"]
+
+
+def _capitalized(facet: str) -> str:
+    return facet.title().replace("_", "")
+
+
+def _module_of(unit: Unit) -> Import:
+    module = unit.function.partition(".")[0]
+    return Import(RECORDS, module, f"_{module}")
+
+
+def main() -> None:
+    """Write the files."""
+    for path, text in generated().items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
