@@ -84,6 +84,8 @@ TWINS = {
 }
 """Classes whose methods of the same names are another one's."""
 
+_FACES = "mandrake_sessions.faces."
+
 VALUES = {
     "UNSET": "Leave this field alone; `None` clears it.",
     "SessionEvent": "What `watch_session` tells: `TurnUpdate | RoundUpdate | SessionUpdate`.",
@@ -175,8 +177,8 @@ def _members(found: type[Any]) -> Iterator[str]:
     twin = TWINS.get(found)
     if twin is not None:
         # Made of the same functions, or told by the same words.
-        seen = {name for name in vars(twin).keys() & vars(found).keys() if name[0] != "_"}
-        shared = " · ".join(f"`{name}`" for name in vars(found) if name in seen)
+        seen = {name for name in _own(twin).keys() & _own(found).keys() if name[0] != "_"}
+        shared = " · ".join(f"`{name}`" for name in _own(found) if name in seen)
         yield f"- as in `{twin.__name__}`: {shared}"
     for each in found.__mro__:
         if not each.__module__.startswith("mandrake_sessions"):
@@ -192,6 +194,12 @@ def _members(found: type[Any]) -> Iterator[str]:
                 yield f"- `{name}: {getter.__annotations__['return']}`: {_first_line(member)}"
             elif inspect.isfunction(member):
                 yield _line(name, member)
+
+
+def _own(found: type[Any]) -> dict[str, Any]:
+    """Return the members of a class with those of its faces."""
+    faces = (each for each in found.__mro__ if each.__module__.startswith(_FACES))
+    return {name: member for each in (*faces, found) for name, member in vars(each).items()}
 
 
 def _line(name: str, function: Any) -> str:

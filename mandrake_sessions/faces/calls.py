@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, Literal, TypeVar
 
 from mandrake_sessions.database.handle import DatabaseHandle
@@ -29,7 +29,7 @@ Kind = Literal["write", "fetch", "query"]
 
 
 @contextlib.contextmanager
-def not_initialized_once_released() -> Iterator[None]:
+def not_initialized_once_released() -> Generator[None]:
     """Raise NotInitializedError for a handle that another thread has released by closing."""
     try:
         yield

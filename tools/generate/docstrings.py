@@ -22,9 +22,10 @@ def docstring(text: str, raised: Iterable[str], *, indent: int, width: int) -> s
     Raises:
         ValueError: the first line of the text is too long for the method.
     """
+    first = text.partition("\n")[0]
+    if len(first) + len('"""') > width - indent:
+        raise ValueError(f"The first line of a docstring is too long for a method: {first}")
     lines = list(_fitted(_with_errors(text, raised), width - indent))
-    if len(lines[0]) + len('"""') > width - indent:
-        raise ValueError(f"The first line of a docstring is too long for a method: {lines[0]}")
     if len(lines) == 1 and len(lines[0]) + 2 * len('"""') <= width - indent:
         return textwrap.indent(f'"""{lines[0]}"""', " " * indent)
     return textwrap.indent("\n".join([f'"""{lines[0]}', *lines[1:], '"""']), " " * indent)

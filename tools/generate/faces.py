@@ -156,7 +156,20 @@ def generated(units: Sequence[Unit] = UNITS, facets: Mapping[str, str] = FACETS)
     Raises:
         ValueError: a method cannot be made; the message says why.
     """
+    _check(units, facets)
     return {face.path: _module(face, units, facets) for face in FACES}
+
+
+def _check(units: Sequence[Unit], facets: Mapping[str, str]) -> None:
+    methods = [(unit.facet, unit.method) for unit in units]
+    if len(methods) > len(set(methods)):
+        raise ValueError("Two units give a method of the same name.")
+    if unknown := {unit.facet for unit in units} - {None, *facets}:
+        raise ValueError(f"Facets without a docstring: {unknown}")
+    read = {unit.facet for unit in units if unit.kind != "write"}
+    if unread := facets.keys() - read:
+        # The facets of a transaction inherit those of a reader.
+        raise ValueError(f"Facets without a unit that reads: {unread}")
 
 
 def _module(face: Face, units: Sequence[Unit], facets: Mapping[str, str]) -> str:

@@ -13,6 +13,9 @@ from tools.generate.imports import PACKAGE, Import
 PROJECT: Final = Path(__file__).parents[2]
 RECORDS: Final = f"{PACKAGE}.records"
 
+_VARIABLES: Final = {"self", "handle", "unit"}
+"""The names that the body of a method uses itself."""
+
 _UNIT_TYPES: Final = {"write": "WriteUnit", "fetch": "ReadUnit", "query": "ReadUnit"}
 
 
@@ -46,7 +49,7 @@ def signature_of(function: str, kind: str, hidden: frozenset[str] = frozenset())
         ValueError: a method cannot be made from the function; the message says why.
     """
     module, _, name = function.rpartition(".")
-    source = _module(f"{RECORDS}.{module}")
+    source = source_module(f"{RECORDS}.{module}")
     node = source.functions.get(name)
     if node is None:
         raise ValueError(f"There is no function {function} in records.")
@@ -55,7 +58,10 @@ def signature_of(function: str, kind: str, hidden: frozenset[str] = frozenset())
         raise ValueError(f"{function} needs a docstring, without backslashes.")
     if node.args.vararg or node.args.kwarg or node.args.posonlyargs:
         raise ValueError(f"{function} has a parameter that is no plain one.")
-    resolver = _Resolver(hidden)
+    names = {each.arg for each in (*node.args.args, *node.args.kwonlyargs)}
+    if taken := names & _VARIABLES:
+        raise ValueError(f"{function} has a parameter with the name of a variable: {taken}")
+    resolver = Resolver(hidden)
     parameters = list(_parameters(resolver, source, node.args))
     positional = [each.arg for each in node.args.args]
     keywords = [f"{each.arg}={each.arg}" for each in node.args.kwonlyargs]
@@ -73,7 +79,7 @@ def signature_of(function: str, kind: str, hidden: frozenset[str] = frozenset())
     )
 
 
-class _Module:
+class SourceModule:
     """The names that a module of the package defines and imports at its top level."""
 
     def __init__(self, name: str) -> None:
@@ -105,16 +111,16 @@ class _Module:
                     pass
 
 
-_module = cache(_Module)
+source_module = cache(SourceModule)
 
 
 @cache
 def _public_names() -> frozenset[str]:
-    listed = _module(PACKAGE).values["__all__"]
+    listed = source_module(PACKAGE).values["__all__"]
     return frozenset(ast.literal_eval(listed))
 
 
-def _parameters(resolver: _Resolver, source: _Module, given: ast.arguments) -> list[str]:
+def _parameters(resolver: Resolver, source: SourceModule, given: ast.arguments) -> list[str]:
     """Return the parameters of a function as source."""
 
     def shown(parameter: ast.arg, default: ast.expr | None) -> str:
@@ -131,7 +137,7 @@ def _parameters(resolver: _Resolver, source: _Module, given: ast.arguments) -> l
     return [*positional, *(["*"] if given.kwonlyargs else []), *keywords]
 
 
-class _Resolver:
+class Resolver:
     """Writes expressions of one module for another one, and gathers the imports they need.
 
     Args:
@@ -142,7 +148,7 @@ class _Resolver:
         self.imports: set[Import] = set()
         self._hidden = hidden
 
-    def text(self, source: _Module, expression: ast.expr, *, is_type: bool = True) -> str:
+    def text(self, source: SourceModule, expression: ast.expr, *, is_type: bool = True) -> str:
         """Return an expression of a module as source; of types, private aliases are expanded."""
         resolver = self
 
@@ -155,11 +161,11 @@ class _Resolver:
         made = ast.unparse(Names().visit(copy))
         return made if '"' in made else made.replace("'", '"')
 
-    def _expanded(self, source: _Module, node: ast.Name, *, is_type: bool) -> ast.expr:
+    def _expanded(self, source: SourceModule, node: ast.Name, *, is_type: bool) -> ast.expr:
         name = node.id
         imported = source.imports.get(name)
         if imported is not None and imported.is_own:
-            origin = _module(imported.module)
+            origin = source_module(imported.module)
             return self._expanded(origin, ast.Name(imported.name), is_type=is_type)
         if imported is not None:
             self.imports.add(imported)
