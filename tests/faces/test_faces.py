@@ -117,7 +117,9 @@ def test_a_closed_manager_says_so_before_it_looks_at_arguments(path, pool, unit)
         if each.default is each.empty
     ]
     wrong = [object()] * len(required)
-    others = {"limit": object()} if "limit" in inspect.signature(function_of(unit)).parameters else {}
+    others = (
+        {"limit": object()} if "limit" in inspect.signature(function_of(unit)).parameters else {}
+    )
 
     with pytest.raises(NotInitializedError):
         getattr(SessionManager(path, pool=pool), unit.method)(*wrong, **others)
