@@ -45,8 +45,9 @@ lint: $(INSTALLED) ## ruff: rules and format
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff .; exit 1; }
 
-types: $(INSTALLED) ## mypy --strict
+types: $(INSTALLED) ## mypy --strict; pyright, strict, of the methods and of a host's own code
 	@$(BIN)/mypy $(TYPED)
+	@out=$$($(BIN)/pyright) || { echo "$$out"; exit 1; }
 
 layers: $(INSTALLED) ## import-linter: who may import whom
 	@out=$$($(BIN)/lint-imports --no-logo --cache-dir .cache/import-linter) || { echo "$$out"; exit 1; }

@@ -86,7 +86,7 @@ def test_pyright_completes_and_finds_each_record_method_and_shows_it_in_a_hover(
     missing = []
     with LanguageServer(tmp_path) as server:
         for found in (SessionManager, SessionTransaction, AsyncSessionManager):
-            methods = {name: method for name, method in public_methods(found).items()}
+            methods = public_methods(found)
             path = tmp_path / f"{found.__name__}.py"
             lines = "\n    ".join(f"it.{name}" for name in methods)
             path.write_text(program(found, lines), encoding="utf-8")

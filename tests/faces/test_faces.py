@@ -5,8 +5,6 @@ import inspect
 import typing
 
 import pytest
-from tools.generate.faces import FACES, generated
-from tools.generate.units import UNITS
 
 from mandrake_sessions import NotInitializedError, SessionManager, SessionTransaction
 from mandrake_sessions.aio import AsyncSessionManager
@@ -23,6 +21,8 @@ from mandrake_sessions.records import (
     turns,
     usage,
 )
+from tools.generate.faces import FACES, generated
+from tools.generate.units import UNITS
 
 MODULES = {
     module.__name__.rpartition(".")[2]: module

@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from mandrake_sessions import InvalidArgumentError, NotInitializedError, SessionManager
+from mandrake_sessions.aio import AsyncSessionManager
+from mandrake_sessions.session_transaction import SessionTransaction
 from tools.generate import signatures
 from tools.generate.docstrings import docstring
 from tools.generate.faces import generated
 from tools.generate.imports import Import
 from tools.generate.signatures import Resolver, signature_of, source_module
 from tools.generate.units import UNITS, Unit
-
-from mandrake_sessions import InvalidArgumentError, NotInitializedError, SessionManager
-from mandrake_sessions.aio import AsyncSessionManager
-from mandrake_sessions.session_transaction import SessionTransaction
 
 PROJECT = Path(__file__).parents[2]
 FACET = (
@@ -225,16 +225,32 @@ def test_private_aliases_are_expanded(module, annotation, shown, imports):
 
 
 def test_a_docstring_that_is_too_wide_for_a_method_is_broken_anew():
-    text = (
-        "Return it.\n\nArgs:\n    id: one two three four five six\n        seven eight.\n    b: c.\n"
-        "\nReturns:\n    It."
-    )
+    text = """Return it.
 
-    assert docstring(text, ["AnError: when."], indent=4, width=32) == (
-        '    """Return it.\n\n    Args:\n        id: one two three four\n            five six seven\n'
-        "            eight.\n        b: c.\n\n    Returns:\n        It.\n\n    Raises:\n"
-        '        AnError: when.\n    """'
-    )
+Args:
+    id: one two three four five six
+        seven eight.
+    b: c.
+
+Returns:
+    It."""
+
+    assert docstring(text, ["AnError: when."], indent=4, width=32).splitlines() == [
+        '    """Return it.',
+        "",
+        "    Args:",
+        "        id: one two three four",
+        "            five six seven",
+        "            eight.",
+        "        b: c.",
+        "",
+        "    Returns:",
+        "        It.",
+        "",
+        "    Raises:",
+        "        AnError: when.",
+        '    """',
+    ]
 
 
 def test_a_first_line_that_is_too_wide_for_a_method_is_refused():

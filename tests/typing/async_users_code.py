@@ -1,4 +1,4 @@
-"""What a user of the asyncio face would write, for mypy --strict.
+"""What a user of the asyncio face would write, for strict mypy and pyright.
 
 It is checked and not run. An expected error has a ``type: ignore`` with its code.
 """

@@ -1,4 +1,4 @@
-"""What a user would write, for mypy --strict: the types of what comes back, and what is refused.
+"""What a user would write, for strict mypy and pyright: types of results, and errors.
 
 It is checked and not run. An expected error has a ``type: ignore`` with its code; one that is not
 raised any more is an error too, because ``warn_unused_ignores`` is on.

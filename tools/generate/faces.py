@@ -35,18 +35,18 @@ class Face:
 
     Attributes:
         name: begins the names of its classes; in lower case that of its module.
-        summary: what its methods are; the docstring of its classes.
+        summary: the docstring of its classes.
+        kinds: of the units that it offers.
+        base: the bases of its class, as source.
+        facet_base: the bases of a facet's class; ``{facet}`` is the end of the name of that class.
+        facet: the arguments that make a facet.
+        result: the last line of a method, by kind; ``{claims}`` adds the argument for units that
+            claim the file.
         write_errors: further errors of a method that writes.
         read_errors: further errors of a method that reads.
-        kinds: of the units that it offers.
-        base: what its class inherits.
-        facet_base: what the class of a facet inherits; ``{facet}`` is the name of the facet's class
-            without that of the face.
-        facet: what the class of a facet is called with.
-        facet_type: what stands behind the name of a facet's class where it is a type.
-        owner: what a method of a facet has in place of ``self``.
-        before: what a method does before it prepares the unit; ``{self}`` is the owner.
-        result: what it returns then, by kind; ``{claims}`` adds the argument that claims the file.
+        facet_type: follows the name of a facet's class where it is a type.
+        owner: the face, in a method of a facet; ``{self}`` in the lines.
+        before: the first line of a method, before it prepares the unit.
         is_async: whether its methods are coroutine functions.
     """
 
@@ -147,10 +147,10 @@ _PRIVATE: Final = {
 
 
 def generated(units: Sequence[Unit] = UNITS, facets: Mapping[str, str] = FACETS) -> dict[Path, str]:
-    """Return the files and what belongs into them.
+    """Return the text of each file.
 
     Args:
-        units: the methods.
+        units: one for each method.
         facets: the facets that the units name, each with the docstring of its attribute.
 
     Raises:

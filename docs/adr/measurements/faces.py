@@ -89,7 +89,7 @@ def main() -> None:
                     taken.setdefault(name, ([], []))[column].append(value)
     for name, (before, now) in taken.items():
         first, second = statistics.median(before), statistics.median(now)
-        print(f"{name:16} {first:9.1f} {second:9.1f} us  {second / first:.3f}")
+        sys.stdout.write(f"{name:16} {first:9.1f} {second:9.1f} us  {second / first:.3f}\n")
 
 
 if __name__ == "__main__":
