@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from mandrake_sessions.faces.calls import AwaitedCalls as _AwaitedCalls
+from mandrake_sessions.faces.calls import positional as _positional
 from mandrake_sessions.models import (
     UNSET,
     Exchange,
@@ -33,6 +34,9 @@ from mandrake_sessions.records import sessions as _sessions
 from mandrake_sessions.records import turn_updates as _turn_updates
 from mandrake_sessions.records import turns as _turns
 from mandrake_sessions.records import usage as _usage
+
+_create_turn = _positional(_turns.create_turn)
+_update_turn = _positional(_turn_updates.update_turn)
 
 
 class AwaitedFace(_AwaitedCalls):
@@ -496,25 +500,25 @@ class AwaitedFace(_AwaitedCalls):
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
         handle = self.open_handle()
-        unit = _turns.create_turn(
+        unit = _create_turn(
             response_id,
-            content=content,
-            raw_response=raw_response,
-            tool_calls=tool_calls,
-            status=status,
-            error_message=error_message,
-            index=index,
-            started_at=started_at,
-            current_tokens=current_tokens,
-            expected_tokens=expected_tokens,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            input_cost=input_cost,
-            output_cost=output_cost,
-            model=model,
-            id=id,
+            content,
+            raw_response,
+            tool_calls,
+            status,
+            error_message,
+            index,
+            started_at,
+            current_tokens,
+            expected_tokens,
+            input_tokens,
+            output_tokens,
+            cache_read_tokens,
+            cache_write_tokens,
+            input_cost,
+            output_cost,
+            model,
+            id,
         )
         return await self.run_unit(handle, unit, "create_turn", "write", claims=True)
 
@@ -649,23 +653,23 @@ class AwaitedFace(_AwaitedCalls):
             CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
         """
         handle = self.open_handle()
-        unit = _turn_updates.update_turn(
+        unit = _update_turn(
             id,
-            content=content,
-            raw_response=raw_response,
-            tool_calls=tool_calls,
-            status=status,
-            error_message=error_message,
-            current_tokens=current_tokens,
-            expected_tokens=expected_tokens,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            input_cost=input_cost,
-            output_cost=output_cost,
-            model=model,
-            expected_revision=expected_revision,
+            content,
+            raw_response,
+            tool_calls,
+            status,
+            error_message,
+            current_tokens,
+            expected_tokens,
+            input_tokens,
+            output_tokens,
+            cache_read_tokens,
+            cache_write_tokens,
+            input_cost,
+            output_cost,
+            model,
+            expected_revision,
         )
         return await self.run_unit(handle, unit, "update_turn", "write")
 

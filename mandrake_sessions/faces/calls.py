@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Generator
+from types import FunctionType
 from typing import Any, Generic, Literal, TypeVar
 
 from mandrake_sessions.database.handle import DatabaseHandle
@@ -26,6 +27,22 @@ R = TypeVar("R", bound=ReadTransaction)
 
 Kind = Literal["write", "fetch", "query"]
 """How a unit is run: it writes, is a short read, or is a read that may take long."""
+
+
+def positional(function: Callable[..., T]) -> Callable[..., T]:
+    """Return a unit's function that takes all its arguments by position, in their order.
+
+    CPython looks for each keyword of a call among all names of the function. With the 17 of
+    ``create_turn`` that takes 0.6 µs, three times as long as the call without them.
+    """
+    assert isinstance(function, FunctionType)
+    code = function.__code__
+    count = code.co_argcount + code.co_kwonlyargcount
+    return FunctionType(
+        code.replace(co_argcount=count, co_kwonlyargcount=0),
+        function.__globals__,
+        function.__name__,
+    )
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 from mandrake_sessions.database.transaction import WriteTransaction as _WriteTransaction
 from mandrake_sessions.faces.calls import TransactionCalls as _TransactionCalls
+from mandrake_sessions.faces.calls import positional as _positional
 from mandrake_sessions.faces.calls import write_within as _write_within
 from mandrake_sessions.faces.reader import ReaderFace as _ReaderFace
 from mandrake_sessions.models import (
@@ -30,6 +31,9 @@ from mandrake_sessions.records import rounds as _rounds
 from mandrake_sessions.records import sessions as _sessions
 from mandrake_sessions.records import turn_updates as _turn_updates
 from mandrake_sessions.records import turns as _turns
+
+_create_turn = _positional(_turns.create_turn)
+_update_turn = _positional(_turn_updates.update_turn)
 
 
 class TransactionFace(_ReaderFace[_WriteTransaction], _TransactionCalls):
@@ -271,25 +275,25 @@ class TransactionFace(_ReaderFace[_WriteTransaction], _TransactionCalls):
             TurnAlreadyExistsError: the id or the index is taken.
             DatabaseBusyError: the transaction's time was used up.
         """
-        unit = _turns.create_turn(
+        unit = _create_turn(
             response_id,
-            content=content,
-            raw_response=raw_response,
-            tool_calls=tool_calls,
-            status=status,
-            error_message=error_message,
-            index=index,
-            started_at=started_at,
-            current_tokens=current_tokens,
-            expected_tokens=expected_tokens,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            input_cost=input_cost,
-            output_cost=output_cost,
-            model=model,
-            id=id,
+            content,
+            raw_response,
+            tool_calls,
+            status,
+            error_message,
+            index,
+            started_at,
+            current_tokens,
+            expected_tokens,
+            input_tokens,
+            output_tokens,
+            cache_read_tokens,
+            cache_write_tokens,
+            input_cost,
+            output_cost,
+            model,
+            id,
         )
         return _write_within(self, unit, claims=True)
 
@@ -353,23 +357,23 @@ class TransactionFace(_ReaderFace[_WriteTransaction], _TransactionCalls):
             StaleRevisionError: the turn is not at the expected revision.
             DatabaseBusyError: the transaction's time was used up.
         """
-        unit = _turn_updates.update_turn(
+        unit = _update_turn(
             id,
-            content=content,
-            raw_response=raw_response,
-            tool_calls=tool_calls,
-            status=status,
-            error_message=error_message,
-            current_tokens=current_tokens,
-            expected_tokens=expected_tokens,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            input_cost=input_cost,
-            output_cost=output_cost,
-            model=model,
-            expected_revision=expected_revision,
+            content,
+            raw_response,
+            tool_calls,
+            status,
+            error_message,
+            current_tokens,
+            expected_tokens,
+            input_tokens,
+            output_tokens,
+            cache_read_tokens,
+            cache_write_tokens,
+            input_cost,
+            output_cost,
+            model,
+            expected_revision,
         )
         return _write_within(self, unit)
 

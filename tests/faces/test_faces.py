@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import typing
+from datetime import UTC, datetime
 
 import pytest
 
@@ -107,6 +108,73 @@ def test_a_method_has_the_docstring_of_its_unit_and_its_own_errors(unit, method)
     assert "DatabaseBusyError:" in added
     assert ("NotInitializedError:" in added) == has_manager
     assert ("CommitOutcomeUnknownError:" in added) == (has_manager and unit.kind == "write")
+
+
+def test_each_of_many_arguments_reaches_its_field(path, pool):
+    """They are passed on by position."""
+    created = {
+        "content": "text",
+        "raw_response": "raw",
+        "status": "error",
+        "error_message": "why",
+        "index": 3,
+        "started_at": datetime(2026, 1, 2, tzinfo=UTC),
+        "current_tokens": 4,
+        "expected_tokens": 5,
+        "input_tokens": 6,
+        "output_tokens": 7,
+        "cache_read_tokens": 8,
+        "cache_write_tokens": 9,
+        "input_cost": 10.0,
+        "output_cost": 11.0,
+        "model": "any",
+        "id": "mine",
+    }
+    changed = {
+        "content": "other text",
+        "raw_response": "other raw",
+        "error_message": "other",
+        "current_tokens": 14,
+        "expected_tokens": 15,
+        "input_tokens": 16,
+        "output_tokens": 17,
+        "cache_read_tokens": 18,
+        "cache_write_tokens": 19,
+        "input_cost": 20.0,
+        "output_cost": 21.0,
+        "model": "another",
+    }
+
+    def fields(turn, names):
+        return {name: getattr(turn, "stream_" * (name == "started_at") + name) for name in names}
+
+    def work(tx):
+        tx.delete_turn("mine")
+        made = tx.create_turn(response_id, tool_calls=[{"call": 1}], **created | {"index": 5})
+        return made, tx.update_turn("mine", tool_calls=[{"call": 2}], **changed)
+
+    async def main():
+        async with AsyncSessionManager(path, pool=pool) as sessions:
+            await sessions.delete_turn("mine")
+            made = await sessions.create_turn(
+                response_id, tool_calls=[{"call": 1}], **created | {"index": 7}
+            )
+            return made, await sessions.update_turn("mine", tool_calls=[{"call": 2}], **changed)
+
+    with SessionManager(path, pool=pool) as sessions:
+        response_id = sessions.create_round(sessions.create_session().id, "Hello?").response.id
+        by_manager = (
+            sessions.create_turn(response_id, tool_calls=[{"call": 1}], **created),
+            sessions.update_turn("mine", tool_calls=[{"call": 2}], **changed),
+        )
+        by_transaction = sessions.transact(work)
+        by_coroutine = asyncio.run(main())
+    for index, (made, updated) in zip(
+        (3, 5, 7), (by_manager, by_transaction, by_coroutine), strict=True
+    ):
+        assert fields(made, created) == created | {"index": index}
+        assert fields(updated, changed) == changed
+        assert [made.tool_calls[0].call, updated.tool_calls[0].call] == [1, 2]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.method)

@@ -20,6 +20,7 @@ from tools.generate.signatures import PROJECT, RECORDS, Signature, signature_of
 from tools.generate.units import FACETS, UNITS, Kind, Unit
 
 FOLDER: Final = PROJECT / PACKAGE / "faces"
+_MANY_KEYWORDS: Final = 8
 _CALLS: Final = f"{PACKAGE}.faces.calls"
 _READER: Final = f"{PACKAGE}.faces.reader"
 
@@ -138,7 +139,7 @@ _PRIVATE: Final = {
         f"_{name}": _CALLS
         for name in (
             *("AwaitedCalls", "AwaitedFacet", "ManagerCalls", "ManagerFacet", "ReaderCalls"),
-            *("TransactionCalls", "R", "fetch", "query", "write", "write_within"),
+            *("TransactionCalls", "R", "fetch", "positional", "query", "write", "write_within"),
         )
     },
     "_WriteTransaction": f"{PACKAGE}.database.transaction",
@@ -175,14 +176,15 @@ def _check(units: Sequence[Unit], facets: Mapping[str, str]) -> None:
 def _module(face: Face, units: Sequence[Unit], facets: Mapping[str, str]) -> str:
     imports: set[Import] = set()
     methods: dict[str | None, list[Unit]] = {facet: [] for facet in (*facets, None)}
-    for unit in units:
-        if unit.kind in face.kinds:
-            methods[unit.facet].append(unit)
+    offered = [unit for unit in units if unit.kind in face.kinds]
+    for unit in offered:
+        methods[unit.facet].append(unit)
     named = [facet for facet in facets if methods[facet]]
     classes = [_class(face, facet, methods[facet], imports) for facet in named]
     attributes = [_attribute(face, facet, facets[facet]) for facet in named]
     classes.append(_class(face, None, methods[None], imports, attributes))
-    text = "\n\n".join(classes)
+    functions = _functions(offered)
+    text = functions + "\n\n" + "\n\n".join(classes)
     private = _PRIVATE | {f"_Reader{_capitalized(each)}": _READER for each in named}
     imports |= {
         Import(module, name[1:], name)
@@ -191,7 +193,18 @@ def _module(face: Face, units: Sequence[Unit], facets: Mapping[str, str]) -> str
     }
     head = f'"""{face.summary}\n\nMade by ``make faces``.\n"""'
     imported = "\n".join(import_lines(imports))
-    return f"{head}\n\nfrom __future__ import annotations\n\n{imported}\n\n\n{text}"
+    return f"{head}\n\nfrom __future__ import annotations\n\n{imported}\n{text}"
+
+
+def _functions(units: Iterable[Unit]) -> str:
+    """Return the lines that make functions for calls by position, where there are any."""
+    names = {
+        unit.name: _module_of(unit).alias
+        for unit in units
+        if _takes_many(signature_of(unit.function, unit.kind))
+    }
+    lines = [f"_{name} = _positional({module}.{name})\n" for name, module in names.items()]
+    return "".join(["\n" if lines else "", *lines])
 
 
 def _class(
@@ -232,11 +245,25 @@ def _method(face: Face, unit: Unit, signature: Signature) -> Iterator[str]:
     yield docstring(signature.docstring, errors, indent=8, width=WIDTH)
     if face.before:
         yield f"        {face.before.format(self=owner)}"
-    prepare = f"{_module_of(unit).alias}.{unit.name}"
-    yield from laid_out(f"        unit = {prepare}", signature.arguments, "")
+    yield from _preparation(unit, signature)
     claims = ", claims=True" if unit.claims else ""
     result = face.result[unit.kind]
     yield f"        {result.format(self=owner, name=unit.name, kind=unit.kind, claims=claims)}"
+
+
+def _preparation(unit: Unit, signature: Signature) -> list[str]:
+    """Return the lines that call the unit's function."""
+    if _takes_many(signature):
+        return laid_out(f"        unit = _{unit.name}", signature.names, "")
+    at = len(signature.names) - signature.keywords
+    keywords = [f"{name}={name}" for name in signature.names[at:]]
+    function = f"{_module_of(unit).alias}.{unit.name}"
+    return laid_out(f"        unit = {function}", [*signature.names[:at], *keywords], "")
+
+
+def _takes_many(signature: Signature) -> bool:
+    """Whether a call by position is quicker, by enough to have a function for it."""
+    return signature.keywords > _MANY_KEYWORDS
 
 
 def laid_out(head: str, arguments: Sequence[str], tail: str) -> list[str]:

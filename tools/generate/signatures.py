@@ -24,14 +24,16 @@ class Signature(NamedTuple):
 
     Attributes:
         parameters: as in a ``def``, without ``self``.
-        arguments: pass the parameters on, as in a call.
+        names: of the parameters, in their order.
+        keywords: how many of them, at the end, are passed by keyword only.
         result: the type of the unit's result.
         imports: the names that occur in them.
         docstring: of the function, without its indentation.
     """
 
     parameters: tuple[str, ...]
-    arguments: tuple[str, ...]
+    names: tuple[str, ...]
+    keywords: int
     result: str
     imports: frozenset[Import]
     docstring: str
@@ -58,13 +60,11 @@ def signature_of(function: str, kind: str, hidden: frozenset[str] = frozenset())
         raise ValueError(f"{function} needs a docstring, without backslashes.")
     if node.args.vararg or node.args.kwarg or node.args.posonlyargs:
         raise ValueError(f"{function} has a parameter that is no plain one.")
-    names = {each.arg for each in (*node.args.args, *node.args.kwonlyargs)}
-    if taken := names & _VARIABLES:
+    names = tuple(each.arg for each in (*node.args.args, *node.args.kwonlyargs))
+    if taken := _VARIABLES.intersection(names):
         raise ValueError(f"{function} has a parameter with the name of a variable: {taken}")
     resolver = Resolver(hidden)
     parameters = list(_parameters(resolver, source, node.args))
-    positional = [each.arg for each in node.args.args]
-    keywords = [f"{each.arg}={each.arg}" for each in node.args.kwonlyargs]
     match node.returns:
         case ast.Subscript(value=ast.Name(id=returned)) if returned == _UNIT_TYPES[kind]:
             result = resolver.text(source, node.returns.slice)
@@ -72,7 +72,8 @@ def signature_of(function: str, kind: str, hidden: frozenset[str] = frozenset())
             raise ValueError(f"{function} must return a {_UNIT_TYPES[kind]}: it is run as {kind}.")
     return Signature(
         tuple(parameters),
-        (*positional, *keywords),
+        names,
+        len(node.args.kwonlyargs),
         result,
         frozenset(resolver.imports),
         text,
