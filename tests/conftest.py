@@ -126,8 +126,8 @@ class Child:
 
     PRELUDE = (
         "import json, sys\n"
-        "def tell(value): print(json.dumps(value), flush=True)\n"
-        "def hear(): return json.loads(sys.stdin.readline())\n"
+        "def send(value): print(json.dumps(value), flush=True)\n"
+        "def receive(): return json.loads(sys.stdin.readline())\n"
     )
 
     def __init__(self, script: str, *arguments: object, **environment: str) -> None:
@@ -140,15 +140,15 @@ class Child:
             env=variables,
         )
 
-    def hear(self) -> Any:
-        """Wait for what the child tells."""
+    def receive(self) -> Any:
+        """Return the next value that the child sends."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, f"the child ended with {self.process.wait()} and told nothing"
+        assert line, f"the child ended with {self.process.wait()} and sent nothing"
         return json.loads(line)
 
-    def tell(self, value: object = None) -> None:
-        """Tell the child something; it waits for it in ``hear()``."""
+    def send(self, value: object = None) -> None:
+        """Send a value to the child, which gets it by ``receive()``."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{json.dumps(value)}\n")
         self.process.stdin.flush()
@@ -160,7 +160,7 @@ class Child:
     def stop(self) -> None:
         """End the child, whatever it does."""
         self.process.kill()
-        # What was told to a child that is gone cannot be flushed any more.
+        # What was sent to a child that has ended cannot be flushed any more.
         with contextlib.suppress(BrokenPipeError):
             self.process.__exit__(None, None, None)
 

@@ -29,7 +29,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 from structlog.testing import capture_logs
 with capture_logs() as logs:
     get_logger("a.module").error("database_not_closed", path="db.sqlite")
-tell([sys.stderr.getvalue(), logs])
+send([sys.stderr.getvalue(), logs])
 """
 
 
@@ -46,7 +46,7 @@ if not child:
     signal.alarm(20)
     get_logger("a.module").try_unbind("nothing")
     os._exit(0)
-tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 thread.join()
 """
 
@@ -54,7 +54,7 @@ thread.join()
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_waits_for_the_import(start_child):
     child = start_child(FORKED_MEANWHILE)
-    assert child.hear() == 0
+    assert child.receive() == 0
     child.finish()
 
 
@@ -79,11 +79,11 @@ def test_a_child_logs_though_the_fork_could_not_wait_for_an_import(start_child):
         "    os.dup2(2, 1)\n"
         "    get_logger('a.module').warning('writes_refused')\n"
         "    os._exit(0)\n"
-        "tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
         "done.set()\n"
         "thread.join()\n"
     )
-    assert child.hear() == 0
+    assert child.receive() == 0
     child.finish()
 
 
@@ -108,9 +108,9 @@ def test_an_event_is_told_where_structlog_cannot_be_found(start_child):
         "from mandrake_sessions.log import get_logger\n"
         "sys.path[:], sys.stderr = [], io.StringIO()\n"
         "get_logger('a.module').warning('metadata_unreadable', session_id='one')\n"
-        "tell(sys.stderr.getvalue())\n"
+        "send(sys.stderr.getvalue())\n"
     )
-    assert child.hear() == "metadata_unreadable session_id='one'\n"
+    assert child.receive() == "metadata_unreadable session_id='one'\n"
     child.finish()
 
 
@@ -137,7 +137,7 @@ def test_an_event_goes_to_structlog():
 
 def test_an_event_is_told_where_no_descriptor_is_free_to_read_structlog_with(start_child):
     child = start_child(NO_DESCRIPTOR_LEFT)
-    told, logged_later = child.hear()
+    told, logged_later = child.receive()
     child.finish()
 
     assert told == "database_not_closed path='db.sqlite' turn_ids=['one']\n"
@@ -213,7 +213,7 @@ def test_an_event_without_a_stderr_is_dropped(start_child):
         "from mandrake_sessions.log import get_logger\n"
         "sys.stderr = None\n"
         "get_logger('a.module').warning('writes_refused')\n"
-        "tell('nothing before')\n"
+        "send('nothing before')\n"
     )
-    assert child.hear() == "nothing before"
+    assert child.receive() == "nothing before"
     child.finish()

@@ -298,7 +298,7 @@ with SessionManager(sys.argv[1]) as sessions:
     turn = sessions.create_turn(response.id, tool_calls=[{"call": {}}])
     sessions.update_turn(turn.id, status="completed")
     assert sessions.render_session_history(session.id).rounds[0].turns
-tell(sorted(sys.modules))
+send(sorted(sys.modules))
 """
 
 
@@ -349,7 +349,7 @@ with SessionManager(sys.argv[1]) as sessions:
 with MandrakeManager(sys.argv[2]) as mandrake:
     (workspace,) = mandrake.list_workspaces()
     assert mandrake.get_workspace(workspace.id).sessions.count_sessions() == 0
-tell(sorted(sys.modules))
+send(sorted(sys.modules))
 """
 
 
@@ -366,7 +366,7 @@ def test_the_day_of_a_host_loads_nothing_slow_and_no_second_sqlite(
     with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
         mandrake.create_workspace("work")
     child = start_child(DAY, path, tmp_path / "root")
-    loaded = {name.split(".")[0] for name in child.hear()}
+    loaded = {name.split(".")[0] for name in child.receive()}
     child.finish()
 
     assert "mandrake_sessions" in loaded
@@ -375,7 +375,7 @@ def test_the_day_of_a_host_loads_nothing_slow_and_no_second_sqlite(
 
 def test_a_new_database_loads_nothing_slow_and_no_second_sqlite(path, start_child):
     child = start_child(ROUND, path)
-    loaded = {name.split(".")[0] for name in child.hear()}
+    loaded = {name.split(".")[0] for name in child.receive()}
     child.finish()
 
     assert "mandrake_sessions" in loaded
@@ -387,7 +387,7 @@ def test_the_library_works_where_the_extras_and_sqlite3_are_not_installed(path, 
     missing = [*SECOND_SQLITE, *EXTRAS]
     child = start_child(f"sys.modules.update(dict.fromkeys({missing!r}))\n{ROUND}", path)
 
-    assert "mandrake_sessions" in child.hear()
+    assert "mandrake_sessions" in child.receive()
     child.finish()
 
 

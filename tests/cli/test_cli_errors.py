@@ -32,8 +32,8 @@ HOLD = """
 import apsw
 connection = apsw.Connection(sys.argv[1])
 connection.execute("BEGIN IMMEDIATE")
-tell("held")
-hear()
+send("held")
+receive()
 """
 
 
@@ -163,7 +163,7 @@ def test_a_busy_database_has_its_own_code(
     database: Path, run: Run, start_child: Callable[..., Any]
 ) -> None:
     holder = start_child(HOLD, database)
-    assert holder.hear() == "held"
+    assert holder.receive() == "held"
     told = run("workspaces", "create", "late", "--timeout", "0.05")
     assert told.code == ExitCode.BUSY
     assert "--timeout" in told.require_one_line()
@@ -174,7 +174,7 @@ def test_sigint_ends_a_waiting_command_quietly(
 ) -> None:
     """It comes while the command waits in SQLite's busy handler for another process."""
     holder = start_child(HOLD, database)
-    assert holder.hear() == "held"
+    assert holder.receive() == "held"
     # The only sign from outside that it waits: its own statement, told by a trace.
     script = (
         "import sys\n"

@@ -133,10 +133,10 @@ def test_what_a_crash_has_left_is_read_and_left(
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "response = sessions.create_round(sessions.create_session('A').id, 'Q').response\n"
         "turn = sessions.stream_turn(response.id)\n"
-        "tell('streaming')\nhear()",
+        "send('streaming')\nhear()",
         path,
     )
-    child.hear()
+    child.receive()
     in_use = run("doctor", path, "--json")
     child.process.kill()
     child.process.wait()
@@ -159,14 +159,14 @@ def test_who_holds_the_write_lock_is_named(
     child = start_child(
         "import apsw\n"
         "raw = apsw.Connection(sys.argv[1])\nraw.execute('BEGIN IMMEDIATE')\n"
-        "tell('held')\nhear()\nraw.execute('ROLLBACK')\nraw.close()",
+        "send('held')\nhear()\nraw.execute('ROLLBACK')\nraw.close()",
         database,
     )
-    child.hear()
+    child.receive()
 
     ended = run("doctor", database, "--json")
 
-    child.tell()
+    child.send()
     child.finish()
     assert (ended.code, bad(ended)) == (0, {"locks": "degraded"})
     detail = checks(ended)["locks"]["detail"]
@@ -179,7 +179,7 @@ import time
 from mandrake_sessions import *
 options = PoolOptions(database=DatabaseOptions(durability=Durability.FAST, checkpoint_frames=20))
 sessions = SessionManager(sys.argv[1], pool=ConnectionPool(options)).init()
-tell("writing")
+send("writing")
 for number in range(10**9):
     made = sessions.create_session("more", description="x" * 9000)
     if number % 3:
@@ -194,7 +194,7 @@ def test_a_file_that_is_being_written_is_not_taken_for_a_damaged_one(
 ) -> None:
     """Its log is another one by the time a frame of it is read, and its size another one too."""
     child = start_child(BUSY, database, pause)
-    child.hear()
+    child.receive()
     began, looks, longest = monotonic(), 0, 0.0
 
     while monotonic() - began < 0.5 or looks < 5:
@@ -304,10 +304,10 @@ def test_a_file_that_is_emptied_in_use_is_no_new_database_either(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "sessions.create_session('In the log')\n"
-        "tell('stored')\nhear()",
+        "send('stored')\nhear()",
         path,
     )
-    child.hear()
+    child.receive()
     os.truncate(path, 0)
 
     ended = run("doctor", path, "--json")

@@ -16,12 +16,12 @@ FOREIGN = """
 import apsw, select
 connection = apsw.Connection(sys.argv[1])
 connection.execute("BEGIN IMMEDIATE")
-tell("held")
+send("held")
 # As long as it is told to, or until it hears a line.
 select.select([sys.stdin], [], [], float(sys.argv[2]) or None)
 connection.execute("ROLLBACK")
 connection.close()
-tell("gone")
+send("gone")
 """
 
 
@@ -72,7 +72,7 @@ def hold_write_lock(start_child: Callable[..., Any]) -> Callable[..., Any]:
 
     def hold(path: Path, seconds: float = 0) -> Any:
         child = start_child(FOREIGN, path, seconds)
-        assert child.hear() == "held"
+        assert child.receive() == "held"
         return child
 
     return hold

@@ -313,14 +313,14 @@ if not child:
     try:
         handle.file
     except ForkedPoolError:
-        tell(Attachment.told)
+        send(Attachment.told)
     with pool.acquire(sys.argv[1]) as again:
-        tell([again.file.attachment, again.file.claim() != owner])
+        send([again.file.attachment, again.file.claim() != owner])
     os._exit(0)
 os.waitpid(child, 0)
 handle.release()
 pool.close()
-tell(Attachment.told)
+send(Attachment.told)
 """
 
 
@@ -328,9 +328,9 @@ def test_rule_18_a_forked_child_forgets_its_parents_attachment(
     path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(FORK, path)
-    assert child.hear() == ["fork"]
-    assert child.hear() == [None, True]
-    assert child.hear() == ["close"]
+    assert child.receive() == ["fork"]
+    assert child.receive() == [None, True]
+    assert child.receive() == ["close"]
     child.finish()
 
 

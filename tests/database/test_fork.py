@@ -47,12 +47,12 @@ if child == 0:
     {child}
     {end}
 assert os.waitpid(child, 0)[1] == 0
-tell(locks() == before)
+send(locks() == before)
 add(handle, "parent after")
-tell(keys(handle))
+send(keys(handle))
 handle.release()
 pool.close()
-tell(sorted(each.name for each in path.parent.iterdir()))
+send(sorted(each.name for each in path.parent.iterdir()))
 """
 
 ENDS = {"at once": "os._exit(0)", "through the interpreter": "sys.exit(0)"}
@@ -85,18 +85,18 @@ calls = [
     lambda: handle.sqlalchemy().__enter__(),
     lambda: handle.backup("never.sqlite"),
 ]
-tell([error_of(call) for call in calls])
-tell(error_of(handle.release))
-tell(error_of(handle.release))
+send([error_of(call) for call in calls])
+send(error_of(handle.release))
+send(error_of(handle.release))
 """,
         end,
     )
-    assert child.hear() == ["ForkedPoolError"] * 7
-    assert child.hear() is None
-    assert child.hear() == "HandleReleasedError"
-    assert child.hear() is True
-    assert child.hear() == ["before", "parent after"]
-    assert child.hear() == ["db.sqlite"]
+    assert child.receive() == ["ForkedPoolError"] * 7
+    assert child.receive() is None
+    assert child.receive() == "HandleReleasedError"
+    assert child.receive() is True
+    assert child.receive() == ["before", "parent after"]
+    assert child.receive() == ["db.sqlite"]
     child.finish()
 
 
@@ -110,18 +110,18 @@ def test_rule_18_the_child_may_open_anew(
         """
 with pool.acquire(path) as mine:
     add(mine, "child")
-    tell(keys(mine))
+    send(keys(mine))
 pool.close()
-tell(handle.path == path)
+send(handle.path == path)
 del handle
 """,
         end,
     )
-    assert child.hear() == ["before", "child"]
-    assert child.hear() is True
-    assert child.hear() is True
-    assert child.hear() == ["before", "child", "parent after"]
-    assert child.hear() == ["db.sqlite"]
+    assert child.receive() == ["before", "child"]
+    assert child.receive() is True
+    assert child.receive() is True
+    assert child.receive() == ["before", "child", "parent after"]
+    assert child.receive() == ["db.sqlite"]
     child.finish()
 
 
@@ -131,12 +131,12 @@ def test_rule_18_health_and_stats_of_an_old_handle_are_refused_too(
     child = run(
         start_child,
         path,
-        "tell([error_of(handle.health), error_of(handle.stats)])",
+        "send([error_of(handle.health), error_of(handle.stats)])",
         "at once",
     )
-    assert child.hear() == ["ForkedPoolError"] * 2
+    assert child.receive() == ["ForkedPoolError"] * 2
     for _ in range(3):
-        child.hear()
+        child.receive()
     child.finish()
 
 
@@ -149,16 +149,16 @@ def test_rule_18_the_child_has_locks_of_its_own(
         path,
         """
 with pool.acquire(path) as mine:
-    tell(keys(mine))
-    tell(locks() == sorted(line.replace(str(os.getppid()), str(os.getpid())) for line in before))
+    send(keys(mine))
+    send(locks() == sorted(line.replace(str(os.getppid()), str(os.getpid())) for line in before))
 pool.close()
 """,
         "at once",
     )
-    assert child.hear() == ["before"]
-    assert child.hear() is True
+    assert child.receive() == ["before"]
+    assert child.receive() is True
     for _ in range(3):
-        child.hear()
+        child.receive()
     child.finish()
 
 
@@ -189,11 +189,11 @@ handle.release()
 pool.close()
 os.write(two, b"x")
 assert os.waitpid(pid, 0)[1] == 0
-tell("over")
+send("over")
 """,
         path,
     )
-    assert child.hear() == "over"
+    assert child.receive() == "over"
     child.finish()
     with pool.acquire(path) as handle:
         assert keys(handle) == {"before", "child 1", "child 2"}
@@ -224,23 +224,23 @@ if pid == 0:
         with pool.acquire(path, options=DatabaseOptions(busy_timeout=3.0)) as mine:
             add(mine, "child")
     except ForkedPoolError:
-        tell("refused")
+        send("refused")
     else:
-        tell("written")
+        send("written")
     os._exit(0)
 os.read(first, 1)
 may_go.set()
 thread.join()
 assert os.waitpid(pid, 0)[1] == 0
-tell(keys(handle))
+send(keys(handle))
 handle.release()
 pool.close()
 """,
         path,
         kind,
     )
-    outcome = child.hear()
-    assert child.hear() == (["before", "child"] if outcome == "written" else ["before"])
+    outcome = child.receive()
+    assert child.receive() == (["before", "child"] if outcome == "written" else ["before"])
     child.finish()
 
 
@@ -268,11 +268,11 @@ thread.start()
 has_them.wait()
 pid = os.fork()
 if pid == 0:
-    tell(error_of(lambda: add(handle, "child")))
+    send(error_of(lambda: add(handle, "child")))
     other = path.with_name("other.sqlite")
     for each in (pool, default_pool()):
         with each.acquire(other) as mine:
-            tell(keys(mine))
+            send(keys(mine))
         each.close()
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
@@ -283,9 +283,9 @@ pool.close()
 """,
         path,
     )
-    assert child.hear() == "ForkedPoolError"
-    assert child.hear() == []
-    assert child.hear() == []
+    assert child.receive() == "ForkedPoolError"
+    assert child.receive() == []
+    assert child.receive() == []
     child.finish()
 
 
@@ -299,17 +299,17 @@ with handle.write() as tx:
     tx.run(ADD, {"key": "in the block"})
     pid = os.fork()
     if pid == 0:
-        tell(error_of(lambda: add(handle, "child")))
+        send(error_of(lambda: add(handle, "child")))
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
-tell(keys(handle))
+send(keys(handle))
 handle.release()
 pool.close()
 """,
         path,
     )
-    assert child.hear() == "ForkedPoolError"
-    assert child.hear() == ["before", "in the block"]
+    assert child.receive() == "ForkedPoolError"
+    assert child.receive() == ["before", "in the block"]
     child.finish()
     with pool.acquire(path) as handle:
         assert keys(handle) == {"before", "in the block"}
@@ -333,15 +333,15 @@ except ForkedPoolError:
     assert pid == 0
 if pid == 0:
     os._exit(0)
-tell(locks() == before)
-tell(keys(handle))
+send(locks() == before)
+send(keys(handle))
 handle.release()
 pool.close()
 """,
         path,
     )
-    assert child.hear() is True
-    assert child.hear() == ["before", "in the block"]
+    assert child.receive() is True
+    assert child.receive() == ["before", "in the block"]
     child.finish()
 
 
@@ -362,11 +362,11 @@ if pid == 0:
         os._exit(0)
     os._exit(1)
 assert os.waitpid(pid, 0)[1] == 0
-tell(keys(handle))
+send(keys(handle))
 handle.release()
 pool.close()
 """,
         path,
     )
-    assert child.hear() == ["before"]
+    assert child.receive() == ["before"]
     child.finish()

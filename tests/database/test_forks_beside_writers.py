@@ -67,8 +67,8 @@ END = """
 stop.set()
 for each in writers:
     each.join()
-tell(sorted(set(map(str, outcomes))))
-tell(len(stored))
+send(sorted(set(map(str, outcomes))))
+send(len(stored))
 handle.release()
 pool.close()
 """
@@ -106,8 +106,8 @@ def test_no_child_hangs_that_is_forked_while_threads_write(
 ) -> None:
     """SQLite's own locks of the whole process may be held by another thread at the fork."""
     child = start_child(PRELUDE + WAYS[way] + END, ready_path, campaign.pick(30, 300, 1500))
-    assert child.hear() == ["0"]
-    stored = child.hear()
+    assert child.receive() == ["0"]
+    stored = child.receive()
     child.finish()
     with pool.acquire(ready_path) as handle:
         found = keys(handle)
@@ -132,8 +132,8 @@ def test_a_child_without_databases_does_not_hang_where_a_host_has_set_sqlite_up(
         ready_path,
         campaign.pick(30, 300, 1500),
     )
-    assert child.hear() == ["0"]
-    assert child.hear()
+    assert child.receive() == ["0"]
+    assert child.receive()
     child.finish()
 
 
@@ -151,14 +151,14 @@ def count():
     return sum(os.path.realpath(each) == sys.argv[1] for each in folder.iterdir())
 pool = ConnectionPool(PoolOptions(linger=0))
 handle = pool.acquire(sys.argv[1])
-tell(count())
+send(count())
 pid = os.fork()
 if pid == 0:
-    tell(count())
+    send(count())
     diagnose(sys.argv[1] + "-other")
-    tell(count())
+    send(count())
     with pool.acquire(sys.argv[1]):
-        tell(count())
+        send(count())
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 handle.release()
@@ -166,5 +166,5 @@ pool.close()
 """,
         ready_path,
     )
-    assert [child.hear() for _ in range(4)] == [1, 1, 0, 1]
+    assert [child.receive() for _ in range(4)] == [1, 1, 0, 1]
     child.finish()

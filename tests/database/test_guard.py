@@ -239,13 +239,13 @@ def test_rule_01_a_second_sqlite_library_is_found(start_child: Callable[..., Any
     child = start_child(
         """
 from mandrake_sessions.database.sqlite_library import second_sqlite
-tell(second_sqlite())
+send(second_sqlite())
 __import__("sqlite{}".format(3))
-tell(second_sqlite())
+send(second_sqlite())
 """
     )
-    assert child.hear() is None
-    assert "sqlite3" in child.hear()
+    assert child.receive() is None
+    assert "sqlite3" in child.receive()
     child.finish()
 
 

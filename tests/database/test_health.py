@@ -255,14 +255,14 @@ from mandrake_sessions import ConnectionPool
 def statuses():
     return {check.name: (check.status, check.detail) for check in handle.health().checks}
 with ConnectionPool() as pool, pool.acquire(sys.argv[1]) as handle:
-    tell(statuses()["sqlite"])
+    send(statuses()["sqlite"])
     __import__("sqlite{}".format(3))
-    tell(statuses()["sqlite"])
+    send(statuses()["sqlite"])
 """,
         path,
     )
-    assert child.hear() == ["ok", apsw.sqlite_lib_version()]
-    status, detail = child.hear()
+    assert child.receive() == ["ok", apsw.sqlite_lib_version()]
+    status, detail = child.receive()
     assert status == "degraded"
     assert "sqlite3" in detail
     child.finish()
@@ -460,7 +460,7 @@ if os.fork() == 0:
     try:
         handle.health()
     except ForkedPoolError:
-        tell("forked")
+        send("forked")
     os._exit(0)
 os.wait()
 handle.release()
@@ -468,7 +468,7 @@ pool.close()
 """,
         path,
     )
-    assert child.hear() == "forked"
+    assert child.receive() == "forked"
     child.finish()
 
 
@@ -625,7 +625,7 @@ def test_a_lock_that_stays_is_told_once_while_others_come_and_go(
         child = start_child(
             "import fcntl\n"
             "files = [open(f'{sys.argv[1]}-{n}', 'w') for n in range(40)]\n"
-            "tell('locking')\n"
+            "send('locking')\n"
             "while True:\n"
             "    for file in files:\n"
             "        fcntl.lockf(file, fcntl.LOCK_EX, 10, 100)\n"
@@ -633,6 +633,6 @@ def test_a_lock_that_stays_is_told_once_while_others_come_and_go(
             "        fcntl.lockf(file, fcntl.LOCK_UN, 10, 100)\n",
             path,
         )
-        child.hear()
+        child.receive()
         for _ in range(100):
             assert len(lock_holders(path) or ()) == 1

@@ -25,8 +25,8 @@ import apsw
 connection = apsw.Connection(sys.argv[1])
 connection.execute("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=DELETE")
 connection.execute("BEGIN EXCLUSIVE")
-tell("held")
-hear()
+send("held")
+receive()
 """
 
 
@@ -97,8 +97,8 @@ def test_a_stopped_holder_is_called_so_by_the_error_health_and_doctor(
         for check in (writing_check(handle), locks_check(path)):
             assert "holds the write lock, and is stopped" in check.detail
             assert check.advice == f"Let it go on: kill -CONT {pid}"
-    child.tell()
-    assert child.hear() == "gone"
+    child.send()
+    assert child.receive() == "gone"
     handle.transact(adding("afterwards"))
     assert writing_check(handle).status == "ok"
 
@@ -120,12 +120,12 @@ def test_a_file_that_cannot_be_opened_names_the_process_that_has_it(
     start_child: Callable[..., Any],
 ) -> None:
     child = start_child(EXCLUSIVE, ready_path)
-    assert child.hear() == "held"
+    assert child.receive() == "held"
     pool = make_pool(database={"busy_timeout": 0.05})
     with pytest.raises(DatabaseBusyError) as caught:
         pool.acquire(ready_path)
     assert (caught.value.phase, caught.value.holder_pid) == ("open", child.process.pid)
-    child.tell()
+    child.send()
     child.finish()
 
 
@@ -137,15 +137,15 @@ def test_a_file_that_is_open_elsewhere_is_not_removed_and_its_user_is_named(
     child = start_child(
         "from mandrake_sessions import ConnectionPool\n"
         "handle = ConnectionPool().acquire(sys.argv[1])\n"
-        "tell('open')\nhear()\nhandle.release()",
+        "send('open')\nhear()\nhandle.release()",
         ready_path,
     )
-    assert child.hear() == "open"
+    assert child.receive() == "open"
     with pytest.raises(DatabaseBusyError) as caught:
         make_pool().remove(ready_path, timeout=0.05)
     assert caught.value.holder_pid == child.process.pid
     assert "has the database open" in caught.value.message
-    child.tell()
+    child.send()
     child.finish()
 
 
@@ -176,8 +176,8 @@ def test_waiting_for_a_stopped_process_takes_less_than_a_hundredth_of_a_core(
         share = (thread_time() - taken) / (monotonic() - since)
     assert share < 0.01
     assert error.attempts < 600
-    child.tell()
-    assert child.hear() == "gone"
+    child.send()
+    assert child.receive() == "gone"
 
 
 def test_a_holder_that_does_not_commit_is_never_looked_at_without_pauses(tmp_path: Path) -> None:
@@ -221,6 +221,6 @@ def test_a_wait_beside_a_holder_that_ends_is_over_soon(
     child = hold_write_lock(path, 1.0)
     since = monotonic()
     handle.transact(adding("late"))
-    assert child.hear() == "gone"
+    assert child.receive() == "gone"
     assert monotonic() - since < SOON
     until(lambda: writing_check(handle).status == "ok")

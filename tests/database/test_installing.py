@@ -146,11 +146,11 @@ uuid.uuid4 = lambda: uuid.UUID(int=17)
 for name in ("a", "b"):
     random.seed(0)
     SessionManager(f"{sys.argv[1]}/{name}").init().close()
-tell([apsw.Connection(f"{sys.argv[1]}/{name}").pragma("user_version") for name in ("a", "b")])
+send([apsw.Connection(f"{sys.argv[1]}/{name}").pragma("user_version") for name in ("a", "b")])
 """,
         tmp_path,
     )
-    one, other = child.hear()
+    one, other = child.receive()
     child.finish()
     assert one != other
 
@@ -238,27 +238,27 @@ def test_eight_processes_that_make_one_file_agree_on_it(
         start_child(
             """
 from mandrake_sessions import SessionManager
-tell("ready")
-hear()
+send("ready")
+receive()
 sessions = SessionManager(sys.argv[1]).init()
-tell(sessions.create_session("mine").id)
-hear()
+send(sessions.create_session("mine").id)
+receive()
 sessions.close()
-tell("closed")
+send("closed")
 """,
             path,
         )
         for _ in range(8)
     ]
     for child in children:
-        assert child.hear() == "ready"
+        assert child.receive() == "ready"
     for child in children:
-        child.tell()
-    ids = {child.hear() for child in children}
+        child.send()
+    ids = {child.receive() for child in children}
     for child in children:
-        child.tell()
+        child.send()
     for child in children:
-        assert child.hear() == "closed"
+        assert child.receive() == "closed"
         child.finish()
     raw = apsw.Connection(str(path))
     assert {id for (id,) in raw.execute("SELECT id FROM sessions")} == ids

@@ -318,17 +318,17 @@ threading.Thread(target=interrupt).start()
 try:
     handle.transact(lambda tx: None, delegable=True)
 except KeyboardInterrupt:
-    tell(queue.waiting)
+    send(queue.waiting)
 may_go.set()
 holder.join()
 handle.transact(lambda tx: None)
-tell(queue.holder)
+send(queue.holder)
 handle.release()
 """,
         path,
     )
-    assert child.hear() == 0
-    assert child.hear() == 0
+    assert child.receive() == 0
+    assert child.receive() == 0
     child.finish()
 
 

@@ -28,8 +28,8 @@ from mandrake_sessions.database.connection import backup
 from mandrake_sessions.database.offline import restore
 from mandrake_sessions.rescue import salvage
 def stop(*_):
-    tell("at it")
-    hear()
+    send("at it")
+    receive()
 backup._require_whole = restore._check_and_stamp = salvage.verify = stop
 path, other = sys.argv[1], sys.argv[2]
 """
@@ -69,7 +69,7 @@ def partials(database: Path) -> set[str]:
 
 def kill_at_it(start_child: Any, script: str, database: Path, other: Path) -> None:
     child = start_child(script, database, other)
-    assert child.hear() == "at it"
+    assert child.receive() == "at it"
     assert partials(database)
     child.process.send_signal(signal.SIGKILL)
     child.process.wait()
@@ -147,7 +147,7 @@ def test_what_a_living_process_makes_stays(
     if script is RESTORE:
         other = database.parent.parent / "backup.sqlite"
     child = start_child(script, database, other)
-    assert child.hear() == "at it"
+    assert child.receive() == "at it"
     made = partials(database)
     assert made
 
@@ -177,14 +177,14 @@ def test_five_kills_at_any_moment_of_a_full_check_leave_nothing(
     script = """
 from mandrake_sessions import *
 with SessionManager(sys.argv[1]) as sessions:
-    tell("open")
+    send("open")
     while True:
         sessions.handle.health(HealthLevel.FULL)
 """
     left: list[int] = []
     for _ in range(5):
         child = start_child(script, database)
-        assert child.hear() == "open"
+        assert child.receive() == "open"
         while not partials(database):
             pass
         threading.Event().wait(moments.uniform(0, 0.02))
@@ -221,7 +221,7 @@ def test_a_backup_removes_what_an_earlier_one_of_another_name_has_left(
 ) -> None:
     (tmp_path / "backups").mkdir()
     child = start_child(BACKUP, database, tmp_path / "backups" / "monday.sqlite")
-    assert child.hear() == "at it"
+    assert child.receive() == "at it"
     child.process.send_signal(signal.SIGKILL)
     child.process.wait()
     assert len(os.listdir(tmp_path / "backups")) == 2

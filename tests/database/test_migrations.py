@@ -720,7 +720,7 @@ def open_files():
 workers = [fork.Process(target=open_files) for _ in range(processes)]
 for worker in workers:
     worker.start()
-tell([results.get() for _ in range(processes * files)])
+send([results.get() for _ in range(processes * files)])
 for worker in workers:
     worker.join()
 """
@@ -731,7 +731,7 @@ def test_eight_processes_open_a_fresh_file_together(
 ) -> None:
     files = campaign.pick(5, 10, 40)
     child = start_child(OPEN_FILES, tmp_path, PROCESSES, files)
-    outcomes = child.hear()
+    outcomes = child.receive()
     child.finish()
 
     assert sorted(outcomes) == sorted(

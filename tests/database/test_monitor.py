@@ -187,24 +187,24 @@ from mandrake_sessions import ConnectionPool, HealthMonitor
 pool = ConnectionPool()
 monitor = HealthMonitor(pool, interval=3600.0).start()
 if os.fork() == 0:
-    tell(monitor.is_running)
+    send(monitor.is_running)
     with ConnectionPool() as own, own.acquire(sys.argv[1]) as handle:
         handle.transact(lambda tx: None)
         told = threading.Event()
         with HealthMonitor(own, on_report=lambda report: told.set()):
-            tell(told.wait(60))
+            send(told.wait(60))
     monitor.start()
-    tell(monitor.is_running)
+    send(monitor.is_running)
     monitor.stop()
     os._exit(0)
 os.wait()
-tell(monitor.is_running)
+send(monitor.is_running)
 monitor.stop()
 pool.close()
 """,
         path,
     )
-    assert [child.hear() for _ in range(4)] == [False, True, True, True]
+    assert [child.receive() for _ in range(4)] == [False, True, True, True]
     child.finish()
 
 
@@ -249,8 +249,8 @@ def test_a_change_is_told_once_for_each_way(
     foreign = hold_write_lock(handle.path)
     for _ in range(2):
         monitor.look()
-    foreign.tell()
-    assert foreign.hear() == "gone"
+    foreign.send()
+    assert foreign.receive() == "gone"
     for _ in range(2):
         monitor.look()
     changes = [log for log in logs if log["event"] == "health_changed"]
@@ -489,11 +489,11 @@ with ConnectionPool() as pool, pool.acquire(sys.argv[1]) as handle:
     monitor = HealthMonitor(pool)
     monitor.look()
     os.setresuid(65534, 0, 0)
-    tell(monitor.look()[0].status)
+    send(monitor.look()[0].status)
     handle.transact(lambda tx: None)
-    tell("written")
+    send("written")
 """,
         path,
     )
-    assert [child.hear(), child.hear()] == ["ok", "written"]
+    assert [child.receive(), child.receive()] == ["ok", "written"]
     child.finish()

@@ -27,14 +27,14 @@ from mandrake_sessions import ConnectionPool
 from mandrake_sessions.database.files import creation
 clear = creation.clear_name
 def pausing(path):
-    tell("looked")
-    hear()
+    send("looked")
+    receive()
     clear(path)
 creation.clear_name = pausing
 pool = ConnectionPool()
 handle = pool.acquire(sys.argv[1])
-tell("made")
-hear()
+send("made")
+receive()
 """
 WRITER = """
 import structlog
@@ -45,14 +45,14 @@ ADD = Statement("ADD", "INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
 pool = ConnectionPool()
 handle = pool.acquire(sys.argv[1])
 handle.transact(lambda tx: tx.run_all([(ADD, ("theirs",))]))
-tell("written")
-hear()
+send("written")
+receive()
 with handle.write() as tx:
     tx.run_all([(ADD, ("begun before",))])
-    tell("begun")
-    hear()
-tell("committed")
-hear()
+    send("begun")
+    receive()
+send("committed")
+receive()
 handle.release()
 pool.close()
 """
@@ -72,7 +72,7 @@ def test_makers_of_one_file_do_not_take_its_log_from_each_other(
     monkeypatch.setattr(creation, "PATIENCE", 60.0)
     path.with_name("db.sqlite-wal").write_bytes(b"of a file that is gone")
     child = start_child(PAUSED_MAKER, path)
-    assert child.hear() == "looked"
+    assert child.receive() == "looked"
     met_lock = threading.Event()
 
     def pausing(until: float, seconds: float) -> bool:
@@ -83,8 +83,8 @@ def test_makers_of_one_file_do_not_take_its_log_from_each_other(
     task = Task(lambda: pool.acquire(path))
     assert met_lock.wait(60)
     assert not path.exists()
-    child.tell()
-    assert child.hear() == "made"
+    child.send()
+    assert child.receive() == "made"
     with task.result() as handle:
         handle.transact(adding("ours"))
         child.process.kill()
@@ -101,7 +101,7 @@ def test_a_maker_that_is_stopped_is_passed_by(
 ) -> None:
     monkeypatch.setattr(creation, "PATIENCE", 0.05)
     child = start_child(PAUSED_MAKER, path)
-    assert child.hear() == "looked"
+    assert child.receive() == "looked"
     with pool.acquire(path) as handle:
         handle.transact(adding("ours"))
         assert keys(handle) == {"ours"}
@@ -120,7 +120,7 @@ def test_a_file_that_is_renamed_as_it_is_made_leaves_the_new_one_its_log(
         make_head(connection, budget)
         path.rename(path.with_name("moved.sqlite"))
         children.append(start_child(WRITER, path))
-        assert children[0].hear() == "written"
+        assert children[0].receive() == "written"
 
     monkeypatch.setattr(file, "bring_to_head", renamed_after)
     with pytest.raises(DatabaseMovedError):
@@ -139,19 +139,19 @@ def test_what_another_process_has_begun_in_a_moved_file_is_not_lost(
 ) -> None:
     with pool.acquire(path) as handle:
         child = start_child(WRITER, path)
-        assert child.hear() == "written"
-        child.tell()
-        assert child.hear() == "begun"
+        assert child.receive() == "written"
+        child.send()
+        assert child.receive() == "begun"
         moved = path.rename(path.with_name("moved.sqlite"))
         with pytest.raises(DatabaseMovedError):
             handle.query(lambda tx: None)
         # Ours ends meanwhile: it copies the log, and waits for theirs.
         main = file_of(handle).writer.connection
         until(lambda: main.busy_waits > 0)
-        child.tell()
-        assert child.hear() == "committed"
+        child.send()
+        assert child.receive() == "committed"
         if ends == "commit":
-            child.tell()
+            child.send()
         else:
             child.process.kill()
         child.process.wait()

@@ -31,9 +31,9 @@ try:
     with SessionManager(sys.argv[1]) as sessions:
         sessions.create_session(sys.argv[1])
 except DatabaseError as error:
-    tell([type(error).__name__, error.kind])
+    send([type(error).__name__, error.kind])
 else:
-    tell("stored")
+    send("stored")
 """
 
 
@@ -104,7 +104,7 @@ def test_a_second_name_is_refused_while_another_process_writes(own, new_pool, st
     link = own.with_name("link.sqlite")
     os.link(own, link)
     with SessionManager(own, pool=new_pool) as sessions:
-        assert start_child(WRITES, link).hear() == ["DatabaseNamesError", "hard link"]
+        assert start_child(WRITES, link).receive() == ["DatabaseNamesError", "hard link"]
         sessions.create_session("second")
 
     assert titles(own, new_pool) == ["first", "second"]
@@ -116,11 +116,11 @@ def test_a_host_that_was_killed_under_its_name_loses_nothing_to_a_link(own, new_
         "from mandrake_sessions import *\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "sessions.create_session('second')\n"
-        "tell('stored')\n"
-        "hear()\n",
+        "send('stored')\n"
+        "receive()\n",
         own,
     )
-    assert child.hear() == "stored"
+    assert child.receive() == "stored"
     child.stop()
     link = own.with_name("link.sqlite")
     os.link(own, link)
@@ -200,8 +200,8 @@ def test_a_moved_file_is_at_home_while_its_host_goes_on(own, new_pool, tmp_path,
         link = tmp_path / "link"
         os.link(path, link)
 
-        assert start_child(WRITES, link).hear() == ["DatabaseNamesError", "hard link"]
-        assert start_child(WRITES, path).hear() == "stored"
+        assert start_child(WRITES, link).receive() == ["DatabaseNamesError", "hard link"]
+        assert start_child(WRITES, path).receive() == "stored"
 
 
 def test_the_home_is_written_in_the_first_transaction_and_in_no_other(own, new_pool, tmp_path):
@@ -239,7 +239,7 @@ def test_two_names_of_unknown_origin_are_refused_in_two_processes_at_once(
     linked, ready_path, start_child
 ):
     children = [start_child(WRITES, path) for path in (linked, ready_path)]
-    assert [child.hear() for child in children] == [["DatabaseNamesError", "hard link"]] * 2
+    assert [child.receive() for child in children] == [["DatabaseNamesError", "hard link"]] * 2
 
 
 def test_what_a_killed_restore_has_kept_is_no_second_name(own, new_pool):
@@ -439,12 +439,12 @@ HOSTS = """
 from mandrake_sessions import *
 sessions = SessionManager(sys.argv[1]).init()
 sessions.create_session("second")
-tell("stored")
-hear()
+send("stored")
+receive()
 sessions.create_session("third")
 sessions.close()
 default_pool().close()
-tell("closed")
+send("closed")
 """
 
 
@@ -463,7 +463,7 @@ def test_a_file_that_a_process_has_open_by_another_mount_is_refused(
     with SessionManager(first, pool=new_pool) as sessions:
         sessions.backup(backup)
     host = start_child(HOSTS, first)
-    assert host.hear() == "stored"
+    assert host.receive() == "stored"
     before = names(second.parent)
 
     for _ in range(2):
@@ -482,8 +482,8 @@ def test_a_file_that_a_process_has_open_by_another_mount_is_refused(
     assert str(host.process.pid) in caught.value.message
     assert check.status is HealthStatus.FAILED
     assert names(second.parent) == before
-    host.tell("go on")
-    assert host.hear() == "closed"
+    host.send("go on")
+    assert host.receive() == "closed"
     assert titles(first, new_pool) == ["first", "second", "third"]
 
 
@@ -500,7 +500,7 @@ def test_a_manager_of_this_process_counts_too(two_ways, new_pool):
 def test_what_a_killed_host_has_left_opens_by_another_mount(two_ways, new_pool, start_child):
     first, second = two_ways
     host = start_child(HOSTS, first)
-    assert host.hear() == "stored"
+    assert host.receive() == "stored"
     host.stop()
     assert f"{second.name}-shm" in names(second.parent)
 
@@ -510,7 +510,7 @@ def test_what_a_killed_host_has_left_opens_by_another_mount(two_ways, new_pool, 
 def test_another_process_that_came_the_same_way_is_let_in(two_ways, new_pool, start_child):
     first, _ = two_ways
     host = start_child(HOSTS, first)
-    assert host.hear() == "stored"
+    assert host.receive() == "stored"
 
     assert titles(first, new_pool) == ["first", "second"]
 
@@ -519,7 +519,7 @@ def test_a_copy_of_the_files_of_a_running_host_opens(two_ways, new_pool, start_c
     """It has the same name, size and times, and lies on another device than the host's files."""
     first, second = two_ways
     host = start_child(HOSTS, first)
-    assert host.hear() == "stored"
+    assert host.receive() == "stored"
     copy = second.parent / "copy"
     subprocess.run(["mkdir", copy], check=True)
     subprocess.run(["sh", "-c", 'cp -a "$0"* "$1"', str(first), str(copy)], check=True)

@@ -500,12 +500,12 @@ def test_rule_06_a_locked_file_is_busy_at_the_deadline(
 import apsw
 connection = apsw.Connection(sys.argv[1])
 connection.execute("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").fetchall()
-tell("held")
-hear()
+send("held")
+receive()
 """,
         path,
     )
-    assert child.hear() == "held"
+    assert child.receive() == "held"
     pool = make_pool(database={"busy_timeout": 0.2})
     error = ends_in_time(lambda: pool.acquire(path), 0.2)[-1]
     assert error.phase == "open"
@@ -513,7 +513,7 @@ hear()
     assert open_connections(path) == 0
     patient = make_pool()
     waiting = Task(lambda: patient.acquire(path).release())
-    child.tell()
+    child.send()
     waiting.result()
 
 
@@ -633,10 +633,10 @@ def leave_a_log(path: Path, start_child: Callable[..., Any]) -> bytes:
         "import os\n"
         "from mandrake_sessions import SessionManager\n"
         "SessionManager(sys.argv[1]).init().create_session('in the log')\n"
-        "tell('done')\nhear()",
+        "send('done')\nhear()",
         path,
     )
-    child.hear()
+    child.receive()
     child.process.kill()
     child.process.wait()
     return path.with_name(f"{path.name}-wal").read_bytes()
@@ -696,17 +696,17 @@ def test_rule_6_a_new_file_is_whole_while_a_process_has_the_moved_one_open(
         "from mandrake_sessions import SessionManager\n"
         "manager = SessionManager(sys.argv[1]).init()\n"
         "manager.create_session('of the moved one')\n"
-        "tell('open')\nhear()\n"
+        "send('open')\nhear()\n"
         "manager.close()\ntell('closed')",
         path,
     )
-    child.hear()
+    child.receive()
     moved = path.rename(path.with_name("moved.sqlite"))
 
     with pool.acquire(path) as handle:
         handle.transact(adding("new"))
-        child.tell("close")
-        child.hear()
+        child.send("close")
+        child.receive()
         handle.transact(adding("later"))
         assert keys(handle) == {"new", "later"}
         assert handle.health(HealthLevel.THOROUGH).is_usable
@@ -740,10 +740,10 @@ from pathlib import Path
 from mandrake_sessions.database.files.creation import make_file
 make_file(Path(sys.argv[1], "a", "b", "db.sqlite"))
 mine = (sys.argv[1], "db")
-tell([each.removeprefix(sys.argv[1]) for each in opened if each.startswith(mine)])
+send([each.removeprefix(sys.argv[1]) for each in opened if each.startswith(mine)])
 """,
         tmp_path,
     )
     # The last folder is opened for its lock; what SQLite syncs is its own.
-    assert child.hear() == ["/a/b", "db.sqlite", "", "/a"]
+    assert child.receive() == ["/a/b", "db.sqlite", "", "/a"]
     child.finish()

@@ -46,8 +46,8 @@ sessions = SessionManager(sys.argv[1]).init()
 for number in range(int(sys.argv[2])):
     session = sessions.create_session(f"{sys.argv[3]} {number}")
     sessions.record_round(session.id, "q" * 300, [NewTurn(content="a" * 3000)])
-tell("written")
-hear()
+send("written")
+receive()
 """
 
 
@@ -57,7 +57,7 @@ def host(start_child: Callable[..., Any]) -> Callable[..., Any]:
 
     def start(path: Path, count: int, name: str, *, dies: bool = True) -> Any:
         child = start_child(WRITE, path, count, name)
-        assert child.hear() == "written"
+        assert child.receive() == "written"
         if dies:
             child.process.kill()
             child.process.wait()
@@ -568,11 +568,11 @@ def test_a_file_whose_first_write_failed_opens_after_it_was_closed(
 def test_eight_processes_that_store_at_once_in_a_new_file_find_all_of_it(
     path: Path, start_child: Callable[..., Any]
 ) -> None:
-    children = [start_child("hear()\n" + WRITE, path, 2, name) for name in "abcdefgh"]
+    children = [start_child("receive()\n" + WRITE, path, 2, name) for name in "abcdefgh"]
     for child in children:
-        child.tell()
+        child.send()
     for child in children:
-        assert child.hear() == "written"
+        assert child.receive() == "written"
     for child in children:
         child.process.kill()
         child.process.wait()

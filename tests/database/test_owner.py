@@ -30,8 +30,8 @@ from mandrake_sessions.database.files import owner, owner_signs
 path = Path(sys.argv[1])
 """
 CLAIM = """
-tell(owner.claim(path).id)
-hear()
+send(owner.claim(path).id)
+receive()
 """
 STRANGERS = [
     "",
@@ -97,16 +97,16 @@ def test_another_process_sees_an_owner_live_and_die(
     path: Path, start_child: Callable[..., Any]
 ) -> None:
     mine = owner.claim(path)
-    ask = "while True:\n    tell(owner.is_alive(path, hear()))\n"
+    ask = "while True:\n    send(owner.is_alive(path, receive()))\n"
     child = start_child(PRELUDE + CLAIM + ask, path)
-    theirs = child.hear()
-    child.tell()
-    child.tell(mine.id)
-    assert child.hear() is True
+    theirs = child.receive()
+    child.send()
+    child.send(mine.id)
+    assert child.receive() is True
     assert owner.is_alive(path, theirs)
     mine.release()
-    child.tell(mine.id)
-    assert child.hear() is False
+    child.send(mine.id)
+    assert child.receive() is False
     child.process.send_signal(signal.SIGKILL)
     child.process.wait()
     assert files(path) == [name_of(path, theirs)]
@@ -115,9 +115,9 @@ def test_another_process_sees_an_owner_live_and_die(
 
 def test_the_end_of_a_process_removes_its_file(path: Path, start_child: Callable[..., Any]) -> None:
     child = start_child(PRELUDE + CLAIM, path)
-    theirs = child.hear()
+    theirs = child.receive()
     assert files(path) == [name_of(path, theirs)]
-    child.tell()
+    child.send()
     child.finish()
     assert files(path) == []
 
@@ -126,7 +126,7 @@ def test_those_who_look_do_not_take_each_other_for_the_owner(
     path: Path, start_child: Callable[..., Any], in_threads: Callable[..., list[bool]]
 ) -> None:
     child = start_child(PRELUDE + CLAIM, path)
-    theirs = child.hear()
+    theirs = child.receive()
     child.process.kill()
     child.process.wait()
 
@@ -144,8 +144,8 @@ def sweep():
         owner.forget_dead(path)
 thread = threading.Thread(target=sweep)
 thread.start()
-tell("sweeping")
-hear()
+send("sweeping")
+receive()
 stop.set()
 thread.join()
 """
@@ -162,13 +162,13 @@ def test_one_who_removes_dead_owners_files_meets_one_who_is_just_claiming(
         sweeper        ...... find it unlocked: remove it
     """
     sweepers = [start_child(PRELUDE + SWEEP, path) for _ in range(2)]
-    assert [each.hear() for each in sweepers] == ["sweeping"] * 2
+    assert [each.receive() for each in sweepers] == ["sweeping"] * 2
     for _ in range(campaign.pick(1500, 3000, 30_000)):
         mine = owner.claim(path)
         assert mine.is_in_place
         mine.release()
     for sweeper in sweepers:
-        sweeper.tell()
+        sweeper.send()
         sweeper.finish()
     assert descriptors(path.parent) == []
 
@@ -181,7 +181,7 @@ if not pid:
              if "-owner-" in (os.path.realpath(f"/proc/self/fd/{each}"))]
     # A release by the child is none: the claim is its parent's.
     mine.release()
-    tell([os.getpid(), mine.id, found, owner.is_alive(path, mine.id), owner.claim(path).id])
+    send([os.getpid(), mine.id, found, owner.is_alive(path, mine.id), owner.claim(path).id])
     os.read(0, 1)
     os._exit(0)
 os.waitpid(pid, 0)
@@ -197,7 +197,7 @@ def test_rule_18_a_forked_child_does_not_keep_its_parent_alive(
     child           └ closes the file ─ claims for itself ............ alive
     """
     parent = start_child(PRELUDE + FORKED, path)
-    pid, theirs, inherited, was_alive, of_child = parent.hear()
+    pid, theirs, inherited, was_alive, of_child = parent.receive()
     assert inherited == []
     assert was_alive
     assert of_child != theirs
@@ -227,7 +227,7 @@ for _ in range(100):
     found.add(os.waitpid(pid, 0)[1])
 stop.set()
 thread.join()
-tell(sorted(found))
+send(sorted(found))
 """
 
 
@@ -235,7 +235,7 @@ def test_rule_18_a_fork_amidst_a_claim_leaves_no_file_open_in_the_child(
     path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(PRELUDE + FORK_AMIDST, path)
-    assert child.hear() == [0]
+    assert child.receive() == [0]
     child.finish()
 
 
@@ -284,8 +284,8 @@ AS_ANOTHER_USER = """
 os.setgroups([])
 os.setgid(54321)
 os.setuid(54321)
-while id := hear():
-    tell(owner.is_alive(path, id))
+while id := receive():
+    send(owner.is_alive(path, id))
 """
 WITHOUT_TABLE = """
 from mandrake_sessions.database import kernel_locks
@@ -333,26 +333,26 @@ def test_an_owner_whose_file_cannot_be_opened_is_seen_live_and_die(
     path = open_folder / "db.sqlite"
     looker = start_child(prelude + AS_ANOTHER_USER, path)
     claimer = start_child(PRELUDE + CLAIM, path)
-    theirs = claimer.hear()
+    theirs = claimer.receive()
     assert stat.S_IMODE(path.with_name(name_of(path, theirs)).stat().st_mode) == 0o600
-    looker.tell(theirs)
-    assert looker.hear() is True
+    looker.send(theirs)
+    assert looker.receive() is True
     claimer.process.kill()
     claimer.process.wait()
 
     def is_dead() -> bool:
-        looker.tell(theirs)
-        return looker.hear() is False
+        looker.send(theirs)
+        return looker.receive() is False
 
     until(is_dead)
-    looker.tell("")
+    looker.send("")
     looker.finish()
 
 
 def test_a_lack_of_descriptors_calls_nobody_dead(
     path: Path, start_child: Callable[..., Any]
 ) -> None:
-    theirs = start_child(PRELUDE + CLAIM, path).hear()
+    theirs = start_child(PRELUDE + CLAIM, path).receive()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, limit[1]))
@@ -395,7 +395,7 @@ def test_without_locks_an_owner_lives_as_long_as_its_heart_beats(
     path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(PRELUDE + NO_LOCKS + CLAIM, path)
-    theirs = child.hear()
+    theirs = child.receive()
     beats: set[int] = set()
 
     def has_beaten() -> bool:
@@ -437,7 +437,7 @@ def test_without_locks_the_beating_ends_with_the_claim(path: Path) -> None:
 def test_one_who_cannot_lock_does_not_call_a_locked_owner_dead(
     path: Path, start_child: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs = start_child(PRELUDE + CLAIM, path).hear()
+    theirs = start_child(PRELUDE + CLAIM, path).receive()
     monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setattr(owner_signs, "HEARTBEAT_INTERVAL", 0.0)
     assert all(owner.is_alive(path, theirs) for _ in range(3))
@@ -519,10 +519,10 @@ pool = ConnectionPool(PoolOptions(linger=0))
 def claim():
     with pool.acquire(path) as handle:
         return handle.file.claim()
-tell(claim())
-hear()
-tell(claim())
-hear()
+send(claim())
+receive()
+send(claim())
+receive()
 """
 
 
@@ -530,12 +530,12 @@ def test_removing_a_database_removes_what_owners_left(
     pool: ConnectionPool, path: Path, start_child: Callable[..., Any]
 ) -> None:
     living = start_child(PRELUDE + KEEPS, path)
-    first = living.hear()
+    first = living.receive()
     with pool.acquire(path) as handle:
         file_of(handle).claim()
     # After the others have opened it: an opening removes it too.
     dead = start_child(PRELUDE + CLAIM, path)
-    dead.hear()
+    dead.receive()
     dead.process.kill()
     dead.process.wait()
     beside = path.with_name(f"{path.name}-owner-manual.txt")
@@ -544,8 +544,8 @@ def test_removing_a_database_removes_what_owners_left(
     pool.remove(path)
     assert list(path.parent.iterdir()) == [beside]
     # The living one's claim was of what is gone: it makes another one when it comes back.
-    living.tell()
-    second = living.hear()
+    living.send()
+    second = living.receive()
     assert second != first
     assert owner.is_alive(path, second)
 

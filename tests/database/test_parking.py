@@ -344,8 +344,8 @@ with ConnectionPool(PoolOptions(linger=0)) as pool, ExitStack() as stack:
         turn.write("Because.")
         turn.flush()
     count("streaming")
-    tell("ready")
-    hear()
+    send("ready")
+    receive()
     for each in managers:
         each.create_session()
     count("met others")
@@ -365,7 +365,7 @@ with ConnectionPool(PoolOptions(linger=0)) as pool:
         for each, round in zip(managers, rounds):
             each.render_session_history(round.session_id)
         count("read only, read at length")
-tell(counts)
+send(counts)
 """
 
 HOLDS = """
@@ -373,9 +373,9 @@ import apsw
 held = [apsw.Connection(path) for path in sys.argv[1:]]
 for connection in held:
     connection.execute("BEGIN IMMEDIATE")
-tell("held")
+send("held")
 for connection in held:
-    hear()
+    receive()
     connection.execute("ROLLBACK")
 """
 
@@ -387,15 +387,15 @@ def test_each_state_takes_as_many_descriptors_as_the_pages_say(
     """Of two files each; a watch takes one for the whole process."""
     paths = [tmp_path / "a.sqlite", tmp_path / "b.sqlite"]
     host = start_child(COUNTS, *paths)
-    assert host.hear() == "ready"
+    assert host.receive() == "ready"
     holder = start_child(HOLDS, *paths)
-    assert holder.hear() == "held"
-    host.tell("write")
+    assert holder.receive() == "held"
+    host.send("write")
     for path in paths:
         until(turnstile_path(path).exists)
-        holder.tell("let go")
+        holder.send("let go")
 
-    assert host.hear() == {
+    assert host.receive() == {
         "open": 3,  # itself, its log, the log's index
         "read at length": 5,  # the file and its log once more
         "streaming": 6,  # the claim
@@ -1060,7 +1060,7 @@ with ConnectionPool(PoolOptions(linger=0, max_open=8)) as pool:
     new.close()
     for manager in managers:
         manager.close()
-tell(parked)
+send(parked)
 """
 
 
@@ -1068,7 +1068,7 @@ def test_where_descriptors_run_out_all_the_same_another_file_gives_way(
     start_child: Callable[..., Any], tmp_path: Path
 ) -> None:
     child = start_child(EMFILE, tmp_path)
-    first, all_ = child.hear()
+    first, all_ = child.receive()
     child.finish()
     assert 1 <= first <= all_
 

@@ -513,18 +513,18 @@ def test_remove_waits_for_other_processes(
 import apsw
 connection = apsw.Connection(sys.argv[1])
 connection.execute("SELECT * FROM meta").fetchall()
-tell("open")
-hear()
+send("open")
+receive()
 connection.close()
 """,
         path,
     )
-    assert child.hear() == "open"
+    assert child.receive() == "open"
     with pytest.raises(DatabaseBusyError):
         pool.remove(path, timeout=0.1)
     assert path.exists()
     task = Task(lambda: pool.remove(path, timeout=60))
-    child.tell()
+    child.send()
     task.result()
     assert list(path.parent.iterdir()) == []
     assert descriptors(path) == []
@@ -925,11 +925,11 @@ has_it.wait()
 # What is collected at the interpreter's end would close the files too.
 import builtins
 builtins.kept = (pools, handles)
-tell("ready")
+send("ready")
 """,
         tmp_path,
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.wait(PATIENCE)
     left = {each.name for each in tmp_path.glob("*-wal")}
     assert left <= {"4.sqlite-wal"}

@@ -134,10 +134,10 @@ def test_a_log_that_a_crash_has_left_is_not_replayed(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "sessions.create_session('in the log')\n"
-        "tell('done')\nhear()\nos._exit(0)",
+        "send('done')\nhear()\nos._exit(0)",
         path,
     )
-    child.hear()
+    child.receive()
     child.process.kill()
     child.process.wait()
     assert Path(f"{path}-wal").stat().st_size > 0
@@ -230,10 +230,10 @@ def test_a_log_whose_head_is_damaged_is_kept_with_its_database(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "sessions.create_session('in the log', id='in the log')\n"
-        "tell('done')\nhear()",
+        "send('done')\nhear()",
         path,
     )
-    child.hear()
+    child.receive()
     child.process.kill()
     child.process.wait()
     log = Path(f"{path}-wal")
@@ -262,10 +262,10 @@ def test_a_backup_that_has_a_log_of_its_own_is_read_with_it(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "sessions.create_session('in the log')\n"
-        "tell('done')\nhear()",
+        "send('done')\nhear()",
         source,
     )
-    child.hear()
+    child.receive()
     child.process.kill()
     child.process.wait()
     files = {suffix: Path(f"{source}{suffix}").read_bytes() for suffix in ("", "-wal", "-shm")}
@@ -350,18 +350,18 @@ def test_another_process_that_has_it_open_is_not_disturbed(
     child = start_child(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
-        "tell('open')\nhear()\n"
+        "send('open')\nhear()\n"
         "sessions.create_session('theirs')\nsessions.close()\ntell('closed')",
         path,
     )
-    child.hear()
+    child.receive()
 
     with pytest.raises(DatabaseBusyError):
         pool.restore(copy, path, overwrite=True, timeout=0.05)
 
     assert names(path) == sorted([path.name, f"{path.name}-shm", f"{path.name}-wal", copy.name])
-    child.tell()
-    child.hear()
+    child.send()
+    child.receive()
     child.finish()
     assert titles(path, pool) == ["new", "old", "theirs"]
 
@@ -385,10 +385,10 @@ def test_a_damaged_database_that_is_in_use_is_not_replaced(
     child = start_child(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
-        "tell('open')\nhear()\nimport os\nos._exit(0)",
+        "send('open')\nhear()\nimport os\nos._exit(0)",
         path,
     )
-    child.hear()
+    child.receive()
     with path.open("r+b") as file:
         file.write(b"no database" * 10)
 
@@ -396,7 +396,7 @@ def test_a_damaged_database_that_is_in_use_is_not_replaced(
         pool.restore(copy, path, overwrite=True, timeout=0.05)
 
     assert path.read_bytes().startswith(b"no database")
-    child.tell()
+    child.send()
     child.finish()
     pool.restore(copy, path, overwrite=True, timeout=0.05)
     assert titles(path, pool) == ["old"]
@@ -571,18 +571,18 @@ def restore(backup, path, last):
         apsw.connection_hooks.append(attach)
         sys.addaudithook(look)
         pool.restore(backup, path, overwrite=True)
-        tell(steps)
+        send(steps)
         last = 0
 
 # Nothing is open here, so each life is as one of a new interpreter, which would take far longer.
 while True:
-    order = hear()
+    order = receive()
     pid = os.fork()
     if not pid:
         restore(*order)
         os._exit(0)
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL:
-        tell(0)
+        send(0)
 """
 
 
@@ -592,8 +592,8 @@ def restore_and_die(start_child_of_module: Callable[..., Any]) -> Callable[[Path
     server = start_child_of_module(LIVES)
 
     def restore(copy: Path, path: Path, step: int) -> int:
-        server.tell([str(copy), str(path), step])
-        steps = server.hear()
+        server.send([str(copy), str(path), step])
+        steps = server.receive()
         assert isinstance(steps, int)
         return steps
 

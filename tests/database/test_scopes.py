@@ -730,8 +730,8 @@ def test_issue_2_6_our_write_waits_for_a_foreign_one_and_succeeds(
     task = Task(lambda: handle.transact(adding("a")))
     until(lambda: monotonic() - began > seconds and handle.stats().retries > 10)
     assert not task.is_over
-    child.tell()
-    assert child.hear() == "gone"
+    child.send()
+    assert child.receive() == "gone"
     task.result()
     assert keys(handle) == {"a"}
 

@@ -285,10 +285,10 @@ def test_a_stranger_who_holds_what_he_put_there_stops_no_writer(
         """
 from mandrake_sessions import *
 with SessionManager(sys.argv[1]) as sessions:
-    tell("open")
+    send("open")
     for number in range(20):
         sessions.create_session("child")
-    tell("done")
+    send("done")
 """,
         path,
     )
@@ -296,10 +296,10 @@ with SessionManager(sys.argv[1]) as sessions:
         anothers_file(turnstile_path(path), path)
         with open(turnstile_path(path), "rb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            assert child.hear() == "open"
+            assert child.receive() == "open"
             for _ in range(20):
                 sessions.create_session("ours")
-            assert child.hear() == "done"
+            assert child.receive() == "done"
         assert sessions.count_sessions() == 40
     child.finish()
 

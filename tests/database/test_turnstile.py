@@ -41,10 +41,10 @@ turnstile.PATIENCE = turnstile._SPIN_AFTER = 60
 def unit(tx):
     tx.run_all([(ADD, (sys.argv[2],))])
     return time.monotonic()
-tell("ready")
-hear()
-tell(handle.transact(unit, "write"))
-hear()
+send("ready")
+receive()
+send(handle.transact(unit, "write"))
+receive()
 handle.release()
 pool.close()
 """
@@ -54,13 +54,13 @@ def unit(tx, key):
     tx.run_all([(ADD, (key,))])
     time.sleep(0.002)
     return time.monotonic()
-tell("ready")
-hear()
+send("ready")
+receive()
 times = []
 while len(times) < 2000 and not select.select([sys.stdin], [], [], 0)[0]:
     times.append(handle.transact(lambda tx: unit(tx, f"child {len(times)}"), "write"))
-hear()
-tell(times)
+receive()
+send(times)
 handle.release()
 pool.close()
 """
@@ -68,8 +68,8 @@ HOLD = """
 import fcntl, os
 descriptor = os.open(sys.argv[1] + "-turnstile", os.O_RDWR | os.O_CREAT, 0o600)
 fcntl.flock(descriptor, fcntl.LOCK_EX)
-tell("held")
-hear()
+send("held")
+receive()
 """
 FORK = """
 import fcntl, os
@@ -93,9 +93,9 @@ with handle.write() as tx:
     child = os.fork()
     if not child:
         os._exit(len(descriptors()))
-    tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    tell(is_locked())
-tell(is_locked())
+    send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    send(is_locked())
+send(is_locked())
 """
 
 
@@ -112,7 +112,7 @@ def hold_turnstile(start_child: Callable[..., Any]) -> Callable[[Path], Any]:
 
     def hold(path: Path) -> Any:
         child = start_child(HOLD, path)
-        assert child.hear() == "held"
+        assert child.receive() == "held"
         return child
 
     return hold
@@ -157,7 +157,7 @@ def test_who_meets_another_process_makes_one_and_removes_it(
         task = Task(lambda: handle.transact(adding("late"), "add"))
         until(lambda: in_line(path) == (1, 0))
         assert stat.S_IMODE(turnstile_path(path).stat().st_mode) == 0o600
-        other.tell()
+        other.send()
         task.result()
         until(lambda: in_line(path) == (0, 0))
         assert not turnstile_of(handle).is_entered
@@ -196,7 +196,7 @@ def kept(
     other = hold_write_lock(path)
     task = Task(lambda: handle.transact(adding("first"), "add"))
     until(lambda: in_line(path) == (1, 0))
-    other.tell()
+    other.send()
     task.result()
     # Nobody has written just before: a thread that ends its turn may have to wait for us.
     assert in_line(path) == (0, 0)
@@ -210,16 +210,16 @@ def test_who_writes_on_goes_on_with_its_turn(
     handle: DatabaseHandle, path: Path, kept: Turnstile, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(PRELUDE + WRITE_ONCE, path, "child")
-    assert child.hear() == "ready"
-    child.tell()
+    assert child.receive() == "ready"
+    child.send()
     until(lambda: in_line(path) == (1, 1))
     for number in range(3):
         handle.transact(adding(f"{number}"), "add", 0.5)
     assert in_line(path) == (1, 1)
     kept._turn_ends = 0.0
     handle.transact(adding("last"), "add", 0.5)
-    assert child.hear()
-    child.tell()
+    assert child.receive()
+    child.send()
     child.finish()
     assert "child" in keys(handle)
 
@@ -304,16 +304,16 @@ def test_rule_13_processes_are_served_in_the_order_they_came(
     names = ["first", "second", "third", "fourth"]
     children = [start_child(PRELUDE + WRITE_ONCE, path, name) for name in names]
     for child in children:
-        assert child.hear() == "ready"
+        assert child.receive() == "ready"
     other = hold_write_lock(path)
     for place, child in enumerate(children):
-        child.tell()
+        child.send()
         until(lambda place=place: in_line(path) == (1, place))
-    other.tell()
-    times = [child.hear() for child in children]
+    other.send()
+    times = [child.receive() for child in children]
     assert times == sorted(times)
     for child in children:
-        child.tell()
+        child.send()
         child.finish()
     assert keys(handle) == set(names)
 
@@ -329,16 +329,16 @@ def test_rule_13_who_writes_on_and_on_lets_others_in(
         return monotonic(), sum(row[0].startswith("child") for row in tx.rows(KEYS))
 
     child = start_child(PRELUDE + WRITE_ON, path)
-    assert child.hear() == "ready"
-    child.tell()
+    assert child.receive() == "ready"
+    child.send()
     mine: list[float] = []
     seen = {0}
     while len(seen) <= 30 and max(seen) < 2000:
         moment, written = handle.transact(lambda tx: unit(tx, f"{len(mine)}"), "write", 50)
         mine.append(moment)
         seen.add(written)
-    child.tell()
-    theirs = child.hear()
+    child.send()
+    theirs = child.receive()
     child.finish()
     first, last = max(mine[0], theirs[0]), min(mine[-1], theirs[-1])
     order = sorted([(each, "mine") for each in mine] + [(each, "theirs") for each in theirs])
@@ -359,7 +359,7 @@ import apsw, os, time
 connection = apsw.Connection(sys.argv[1])
 connection.set_busy_timeout(60_000)
 connection.execute("PRAGMA synchronous=1; PRAGMA wal_autocheckpoint=0")
-tell("ready")
+send("ready")
 while os.getppid() != 1:
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("INSERT INTO meta (key, value) VALUES (hex(randomblob(8)), '')")
@@ -368,7 +368,7 @@ while os.getppid() != 1:
 """,
         path,
     )
-    assert foreign.hear() == "ready"
+    assert foreign.receive() == "ready"
 
     def unit(tx: Any, key: str) -> int:
         add(tx, key)
@@ -394,7 +394,7 @@ def test_who_has_no_luck_at_the_front_lets_the_next_one_try(
     until(lambda: turnstile_path(path).exists() and in_line(path) == (0, 0))
     hold_turnstile(path)
     assert not task.is_over
-    other.tell()
+    other.send()
     task.result()
     assert in_line(path) == (1, 0)
 
@@ -414,14 +414,14 @@ def test_a_stopped_process_at_the_turnstile_is_passed_by(
     we                             waits ─ patience ends ─ BEGIN ─ BEGIN ─ BEGIN
     """
     child = start_child(PRELUDE + WRITE_ONCE, path, "stopped")
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     other = hold_write_lock(path)
-    child.tell()
+    child.send()
     until(lambda: in_line(path) == (1, 0))
     child.process.send_signal(signal.SIGSTOP)
     until(lambda: state_of(child.process.pid) == "T")
-    other.tell()
-    assert other.hear() == "gone"
+    other.send()
+    assert other.receive() == "gone"
     ours = turnstile_of(handle)
     for number in range(10):
         handle.transact(adding(f"{number}"), "add", 10.0)
@@ -430,8 +430,8 @@ def test_a_stopped_process_at_the_turnstile_is_passed_by(
     (told,) = [each for each in handle.health().checks if each.name == "turnstile"]
     assert (told.status, told.detail) == ("ok", "passed by, as it did not move: 1")
     child.process.send_signal(signal.SIGCONT)
-    child.hear()
-    child.tell()
+    child.receive()
+    child.send()
     child.finish()
     until(lambda: in_line(path) == (0, 0))
     with handle.write():
@@ -459,15 +459,15 @@ def test_a_killed_process_that_waits_is_out_of_line(
     start_child: Callable[..., Any],
 ) -> None:
     child = start_child(PRELUDE + WRITE_ONCE, path, "killed")
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     other = hold_turnstile(path)
-    child.tell()
+    child.send()
     until(lambda: in_line(path) == (1, 1))
     task = Task(lambda: handle.transact(adding("next"), "add"))
     until(lambda: in_line(path) == (1, 2))
     child.process.kill()
     until(lambda: in_line(path) == (1, 1))
-    other.tell()
+    other.send()
     task.result()
     assert keys(handle) == {"next"}
 
@@ -494,7 +494,7 @@ def test_rule_9_the_deadline_holds_at_the_turnstile(
     assert queue_of(handle).holder == 0
     # The thread still waits in our place: what it is given by then, it lets go.
     assert in_line(path) == (1, 1)
-    gate.tell()
+    gate.send()
     until(lambda: in_line(path) == (0, 0))
 
 
@@ -512,9 +512,9 @@ def test_a_call_takes_over_the_place_of_one_that_gave_up(
     assert in_line(path) == (1, 1)
     task = Task(lambda: handle.transact(adding("late"), "add"))
     until(lambda: queue_of(handle).holder)
-    gate.tell()
+    gate.send()
     until(lambda: turnstile_of(handle).is_held)
-    other.tell()
+    other.send()
     task.result()
     until(lambda: in_line(path) == (0, 0))
     assert keys(handle) == {"late"}
@@ -554,10 +554,10 @@ def test_closing_ends_the_waiting_and_leaves_nothing(
     with pytest.raises(PoolClosedError):
         task.result()
     # The kernel's wait cannot be ended from outside; it ends with the one it waits for.
-    gate.tell()
+    gate.send()
     until(lambda: not waiting_threads())
     assert not descriptors(path)
-    other.tell()
+    other.send()
 
 
 def test_the_thread_ends_when_it_was_idle(
@@ -571,7 +571,7 @@ def test_the_thread_ends_when_it_was_idle(
         gate = hold_turnstile(path)
         task = Task(lambda: handle.transact(adding(os.urandom(4).hex()), "add"))
         until(lambda: in_line(path) == (1, 1))
-        gate.tell()
+        gate.send()
         task.result()
         until(lambda: not waiting_threads())
     assert len(keys(handle)) == 3
@@ -581,9 +581,9 @@ def test_rule_18_a_forked_child_has_no_turnstile_and_frees_none(
     handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(PRELUDE + FORK, path)
-    assert child.hear() == 0, "the child has the parent's file open"
-    assert child.hear(), "the child freed its parent's turnstile"
-    assert not child.hear()
+    assert child.receive() == 0, "the child has the parent's file open"
+    assert child.receive(), "the child freed its parent's turnstile"
+    assert not child.receive()
     child.finish()
     assert handle.path == path
 
@@ -630,9 +630,9 @@ def test_who_waits_at_a_removed_turnstile_goes_to_the_new_one(
     until(lambda: in_line(path) == (1, 1))
     turnstile_path(path).unlink()
     new = hold_turnstile(path)
-    old.tell()
+    old.send()
     until(lambda: in_line(path) == (1, 1))
-    new.tell()
+    new.send()
     task.result()
     assert keys(handle) == {"late"}
 

@@ -7,8 +7,8 @@ from mandrake_sessions import DatabaseBusyError, MandrakeManager
 REGISTER = """
 from mandrake_sessions import *
 with MandrakeManager(sys.argv[1]) as mandrake:
-    tell("ready")
-    while (names := hear()) is not None:
+    send("ready")
+    while (names := receive()) is not None:
         outcomes = []
         for name in names:
             try:
@@ -17,7 +17,7 @@ with MandrakeManager(sys.argv[1]) as mandrake:
                 outcomes.append(work.id)
             except WorkspaceAlreadyExistsError:
                 outcomes.append(None)
-        tell(outcomes)
+        send(outcomes)
 """
 
 HOLD = """
@@ -25,8 +25,8 @@ from mandrake_sessions import *
 with MandrakeManager(sys.argv[1]) as mandrake:
     work = mandrake.get_workspace(sys.argv[2])
     session = work.sessions.create_session("of the child")
-    tell(session.id)
-    while (asked := hear()) is not None:
+    send(session.id)
+    while (asked := receive()) is not None:
         try:
             if asked == "close":
                 work.close()
@@ -40,20 +40,20 @@ with MandrakeManager(sys.argv[1]) as mandrake:
             if asked == "new and write":
                 with MandrakeManager(sys.argv[1]) as other:
                     other.sessions_for(sys.argv[2]).create_session("written")
-            tell("done")
+            send("done")
         except MandrakeSessionsError as error:
-            tell(type(error).__name__)
+            send(type(error).__name__)
 """
 
 
 def ask(child, value):
-    child.tell(value)
-    return child.hear()
+    child.send(value)
+    return child.receive()
 
 
 def finish(*children):
     for child in children:
-        child.tell(None)
+        child.send(None)
     for child in children:
         child.finish()
 
@@ -62,7 +62,7 @@ def finish(*children):
 def registrars(tmp_path, start_child):
     """Two processes that open the same fresh registry at once."""
     children = [start_child(REGISTER, tmp_path / "root") for _ in range(2)]
-    assert [child.hear() for child in children] == ["ready", "ready"]
+    assert [child.receive() for child in children] == ["ready", "ready"]
     return children
 
 
@@ -70,8 +70,8 @@ def test_m51_of_two_processes_who_want_the_same_names_one_gets_each(tmp_path, po
     names = [f"workspace-{number}" for number in range(12)]
     # They meet in the middle as well as at each name.
     for child, order in zip(registrars, (names, names[::-1]), strict=True):
-        child.tell(order)
-    first, second = registrars[0].hear(), registrars[1].hear()[::-1]
+        child.send(order)
+    first, second = registrars[0].receive(), registrars[1].receive()[::-1]
     finish(*registrars)
 
     assert all((a is None) is not (b is None) for a, b in zip(first, second, strict=True))
@@ -84,8 +84,8 @@ def test_m51_of_two_processes_who_want_the_same_names_one_gets_each(tmp_path, po
 
 def test_m51_two_processes_register_different_names_at_once(tmp_path, pool, registrars):
     for letter, child in zip("ab", registrars, strict=True):
-        child.tell([f"{letter}-{number}" for number in range(8)])
-    made = [child.hear() for child in registrars]
+        child.send([f"{letter}-{number}" for number in range(8)])
+    made = [child.receive() for child in registrars]
     finish(*registrars)
 
     with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
@@ -100,7 +100,7 @@ def test_m52_delete_while_another_process_holds_it_deletes_nothing(tmp_path, poo
     with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
         work = mandrake.create_workspace("work")
         child = start_child(HOLD, tmp_path / "root", work.id)
-        session_id = child.hear()
+        session_id = child.receive()
 
         with pytest.raises(DatabaseBusyError) as caught:
             mandrake.delete_workspace(work.id, timeout=0.2)
@@ -121,7 +121,7 @@ def test_m52_no_write_of_another_process_is_accepted_after_a_deletion(
     with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
         work = mandrake.create_workspace("work")
         child = start_child(HOLD, tmp_path / "root", work.id)
-        child.hear()
+        child.receive()
         assert ask(child, "close") == "done"
 
         mandrake.delete_workspace(work.id, timeout=120)
@@ -137,16 +137,16 @@ def test_m52_a_deletion_and_another_process_that_goes_on_writing(tmp_path, pool,
     with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
         work = mandrake.create_workspace("work")
         child = start_child(HOLD, tmp_path / "root", work.id)
-        child.hear()
+        child.receive()
         for _ in range(10):
             assert ask(child, "close") == "done"
-            child.tell("open and write")
+            child.send("open and write")
             try:
                 mandrake.delete_workspace(work.id, timeout=0.05)
             except DatabaseBusyError:
-                assert child.hear() == "done"
+                assert child.receive() == "done"
                 continue
-            assert child.hear().endswith("Error")
+            assert child.receive().endswith("Error")
             assert not work.sessions.path.exists()
             break
         else:

@@ -673,8 +673,8 @@ HOLD = """
 from mandrake_sessions import *
 with SessionManager(sys.argv[1]) as sessions:
     sessions.create_session("held")
-    tell("open")
-    hear()
+    send("open")
+    receive()
 """
 
 
@@ -686,7 +686,7 @@ def test_a_damaged_workspace_that_another_process_has_open_waits(
     closed(tmp_path)
     database = workspace_database(folder)
     child = start_child(HOLD, database)
-    assert child.hear() == "open"
+    assert child.receive() == "open"
     with open(database, "r+b") as file:
         file.write(GARBAGE)
 

@@ -19,11 +19,11 @@ import apsw
 connection = apsw.Connection(sys.argv[1], flags=apsw.SQLITE_OPEN_READWRITE)
 connection.set_busy_timeout(20000)
 connection.execute("BEGIN IMMEDIATE")
-tell("held")
-hear()
+send("held")
+receive()
 connection.execute("ROLLBACK")
 connection.close()
-tell("gone")
+send("gone")
 """
 """Holds the write lock until it is told to let go."""
 
@@ -32,12 +32,12 @@ tell("gone")
 def lock_held(start_child: Callable[..., Any], path: Path) -> Iterator[None]:
     """Have another process hold the write lock."""
     child = start_child(FOREIGN, path)
-    assert child.hear() == "held"
+    assert child.receive() == "held"
     try:
         yield
     finally:
-        child.tell()
-        assert child.hear() == "gone"
+        child.send()
+        assert child.receive() == "gone"
 
 
 def flusher_of(sessions: SessionManager) -> Flusher:

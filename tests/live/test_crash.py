@@ -22,7 +22,7 @@ turns = [
     for _ in range(2)
 ]
 plain = sessions.create_turn(sessions.create_round(sys.argv[2], "Question").response.id)
-tell([turn.id for turn in turns] + [plain.id])
+send([turn.id for turn in turns] + [plain.id])
 number = 0
 while True:
     for turn in turns:
@@ -31,7 +31,7 @@ while True:
     if number % 7 == 0:
         for turn in turns:
             turn.flush()
-            tell([turn.id, number])
+            send([turn.id, number])
 """
 
 # Streams a turn for as long as it lives.
@@ -44,8 +44,8 @@ with SessionManager(sys.argv[1], create=False) as sessions:
     with sessions.stream_turn(response.id) as turn:
         turn.write("I live")
         turn.flush()
-        tell([plain.id, turn.id])
-        hear()
+        send([plain.id, turn.id])
+        receive()
         turn.write(" on")
     sessions.update_turn(plain.id, status="completed")
 """
@@ -70,11 +70,11 @@ def test_issue_3_3_a_killed_host_leaves_every_flushed_prefix(
     with SessionManager(path, pool=pool) as sessions:
         session = sessions.create_session("Killed")
     living = start_child(LIVING, path, session.id)
-    plain_id, living_id = living.hear()
+    plain_id, living_id = living.receive()
 
     for _ in range(kills):
         host = start_child(HOST, path, session.id)
-        ids = host.hear()
+        ids = host.receive()
         # Not waiting for anything: a random moment is what is tested.
         time.sleep(chance.uniform(0.0, 0.15))
         host.process.kill()
@@ -93,7 +93,7 @@ def test_issue_3_3_a_killed_host_leaves_every_flushed_prefix(
             assert sessions.get_turn(living_id).content == "I live"
             assert sessions.recover_interrupted() == []
 
-    living.tell()
+    living.send()
     living.finish()
     with SessionManager(path, pool=pool) as sessions:
         assert sessions.get_turn(living_id).content == "I live on"
@@ -107,9 +107,9 @@ def test_a_host_that_dies_is_noticed_by_who_watches(
 ) -> None:
     session = sessions.create_session("Killed")
     host = start_child(HOST, sessions.path, session.id)
-    ids = host.hear()
+    ids = host.receive()
     response_id = sessions.get_turn(ids[0]).response_id
-    host.hear()
+    host.receive()
 
     with sessions.watch_response(response_id) as watch:
         first = watch.receive(timeout=60)

@@ -42,39 +42,39 @@ turn = sessions.stream_turn(sys.argv[2])
 turn.write("kept")
 turn.tool_call({"name": "ls"})
 turn.flush()
-tell(turn.id)
-hear()
+send(turn.id)
+receive()
 """
 
 OBSERVERS = {
     "a manager": """
 from mandrake_sessions import SessionManager
 sessions = SessionManager(sys.argv[1], create=False).init()
-tell("open")
-hear()
+send("open")
+receive()
 """,
     "a manager of its own pool": """
 from mandrake_sessions import ConnectionPool, PoolOptions, SessionManager
 pool = ConnectionPool(PoolOptions(linger=0))
 sessions = SessionManager(sys.argv[1], pool=pool, create=False).init()
-tell("open")
-hear()
+send("open")
+receive()
 """,
     "a manager for coroutines": """
 import asyncio
 from mandrake_sessions.aio import AsyncSessionManager
 async def main():
     async with AsyncSessionManager(sys.argv[1], create=False):
-        tell("open")
-        await asyncio.to_thread(hear)
+        send("open")
+        await asyncio.to_thread(receive)
 asyncio.run(main())
 """,
     "a host of workspaces": """
 from pathlib import Path
 from mandrake_sessions import MandrakeManager
 with MandrakeManager(Path(sys.argv[1]).parent) as mandrake:
-    tell("open")
-    hear()
+    send("open")
+    receive()
 """,
     "a forked child": """
 import os
@@ -84,8 +84,8 @@ with SessionManager(sys.argv[1], create=False):
         os.wait()
         sys.exit(0)
 sessions = SessionManager(sys.argv[1], create=False).init()
-tell("open")
-hear()
+send("open")
+receive()
 """,
 }
 
@@ -93,7 +93,7 @@ hear()
 def host_of(start_child: Callable[..., Any], sessions_path: Path, response_id: str) -> Any:
     """Return a process that streams a turn, and the turn's id."""
     host = start_child(HOST, sessions_path, response_id)
-    return host, host.hear()
+    return host, host.receive()
 
 
 def kill(host: Any) -> None:
@@ -133,7 +133,7 @@ def test_a_process_that_only_has_the_file_open_ends_the_turn_of_a_dead_host(
         response = sessions.create_round(sessions.create_session().id, "Hello?").response
     # Nothing but the observer has it open when the host dies.
     long_open = start_child(OBSERVERS[observer], ready_path)
-    assert long_open.hear() == "open"
+    assert long_open.receive() == "open"
     host, turn_id = host_of(start_child, ready_path, response.id)
     # Not waiting for anything: in this time nothing must happen.
     time.sleep(2 * INTERVAL)
@@ -170,10 +170,10 @@ def test_the_turns_of_dead_hosts_in_many_files_end(
     many = """
 from mandrake_sessions import SessionManager
 number = 0
-for path, response_id in hear():
+for path, response_id in receive():
     SessionManager(path, create=False).init().create_turn(response_id)
-tell("streaming")
-hear()
+send("streaming")
+receive()
 """
     managers = []
     asked = []
@@ -183,8 +183,8 @@ hear()
         response = managers[-1].create_round(managers[-1].create_session().id, "?").response
         asked.append((str(path), response.id))
     host = start_child(many)
-    host.tell(asked)
-    assert host.hear() == "streaming"
+    host.send(asked)
+    assert host.receive() == "streaming"
     kill(host)
     since = time.monotonic()
     for manager, (_, response_id) in zip(managers, asked, strict=True):
@@ -260,7 +260,7 @@ for _ in range(60):
             os._exit(1)
         os._exit(0)
     found.add(os.waitpid(pid, 0)[1])
-tell(sorted(found))
+send(sorted(found))
 """
 
 
@@ -269,7 +269,7 @@ def test_a_fork_waits_for_the_look_at_a_file(
 ) -> None:
     """A file that no caller uses at a fork can be opened in the child."""
     child = start_child(FORKING, ready_path)
-    assert child.hear() == [0]
+    assert child.receive() == [0]
     child.finish()
 
 
@@ -339,11 +339,11 @@ with ConnectionPool(PoolOptions(linger=0)) as pool:
             found = [is_there()]
         while is_there():
             time.sleep(0.01)
-        tell(found)
+        send(found)
 """,
         ready_path,
     )
-    assert [child.hear() for _ in range(2)] == [[True]] * 2
+    assert [child.receive() for _ in range(2)] == [[True]] * 2
     child.finish()
 
 
@@ -431,8 +431,8 @@ response = sessions.create_round(sessions.create_session().id, "?").response
 turn = sessions.stream_turn(response.id)
 turn.write("kept")
 turn.flush()
-tell(turn.id)
-hear()
+send(turn.id)
+receive()
 """
 
 OBSERVER_OF_ANOTHER_USER = """
@@ -443,9 +443,9 @@ os.setgroups([])
 os.setgid(uid)
 os.setuid(uid)
 with SessionManager(path, create=False) as sessions:
-    tell("open")
-    while turn_id := hear():
-        tell([sessions.get_turn(turn_id).status, len(sessions.recover_interrupted())])
+    send("open")
+    while turn_id := receive():
+        send([sessions.get_turn(turn_id).status, len(sessions.recover_interrupted())])
 """
 
 ALICE, BOB = 54321, 54322
@@ -477,16 +477,16 @@ def test_the_turn_of_a_dead_host_of_another_user_ends(
 ) -> None:
     observer = start_child(OBSERVER_OF_ANOTHER_USER, shared_path, observer_uid)
     # Between making its log and setting its mode, SQLite has no place for another user.
-    assert observer.hear() == "open"
+    assert observer.receive() == "open"
     host = start_child(HOST_OF_ANOTHER_USER, shared_path, host_uid, umask)
-    turn_id = host.hear()
-    observer.tell(turn_id)
-    assert observer.hear() == ["streaming", 0]
+    turn_id = host.receive()
+    observer.send(turn_id)
+    assert observer.receive() == ["streaming", 0]
     kill(host)
     since = time.monotonic()
     until(lambda: status_of(shared_path, turn_id) == "interrupted")
     assert time.monotonic() - since < SOON
-    observer.tell("")
+    observer.send("")
     observer.finish()
 
 
@@ -498,17 +498,17 @@ def test_the_turn_of_a_dead_host_ends_though_its_file_cannot_be_opened(
 ) -> None:
     observer = start_child(OBSERVER_OF_ANOTHER_USER, shared_path, BOB)
     # Between making its log and setting its mode, SQLite has no place for another user.
-    assert observer.hear() == "open"
+    assert observer.receive() == "open"
     host = start_child(HOST_OF_ANOTHER_USER, shared_path, ALICE, "022")
-    turn_id = host.hear()
+    turn_id = host.receive()
     (claim,) = shared_path.parent.glob("*-owner-*")
     claim.chmod(mode)
     for _ in range(20):
-        observer.tell(turn_id)
-        assert observer.hear() == ["streaming", 0]
+        observer.send(turn_id)
+        assert observer.receive() == ["streaming", 0]
     kill(host)
     since = time.monotonic()
     until(lambda: status_of(shared_path, turn_id) == "interrupted")
     assert time.monotonic() - since < SOON
-    observer.tell("")
+    observer.send("")
     observer.finish()

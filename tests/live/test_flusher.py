@@ -420,22 +420,22 @@ def test_another_process_finds_text_that_is_not_old(sessions, response, path, st
 import apsw
 connection = apsw.Connection(sys.argv[1], flags=apsw.SQLITE_OPEN_READONLY)
 connection.set_busy_timeout(20000)
-tell("ready")
-expected = hear()
+send("ready")
+expected = receive()
 while True:
     texts = connection.execute("SELECT content FROM turn_chunks ORDER BY seq").fetchall()
     if "".join(text for text, in texts) == expected:
         break
-tell("seen")
+send("seen")
 """,
         path,
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     with stream(sessions, response.id) as writer:
         for _ in range(10):
             writer.write("token ")
-        child.tell("token " * 10)
-        assert child.hear() == "seen"
+        child.send("token " * 10)
+        assert child.receive() == "seen"
 
 
 def test_a_clock_that_jumps_stops_nothing(sessions, response, monkeypatch):

@@ -27,11 +27,11 @@ from mandrake_sessions.records import feed
 OTHER = """
 from mandrake_sessions import SessionManager
 with SessionManager(sys.argv[1]) as sessions:
-    tell("open")
-    while order := hear():
+    send("open")
+    while order := receive():
         name, arguments, fields = order
         result = getattr(sessions, name)(*arguments, **fields)
-        tell(getattr(result, "id", result))
+        send(getattr(result, "id", result))
 """
 STREAMER = """
 from mandrake_sessions import SessionManager
@@ -39,13 +39,13 @@ from mandrake_sessions.live.hub import Hub
 with SessionManager(sys.argv[1]) as sessions:
     hub = Hub.of(sessions.handle.file)
     with hub.flusher.begin(sys.argv[2], sessions) as writer:
-        tell(writer.id)
-        while text := hear():
+        send(writer.id)
+        while text := receive():
             writer.write(text)
             writer.flush()
-            tell(len(text))
-    tell("ended")
-    hear()
+            send(len(text))
+    send("ended")
+    receive()
 """
 
 
@@ -61,14 +61,14 @@ def watching(sessions):
 @pytest.fixture
 def other(start_child, path, sessions):
     child = start_child(OTHER, path)
-    assert child.hear() == "open"
+    assert child.receive() == "open"
 
     def call(name, *arguments, **fields):
-        child.tell([name, arguments, fields])
-        return child.hear()
+        child.send([name, arguments, fields])
+        return child.receive()
 
     yield call
-    child.tell(None)
+    child.send(None)
     child.finish()
 
 
@@ -101,32 +101,32 @@ def test_text_streamed_by_another_process_is_told_as_it_is_stored(
     watching, sessions, response, start_child, path
 ):
     child = start_child(STREAMER, path, response.id)
-    turn_id = child.hear()
+    turn_id = child.receive()
     watch = watching.response(response.id)
     updates = [watch.receive(PATIENCE)]
     pieces = ["one ", "two ", "drei €"]
     for piece in pieces:
-        child.tell(piece)
-        child.hear()
+        child.send(piece)
+        child.receive()
         updates += take_until(
             watch, lambda update, piece=piece: update.turn.content.endswith(piece)
         )
-    child.tell("")
-    child.hear()
+    child.send("")
+    child.receive()
     updates += list(watch)
     assert {update.id for update in updates} == {turn_id}
     assert not any(update.is_in_flight for update in updates)
     assert shown(updates) == "".join(pieces) == updates[-1].turn.content
     assert all(update.offset == len(shown(updates[:n])) for n, update in enumerate(updates))
-    child.tell(None)
+    child.send(None)
     child.finish()
 
 
 def test_watchers_see_that_the_host_has_died(watching, sessions, response, start_child, path):
     child = start_child(STREAMER, path, response.id)
-    child.hear()
-    child.tell("kept")
-    child.hear()
+    child.receive()
+    child.send("kept")
+    child.receive()
     watch = watching.response(response.id)
     with capture_logs() as logs:
         child.stop()

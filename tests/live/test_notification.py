@@ -19,8 +19,8 @@ needs_inotify = pytest.mark.skipif(
 WRITER = """
 from mandrake_sessions import SessionManager
 with SessionManager(sys.argv[1]) as sessions:
-    tell("open")
-    while hear():
+    send("open")
+    while receive():
         sessions.create_turn(sys.argv[2])
 """
 
@@ -124,13 +124,13 @@ def test_changes_are_told_without_notification_too(
     polling = Notifier(no_inotify)
     monkeypatch.setattr(others, "notifier", polling)
     child = start_child(WRITER, path, response.id)
-    child.hear()
+    child.receive()
     with Watching(sessions).response(response.id) as watch:
         assert polling.is_polling
         for index in range(3):
-            child.tell(1)
+            child.send(1)
             assert watch.receive(PATIENCE).index == index
-    child.tell(None)
+    child.send(None)
     child.finish()
     until(lambda: polling._thread is None)
 

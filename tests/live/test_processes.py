@@ -10,12 +10,12 @@ STREAMER = """
 from mandrake_sessions import SessionManager
 
 with SessionManager(sys.argv[1], create=False) as sessions:
-    hear()
+    receive()
     for number in range(10):
         with sessions.stream_turn(sys.argv[2]) as turn:
             for piece in range(50):
                 turn.write(f"{sys.argv[3]}{number}.{piece} ")
-        tell([turn.id, turn.turn.index])
+        send([turn.id, turn.turn.index])
 """
 
 WATCHER = """
@@ -23,7 +23,7 @@ from mandrake_sessions import SessionManager, TurnUpdate
 
 with SessionManager(sys.argv[1], create=False) as sessions:
     watch = sessions.watch_session(sys.argv[2], last=0)
-    tell("watching")
+    send("watching")
     shown, ended = {}, {}
     for event in watch:
         if isinstance(event, TurnUpdate):
@@ -34,7 +34,7 @@ with SessionManager(sys.argv[1], create=False) as sessions:
                 ended[id] = shown[id]
             if len(ended) == 20:
                 break
-    tell(ended)
+    send(ended)
 """
 
 
@@ -44,27 +44,27 @@ def test_issue_3_6_two_processes_stream_into_one_session(
     session = sessions.create_session("Shared")
     response = sessions.create_round(session.id, "Question").response
     watcher = start_child(WATCHER, sessions.path, session.id)
-    assert watcher.hear() == "watching"
+    assert watcher.receive() == "watching"
     streamers = [start_child(STREAMER, sessions.path, response.id, name) for name in "ab"]
 
     ended: dict[str, str] = {}
     with sessions.watch_session(session.id, last=0) as watch:
         for streamer in streamers:
-            streamer.tell()
+            streamer.send()
         for event in watch:
             if isinstance(event, TurnUpdate) and event.turn.status.is_finished:
                 ended[event.turn.id] = event.turn.content
                 if len(ended) == 20:
                     break
 
-    told = [streamer.hear() for streamer in streamers for _ in range(10)]
+    told = [streamer.receive() for streamer in streamers for _ in range(10)]
     turns = sessions.list_turns(response.id)
     assert sorted(index for _, index in told) == list(range(20))
     assert [turn.index for turn in turns] == list(range(20))
     assert {turn.status for turn in turns} == {TurnStatus.COMPLETED}
     assert {turn.id for turn in turns} == {id for id, _ in told}
     assert ended == {turn.id: turn.content for turn in turns}
-    assert watcher.hear() == ended
+    assert watcher.receive() == ended
     for child in (watcher, *streamers):
         child.finish()
 

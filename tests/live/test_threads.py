@@ -108,14 +108,14 @@ sessions = SessionManager(path, pool=pool).init()
 monitor = HealthMonitor(pool)
 before = threading.active_count()
 allow({more})
-tell(raised(lambda: {CALLS[call]})[0])
+send(raised(lambda: {CALLS[call]})[0])
 allow(None)
 until(lambda: threading.active_count() <= before + {more})
-tell([turns(), sessions.subscriptions, Hub.of(sessions.handle.file).flusher.writers])
+send([turns(), sessions.subscriptions, Hub.of(sessions.handle.file).flusher.writers])
 monitor.stop()
-tell(monitor.is_running)
+send(monitor.is_running)
 made = {CALLS[call]}
-tell("works")
+send("works")
 if isinstance(made, HealthMonitor):
     made.stop()
 elif isinstance(made, Subscription):
@@ -126,10 +126,10 @@ pool.close()
 """,
         *streamed,
     )
-    assert child.hear() == "ThreadStartError"
-    assert child.hear() == [1, 0, 0]
-    assert child.hear() is False
-    assert child.hear() == "works"
+    assert child.receive() == "ThreadStartError"
+    assert child.receive() == [1, 0, 0]
+    assert child.receive() is False
+    assert child.receive() == "works"
     child.finish()
 
 
@@ -145,21 +145,21 @@ sessions = SessionManager(path, pool=pool).init()
 session = sessions.create_session("No threads")
 turn = sessions.create_turn(response_id)
 for _ in range(3):
-    tell(raised(lambda: sessions.stream_turn(response_id))[0])
-    tell(raised(lambda: sessions.track_streaming_turns(response_id, ignore))[0])
+    send(raised(lambda: sessions.stream_turn(response_id))[0])
+    send(raised(lambda: sessions.track_streaming_turns(response_id, ignore))[0])
 sessions.update_turn(turn.id, status="completed")
-tell(turns())
-tell(raised(sessions.close)[1])
+send(turns())
+send(raised(sessions.close)[1])
 sessions.init()
-tell(raised(pool.close)[1])
+send(raised(pool.close)[1])
 """,
         *streamed,
     )
-    assert [child.hear() for _ in range(6)] == ["ThreadStartError"] * 6
-    assert child.hear() == 2
+    assert [child.receive() for _ in range(6)] == ["ThreadStartError"] * 6
+    assert child.receive() == 2
     # Half of the pool's close_timeout would be five minutes.
-    assert child.hear() < SOON
-    assert child.hear() < SOON
+    assert child.receive() < SOON
+    assert child.receive() < SOON
     child.finish()
 
 
@@ -174,17 +174,17 @@ def is_there():
 
 allow(0)
 sessions = SessionManager(path).init()
-tell(is_there())
+send(is_there())
 allow(None)
 other = SessionManager(path).init()
-tell(is_there())
+send(is_there())
 other.close()
 sessions.close()
 """,
         *streamed,
     )
-    assert child.hear() is False
-    assert child.hear() is True
+    assert child.receive() is False
+    assert child.receive() is True
     child.finish()
 
 
@@ -201,15 +201,15 @@ allow(0)
 with first, sessions.stream_turn(response_id) as second:
     first.write("one")
     second.write("two")
-tell([first.turn.content, second.turn.content])
+send([first.turn.content, second.turn.content])
 # Its thread ends with the last stream.
 until(lambda: raised(lambda: sessions.stream_turn(response_id))[0] == "ThreadStartError")
-tell(raised(sessions.close)[1])
+send(raised(sessions.close)[1])
 """,
         *streamed,
     )
-    assert child.hear() == ["one", "two"]
-    assert child.hear() < SOON
+    assert child.receive() == ["one", "two"]
+    assert child.receive() < SOON
     child.finish()
 
 
@@ -230,12 +230,12 @@ sessions.update_turn(turn_id, input_tokens=7)
 until(lambda: listener_threads.is_behind)
 allow(None)
 until(lambda: len(heard) == 2)
-tell(heard[-1].turn.input_tokens)
+send(heard[-1].turn.input_tokens)
 sessions.close()
 """,
         *streamed,
     )
-    assert child.hear() == 7
+    assert child.receive() == 7
     child.finish()
 
 
@@ -271,25 +271,25 @@ async def main():
         sessions.watch_response(response_id)
     except ThreadStartError:
         told.append(True)
-    tell(told)
+    send(told)
     began = time.monotonic()
     await sessions.close()
-    tell([sessions.is_initialized, time.monotonic() - began < 20])
+    send([sessions.is_initialized, time.monotonic() - began < 20])
     allow(None)
     async with sessions:
         async with sessions.stream_turn(response_id) as turn:
             turn.write("later")
-        tell((await sessions.get_turn(turn.id)).content)
-        tell(len(await sessions.list_turns(response_id)))
+        send((await sessions.get_turn(turn.id)).content)
+        send(len(await sessions.list_turns(response_id)))
 
 asyncio.run(main())
 """,
         *streamed,
     )
-    assert child.hear() == [True] * 7
-    assert child.hear() == [False, True]
-    assert child.hear() == "later"
-    assert child.hear() == 2
+    assert child.receive() == [True] * 7
+    assert child.receive() == [False, True]
+    assert child.receive() == "later"
+    assert child.receive() == 2
     child.finish()
 
 
@@ -302,15 +302,15 @@ def test_a_shutdown_hook_that_has_no_thread_handles_no_signal(
 import signal
 allow(0)
 before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-tell(raised(install_shutdown_hook)[0])
-tell(before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)])
+send(raised(install_shutdown_hook)[0])
+send(before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)])
 allow(None)
 install_shutdown_hook().uninstall()
 """,
         *streamed,
     )
-    assert child.hear() == "ThreadStartError"
-    assert child.hear() is True
+    assert child.receive() == "ThreadStartError"
+    assert child.receive() is True
     child.finish()
 
 
@@ -329,17 +329,17 @@ def no_locks(descriptor, operation):
 
 fcntl.flock = no_locks
 allow(0)
-tell([raised(lambda: sessions.create_turn(response_id))[0], turns()])
-tell([name for name in os.listdir(os.path.dirname(path)) if "-owner-" in name])
+send([raised(lambda: sessions.create_turn(response_id))[0], turns()])
+send([name for name in os.listdir(os.path.dirname(path)) if "-owner-" in name])
 allow(None)
 turn = sessions.create_turn(response_id)
 sessions.update_turn(turn.id, status="completed")
-tell(turns())
+send(turns())
 sessions.close()
 """,
         *streamed,
     )
-    assert child.hear() == ["ThreadStartError", 1]
-    assert child.hear() == []
-    assert child.hear() == 2
+    assert child.receive() == ["ThreadStartError", 1]
+    assert child.receive() == []
+    assert child.receive() == 2
     child.finish()

@@ -18,10 +18,10 @@ import time
 from mandrake_sessions import SessionManager
 with SessionManager(sys.argv[1]) as sessions:
     turn = sessions.create_turn(sys.argv[2])
-    tell("ready")
-    while number := hear():
+    send("ready")
+    while number := receive():
         sessions.update_turn(turn.id, current_tokens=number)
-        tell(time.monotonic_ns())
+        send(time.monotonic_ns())
 """
 
 
@@ -73,17 +73,17 @@ def test_delivery_inside_a_process(sessions, response, watchers):
 @pytest.mark.parametrize("pause", [0.01, 0.3])
 def test_delivery_between_processes(sessions, response, path, start_child, pause):
     child = start_child(WRITER, path, response.id)
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     waits = []
     with Watching(sessions).response(response.id) as watch:
         watch.receive(PATIENCE)
         for number in range(1, 301 if pause < 0.1 else 31):
             time.sleep(pause)
-            child.tell(number)
+            child.send(number)
             assert watch.receive(PATIENCE).turn.current_tokens == number
             at = time.monotonic_ns()
-            waits.append(max(0, at - child.hear()) / 1e9)
-    child.tell(0)
+            waits.append(max(0, at - child.receive()) / 1e9)
+    child.send(0)
     child.finish()
     median, most = figures(f"between processes, every {pause} s", waits)
     if sys.platform.startswith("linux"):

@@ -373,21 +373,21 @@ def test_what_waits_to_be_stored_is_in_a_turn_that_another_process_ends(
         "connection = apsw.Connection(sys.argv[1], flags=apsw.SQLITE_OPEN_READWRITE)\n"
         "connection.set_busy_timeout(20000)\n"
         "connection.execute('BEGIN IMMEDIATE')\n"
-        "tell('held')\nhear()\n"
+        "send('held')\nhear()\n"
         "connection.execute(\"UPDATE turns SET status='interrupted', owner=NULL,\"\n"
         "    \" stream_ended_at=stream_started_at WHERE status = 'streaming'\")\n"
         "connection.execute('COMMIT')\n"
         "connection.close()",
         path,
     )
-    assert child.hear() == "held"
+    assert child.receive() == "held"
     writer.write("text")
     writer.set_usage(output_tokens=99)
     writer.tool_call("answered").set_result(None)
     flushed = writer.begin_flush()
     # It is in a chunk by now, which waits for the lock.
     until(lambda: writer._stream._pending is not None)
-    child.tell()
+    child.send()
     with pytest.raises(TurnInterruptedError):
         flushed.result()
     turn = sessions.get_turn(writer.id)

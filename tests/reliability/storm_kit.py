@@ -41,13 +41,13 @@ def run(write):
     crew = [threading.Thread(target=write, args=(f"{name}-{number}",)) for number in range(threads)]
     for thread in crew:
         thread.start()
-    hear()
+    receive()
     stop.set()
     for thread in crew:
         thread.join()
 
 def report(before=0, after=0):
-    tell({"name": name, "waits": waits, "errors": errors, "counts": counts, "wrong": wrong,
+    send({"name": name, "waits": waits, "errors": errors, "counts": counts, "wrong": wrong,
           "longest_opening": longest_opening, "openings": openings,
           "descriptors": [before, after], "threads": threading.active_count()})
 """
@@ -80,7 +80,7 @@ def look(handle):
         wrong.append(found)
 
 options = DatabaseOptions(durability=Durability.FAST, busy_timeout=60, checkpoint_frames=300)
-hear()
+receive()
 before = descriptors()
 pool = ConnectionPool(PoolOptions(database=options, linger=0))
 
@@ -119,7 +119,7 @@ def write(key):
             errors.append(f"{key}: {error!r}")
     handle.release()
 
-tell("ready")
+send("ready")
 run(write)
 pool.close()
 report(before, descriptors())
@@ -159,8 +159,8 @@ def write(key):
             time.sleep(chance.random() * 0.004)
     connection.close()
 
-hear()
-tell("ready")
+receive()
+send("ready")
 run(write)
 report()
 """
@@ -232,14 +232,14 @@ def storm(start_child: Callable[..., Any], script: str, path: Path, seconds: flo
     ]
     children.append(start_child(BARE, path, "foreign", 1, HOLD))
     for child in children:
-        child.tell()
+        child.send()
     for child in children:
-        assert child.hear() == "ready"
+        assert child.receive() == "ready"
     # Nothing is waited for here: this is how long the storm lasts.
     sleep(seconds)
     for child in children:
-        child.tell()
-    told = [child.hear() for child in children]
+        child.send()
+    told = [child.receive() for child in children]
     for child in children:
         child.finish()
     return Outcome(

@@ -205,8 +205,8 @@ with new_pool() as pool:
     with MandrakeManager(ready / "host", pool=pool) as mandrake:
         mandrake.create_workspace("known")
 number = 0
-tell("ready")
-while asked := hear():
+send("ready")
+while asked := receive():
     name, plan, most = asked
     # All that is imported late is imported now.
     attempt(name, number := number + 1, 10**9, 5, 0)
@@ -224,7 +224,7 @@ while asked := hear():
             made += failed is not None
             if trouble:
                 problems.append([os.strerror(code), bool(for_good), after, failed, trouble])
-    tell([made, problems])
+    send([made, problems])
 """
 
 CALLS = [
@@ -258,7 +258,7 @@ def child(tmp_path_factory, start_child_of_module):
     child = start_child_of_module(
         PROGRAM, shim, root, BOUND, LD_PRELOAD=str(shim), SHIM_ROOT=f"{root}/"
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     return child
 
 
@@ -267,9 +267,9 @@ def child(tmp_path_factory, start_child_of_module):
 def test_a_failing_system_call_is_a_typed_error_and_loses_nothing(child, campaign, call):
     # In the brief one each call meets some of them, and each of them meets some calls.
     every = campaign.pick(3, 1, 1)
-    child.tell([call, PLAN[CALLS.index(call) % every :: every], campaign.pick(1, 4, 10_000)])
+    child.send([call, PLAN[CALLS.index(call) % every :: every], campaign.pick(1, 4, 10_000)])
 
-    made, problems = child.hear()
+    made, problems = child.receive()
 
     named = [
         f"{error}{' from then on' if lasts else ''} at call {after}, {failed}:\n{said}"
@@ -323,7 +323,7 @@ def attempt(number, after, log, damage):
         return [*said, named(sessions.create_session)]
 
 for number, (log, damage) in enumerate([(0, 0), (1, 0), (0, 1)]):
-    tell([attempt(100 * number + after, after, log, damage) for after in range(60)])
+    send([attempt(100 * number + after, after, log, damage) for after in range(60)])
 """
 
 
@@ -333,13 +333,13 @@ def test_the_next_call_reads_a_page_that_the_disk_did_not_give(tmp_path, start_c
     root.mkdir()
     child = start_child(REREADING, shim, root, LD_PRELOAD=str(shim), SHIM_ROOT=f"{root}/")
     for _ in ("in the file", "in its log"):
-        outcomes = child.hear()
+        outcomes = child.receive()
         assert {first for first, *_ in outcomes} <= {"done", "DatabaseIOError", "TooManyFilesError"}
         refused = [it for it in outcomes if it[0] == "DatabaseIOError" and "pread" in it[1]]
         assert refused
         assert {tuple(rest) for _, _, *rest in outcomes} == {("done", "done", "done")}
     # And yet damage is found: not by that connection, by a look at all pages.
-    outcomes = [it for it in child.hear() if it[0] == "DatabaseIOError" and "pread" in it[1]]
+    outcomes = [it for it in child.receive() if it[0] == "DatabaseIOError" and "pread" in it[1]]
     assert outcomes
     for _first, _failed, _again, *writes in outcomes:
         assert writes == ["CorruptDatabaseError", "CorruptDatabaseError"]

@@ -60,7 +60,7 @@ while not is_quiet():
     assert time.monotonic() < late, (pool.stats(), counts)
     time.sleep(0.01)
 rounds = sum(1 for _ in sessions.iter_session_history(session.id))
-tell([rounds, sum(written), counts])
+send([rounds, sum(written), counts])
 sessions.close()
 pool.close()
 """
@@ -72,7 +72,7 @@ def test_finalizers_at_any_moment_close_release_and_interrupt_without_a_deadlock
 ) -> None:
     path = ready_database.lay(tmp_path / "db.sqlite")
     child = start_child(COLLECTED, path, campaign.pick(1, 20, 60))
-    rounds, written, counts = child.hear()
+    rounds, written, counts = child.receive()
     child.finish()
     print(f"\n{written} rounds, {counts}")  # a result
     assert rounds == written
@@ -132,8 +132,8 @@ while time.monotonic() < until:
         counter += 1
 signal.setitimer(signal.ITIMER_REAL, 0)
 sessions.create_round(session.id, "text")
-tell([signals, refused, slowest])
-hear()
+send([signals, refused, slowest])
+receive()
 """
 
 
@@ -143,7 +143,7 @@ def test_a_signals_handler_that_calls_the_library_never_waits_for_its_own_thread
 ) -> None:
     path = ready_database.lay(tmp_path / "db.sqlite")
     child = start_child(HANDLED, path, campaign.pick(1, 20, 60))
-    signals, refused, slowest = child.hear()
+    signals, refused, slowest = child.receive()
     child.stop()
     print(f"\n{signals} signals, {refused} refused, the slowest {slowest:.3f} s")  # a result
     assert signals > 20

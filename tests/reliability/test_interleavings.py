@@ -723,14 +723,14 @@ for number in range(5):
     if pid == 0:
         try:
             handle.fetch(lambda tx: tx.rows(KEYS))
-            tell("not refused")
+            send("not refused")
         except ForkedPoolError:
             try:
                 with pool.acquire(path) as mine:
-                    tell(["opened", ["forked"] in [list(row) for row in
+                    send(["opened", ["forked"] in [list(row) for row in
                                      mine.query(lambda tx: tx.rows(KEYS))]])
             except ForkedPoolError:
-                tell(["refused"])
+                send(["refused"])
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     may_go[number].set()
@@ -739,7 +739,7 @@ rows = [row[0] for row in handle.fetch(lambda tx: tx.rows(KEYS))]
 handle.transact(lambda tx: None)
 handle.release()
 pool.close()
-tell("forked" in rows)
+send("forked" in rows)
 """
 
 
@@ -755,10 +755,10 @@ def test_a_fork_at_each_step_of_a_lease(
     """
     path = fresh()
     child = start_child(FORKS, path)
-    told = [child.hear() for _ in range(5)]
+    told = [child.receive() for _ in range(5)]
     # In use at the fork: what SQLite knows of the file is the parent's. Afterwards it opens anew.
     assert told == [["refused"]] * 4 + [["opened", True]]
-    assert child.hear() is True
+    assert child.receive() is True
     child.finish()
     with make_pool() as pool, pool.acquire(path) as handle:
         assert keys(handle) == {"forked"}

@@ -224,8 +224,8 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 stored = sum(1 for _ in sessions.iter_session_history(session.id))
 with sessions.transaction() as tx:
     tx.create_session()
-tell([hits, written, stored])
-hear()
+send([hits, written, stored])
+receive()
 """
 
 
@@ -237,7 +237,7 @@ def test_signals_at_random_moments_of_blocks_leave_the_lease_free(
     path = ready_database.lay(tmp_path / "db.sqlite")
     most = campaign.pick(200, 2_000, 10_000)
     child = start_child(STORM, path, most, campaign.pick(30, 120, 600))
-    hits, written, stored = child.hear()
+    hits, written, stored = child.receive()
     print(f"\n{hits} interrupts of {hits + written} blocks", file=sys.stderr)  # a result
     assert hits == most
     assert written <= stored <= written + hits
@@ -246,7 +246,7 @@ def test_signals_at_random_moments_of_blocks_leave_the_lease_free(
     raw.execute("BEGIN IMMEDIATE")
     raw.execute("ROLLBACK")
     raw.close()
-    child.tell()
+    child.send()
     child.finish()
 
 

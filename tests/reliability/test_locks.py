@@ -307,11 +307,11 @@ pool = ConnectionPool()
 handle = pool.acquire(sys.argv[1])
 before = mine(sys.argv[1])
 open(sys.argv[1], "rb").close()
-tell([before, mine(sys.argv[1])])
+send([before, mine(sys.argv[1])])
 os._exit(0)
 """
 
 
 def test_this_test_can_see_a_dropped_lock(world: World, start_child: Callable[..., Any]) -> None:
-    before, after = start_child(OPEN_IT, world.copy, Path(kernel_locks.__file__).parent).hear()
+    before, after = start_child(OPEN_IT, world.copy, Path(kernel_locks.__file__).parent).receive()
     assert before > after

@@ -409,9 +409,9 @@ if os.geteuid() == 0:
         os.setgid(65534)
         os.setuid(65534)
     except OSError as error:
-        tell(str(error))
+        send(str(error))
         sys.exit()
-tell("ready")
+send("ready")
 told = {}
 with ConnectionPool() as pool, SessionManager(path, pool=pool) as sessions, capture_logs() as logs:
     monitor = HealthMonitor(pool)
@@ -431,7 +431,7 @@ with ConnectionPool() as pool, SessionManager(path, pool=pool) as sessions, capt
     told["backlog"] = sessions.handle.file.checkpointer.backlog
     told["status"] = sessions.health().status
     told["events"] = [log["event"] for log in logs]
-tell(told)
+send(told)
 """
 
 
@@ -447,10 +447,10 @@ def test_show_5_a_file_whose_mode_is_changed_takes_no_writes_until_it_may(
         ):
             sessions.create_session("first")
         child = start_child(READ_ONLY, folder)
-        told = child.hear()
+        told = child.receive()
         if told != "ready":
             pytest.skip(f"root, and cannot become another user here: {told}")
-        told = child.hear()
+        told = child.receive()
         child.finish()
     finally:
         shutil.rmtree(folder)

@@ -50,7 +50,7 @@ for line in sys.stdin:
             shutil.copyfile(path + name, image + name)
         except FileNotFoundError:
             pass
-    tell(image)
+    send(image)
 """
 
 WRITE = """
@@ -60,7 +60,7 @@ for line in sys.stdin:
     with SessionManager(path) as sessions:
         session = sessions.create_session(title)
         round = sessions.record_round(session.id, title, [NewTurn(content=title)])
-    tell([session.id, round.id, round.request.id, round.response.id, round.turns[0].id])
+    send([session.id, round.id, round.request.id, round.response.id, round.turns[0].id])
 """
 
 
@@ -217,15 +217,15 @@ class Conversations(RuleBasedStateMachine):
     def crash(self) -> None:
         """The files as they are this moment, opened by somebody else: everything is there."""
         image = self.path.with_name(f"image-{next(self.numbers)}.sqlite")
-        self.copier.tell([str(self.path), str(image)])
-        assert self.copier.hear() == str(image)
+        self.copier.send([str(self.path), str(image)])
+        assert self.copier.receive() == str(image)
         with ConnectionPool(PoolOptions(linger=0)) as pool, pool.acquire(image):
             assert type(self).dump(image) == type(self).dump(self.path)
 
     @rule(title=TEXT)
     def another_process_writes(self, title: str) -> None:
-        self.writer.tell([str(self.path), title])
-        session, *ids = self.writer.hear()
+        self.writer.send([str(self.path), title])
+        session, *ids = self.writer.receive()
         self.model.add_told(session, title, ids)
 
     @rule(fault=FAULT, operation=OPERATION)

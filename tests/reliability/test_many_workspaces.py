@@ -123,7 +123,7 @@ with ConnectionPool(options) as pool, MandrakeManager(root, pool=pool) as mandra
         "parkings": figures.parkings, "reopenings": figures.reopenings,
         "parked": figures.parked, "threads": threads,
     }
-tell(result)
+send(result)
 """
 
 
@@ -136,7 +136,7 @@ def test_a_thousand_workspaces_in_turn(
     child = start_child(
         HOST, tmp_path, count, 512, max_open, campaign.pick(1, 1, 3), PYTHONUNBUFFERED="1"
     )
-    result = child.hear()
+    result = child.receive()
     child.finish()
     print(result)  # the figures are the result
     assert result["descriptors"] <= 512

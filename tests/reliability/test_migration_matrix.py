@@ -190,15 +190,15 @@ with opened(scratch) as connection:
 AT_ONCE = (
     MIGRATE
     + """
-tell("ready")
+send("ready")
 for line in sys.stdin:
     path, revision = json.loads(line)
     try:
         with opened(Path(path)) as connection:
             go_to(connection, revision, scripts)
-        tell("ok")
+        send("ok")
     except BaseException as error:
-        tell(repr(error))
+        send(repr(error))
 """
 )
 
@@ -224,15 +224,15 @@ def test_many_processes_migrate_one_file_at_once(
 ) -> None:
     children = [start_migrating(AT_ONCE) for _ in range(campaign.pick(3, 8, 8))]
     for child in children:
-        assert child.hear() == "ready"
+        assert child.receive() == "ready"
     every = [*PAIRS, *((upper, lower) for lower, upper in PAIRS if lower != BASE)]
     ways = WAYS if campaign.name == "brief" else every
     for _ in range(campaign.pick(1, 5, 50)):
         for lower, upper in ways:
             path = at(lower)
             for child in children:
-                child.tell([str(path), upper])
-            assert [child.hear() for child in children] == ["ok"] * len(children)
+                child.send([str(path), upper])
+            assert [child.receive() for child in children] == ["ok"] * len(children)
             with opened(path) as connection:
                 assert is_whole(connection)
                 assert {name for _, name, _ in schema(connection)} == {
@@ -272,7 +272,7 @@ def trace(cursor, sql, values):
     point("statement")
     return True
 vfs = Killing()
-tell("ready")
+send("ready")
 for line in sys.stdin:
     path, revision, where, number = json.loads(line)
     pid = os.fork()
@@ -282,10 +282,10 @@ for line in sys.stdin:
             trace_everything(connection, trace, pytest.MonkeyPatch())
             go_to(connection, revision, scripts)
             connection.raw.exec_trace = None
-        tell(met)
+        send(met)
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    tell(code)
+    send(code)
 """
 )
 
@@ -301,17 +301,17 @@ def test_a_process_killed_in_the_midst_leaves_the_old_revision_or_the_new_one(
     matrix: Matrix, at: Callable[[str], Path], start_migrating: Callable[[str], Any], campaign: Any
 ) -> None:
     child = start_migrating(KILLED)
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     found = {"old": 0, "new": 0}
     for lower, upper in WAYS[campaign.pick(1, 0, 0) : campaign.pick(2, 3, 3)]:
-        child.tell([str(at(lower)), upper, "", 0])
-        points = child.hear()
-        assert child.hear() == 0
+        child.send([str(at(lower)), upper, "", 0])
+        points = child.receive()
+        assert child.receive() == 0
         for where in ("statement", "write", "sync"):
             for number in some(points[where], campaign.pick(3, 40, 10_000)):
                 path = at(lower)
-                child.tell([str(path), upper, where, number])
-                assert child.hear() == -signal.SIGKILL, (where, number)
+                child.send([str(path), upper, where, number])
+                assert child.receive() == -signal.SIGKILL, (where, number)
                 found["new" if is_finished(matrix, path, lower, upper) else "old"] += 1
     print(f"\n{sum(found.values())} kills: {found}")  # a result
     assert found["old"]

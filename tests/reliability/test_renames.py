@@ -47,13 +47,13 @@ threads = [threading.Thread(target=write, args=(f"{os.getpid()} {n}",)) for n in
 for thread in threads:
     thread.start()
 warm.wait()
-tell("warm")
-hear()
+send("warm")
+receive()
 stopped.set()
 for thread in threads:
     thread.join()
 pool.close()
-tell([acknowledged, odd])
+send([acknowledged, odd])
 """
 
 
@@ -65,7 +65,7 @@ def test_what_was_acknowledged_is_in_the_file_that_was_renamed(
     path = tmp_path / "db.sqlite"
     children = [start_child(WRITERS, path) for _ in range(3)]
     for child in children:
-        assert child.hear() == "warm"
+        assert child.receive() == "warm"
     until = monotonic() + campaign.pick(1, 10, 60)
     renames = 0
     while monotonic() < until or not renames:
@@ -75,10 +75,10 @@ def test_what_was_acknowledged_is_in_the_file_that_was_renamed(
             renames += 1
             path.rename(tmp_path / f"away {renames}.sqlite")
     for child in children:
-        child.tell()
+        child.send()
     acknowledged: defaultdict[int, set[str]] = defaultdict(set)
     for child in children:
-        rows, odd = child.hear()
+        rows, odd = child.receive()
         assert odd == []
         for inode, title in rows:
             acknowledged[inode].add(title)

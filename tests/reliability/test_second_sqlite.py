@@ -57,8 +57,8 @@ ALSO = """
 import apsw
 connection = apsw.Connection(sys.argv[1])
 connection.execute("SELECT count(*) FROM sessions").fetchall()
-tell("open")
-hear()
+send("open")
+receive()
 connection.close()
 """
 
@@ -86,12 +86,12 @@ add = "INSERT INTO meta (key, value) VALUES (?, '')"
 connection.execute(add, ["before"])
 open_and_close()
 connection.execute(add, ["after"])
-tell(sorted(os.listdir(path.parent)))
+send(sorted(os.listdir(path.parent)))
 os._exit(0)
 """,
         path,
     )
-    assert child.hear() == [path.name, "other.sqlite"]
+    assert child.receive() == [path.name, "other.sqlite"]
     child.finish()
     found = {key for key, _ in dump(path)["meta"]}
     assert "before" in found
@@ -115,18 +115,18 @@ open_and_close()
 with capture_logs() as logs:
     if {looks}:
         monitor.look()
-    tell(attempt(sessions, "refused"))
+    send(attempt(sessions, "refused"))
     sessions.close()
     sessions = SessionManager(path, pool=pool).init()
-    tell(attempt(sessions, "after"))
-tell(events(logs))
+    send(attempt(sessions, "after"))
+send(events(logs))
 os._exit(0)
 """,
         path,
     )
-    assert child.hear() == "DatabaseMovedError"
-    assert child.hear() == "stored"
-    told = child.hear()
+    assert child.receive() == "DatabaseMovedError"
+    assert child.receive() == "stored"
+    told = child.receive()
     child.finish()
     assert {"database_retired", "second_sqlite"} <= set(told)
     assert "database_log_set_aside" not in told
@@ -151,14 +151,14 @@ with ConnectionPool(PoolOptions(linger=0)) as pool:
     with sessions.transaction() as tx:
         tx.create_session("between")
         open_and_close()
-    tell((path.parent / "db.sqlite-wal").exists())
-    tell(attempt(sessions, "refused"))
+    send((path.parent / "db.sqlite-wal").exists())
+    send(attempt(sessions, "refused"))
     sessions.close()
 """,
         path,
     )
-    assert child.hear() is False
-    assert child.hear() == "DatabaseMovedError"
+    assert child.receive() is False
+    assert child.receive() == "DatabaseMovedError"
     child.finish()
     assert titles(path) == {"before", "between"}
 
@@ -169,21 +169,21 @@ def test_show_7_it_is_reported_as_it_comes_and_goes(start_child: Start, path: Pa
         + """
 with ConnectionPool(PoolOptions(linger=0)) as pool, SessionManager(path, pool=pool) as sessions:
     sessions.create_session("before")
-    tell(bad(sessions))
+    send(bad(sessions))
     second()
-    tell(bad(sessions))
+    send(bad(sessions))
     connection = second().connect(path)
     connection.execute("SELECT count(*) FROM sessions").fetchall()
-    tell(bad(sessions))
+    send(bad(sessions))
     connection.close()
-    tell(bad(sessions))
+    send(bad(sessions))
 """,
         path,
     )
-    assert child.hear() == {}
-    assert child.hear() == {"sqlite": "degraded"}
-    assert child.hear() == {"sqlite": "degraded", "second_opener": "failed"}
-    closed = child.hear()
+    assert child.receive() == {}
+    assert child.receive() == {"sqlite": "degraded"}
+    assert child.receive() == {"sqlite": "degraded", "second_opener": "failed"}
+    closed = child.receive()
     assert (closed["log"], closed["locks"]) == ("failed", "failed")
     child.finish()
 
@@ -194,7 +194,7 @@ def test_show_7_locks_that_were_dropped_are_seen_and_taken_again(
 ) -> None:
     """Another process has the file open too, so the log is not deleted."""
     also = start_child(ALSO, path)
-    assert also.hear() == "open"
+    assert also.receive() == "open"
     child = start_child(
         PRELUDE
         + f"""
@@ -204,27 +204,27 @@ with ConnectionPool(PoolOptions(linger=0)) as pool:
     monitor.look()
     sessions.create_session("before")
     {way}
-    tell(bad(sessions))
+    send(bad(sessions))
     with capture_logs() as logs:
         monitor.look()
-    tell(events(logs))
-    tell(attempt(sessions, "refused"))
+    send(events(logs))
+    send(attempt(sessions, "refused"))
     sessions.close()
     with SessionManager(path, pool=pool) as sessions:
-        tell(attempt(sessions, "after"))
-        tell(sorted(bad(sessions)))
+        send(attempt(sessions, "after"))
+        send(sorted(bad(sessions)))
 """,
         path,
     )
-    found = child.hear()
+    found = child.receive()
     assert found.pop("sqlite", "degraded") == "degraded"
     assert found == {"locks": "failed"}
-    assert "database_retired" in child.hear()
-    assert child.hear() == "DatabaseMovedError"
-    assert child.hear() == "stored"
-    assert set(child.hear()) <= {"sqlite"}
+    assert "database_retired" in child.receive()
+    assert child.receive() == "DatabaseMovedError"
+    assert child.receive() == "stored"
+    assert set(child.receive()) <= {"sqlite"}
     child.finish()
-    also.tell()
+    also.send()
     also.finish()
     assert titles(path) == {"before", "after"}
 
@@ -238,11 +238,11 @@ second()
 with capture_logs() as logs, ConnectionPool(PoolOptions(linger=0)) as pool:
     for name in ("db.sqlite", "other.sqlite"):
         with SessionManager(path.with_name(name), pool=pool) as sessions:
-            tell(attempt(sessions, "stored"))
-tell([[log["event"], log["log_level"], "sqlite" in log["library"]] for log in logs])
+            send(attempt(sessions, "stored"))
+send([[log["event"], log["log_level"], "sqlite" in log["library"]] for log in logs])
 """,
         path,
     )
-    assert child.hear() == child.hear() == "stored"
-    assert child.hear() == [["second_sqlite", "warning", True]]
+    assert child.receive() == child.receive() == "stored"
+    assert child.receive() == [["second_sqlite", "warning", True]]
     child.finish()

@@ -52,7 +52,7 @@ with capture_logs() as logs:
                 for thread in threads: thread.join()
 wrong = {"database_retired", "database_corrupt", "writes_refused", "health_monitor_failed"}
 failures += [log["event"] for log in logs if log["event"] in wrong]
-tell([failures[:5], looks, stored])
+send([failures[:5], looks, stored])
 """
 PROCESSES = 3
 
@@ -65,7 +65,7 @@ def test_rule_29_a_healthy_file_is_never_given_up(
     with ConnectionPool(PoolOptions(linger=0)) as pool, SessionManager(path, pool=pool):
         pass
     children = [start_child(BUSY, path, seconds) for _ in range(PROCESSES)]
-    told = [child.hear() for child in children]
+    told = [child.receive() for child in children]
     for child in children:
         child.finish()
     assert [failures for failures, _, _ in told] == [[]] * PROCESSES

@@ -227,7 +227,7 @@ if os.geteuid() == 0:
         os.setgid(65534)
         os.setuid(65534)
     except OSError as error:
-        tell(str(error))
+        send(str(error))
 
 def attempt(path):
     try:
@@ -239,12 +239,12 @@ def attempt(path):
         default_pool().close()
     return "works"
 
-tell("ready")
-while asked := hear():
+send("ready")
+while asked := receive():
     folder = Path(asked["folder"])
     for path, mode in asked["modes"].items():
         os.chmod(folder / path, mode)
-    tell(attempt(folder / asked["open"]))
+    send(attempt(folder / asked["open"]))
 """
 
 
@@ -252,7 +252,7 @@ while asked := hear():
 def somebody(start_child_of_module, tmp_path_factory):
     """A process that is not root."""
     child = start_child_of_module(UNPRIVILEGED, tmp_path_factory.mktemp("somebody") / "db.sqlite")
-    told = child.hear()
+    told = child.receive()
     if told != "ready":
         pytest.skip(f"root, and cannot become another user here: {told}")
     return child
@@ -269,8 +269,8 @@ def unprivileged(somebody, ready_database):
             os.chown(each, 65534, 65534)
 
     def ask(path, **modes):
-        somebody.tell({"folder": str(folder), "open": path, "modes": modes})
-        return somebody.hear()
+        somebody.send({"folder": str(folder), "open": path, "modes": modes})
+        return somebody.receive()
 
     yield folder, ask
     folder.chmod(0o700)

@@ -32,11 +32,11 @@ try:
     with second.stream_turn(second.create_round(second.create_session("x").id, "q").response.id):
         second.render_session_history(second.list_sessions()[0].id)
 except MandrakeSessionsError as error:
-    tell(type(error).__name__)
+    send(type(error).__name__)
 else:
-    tell("opened")
+    send("opened")
 first.create_session("also kept")
-tell(sorted(each.title for each in first.list_sessions()))
+send(sorted(each.title for each in first.list_sessions()))
 """
 
 
@@ -48,8 +48,8 @@ def test_where_no_descriptor_is_left_that_is_said_and_open_files_go_on(
     second = ready_database.lay(tmp_path / "second.sqlite")
     child = start_child(IN_FEW_DESCRIPTORS, first, second, free)
 
-    assert child.hear() in ("TooManyFilesError", "opened")
-    assert child.hear() == ["also kept", "kept"]
+    assert child.receive() in ("TooManyFilesError", "opened")
+    assert child.receive() == ["also kept", "kept"]
 
 
 @pytest.mark.parametrize(

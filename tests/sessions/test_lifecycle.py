@@ -29,11 +29,11 @@ from mandrake_sessions import (
 HOLD = """
 from mandrake_sessions import SessionManager
 with SessionManager(sys.argv[1]) as sessions:
-    tell("open")
-    hear()
+    send("open")
+    receive()
 from mandrake_sessions import default_pool
 default_pool().close()
-tell("closed")
+send("closed")
 """
 
 METHODS = dict(inspect.getmembers(SessionManager, inspect.isfunction))
@@ -253,7 +253,7 @@ def test_m06_delete_beside_another_holder_of_this_process_removes_nothing(path, 
 def test_m06_delete_beside_another_process_removes_nothing(path, pool, sessions, start_child, dump):
     sessions.create_session("kept")
     child = start_child(HOLD, path)
-    assert child.hear() == "open"
+    assert child.receive() == "open"
     before = dump(path)
 
     with pytest.raises(DatabaseBusyError) as caught:
@@ -268,15 +268,15 @@ def test_m06_delete_waits_for_another_process_that_lets_go(
     path, pool, sessions, start_child, monkeypatch
 ):
     child = start_child(HOLD, path)
-    assert child.hear() == "open"
+    assert child.receive() == "open"
     waits = waiting_event(monkeypatch)
     deletion = threading.Thread(target=sessions.delete)
 
     deletion.start()
     assert waits.wait(60)
     assert path.exists()
-    child.tell("let go")
-    assert child.hear() == "closed"
+    child.send("let go")
+    assert child.receive() == "closed"
     deletion.join()
 
     assert not path.exists()

@@ -40,7 +40,7 @@ from sqlalchemy import insert
 from mandrake_sessions import *
 from mandrake_sessions import schema
 manager = SessionManager(sys.argv[1]).init()
-response, pieces = hear()
+response, pieces = receive()
 turn = manager.create_turn(
     response, content="begun: ",
     tool_calls=[ToolCall({"name": "ls"}), ToolCall({"name": "pwd"}, "/")],
@@ -49,8 +49,8 @@ with manager.handle.sqlalchemy() as connection:
     for seq, piece in enumerate(pieces):
         connection.execute(insert(schema.turn_chunks).values(
             turn_id=turn.id, seq=seq, content=piece, raw_response=f"<{piece}>"))
-tell([turn.id, manager.handle.file.owner])
-hear()
+send([turn.id, manager.handle.file.owner])
+receive()
 """
 
 
@@ -266,8 +266,8 @@ def test_the_turns_of_a_host_that_was_killed_end_with_what_was_stored(
 ) -> None:
     hosts = [start_child(HOST, sessions.path) for _ in range(2)]
     for host in hosts:
-        host.tell([response.id, PIECES])
-    (dead_turn, dead), (living_turn, living) = [host.hear() for host in hosts]
+        host.send([response.id, PIECES])
+    (dead_turn, dead), (living_turn, living) = [host.receive() for host in hosts]
     own = streamed(sessions, response)
     assert owners(sessions) == {dead, living, sessions.handle.file.owner}
     assert recover(sessions) == []
@@ -296,7 +296,7 @@ def test_the_turns_of_a_host_that_was_killed_end_with_what_was_stored(
     for id in (living_turn, own.id):
         assert sessions.get_turn(id).status is TurnStatus.STREAMING
     assert recover(sessions) == []
-    hosts[1].tell()
+    hosts[1].send()
     hosts[1].finish()
     # It ended without a word about its turn.
     assert [each.id for each in recover(sessions)] == [living_turn]

@@ -39,8 +39,8 @@ HOLD_THE_WRITE_LOCK = """
 import apsw
 connection = apsw.Connection(sys.argv[1])
 connection.execute("BEGIN IMMEDIATE")
-tell("locked")
-hear()
+send("locked")
+receive()
 connection.execute("COMMIT")
 """
 
@@ -304,7 +304,7 @@ def test_m65_nobody_sees_what_is_not_committed(sessions, in_threads):
 
 def test_m66_a_write_waits_for_another_process(path, sessions, start_child, monkeypatch):
     child = start_child(HOLD_THE_WRITE_LOCK, path)
-    assert child.hear() == "locked"
+    assert child.receive() == "locked"
     waits, sleep = threading.Event(), time.sleep
 
     def noting(seconds):
@@ -318,7 +318,7 @@ def test_m66_a_write_waits_for_another_process(path, sessions, start_child, monk
     assert waits.wait(60)
     assert made == []
 
-    child.tell("let go")
+    child.send("let go")
     writer.join()
     child.finish()
 
@@ -332,7 +332,7 @@ def test_m66_a_write_gives_up_at_its_deadline_and_says_where_it_waited(
     options = DatabaseOptions(durability=Durability.FAST, busy_timeout=0.5)
     with SessionManager(path, pool=pool, options=options) as sessions:
         child = start_child(HOLD_THE_WRITE_LOCK, path)
-        assert child.hear() == "locked"
+        assert child.receive() == "locked"
         before = dump(path)
         started = time.monotonic()
 
@@ -346,7 +346,7 @@ def test_m66_a_write_gives_up_at_its_deadline_and_says_where_it_waited(
         assert error.attempts > 1
         # A reader of WAL does not wait for a writer.
         assert sessions.count_sessions() == 0
-        child.tell("let go")
+        child.send("let go")
         child.finish()
         assert dump(path) == before
         assert sessions.create_session("now").title == "now"

@@ -242,11 +242,11 @@ with ConnectionPool(PoolOptions(database=options)) as pool:
     with SessionManager(sys.argv[1], pool=pool) as sessions:
         def create(_):
             return [sessions.create_turn(sys.argv[2]).index for _ in range(100)]
-        tell("ready")
-        hear()
+        send("ready")
+        receive()
         with ThreadPoolExecutor(4) as executor:
             given = list(executor.map(create, range(4)))
-tell(sum(given, []))
+send(sum(given, []))
 """
 
 
@@ -254,10 +254,10 @@ def test_m32_two_processes_with_four_threads_get_each_index_once(
     path, sessions, response, start_child
 ):
     children = [start_child(CREATE, path, response.id) for _ in range(2)]
-    assert [child.hear() for child in children] == ["ready", "ready"]
+    assert [child.receive() for child in children] == ["ready", "ready"]
     for child in children:
-        child.tell("go")
-    given = [child.hear() for child in children]
+        child.send("go")
+    given = [child.receive() for child in children]
     for child in children:
         child.finish()
 

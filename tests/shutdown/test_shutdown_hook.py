@@ -33,7 +33,7 @@ said = threading.Lock()
 def say(value):
     # One line at a time, and no second time when a signal's handler speaks inside it.
     with said:
-        tell(value)
+        send(value)
 def wal():
     return path.with_name(path.name + "-wal").exists()
 def wait_for_signals():
@@ -57,8 +57,8 @@ FOREIGN = """
 import apsw
 connection = apsw.Connection(sys.argv[1])
 connection.execute("BEGIN IMMEDIATE")
-tell("held")
-hear()
+send("held")
+receive()
 connection.close()
 """
 
@@ -108,8 +108,8 @@ def stored(path: Path) -> set[str]:
 def test_m56_an_idle_script_dies_of_the_signal_after_closing(
     run: Run, path: Path, how: str
 ) -> None:
-    child = run(f"tell('ready'); {how}")
-    assert child.hear() == "ready"
+    child = run(f"send('ready'); {how}")
+    assert child.receive() == "ready"
     assert left(path) == ["db.sqlite", "db.sqlite-shm", "db.sqlite-wal"]
     child.process.terminate()
     assert ends_by(child, signal.SIGTERM) < SOON
@@ -120,24 +120,24 @@ def test_m56_ctrl_c_is_a_keyboard_interrupt_after_closing(run: Run, path: Path) 
     child = run(
         """
 try:
-    tell("ready")
+    send("ready")
     wait_for_signals()
 except KeyboardInterrupt:
-    tell(wal())
-    tell(str(hook.report.signal == signal.SIGINT))
+    send(wal())
+    send(str(hook.report.signal == signal.SIGINT))
 """
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.send_signal(signal.SIGINT)
-    assert child.hear() is False
-    assert child.hear() == "True"
+    assert child.receive() is False
+    assert child.receive() == "True"
     assert child.process.wait(PATIENCE) == 0
     assert stored(path) == {"before"}
 
 
 def test_m56_a_keyboard_interrupt_nobody_catches_ends_the_script(run: Run, path: Path) -> None:
-    child = run("tell('ready'); wait_for_signals()")
-    assert child.hear() == "ready"
+    child = run("send('ready'); wait_for_signals()")
+    assert child.receive() == "ready"
     child.process.send_signal(signal.SIGINT)
     ends_by(child, signal.SIGINT)
     assert stored(path) == {"before"}
@@ -152,27 +152,27 @@ def test_m56_a_former_handler_is_called_once_after_closing(
 calls = []
 def former(number, frame):
     calls.append(number)
-    tell([number, wal(), hook.report is not None, len(hook.report.failures)])
+    send([number, wal(), hook.report is not None, len(hook.report.failures)])
 number = signal.Signals({int(number)})
 signal.signal(number, former)
 hook = install_shutdown_hook(sessions, pool=pool, signals=[number], timeout=600.0)
-tell("ready")
+send("ready")
 while not calls:
     signal.pause()
 hook.wait()
 # Back in place: a second signal is the host's alone.
 os.kill(os.getpid(), number)
-tell(calls)
-tell(signal.getsignal(number) is former)
+send(calls)
+send(signal.getsignal(number) is former)
 """,
         hook="",
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.send_signal(number)
-    assert child.hear() == [number, False, True, 0]
-    assert child.hear() == [number, False, True, 0]
-    assert child.hear() == [number, number]
-    assert child.hear() is True
+    assert child.receive() == [number, False, True, 0]
+    assert child.receive() == [number, False, True, 0]
+    assert child.receive() == [number, number]
+    assert child.receive() is True
     assert child.process.wait(PATIENCE) == 0
     assert stored(path) == {"before"}
 
@@ -186,7 +186,7 @@ def test_m56_a_block_that_ends_by_itself_is_committed(
 when_closing(lambda: say("closing"))
 with sessions.transaction() as tx:
     say("in the block")
-    hear()
+    receive()
     tx.create_session(id="in the block")
 say("committed")
 try:
@@ -196,12 +196,12 @@ except (PoolClosedError, NotInitializedError) as error:
 wait_for_signals()
 """
     )
-    assert child.hear() == "in the block"
+    assert child.receive() == "in the block"
     child.process.send_signal(number)
-    assert child.hear() == "closing"
-    child.tell()
-    assert child.hear() == "committed"
-    assert child.hear() == "refused"
+    assert child.receive() == "closing"
+    child.send()
+    assert child.receive() == "committed"
+    assert child.receive() == "refused"
     ends_by(child, number)
     assert stored(path) == {"before", "in the block"}
 
@@ -228,17 +228,17 @@ def spin():
 try:
     with sessions.transaction() as tx:
         tx.create_session(id="in the block")
-        tell("in the block")
+        send("in the block")
         {hang}
 except BaseException as error:
-    tell(type(error).__name__)
+    send(type(error).__name__)
     raise
 """,
         hook=BRIEFLY,
     )
-    assert child.hear() == "in the block"
+    assert child.receive() == "in the block"
     child.process.send_signal(number)
-    assert child.hear() == ("KeyboardInterrupt" if number == signal.SIGINT else "SystemExit")
+    assert child.receive() == ("KeyboardInterrupt" if number == signal.SIGINT else "SystemExit")
     assert ends_by(child, number) < SOON
     assert stored(path) == {"before"}
 
@@ -250,20 +250,20 @@ def test_m56_a_block_that_goes_on_for_ever_is_stopped_at_its_next_call(
         """
 try:
     with sessions.transaction() as tx:
-        tell("in the block")
+        send("in the block")
         count = 0
         while True:
             tx.create_session(id=f"session {count}")
             count += 1
 except BaseException as error:
-    tell(type(error).__name__)
+    send(type(error).__name__)
 wait_for_signals()
 """,
         hook=BRIEFLY,
     )
-    assert child.hear() == "in the block"
+    assert child.receive() == "in the block"
     child.process.terminate()
-    assert child.hear() in ("PoolClosedError", "SystemExit")
+    assert child.receive() in ("PoolClosedError", "SystemExit")
     ends_by(child, signal.SIGTERM)
     assert stored(path) == {"before"}
 
@@ -280,17 +280,17 @@ hook = install_shutdown_hook(sessions, pool=pool, timeout=2.0)
 try:
     with sessions.transaction() as tx:
         tx.create_session(id="in the block")
-        tell("in the block")
+        send("in the block")
         time.sleep(600)
 except BaseException as error:
-    tell(type(error).__name__)
+    send(type(error).__name__)
     raise
 """,
         hook="",
     )
-    assert child.hear() == "in the block"
+    assert child.receive() == "in the block"
     child.process.terminate()
-    assert child.hear() == "SystemExit"
+    assert child.receive() == "SystemExit"
     assert ends_by(child, signal.SIGTERM) < SOON
     assert stored(path) == {"before"}
 
@@ -322,9 +322,9 @@ say("stored")
 wait_for_signals()
 """
     )
-    assert child.hear() == "waiting"
+    assert child.receive() == "waiting"
     child.process.terminate()
-    assert child.hear() == "stored"
+    assert child.receive() == "stored"
     ends_by(child, signal.SIGTERM)
     assert stored(path) == {"before", "the worker's", "the main thread's"}
 
@@ -348,10 +348,10 @@ wait_for_signals()
 """,
         hook=BRIEFLY,
     )
-    assert child.hear() == "waiting"
+    assert child.receive() == "waiting"
     child.process.terminate()
-    assert child.hear() == "refused"
-    assert child.hear() == ["DatabaseBusyError"]
+    assert child.receive() == "refused"
+    assert child.receive() == ["DatabaseBusyError"]
     assert child.process.wait(PATIENCE) == 7
 
 
@@ -365,7 +365,7 @@ def look():
         pass
     say("waiting")
 say("ready")
-hear()
+receive()
 threading.Thread(target=look, daemon=True).start()
 try:
     sessions.create_session(id="never")
@@ -375,15 +375,15 @@ except (PoolClosedError, SystemExit) as error:
 """,
         hook=BRIEFLY,
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     foreign = start_child(FOREIGN, path)
-    assert foreign.hear() == "held"
-    child.tell()
-    assert child.hear() == "waiting"
+    assert foreign.receive() == "held"
+    child.send()
+    assert child.receive() == "waiting"
     child.process.terminate()
-    assert child.hear() in ("PoolClosedError", "SystemExit")
+    assert child.receive() in ("PoolClosedError", "SystemExit")
     assert ends_by(child, signal.SIGTERM) < SOON
-    foreign.tell()
+    foreign.send()
     foreign.finish()
     assert stored(path) == {"before"}
 
@@ -394,11 +394,11 @@ def test_m56_the_main_thread_waits_for_a_lock_of_its_own(run: Run, path: Path) -
         """
 lock = threading.Lock()
 lock.acquire()
-tell("ready")
+send("ready")
 lock.acquire()
 """
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.terminate()
     assert ends_by(child, signal.SIGTERM) < SOON
     assert stored(path) == {"before"}
@@ -418,13 +418,13 @@ locks += [leased.queue._mutex for leased in file.leased_connections()]
 for lock in locks:
     lock.acquire()
 signal.raise_signal(signal.SIGTERM)
-tell("handled")
+send("handled")
 for lock in locks:
     lock.release()
 wait_for_signals()
 """
     )
-    assert child.hear() == "handled"
+    assert child.receive() == "handled"
     ends_by(child, signal.SIGTERM)
     assert stored(path) == {"before"}
 
@@ -459,7 +459,7 @@ for number in range(6):
 wait_for_signals()
 """
     )
-    first = {child.hear() for _ in range(60)}
+    first = {child.receive() for _ in range(60)}
     child.process.terminate()
     told = first | acknowledged(child)
     ends_by(child, signal.SIGTERM)
@@ -484,7 +484,7 @@ def work():
 threading.Thread(target=work).start()
 """
     )
-    first = {child.hear() for _ in range(20)}
+    first = {child.receive() for _ in range(20)}
     child.process.terminate()
     told = first | acknowledged(child)
     ends_by(child, signal.SIGTERM)
@@ -516,7 +516,7 @@ asyncio.run(main())
 """,
         hook="",
     )
-    first = {child.hear() for _ in range(40)}
+    first = {child.receive() for _ in range(40)}
     child.process.send_signal(number)
     told = first | acknowledged(child)
     ends_by(child, number)
@@ -546,12 +546,12 @@ wait_for_signals()
 
 def test_m56_a_part_that_raises_keeps_nothing_else_open(run: Run, path: Path) -> None:
     child = run(BAD.format(close="raise ValueError('injected')"), hook="")
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.terminate()
-    assert child.hear() == "good closed"
-    assert child.hear() == ["ValueError"]
-    assert child.hear() is False
-    assert child.hear() is True
+    assert child.receive() == "good closed"
+    assert child.receive() == ["ValueError"]
+    assert child.receive() is False
+    assert child.receive() is True
     assert child.process.wait(PATIENCE) == 7
     assert stored(path) == {"before"}
 
@@ -570,7 +570,7 @@ say("ready")
 wait_for_signals()
 """
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.terminate()
     ends_by(child, signal.SIGTERM)
     assert stored(path) == {"before"}
@@ -587,20 +587,20 @@ say("ready")
 wait_for_signals()
 """
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.terminate()
     ends_by(child, signal.SIGTERM)
 
 
 def test_m56_a_part_that_hangs_keeps_nothing_else_open(run: Run, path: Path) -> None:
     child = run(BAD.format(close="threading.Event().wait()"), hook="")
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     began = monotonic()
     child.process.terminate()
-    assert child.hear() == "good closed"
-    assert child.hear() == ["TimeoutError"]
-    assert child.hear() is False
-    assert child.hear() is True
+    assert child.receive() == "good closed"
+    assert child.receive() == ["TimeoutError"]
+    assert child.receive() is False
+    assert child.receive() is True
     assert monotonic() - began < SOON
     assert child.process.wait(PATIENCE) == 7
     assert stored(path) == {"before"}
@@ -611,11 +611,11 @@ def test_m56_a_part_that_raises_no_exception_keeps_nothing_else_open(
     run: Run, path: Path, error: str
 ) -> None:
     child = run(BAD.format(close=f"raise {error}"), hook="")
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.terminate()
-    assert child.hear() == "good closed"
-    assert len(child.hear()) == 1
-    assert child.hear() is False
+    assert child.receive() == "good closed"
+    assert len(child.receive()) == 1
+    assert child.receive() is False
 
 
 def test_m56_several_pools_and_files_are_closed(run: Run, path: Path) -> None:
@@ -626,11 +626,11 @@ managers = [SessionManager(path.with_name(f"{n}.sqlite"), pool=second).init() fo
 third = SessionManager(path.with_name("default.sqlite")).init()
 install_shutdown_hook(*managers, pool=second)
 assert install_shutdown_hook(third) is hook
-tell("ready")
+send("ready")
 wait_for_signals()
 """
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.terminate()
     ends_by(child, signal.SIGTERM)
     names = ["0.sqlite", "1.sqlite", "2.sqlite", "db.sqlite", "default.sqlite"]
@@ -653,9 +653,9 @@ say([thread.name for thread in threading.enumerate()].count("mandrake-shutdown")
 wait_for_signals()
 """
     )
-    assert child.hear() == 1
+    assert child.receive() == 1
     child.process.terminate()
-    assert child.hear() == "closed"
+    assert child.receive() == "closed"
     assert acknowledged(child) == set()
     ends_by(child, signal.SIGTERM)
 
@@ -671,7 +671,7 @@ say("ready")
 wait_for_signals()
 """
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.send_signal(signal.SIGUSR1)
     ends_by(child, signal.SIGUSR1)
     assert stored(path) == {"before"}
@@ -686,7 +686,7 @@ def test_m56_a_second_signal_while_closing_changes_nothing(
 class Slow:
     def close(self):
         say("closing")
-        hear()
+        receive()
         say("closed")
 hook = install_shutdown_hook(Slow(), sessions, pool=pool, timeout=600.0)
 say("ready")
@@ -694,13 +694,13 @@ wait_for_signals()
 """,
         hook="",
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.terminate()
-    assert child.hear() == "closing"
+    assert child.receive() == "closing"
     for _ in range(3):
         child.process.send_signal(second)
-    child.tell()
-    assert child.hear() == "closed"
+    child.send()
+    assert child.receive() == "closed"
     ends_by(child, signal.SIGTERM)
     assert acknowledged(child) == set()
     assert stored(path) == {"before"}
@@ -723,7 +723,7 @@ except KeyboardInterrupt:
     say("interrupted")
 """
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     ends_by(child, signal.SIGTERM)
     assert stored(path) == {"before"}
 
@@ -736,7 +736,7 @@ class Slow:
     def close(self):
         closes.set()
         say("closing")
-        hear()
+        receive()
 hook = install_shutdown_hook(Slow(), sessions, pool=pool, timeout=600.0)
 say("ready")
 closes.wait()
@@ -744,10 +744,10 @@ say("the end")
 """,
         hook="",
     )
-    assert child.hear() == "ready"
+    assert child.receive() == "ready"
     child.process.terminate()
-    assert {child.hear(), child.hear()} == {"closing", "the end"}
-    child.tell()
+    assert {child.receive(), child.receive()} == {"closing", "the end"}
+    child.send()
     ends_by(child, signal.SIGTERM)
     assert stored(path) == {"before"}
 
@@ -872,7 +872,7 @@ def test_rule_18_a_forked_child_dies_of_the_signal_and_the_parent_goes_on(
         f"""
 import multiprocessing
 def idle():
-    tell(os.getpid())
+    send(os.getpid())
     wait_for_signals()
 one = os.fork()
 if one == 0:
@@ -881,26 +881,26 @@ os.kill(one, 0)
 def finish_one():
     _, status = os.waitpid(one, 0)
     return os.waitstatus_to_exitcode(status)
-hear()
+receive()
 os.kill(one, {int(number)})
-tell(finish_one())
+send(finish_one())
 two = multiprocessing.get_context("fork").Process(target=idle)
 two.start()
-hear()
+receive()
 os.kill(two.pid, {int(number)})
 two.join()
-tell(two.exitcode)
+send(two.exitcode)
 sessions.create_session(id="the parent's")
-tell(hook.is_installed)
+send(hook.is_installed)
 wait_for_signals()
 """
     )
     for _ in range(2):
-        assert child.hear() > 0
-        child.tell()
+        assert child.receive() > 0
+        child.send()
         # A KeyboardInterrupt that nobody catches: -2 for os.fork, 1 for multiprocessing.
-        assert child.hear() in ((-number,) if number == signal.SIGTERM else (-number, 1))
-    assert child.hear() is True
+        assert child.receive() in ((-number,) if number == signal.SIGTERM else (-number, 1))
+    assert child.receive() is True
     child.process.terminate()
     ends_by(child, signal.SIGTERM)
     assert stored(path) == {"before", "the parent's"}
@@ -915,17 +915,17 @@ if pid == 0:
     theirs = SessionManager(path.with_name("child.sqlite"), pool=mine).init()
     own = install_shutdown_hook(theirs, pool=mine)
     assert own is not hook and own.is_installed
-    tell("ready")
+    send("ready")
     wait_for_signals()
-hear()
+receive()
 os.kill(pid, signal.SIGTERM)
-tell(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-tell(sorted(each.name for each in path.parent.glob("child*")))
+send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+send(sorted(each.name for each in path.parent.glob("child*")))
 """
     )
-    assert child.hear() == "ready"
-    child.tell()
+    assert child.receive() == "ready"
+    child.send()
     # Its former handler is its parent's, whose former is the system's.
-    assert child.hear() == -signal.SIGTERM
-    assert child.hear() == ["child.sqlite"]
+    assert child.receive() == -signal.SIGTERM
+    assert child.receive() == ["child.sqlite"]
     assert child.process.wait(PATIENCE) == 0
