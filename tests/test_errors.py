@@ -63,7 +63,7 @@ def test_an_error_of_a_row_names_it(error, told):
 
 
 @pytest.mark.parametrize("kind", [RoundNotFoundError, TurnAlreadyExistsError])
-def test_a_text_that_was_taken_for_an_id_is_not_told_whole(kind):
+def test_a_long_text_in_the_place_of_an_id_is_not_in_the_message(kind):
     text = "a pasted text " * 100_000
     error = kind(text)
 

@@ -102,7 +102,7 @@ def test_hints_that_name_a_logger_can_be_asked_for(manager):
     assert "logger" in typing.get_type_hints(manager.__init__)
 
 
-def test_an_event_is_told_where_structlog_cannot_be_found(start_child):
+def test_an_event_is_printed_where_structlog_cannot_be_found(start_child):
     child = start_child(
         "import io, sys\n"
         "from mandrake_sessions.log import get_logger\n"
@@ -114,7 +114,7 @@ def test_an_event_is_told_where_structlog_cannot_be_found(start_child):
     child.finish()
 
 
-def test_an_event_that_cannot_be_told_keeps_nothing_from_its_end(capsys):
+def test_an_event_that_cannot_be_written_disturbs_no_call(capsys):
     def broken(*_):
         raise BrokenPipeError
 
@@ -135,7 +135,7 @@ def test_an_event_goes_to_structlog():
     assert logs == [{"event": "writes_refused", "path": "db.sqlite", "log_level": "warning"}]
 
 
-def test_an_event_is_told_where_no_descriptor_is_free_to_read_structlog_with(start_child):
+def test_an_event_is_printed_where_no_descriptor_is_free_to_import_structlog(start_child):
     child = start_child(NO_DESCRIPTOR_LEFT)
     told, logged_later = child.receive()
     child.finish()
@@ -189,7 +189,7 @@ def test_nothing_is_printed_to_stdout_while_the_host_configures_nothing(ready_pa
         assert "host=any" in done.stderr
 
 
-def test_what_the_host_configures_later_counts_at_once(ready_path):
+def test_a_later_configuration_of_the_host_takes_effect_at_once(ready_path):
     configured = (
         "import structlog; logger = structlog.get_logger(); "
         "structlog.configure(processors=[structlog.processors.JSONRenderer()])"

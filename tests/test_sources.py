@@ -215,13 +215,13 @@ def test_the_search_for_a_second_library_finds(source):
     assert second_sqlite(ast.parse(source))
 
 
-def test_no_database_file_is_opened_beside_sqlite(trees):
+def test_no_database_file_is_opened_except_through_sqlite(trees):
     found = {name: file_access(tree) - ALLOWED.get(name, {}).keys() for name, tree in trees.items()}
 
     assert {name: each for name, each in found.items() if each} == {}
 
 
-def test_what_is_allowed_is_still_needed(trees):
+def test_every_allowed_exception_is_still_needed(trees):
     assert {name: set(reasons) for name, reasons in ALLOWED.items()} == {
         name: file_access(trees[name]) & reasons.keys() for name, reasons in ALLOWED.items()
     }
@@ -235,7 +235,7 @@ def test_the_search_for_opened_files_finds(source):
     assert file_access(ast.parse(source))
 
 
-def test_no_module_is_longer_than_it_should_be():
+def test_no_module_is_longer_than_its_limit():
     lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in SOURCES.items()}
     long = {name: count for name, count in lines.items() if count > MOST_LINES}
 

@@ -51,7 +51,7 @@ def test_a_twin_has_the_signature_and_the_docstring_of_its_method(name):
     assert twin.__doc__ == method.__doc__
 
 
-def test_what_is_written_is_read(manager):
+def test_written_records_are_read_back(manager):
     async def main():
         async with manager as sessions:
             session = await sessions.create_session("A talk")
@@ -159,7 +159,7 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("kind", [ValueError, Stop, asyncio.CancelledError])
-def test_what_a_hosts_function_raises_reaches_its_caller_alone(manager, kind):
+def test_an_exception_of_a_hosts_function_reaches_its_caller_alone(manager, kind):
     async def main():
         async with manager as sessions:
 
@@ -261,7 +261,7 @@ def test_a_timeout_is_kept_while_others_are_waited_for(manager):
     run(main())
 
 
-def test_another_processes_lock_is_told_as_in_the_sync_face(path):
+def test_a_lock_of_another_process_raises_as_in_the_sync_face(path):
     options = DatabaseOptions(durability=Durability.FAST, busy_timeout=1.0)
 
     async def main(pool):

@@ -71,7 +71,7 @@ def test_the_place_in_the_queue_goes_to_the_next_call(manager):
     run(main())
 
 
-def test_it_does_not_wait_for_another_processes_lock(manager, path):
+def test_a_cancelled_call_does_not_wait_for_another_processes_lock(manager, path):
     async def main():
         async with manager as sessions:
             other = apsw.Connection(str(path))
@@ -117,7 +117,7 @@ def test_a_call_that_has_begun_is_waited_for(manager, times):
     run(main())
 
 
-def test_a_call_that_fails_after_all_tells_why(manager):
+def test_a_cancelled_call_that_fails_after_all_says_why(manager):
     begun, may_go = threading.Event(), threading.Event()
     failure = ValueError("no")
 
@@ -138,7 +138,7 @@ def test_a_call_that_fails_after_all_tells_why(manager):
     run(main())
 
 
-def test_a_timeout_is_a_timeout_and_tells_the_outcome(manager):
+def test_a_timeout_stays_a_timeout_and_names_the_outcome(manager):
     begun, may_go = threading.Event(), threading.Event()
 
     def work(tx):
@@ -162,7 +162,7 @@ def test_a_timeout_is_a_timeout_and_tells_the_outcome(manager):
     run(main())
 
 
-def test_a_task_group_takes_it_for_what_it_is(manager):
+def test_a_cancelled_call_in_a_task_group_leaves_only_the_error_of_the_body(manager):
     async def main():
         async with manager as sessions:
             with lease_held(sessions.sync):
@@ -176,7 +176,7 @@ def test_a_task_group_takes_it_for_what_it_is(manager):
     run(main())
 
 
-def test_a_cancellation_from_elsewhere_tells_nothing():
+def test_a_cancellation_from_elsewhere_has_no_outcome():
     assert cancelled_call(asyncio.CancelledError()) is None
     assert cancelled_call(ValueError()) is None
 

@@ -23,11 +23,11 @@ from mandrake_sessions.aio import AsyncMandrakeManager, AsyncWorkspaceManager
     ("twin", "of"),
     [(AsyncMandrakeManager, MandrakeManager), (AsyncWorkspaceManager, WorkspaceManager)],
 )
-def test_the_names_are_the_same(twin, of):
+def test_the_async_hosts_have_the_names_of_the_sync_ones(twin, of):
     assert [name for name in vars(of) if not name.startswith("_") and not hasattr(twin, name)] == []
 
 
-def test_a_host_with_workspaces(tmp_path, pool):
+def test_an_async_host_creates_opens_and_deletes_workspaces(tmp_path, pool):
     async def main():
         async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
             work = await mandrake.create_workspace("my-project", "for work")
@@ -75,7 +75,7 @@ def test_a_deletion_that_is_refused_closes_nothing(tmp_path, pool):
     run(main())
 
 
-def test_everybody_gets_the_same_workspace(tmp_path, pool):
+def test_every_task_receives_the_same_workspace(tmp_path, pool):
     async def main():
         async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
             workspace_id = (await mandrake.create_workspace("one")).id
@@ -89,7 +89,7 @@ def test_everybody_gets_the_same_workspace(tmp_path, pool):
     run(main())
 
 
-def test_a_workspace_by_itself(tmp_path, pool):
+def test_a_workspace_manager_works_without_a_host(tmp_path, pool):
     async def main():
         async with AsyncWorkspaceManager(tmp_path, pool=pool) as workspace:
             assert workspace.id is None

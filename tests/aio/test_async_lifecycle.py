@@ -33,7 +33,7 @@ def test_closing_lets_the_calls_end_that_wait(manager):
     until(lambda: not threads())
 
 
-def test_closing_does_not_wait_for_what_was_withdrawn(manager, sessions):
+def test_closing_does_not_wait_for_withdrawn_calls(manager, sessions):
     async def main():
         await manager.init()
         # Of the same file, which so stays open.
@@ -47,7 +47,7 @@ def test_closing_does_not_wait_for_what_was_withdrawn(manager, sessions):
     until(lambda: not threads())
 
 
-def test_it_opens_and_closes_any_number_of_times(manager):
+def test_a_manager_opens_and_closes_any_number_of_times(manager):
     async def main():
         await asyncio.gather(*(manager.init() for _ in range(5)))
         await manager.create_session()
@@ -83,7 +83,7 @@ def test_deleting_removes_the_file(manager, path, pool):
     run(main())
 
 
-def test_a_backup_is_made_beside_the_work(manager, tmp_path, pool):
+def test_a_backup_is_made_while_other_calls_run(manager, tmp_path, pool):
     async def main():
         async with manager as sessions:
             await sessions.create_session("kept")

@@ -70,7 +70,7 @@ async def response_of(manager: AsyncSessionManager) -> str:
 
 
 @with_five
-async def test_every_kind_of_call_opens_it_again(
+async def test_every_kind_of_call_opens_a_parked_file_again(
     managers: list[AsyncSessionManager], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third, *_ = managers
@@ -120,7 +120,7 @@ async def test_create_turn_claims_the_file_that_is_open(
 
 
 @with_five
-async def test_who_watches_a_parked_file_is_told(
+async def test_a_watcher_of_a_parked_file_receives_updates(
     managers: list[AsyncSessionManager], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *others = managers
@@ -145,7 +145,7 @@ async def test_who_watches_a_parked_file_is_told(
 
 
 @with_five
-async def test_what_cannot_be_watched_in_a_parked_file_is_told_by_the_first_step(
+async def test_the_first_step_of_a_watch_in_a_parked_file_raises_for_a_missing_target(
     managers: list[AsyncSessionManager], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third, *_ = managers

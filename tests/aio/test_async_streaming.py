@@ -232,7 +232,7 @@ def test_a_beginning_keeps_its_timeout(manager):
     run(main())
 
 
-def test_a_block_whose_turn_the_manager_has_ended_is_left_without_a_word(manager):
+def test_a_block_whose_turn_the_manager_has_ended_adds_no_note_and_no_event(manager):
     async def main():
         await manager.init()
         response_id = await response_of(manager)
@@ -250,7 +250,7 @@ def test_a_block_whose_turn_the_manager_has_ended_is_left_without_a_word(manager
     run(main())
 
 
-def test_a_cancelled_end_tells_what_came_of_it(manager):
+def test_a_cancelled_end_names_its_outcome(manager):
     async def main():
         async with manager as sessions:
             turn = await sessions.stream_turn(await response_of(sessions)).begin()
@@ -328,7 +328,7 @@ def test_a_writer_far_ahead_gives_way_in_a_thread_and_never_in_the_event_loop(ma
     run(main())
 
 
-def test_a_stop_button_of_another_task(manager):
+def test_another_task_can_stop_a_stream(manager):
     async def main():
         async with manager as sessions:
             turn = await sessions.stream_turn(await response_of(sessions)).begin()
@@ -343,7 +343,7 @@ def test_a_stop_button_of_another_task(manager):
     run(main())
 
 
-def test_bad_beginnings(manager):
+def test_a_stream_with_wrong_arguments_is_refused(manager):
     async def main():
         async with manager as sessions:
             with pytest.raises(ResponseNotFoundError):

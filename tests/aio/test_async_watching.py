@@ -23,7 +23,7 @@ async def response_of(sessions):
     return (await sessions.create_round(session.id, "Hello?")).response.id
 
 
-def test_a_watch_tells_a_stream_of_the_same_loop(manager):
+def test_a_watch_delivers_a_stream_of_the_same_loop(manager):
     async def answer(sessions, response_id):
         async with sessions.stream_turn(response_id) as turn:
             for number in range(50):
@@ -74,7 +74,7 @@ def test_a_listener_is_called_in_the_loop(manager, is_coroutine):
     run(main())
 
 
-def test_a_listener_of_one_turn_until_it_is_closed(manager):
+def test_a_listener_of_one_turn_is_called_until_it_is_closed(manager):
     async def main():
         told = asyncio.Queue()
         async with manager as sessions:
@@ -92,7 +92,7 @@ def test_a_listener_of_one_turn_until_it_is_closed(manager):
     run(main())
 
 
-def test_a_listener_that_raises_is_told_of_the_next_all_the_same(manager):
+def test_a_listener_that_raises_receives_the_next_update_all_the_same(manager):
     async def main():
         done, text = asyncio.Event(), f"{7 * 11 * 13} words"
 
@@ -135,7 +135,7 @@ def test_a_listener_may_call_the_manager_and_close_itself(manager):
     run(main())
 
 
-def test_what_is_not_there(manager):
+def test_watching_a_missing_target_raises(manager):
     async def main():
         async with manager as sessions:
             with pytest.raises(ResponseNotFoundError):

@@ -20,7 +20,7 @@ def errand(unit, settled):
     return BatchedUnit(Budget(20), "errand", unit, contextvars.copy_context(), settled)
 
 
-def test_errands_share_the_commit_and_are_told_after_it(sessions):
+def test_batched_units_share_the_commit_and_are_answered_after_it(sessions):
     file = sessions.handle.file
     told = []
 
@@ -44,7 +44,7 @@ def test_errands_share_the_commit_and_are_told_after_it(sessions):
     assert isinstance(told[1][1], StatementError)
 
 
-def test_errands_are_brought_before_others_work_is_taken(sessions):
+def test_batched_units_are_fetched_before_work_of_other_threads(sessions):
     file = sessions.handle.file
     order = []
 
@@ -76,7 +76,7 @@ def queue(tmp_path):
     return queue
 
 
-def test_a_thread_can_be_made_to_give_up(queue):
+def test_a_waiting_thread_can_be_made_to_give_up(queue):
     with ThreadPoolExecutor(1) as executor:
         ident = executor.submit(threading.get_ident).result()
         assert not queue.give_up(ident)

@@ -56,7 +56,7 @@ def test_the_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert Results.load(tmp_path / "new" / "results.json") == measured
 
 
-def test_who_is_faster_is_named_with_how_much() -> None:
+def test_the_faster_store_is_named_with_its_ratio() -> None:
     text = text_of(results(figures("a quick peer", 1250.0, 0.8), figures("a slow one", 10.0, 100)))
     assert "- append, 8 threads, durable: a quick peer (1.25 times as fast)" in text
     assert "Of the 2 others, faster than ours is a quick peer (1.25 times)." in text
@@ -78,14 +78,14 @@ def test_bare_apsw_counts_by_its_fastest_way() -> None:
     )
 
 
-def test_whose_wait_is_shorter_is_named() -> None:
+def test_the_store_with_the_shorter_wait_is_named() -> None:
     text = text_of(
         results(figures("a calm peer", 10.0, 100.0, 2.0), figures("b", 10.0, 100.0, 9.0))
     )
     assert "Our longest wait is 5.00 ms; shorter is that of a calm peer (2.00 ms)." in text
 
 
-def test_what_was_lost_raised_or_dropped_out_is_said() -> None:
+def test_lost_rows_errors_and_failed_stores_are_reported() -> None:
     lossy, failing = figures("a lossy peer", 10.0, 100.0), figures("a failing one", 10.0, 100.0)
     lossy.found_again = 97
     failing.errors = {"OperationalError": 4}
@@ -97,7 +97,7 @@ def test_what_was_lost_raised_or_dropped_out_is_said() -> None:
     assert "one that hangs dropped out (it did not answer within 40 s)" in text
 
 
-def test_what_is_not_offered_or_not_installed_is_named_and_has_no_figures() -> None:
+def test_a_feature_or_peer_that_is_missing_is_named_without_figures() -> None:
     text = text_of(
         results(
             Figures(store="a small peer", failed=NOT_OFFERED),
@@ -132,7 +132,7 @@ def test_limits_are_counted_and_a_missed_one_stands_out() -> None:
     assert "| throughput at least 2 times a | 2.50 | 2.00 to 3.00 | met |" in text
 
 
-def test_only_what_stands_between_the_marks_is_written(tmp_path: Path) -> None:
+def test_only_the_text_between_the_marks_is_written(tmp_path: Path) -> None:
     target = tmp_path / "page.md"
     target.write_text(f"# By hand\n\n{BEGIN}\n\nold figures\n\n{END}\n\nAlso by hand.\n", "utf-8")
     write(results(figures("a peer", 500.0, 2.0)), target, {})

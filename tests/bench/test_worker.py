@@ -30,7 +30,7 @@ def worker(
     worker.kill()
 
 
-def test_what_it_acknowledges_is_found_again(worker: WorkerProcess, tmp_path: Path) -> None:
+def test_acknowledged_rows_are_found_again(worker: WorkerProcess, tmp_path: Path) -> None:
     opening = Open(folder=str(tmp_path), durability=Durability.FAST, files=2, conversations=4)
     assert len(worker.ask(opening, Done, PATIENCE).conversations) == 4
     run = worker.ask(Append(seconds=0.1), Run, PATIENCE)

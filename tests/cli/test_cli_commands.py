@@ -56,7 +56,7 @@ def test_help_is_wrapped_for_the_terminal(run: Run, monkeypatch: pytest.MonkeyPa
     assert "used as it is, 3 if there is none." in shown
 
 
-def test_without_a_workspace_it_is_the_system(run: Run, session: Session) -> None:
+def test_a_command_without_a_workspace_uses_the_system(run: Run, session: Session) -> None:
     told = run("sessions", "list", "--json").json()
     assert [each["title"] for each in told["sessions"]] == ["Of the system"]
 
@@ -146,7 +146,7 @@ def test_a_workspace_that_was_kept_is_adopted_with_its_sessions(run: Run, root: 
     assert run("workspaces", "adopt", "none", root / "nowhere").code != 0
 
 
-def test_health_tells_what_it_looked_at(run: Run, database: Path) -> None:
+def test_health_names_the_checks_that_it_made(run: Run, database: Path) -> None:
     told = run("health", "--database", database, "--level", "full", "--json").json()
     assert told["status"] == "ok"
     assert told["is_usable"] is True
@@ -156,7 +156,7 @@ def test_health_tells_what_it_looked_at(run: Run, database: Path) -> None:
     assert "settings_auxiliary" in shown.stdout
 
 
-def test_health_says_what_to_do(run: Run, database: Path) -> None:
+def test_health_names_the_remedy(run: Run, database: Path) -> None:
     with SessionManager(database) as sessions:
         sessions.create_session("Lost")
     raw = apsw.Connection(str(database))

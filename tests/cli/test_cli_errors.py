@@ -87,7 +87,7 @@ def test_a_file_that_is_no_database_is_unusable(run: Run, tmp_path: Path) -> Non
     assert run("sessions", "list", "--database", path).code == ExitCode.UNUSABLE
 
 
-def test_a_newer_schema_is_told_apart(run: Run, database: Path) -> None:
+def test_a_newer_schema_has_its_own_exit_code(run: Run, database: Path) -> None:
     connection = apsw.Connection(str(database))
     connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
@@ -241,7 +241,7 @@ def test_long_output_is_whole(root: Path, tmp_path: Path, unbuffered: str) -> No
 
 
 @pytest.mark.parametrize(("answer", "code"), [("n", ExitCode.FAILED), ("y", ExitCode.OK)])
-def test_a_person_is_asked(
+def test_a_command_asks_a_person_before_it_deletes(
     root: Path, session: Session, tmp_path: Path, answer: str, code: ExitCode
 ) -> None:
     pty = pytest.importorskip("pty")

@@ -78,7 +78,7 @@ def test_a_second_import_adds_nothing(run: Run, source: Path) -> None:
     assert run("sessions", "list", "-w", "old", "--json").json()["total"] == 1
 
 
-def test_people_are_told_of_orphans(run: Run, source: Path) -> None:
+def test_orphans_are_printed_for_people(run: Run, source: Path) -> None:
     assert "--recover-orphans" in run("import", source, "-w", "old").stdout
     assert run("import", source, "-w", "old", "--recover-orphans").code == 0
     titles = [
@@ -87,18 +87,18 @@ def test_people_are_told_of_orphans(run: Run, source: Path) -> None:
     assert "Recovered from origin.sqlite" in titles
 
 
-def test_without_a_workspace_it_goes_into_the_system(run: Run, source: Path) -> None:
+def test_an_import_without_a_workspace_goes_into_the_system(run: Run, source: Path) -> None:
     assert run("import", source, "--json").json()["workspace"] is None
     assert run("sessions", "list", "--json").json()["total"] == 1
 
 
-def test_a_source_that_is_none_leaves_no_workspace(run: Run, tmp_path: Path) -> None:
+def test_an_unusable_source_leaves_no_workspace(run: Run, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("No database. " * 100)
     assert run("import", notes, "-w", "old").code == 5
     assert run("workspaces", "list", "--json").json()["total"] == 0
 
 
-def test_a_source_that_is_missing_makes_nothing(run: Run, root: Path) -> None:
+def test_a_missing_source_creates_nothing(run: Run, root: Path) -> None:
     assert run("import", "nowhere.sqlite", "-w", "old").code == 3
     assert not root.exists()

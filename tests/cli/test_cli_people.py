@@ -87,7 +87,7 @@ CLUSTERS = (
 """Several characters that a terminal shows as one sign, two columns wide."""
 
 
-def test_signs_of_several_characters_keep_the_columns_aligned_and_stay_whole(
+def test_graphemes_of_several_characters_keep_columns_aligned_and_stay_whole(
     run: Run, sessions: SessionManager
 ) -> None:
     sessions.create_session("plain")
@@ -106,7 +106,7 @@ def test_signs_of_several_characters_keep_the_columns_aligned_and_stay_whole(
     assert len({len(row) for row in rows}) == 1
 
 
-def test_the_library_that_measures_signs_is_one_that_knows_those_of_several_characters() -> None:
+def test_the_required_rich_measures_graphemes_of_several_characters() -> None:
     """rich 14.2 takes a family of four for eight columns, 14.3 for two."""
     (wanted,) = [each for each in requires("mandrake-sessions") or () if each.startswith("rich")]
     assert wanted.startswith("rich>=14.3")
@@ -133,7 +133,7 @@ def test_columns_stand_below_each_other(run: Run, sessions: SessionManager) -> N
         assert cell_len(line[: line.index("just now")]) == at
 
 
-def test_times_are_told_by_how_long_ago_they_are(run: Run, sessions: SessionManager) -> None:
+def test_times_are_printed_as_how_long_ago_they_are(run: Run, sessions: SessionManager) -> None:
     session = sessions.create_session()
     shown = run("sessions", "list").stdout
     assert "just now" in shown
@@ -155,11 +155,11 @@ def test_times_are_told_by_how_long_ago_they_are(run: Run, sessions: SessionMana
         (800 * 86_400, "2 years ago"),
     ],
 )
-def test_how_long_ago(seconds: int, told: str) -> None:
+def test_each_age_has_its_unit(seconds: int, told: str) -> None:
     assert ago(datetime.now(UTC) - timedelta(seconds=seconds)) == told
 
 
-def test_a_time_to_come_is_told_as_it_is() -> None:
+def test_a_time_in_the_future_is_printed_as_it_is() -> None:
     moment = datetime.now(UTC) + timedelta(days=1)
     assert ago(moment) == f"{moment:%Y-%m-%d %H:%M:%S}"
 
@@ -417,7 +417,7 @@ def test_a_hint_names_the_damaged_file(run: Run, root: Path, tmp_path: Path) -> 
     assert f"`mandrake-sessions doctor '{path}'`" in told
 
 
-def test_a_file_with_another_name_is_no_wrong_argument(run: Run, tmp_path: Path) -> None:
+def test_a_file_with_a_second_name_is_no_wrong_argument(run: Run, tmp_path: Path) -> None:
     path, name = tmp_path / "chat.sqlite", tmp_path / "link.sqlite"
     with SessionManager(path) as sessions:
         sessions.create_session()
@@ -454,7 +454,7 @@ def test_each_command_has_help_in_two_spellings_and_flags_without_a_type(
         assert re.search(r"--json +Print one JSON document", short.stdout)
 
 
-def test_the_shell_is_told_how_to_complete(tmp_path: Path, root: Path) -> None:
+def test_the_command_prints_the_completion_of_each_shell(tmp_path: Path, root: Path) -> None:
     shown = run_process("--show-completion", "bash", cwd=tmp_path, MANDRAKE_DIR=root)
     assert "COMPREPLY" in shown.stdout
     completed = run_process(

@@ -41,7 +41,9 @@ def test_a_moved_workspace_is_registered_anew(run: Run, tmp_path: Path) -> None:
     assert str(tmp_path / "new") in run("workspaces", "move", "shop", tmp_path / "new").stdout
 
 
-def test_adopting_a_moved_one_under_its_name_does_the_same(run: Run, tmp_path: Path) -> None:
+def test_adopting_a_moved_workspace_under_its_name_registers_it_anew(
+    run: Run, tmp_path: Path
+) -> None:
     make(run, "shop", tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")
 

@@ -75,7 +75,7 @@ def test_a_sound_file_is_fine_and_nothing_is_made(run: Run, database: Path) -> N
     assert files(database) == before
 
 
-def test_a_person_is_told_what_to_do(run: Run, database: Path) -> None:
+def test_the_output_for_people_names_the_remedy(run: Run, database: Path) -> None:
     with database.open("r+b") as file:
         file.seek(4096 * 5)
         file.write(bytes(4096))
@@ -125,7 +125,7 @@ def test_a_missing_file_is_said_to_be_missing(run: Run, database: Path) -> None:
     assert not database.exists()
 
 
-def test_what_a_crash_has_left_is_read_and_left(
+def test_the_wal_of_a_crash_is_read_and_kept(
     run: Run, path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(
@@ -153,7 +153,7 @@ def test_what_a_crash_has_left_is_read_and_left(
     assert files(path) == before
 
 
-def test_who_holds_the_write_lock_is_named(
+def test_the_process_that_holds_the_write_lock_is_named(
     run: Run, database: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(
@@ -265,7 +265,7 @@ def test_each_fault_has_its_check(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_what_is_no_file_is_not_opened(run: Run, tmp_path: Path) -> None:
+def test_a_path_that_is_no_regular_file_is_not_opened(run: Run, tmp_path: Path) -> None:
     """Opening a named pipe would wait for ever for somebody at its other end."""
     os.mkfifo(tmp_path / "pipe")
 
@@ -327,7 +327,7 @@ def test_copies_from_before_a_migration_are_named(run: Run, database: Path) -> N
     assert f"{database.name}.before-0001" in checks(ended)["set_aside"]["detail"]
 
 
-def test_it_can_be_asked_from_python(database: Path) -> None:
+def test_the_doctor_can_be_called_from_python(database: Path) -> None:
     report = diagnose(database)
 
     assert (report.path, report.level, report.is_usable) == (database, HealthLevel.THOROUGH, True)
@@ -376,7 +376,7 @@ def test_a_database_in_use_is_not_replaced(
     assert "Stop the program" in ended.error()["hint"]
 
 
-def test_where_the_damaged_file_went_is_said(
+def test_the_output_names_the_new_path_of_the_damaged_file(
     run: Run, database: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(database.parent)
@@ -429,7 +429,7 @@ def test_hints_speak_of_the_command_that_failed(run: Run, tmp_path: Path, comman
     assert not (tmp_path / "new.sqlite").exists()
 
 
-def test_what_is_no_backup_is_refused(run: Run, database: Path, copy: Path) -> None:
+def test_a_file_that_is_no_backup_is_refused(run: Run, database: Path, copy: Path) -> None:
     overwrite(copy, 4096 * 4, os.urandom(4096))
     damaged = run("restore", copy, database, "--overwrite")
     missing = run("restore", copy.with_name("nothing"), database, "--overwrite")
@@ -442,7 +442,7 @@ def test_what_is_no_backup_is_refused(run: Run, database: Path, copy: Path) -> N
 # -- salvage --------------------------------------------------------------------------------------
 
 
-def test_what_can_be_read_is_kept_and_the_rest_told(
+def test_salvage_keeps_the_readable_rows_and_reports_the_lost_ones(
     run: Run, database: Path, tmp_path: Path
 ) -> None:
     overwrite(database, 0, bytes(4096))
@@ -456,7 +456,7 @@ def test_what_can_be_read_is_kept_and_the_rest_told(
     assert "Kept" in run("sessions", "list", "--database", new).stdout
 
 
-def test_salvage_tells_machines_too(run: Run, database: Path, tmp_path: Path) -> None:
+def test_salvage_prints_json_for_machines(run: Run, database: Path, tmp_path: Path) -> None:
     new = tmp_path / "new.sqlite"
 
     report = run("salvage", database, new, "--json").json()

@@ -63,7 +63,7 @@ def documents(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def test_it_follows_a_stream_of_another_process(
+def test_tail_follows_a_stream_of_another_process(
     tail: Tail, sessions: SessionManager, session: Session
 ) -> None:
     process = tail(session.id, "--last", 0, "--json")
@@ -115,7 +115,7 @@ def test_people_see_the_last_round_then_what_is_new(
     assert len(error.splitlines()) == 1
 
 
-def test_turns_that_grow_at_once_are_told_apart(
+def test_turns_that_grow_at_once_are_printed_apart(
     sessions: SessionManager, session: Session, capfd: pytest.CaptureFixture[str]
 ) -> None:
     page = tail_command._Page()
@@ -192,6 +192,6 @@ def test_a_turn_that_ends_without_text_has_one_head(
     assert capfd.readouterr().out == f"   turn 0 · {writer.id}\n   completed\n"
 
 
-def test_a_session_that_is_not_there(run: Callable[..., Ended], session: Session) -> None:
+def test_tail_of_a_missing_session_is_an_error(run: Callable[..., Ended], session: Session) -> None:
     assert run("sessions", "tail", "nobody", "--workspace", "shop").code == ExitCode.NOT_FOUND
     assert run("sessions", "tail", session.id, "--last", -1, "-w", "shop").code == ExitCode.USAGE

@@ -79,7 +79,7 @@ def _run_program(block: Block, page: Page, home: Path) -> str:
     return done.stdout
 
 
-def test_only_what_is_no_python_is_not_run() -> None:
+def test_only_blocks_that_are_no_python_are_not_run() -> None:
     unknown = [
         f"{page.name}:{block.line} {block.language!r}"
         for page in PAGES

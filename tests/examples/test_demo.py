@@ -134,7 +134,7 @@ DELETE FROM rounds WHERE rowid = (
         ("DELETE FROM sessions WHERE rowid = 1", "is not there"),
     ],
 )
-def test_the_check_sees_what_was_tampered_with(
+def test_the_check_finds_each_change_that_was_made_to_a_database(
     copy: Path, capsys: pytest.CaptureFixture[str], sql: str, problem: str
 ) -> None:
     tamper(copy / SHOP, sql)

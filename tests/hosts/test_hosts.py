@@ -37,7 +37,7 @@ def mandrake(root, pool):
         yield manager
 
 
-def test_m50_the_system_and_each_workspace_have_sessions_of_their_own(root, mandrake):
+def test_the_system_and_each_workspace_have_sessions_of_their_own(root, mandrake):
     work = mandrake.create_workspace("work")
     system_session = mandrake.sessions.create_session("system")
     work_session = work.sessions.create_session("work")
@@ -50,7 +50,7 @@ def test_m50_the_system_and_each_workspace_have_sessions_of_their_own(root, mand
     assert work.sessions.path == root / "workspaces" / "work" / ".ws" / "db.sqlite"
 
 
-def test_m50_making_a_manager_opens_nothing(root, pool):
+def test_making_a_manager_opens_nothing(root, pool):
     manager = MandrakeManager(root, pool=pool)
 
     assert not root.exists()
@@ -68,7 +68,7 @@ def test_m50_making_a_manager_opens_nothing(root, pool):
     assert not (root / "workspaces").exists()
 
 
-def test_m50_closing_closes_every_workspace_and_works_again(root, pool):
+def test_closing_closes_every_workspace_and_works_again(root, pool):
     manager = MandrakeManager(root, pool=pool).init()
     work = manager.create_workspace("work")
     session = work.sessions.create_session("kept")
@@ -83,7 +83,7 @@ def test_m50_closing_closes_every_workspace_and_works_again(root, pool):
         assert manager.get_workspace(work.id).sessions.get_session(session.id) == session
 
 
-def test_m50_one_part_that_fails_keeps_no_other_open(root, pool, monkeypatch):
+def test_a_workspace_that_cannot_be_closed_keeps_no_other_open(root, pool, monkeypatch):
     manager = MandrakeManager(root, pool=pool).init()
     first, second = (manager.create_workspace(name) for name in ("a", "b"))
     close = first.close
@@ -104,7 +104,9 @@ def test_m50_one_part_that_fails_keeps_no_other_open(root, pool, monkeypatch):
 @pytest.mark.parametrize(
     ("variable", "expected"), [(None, "home/.mandrake"), ("", "home/.mandrake"), ("dir", "dir")]
 )
-def test_m50_the_default_root(tmp_path, monkeypatch, pool, variable, expected):
+def test_the_default_root_is_taken_from_the_environment_or_the_home_folder(
+    tmp_path, monkeypatch, pool, variable, expected
+):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MANDRAKE_DIR", raising=False)
     if variable is not None:
@@ -116,7 +118,7 @@ def test_m50_the_default_root(tmp_path, monkeypatch, pool, variable, expected):
         assert MandrakeManager(tmp_path / "given").root == tmp_path / "given"
 
 
-def test_m51_a_tilde_is_expanded_everywhere(tmp_path, monkeypatch, pool):
+def test_a_tilde_is_expanded_everywhere(tmp_path, monkeypatch, pool):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "adopted").mkdir()
     monkeypatch.setenv("MANDRAKE_DIR", "~/from-environment")
@@ -135,7 +137,7 @@ def test_m51_a_tilde_is_expanded_everywhere(tmp_path, monkeypatch, pool):
     assert WorkspaceManager("~/made").path == tmp_path / "made"
 
 
-def test_m50_a_relative_root_is_the_same_wherever_the_process_goes(tmp_path, pool, monkeypatch):
+def test_a_relative_root_is_the_same_wherever_the_process_goes(tmp_path, pool, monkeypatch):
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
@@ -162,7 +164,9 @@ def test_m50_a_relative_root_is_the_same_wherever_the_process_goes(tmp_path, poo
     assert behind_link.sessions.path == tmp_path / "behind" / "db.sqlite"
 
 
-def test_m50_a_process_whose_directory_is_gone_is_told_so_at_opening(tmp_path, pool, monkeypatch):
+def test_opening_a_relative_root_raises_when_the_working_directory_is_gone(
+    tmp_path, pool, monkeypatch
+):
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -176,14 +180,14 @@ def test_m50_a_process_whose_directory_is_gone_is_told_so_at_opening(tmp_path, p
 
 
 @pytest.mark.parametrize("name", ["a", "7", "A-b_C", "x" * 64, "0-"])
-def test_m51_these_are_names(mandrake, name):
+def test_valid_names_are_accepted(mandrake, name):
     assert mandrake.create_workspace(name).workspace.name == name
 
 
 @pytest.mark.parametrize(
     "name", ["", "-a", "_a", "a b", "a.b", "a/b", "..", "x" * 65, "\u00e9", "a\n", "\u0661", "a\0"]
 )
-def test_m51_these_are_not_and_leave_nothing(tmp_path, root, mandrake, name):
+def test_invalid_names_raise_and_leave_nothing(tmp_path, root, mandrake, name):
     for call in (
         lambda: mandrake.create_workspace(name),
         lambda: mandrake.adopt_workspace(name, tmp_path),
@@ -196,7 +200,7 @@ def test_m51_these_are_not_and_leave_nothing(tmp_path, root, mandrake, name):
     assert not (root / "workspaces").exists()
 
 
-def test_m51_duplicates_raise_and_leave_nothing(tmp_path, mandrake):
+def test_duplicates_raise_and_leave_nothing(tmp_path, mandrake):
     work = mandrake.create_workspace("work", "the first", tmp_path / "work")
     session = work.sessions.create_session("kept")
     (tmp_path / "link").symlink_to(tmp_path / "work")
@@ -218,7 +222,7 @@ def test_m51_duplicates_raise_and_leave_nothing(tmp_path, mandrake):
     assert not (tmp_path / "other").exists()
 
 
-def test_m51_a_duplicate_names_the_one_that_is_there(tmp_path, mandrake):
+def test_the_error_of_a_duplicate_names_the_existing_workspace(tmp_path, mandrake):
     first = mandrake.create_workspace("first", path=tmp_path / "first")
     second = mandrake.create_workspace("second", path=tmp_path / "second")
     # With conversations and without: it is registered either way.
@@ -235,7 +239,7 @@ def test_m51_a_duplicate_names_the_one_that_is_there(tmp_path, mandrake):
         assert mandrake.get_workspace(caught.value.id) is there
 
 
-def test_m51_a_duplicate_is_told_though_its_database_is_damaged(mandrake):
+def test_a_duplicate_is_refused_also_when_its_database_is_damaged(mandrake):
     work = mandrake.create_workspace("work")
     mandrake.get_workspace(work.id).close()
     work.sessions.path.write_bytes(b"no database, and longer than a header of one" * 30)
@@ -246,7 +250,7 @@ def test_m51_a_duplicate_is_told_though_its_database_is_damaged(mandrake):
     assert caught.value.id == work.id
 
 
-def test_m51_a_new_workspace_shows_no_conversations_of_an_earlier_one(mandrake, pool):
+def test_a_new_workspace_shows_no_conversations_of_an_earlier_one(mandrake, pool):
     work = mandrake.create_workspace("work")
     session = work.sessions.create_session("of the first")
     mandrake.unregister_workspace(work.id)
@@ -262,9 +266,7 @@ def test_m51_a_new_workspace_shows_no_conversations_of_an_earlier_one(mandrake, 
 
 
 @pytest.mark.parametrize("left", ["database", "empty file"])
-def test_m51_what_making_a_workspace_has_left_is_taken_by_the_next_attempt(
-    root, pool, mandrake, left
-):
+def test_the_next_attempt_uses_the_files_that_a_creation_has_left(root, pool, mandrake, left):
     folder = root / "workspaces" / "work"
     if left == "database":
         with WorkspaceManager(folder, pool=pool):
@@ -279,9 +281,7 @@ def test_m51_what_making_a_workspace_has_left_is_taken_by_the_next_attempt(
     assert work.sessions.count_sessions() == 0
 
 
-def test_m51_after_a_crash_between_the_registry_and_the_file_the_error_leads_to_it(
-    root, pool, mandrake
-):
+def test_the_error_after_a_crash_between_registry_and_file_names_the_entry(root, pool, mandrake):
     work = mandrake.create_workspace("work")
     mandrake.unregister_workspace(work.id)
     # As the crash leaves it: an entry that was never opened, and no file.
@@ -298,7 +298,7 @@ def test_m51_after_a_crash_between_the_registry_and_the_file_the_error_leads_to_
     assert mandrake.get_workspace(caught.value.id).sessions.count_sessions() == 0
 
 
-def test_m51_a_name_is_free_again_when_its_database_could_not_be_made(tmp_path, mandrake):
+def test_a_name_is_free_again_when_its_database_could_not_be_created(tmp_path, mandrake):
     (tmp_path / "file").touch()
     with pytest.raises(DatabaseFolderError):
         mandrake.create_workspace("work", path=tmp_path / "file")
@@ -314,7 +314,7 @@ def test_m51_a_name_is_free_again_when_its_database_could_not_be_made(tmp_path, 
     assert mandrake.create_workspace("work").sessions.count_sessions() == 0
 
 
-def test_m52_get_is_initialised_and_the_same_object_each_time(root, pool, in_threads):
+def test_get_workspace_returns_the_same_initialised_manager_each_time(root, pool, in_threads):
     with MandrakeManager(root, pool=pool) as mandrake:
         work = mandrake.create_workspace("work")
         assert mandrake.get_workspace(work.id) is work
@@ -330,7 +330,7 @@ def test_m52_get_is_initialised_and_the_same_object_each_time(root, pool, in_thr
             mandrake.get_workspace("nobody")
 
 
-def test_m52_workspaces_are_listed_and_found_by_name(mandrake):
+def test_workspaces_are_listed_and_found_by_name(mandrake):
     names = ["beta", "alpha", "Gamma"]
     made = {name: mandrake.create_workspace(name, f"about {name}").workspace for name in names}
 
@@ -341,7 +341,7 @@ def test_m52_workspaces_are_listed_and_found_by_name(mandrake):
     assert made["alpha"].last_opened_at is not None
 
 
-def test_m52_unregister_closes_and_leaves_the_files(root, mandrake):
+def test_unregister_closes_the_workspace_and_keeps_its_files(root, mandrake):
     work = mandrake.create_workspace("work")
     session = work.sessions.create_session("kept")
     entry = work.workspace
@@ -357,7 +357,7 @@ def test_m52_unregister_closes_and_leaves_the_files(root, mandrake):
     assert again.sessions.list_sessions() == [session]
 
 
-def test_m52_adopt_takes_a_directory_with_what_it_holds(tmp_path, pool, mandrake):
+def test_adopt_takes_a_directory_with_what_it_holds(tmp_path, pool, mandrake):
     with pytest.raises(DatabaseFolderError):
         mandrake.adopt_workspace("work", tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
@@ -369,7 +369,7 @@ def test_m52_adopt_takes_a_directory_with_what_it_holds(tmp_path, pool, mandrake
     assert mandrake.adopt_workspace("b", tmp_path / "empty").sessions.count_sessions() == 0
 
 
-def test_m52_delete_removes_the_database_and_its_entry(root, mandrake):
+def test_delete_removes_the_database_and_its_entry(root, mandrake):
     work = mandrake.create_workspace("work")
     work.sessions.create_session("gone")
     entry = work.workspace
@@ -383,7 +383,7 @@ def test_m52_delete_removes_the_database_and_its_entry(root, mandrake):
     assert again.sessions.count_sessions() == 0
 
 
-def test_m52_delete_leaves_what_is_not_its_own(tmp_path, mandrake):
+def test_delete_keeps_files_that_are_not_of_the_workspace(tmp_path, mandrake):
     folder = tmp_path / "project"
     work = mandrake.create_workspace("work", path=folder)
     (folder / "code.py").write_text("kept")
@@ -398,7 +398,7 @@ def test_m52_delete_leaves_what_is_not_its_own(tmp_path, mandrake):
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-def test_m52_delete_beside_a_holder_of_this_process_deletes_nothing(pool, mandrake):
+def test_delete_removes_nothing_while_another_manager_has_the_workspace_open(pool, mandrake):
     work = mandrake.create_workspace("work")
     session = work.sessions.create_session("kept")
     with SessionManager(work.sessions.path, pool=pool) as other:
@@ -410,7 +410,7 @@ def test_m52_delete_beside_a_holder_of_this_process_deletes_nothing(pool, mandra
     assert mandrake.get_workspace(work.id).sessions.get_session(session.id) == session
 
 
-def test_m52_delete_waits_as_long_as_the_managers_own_options_say(root, pool):
+def test_delete_waits_as_long_as_the_managers_own_options_say(root, pool):
     options = DatabaseOptions(busy_timeout=0.5)
     assert pool.options.database.busy_timeout > SOON
     with MandrakeManager(root, pool=pool, options=options) as mandrake:
@@ -423,7 +423,7 @@ def test_m52_delete_waits_as_long_as_the_managers_own_options_say(root, pool):
         assert 0.5 <= caught.value.waited < SOON
 
 
-def test_m52_a_delete_that_failed_leaves_the_same_object(pool, mandrake):
+def test_a_delete_that_failed_leaves_the_same_object(pool, mandrake):
     work = mandrake.create_workspace("work")
     with (
         SessionManager(work.sessions.path, pool=pool),
@@ -434,7 +434,7 @@ def test_m52_a_delete_that_failed_leaves_the_same_object(pool, mandrake):
     assert mandrake.get_workspace(work.id) is work
 
 
-def test_m52_delete_waits_for_a_holder_that_lets_go(pool, mandrake, monkeypatch):
+def test_delete_waits_until_another_manager_closes_the_workspace(pool, mandrake, monkeypatch):
     import time
 
     work = mandrake.create_workspace("work")
@@ -460,7 +460,7 @@ def test_m52_delete_waits_for_a_holder_that_lets_go(pool, mandrake, monkeypatch)
     assert mandrake.list_workspaces() == []
 
 
-def test_m52_no_write_is_accepted_after_a_deletion(root, tmp_path, pool, mandrake):
+def test_no_write_is_accepted_after_a_deletion(root, tmp_path, pool, mandrake):
     work = mandrake.create_workspace("work")
     path = work.sessions.path
     sessions = work.sessions
@@ -485,7 +485,7 @@ def test_m52_no_write_is_accepted_after_a_deletion(root, tmp_path, pool, mandrak
     assert not path.exists()
 
 
-def test_m52_a_database_that_is_gone_is_not_made_anew(root, pool):
+def test_a_missing_database_of_a_workspace_is_not_created_again(root, pool):
     with MandrakeManager(root, pool=pool) as mandrake:
         work = mandrake.create_workspace("work")
         path = work.sessions.path
@@ -500,7 +500,7 @@ def test_m52_a_database_that_is_gone_is_not_made_anew(root, pool):
         assert mandrake.list_workspaces() == []
 
 
-def test_m53_sessions_for(mandrake):
+def test_sessions_for_returns_the_manager_of_the_system_or_of_a_workspace(mandrake):
     work = mandrake.create_workspace("work")
 
     assert mandrake.sessions_for(None) is mandrake.sessions

@@ -66,7 +66,7 @@ def registrars(tmp_path, start_child):
     return children
 
 
-def test_m51_of_two_processes_who_want_the_same_names_one_gets_each(tmp_path, pool, registrars):
+def test_each_name_that_two_processes_want_is_registered_by_one_of_them(tmp_path, pool, registrars):
     names = [f"workspace-{number}" for number in range(12)]
     # They meet in the middle as well as at each name.
     for child, order in zip(registrars, (names, names[::-1]), strict=True):
@@ -82,7 +82,7 @@ def test_m51_of_two_processes_who_want_the_same_names_one_gets_each(tmp_path, po
             assert mandrake.get_workspace(id).sessions.count_sessions() == 1
 
 
-def test_m51_two_processes_register_different_names_at_once(tmp_path, pool, registrars):
+def test_two_processes_register_different_names_at_once(tmp_path, pool, registrars):
     for letter, child in zip("ab", registrars, strict=True):
         child.send([f"{letter}-{number}" for number in range(8)])
     made = [child.receive() for child in registrars]
@@ -96,7 +96,9 @@ def test_m51_two_processes_register_different_names_at_once(tmp_path, pool, regi
         assert {each.id for each in listed} == {*made[0], *made[1]}
 
 
-def test_m52_delete_while_another_process_holds_it_deletes_nothing(tmp_path, pool, start_child):
+def test_delete_removes_nothing_while_another_process_has_the_workspace_open(
+    tmp_path, pool, start_child
+):
     with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
         work = mandrake.create_workspace("work")
         child = start_child(HOLD, tmp_path / "root", work.id)
@@ -115,7 +117,7 @@ def test_m52_delete_while_another_process_holds_it_deletes_nothing(tmp_path, poo
 
 
 @pytest.mark.parametrize("attempt", ["write", "open and write", "get and write", "new and write"])
-def test_m52_no_write_of_another_process_is_accepted_after_a_deletion(
+def test_no_write_of_another_process_is_accepted_after_a_deletion(
     tmp_path, pool, start_child, attempt
 ):
     with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
@@ -132,7 +134,7 @@ def test_m52_no_write_of_another_process_is_accepted_after_a_deletion(
         finish(child)
 
 
-def test_m52_a_deletion_and_another_process_that_goes_on_writing(tmp_path, pool, start_child):
+def test_delete_loses_no_row_that_another_process_writes_meanwhile(tmp_path, pool, start_child):
     """Either the write is stored in a database that stays, or it is refused: never lost."""
     with MandrakeManager(tmp_path / "root", pool=pool) as mandrake:
         work = mandrake.create_workspace("work")

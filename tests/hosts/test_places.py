@@ -106,7 +106,7 @@ def test_a_root_that_was_moved_finds_its_workspaces(
     assert list((moved / "workspaces").iterdir()) == []
 
 
-def test_what_lies_below_the_root_is_stored_as_seen_from_there(
+def test_paths_below_the_root_are_stored_relative_to_it(
     tmp_path: Path, open_root: OpenRoot, pool: ConnectionPool
 ) -> None:
     root = tmp_path / "root"
@@ -267,7 +267,7 @@ def test_a_root_is_the_same_by_every_spelling(tmp_path: Path, open_root: OpenRoo
         }
 
 
-def test_what_an_earlier_version_has_stored_moves_with_its_root_once_it_was_opened(
+def test_entries_of_an_earlier_version_move_with_their_root_after_an_opening(
     tmp_path: Path, open_root: OpenRoot, closed: Callable[[Path], None], pool: ConnectionPool
 ) -> None:
     root = tmp_path / "root"

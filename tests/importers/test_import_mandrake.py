@@ -61,7 +61,7 @@ def with_orphans() -> Origin:
         ("workspace", (22, 176, 344), (20, 20, 38)),
     ],
 )
-def test_the_real_databases(
+def test_the_real_databases_are_imported(
     name: str,
     found: tuple[int, int, int],
     orphans: tuple[int, int, int],
@@ -271,7 +271,7 @@ def test_a_session_without_rounds_is_imported(source: Path, target: SessionManag
     assert target.get_session("empty").next_round_index == 0
 
 
-def test_progress_is_told_after_each_session(source: Path, target: SessionManager) -> None:
+def test_progress_is_reported_after_each_session(source: Path, target: SessionManager) -> None:
     with_orphans().write(source)
     told: list[ImportProgress] = []
     report = import_mandrake(source, target, recover_orphans=True, progress=told.append)
@@ -322,7 +322,7 @@ def test_the_same_source_under_another_name_is_recovered_once(
     assert second.rounds_recovered == 0
 
 
-def test_what_was_imported_before_its_session_was_deleted_is_not_recovered_again(
+def test_rows_imported_before_their_session_was_deleted_are_not_recovered_again(
     source: Path, target: SessionManager
 ) -> None:
     import_mandrake(two_sessions().write(source), target)

@@ -183,7 +183,7 @@ def test_costs_that_are_none_are_zero(
         ('[{"call":{"a":1}},{"call":"b","response":2}]', (ToolCall({"a": 1}), ToolCall("b", 2))),
     ],
 )
-def test_tool_calls(
+def test_tool_calls_of_every_form_are_read(
     stored: str,
     calls: tuple[ToolCall, ...],
     origin: Origin,
@@ -301,7 +301,7 @@ def test_parts_that_two_rounds_share_are_stored_for_both(
     assert import_mandrake(source, target).rounds_already_there == 2
 
 
-def test_a_database_in_utf_16(source: Path, target: SessionManager) -> None:
+def test_a_database_whose_texts_are_utf16_is_imported(source: Path, target: SessionManager) -> None:
     origin = Origin()
     origin.statements.insert(0, ("PRAGMA encoding='UTF-16le'", ()))
     origin.session("s", title="Ünïcode 🚀")

@@ -112,7 +112,7 @@ def test_a_hot_journal_is_rolled_back_in_the_copy(
     assert target.get_request("r7-request").content == "ask r7"
 
 
-def test_a_source_behind_a_link_is_copied_with_what_lies_beside_the_file(
+def test_a_source_behind_a_link_is_copied_with_the_files_next_to_its_target(
     source: Path, target: SessionManager, tmp_path: Path, elsewhere: Elsewhere
 ) -> None:
     elsewhere(source, some_sessions().statements, "crash")
@@ -220,26 +220,26 @@ def test_a_source_that_never_stays_the_same_is_refused(
     assert target.count_sessions() == 0
 
 
-def test_a_missing_file(source: Path, target: SessionManager) -> None:
+def test_a_missing_source_file_is_refused(source: Path, target: SessionManager) -> None:
     refused(source, target, DatabaseMissingError)
 
 
-def test_a_folder(source: Path, target: SessionManager) -> None:
+def test_a_folder_as_source_is_refused(source: Path, target: SessionManager) -> None:
     source.mkdir()
     refused(source, target, DatabasePathError)
 
 
-def test_a_file_that_is_no_database(source: Path, target: SessionManager) -> None:
+def test_a_source_that_is_no_database_is_refused(source: Path, target: SessionManager) -> None:
     source.write_bytes(b"dear diary, " * 1000)
     refused(source, target, NotADatabaseError)
 
 
-def test_an_empty_file(source: Path, target: SessionManager) -> None:
+def test_an_empty_source_file_is_refused(source: Path, target: SessionManager) -> None:
     source.touch()
     refused(source, target, ImportSourceError, "is not a database of Mandrake's")
 
 
-def test_a_database_of_another_program(source: Path, target: SessionManager) -> None:
+def test_a_source_of_another_program_is_refused(source: Path, target: SessionManager) -> None:
     connection = apsw.Connection(str(source))
     connection.execute("CREATE TABLE sessions (id text)").fetchall()
     connection.close()
@@ -255,7 +255,7 @@ def test_views_are_no_tables(source: Path, target: SessionManager) -> None:
 
 
 @pytest.mark.parametrize("page", [0, 1])
-def test_a_damaged_database(page: int, source: Path, target: SessionManager) -> None:
+def test_a_damaged_source_is_refused(page: int, source: Path, target: SessionManager) -> None:
     some_sessions("delete", rounds=200).write(source)
     content = bytearray(source.read_bytes())
     pages = len(content) // 4096

@@ -63,7 +63,7 @@ def is_beginning(text: str) -> bool:
 @pytest.mark.parametrize(
     "kills", [4, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(300)])]
 )
-def test_issue_3_3_a_killed_host_leaves_every_flushed_prefix(
+def test_a_killed_host_leaves_every_flushed_prefix(
     kills: int, path: Path, pool: ConnectionPool, start_child: Callable
 ) -> None:
     chance = random.Random(kills)
@@ -102,7 +102,7 @@ def test_issue_3_3_a_killed_host_leaves_every_flushed_prefix(
     assert [each.name for each in path.parent.glob("*owner*")] == []
 
 
-def test_a_host_that_dies_is_noticed_by_who_watches(
+def test_a_watcher_notices_that_the_host_has_died(
     sessions: SessionManager, start_child: Callable
 ) -> None:
     session = sessions.create_session("Killed")

@@ -151,7 +151,7 @@ def test_a_process_that_only_has_the_file_open_ends_the_turn_of_a_dead_host(
     assert [call.is_interrupted for call in turn.tool_calls] == [True]
 
 
-def test_what_ends_a_turn_is_logged_and_seen_by_watchers(
+def test_the_end_of_a_turn_is_logged_and_seen_by_watchers(
     sessions: SessionManager, response: Response, start_child: Callable[..., Any]
 ) -> None:
     host, turn_id = host_of(start_child, sessions.path, response.id)
@@ -212,7 +212,7 @@ def test_a_turn_that_could_not_be_ended_in_a_busy_file_is_ended_when_it_can(
     assert [log["event"] for log in logs] == ["recovery_postponed", "turns_interrupted"]
 
 
-def test_a_file_that_gave_way_to_others_is_looked_at_when_it_is_open_again(
+def test_a_parked_file_is_checked_when_it_is_open_again(
     ready_path: Path, tmp_path: Path, start_child: Callable[..., Any]
 ) -> None:
     with (
@@ -264,7 +264,7 @@ send(sorted(found))
 """
 
 
-def test_a_fork_waits_for_the_look_at_a_file(
+def test_a_fork_waits_for_the_check_of_a_file(
     ready_path: Path, start_child: Callable[..., Any]
 ) -> None:
     """A file that no caller uses at a fork can be opened in the child."""
@@ -298,7 +298,7 @@ def test_a_quiet_file_is_not_read(statements: Any, sessions: SessionManager) -> 
     assert len(statements.take()) == 1
 
 
-def test_looking_is_no_use_of_a_file(sessions: SessionManager) -> None:
+def test_a_check_is_no_use_of_a_file(sessions: SessionManager) -> None:
     hub = settled(sessions)
     sessions.create_session("A use")
     used_at = hub.file.used_at
@@ -307,7 +307,7 @@ def test_looking_is_no_use_of_a_file(sessions: SessionManager) -> None:
     assert hub.file.is_quiet
 
 
-def test_looking_does_not_find_out_that_a_file_was_moved(
+def test_a_check_does_not_notice_that_a_file_was_moved(
     ready_path: Path, pool: ConnectionPool
 ) -> None:
     """A file may be renamed away and back while no caller uses it."""
@@ -322,7 +322,7 @@ def test_looking_does_not_find_out_that_a_file_was_moved(
         sessions.create_session("As ever")
 
 
-def test_the_thread_that_looks_ends_with_the_last_file(
+def test_the_checking_thread_ends_with_the_last_file(
     ready_path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(
@@ -348,7 +348,7 @@ with ConnectionPool(PoolOptions(linger=0)) as pool:
 
 
 @pytest.mark.long
-def test_looking_at_fifty_quiet_files_costs_next_to_nothing(
+def test_checking_fifty_quiet_files_costs_next_to_nothing(
     pool: ConnectionPool, tmp_path: Path, ready_database: Any
 ) -> None:
     managers = [

@@ -223,7 +223,7 @@ def test_a_failing_disk_neither_loses_nor_doubles_text(path, make_pool, vfs, ope
         assert two.complete().content == "other"
 
 
-def test_what_is_stored_again_changes_nothing(sessions, response, path):
+def test_storing_a_chunk_again_changes_nothing(sessions, response, path):
     file = sessions.handle.file
     owner = file.claim()
     turn = file.transact(start_stream(response.id, id="mine"), "test")
@@ -248,7 +248,7 @@ def test_what_is_stored_again_changes_nothing(sessions, response, path):
     assert changes.count((ChangeOp.CREATE,)) == 1
 
 
-def test_what_is_left_is_added_to_what_exactly_it_follows(sessions, response):
+def test_remaining_text_is_appended_exactly_to_the_text_before_it(sessions, response):
     turn = sessions.create_turn(response.id, content="stored", status="interrupted")
     fits, does_not = Remainder(6, 0, " rest", ""), Remainder(11, 0, "t", "")
     append = partial(sessions.handle.file.transact, operation="test")
@@ -332,7 +332,7 @@ def test_closing_a_manager_interrupts_its_own_turns_only(path, pool):
         assert second.complete().content == "second goes on"
 
 
-def test_closing_the_file_stores_what_is_there_and_interrupts(path):
+def test_closing_the_file_stores_all_text_and_interrupts_its_turns(path):
     pool = ConnectionPool(PoolOptions(linger=0))
     sessions = SessionManager(path, pool=pool).init()
     response = sessions.create_round(sessions.create_session().id, "?").response

@@ -75,7 +75,9 @@ def other(start_child, path, sessions):
 # -- other processes ----------------------------------------------------------------------------
 
 
-def test_changes_and_deletions_of_another_process_are_told(watching, sessions, response, other):
+def test_changes_and_deletions_of_another_process_are_delivered(
+    watching, sessions, response, other
+):
     with watching.response(response.id, follow=True) as watch:
         turn_id = other("create_turn", response.id, content="a")
         assert watch.receive(PATIENCE).turn.content == "a"
@@ -88,7 +90,7 @@ def test_changes_and_deletions_of_another_process_are_told(watching, sessions, r
         assert watch.receive(PATIENCE).is_deleted
 
 
-def test_session_deleted_by_another_process_ends_its_watches(watching, sessions, response, other):
+def test_a_session_deleted_by_another_process_ends_its_watches(watching, sessions, response, other):
     session = sessions.list_sessions()[0]
     watch = watching.session(session.id, last=0)
     of_response = watching.response(response.id)
@@ -97,7 +99,7 @@ def test_session_deleted_by_another_process_ends_its_watches(watching, sessions,
     assert list(of_response) == []
 
 
-def test_text_streamed_by_another_process_is_told_as_it_is_stored(
+def test_text_streamed_by_another_process_is_delivered_as_it_is_stored(
     watching, sessions, response, start_child, path
 ):
     child = start_child(STREAMER, path, response.id)
@@ -141,7 +143,7 @@ def test_watchers_see_that_the_host_has_died(watching, sessions, response, start
 # -- text in flight -----------------------------------------------------------------------------
 
 
-def test_text_in_flight_is_told_and_marked(watching, sessions, response):
+def test_text_in_flight_is_delivered_and_marked(watching, sessions, response):
     writer = watching.hub.flusher.begin(response.id, sessions)
     watch = watching.response(response.id)
     updates = [watch.receive(PATIENCE)]
@@ -160,7 +162,7 @@ def test_text_in_flight_is_told_and_marked(watching, sessions, response):
     assert updates[-1].status is TurnStatus.COMPLETED
 
 
-def test_pieces_are_told_together_not_one_by_one(watching, sessions, response):
+def test_pieces_are_delivered_together_not_one_by_one(watching, sessions, response):
     writer = watching.hub.flusher.begin(response.id, sessions)
     heard = Heard()
     watching.track(response.id, heard)
@@ -236,7 +238,9 @@ def test_numbers_that_went_back_are_noticed(watching, sessions, response, path):
         assert watch.receive(PATIENCE).turn.content == "new"
 
 
-def test_more_changes_than_are_read_at_once(watching, sessions, response, monkeypatch):
+def test_more_changes_than_one_read_returns_are_all_delivered(
+    watching, sessions, response, monkeypatch
+):
     monkeypatch.setattr(watched, "_CHANGES_AT_ONCE", 3)
     turn = sessions.create_turn(response.id)
     with watching.response(response.id) as watch:
@@ -248,7 +252,7 @@ def test_more_changes_than_are_read_at_once(watching, sessions, response, monkey
     assert update.turn.revision == 20
 
 
-def test_failing_read_is_logged_once_and_tried_again(watching, sessions, response, monkeypatch):
+def test_a_failing_read_is_logged_once_and_tried_again(watching, sessions, response, monkeypatch):
     turn = sessions.create_turn(response.id)
     failures = iter([OSError("no")] * 3)
     read = feed.changes_from
@@ -266,7 +270,7 @@ def test_failing_read_is_logged_once_and_tried_again(watching, sessions, respons
     assert [log["event"] for log in logs] == ["follower_failed"]
 
 
-def test_watch_does_not_wait_for_a_writer(watching, sessions, response):
+def test_a_watch_does_not_wait_for_a_writer(watching, sessions, response):
     turn = sessions.create_turn(response.id)
     with sessions.transaction() as tx:
         tx.update_turn(turn.id, content="x")
@@ -284,7 +288,7 @@ def test_watch_does_not_wait_for_a_writer(watching, sessions, response):
 # -- threads and what is kept -------------------------------------------------------------------
 
 
-def test_nothing_is_left_when_nobody_watches(watching, sessions, response):
+def test_nothing_is_left_when_the_last_watch_ends(watching, sessions, response):
     follower = watching.follower
     for _ in range(3):
         watches = [watching.response(response.id), watching.session(sessions.list_sessions()[0].id)]
@@ -299,7 +303,7 @@ def test_nothing_is_left_when_nobody_watches(watching, sessions, response):
         assert not follower._watched.turns
 
 
-def test_hundred_watchers_cost_one_read(watching, sessions, response):
+def test_a_hundred_watchers_cost_one_read(watching, sessions, response):
     sessions.create_turn(response.id)
     with watching.response(response.id):
         nothing_more(watching, watching.response(response.id))
@@ -314,7 +318,7 @@ def test_hundred_watchers_cost_one_read(watching, sessions, response):
             watch.close()
 
 
-def test_listeners_are_told_one_at_a_time():
+def test_listeners_are_called_one_at_a_time():
     listener_threads = ListenerThreads()
     overlaps, inside = [], []
     done = threading.Event()
@@ -345,7 +349,7 @@ def test_listeners_are_told_one_at_a_time():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_watch_of_the_parent_raises_in_a_child(watching, sessions, response, path):
+def test_a_watch_of_the_parent_raises_in_a_child(watching, sessions, response, path):
     watch = watching.response(response.id)
     pid = os.fork()
     if pid == 0:
@@ -372,7 +376,7 @@ def test_managers_of_one_file_share_a_follower(path, pool, sessions, response, w
     ("one", "other", "same"),
     [("", "", 0), ("abc", "abd", 2), ("abc", "abc", 3), ("a", "abc", 1), ("x", "y", 0)],
 )
-def test_agreement(one, other, same):
+def test_the_agreement_of_two_texts_is_their_common_length_from_the_beginning(one, other, same):
     assert agreement(one, other) == agreement(other, one) == same
 
 
@@ -399,7 +403,7 @@ def test_a_subscriber_that_cannot_be_served_harms_no_other(watching, sessions, r
 
 @pytest.mark.parametrize("kind", [TurnTarget, ResponseTarget, SessionTarget])
 @pytest.mark.parametrize("is_watched", [False, True])
-def test_whichever_read_of_a_joining_fails_nothing_of_it_stays(
+def test_a_watch_whose_first_reads_fail_leaves_nothing(
     watching, sessions, response, kind, is_watched
 ):
     turn = sessions.create_turn(response.id, content="text", status="completed")

@@ -296,7 +296,9 @@ def test_an_end_whose_commit_was_unknown_is_known_again_with_its_chunk(
 
 
 @pytest.mark.parametrize("status", ["interrupted", "completed"])
-def test_who_is_told_of_anothers_end_finds_all_text_in_the_turn(sessions, response, status):
+def test_a_writer_whose_turn_another_caller_ended_has_all_text_in_the_turn(
+    sessions, response, status
+):
     writer = sessions.stream_turn(response.id)
     written = []
     with pytest.raises(TurnInterruptedError):
@@ -312,7 +314,7 @@ def test_who_is_told_of_anothers_end_finds_all_text_in_the_turn(sessions, respon
     assert writer.turn.status == status
 
 
-def test_a_pool_that_closes_tells_watchers_how_a_stream_ended(path):
+def test_watchers_see_how_a_stream_ended_when_the_pool_closes(path):
     pool = ConnectionPool()
     sessions = SessionManager(path, pool=pool).init()
     response = sessions.create_round(sessions.create_session().id, "?").response

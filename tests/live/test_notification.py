@@ -49,7 +49,7 @@ def append(path):
         log.write(b"frame")
 
 
-def test_only_who_follows_the_written_file_is_told(notifier, tmp_path):
+def test_only_followers_of_the_written_file_are_notified(notifier, tmp_path):
     paths = make_files(tmp_path, 3)
     told = [threading.Event() for _ in paths]
     for path, event in zip(paths, told, strict=True):
@@ -76,7 +76,7 @@ def test_nothing_is_left_when_nothing_is_watched(notifier, tmp_path):
         assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_moved_database_is_told(notifier, tmp_path):
+def test_a_moved_database_is_reported(notifier, tmp_path):
     (path,) = make_files(tmp_path, 1)
     told = threading.Event()
     notifier.watch(path, path, told.set)
@@ -86,7 +86,7 @@ def test_moved_database_is_told(notifier, tmp_path):
 
 
 @needs_inotify
-def test_log_made_anew_is_polled(tmp_path):
+def test_a_wal_that_was_created_again_is_polled(tmp_path):
     notifier = Notifier()
     (path,) = make_files(tmp_path, 1)
     told = threading.Event()
@@ -104,7 +104,7 @@ def test_log_made_anew_is_polled(tmp_path):
 
 
 @needs_inotify
-def test_file_followed_twice_is_watched_until_the_last_is_gone(tmp_path):
+def test_a_file_followed_twice_is_watched_until_the_last_follower_ends(tmp_path):
     notifier = Notifier()
     (path,) = make_files(tmp_path, 1)
     told = threading.Event()
@@ -118,7 +118,7 @@ def test_file_followed_twice_is_watched_until_the_last_is_gone(tmp_path):
     until(lambda: notifier._thread is None)
 
 
-def test_changes_are_told_without_notification_too(
+def test_changes_are_noticed_without_notification_too(
     sessions, response, path, start_child, monkeypatch
 ):
     polling = Notifier(no_inotify)
@@ -135,7 +135,7 @@ def test_changes_are_told_without_notification_too(
     until(lambda: polling._thread is None)
 
 
-def test_ladder_looks_soon_then_rarely_then_no_more():
+def test_backoff_polls_soon_then_rarely_then_no_more():
     backoff = Backoff()
     assert backoff.due is None
     backoff.start(100.0)

@@ -38,7 +38,7 @@ with SessionManager(sys.argv[1], create=False) as sessions:
 """
 
 
-def test_issue_3_6_two_processes_stream_into_one_session(
+def test_two_processes_stream_into_one_session(
     sessions: SessionManager, start_child: Callable
 ) -> None:
     session = sessions.create_session("Shared")

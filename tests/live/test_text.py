@@ -7,7 +7,7 @@ import threading
 from mandrake_sessions.live.text import GrowingText
 
 
-def test_every_part_of_it_can_be_read_however_it_came():
+def test_every_part_of_a_text_can_be_read_however_it_was_appended():
     draw = random.Random(3)
     text = GrowingText("at fïrst ")
     whole = "at fïrst "
@@ -32,7 +32,7 @@ def test_a_long_text_stays_a_few_pieces():
     assert len(pieces) < 1_000
 
 
-def test_readers_in_other_threads_see_a_beginning_of_it():
+def test_readers_in_other_threads_see_the_text_up_to_its_length():
     text = GrowingText()
     pieces = [f"{number} " for number in range(30_000)]
     whole = "".join(pieces)
@@ -59,7 +59,7 @@ def test_readers_in_other_threads_see_a_beginning_of_it():
     assert text.since(0) == whole
 
 
-def test_who_watches_is_called_when_the_piece_can_be_read():
+def test_a_watcher_is_called_when_the_piece_can_be_read():
     text = GrowingText("a")
     seen: list[str] = []
     text.append("b")
@@ -71,7 +71,7 @@ def test_who_watches_is_called_when_the_piece_can_be_read():
     assert seen == ["bc", "bcd"]
 
 
-def test_what_is_stored_is_told_apart():
+def test_stored_text_is_distinguished_from_text_in_memory():
     text = GrowingText("stored")
     text.append(" not yet")
     assert text.stored == 6

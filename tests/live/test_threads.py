@@ -163,7 +163,7 @@ send(raised(pool.close)[1])
     child.finish()
 
 
-def test_a_later_init_starts_the_patrol_that_could_not_be_started(
+def test_a_later_init_starts_the_thread_that_could_not_be_started(
     streamed: tuple[Path, str, str], start_child: Callable[..., Any]
 ) -> None:
     child = start_child(
@@ -213,7 +213,7 @@ send(raised(sessions.close)[1])
     child.finish()
 
 
-def test_listeners_are_told_when_a_thread_can_be_started_again(
+def test_listeners_are_called_when_a_thread_can_be_started_again(
     streamed: tuple[Path, str, str], start_child: Callable[..., Any]
 ) -> None:
     child = start_child(
@@ -239,7 +239,7 @@ sessions.close()
     child.finish()
 
 
-def test_coroutines_are_refused_and_can_close(
+def test_async_calls_are_refused_without_threads_and_managers_can_close(
     streamed: tuple[Path, str, str], start_child: Callable[..., Any]
 ) -> None:
     child = start_child(

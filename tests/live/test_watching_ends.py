@@ -28,7 +28,7 @@ def response_id(sessions):
     return sessions.create_round(sessions.create_session("watched").id, "question").response.id
 
 
-def test_error_that_comes_between_two_looks_of_an_iterator_is_not_taken_for_the_end(sessions):
+def test_an_error_between_two_reads_of_an_iterator_is_not_taken_for_the_end(sessions):
     mailbox = Mailbox(sessions)
     assert mailbox.take() is None
     mailbox.end(PoolClosedError("closed"))
@@ -38,7 +38,7 @@ def test_error_that_comes_between_two_looks_of_an_iterator_is_not_taken_for_the_
     assert mailbox.is_over
 
 
-def test_watch_goes_on_when_the_next_turn_begins_far_behind_in_the_same_transaction(
+def test_a_watch_goes_on_when_the_next_turn_begins_far_behind_in_the_same_transaction(
     sessions, watching, response_id, monkeypatch
 ):
     monkeypatch.setattr(watched, "_CHANGES_AT_ONCE", 5)
@@ -58,7 +58,9 @@ def test_watch_goes_on_when_the_next_turn_begins_far_behind_in_the_same_transact
         assert watch.is_closed
 
 
-def test_watch_goes_on_when_a_turn_is_replaced_in_one_transaction(sessions, watching, response_id):
+def test_a_watch_goes_on_when_a_turn_is_replaced_in_one_transaction(
+    sessions, watching, response_id
+):
     sessions.create_turn(response_id, content="an answer", status=TurnStatus.COMPLETED)
     second = sessions.create_turn(response_id)
     with watching.response(response_id) as watch:
@@ -70,7 +72,7 @@ def test_watch_goes_on_when_a_turn_is_replaced_in_one_transaction(sessions, watc
         assert not watch.is_closed
 
 
-def test_turns_that_came_in_one_commit_are_told_in_index_order(sessions, watching, response_id):
+def test_turns_of_one_commit_are_delivered_in_index_order(sessions, watching, response_id):
     with watching.response(response_id) as watch:
         with sessions.transaction() as tx:
             for id in ("turn-c", "turn-a", "turn-b"):
@@ -79,7 +81,7 @@ def test_turns_that_came_in_one_commit_are_told_in_index_order(sessions, watchin
     assert [update.id for update in updates] == ["turn-c", "turn-a", "turn-b"]
 
 
-def test_last_update_reaches_a_listener_behind_one_that_never_returns(
+def test_the_last_update_reaches_a_listener_behind_one_that_never_returns(
     sessions, watching, response_id
 ):
     may_return = threading.Event()
@@ -101,7 +103,9 @@ def test_last_update_reaches_a_listener_behind_one_that_never_returns(
         may_return.set()
 
 
-def test_request_that_changes_while_the_clock_stands_still_is_told(sessions, watching, monkeypatch):
+def test_a_request_that_changes_while_the_clock_stands_still_is_delivered(
+    sessions, watching, monkeypatch
+):
     session = sessions.create_session("watched")
     monkeypatch.setattr("time.time_ns", lambda: 1_700_000_000_000_000_000)
     round_ = sessions.create_round(session.id, "first")
@@ -138,7 +142,7 @@ def test_watching_where_the_system_has_no_more_threads_leaves_nothing_behind(
         assert nothing_more(watching, watch) is None
 
 
-def test_watch_that_outlives_the_interpreters_modules_is_silent(sessions, path, response_id):
+def test_a_watch_that_outlives_the_interpreters_modules_is_silent(sessions, path, response_id):
     script = (
         "import builtins, sys\n"
         "from mandrake_sessions import SessionManager\n"

@@ -34,7 +34,7 @@ def figures(name, seconds):
 
 
 @pytest.mark.parametrize("watchers", [1, 100])
-def test_delivery_inside_a_process(sessions, response, watchers):
+def test_updates_inside_a_process_arrive_soon(sessions, response, watchers):
     watching = Watching(sessions)
     turn = sessions.create_turn(response.id)
     watches = [watching.response(response.id, follow=True) for _ in range(watchers)]
@@ -71,7 +71,7 @@ def test_delivery_inside_a_process(sessions, response, watchers):
 
 
 @pytest.mark.parametrize("pause", [0.01, 0.3])
-def test_delivery_between_processes(sessions, response, path, start_child, pause):
+def test_updates_from_another_process_arrive_soon(sessions, response, path, start_child, pause):
     child = start_child(WRITER, path, response.id)
     assert child.receive() == "ready"
     waits = []
@@ -91,7 +91,7 @@ def test_delivery_between_processes(sessions, response, path, start_child, pause
         assert most <= 0.050
 
 
-def test_fifty_idle_files_cost_next_to_nothing(tmp_path):
+def test_watching_fifty_idle_files_costs_next_to_nothing(tmp_path):
     with ConnectionPool(PoolOptions(linger=0)) as pool:
         managers = [SessionManager(tmp_path / f"{n}.sqlite", pool=pool).init() for n in range(50)]
         watches = []

@@ -51,20 +51,18 @@ def test_present_states_come_first_then_each_change_then_the_end(watching, sessi
     assert watch.receive(0) is None
 
 
-def test_response_that_is_complete_is_told_and_ends(watching, sessions, response):
+def test_a_watch_of_a_response_that_is_complete_delivers_it_and_ends(watching, sessions, response):
     turn = sessions.create_turn(response.id, status="completed")
     assert [update.turn for update in watching.response(response.id)] == [turn]
 
 
 @pytest.mark.parametrize("status", ["error", "interrupted"])
-def test_turn_that_failed_ends_the_response_also_with_tool_calls(
-    watching, sessions, response, status
-):
+def test_a_failed_turn_ends_the_response_also_with_tool_calls(watching, sessions, response, status):
     sessions.create_turn(response.id, tool_calls=[CALL], status=status)
     assert len(list(watching.response(response.id))) == 1
 
 
-def test_hundred_watchers_see_first_state_later_turns_and_end(watching, sessions, response):
+def test_a_hundred_watchers_see_first_state_later_turns_and_end(watching, sessions, response):
     first = sessions.create_turn(response.id, content="0")
     watches = [watching.response(response.id) for _ in range(100)]
     told = [[] for _ in watches]
@@ -92,7 +90,7 @@ def test_hundred_watchers_see_first_state_later_turns_and_end(watching, sessions
         assert list(newest) == [first.id, second.id, third.id]
 
 
-def test_turn_after_a_tool_call_is_seen_at_once(watching, sessions, response):
+def test_a_turn_after_a_tool_call_is_seen_at_once(watching, sessions, response):
     sessions.create_turn(response.id, tool_calls=[CALL], status="completed")
     watch = watching.response(response.id)
     watch.receive(PATIENCE)
@@ -103,7 +101,7 @@ def test_turn_after_a_tool_call_is_seen_at_once(watching, sessions, response):
 
 
 @pytest.mark.long
-def test_turn_five_seconds_after_a_tool_call_is_seen_at_once(watching, sessions, response):
+def test_a_turn_five_seconds_after_a_tool_call_is_seen_at_once(watching, sessions, response):
     sessions.create_turn(response.id, tool_calls=[CALL], status="completed")
     watch = watching.response(response.id)
     watch.receive(PATIENCE)
@@ -126,7 +124,7 @@ def test_follow_goes_on_after_the_end_until_the_response_is_deleted(watching, se
     assert all(update.is_deleted and not update.turn.content for update in updates)
 
 
-def test_deleted_turn_is_told_to_who_knew_it(watching, sessions, response):
+def test_a_deleted_turn_is_reported_to_each_watch_that_knew_it(watching, sessions, response):
     turn = sessions.create_turn(response.id, content="gone")
     watch = watching.response(response.id)
     watch.receive(PATIENCE)
@@ -141,7 +139,7 @@ def test_deleted_turn_is_told_to_who_knew_it(watching, sessions, response):
     assert [update.is_deleted for update in watch if update.id == unknown.id] in ([], [False, True])
 
 
-def test_slow_consumer_gets_the_newest_state_only(watching, sessions, response):
+def test_a_slow_consumer_receives_the_newest_state_only(watching, sessions, response):
     turn = sessions.create_turn(response.id)
     watch = watching.response(response.id)
     watch.receive(PATIENCE)
@@ -165,7 +163,7 @@ def test_text_that_is_replaced_begins_where_it_differs(watching, sessions, respo
     watch.close()
 
 
-def test_change_of_another_field_repeats_no_text(watching, sessions, response):
+def test_a_change_of_another_field_repeats_no_text(watching, sessions, response):
     turn = sessions.create_turn(response.id, content="text")
     with watching.response(response.id) as watch:
         watch.receive(PATIENCE)
@@ -199,7 +197,7 @@ def test_revisions_go_forward_under_eight_writers(watching, sessions, response, 
     assert all(revisions == sorted(set(revisions)) for revisions in told.values())
 
 
-def test_nothing_is_told_of_what_is_rolled_back(watching, sessions, response):
+def test_rolled_back_changes_are_not_delivered(watching, sessions, response):
     watch = watching.response(response.id)
     with pytest.raises(ZeroDivisionError), sessions.transaction() as tx:
         tx.create_turn(response.id)
@@ -212,7 +210,7 @@ def test_nothing_is_told_of_what_is_rolled_back(watching, sessions, response):
 # -- bad input ----------------------------------------------------------------------------------
 
 
-def test_what_is_not_there_is_refused_in_the_caller(watching):
+def test_a_missing_target_raises_in_the_caller(watching):
     with pytest.raises(ResponseNotFoundError):
         watching.response("none")
     with pytest.raises(SessionNotFoundError):
@@ -273,7 +271,7 @@ def test_closing_the_pool_raises_in_the_iterator(path, pool, sessions, response)
     assert list(watch) == []
 
 
-def test_moved_file_raises_in_the_iterator(path, pool, tmp_path):
+def test_a_moved_file_raises_in_the_iterator(path, pool, tmp_path):
     sessions = SessionManager(path, pool=pool).init()
     response = sessions.create_round(sessions.create_session().id, "?").response
     watch = Watching(sessions).response(response.id)
@@ -284,7 +282,7 @@ def test_moved_file_raises_in_the_iterator(path, pool, tmp_path):
     sessions.close()
 
 
-def test_closing_wakes_who_waits(watching, response):
+def test_closing_a_watch_wakes_its_waiting_thread(watching, response):
     watch = watching.response(response.id)
     ended = threading.Event()
 
@@ -300,7 +298,7 @@ def test_closing_wakes_who_waits(watching, response):
     thread.join()
 
 
-def test_abandoned_watch_is_forgotten(watching, response):
+def test_an_abandoned_watch_is_forgotten(watching, response):
     follower = watching.follower
     watch = watching.response(response.id)
     assert follower.subscriptions == 1
@@ -309,7 +307,7 @@ def test_abandoned_watch_is_forgotten(watching, response):
     until(lambda: follower.subscriptions == 0)
 
 
-def test_listener_goes_on_without_its_subscription(watching, sessions, response):
+def test_a_listener_goes_on_without_its_subscription(watching, sessions, response):
     heard = Heard()
     watching.track(response.id, heard)
     gc.collect()
@@ -320,7 +318,7 @@ def test_listener_goes_on_without_its_subscription(watching, sessions, response)
 # -- listeners ----------------------------------------------------------------------------------
 
 
-def test_listener_of_a_turn_hears_what_comes_also_after_its_end(watching, sessions, response):
+def test_a_listener_of_a_turn_receives_changes_also_after_its_end(watching, sessions, response):
     turn = sessions.create_turn(response.id, content="before")
     sessions.create_turn(response.id)
     heard = Heard()
@@ -333,7 +331,7 @@ def test_listener_of_a_turn_hears_what_comes_also_after_its_end(watching, sessio
     assert shown(heard.updates) == "before"
 
 
-def test_listener_of_a_deleted_turn_ends(watching, sessions, response):
+def test_a_listener_of_a_deleted_turn_ends(watching, sessions, response):
     turn = sessions.create_turn(response.id)
     heard = Heard()
     subscription = watching.turn(turn.id, heard)
@@ -345,7 +343,7 @@ def test_listener_of_a_deleted_turn_ends(watching, sessions, response):
     assert heard.updates[-1].is_deleted
 
 
-def test_raising_listener_is_logged_without_text_and_told_again(watching, sessions, response):
+def test_a_raising_listener_is_logged_without_text_and_called_again(watching, sessions, response):
     turn = sessions.create_turn(response.id)
     heard, other = Heard(), Heard()
 
@@ -366,7 +364,7 @@ def test_raising_listener_is_logged_without_text_and_told_again(watching, sessio
     assert "secret 1" not in str(logs)
 
 
-def test_listener_may_close_itself(watching, sessions, response):
+def test_a_listener_may_close_its_own_subscription(watching, sessions, response):
     turn = sessions.create_turn(response.id)
     heard = Heard()
     subscriptions = []
@@ -383,7 +381,7 @@ def test_listener_may_close_itself(watching, sessions, response):
     assert len(heard.updates) == 1
 
 
-def test_listener_may_call_the_manager(watching, sessions, response):
+def test_a_listener_may_call_the_manager_that_calls_it(watching, sessions, response):
     turn = sessions.create_turn(response.id)
     seen = Heard()
 
@@ -398,7 +396,7 @@ def test_listener_may_call_the_manager(watching, sessions, response):
         assert seen.wait_for(lambda update: True).turn.content == "x!"
 
 
-def test_listener_that_blocks_holds_up_nobody(watching, sessions, response):
+def test_a_listener_that_blocks_delays_no_other(watching, sessions, response):
     turn = sessions.create_turn(response.id)
     go_on = threading.Event()
     stuck = [Heard() for _ in range(3)]
@@ -434,7 +432,7 @@ def test_listener_that_blocks_holds_up_nobody(watching, sessions, response):
 # -- asyncio ------------------------------------------------------------------------------------
 
 
-def test_async_iteration_in_debug_mode(watching, sessions, response):
+def test_async_iteration_works_in_debug_mode(watching, sessions, response):
     async def follow():
         watch = watching.response(response.id, wait=False)
         turn = await asyncio.to_thread(sessions.create_turn, response.id, content="x")
@@ -447,7 +445,7 @@ def test_async_iteration_in_debug_mode(watching, sessions, response):
     assert [update.status for update in updates] == ["streaming", "completed"]
 
 
-def test_missing_response_is_told_at_the_first_async_step(watching):
+def test_a_missing_response_raises_at_the_first_async_step(watching):
     async def follow():
         watch = watching.response("none", wait=False)
         with pytest.raises(ResponseNotFoundError):
@@ -457,7 +455,7 @@ def test_missing_response_is_told_at_the_first_async_step(watching):
     assert asyncio.run(follow(), debug=True) == []
 
 
-def test_cancelled_await_leaves_the_watch_usable(watching, sessions, response):
+def test_a_cancelled_await_leaves_the_watch_usable(watching, sessions, response):
     async def follow():
         async with watching.response(response.id, wait=False) as watch:
             for _ in range(3):
@@ -472,7 +470,7 @@ def test_cancelled_await_leaves_the_watch_usable(watching, sessions, response):
     asyncio.run(follow(), debug=True)
 
 
-def test_closed_loop_does_not_break_the_follower(watching, sessions, response):
+def test_a_closed_loop_does_not_break_the_follower(watching, sessions, response):
     turn = sessions.create_turn(response.id)
     watch = watching.response(response.id)
     loop = asyncio.new_event_loop()
@@ -491,7 +489,7 @@ def test_closed_loop_does_not_break_the_follower(watching, sessions, response):
 # -- a session ----------------------------------------------------------------------------------
 
 
-def test_session_is_told_with_its_rounds_and_turns(watching, sessions, response):
+def test_a_watched_session_is_delivered_with_its_rounds_and_turns(watching, sessions, response):
     session = sessions.list_sessions()[0]
     turn = sessions.create_turn(response.id, content="x", status="completed")
     watch = watching.session(session.id)
@@ -518,7 +516,7 @@ def test_session_is_told_with_its_rounds_and_turns(watching, sessions, response)
     assert [update.id for update in rest[:-1]] == [turn.id]
 
 
-def test_recorded_round_is_told_with_its_turns(watching, sessions, response):
+def test_a_recorded_round_is_delivered_with_its_turns(watching, sessions, response):
     session = sessions.list_sessions()[0]
     with watching.session(session.id, last=0) as watch:
         assert isinstance(watch.receive(PATIENCE), SessionUpdate)

@@ -112,7 +112,7 @@ def test_half_a_pair_waits_for_the_other_half_across_a_flush(sessions, response)
 
 
 @pytest.mark.parametrize("piece", [None, b"bytes", 1, ["a"]])
-def test_what_is_no_text_is_refused_and_nothing_else_is_lost(sessions, response, piece):
+def test_a_value_that_is_no_text_is_refused_and_nothing_else_is_lost(sessions, response, piece):
     with stream(sessions, response.id) as writer:
         writer.write("kept\ud83d")
         with pytest.raises(InvalidArgumentError):
@@ -121,7 +121,7 @@ def test_what_is_no_text_is_refused_and_nothing_else_is_lost(sessions, response,
     assert sessions.get_turn(writer.id).content == "kept😀"
 
 
-def test_memory_is_capped_and_what_was_taken_stays(path, pool, hold_lock):
+def test_memory_is_capped_and_accepted_text_stays(path, pool, hold_lock):
     options = DatabaseOptions(max_buffered_bytes=1_000, flush_bytes=100)
     with SessionManager(path, pool=pool, options=options) as sessions:
         response = sessions.create_round(sessions.create_session().id, "?").response
@@ -163,7 +163,7 @@ def test_a_block_left_by_an_exception_ends_its_turn(sessions, response, error, s
     assert (turn.status, turn.error_message, turn.content) == (status, message, "so far")
 
 
-def test_an_exception_that_cannot_tell_its_message_is_stored_by_its_type(sessions, response):
+def test_an_exception_that_has_no_readable_message_is_stored_by_its_type(sessions, response):
     class SilentError(Exception):
         def __str__(self):
             raise RuntimeError("no message")
@@ -181,7 +181,7 @@ def test_a_long_message_is_cut(sessions, response):
 
 
 @pytest.mark.parametrize("end", ["complete", "interrupt", "fail"])
-def test_a_turn_that_was_ended_takes_nothing_more(sessions, response, end):
+def test_a_turn_that_was_ended_accepts_nothing_more(sessions, response, end):
     with stream(sessions, response.id) as writer:
         call = writer.tool_call({"name": "ls"})
         turn = writer.fail("so") if end == "fail" else getattr(writer, end)()
@@ -302,7 +302,7 @@ def test_many_threads_write_one_turn(sessions, response, in_threads):
         assert all(before < after for before, after in pairwise(places))
 
 
-def test_ids_and_indexes_are_given_once(sessions, response):
+def test_ids_and_indexes_are_assigned_once(sessions, response):
     with stream(sessions, response.id, id="mine") as writer:
         text = flusher_of(sessions).texts["mine"]
         for id in ("mine", sessions.create_turn(response.id).id):
@@ -322,7 +322,7 @@ def test_ids_and_indexes_are_given_once(sessions, response):
     assert flusher_of(sessions).writers == 0
 
 
-def test_a_turn_that_somebody_else_ends_keeps_its_text(sessions, response):
+def test_a_turn_that_another_caller_ends_keeps_its_text(sessions, response):
     with pytest.raises(TurnInterruptedError), stream(sessions, response.id) as writer:
         writer.write("stored, ")
         writer.flush()
@@ -340,7 +340,7 @@ def test_a_turn_that_somebody_else_ends_keeps_its_text(sessions, response):
 
 
 @pytest.mark.parametrize("ends_itself", [False, True])
-def test_all_that_was_taken_is_in_a_turn_that_somebody_else_ends(path, ends_itself):
+def test_all_accepted_text_is_in_a_turn_that_another_caller_ends(path, ends_itself):
     options = DatabaseOptions(flush_interval=30.0)
     with ConnectionPool() as pool, SessionManager(path, pool=pool, options=options) as sessions:
         session = sessions.create_session()
@@ -364,7 +364,7 @@ def test_all_that_was_taken_is_in_a_turn_that_somebody_else_ends(path, ends_itse
         )
 
 
-def test_what_waits_to_be_stored_is_in_a_turn_that_another_process_ends(
+def test_unstored_text_is_in_a_turn_that_another_process_ends(
     sessions, response, path, start_child
 ):
     writer = stream(sessions, response.id)
@@ -395,7 +395,7 @@ def test_what_waits_to_be_stored_is_in_a_turn_that_another_process_ends(
     assert turn.tool_calls == (ToolCall("answered"),)
 
 
-def test_text_that_somebody_else_changed_is_left_alone(sessions, response):
+def test_text_that_another_caller_changed_is_left_alone(sessions, response):
     writer = stream(sessions, response.id)
     writer.write("stored")
     writer.flush()
@@ -408,7 +408,7 @@ def test_text_that_somebody_else_changed_is_left_alone(sessions, response):
     assert sessions.get_turn(writer.id).content == "summary"
 
 
-def test_who_sees_that_a_writer_is_finished_finds_how_its_turn_ended(sessions, response):
+def test_a_thread_that_sees_a_finished_writer_finds_how_its_turn_ended(sessions, response):
     for _ in range(20):
         writer = stream(sessions, response.id)
         writer.write("text")
@@ -420,7 +420,7 @@ def test_who_sees_that_a_writer_is_finished_finds_how_its_turn_ended(sessions, r
         assert (writer.turn.status, writer.turn.content) == (TurnStatus.INTERRUPTED, "text")
 
 
-def test_figures_are_stored_also_where_somebody_else_changed_the_text(sessions, response):
+def test_figures_are_stored_also_where_another_caller_changed_the_text(sessions, response):
     writer = stream(sessions, response.id)
     sessions.update_turn(writer.id, status="completed")
     sessions.update_turn(writer.id, content="summary")
@@ -432,7 +432,7 @@ def test_figures_are_stored_also_where_somebody_else_changed_the_text(sessions, 
     assert (turn.content, turn.output_tokens) == ("summary", 99)
 
 
-def test_a_turn_that_was_deleted_tells_so(sessions, response):
+def test_writing_to_a_deleted_turn_raises(sessions, response):
     writer = stream(sessions, response.id)
     other = stream(sessions, response.id)
     sessions.delete_turn(writer.id)

@@ -520,7 +520,7 @@ LENT = {Watch: a_watch, Subscription: a_subscription, PendingToolCall: a_tool_ca
     ],
 )
 @pytest.mark.usefixtures("good")
-def test_what_is_lent_refuses_wrong_arguments(sessions, owner, case):
+def test_a_lent_object_refuses_wrong_arguments(sessions, owner, case):
     method, name, wrong = case
     arguments = required(owner, method, lambda *_: {})
 
@@ -538,7 +538,7 @@ def test_a_monitor_refuses_wrong_arguments(pool, case):
     assert accepted(getattr(HealthMonitor(pool), method), name, wrong) == {}
 
 
-def test_every_public_class_and_function_is_asked():
+def test_every_public_class_and_function_is_covered():
     named = [getattr(mandrake_sessions, name) for name in mandrake_sessions.__all__]
     classes = {
         each

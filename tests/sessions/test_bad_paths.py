@@ -42,7 +42,7 @@ def require_opens(path, pool):
         assert sessions.get_session(session.id) == session
 
 
-def test_a_folder(tmp_path, pool):
+def test_a_folder_cannot_be_opened_as_a_database(tmp_path, pool):
     path = tmp_path / "db.sqlite"
     path.mkdir()
 
@@ -56,7 +56,7 @@ def test_a_folder(tmp_path, pool):
 
 
 @pytest.mark.parametrize("path", ["/", "//", "/..", "."])
-def test_the_root_folder(tmp_path, pool, monkeypatch, path):
+def test_the_root_folder_cannot_be_opened_as_a_database(tmp_path, pool, monkeypatch, path):
     """It has no name that a file beside it could be called after."""
     monkeypatch.chdir("/")
     with pool.acquire(tmp_path / "db.sqlite") as handle, pytest.raises(BackupError):
@@ -72,12 +72,12 @@ def test_the_root_folder(tmp_path, pool, monkeypatch, path):
             use()
 
 
-def test_a_device(pool):
+def test_a_device_cannot_be_opened_as_a_database(pool):
     with pytest.raises(DatabasePathError):
         attempt("/dev/null", pool)
 
 
-def test_diagnosing_a_file_whose_log_would_have_too_long_a_name(tmp_path):
+def test_a_file_whose_wal_would_have_too_long_a_name_is_diagnosed(tmp_path):
     (check, *_) = diagnose(tmp_path / ("a" * 255)).checks
 
     assert (check.name, check.status) == ("file", HealthStatus.FAILED)
@@ -128,7 +128,7 @@ def test_another_programs_database_stays_as_it_is(path, pool, mode):
     require_opens(path, pool)
 
 
-def test_a_loop_of_links(tmp_path, pool):
+def test_a_loop_of_links_is_refused(tmp_path, pool):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     for path in (tmp_path / "a", tmp_path / "a" / "db.sqlite"):
@@ -140,7 +140,7 @@ def test_a_loop_of_links(tmp_path, pool):
     assert (tmp_path / "b").is_file()
 
 
-def test_a_loop_of_links_behind_a_folder_that_is_not_there(tmp_path, pool):
+def test_a_loop_of_links_behind_a_missing_folder_is_refused(tmp_path, pool):
     """The system's own look for loops ends at what is missing."""
     (tmp_path / "loop").symlink_to("loop")
 
@@ -154,7 +154,7 @@ def test_a_loop_of_links_behind_a_folder_that_is_not_there(tmp_path, pool):
     "path",
     ["", ":memory:", "file:x", "file:x?mode=memory", "with\0nul", "lone\ud800surrogate", "\udcff"],
 )
-def test_a_name_that_is_no_path(tmp_path, pool, monkeypatch, path):
+def test_a_name_that_is_no_path_is_refused(tmp_path, pool, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises((DatabasePathError, InvalidArgumentError)):
@@ -164,7 +164,7 @@ def test_a_name_that_is_no_path(tmp_path, pool, monkeypatch, path):
 
 
 @pytest.mark.parametrize("name", ["x" * 256, f"{'y' * 300}/db.sqlite", "d/" * 3000 + "db.sqlite"])
-def test_a_name_that_is_too_long(tmp_path, pool, name):
+def test_a_name_that_is_too_long_is_refused(tmp_path, pool, name):
     with pytest.raises(DatabasePathError):
         attempt(tmp_path / name, pool)
 
@@ -277,7 +277,7 @@ def unprivileged(somebody, ready_database):
     shutil.rmtree(folder)
 
 
-def test_an_unwritable_folder(unprivileged):
+def test_a_new_database_in_an_unwritable_folder_is_refused(unprivileged):
     folder, ask = unprivileged
 
     assert ask("new.sqlite", **{".": 0o555}) == DatabaseFolderError.__name__
@@ -286,14 +286,14 @@ def test_an_unwritable_folder(unprivileged):
     assert ask("new.sqlite", **{".": 0o755}) == "works"
 
 
-def test_a_folder_that_cannot_be_entered(unprivileged):
+def test_a_folder_that_cannot_be_entered_is_named(unprivileged):
     _, ask = unprivileged
 
     assert ask("first.sqlite", **{".": 0o000}) == DatabaseFolderError.__name__
     assert ask("first.sqlite", **{".": 0o755}) == "works"
 
 
-def test_a_database_in_an_unwritable_folder(unprivileged):
+def test_a_database_in_an_unwritable_folder_is_refused(unprivileged):
     """There is no place for its -wal."""
     folder, ask = unprivileged
     before = files(folder)
@@ -306,7 +306,7 @@ def test_a_database_in_an_unwritable_folder(unprivileged):
 
 
 @pytest.mark.parametrize("mode", [0o444, 0o000])
-def test_a_file_that_cannot_be_written(unprivileged, mode):
+def test_a_file_that_cannot_be_written_is_refused(unprivileged, mode):
     folder, ask = unprivileged
     before = files(folder)
 

@@ -181,7 +181,7 @@ READ: dict[str, Callable[[SessionHistory], str | None]] = {
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 @pytest.mark.parametrize("place", READ)
-def test_its_bad_bytes_come_back_as_replacements(
+def test_bad_bytes_are_read_as_replacement_characters(
     damaged: Callable[..., Path], pool: ConnectionPool, place: str, bad: bytes
 ) -> None:
     path = damaged(*place.split("."), bad)
@@ -253,7 +253,7 @@ def test_a_change_that_returns_a_damaged_text_happens_once(
         assert mended.content == "mended"
 
 
-def test_a_turn_whose_owner_is_damaged_does_not_stream_for_ever(
+def test_a_turn_whose_owner_is_damaged_does_not_stream_without_end(
     damaged: Callable[..., Path], pool: ConnectionPool
 ) -> None:
     path = damaged("turns", "owner")
@@ -325,7 +325,7 @@ def test_a_watcher_goes_on_behind_a_damaged_change(
             )
 
 
-def test_it_is_read_through_sqlalchemy_too(
+def test_a_damaged_text_is_read_through_sqlalchemy_too(
     damaged: Callable[..., Path], pool: ConnectionPool
 ) -> None:
     path = damaged("sessions", "title")
@@ -345,7 +345,9 @@ def test_it_is_read_through_sqlalchemy_too(
     ]
 
 
-def test_a_doctor_names_it_and_the_file_stays_usable(damaged: Callable[..., Path]) -> None:
+def test_the_doctor_names_a_damaged_text_and_the_file_stays_usable(
+    damaged: Callable[..., Path],
+) -> None:
     report = diagnose(damaged("turns", "content"))
     (texts,) = [each for each in report.checks if each.name == "texts"]
     assert (texts.status, texts.detail) == (
@@ -355,7 +357,7 @@ def test_a_doctor_names_it_and_the_file_stays_usable(damaged: Callable[..., Path
     assert report.is_usable
 
 
-def test_a_backup_of_it_can_be_made_and_read(
+def test_a_backup_of_a_damaged_text_can_be_made_and_read(
     damaged: Callable[..., Path], pool: ConnectionPool, tmp_path: Path
 ) -> None:
     path = damaged("requests", "content")

@@ -41,7 +41,7 @@ send(sorted(each.title for each in first.list_sessions()))
 
 
 @pytest.mark.parametrize("free", range(9))
-def test_where_no_descriptor_is_left_that_is_said_and_open_files_go_on(
+def test_the_error_says_that_no_descriptor_is_left_and_open_files_keep_working(
     ready_database, tmp_path, start_child, free
 ):
     first = ready_database.lay(tmp_path / "first.sqlite")
@@ -60,7 +60,7 @@ def test_where_no_descriptor_is_left_that_is_said_and_open_files_go_on(
         ("ENOMEM", NoMemoryError, "memory"),
     ],
 )
-def test_what_a_process_lacks_has_its_own_error(tmp_path, number, kind, said):
+def test_each_lack_of_a_resource_has_its_own_error(tmp_path, number, kind, said):
     import errno
 
     found = translate_os(OSError(getattr(errno, number), "x"), tmp_path)
@@ -90,7 +90,7 @@ def run_without_home(program: str, *, uid: int = 54321) -> str:
         "diagnose('~')",
     ],
 )
-def test_without_a_home_that_is_said(call):
+def test_the_error_says_that_there_is_no_home_folder(call):
     said = run_without_home(
         f"try: {call}\nexcept MandrakeSessionsError as e: print(type(e).__name__, e)"
     )
@@ -106,7 +106,7 @@ def test_a_root_that_is_named_needs_no_home(monkeypatch, tmp_path):
         assert mandrake.root == tmp_path
 
 
-def test_without_a_temporary_folder_a_look_says_so(ready_path, tmp_path):
+def test_a_diagnosis_says_that_there_is_no_temporary_folder(ready_path, tmp_path):
     program = (
         "import sys, tempfile\n"
         "from mandrake_sessions import *\n"
@@ -133,13 +133,13 @@ def test_without_a_temporary_folder_a_look_says_so(ready_path, tmp_path):
     assert "restore" not in said
 
 
-def test_a_fork_says_what_the_user_of_a_manager_does():
+def test_the_error_after_a_fork_names_the_calls_that_help():
     assert "close()" in ForkedPoolError.default_message
     assert "init()" in ForkedPoolError.default_message
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_manager_works_in_a_child_after_what_the_error_says(ready_path, pool):
+def test_a_manager_works_in_a_child_after_close_and_init(ready_path, pool):
     with SessionManager(ready_path, pool=pool) as sessions:
         told, tells = os.pipe()
         child = os.fork()

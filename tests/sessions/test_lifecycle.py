@@ -57,7 +57,7 @@ def call(manager, name):
         list(result)
 
 
-def test_m01_nothing_is_opened_before_init(path, pool, statements):
+def test_nothing_is_opened_before_init(path, pool, statements):
     manager = SessionManager(path, pool=pool)
 
     assert not manager.is_initialized
@@ -67,7 +67,7 @@ def test_m01_nothing_is_opened_before_init(path, pool, statements):
 
 
 @pytest.mark.parametrize("name", NEEDS_DATABASE)
-def test_m01_every_method_before_init_and_after_close_raises(path, pool, name):
+def test_every_method_before_init_and_after_close_raises(path, pool, name):
     manager = SessionManager(path, pool=pool)
     with pytest.raises(NotInitializedError):
         call(manager, name)
@@ -79,7 +79,7 @@ def test_m01_every_method_before_init_and_after_close_raises(path, pool, name):
 
 
 @pytest.mark.parametrize("name", ["get_session", "create_round", "count_sessions", "transact"])
-def test_a_method_tells_its_own_signature(path, name):
+def test_a_method_has_its_own_signature(path, name):
     """As editors, ``help()`` and callers that bind arguments see it, with ``self`` bound."""
     bound = inspect.signature(getattr(SessionManager(path), name))
 
@@ -89,12 +89,12 @@ def test_a_method_tells_its_own_signature(path, name):
     assert "Unit" not in str(bound.return_annotation)
 
 
-def test_m01_the_handle_before_init_raises(path, pool):
+def test_the_handle_raises_before_init(path, pool):
     with pytest.raises(NotInitializedError):
         _ = SessionManager(path, pool=pool).handle
 
 
-def test_m02_init_makes_the_parent_folders_for_their_owner_only(tmp_path, pool):
+def test_init_makes_the_parent_folders_for_their_owner_only(tmp_path, pool):
     path = tmp_path / "a" / "b" / "db.sqlite"
 
     with SessionManager(path, pool=pool):
@@ -104,7 +104,7 @@ def test_m02_init_makes_the_parent_folders_for_their_owner_only(tmp_path, pool):
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("durable", 2), ("fast", 1)])
-def test_m03_the_file_is_opened_in_wal_with_foreign_keys_on(path, pool, durability, synchronous):
+def test_the_file_is_opened_in_wal_with_foreign_keys_on(path, pool, durability, synchronous):
     options = DatabaseOptions(durability=Durability(durability))
     # A migration switches foreign keys too, so it is the second opening that counts.
     SessionManager(path, pool=pool).init().close()
@@ -125,7 +125,7 @@ def test_m03_the_file_is_opened_in_wal_with_foreign_keys_on(path, pool, durabili
     }
 
 
-def test_m03_wal_is_verified_where_the_file_system_has_none(path, pool):
+def test_wal_is_verified_where_the_file_system_has_none(path, pool):
     # This VFS locks with a file beside the database and has no shared memory, so no WAL.
     options = DatabaseOptions(vfs="unix-dotfile", busy_timeout=1.0)
     manager = SessionManager(path, pool=pool, options=options)
@@ -137,7 +137,7 @@ def test_m03_wal_is_verified_where_the_file_system_has_none(path, pool):
     SessionManager(path, pool=pool).init().close()
 
 
-def test_m03_a_row_without_its_parent_is_refused(sessions):
+def test_a_row_without_its_parent_is_refused(sessions):
     sessions.close()
     sessions.init()
     insert = text("INSERT INTO rounds VALUES ('r', 'nobody', 0, 1, 1)")
@@ -149,14 +149,14 @@ def test_m03_a_row_without_its_parent_is_refused(sessions):
         connection.execute(insert)
 
 
-def test_m04_opening_brings_the_schema_to_head(path, sessions, dump):
+def test_opening_migrates_the_schema_to_head(path, sessions, dump):
     tables = dump(path)
 
     assert tables.keys() - {"sqlite_schema"} == {*schema.metadata.tables, "alembic_version"}
     assert tables["alembic_version"] == [(schema.HEAD,)]
 
 
-def test_m05_a_second_init_changes_nothing(path, pool, statements, dump):
+def test_a_second_init_changes_nothing(path, pool, statements, dump):
     manager = SessionManager(path, pool=pool).init()
     handle, before = manager.handle, dump(path)
     statements.take()
@@ -171,7 +171,7 @@ def test_m05_a_second_init_changes_nothing(path, pool, statements, dump):
     assert not manager.is_initialized
 
 
-def test_m05_wal_and_shm_stand_beside_the_open_file(path, sessions):
+def test_wal_and_shm_exist_while_the_file_is_open(path, sessions):
     sessions.create_session()
 
     names = sorted(each.name for each in path.parent.iterdir())
@@ -180,7 +180,7 @@ def test_m05_wal_and_shm_stand_beside_the_open_file(path, sessions):
 
 
 # That closing ends trackers and watchers too comes with the issue that brings them (live/).
-def test_m06_close_is_idempotent_and_init_works_again(path, pool):
+def test_close_is_idempotent_and_init_works_again(path, pool):
     manager = SessionManager(path, pool=pool)
     manager.close()
     session = manager.init().create_session("kept")
@@ -193,7 +193,7 @@ def test_m06_close_is_idempotent_and_init_works_again(path, pool):
         assert manager.get_session(session.id) == session
 
 
-def test_a_logger_of_the_host_that_fails_is_in_the_way_of_nothing(path, pool):
+def test_a_logger_of_the_host_that_raises_disturbs_no_call(path, pool):
     class Failing:
         def info(self, *_, **__):
             raise RuntimeError("the sink is gone")
@@ -209,7 +209,7 @@ def test_a_logger_of_the_host_that_fails_is_in_the_way_of_nothing(path, pool):
     ]
 
 
-def test_m06_delete_removes_the_three_files_and_init_makes_a_new_database(path, pool):
+def test_delete_removes_the_three_files_and_init_makes_a_new_database(path, pool):
     manager = SessionManager(path, pool=pool).init()
     manager.create_session()
 
@@ -222,13 +222,13 @@ def test_m06_delete_removes_the_three_files_and_init_makes_a_new_database(path, 
         assert manager.count_sessions() == 0
 
 
-def test_m06_delete_of_what_is_not_there_is_no_error(path, pool):
+def test_delete_of_a_missing_file_is_no_error(path, pool):
     SessionManager(path, pool=pool).delete()
 
     assert list(path.parent.iterdir()) == []
 
 
-def test_m06_delete_ends_the_idle_hold_of_its_own_process(path):
+def test_delete_ends_the_idle_hold_of_its_own_process(path):
     options = DatabaseOptions(durability=Durability.FAST)
     with ConnectionPool(PoolOptions(linger=3600, database=options)) as pool:
         SessionManager(path, pool=pool).init().close()
@@ -240,7 +240,9 @@ def test_m06_delete_ends_the_idle_hold_of_its_own_process(path):
     assert not path.exists()
 
 
-def test_m06_delete_beside_another_holder_of_this_process_removes_nothing(path, pool, sessions):
+def test_delete_removes_nothing_while_another_manager_of_this_process_has_the_file(
+    path, pool, sessions
+):
     session = sessions.create_session("kept")
 
     with pytest.raises(DatabaseBusyError):
@@ -250,7 +252,9 @@ def test_m06_delete_beside_another_holder_of_this_process_removes_nothing(path, 
     assert sessions.create_session("and goes on").title == "and goes on"
 
 
-def test_m06_delete_beside_another_process_removes_nothing(path, pool, sessions, start_child, dump):
+def test_delete_removes_nothing_while_another_process_has_the_file(
+    path, pool, sessions, start_child, dump
+):
     sessions.create_session("kept")
     child = start_child(HOLD, path)
     assert child.receive() == "open"
@@ -264,7 +268,7 @@ def test_m06_delete_beside_another_process_removes_nothing(path, pool, sessions,
     assert sessions.init().count_sessions() == 1
 
 
-def test_m06_delete_waits_for_another_process_that_lets_go(
+def test_delete_waits_until_another_process_closes_the_file(
     path, pool, sessions, start_child, monkeypatch
 ):
     child = start_child(HOLD, path)
@@ -296,7 +300,7 @@ def waiting_event(monkeypatch):
     return waits
 
 
-def test_m06_who_opens_while_it_is_deleted_finds_it_gone(path, pool, sessions):
+def test_a_manager_that_opens_a_deleted_file_finds_it_missing(path, pool, sessions):
     other = SessionManager(path, pool=pool, create=False).init()
     other.close()
     sessions.delete()
@@ -307,7 +311,7 @@ def test_m06_who_opens_while_it_is_deleted_finds_it_gone(path, pool, sessions):
     assert not path.exists()
 
 
-def test_m06_a_folder_a_database_and_a_migration_fail_with_their_own_errors(tmp_path, pool):
+def test_a_folder_a_database_and_a_migration_fail_with_their_own_errors(tmp_path, pool):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DatabaseFolderError):
         SessionManager(tmp_path / "file" / "db.sqlite", pool=pool).init()
@@ -323,7 +327,7 @@ def test_m06_a_folder_a_database_and_a_migration_fail_with_their_own_errors(tmp_
     assert caught.type is MigrationError
 
 
-def test_m06_a_database_of_a_newer_version_is_refused_unchanged(tmp_path, pool, dump):
+def test_a_database_of_a_newer_version_is_refused_unchanged(tmp_path, pool, dump):
     newer = change_revision(
         tmp_path / "db.sqlite", pool, "UPDATE alembic_version SET version_num = '9999'"
     )
@@ -356,7 +360,7 @@ def test_a_failed_opening_lets_the_next_one_succeed(path, pool):
     manager.close()
 
 
-def test_a_logger_of_the_host_is_told_what_happens_to_the_manager(path, pool):
+def test_a_logger_of_the_host_receives_the_events_of_the_manager(path, pool):
     with structlog.testing.capture_logs() as told:
         sessions = SessionManager(path, pool=pool, logger=structlog.get_logger("host"))
         sessions.init()
@@ -373,7 +377,7 @@ def test_a_logger_of_the_host_is_told_what_happens_to_the_manager(path, pool):
     assert all(log["path"] == str(path) for log in told)
 
 
-def test_m06_delete_removes_its_own_file_also_from_another_folder(tmp_path, pool, monkeypatch):
+def test_delete_of_a_relative_path_removes_the_same_file_after_chdir(tmp_path, pool, monkeypatch):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
@@ -409,7 +413,9 @@ def test_a_relative_path_is_the_same_wherever_the_process_goes(tmp_path, pool, m
     assert list(here.iterdir()) == []
 
 
-def test_a_process_whose_directory_is_gone_is_told_so_at_opening(tmp_path, pool, monkeypatch):
+def test_opening_a_relative_path_raises_when_the_working_directory_is_gone(
+    tmp_path, pool, monkeypatch
+):
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -420,7 +426,7 @@ def test_a_process_whose_directory_is_gone_is_told_so_at_opening(tmp_path, pool,
         sessions.init()
 
 
-def test_m06_delete_and_restore_wait_as_long_as_the_managers_own_options_say(path, pool):
+def test_delete_and_restore_wait_as_long_as_the_options_of_their_manager_say(path, pool):
     assert pool.options.database.busy_timeout > SOON
     options = DatabaseOptions(busy_timeout=0.5)
     with SessionManager(path, pool=pool, options=options) as sessions:

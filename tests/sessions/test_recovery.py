@@ -137,7 +137,7 @@ def test_every_reader_sees_the_text_of_a_turn_that_streams(
     assert column(sessions, "content", turn.id) == "begun: "
 
 
-def test_turns_beside_one_that_streams_keep_their_own_text(
+def test_turns_next_to_a_streaming_turn_keep_their_own_text(
     sessions: SessionManager, response: Response
 ) -> None:
     first = sessions.create_turn(response.id, content="first", status="completed")
@@ -303,7 +303,7 @@ def test_the_turns_of_a_host_that_was_killed_end_with_what_was_stored(
 
 
 @pytest.mark.parametrize("name", [None, *STRANGE])
-def test_a_turn_of_nobody_is_ended(
+def test_a_streaming_turn_without_a_living_owner_is_ended(
     sessions: SessionManager, response: Response, name: str | None
 ) -> None:
     turn = streamed(sessions, response)

@@ -20,7 +20,7 @@ def session(sessions):
     return sessions.create_session()
 
 
-def test_m20_a_round_comes_with_request_and_response_and_the_next_index(sessions, session):
+def test_create_round_returns_request_response_and_the_next_index(sessions, session):
     rounds = [sessions.create_round(session.id, f"question {number}") for number in range(3)]
 
     assert [each.index for each in rounds] == [0, 1, 2]
@@ -33,7 +33,7 @@ def test_m20_a_round_comes_with_request_and_response_and_the_next_index(sessions
     assert sessions.get_session(session.id).next_round_index == 3
 
 
-def test_m20_a_round_is_one_transaction(path, pool, statements):
+def test_a_round_is_one_transaction(path, pool, statements):
     with SessionManager(path, pool=pool) as sessions:
         session = sessions.create_session()
         statements.take()
@@ -52,7 +52,7 @@ def test_m20_a_round_is_one_transaction(path, pool, statements):
     }
 
 
-def test_m20_an_unknown_session_leaves_no_row(path, sessions, session, dump):
+def test_create_round_in_an_unknown_session_stores_no_row(path, sessions, session, dump):
     before = dump(path)
 
     with pytest.raises(SessionNotFoundError):
@@ -65,7 +65,7 @@ def test_m20_an_unknown_session_leaves_no_row(path, sessions, session, dump):
     assert dump(path) == before
 
 
-def test_m20_a_round_that_fails_half_way_leaves_no_row_and_takes_no_index(
+def test_a_round_that_fails_half_way_leaves_no_row_and_takes_no_index(
     path, sessions, session, dump
 ):
     taken = sessions.record_round(session.id, "x", [NewTurn()])
@@ -81,7 +81,7 @@ def test_m20_a_round_that_fails_half_way_leaves_no_row_and_takes_no_index(
 
 
 @pytest.mark.parametrize("ids", [["new", "taken", "other"], ["new", "other", "other"]])
-def test_m20_of_several_turns_the_error_names_the_one_whose_id_is_taken(sessions, session, ids):
+def test_the_error_names_the_turn_whose_id_is_taken_among_several(sessions, session, ids):
     sessions.record_round(session.id, "x", [NewTurn(id="taken")])
 
     with pytest.raises(TurnAlreadyExistsError) as raised:
@@ -105,7 +105,7 @@ def test_a_turn_whose_id_is_taken_is_named_without_another_statement(statements,
         assert end.startswith("ROLLBACK")
 
 
-def test_m20_an_index_is_not_given_again_after_a_delete(sessions, session):
+def test_the_index_of_a_deleted_round_is_not_assigned_again(sessions, session):
     for index in range(3):
         round_ = sessions.create_round(session.id, str(index))
         sessions.delete_round(round_.id)
@@ -113,7 +113,7 @@ def test_m20_an_index_is_not_given_again_after_a_delete(sessions, session):
     assert sessions.create_round(session.id, "last").index == 3
 
 
-def test_m20_a_finished_exchange_is_stored_in_one_call(sessions, session):
+def test_a_finished_exchange_is_stored_in_one_call(sessions, session):
     exchange = sessions.record_round(
         session.id,
         "question",
@@ -130,7 +130,7 @@ def test_m20_a_finished_exchange_is_stored_in_one_call(sessions, session):
     assert sessions.create_turn(exchange.response.id).index == 2
 
 
-def test_m21_get_returns_the_three(sessions, session):
+def test_get_round_returns_round_request_and_response(sessions, session):
     made = sessions.create_round(session.id, "question", id="my-round")
     assert made.id == "my-round"
 
@@ -140,7 +140,7 @@ def test_m21_get_returns_the_three(sessions, session):
     assert caught.value.id == "nobody"
 
 
-def test_m22_rounds_are_listed_in_index_order_and_paged(sessions, session):
+def test_rounds_are_listed_in_index_order_and_paged(sessions, session):
     for number in range(5):
         sessions.create_round(session.id, str(number))
     sessions.delete_round(sessions.list_rounds(session.id)[1].id)
@@ -157,7 +157,9 @@ def test_m22_rounds_are_listed_in_index_order_and_paged(sessions, session):
         sessions.list_rounds("nobody")
 
 
-def test_m22_expected_index_refuses_a_conversation_that_grew(path, sessions, session, dump):
+def test_expected_index_refuses_to_append_to_a_conversation_that_grew(
+    path, sessions, session, dump
+):
     sessions.create_round(session.id, "first", expected_index=0)
     before = dump(path)
 
@@ -171,7 +173,9 @@ def test_m22_expected_index_refuses_a_conversation_that_grew(path, sessions, ses
     assert sessions.record_round(session.id, "second", expected_index=1).index == 1
 
 
-def test_m22_of_many_who_append_at_an_expected_index_one_succeeds(sessions, session, in_threads):
+def test_one_of_many_threads_that_append_at_an_expected_index_succeeds(
+    sessions, session, in_threads
+):
     def append(number):
         try:
             return sessions.create_round(session.id, str(number), expected_index=0)
@@ -184,7 +188,7 @@ def test_m22_of_many_who_append_at_an_expected_index_one_succeeds(sessions, sess
     assert len(won) == 1
 
 
-def test_m23_requests_and_responses_by_their_own_ids(sessions, session):
+def test_requests_and_responses_are_read_by_their_own_ids(sessions, session):
     made = sessions.create_round(session.id, "question")
 
     assert sessions.get_request(made.request.id) == made.request
@@ -195,7 +199,7 @@ def test_m23_requests_and_responses_by_their_own_ids(sessions, session):
         sessions.get_response(made.request.id)
 
 
-def test_m23_a_request_is_updated(path, sessions, session, dump):
+def test_a_request_is_updated(path, sessions, session, dump):
     made = sessions.create_round(session.id, "question")
     before = dump(path)
     assert sessions.update_request(made.request.id) == made.request
@@ -211,7 +215,7 @@ def test_m23_a_request_is_updated(path, sessions, session, dump):
         sessions.update_request("nobody")
 
 
-def test_m24_a_round_is_found_by_its_response(sessions, session):
+def test_a_round_is_found_by_its_response(sessions, session):
     rounds = [sessions.create_round(session.id, f"Question {number}") for number in range(3)]
 
     assert [sessions.get_round_by_response(each.response.id) for each in rounds] == rounds
@@ -219,7 +223,7 @@ def test_m24_a_round_is_found_by_its_response(sessions, session):
         sessions.get_round_by_response(rounds[0].id)
 
 
-def test_m24_a_round_by_its_response_in_one_query(path, pool, statements):
+def test_a_round_is_found_by_its_response_in_one_query(path, pool, statements):
     with SessionManager(path, pool=pool) as sessions:
         made = sessions.create_round(sessions.create_session().id, "x")
         statements.take()
@@ -232,7 +236,7 @@ def test_m24_a_round_by_its_response_in_one_query(path, pool, statements):
             sessions.get_round_by_response(made.id)
 
 
-def test_m25_the_current_round_is_the_last(sessions, session):
+def test_the_current_round_is_the_last_round(sessions, session):
     with pytest.raises(RoundNotFoundError):
         sessions.get_current_round(session.id)
     first = sessions.create_round(session.id, "first")

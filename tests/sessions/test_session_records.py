@@ -28,7 +28,7 @@ def make_old(sessions, updated_at=LONG_AGO):
     execute(sessions, "UPDATE sessions SET created_at = :at, updated_at = :at", at=updated_at)
 
 
-def test_m10_create_with_title_description_and_metadata(sessions):
+def test_a_session_is_created_with_title_description_and_metadata(sessions):
     metadata = {"branch": "main", "n": [1, 2.5, None, True], "nested": {"é": "\N{SNOWMAN}"}}
 
     created = sessions.create_session("Title", "What about", metadata)
@@ -41,14 +41,14 @@ def test_m10_create_with_title_description_and_metadata(sessions):
     assert sessions.get_session(created.id) == created
 
 
-def test_m10_create_without_anything(sessions):
+def test_a_session_is_created_without_any_field(sessions):
     created = sessions.create_session()
 
     assert (created.title, created.description, created.metadata) == (None, None, {})
     assert sessions.get_session(created.id) == created
 
 
-def test_m10_metadata_is_independent_of_the_callers_mapping(sessions):
+def test_metadata_is_independent_of_the_callers_mapping(sessions):
     metadata = {"list": [1]}
     created = sessions.create_session(metadata=metadata)
 
@@ -57,7 +57,7 @@ def test_m10_metadata_is_independent_of_the_callers_mapping(sessions):
     assert created.metadata == {"list": [1]}
 
 
-def test_m10_an_id_of_the_callers_is_kept_and_given_once(sessions):
+def test_an_id_of_the_caller_is_kept_and_accepted_once(sessions):
     created = sessions.create_session(id="my-id")
     assert created.id == "my-id"
 
@@ -68,7 +68,7 @@ def test_m10_an_id_of_the_callers_is_kept_and_given_once(sessions):
     assert sessions.list_sessions() == [created]
 
 
-def test_m11_get_or_raise_find_or_none(sessions):
+def test_get_session_raises_and_find_session_returns_none_for_a_missing_id(sessions):
     session = sessions.create_session("here")
     assert sessions.get_session(session.id) == session
     assert sessions.find_session(session.id) == session
@@ -80,7 +80,7 @@ def test_m11_get_or_raise_find_or_none(sessions):
     assert caught.value.id == "nobody"
 
 
-def test_m12_list_honours_limit_and_offset_newest_first(sessions):
+def test_list_sessions_honours_limit_and_offset_newest_first(sessions):
     made = [sessions.create_session(str(number)) for number in range(5)]
     for age, session in enumerate(made):
         execute(
@@ -101,7 +101,7 @@ def test_m12_list_honours_limit_and_offset_newest_first(sessions):
     assert sessions.count_sessions() == 5
 
 
-def test_m12_a_change_brings_a_session_to_the_front(sessions):
+def test_a_changed_session_is_listed_first(sessions):
     first, second, third = (sessions.create_session() for _ in range(3))
     make_old(sessions)
 
@@ -123,7 +123,7 @@ def test_m12_a_change_brings_a_session_to_the_front(sessions):
     assert sessions.list_sessions(limit=1)[0].id == third.id
 
 
-def test_m12_pages_by_key_give_each_session_once_also_with_equal_times(sessions):
+def test_paging_by_key_returns_each_session_once_also_with_equal_times(sessions):
     made = [sessions.create_session(id=f"{number:02}") for number in range(10)]
     make_old(sessions)
     pages, last = [], None
@@ -135,7 +135,7 @@ def test_m12_pages_by_key_give_each_session_once_also_with_equal_times(sessions)
     assert list(chain(*pages)) == sorted((session.id for session in made), reverse=True)
 
 
-def test_m12_a_page_is_an_index_scan(path, pool, statements):
+def test_a_page_is_an_index_scan(path, pool, statements):
     with SessionManager(path, pool=pool) as sessions:
         last = sessions.create_session()
         sessions.list_sessions(after=last)
@@ -149,7 +149,7 @@ def test_m12_a_page_is_an_index_scan(path, pool, statements):
     ]
 
 
-def test_m13_update_changes_only_what_is_given_and_moves_updated_at(sessions):
+def test_update_session_changes_only_the_given_fields_and_updated_at(sessions):
     session = sessions.create_session("title", "description", {"a": 1})
     make_old(sessions)
 
@@ -163,13 +163,13 @@ def test_m13_update_changes_only_what_is_given_and_moves_updated_at(sessions):
     assert sessions.get_session(session.id) == updated
 
 
-def test_m13_metadata_is_replaced(sessions):
+def test_update_session_replaces_metadata(sessions):
     session = sessions.create_session(metadata={"a": 1, "b": 2})
 
     assert sessions.update_session(session.id, metadata={"b": 3}).metadata == {"b": 3}
 
 
-def test_m13_an_update_of_nothing_changes_nothing(path, sessions, dump):
+def test_an_update_of_nothing_changes_nothing(path, sessions, dump):
     session = sessions.create_session("title", metadata={"a": 1})
     before = dump(path)
 
@@ -177,7 +177,7 @@ def test_m13_an_update_of_nothing_changes_nothing(path, sessions, dump):
     assert dump(path) == before
 
 
-def test_m13_none_clears(sessions):
+def test_update_session_clears_a_field_with_none(sessions):
     session = sessions.create_session("title", "description", {"a": 1})
 
     cleared = sessions.update_session(session.id, title=None, description=None, metadata=None)
@@ -186,14 +186,14 @@ def test_m13_none_clears(sessions):
     assert sessions.get_session(session.id) == cleared
 
 
-def test_m13_update_of_an_unknown_session_raises_also_with_nothing_given(sessions):
+def test_update_of_an_unknown_session_raises_also_without_fields(sessions):
     with pytest.raises(SessionNotFoundError):
         sessions.update_session("nobody", title="x")
     with pytest.raises(SessionNotFoundError):
         sessions.update_session("nobody")
 
 
-def test_m13_an_expected_revision_refuses_who_was_slower(path, sessions, dump):
+def test_an_expected_revision_refuses_the_slower_update_of_a_session(path, sessions, dump):
     session = sessions.create_session("0")
     faster = sessions.update_session(session.id, title="1", expected_revision=0)
     before = dump(path)
@@ -208,7 +208,7 @@ def test_m13_an_expected_revision_refuses_who_was_slower(path, sessions, dump):
     assert sessions.get_session(session.id) == faster
 
 
-def test_m14_delete_takes_everything_with_it(path, sessions, dump):
+def test_delete_session_deletes_its_rounds_requests_responses_and_turns(path, sessions, dump):
     """Every table is looked at, also those that later revisions bring."""
     kept = sessions.create_session("kept")
     sessions.record_round(kept.id, "kept", [NewTurn(content="kept")])
@@ -234,7 +234,7 @@ def test_m14_delete_takes_everything_with_it(path, sessions, dump):
     assert "secret" not in repr(changes)
 
 
-def test_m14_the_parts_of_a_deleted_session_are_not_found(sessions):
+def test_the_parts_of_a_deleted_session_are_not_found(sessions):
     session = sessions.create_session()
     sessions.create_round(session.id, "x")
     sessions.delete_session(session.id)
@@ -250,7 +250,7 @@ def test_m14_the_parts_of_a_deleted_session_are_not_found(sessions):
             method(session.id)
 
 
-def test_m14_delete_of_a_missing_session_raises_unless_told(path, sessions, dump):
+def test_delete_session_raises_for_a_missing_id_unless_missing_ok(path, sessions, dump):
     session = sessions.create_session()
     sessions.delete_session(session.id)
     before = dump(path)
@@ -262,7 +262,7 @@ def test_m14_delete_of_a_missing_session_raises_unless_told(path, sessions, dump
     assert dump(path) == before
 
 
-def test_m15_the_history_is_in_index_order_with_tool_calls_parsed(sessions):
+def test_the_history_is_in_index_order_with_tool_calls_parsed(sessions):
     session = sessions.create_session("talk")
     other = sessions.create_session("other")
     calls = [ToolCall({"name": "ls", "arguments": {"path": "/"}}, ["bin", "etc"])]
@@ -294,7 +294,7 @@ def test_m15_the_history_is_in_index_order_with_tool_calls_parsed(sessions):
     assert history.rounds[0].turns[0].tool_calls == tuple(calls)
 
 
-def test_m15_the_last_rounds_only(sessions):
+def test_the_history_can_be_limited_to_the_last_rounds(sessions):
     session = sessions.create_session()
     for number in range(4):
         sessions.record_round(session.id, str(number), [NewTurn(content=str(number))])
@@ -305,7 +305,7 @@ def test_m15_the_last_rounds_only(sessions):
     assert [each.turns[0].content for each in history.rounds] == ["2", "3"]
 
 
-def test_m15_an_empty_session_gives_no_rounds(sessions):
+def test_the_history_of_an_empty_session_has_no_rounds(sessions):
     session = sessions.create_session()
 
     assert sessions.render_session_history(session.id).rounds == ()
@@ -321,7 +321,7 @@ def test_m15_an_empty_session_gives_no_rounds(sessions):
 
 
 @pytest.mark.parametrize("rounds", [1, 1000])
-def test_m15_a_history_takes_a_fixed_number_of_statements(path, pool, statements, rounds):
+def test_a_history_takes_a_fixed_number_of_statements(path, pool, statements, rounds):
     with SessionManager(path, pool=pool) as sessions:
         session = sessions.create_session()
         with sessions.transaction() as tx:
@@ -339,7 +339,7 @@ def test_m15_a_history_takes_a_fixed_number_of_statements(path, pool, statements
     assert len(issued) == 5
 
 
-def test_m15_pages_of_the_history_are_the_history(sessions):
+def test_the_pages_of_a_history_add_up_to_the_whole_history(sessions):
     session = sessions.create_session()
     for number in range(7):
         sessions.record_round(session.id, str(number), [NewTurn(content=str(number))])

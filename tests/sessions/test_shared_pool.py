@@ -49,7 +49,7 @@ class StopError(Exception):
     """What a block of the caller's raises."""
 
 
-def test_m60_one_process_wide_pool_and_others_injectable(tmp_path, pool):
+def test_managers_share_one_pool_unless_another_is_given(tmp_path, pool):
     assert default_pool() is default_pool()
     shared = SessionManager(tmp_path / "shared.sqlite")
     own = SessionManager(tmp_path / "own.sqlite", pool=pool)
@@ -62,7 +62,7 @@ def test_m60_one_process_wide_pool_and_others_injectable(tmp_path, pool):
     assert default_pool() is not former
 
 
-def test_m61_one_connection_per_file_whoever_asks(tmp_path, pool, statements, monkeypatch):
+def test_all_managers_of_a_file_share_one_connection(tmp_path, pool, statements, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     (tmp_path / "link").symlink_to(folder)
@@ -86,7 +86,7 @@ def test_m61_one_connection_per_file_whoever_asks(tmp_path, pool, statements, mo
         manager.close()
 
 
-def test_m61_also_when_many_threads_ask_at_once(path, pool, statements, in_threads):
+def test_threads_that_open_a_file_at_once_share_one_connection(path, pool, statements, in_threads):
     managers = in_threads(8, lambda _: SessionManager(path, pool=pool).init())
 
     assert len(statements.connections) == 1
@@ -95,7 +95,7 @@ def test_m61_also_when_many_threads_ask_at_once(path, pool, statements, in_threa
         manager.close()
 
 
-def test_m61_a_hard_link_is_refused(path, tmp_path, pool, sessions):
+def test_a_hard_link_is_refused(path, tmp_path, pool, sessions):
     session = sessions.create_session()
     os.link(path, tmp_path / "hard.sqlite")
 
@@ -105,14 +105,14 @@ def test_m61_a_hard_link_is_refused(path, tmp_path, pool, sessions):
     assert sessions.get_session(session.id) == session
 
 
-def test_m61_other_options_for_an_open_file_are_refused(path, pool, sessions):
+def test_different_options_for_an_open_file_are_refused(path, pool, sessions):
     with pytest.raises(OptionsConflictError):
         SessionManager(path, pool=pool, options=DatabaseOptions(busy_timeout=1.5)).init()
 
     assert sessions.count_sessions() == 0
 
 
-def test_m62_the_file_is_open_until_the_last_one_closes(path, pool):
+def test_the_file_stays_open_until_the_last_manager_closes(path, pool):
     first, second = (SessionManager(path, pool=pool).init() for _ in range(2))
     session = first.create_session()
     assert pool.stats().handles == 2
@@ -126,7 +126,7 @@ def test_m62_the_file_is_open_until_the_last_one_closes(path, pool):
     assert (stats.handles, stats.databases, stats.opened, stats.closed) == (0, (), 1, 1)
 
 
-def test_m63_a_handle_released_twice_raises(path, pool):
+def test_a_handle_released_twice_raises(path, pool):
     handle = pool.acquire(path)
     kept = pool.acquire(path)
     handle.release()
@@ -141,7 +141,7 @@ def test_m63_a_handle_released_twice_raises(path, pool):
     kept.release()
 
 
-def test_m64_closing_the_pool_closes_every_file(tmp_path, statements):
+def test_closing_the_pool_closes_every_file(tmp_path, statements):
     pool = ConnectionPool()
     managers = [SessionManager(tmp_path / f"{n}.sqlite", pool=pool).init() for n in range(3)]
     made = [manager.create_session() for manager in managers]
@@ -175,7 +175,7 @@ def outcome(call, *arguments):
     return None
 
 
-def test_m65_a_transaction_stores_all_or_nothing(path, sessions, dump):
+def test_a_transaction_stores_all_or_nothing(path, sessions, dump):
     with sessions.transaction() as tx:
         session = tx.create_session("kept")
         round_ = tx.create_round(session.id, "kept")
@@ -191,7 +191,7 @@ def test_m65_a_transaction_stores_all_or_nothing(path, sessions, dump):
     assert sessions.get_session(session.id).title == "kept"
 
 
-def test_m65_a_transaction_commits_once(path, pool, statements):
+def test_a_transaction_commits_once(path, pool, statements):
     with SessionManager(path, pool=pool) as sessions:
         # The first write of all puts a new file into use, by a COMMIT of its own.
         sessions.create_session()
@@ -207,7 +207,7 @@ def test_m65_a_transaction_commits_once(path, pool, statements):
     ]
 
 
-def test_m65_a_savepoint_undoes_its_block_only(sessions):
+def test_a_savepoint_undoes_its_block_only(sessions):
     with sessions.transaction() as tx:
         session = tx.create_session("outer")
         with pytest.raises(StopError), tx.savepoint():
@@ -222,7 +222,7 @@ def test_m65_a_savepoint_undoes_its_block_only(sessions):
     assert sessions.list_rounds(session.id) == [kept]
 
 
-def test_m65_a_call_that_raises_inside_a_transaction_leaves_nothing(path, sessions, dump):
+def test_a_call_that_raises_inside_a_transaction_leaves_nothing(path, sessions, dump):
     session = sessions.create_session()
     taken = sessions.create_round(session.id, "x")
     before = dump(path)
@@ -244,7 +244,7 @@ def statement(sql):
     return compiled(text(sql))
 
 
-def test_m65_transact_returns_what_its_work_returns(path, sessions, dump):
+def test_transact_returns_what_its_work_returns(path, sessions, dump):
     def work(tx):
         session = tx.create_session("kept")
         return session, tx.create_round(session.id, "x")
@@ -263,7 +263,7 @@ def test_m65_transact_returns_what_its_work_returns(path, sessions, dump):
 
 
 @pytest.mark.parametrize("inner", ["create_session", "count_sessions", "transaction", "transact"])
-def test_m65_the_manager_inside_its_own_transaction_raises_and_names_both_places(sessions, inner):
+def test_the_manager_inside_its_own_transaction_raises_and_names_both_places(sessions, inner):
     calls = {
         "create_session": sessions.create_session,
         "count_sessions": sessions.count_sessions,
@@ -280,7 +280,7 @@ def test_m65_the_manager_inside_its_own_transaction_raises_and_names_both_places
     assert [each.title for each in sessions.list_sessions()] == ["goes on"]
 
 
-def test_m65_a_transaction_is_over_when_its_block_is(sessions):
+def test_a_transaction_ends_with_its_block(sessions):
     with sessions.transaction() as tx:
         session = tx.create_session()
     with pytest.raises(StatementError):
@@ -291,7 +291,7 @@ def test_m65_a_transaction_is_over_when_its_block_is(sessions):
     assert sessions.list_rounds(session.id) == []
 
 
-def test_m65_nobody_sees_what_is_not_committed(sessions, in_threads):
+def test_uncommitted_rows_are_invisible_to_every_other_thread(sessions, in_threads):
     session = sessions.create_session("before")
     with sessions.transaction() as tx:
         tx.update_session(session.id, title="after")
@@ -302,7 +302,7 @@ def test_m65_nobody_sees_what_is_not_committed(sessions, in_threads):
     assert sessions.get_session(session.id).title == "after"
 
 
-def test_m66_a_write_waits_for_another_process(path, sessions, start_child, monkeypatch):
+def test_a_write_waits_for_another_process(path, sessions, start_child, monkeypatch):
     child = start_child(HOLD_THE_WRITE_LOCK, path)
     assert child.receive() == "locked"
     waits, sleep = threading.Event(), time.sleep
@@ -326,7 +326,7 @@ def test_m66_a_write_waits_for_another_process(path, sessions, start_child, monk
     assert sessions.stats().retries > 0
 
 
-def test_m66_a_write_gives_up_at_its_deadline_and_says_where_it_waited(
+def test_a_write_raises_at_its_deadline_and_names_the_phase_of_its_wait(
     path, pool, start_child, dump
 ):
     options = DatabaseOptions(durability=Durability.FAST, busy_timeout=0.5)
@@ -352,7 +352,7 @@ def test_m66_a_write_gives_up_at_its_deadline_and_says_where_it_waited(
         assert sessions.create_session("now").title == "now"
 
 
-def test_m66_a_write_behind_a_thread_that_holds_on_gives_up_in_the_queue(sessions):
+def test_a_write_behind_a_thread_that_keeps_its_lease_raises_in_the_queue(sessions):
     with sessions.transaction():
         caught = []
 
@@ -371,7 +371,7 @@ def test_m66_a_write_behind_a_thread_that_holds_on_gives_up_in_the_queue(session
     assert caught[0].waited >= 0.05
 
 
-def test_m67_errors_carry_their_context(path, sessions):
+def test_errors_carry_their_context(path, sessions):
     with pytest.raises(ConstraintViolationError) as caught, sessions.transaction() as tx:
         tx._database.run(statement("INSERT INTO rounds VALUES ('r', 'nobody', 1, 1, 1)"))
 
@@ -385,7 +385,7 @@ def test_m67_errors_carry_their_context(path, sessions):
 
 
 # M68's monitor, which looks by itself, comes with its issue; here is the look on demand.
-def test_m68_health_and_figures_of_an_open_database(path, sessions):
+def test_health_and_stats_describe_an_open_database(path, sessions):
     for number in range(3):
         sessions.create_session(str(number))
 
@@ -400,7 +400,7 @@ def test_m68_health_and_figures_of_an_open_database(path, sessions):
     assert 1 <= stats.commits <= 3
 
 
-def test_m68_a_look_changes_nothing(path, sessions, dump):
+def test_a_health_check_changes_nothing(path, sessions, dump):
     sessions.create_session()
     before = dump(path)
 
@@ -409,7 +409,7 @@ def test_m68_a_look_changes_nothing(path, sessions, dump):
     assert dump(path) == before
 
 
-def test_m68_a_backup_is_a_database_with_what_was_committed(path, tmp_path, pool, sessions):
+def test_a_backup_is_a_database_with_all_committed_rows(path, tmp_path, pool, sessions):
     session = sessions.create_session("kept")
     target = tmp_path / "copy.sqlite"
 
@@ -422,7 +422,7 @@ def test_m68_a_backup_is_a_database_with_what_was_committed(path, tmp_path, pool
         assert copy.list_sessions() == [session]
 
 
-def test_m68_a_file_that_was_replaced_is_noticed_and_init_opens_the_new_one(path, pool):
+def test_a_moved_file_is_noticed_and_init_opens_a_new_one(path, pool):
     manager = SessionManager(path, pool=pool).init()
     manager.create_session("in the old file")
     old = path.rename(path.with_name("old.sqlite"))
@@ -440,7 +440,7 @@ def test_m68_a_file_that_was_replaced_is_noticed_and_init_opens_the_new_one(path
 
 
 # The shutdown hook (M56) has tests of its own.
-def test_m69_a_shutdown_lets_the_work_under_way_end_and_takes_no_more(path):
+def test_a_shutdown_waits_for_running_work_and_refuses_new_work(path):
     pool = ConnectionPool()
     manager = SessionManager(path, pool=pool).init()
     working, go_on = threading.Event(), threading.Event()

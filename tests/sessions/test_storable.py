@@ -244,12 +244,12 @@ def test_a_type_that_does_not_say_its_name_is_an_object(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", UNCHANGED)
-def test_what_json_has_is_not_changed(name: str) -> None:
+def test_values_that_json_has_are_not_changed(name: str) -> None:
     value = UNCHANGED[name]
     assert storable(value) == Storable(json.loads(json.dumps(value, default=dict)))
 
 
-def test_it_says_where_and_what_and_nothing_of_the_value() -> None:
+def test_a_change_names_its_place_and_kind_without_the_value() -> None:
     value = {"out": [{"rows": [1, {"v": math.nan}]}], "my secret": {2}, "x" * 33: b"a"}
     assert [str(change) for change in storable(value).changes] == [
         "out[0].rows[1].v: NaN or infinity became text",
@@ -259,7 +259,7 @@ def test_it_says_where_and_what_and_nothing_of_the_value() -> None:
     assert [str(change) for change in storable({1}).changes] == ["set became a list"]
 
 
-def test_what_is_nested_too_deep_is_kept_as_text() -> None:
+def test_a_value_that_is_nested_too_deep_is_kept_as_text() -> None:
     deep: Any = "the innermost"
     for _ in range(5_000):
         deep = [deep]
@@ -285,7 +285,7 @@ def test_a_value_inside_itself_comes_to_an_end() -> None:
     assert storable([once, once]) == Storable([[1], [1]])
 
 
-def test_what_has_no_end_comes_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_value_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "MAX_CONTAINERS", 1_000)
     monkeypatch.setattr(writer, "_MOST_VALUES", 1_000)
     twice: Any = 1
@@ -340,7 +340,7 @@ ENDLESS = (EndlessList, EndlessSequence, EndlessMapping, Splitting)
 
 @pytest.mark.parametrize("kind", ENDLESS)
 @pytest.mark.parametrize("times", [1, 20])
-def test_of_what_has_no_end_no_more_is_read_than_the_limit(
+def test_an_endless_value_is_read_up_to_the_limit(
     monkeypatch: pytest.MonkeyPatch, kind: type, times: int
 ) -> None:
     monkeypatch.setattr(Counted, "asked", 0)
@@ -397,7 +397,7 @@ def test_whatever_a_value_raises_its_result_is_stored(error: type[BaseException]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_shall_end_the_program_passes(error: type[BaseException]) -> None:
+def test_an_exception_that_ends_the_program_passes(error: type[BaseException]) -> None:
     for value in ending(error):
         with pytest.raises(error):
             storable(value)
@@ -453,7 +453,7 @@ def test_a_set_has_the_same_order_in_every_process() -> None:
     assert len(said) == 1
 
 
-def test_it_is_stored_while_the_stack_is_nearly_used_up() -> None:
+def test_a_value_is_stored_while_the_stack_is_nearly_used_up() -> None:
     deep: Any = {1}
     for _ in range(150):
         deep = [deep]
@@ -515,7 +515,7 @@ anything = st.recursive(
 
 @settings(max_examples=300)
 @given(anything)
-def test_whatever_it_is_it_can_be_stored_and_is_stored_equal(value: Any) -> None:
+def test_any_value_can_be_stored_and_is_read_back_equal(value: Any) -> None:
     found = storable(value)
     text = msgspec.json.encode(found.value)
     assert msgspec.json.decode(text) == found.value
@@ -557,7 +557,7 @@ def test_no_call_and_no_result_ends_a_turn(
     assert changes[0].where.startswith("out[0]")
 
 
-def test_what_was_changed_is_logged_once_and_without_the_value(
+def test_a_changed_value_is_logged_once_and_without_its_content(
     sessions: SessionManager, response_id: str
 ) -> None:
     with capture_logs() as events, sessions.stream_turn(response_id) as writer:

@@ -206,7 +206,7 @@ def test_usual_mappings_are_taken_as_their_values(sessions):
     assert list(sessions.get_session(session.id).metadata["ordered"]) == ["a", "b"]
 
 
-def test_what_only_says_that_it_is_a_string_is_refused(sessions):
+def test_an_object_that_only_claims_to_be_a_string_is_refused(sessions):
     with pytest.raises(InvalidArgumentError):
         sessions.create_session(Mock(spec=str))
     with pytest.raises(InvalidArgumentError):

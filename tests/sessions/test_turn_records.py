@@ -50,7 +50,7 @@ def store_tool_calls(sessions, stored):
         connection.execute(text("UPDATE turns SET tool_calls = :stored"), {"stored": stored})
 
 
-def test_m30_a_new_turn_has_the_next_index_and_streams(sessions, response):
+def test_a_new_turn_has_the_next_index_and_streams(sessions, response):
     before = datetime.now(UTC) - timedelta(microseconds=1)
 
     turn = sessions.create_turn(response.id)
@@ -63,7 +63,7 @@ def test_m30_a_new_turn_has_the_next_index_and_streams(sessions, response):
     assert sessions.create_turn(response.id).index == 1
 
 
-def test_m30_every_field_is_stored_as_given(sessions, response):
+def test_every_field_is_stored_as_given(sessions, response):
     started = datetime(2024, 2, 29, 12, tzinfo=timezone(timedelta(hours=5, minutes=30)))
 
     turn = sessions.create_turn(
@@ -80,7 +80,7 @@ def test_m30_every_field_is_stored_as_given(sessions, response):
 
 
 @pytest.mark.parametrize("status", [each for each in TurnStatus if each.is_finished])
-def test_m30_a_turn_created_finished_has_an_end(sessions, response, status):
+def test_a_turn_that_is_created_finished_has_an_end(sessions, response, status):
     turn = sessions.create_turn(response.id, status=status)
 
     assert turn.status is status
@@ -88,9 +88,7 @@ def test_m30_a_turn_created_finished_has_an_end(sessions, response, status):
     assert turn.stream_ended_at >= turn.stream_started_at
 
 
-def test_m30_a_taken_index_or_id_and_an_unknown_response_leave_nothing(
-    path, sessions, response, dump
-):
+def test_a_taken_index_or_id_or_an_unknown_response_stores_nothing(path, sessions, response, dump):
     turn = sessions.create_turn(response.id)
     sessions.delete_turn(sessions.create_turn(response.id).id)
     before = dump(path)
@@ -109,7 +107,7 @@ def test_m30_a_taken_index_or_id_and_an_unknown_response_leave_nothing(
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_m31_update_changes_only_the_given_field(sessions, response, name):
+def test_update_turn_changes_only_the_given_field(sessions, response, name):
     turn = sessions.create_turn(response.id)
 
     updated = sessions.update_turn(turn.id, **{name: FIELDS[name]})
@@ -121,7 +119,9 @@ def test_m31_update_changes_only_the_given_field(sessions, response, name):
     assert sessions.get_turn(turn.id) == updated
 
 
-def test_m31_none_clears_and_an_update_of_nothing_changes_nothing(path, sessions, response, dump):
+def test_none_clears_a_field_of_a_turn_and_an_empty_update_changes_nothing(
+    path, sessions, response, dump
+):
     turn = sessions.create_turn(response.id, **FIELDS)
     before = dump(path)
     assert sessions.update_turn(turn.id) == turn
@@ -133,7 +133,9 @@ def test_m31_none_clears_and_an_update_of_nothing_changes_nothing(path, sessions
 
 
 @pytest.mark.parametrize("status", [each for each in TurnStatus if each.is_finished])
-def test_m31_a_finished_turn_does_not_go_back_nor_change_how_it_ended(sessions, response, status):
+def test_a_finished_turn_never_streams_again_nor_changes_its_final_status(
+    sessions, response, status
+):
     turn = sessions.create_turn(response.id, content="so far")
     finished = sessions.update_turn(turn.id, status=status.value)
     assert finished.status is status
@@ -151,9 +153,7 @@ def test_m31_a_finished_turn_does_not_go_back_nor_change_how_it_ended(sessions, 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 @pytest.mark.parametrize("status", [each for each in TurnStatus if each.is_finished])
-def test_m31_a_tool_call_whose_result_will_not_come_is_marked(
-    sessions, response, status, is_streamed
-):
+def test_a_tool_call_whose_result_will_not_come_is_marked(sessions, response, status, is_streamed):
     calls = [ToolCall("answered", "result"), ToolCall("pending")]
     if is_streamed:
         with pytest.raises(TurnInterruptedError), sessions.stream_turn(response.id) as writer:
@@ -173,7 +173,7 @@ def test_m31_a_tool_call_whose_result_will_not_come_is_marked(
     assert later.tool_calls == tuple(answered)
 
 
-def test_m31_an_expected_revision_refuses_who_was_slower(sessions, response):
+def test_an_expected_revision_refuses_the_slower_update_of_a_turn(sessions, response):
     turn = sessions.create_turn(response.id)
     faster = sessions.update_turn(turn.id, content="1", expected_revision=0)
 
@@ -186,7 +186,7 @@ def test_m31_an_expected_revision_refuses_who_was_slower(sessions, response):
         sessions.update_turn("nobody", content="x")
 
 
-def test_m32_turns_are_listed_in_index_order_and_the_latest_is_the_newest(sessions, response):
+def test_turns_are_listed_in_index_order_and_the_latest_is_the_newest(sessions, response):
     with pytest.raises(TurnNotFoundError):
         sessions.get_latest_turn(response.id)
     turns = [sessions.create_turn(response.id, content=str(number)) for number in range(12)]
@@ -200,7 +200,7 @@ def test_m32_turns_are_listed_in_index_order_and_the_latest_is_the_newest(sessio
             method("nobody")
 
 
-def test_m32_a_deleted_turn_is_gone_and_its_index_is_not_given_again(sessions, response):
+def test_a_deleted_turn_is_gone_and_its_index_is_not_given_again(sessions, response):
     first, second = (sessions.create_turn(response.id) for _ in range(2))
 
     assert sessions.delete_turn(second.id) is True
@@ -214,7 +214,7 @@ def test_m32_a_deleted_turn_is_gone_and_its_index_is_not_given_again(sessions, r
     assert sessions.create_turn(response.id).index == 2
 
 
-def test_m32_eight_threads_get_each_index_once_also_after_a_delete(sessions, response, in_threads):
+def test_eight_threads_receive_each_index_once_also_after_a_delete(sessions, response, in_threads):
     """Every tenth turn is deleted at once; its index must not come again."""
 
     def create(number):
@@ -250,7 +250,7 @@ send(sum(given, []))
 """
 
 
-def test_m32_two_processes_with_four_threads_get_each_index_once(
+def test_two_processes_with_four_threads_receive_each_index_once(
     path, sessions, response, start_child
 ):
     children = [start_child(CREATE, path, response.id) for _ in range(2)]
@@ -274,7 +274,7 @@ def test_m32_two_processes_with_four_threads_get_each_index_once(
         [{"call": {}, "response": [None, False, 0, -1.5, "\N{SNOWMAN}\0"]}],
     ],
 )
-def test_m33_tool_calls_come_back_parsed(sessions, response, calls):
+def test_tool_calls_are_read_as_parsed_objects(sessions, response, calls):
     expected = tuple(
         each if isinstance(each, ToolCall) else ToolCall(each["call"], each.get("response"))
         for each in calls
@@ -290,7 +290,7 @@ def test_m33_tool_calls_come_back_parsed(sessions, response, calls):
     "stored",
     ["not json <secret>", "", "5", '"text"', "[5]", '{"other": 1}', "[" * 2000, '[{"call": 1}'],
 )
-def test_m33_a_text_that_is_not_json_is_an_empty_call_with_the_text_kept(
+def test_a_text_that_is_not_json_is_read_as_an_empty_call_with_the_raw_text(
     sessions, response, stored
 ):
     turn = sessions.create_turn(response.id)
@@ -304,7 +304,7 @@ def test_m33_a_text_that_is_not_json_is_an_empty_call_with_the_text_kept(
     assert "secret" not in repr(events)
 
 
-def test_m33_the_origins_single_object_is_a_list_of_one(sessions, response):
+def test_a_single_call_and_response_object_is_read_as_a_list_of_one(sessions, response):
     turn = sessions.create_turn(response.id)
     store_tool_calls(sessions, '{"call": {"name": "ls"}, "response": "bin"}')
 
@@ -315,7 +315,7 @@ def test_m33_the_origins_single_object_is_a_list_of_one(sessions, response):
     assert events == []
 
 
-def test_m42_the_streaming_status_tells_none_from_complete(sessions, response):
+def test_the_streaming_status_distinguishes_no_turns_from_complete(sessions, response):
     def status():
         found = sessions.get_streaming_status(response.id)
         return found.turns, found.streaming, found.is_empty, found.is_complete
@@ -339,7 +339,7 @@ ENUMS = {
 }
 
 
-def test_these_are_the_lists_of_the_schema(sessions, dump):
+def test_the_schema_has_exactly_these_lists_of_values(sessions, dump):
     found = {
         (name, column)
         for kind, name, _, _, sql in dump(sessions.path)["sqlite_schema"]

@@ -42,7 +42,7 @@ def finished(update):
     return update.turn.status.is_finished
 
 
-def test_m31_m40_a_listener_is_told_the_new_turn(sessions, response):
+def test_a_listener_receives_the_new_turn(sessions, response):
     turn = sessions.create_turn(response.id)
     told = Told()
 
@@ -61,7 +61,7 @@ def test_m31_m40_a_listener_is_told_the_new_turn(sessions, response):
     subscription.close()
 
 
-def test_m40_a_listener_is_told_of_its_turn_only(sessions, response):
+def test_a_listener_receives_updates_of_its_own_turn_only(sessions, response):
     mine, other = sessions.create_turn(response.id), sessions.create_turn(response.id)
     told = Told()
 
@@ -73,7 +73,7 @@ def test_m40_a_listener_is_told_of_its_turn_only(sessions, response):
     assert {update.turn.id for update in told.seen} == {mine.id}
 
 
-def test_m40_a_raising_listener_is_logged_and_stops_nothing(sessions, response):
+def test_a_raising_listener_is_logged_and_stops_nothing(sessions, response):
     turn = sessions.create_turn(response.id)
     told = Told()
 
@@ -93,7 +93,7 @@ def test_m40_a_raising_listener_is_logged_and_stops_nothing(sessions, response):
     assert {event["event"] for event in events} >= {"listener_failed"}
 
 
-def test_m40_a_listener_may_close_itself_and_call_the_manager(sessions, response):
+def test_a_listener_may_close_itself_and_call_the_manager(sessions, response):
     turn = sessions.create_turn(response.id)
     told = Told()
     opened = threading.Event()
@@ -113,7 +113,7 @@ def test_m40_a_listener_may_close_itself_and_call_the_manager(sessions, response
     assert told.updates.empty()
 
 
-def test_m40_a_closed_subscription_is_told_nothing_more(sessions, response):
+def test_a_closed_subscription_receives_nothing_more(sessions, response):
     turn = sessions.create_turn(response.id)
     told, witness = Told(), Told()
 
@@ -129,7 +129,7 @@ def test_m40_a_closed_subscription_is_told_nothing_more(sessions, response):
     assert subscription.is_closed
 
 
-def test_m41_a_tracker_is_told_the_present_state_then_every_later_one(sessions, response):
+def test_a_tracker_receives_the_present_state_then_every_later_one(sessions, response):
     first = sessions.create_turn(response.id, content="Let me ", tool_calls=[TOOL])
     told = Told()
 
@@ -148,7 +148,7 @@ def test_m41_a_tracker_is_told_the_present_state_then_every_later_one(sessions, 
     assert tracker.is_closed
 
 
-def test_m41_a_second_tracker_is_told_the_same(sessions, response):
+def test_a_second_tracker_receives_the_same_updates(sessions, response):
     turn = sessions.create_turn(response.id)
     several = [Told() for _ in range(5)]
     trackers = [sessions.track_streaming_turns(response.id, told) for told in several]
@@ -161,7 +161,7 @@ def test_m41_a_second_tracker_is_told_the_same(sessions, response):
 
 
 @pytest.mark.parametrize("status", ["completed", "error", "interrupted"])
-def test_m41_a_watch_ends_with_its_response(sessions, response, status):
+def test_a_watch_ends_with_its_response(sessions, response, status):
     turn = sessions.create_turn(response.id)
 
     with sessions.watch_response(response.id) as watch:
@@ -173,13 +173,13 @@ def test_m41_a_watch_ends_with_its_response(sessions, response, status):
     assert watch.is_closed
 
 
-def test_m41_a_complete_response_is_told_and_ends_at_once(sessions, response):
+def test_a_watch_of_a_complete_response_delivers_it_and_ends_at_once(sessions, response):
     turn = sessions.create_turn(response.id, content="done", status="completed")
 
     assert [update.turn for update in sessions.watch_response(response.id)] == [turn]
 
 
-def test_m41_tool_calls_keep_a_watch_open_and_follow_does_in_any_case(sessions, response):
+def test_tool_calls_keep_a_watch_open_and_follow_always_does(sessions, response):
     asked = sessions.create_turn(response.id, tool_calls=[TOOL], status="completed")
     followed = sessions.create_round(
         sessions.get_round_by_response(response.id).session_id, "And?"
@@ -201,7 +201,7 @@ def test_m41_tool_calls_keep_a_watch_open_and_follow_does_in_any_case(sessions, 
         assert not following.is_closed
 
 
-def test_m42_an_empty_response_is_watched_until_it_has_ended(sessions, response):
+def test_an_empty_response_is_watched_until_it_has_ended(sessions, response):
     with sessions.watch_response(response.id) as watch:
         assert watch.receive(0.05) is None
         assert sessions.get_streaming_status(response.id).is_empty
@@ -213,7 +213,7 @@ def test_m42_an_empty_response_is_watched_until_it_has_ended(sessions, response)
     assert sessions.get_streaming_status(response.id).is_complete
 
 
-def test_a_deleted_turn_is_told(sessions, response):
+def test_a_watch_reports_a_deleted_turn(sessions, response):
     kept, gone = sessions.create_turn(response.id), sessions.create_turn(response.id)
 
     with sessions.watch_response(response.id) as watch:
@@ -225,7 +225,7 @@ def test_a_deleted_turn_is_told(sessions, response):
         assert [(each.turn.id, each.is_deleted) for each in watch] == [(kept.id, True)]
 
 
-def test_what_a_writer_holds_in_memory_is_told_as_in_flight(sessions, response):
+def test_a_watch_delivers_unstored_text_of_a_writer_as_in_flight(sessions, response):
     with sessions.stream_turn(response.id) as turn:
         watch = sessions.watch_response(response.id)
         watch.receive(PATIENCE)

@@ -105,9 +105,7 @@ def stored(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     "how", ["wait_for_signals()", "time.sleep(600)", "threading.Event().wait()"]
 )
-def test_m56_an_idle_script_dies_of_the_signal_after_closing(
-    run: Run, path: Path, how: str
-) -> None:
+def test_an_idle_script_dies_of_the_signal_after_closing(run: Run, path: Path, how: str) -> None:
     child = run(f"send('ready'); {how}")
     assert child.receive() == "ready"
     assert left(path) == ["db.sqlite", "db.sqlite-shm", "db.sqlite-wal"]
@@ -116,7 +114,7 @@ def test_m56_an_idle_script_dies_of_the_signal_after_closing(
     assert stored(path) == {"before"}
 
 
-def test_m56_ctrl_c_is_a_keyboard_interrupt_after_closing(run: Run, path: Path) -> None:
+def test_ctrl_c_is_a_keyboard_interrupt_after_closing(run: Run, path: Path) -> None:
     child = run(
         """
 try:
@@ -135,7 +133,7 @@ except KeyboardInterrupt:
     assert stored(path) == {"before"}
 
 
-def test_m56_a_keyboard_interrupt_nobody_catches_ends_the_script(run: Run, path: Path) -> None:
+def test_a_keyboard_interrupt_that_is_not_caught_ends_the_script(run: Run, path: Path) -> None:
     child = run("send('ready'); wait_for_signals()")
     assert child.receive() == "ready"
     child.process.send_signal(signal.SIGINT)
@@ -144,7 +142,7 @@ def test_m56_a_keyboard_interrupt_nobody_catches_ends_the_script(run: Run, path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_m56_a_former_handler_is_called_once_after_closing(
+def test_a_former_handler_is_called_once_after_closing(
     run: Run, path: Path, number: signal.Signals
 ) -> None:
     child = run(
@@ -178,7 +176,7 @@ send(signal.getsignal(number) is former)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_m56_a_block_that_ends_by_itself_is_committed(
+def test_a_block_that_ends_by_itself_is_committed(
     run: Run, path: Path, number: signal.Signals
 ) -> None:
     child = run(
@@ -217,7 +215,7 @@ wait_for_signals()
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
-def test_m56_a_block_that_hangs_is_unwound_and_rolled_back(
+def test_a_block_that_hangs_is_unwound_and_rolled_back(
     run: Run, path: Path, number: signal.Signals, hang: str
 ) -> None:
     child = run(
@@ -243,9 +241,7 @@ except BaseException as error:
     assert stored(path) == {"before"}
 
 
-def test_m56_a_block_that_goes_on_for_ever_is_stopped_at_its_next_call(
-    run: Run, path: Path
-) -> None:
+def test_a_block_that_runs_without_end_is_stopped_at_its_next_call(run: Run, path: Path) -> None:
     child = run(
         """
 try:
@@ -268,7 +264,7 @@ wait_for_signals()
     assert stored(path) == {"before"}
 
 
-def test_m56_a_block_is_unwound_also_when_the_pool_keeps_nothing_open(run: Run, path: Path) -> None:
+def test_a_block_is_unwound_also_when_the_pool_keeps_nothing_open(run: Run, path: Path) -> None:
     """With ``linger=0`` the manager's own close already closes the file."""
     child = run(
         """
@@ -312,7 +308,7 @@ threading.Thread(target=look, daemon=True).start()
 """
 
 
-def test_m56_the_main_thread_waits_in_the_queue_and_gets_its_turn(run: Run, path: Path) -> None:
+def test_the_main_thread_waits_in_the_queue_and_gets_its_turn(run: Run, path: Path) -> None:
     child = run(
         WAITING
         + """
@@ -329,7 +325,9 @@ wait_for_signals()
     assert stored(path) == {"before", "the worker's", "the main thread's"}
 
 
-def test_m56_the_main_thread_waits_in_the_queue_behind_one_that_hangs(run: Run, path: Path) -> None:
+def test_the_main_thread_waits_in_the_queue_behind_a_thread_that_hangs(
+    run: Run, path: Path
+) -> None:
     """Bounded, and what could not be closed is told."""
     child = run(
         WAITING
@@ -355,7 +353,7 @@ wait_for_signals()
     assert child.process.wait(PATIENCE) == 7
 
 
-def test_m56_the_main_thread_waits_for_another_process(
+def test_the_main_thread_waits_for_another_process(
     run: Run, path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = run(
@@ -388,7 +386,7 @@ except (PoolClosedError, SystemExit) as error:
     assert stored(path) == {"before"}
 
 
-def test_m56_the_main_thread_waits_for_a_lock_of_its_own(run: Run, path: Path) -> None:
+def test_the_main_thread_waits_for_a_lock_of_its_own(run: Run, path: Path) -> None:
     """Without a lease it is left alone; the process dies of the signal all the same."""
     child = run(
         """
@@ -404,9 +402,7 @@ lock.acquire()
     assert stored(path) == {"before"}
 
 
-def test_rule_18_the_handler_takes_no_lock_that_its_own_thread_may_hold(
-    run: Run, path: Path
-) -> None:
+def test_the_handler_takes_no_lock_that_its_own_thread_may_hold(run: Run, path: Path) -> None:
     child = run(
         """
 from mandrake_sessions.database import pool as pool_module
@@ -442,7 +438,7 @@ def acknowledged(child: Any) -> set[str]:
     return told
 
 
-def test_m56_every_row_that_worker_threads_were_acknowledged_is_there(run: Run, path: Path) -> None:
+def test_every_acknowledged_row_of_worker_threads_is_stored(run: Run, path: Path) -> None:
     child = run(
         """
 def work(number):
@@ -469,7 +465,7 @@ wait_for_signals()
     assert len(found - told - {"before"}) <= 6
 
 
-def test_m56_threads_that_are_no_daemons_are_let_end(run: Run, path: Path) -> None:
+def test_threads_that_are_no_daemons_may_end_their_work(run: Run, path: Path) -> None:
     """The main thread has ended; the interpreter waits for the others."""
     child = run(
         """
@@ -493,7 +489,9 @@ threading.Thread(target=work).start()
 
 @pytest.mark.parametrize("place", ["before the loop", "in the loop"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_m56_an_asyncio_program(run: Run, path: Path, number: signal.Signals, place: str) -> None:
+def test_an_asyncio_program_is_closed_after_the_signal(
+    run: Run, path: Path, number: signal.Signals, place: str
+) -> None:
     child = run(
         f"""
 async def work(number):
@@ -544,7 +542,7 @@ wait_for_signals()
 """
 
 
-def test_m56_a_part_that_raises_keeps_nothing_else_open(run: Run, path: Path) -> None:
+def test_a_part_that_raises_keeps_nothing_else_open(run: Run, path: Path) -> None:
     child = run(BAD.format(close="raise ValueError('injected')"), hook="")
     assert child.receive() == "ready"
     child.process.terminate()
@@ -556,7 +554,7 @@ def test_m56_a_part_that_raises_keeps_nothing_else_open(run: Run, path: Path) ->
     assert stored(path) == {"before"}
 
 
-def test_m56_a_log_that_cannot_be_written_keeps_no_process_alive(run: Run, path: Path) -> None:
+def test_a_log_that_cannot_be_written_keeps_no_process_alive(run: Run, path: Path) -> None:
     child = run(
         """
 def broken(*_):
@@ -576,7 +574,7 @@ wait_for_signals()
     assert stored(path) == {"before"}
 
 
-def test_m56_a_process_that_cannot_start_a_thread_ends_all_the_same(run: Run) -> None:
+def test_a_process_that_cannot_start_a_thread_ends_all_the_same(run: Run) -> None:
     child = run(
         """
 def refuse(_thread):
@@ -592,7 +590,7 @@ wait_for_signals()
     ends_by(child, signal.SIGTERM)
 
 
-def test_m56_a_part_that_hangs_keeps_nothing_else_open(run: Run, path: Path) -> None:
+def test_a_part_that_hangs_keeps_nothing_else_open(run: Run, path: Path) -> None:
     child = run(BAD.format(close="threading.Event().wait()"), hook="")
     assert child.receive() == "ready"
     began = monotonic()
@@ -607,7 +605,7 @@ def test_m56_a_part_that_hangs_keeps_nothing_else_open(run: Run, path: Path) -> 
 
 
 @pytest.mark.parametrize("error", ["SystemExit", "KeyboardInterrupt", "BaseException"])
-def test_m56_a_part_that_raises_no_exception_keeps_nothing_else_open(
+def test_a_part_that_raises_a_base_exception_keeps_nothing_else_open(
     run: Run, path: Path, error: str
 ) -> None:
     child = run(BAD.format(close=f"raise {error}"), hook="")
@@ -618,7 +616,7 @@ def test_m56_a_part_that_raises_no_exception_keeps_nothing_else_open(
     assert child.receive() is False
 
 
-def test_m56_several_pools_and_files_are_closed(run: Run, path: Path) -> None:
+def test_several_pools_and_files_are_closed(run: Run, path: Path) -> None:
     child = run(
         """
 second = ConnectionPool()
@@ -637,7 +635,7 @@ wait_for_signals()
     assert left(path) == names
 
 
-def test_m56_installing_again_adds_and_closes_each_once(run: Run, path: Path) -> None:
+def test_installing_again_adds_and_closes_each_once(run: Run, path: Path) -> None:
     child = run(
         """
 class Part:
@@ -660,7 +658,7 @@ wait_for_signals()
     ends_by(child, signal.SIGTERM)
 
 
-def test_m56_installing_again_adds_signals(run: Run, path: Path) -> None:
+def test_installing_again_adds_signals(run: Run, path: Path) -> None:
     child = run(
         """
 assert install_shutdown_hook(signals=[signal.SIGTERM, signal.SIGUSR1], timeout=9.0) is hook
@@ -678,7 +676,7 @@ wait_for_signals()
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_m56_a_second_signal_while_closing_changes_nothing(
+def test_a_second_signal_while_closing_changes_nothing(
     run: Run, path: Path, second: signal.Signals
 ) -> None:
     child = run(
@@ -706,7 +704,7 @@ wait_for_signals()
     assert stored(path) == {"before"}
 
 
-def test_m56_a_second_signal_that_is_handled_late_changes_nothing(run: Run, path: Path) -> None:
+def test_a_second_signal_that_is_handled_late_changes_nothing(run: Run, path: Path) -> None:
     """Of those that came while the main thread was in C the interpreter takes the lowest first."""
     child = run(
         """
@@ -728,7 +726,7 @@ except KeyboardInterrupt:
     assert stored(path) == {"before"}
 
 
-def test_m56_a_script_that_ends_while_closing_is_closed_first(run: Run, path: Path) -> None:
+def test_a_script_that_ends_while_closing_is_closed_first(run: Run, path: Path) -> None:
     child = run(
         """
 closes = threading.Event()
@@ -752,7 +750,7 @@ say("the end")
     assert stored(path) == {"before"}
 
 
-def test_m56_without_a_signal_the_hook_changes_no_exit_code(run: Run, path: Path) -> None:
+def test_without_a_signal_the_hook_changes_no_exit_code(run: Run, path: Path) -> None:
     child = run("sys.exit(3)")
     assert child.process.wait(PATIENCE) == 3
     assert stored(path) == {"before"}
@@ -761,7 +759,7 @@ def test_m56_without_a_signal_the_hook_changes_no_exit_code(run: Run, path: Path
 # -- taking it back, and where it cannot be -------------------------------------------------
 
 
-def test_m56_uninstall_puts_everything_back() -> None:
+def test_uninstall_restores_the_former_handlers() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     threads = set(threading.enumerate())
     with ConnectionPool() as pool:
@@ -781,7 +779,7 @@ def test_m56_uninstall_puts_everything_back() -> None:
     assert hook.report is None
 
 
-def test_m56_a_handler_put_over_ours_is_kept_by_uninstall() -> None:
+def test_uninstall_keeps_a_handler_that_was_installed_later() -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def theirs(*_: object) -> None:
@@ -798,7 +796,7 @@ def test_m56_a_handler_put_over_ours_is_kept_by_uninstall() -> None:
             signal.signal(signal.SIGTERM, before)
 
 
-def test_m56_outside_the_main_thread_it_cannot_be_installed() -> None:
+def test_the_hook_cannot_be_installed_outside_the_main_thread() -> None:
     before = signal.getsignal(signal.SIGTERM)
     errors: list[BaseException] = []
 
@@ -827,7 +825,7 @@ def test_m56_outside_the_main_thread_it_cannot_be_installed() -> None:
         (("no close",), {}),
     ],
 )
-def test_m56_what_would_fail_at_the_signal_is_refused_at_once(
+def test_arguments_that_would_fail_at_the_signal_are_refused_at_once(
     closeables: tuple[Any, ...], wrong: dict[str, Any]
 ) -> None:
     """Nobody would be left to close anything then, and the signal would do nothing."""
@@ -838,7 +836,7 @@ def test_m56_what_would_fail_at_the_signal_is_refused_at_once(
 
 
 @pytest.mark.parametrize("bad", [signal.SIGKILL, 9999])
-def test_m56_a_signal_that_cannot_be_handled_leaves_the_others_alone(bad: int) -> None:
+def test_a_signal_that_cannot_be_handled_changes_no_other_handler(bad: int) -> None:
     """Half a hook would swallow SIGTERM: its handler has no thread to wake."""
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -849,7 +847,7 @@ def test_m56_a_signal_that_cannot_be_handled_leaves_the_others_alone(bad: int) -
         signal.signal(signal.SIGTERM, before)
 
 
-def test_m56_a_signal_that_is_ignored_stays_ignored() -> None:
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
     """As under nohup."""
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
@@ -865,7 +863,7 @@ def test_m56_a_signal_that_is_ignored_stays_ignored() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_rule_18_a_forked_child_dies_of_the_signal_and_the_parent_goes_on(
+def test_a_forked_child_dies_of_the_signal_and_the_parent_goes_on(
     run: Run, path: Path, number: signal.Signals
 ) -> None:
     child = run(
@@ -906,7 +904,7 @@ wait_for_signals()
     assert stored(path) == {"before", "the parent's"}
 
 
-def test_rule_18_a_forked_child_may_install_its_own(run: Run, path: Path) -> None:
+def test_a_forked_child_may_install_its_own_hook(run: Run, path: Path) -> None:
     child = run(
         """
 pid = os.fork()

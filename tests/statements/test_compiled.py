@@ -32,7 +32,7 @@ def test_the_generated_file_is_that_of_the_sources(path):
     assert path.read_text("utf-8") == generated()[path], "run `make sql`"
 
 
-def test_there_is_something_of_each_kind():
+def test_each_kind_of_statement_occurs():
     assert len(INSERTS) == len(UPDATES) == 5
     assert len(SOURCES) > 60
 
