@@ -40,6 +40,11 @@ def _entries(page: Page) -> Iterator[tuple[str, str, str]]:
 ENTRIES = [entry for page in REFERENCE for entry in _entries(page)]
 
 
+def _hidden(options: str) -> set[str]:
+    found = re.search(r":exclude-members:(.*(?:\n    .*)*)", options)
+    return set(re.findall(r"\w+", found[1])) if found else set()
+
+
 def _shown() -> Iterator[tuple[str, Any]]:
     """Yield each function, class and method that the reference shows, by its name."""
     for package, name, options in ENTRIES:
@@ -49,7 +54,7 @@ def _shown() -> Iterator[tuple[str, Any]]:
         if not inspect.isclass(found):
             continue
         yield name, found
-        hidden = re.search(r":exclude-members:(.*(?:\n    .*)*)", options)
+        hidden = _hidden(options)
         listed = re.search(r"   :members: (.*)", options)
         for kind in found.__mro__:
             if not kind.__module__.startswith("mandrake_sessions"):
@@ -58,7 +63,7 @@ def _shown() -> Iterator[tuple[str, Any]]:
                 if (
                     not member.startswith("_")
                     and (not listed or member in listed[1].split(", "))
-                    and (not hidden or member not in re.split(r"[,\s]+", hidden[1]))
+                    and member not in hidden
                 ):
                     yield f"{name}.{member}", value
 
@@ -75,6 +80,16 @@ def test_a_handle_shows_what_a_host_may_call() -> None:
     members = {name for name, _ in SHOWN if name.startswith("DatabaseHandle.")}
     public = {"path", "options", "sqlalchemy", "backup", "health", "stats", "release"}
     assert members == {f"DatabaseHandle.{name}" for name in public}
+
+
+def test_every_member_that_the_reference_hides_exists() -> None:
+    gone = [
+        f"{name}.{member}"
+        for package, name, options in ENTRIES
+        for member in _hidden(options)
+        if not hasattr(getattr(importlib.import_module(package), name), member)
+    ]
+    assert gone == []
 
 
 def _docstring(found: Any) -> str:

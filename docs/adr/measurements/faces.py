@@ -1,4 +1,4 @@
-"""ADR 0034: what a call of each face and an import take, here and in another checkout, in turns.
+"""ADR 0035: what a call of each face and an import take, here and in another checkout, in turns.
 
 python docs/adr/measurements/faces.py OTHER
 """
