@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import re
 import shlex
 from functools import cache
@@ -14,7 +13,6 @@ import pytest
 from docs_pages import DOCS, PAGES, ROOT, Page
 
 import mandrake_sessions
-from mandrake_sessions import database
 
 README = next(page for page in PAGES if page.name == "README.md")
 GUARANTEES = next(page for page in PAGES if page.name == "docs/guarantees.md")
@@ -74,7 +72,6 @@ def test_nothing_of_a_machine_or_an_index_is_named(page: Page) -> None:
 
 
 @cache
-@functools.cache
 def _tests_of(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -176,11 +173,25 @@ def test_every_decision_has_its_parts() -> None:
     ] == []
 
 
-def test_the_architecture_names_every_module_of_the_database() -> None:
-    modules = {path.stem for path in Path(database.__file__).parent.rglob("*.py")} - {"__init__"}
-    table = re.findall(r"^\| (`.+?`) \|", ARCHITECTURE.text, re.MULTILINE)
-    named = {name for cell in table for name in re.findall(r"`(\w+)`", cell)}
-    assert modules - named == set()
+def _packages() -> dict[str, set[str]]:
+    """Return the modules of each package, by its heading in the architecture."""
+    top = Path(mandrake_sessions.__file__).parent
+    packages: dict[str, set[str]] = {}
+    for path in top.rglob("*.py"):
+        folder = path.parent.relative_to(top).as_posix()
+        heading = "top level" if folder == "." else f"`{folder}/`"
+        packages.setdefault(heading, set()).add(path.stem)
+    return {name: modules - {"__init__", "__main__"} for name, modules in packages.items()}
+
+
+def test_the_architecture_names_the_modules_of_each_package_and_no_others() -> None:
+    named: dict[str, set[str]] = {}
+    _, _, text = ARCHITECTURE.text.partition("## What each package holds")
+    for part in text.partition("\n## ")[0].split("\n### ")[1:]:
+        heading, _, table = part.partition("\n")
+        cells = re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE)
+        named[heading] = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert named == _packages()
 
 
 def test_the_architecture_names_every_event() -> None:
