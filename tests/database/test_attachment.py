@@ -80,7 +80,7 @@ def test_a_file_has_one_attachment_however_many_ask(
     assert set(found) == {handle.file.attachment}
 
 
-def test_a_attachment_lives_as_long_as_its_file(pool: ConnectionPool, path: Path) -> None:
+def test_an_attachment_lives_as_long_as_its_file(pool: ConnectionPool, path: Path) -> None:
     with pool.acquire(path) as handle:
         first = attach(handle)
         with pool.acquire(path) as another:
@@ -92,7 +92,7 @@ def test_a_attachment_lives_as_long_as_its_file(pool: ConnectionPool, path: Path
         first.file.attach(Attachment)
 
 
-def test_each_commit_is_told_while_the_lease_is_held(handle: DatabaseHandle) -> None:
+def test_an_attachment_hears_of_each_commit_while_the_lease_is_held(handle: DatabaseHandle) -> None:
     attachment = attach(handle)
     handle.transact(adding("unit"), delegable=True)
     with handle.write() as tx:
@@ -103,7 +103,7 @@ def test_each_commit_is_told_while_the_lease_is_held(handle: DatabaseHandle) -> 
     assert attachment.held_lease == [True] * 3
 
 
-def test_what_is_read_or_undone_is_not_told(handle: DatabaseHandle) -> None:
+def test_an_attachment_hears_nothing_of_reads_and_rollbacks(handle: DatabaseHandle) -> None:
     attachment = attach(handle)
     keys(handle)
     with pytest.raises(ZeroDivisionError), handle.write() as tx:
@@ -112,7 +112,9 @@ def test_what_is_read_or_undone_is_not_told(handle: DatabaseHandle) -> None:
     assert attachment.told == []
 
 
-def test_a_shared_commit_is_told_once_before_anybody_returns(grouping: DatabaseHandle) -> None:
+def test_an_attachment_hears_of_a_shared_commit_once_before_any_call_returns(
+    grouping: DatabaseHandle,
+) -> None:
     attachment = attach(grouping)
     with Held(grouping, kind="unit"):
         waiting = [
@@ -124,7 +126,7 @@ def test_a_shared_commit_is_told_once_before_anybody_returns(grouping: DatabaseH
     assert attachment.told == ["committed"]
 
 
-def test_a_attachment_that_raises_hurts_no_commit(handle: DatabaseHandle) -> None:
+def test_an_attachment_that_raises_hurts_no_commit(handle: DatabaseHandle) -> None:
     attachment = attach(handle)
     attachment.error = ValueError("of an attachment")
     with capture_logs() as logs:
@@ -134,7 +136,7 @@ def test_a_attachment_that_raises_hurts_no_commit(handle: DatabaseHandle) -> Non
     attachment.error = None
 
 
-def test_a_attachment_writes_last_when_its_file_closes(pool: ConnectionPool, path: Path) -> None:
+def test_an_attachment_writes_last_when_its_file_closes(pool: ConnectionPool, path: Path) -> None:
     with pool.acquire(path) as handle:
         attachment = attach(handle)
         attachment.at_close = lambda: last_write(attachment.file, "last")
@@ -146,7 +148,7 @@ def test_a_attachment_writes_last_when_its_file_closes(pool: ConnectionPool, pat
 
 
 @pytest.mark.parametrize("refused_by", ["a signal's handler", "the closing of the pool"])
-def test_a_attachment_writes_though_all_others_are_refused(
+def test_an_attachment_writes_though_all_others_are_refused(
     make_pool: Callable[..., ConnectionPool], path: Path, refused_by: str
 ) -> None:
     """::
@@ -206,7 +208,7 @@ def test_nothing_new_is_attached_to_a_file_that_is_retired(
             attach(handle)
 
 
-def test_a_attachment_waits_for_its_turn_behind_work_under_way(
+def test_an_attachment_waits_in_the_queue_behind_work_under_way(
     make_pool: Callable[..., ConnectionPool], path: Path
 ) -> None:
     pool = make_pool()
@@ -229,7 +231,7 @@ def test_a_attachment_waits_for_its_turn_behind_work_under_way(
     assert attachment.told == ["close", "committed", "committed"]
 
 
-def test_a_attachment_that_does_not_get_the_lease_does_not_stop_the_closing(
+def test_an_attachment_that_does_not_get_the_lease_does_not_stop_the_closing(
     make_pool: Callable[..., ConnectionPool], path: Path
 ) -> None:
     pool = make_pool(close_timeout=0.4)
@@ -247,7 +249,7 @@ def test_a_attachment_that_does_not_get_the_lease_does_not_stop_the_closing(
 
 
 @pytest.mark.parametrize("error", [ValueError("of an attachment"), PoolClosedError()])
-def test_a_attachment_that_fails_to_close_is_reported_and_the_file_closed(
+def test_an_attachment_that_fails_to_close_is_reported_and_its_file_is_closed(
     make_pool: Callable[..., ConnectionPool], path: Path, error: Exception
 ) -> None:
     pool = make_pool()
@@ -264,7 +266,7 @@ def test_a_attachment_that_fails_to_close_is_reported_and_the_file_closed(
         again.transact(adding("usable"))
 
 
-def test_a_attachment_is_told_when_its_file_is_retired(pool: ConnectionPool, path: Path) -> None:
+def test_an_attachment_hears_that_its_file_is_retired(pool: ConnectionPool, path: Path) -> None:
     with pool.acquire(path) as handle:
         attachment = attach(handle)
         attachment.at_close = lambda: last_write(attachment.file, "last")
@@ -281,7 +283,7 @@ def test_a_attachment_is_told_when_its_file_is_retired(pool: ConnectionPool, pat
             assert keys(another) == set()
 
 
-def test_a_attachment_that_fails_to_retire_does_not_keep_the_file_in_use(
+def test_an_attachment_that_fails_to_retire_does_not_keep_the_file_in_use(
     pool: ConnectionPool, path: Path
 ) -> None:
     with pool.acquire(path) as handle:
@@ -324,7 +326,7 @@ send(Attachment.told)
 """
 
 
-def test_rule_18_a_forked_child_forgets_its_parents_attachment(
+def test_a_forked_child_forgets_the_attachment_of_its_parent(
     path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(FORK, path)
@@ -334,7 +336,9 @@ def test_rule_18_a_forked_child_forgets_its_parents_attachment(
     child.finish()
 
 
-def test_one_who_holds_a_lease_is_told_that_it_cannot_wait(handle: DatabaseHandle) -> None:
+def test_a_thread_that_holds_the_lease_gets_an_error_in_place_of_a_wait_for_it(
+    handle: DatabaseHandle,
+) -> None:
     handle.file.require_no_lease("here")
     with handle.write(), pytest.raises(ReentrantScopeError, match="inner"):
         handle.file.require_no_lease("inner")

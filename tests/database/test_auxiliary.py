@@ -16,7 +16,7 @@ def count(tx: Any) -> int:
     return len(tx.rows(KEYS)) - 3
 
 
-def test_it_is_opened_when_it_is_first_needed(handle: DatabaseHandle) -> None:
+def test_the_auxiliary_connection_is_opened_when_it_is_first_needed(handle: DatabaseHandle) -> None:
     handle.transact(adding("a"))
     assert handle.fetch(count) == 1
     assert open_connections(handle.path) == 1
@@ -24,7 +24,9 @@ def test_it_is_opened_when_it_is_first_needed(handle: DatabaseHandle) -> None:
     assert open_connections(handle.path) == 2
 
 
-def test_many_first_readers_open_it_once(handle: DatabaseHandle, in_threads: Any) -> None:
+def test_many_first_readers_open_the_auxiliary_connection_once(
+    handle: DatabaseHandle, in_threads: Any
+) -> None:
     assert in_threads(8, lambda _: handle.query(count)) == [0] * 8
     assert open_connections(handle.path) == 2
 
@@ -127,7 +129,7 @@ def test_an_invariant_over_two_rows_never_breaks_for_a_reader(handle: DatabaseHa
     assert handle.query(count) == 600
 
 
-def test_what_was_acknowledged_is_seen_by_every_way_of_reading(handle: DatabaseHandle) -> None:
+def test_every_way_of_reading_sees_what_was_acknowledged(handle: DatabaseHandle) -> None:
     for number in range(50):
         handle.transact(adding(f"key {number}"), delegable=True)
         assert handle.query(count) == number + 1

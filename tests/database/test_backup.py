@@ -96,7 +96,7 @@ def names(target: Path) -> list[str]:
 # -- the copy -----------------------------------------------------------------------------------
 
 
-def test_the_copy_stands_by_itself(source: Connection, target: Path) -> None:
+def test_a_copy_needs_no_other_file(source: Connection, target: Path) -> None:
     assert backup(source, target, Budget(10)) == target
 
     assert names(target) == [target.name]
@@ -127,7 +127,9 @@ def test_the_copy_can_be_opened_as_a_database(
     assert copy.value(stamp) == source.value(stamp)
 
 
-def test_what_is_in_the_wal_is_copied(writer: Connection, source: Connection, target: Path) -> None:
+def test_a_backup_copies_what_is_in_the_wal(
+    writer: Connection, source: Connection, target: Path
+) -> None:
     assert source.wal_backlog()[0] > 0
 
     backup(source, target, Budget(10))
@@ -135,7 +137,7 @@ def test_what_is_in_the_wal_is_copied(writer: Connection, source: Connection, ta
     assert rows(target) == 40
 
 
-def test_writers_go_on_and_the_copy_is_of_its_beginning(
+def test_writers_go_on_and_the_copy_has_the_state_of_its_beginning(
     writer: Connection, source: Connection, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A commit after every step: unguarded, SQLite began again 300 times and never ended."""
@@ -157,7 +159,7 @@ def test_writers_go_on_and_the_copy_is_of_its_beginning(
     assert writer.value("SELECT count(*) FROM notes") == 40 + len(told)
 
 
-def test_another_process_writing_all_the_time_does_not_hold_it_up(
+def test_a_backup_ends_though_another_process_writes_all_the_time(
     writer: Connection, source: Connection, target: Path
 ) -> None:
     code = f"""
@@ -233,9 +235,7 @@ def test_the_database_itself_is_refused(
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-journal"])
-def test_a_target_with_a_log_beside_it_is_refused(
-    source: Connection, target: Path, suffix: str
-) -> None:
+def test_a_target_that_has_a_wal_is_refused(source: Connection, target: Path, suffix: str) -> None:
     """SQLite would replay what another database left there into the copy."""
     target.write_bytes(b"")
     log = Path(f"{target}{suffix}")
@@ -272,7 +272,7 @@ with SessionManager(sys.argv[1]) as sessions:
 """
 
 
-def test_what_a_killed_backup_has_left_goes_with_the_next_one(
+def test_the_next_backup_removes_what_a_killed_one_has_left(
     source: Connection, target: Path
 ) -> None:
     """And what another one is making at the moment stays."""
@@ -303,7 +303,7 @@ def test_what_a_killed_backup_has_left_goes_with_the_next_one(
 # -- failures -----------------------------------------------------------------------------------
 
 
-def test_the_time_may_be_up(source: Connection, target: Path) -> None:
+def test_a_backup_without_time_left_leaves_nothing(source: Connection, target: Path) -> None:
     target.write_bytes(b"as it was")
 
     with pytest.raises(BackupError) as caught:
@@ -315,7 +315,7 @@ def test_the_time_may_be_up(source: Connection, target: Path) -> None:
     assert not source.in_transaction()
 
 
-def test_the_callback_may_stop_it(source: Connection, target: Path) -> None:
+def test_an_error_of_the_callback_stops_a_backup(source: Connection, target: Path) -> None:
     def stop(done: int, total: int) -> None:
         # The copy, and the claim of its maker.
         copy, claim = names(target)
@@ -330,7 +330,7 @@ def test_the_callback_may_stop_it(source: Connection, target: Path) -> None:
     assert not source.in_transaction()
 
 
-def test_a_connection_closed_meanwhile_stops_it(
+def test_a_connection_that_is_closed_meanwhile_stops_its_backup(
     source: Connection, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PAGES_PER_STEP", 1)
@@ -406,7 +406,7 @@ def test_readers_do_not_wait_for_the_checks(
 
 
 @pytest.mark.parametrize("ends", ["closing", "timeout"])
-def test_the_checks_are_ended(
+def test_a_timeout_or_a_closing_ends_the_checks_of_a_copy(
     tmp_path: Path,
     make_pool: Callable[..., ConnectionPool],
     monkeypatch: pytest.MonkeyPatch,
@@ -502,13 +502,13 @@ def test_verify_finds_a_damaged_page(source: Connection, target: Path) -> None:
     assert bytearray(target.read_bytes()) == data
 
 
-def test_verify_tells_what_is_no_database(target: Path) -> None:
+def test_verify_refuses_a_file_that_is_no_database(target: Path) -> None:
     target.write_bytes(b"certainly not a database" * 1000)
 
     assert verify(target)
 
 
-def test_verify_tells_of_a_row_without_an_id(target: Path) -> None:
+def test_verify_names_a_row_without_an_id(target: Path) -> None:
     with contextlib.closing(apsw.Connection(str(target))) as raw:
         raw.execute("CREATE TABLE parents (id TEXT PRIMARY KEY) WITHOUT ROWID")
         raw.execute(

@@ -122,7 +122,7 @@ def interrupted_in(code: CodeType, caller: CodeType | None = None) -> Iterator[N
         sys.setprofile(None)
 
 
-def test_rule_23_the_wal_of_a_busy_writer_stays_bounded(make_pool: MakePool, path: Path) -> None:
+def test_the_wal_of_a_busy_writer_stays_bounded(make_pool: MakePool, path: Path) -> None:
     pool = make_pool(database={"checkpoint_frames": 50, "wal_limit_bytes": 400 * FRAME})
     with pool.acquire(path) as handle:
         largest = 0
@@ -136,7 +136,7 @@ def test_rule_23_the_wal_of_a_busy_writer_stays_bounded(make_pool: MakePool, pat
         assert len(keys(handle)) == 6000
 
 
-def test_rule_23_a_writer_faster_than_the_disk_is_held_up(
+def test_a_writer_that_is_faster_than_the_disk_waits_for_a_checkpoint(
     make_pool: MakePool, path: Path, vfs: FaultVFS
 ) -> None:
     """A disk that takes half a second to copy does not make the WAL grow for so long.
@@ -202,16 +202,14 @@ def test_a_short_read_does_not_wait_for_the_sync_of_a_checkpoint(
             may_end.set()
 
 
-def test_rule_23_nothing_is_checkpointed_below_the_threshold(
-    make_pool: MakePool, path: Path
-) -> None:
+def test_nothing_is_checkpointed_below_the_threshold(make_pool: MakePool, path: Path) -> None:
     with make_pool().acquire(path) as handle:
         fill(handle, 20)
         assert handle.stats().checkpoints == 0
         assert handle.stats().pages_written > 40
 
 
-def test_rule_23_no_checkpoint_runs_on_the_writers_connection(
+def test_no_checkpoint_runs_on_the_writers_connection(
     make_pool: MakePool, path: Path, vfs: FaultVFS
 ) -> None:
     """The writer's thread never writes to the database file, only to the WAL."""
@@ -229,7 +227,7 @@ def test_rule_23_no_checkpoint_runs_on_the_writers_connection(
         assert raw_of(handle).pragma("wal_autocheckpoint") == 0
 
 
-def test_rule_23_a_long_reader_only_puts_it_off(make_pool: MakePool, path: Path) -> None:
+def test_a_long_reader_only_puts_a_checkpoint_off(make_pool: MakePool, path: Path) -> None:
     with make_pool(database={"checkpoint_frames": 20}).acquire(path) as handle:
         reading, may_go = threading.Event(), threading.Event()
 
@@ -251,7 +249,7 @@ def test_rule_23_a_long_reader_only_puts_it_off(make_pool: MakePool, path: Path)
 
 
 @pytest.mark.parametrize("by", ["a block", "another process"])
-def test_rule_23_a_checkpoint_that_waits_for_the_writer_keeps_nobody_from_reading(
+def test_readers_go_on_while_a_checkpoint_waits_for_the_writer(
     make_pool: MakePool, path: Path, by: str
 ) -> None:
     """
@@ -293,7 +291,7 @@ def test_rule_23_a_checkpoint_that_waits_for_the_writer_keeps_nobody_from_readin
         assert handle.stats().checkpoints
 
 
-def test_rule_23_a_checkpoint_that_could_not_be_asked_for_is_asked_for_again(
+def test_a_checkpoint_that_could_not_be_requested_is_requested_again(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There can be no thread more for a moment; the one that is asked for later starts it."""
@@ -314,7 +312,7 @@ def test_rule_23_a_checkpoint_that_could_not_be_asked_for_is_asked_for_again(
         until(lambda: handle.stats().checkpoints)
 
 
-def test_rule_18_ctrl_c_where_a_checkpoint_is_asked_for_only_puts_it_off(
+def test_ctrl_c_during_the_request_of_a_checkpoint_only_puts_it_off(
     make_pool: MakePool, path: Path
 ) -> None:
     with make_pool(database={"checkpoint_frames": 20}).acquire(path) as handle:
@@ -327,9 +325,7 @@ def test_rule_18_ctrl_c_where_a_checkpoint_is_asked_for_only_puts_it_off(
         until(lambda: handle.stats().checkpoints)
 
 
-def test_rule_18_ctrl_c_while_a_checkpoint_ends_retires_nothing(
-    make_pool: MakePool, path: Path
-) -> None:
+def test_ctrl_c_while_a_checkpoint_ends_retires_no_file(make_pool: MakePool, path: Path) -> None:
     """A monitor's look heals in its caller's thread, which is the one that gets signals."""
     pool = make_pool(database={"checkpoint_frames": 20})
     with pool.acquire(path) as handle:
@@ -346,7 +342,7 @@ def test_rule_18_ctrl_c_while_a_checkpoint_ends_retires_nothing(
         assert len(keys(handle)) == 41
 
 
-def test_rule_23_who_opens_a_long_log_has_it_copied_with_its_first_commit(
+def test_the_first_commit_after_an_opening_requests_a_checkpoint_of_a_long_wal(
     make_pool: MakePool, ready_path: Path
 ) -> None:
     """Processes that end before they have written enough never ask for a checkpoint."""
@@ -358,7 +354,7 @@ def test_rule_23_who_opens_a_long_log_has_it_copied_with_its_first_commit(
             until(lambda: handle.stats().checkpoints and backlog(other) == 0)
 
 
-def test_rule_22_who_closes_leaves_no_long_log_to_those_that_only_read(
+def test_a_writer_that_closes_leaves_no_long_wal_to_processes_that_only_read(
     make_pool: MakePool, ready_path: Path
 ) -> None:
     pool = make_pool(database={"checkpoint_frames": 30})
@@ -373,7 +369,7 @@ def test_rule_22_who_closes_leaves_no_long_log_to_those_that_only_read(
     assert not wal_of(ready_path).exists()
 
 
-def test_rule_23_a_long_reader_elsewhere_holds_no_writer_up(
+def test_a_long_reader_in_another_process_holds_no_writer_up(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Truncating would wait for it with the write lock held, again and again.
@@ -404,7 +400,7 @@ def test_rule_23_a_long_reader_elsewhere_holds_no_writer_up(
         assert status_of(handle, "checkpoints") is HealthStatus.OK
 
 
-def test_rule_23_a_reader_that_keeps_the_log_from_being_truncated_is_waited_for_once(
+def test_a_writer_waits_only_once_for_a_reader_that_prevents_the_truncation_of_the_wal(
     make_pool: MakePool, path: Path
 ) -> None:
     """It has seen all that there is, so it holds no frame back, and yet the log cannot be cut."""
@@ -419,7 +415,7 @@ def test_rule_23_a_reader_that_keeps_the_log_from_being_truncated_is_waited_for_
             assert status_of(handle, "checkpoints") is HealthStatus.OK
 
 
-def test_rule_23_a_log_that_begins_anew_is_cut(make_pool: MakePool, path: Path) -> None:
+def test_a_wal_that_begins_anew_is_truncated(make_pool: MakePool, path: Path) -> None:
     """Where it could not be truncated, because others read or write all the time."""
     limit = 100 * FRAME
     pool = make_pool(database={"checkpoint_frames": 20, "wal_limit_bytes": limit})
@@ -479,7 +475,7 @@ def reading_here(handle: DatabaseHandle) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("end", ["ends", "is killed", "is a thread", "has seen all there is"])
-def test_a_long_log_is_cut_soon_after_its_reader_though_no_write_follows(
+def test_a_long_wal_is_truncated_soon_after_its_reader_ends_though_no_write_follows(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """The reader keeps the checkpoints from copying, or from cutting what they have copied."""
@@ -510,7 +506,7 @@ def test_a_long_log_is_cut_soon_after_its_reader_though_no_write_follows(
         assert not pool._files.maintenance._waiting
 
 
-def test_a_long_log_that_was_found_at_opening_is_cut_though_nothing_is_written(
+def test_a_long_wal_found_at_opening_is_truncated_though_nothing_is_written(
     make_pool: MakePool, path: Path
 ) -> None:
     limit = 100 * FRAME
@@ -523,7 +519,7 @@ def test_a_long_log_that_was_found_at_opening_is_cut_though_nothing_is_written(
             until(lambda: wal_of(path).stat().st_size <= limit)
 
 
-def test_looking_at_a_long_log_keeps_no_writer_waiting(
+def test_the_checks_of_a_long_wal_keep_no_writer_waiting(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader of another process stays, and the look that would cut the log waits for no lock."""
@@ -541,7 +537,7 @@ def test_looking_at_a_long_log_keeps_no_writer_waiting(
         assert file_of(handle).checkpointer.failure is None
 
 
-def test_rule_23_finishing_the_log_does_not_wait_for_itself(
+def test_the_last_checkpoint_of_a_wal_does_not_wait_for_itself(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has the write lock, on the other connection; truncating would need it too."""
@@ -564,7 +560,7 @@ def test_rule_23_finishing_the_log_does_not_wait_for_itself(
     ("operation", "code"),
     [("write", apsw.SQLITE_IOERR_WRITE), ("write", apsw.SQLITE_FULL), ("sync", apsw.SQLITE_IOERR)],
 )
-def test_rule_15_a_failing_checkpoint_is_a_fact_and_no_error(
+def test_a_failing_checkpoint_is_a_fact_of_health_and_no_error_of_a_write(
     make_pool: MakePool, path: Path, vfs: FaultVFS, operation: str, code: int
 ) -> None:
     pool = make_pool(database={"checkpoint_frames": 20, "vfs": vfs.name})
@@ -587,7 +583,7 @@ def test_rule_15_a_failing_checkpoint_is_a_fact_and_no_error(
         assert status_of(handle, "checkpoints") is HealthStatus.OK
 
 
-def test_rule_23_an_auxiliary_connection_that_cannot_be_opened_only_puts_it_off(
+def test_an_auxiliary_connection_that_cannot_be_opened_only_puts_a_checkpoint_off(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No descriptor is free for a moment; later there is a checkpoint all the same."""
@@ -609,7 +605,7 @@ def test_rule_23_an_auxiliary_connection_that_cannot_be_opened_only_puts_it_off(
         until(lambda: handle.stats().checkpoints)
 
 
-def test_rule_23_a_read_fault_in_a_checkpoint_does_not_end_checkpoints(
+def test_a_read_fault_in_a_checkpoint_does_not_end_checkpoints(
     make_pool: MakePool, path: Path, vfs: FaultVFS
 ) -> None:
     pool = make_pool(database={"checkpoint_frames": 20, "vfs": vfs.name})

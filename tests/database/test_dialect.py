@@ -152,7 +152,7 @@ def test_writing_begins_immediate(connection: Connection, open_file: Open) -> No
         other.execute("BEGIN IMMEDIATE")
 
 
-def test_a_connection_that_only_reads_holds_nobody_up(
+def test_a_connection_that_only_reads_holds_no_writer_up(
     connection: Connection, open_file: Open
 ) -> None:
     with lend(open_file(auxiliary=True), Budget(10), "test") as borrowed:
@@ -200,7 +200,7 @@ def test_values_come_back_as_they_went_in(connection: Connection) -> None:
     assert row._asdict() == {"id": 2, **values}
 
 
-def test_counts_are_of_the_statement(connection: Connection) -> None:
+def test_row_counts_are_those_of_the_statement(connection: Connection) -> None:
     with lend(connection, Budget(10), "test") as borrowed:
         many = [{"text": f"note {number}"} for number in range(5)]
         assert borrowed.execute(sa.insert(notes), many).rowcount == 5
@@ -421,7 +421,7 @@ def test_autocommit_is_refused(connection: Connection) -> None:
             borrowed.execution_options(isolation_level="AUTOCOMMIT")
 
 
-def test_the_connection_behind_it_can_be_told(connection: Connection) -> None:
+def test_the_dbapi_connection_names_the_connection_behind_it(connection: Connection) -> None:
     with lend(connection, Budget(10), "test") as borrowed:
         assert lent_connection(borrowed) is connection
 

@@ -69,7 +69,7 @@ def run(start_child: Callable[..., Any], path: Path, child: str, end: str) -> An
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_rule_18_old_handles_are_refused_in_the_child(
+def test_the_child_refuses_the_handles_of_its_parent(
     start_child: Callable[..., Any], path: Path, end: str
 ) -> None:
     child = run(
@@ -101,7 +101,7 @@ send(error_of(handle.release))
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_rule_18_the_child_may_open_anew(
+def test_the_child_may_open_the_file_anew(
     start_child: Callable[..., Any], path: Path, end: str
 ) -> None:
     child = run(
@@ -125,7 +125,7 @@ del handle
     child.finish()
 
 
-def test_rule_18_health_and_stats_of_an_old_handle_are_refused_too(
+def test_the_child_refuses_health_and_stats_of_an_old_handle_too(
     start_child: Callable[..., Any], path: Path
 ) -> None:
     child = run(
@@ -140,9 +140,7 @@ def test_rule_18_health_and_stats_of_an_old_handle_are_refused_too(
     child.finish()
 
 
-def test_rule_18_the_child_has_locks_of_its_own(
-    start_child: Callable[..., Any], path: Path
-) -> None:
+def test_the_child_takes_its_own_locks(start_child: Callable[..., Any], path: Path) -> None:
     """SQLite's list of open files is inherited: what is in it is not locked once more."""
     child = run(
         start_child,
@@ -162,7 +160,7 @@ pool.close()
     child.finish()
 
 
-def test_rule_18_a_parent_that_closes_first_takes_nothing_from_the_child(
+def test_a_parent_that_closes_first_takes_nothing_from_the_child(
     start_child: Callable[..., Any], path: Path, pool: ConnectionPool
 ) -> None:
     """Were the child without a lock, the parent would take the -wal away from under it.
@@ -200,7 +198,7 @@ send("over")
 
 
 @pytest.mark.parametrize("kind", ["write", "read"])
-def test_rule_18_a_fork_while_another_thread_is_at_work(
+def test_a_child_works_that_is_forked_while_another_thread_is_at_work(
     start_child: Callable[..., Any], path: Path, kind: str
 ) -> None:
     """The child finds the other thread's locks for ever, or waits for the parent, or is refused."""
@@ -244,7 +242,7 @@ pool.close()
     child.finish()
 
 
-def test_rule_18_a_fork_while_every_lock_of_ours_is_held(
+def test_a_child_works_that_is_forked_while_every_lock_of_the_library_is_held(
     start_child: Callable[..., Any], path: Path
 ) -> None:
     """Locks in Python, not in SQLite: the child opens another file at once."""
@@ -289,7 +287,7 @@ pool.close()
     child.finish()
 
 
-def test_rule_18_a_fork_inside_a_transaction_leaves_it_to_the_parent(
+def test_a_fork_inside_a_transaction_leaves_it_to_the_parent(
     start_child: Callable[..., Any], path: Path, pool: ConnectionPool
 ) -> None:
     child = start_child(
@@ -315,7 +313,7 @@ pool.close()
         assert keys(handle) == {"before", "in the block"}
 
 
-def test_rule_18_a_block_left_in_the_child_harms_nobody(
+def test_a_block_that_ends_in_the_child_harms_neither_process(
     start_child: Callable[..., Any], path: Path
 ) -> None:
     """fork inside ``with handle.write()``: the child leaves the block too, by the code's order."""
@@ -345,7 +343,7 @@ pool.close()
     child.finish()
 
 
-def test_rule_18_a_fork_while_the_auxiliary_connection_opens(
+def test_a_child_works_that_is_forked_while_the_auxiliary_connection_opens(
     start_child: Callable[..., Any], path: Path
 ) -> None:
     """Another thread is just opening it: the child must not open the file without locks."""

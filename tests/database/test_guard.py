@@ -84,7 +84,7 @@ def calls(handle: DatabaseHandle) -> dict[str, Callable[[], object]]:
 
 @pytest.mark.parametrize("call", ["transact", "write", "fetch", "query", "sqlalchemy"])
 @pytest.mark.parametrize("move", WAYS)
-def test_rule_19_a_moved_file_is_noticed_by_the_next_lease(
+def test_the_next_lease_notices_a_moved_file(
     make_pool: MakePool, path: Path, move: Callable[[Path], None], call: str
 ) -> None:
     pool = make_pool()
@@ -102,7 +102,7 @@ def test_rule_19_a_moved_file_is_noticed_by_the_next_lease(
 
 
 @pytest.mark.parametrize("move", WAYS)
-def test_rule_19_the_next_acquire_opens_what_is_there_then(
+def test_the_next_acquire_opens_the_file_that_is_there_then(
     make_pool: MakePool, path: Path, tmp_path: Path, move: Callable[[Path], None]
 ) -> None:
     """Nothing of the old file is written into the new one, nor is its -wal removed."""
@@ -134,7 +134,7 @@ def test_rule_19_the_next_acquire_opens_what_is_there_then(
 
 
 @pytest.mark.parametrize("move", WAYS)
-def test_rule_19_an_acquire_alone_notices_it(
+def test_an_acquire_alone_notices_a_moved_file(
     make_pool: MakePool, path: Path, move: Callable[[Path], None]
 ) -> None:
     pool = make_pool()
@@ -148,9 +148,7 @@ def test_rule_19_an_acquire_alone_notices_it(
             old.transact(adding("lost"))
 
 
-def test_rule_19_a_lingering_file_that_was_moved_is_not_handed_out(
-    make_pool: MakePool, path: Path
-) -> None:
+def test_a_lingering_file_that_was_moved_is_not_handed_out(make_pool: MakePool, path: Path) -> None:
     pool = make_pool(linger=3600.0)
     with pool.acquire(path) as handle:
         handle.transact(adding("ours"))
@@ -159,7 +157,9 @@ def test_rule_19_a_lingering_file_that_was_moved_is_not_handed_out(
         assert keys(handle) == {"other's"}
 
 
-def test_rule_19_who_waits_when_it_is_noticed_is_told_too(make_pool: MakePool, path: Path) -> None:
+def test_a_thread_that_waits_when_a_move_is_noticed_gets_the_error_too(
+    make_pool: MakePool, path: Path
+) -> None:
     with make_pool().acquire(path) as handle, Held(handle) as held:
         tasks = [Task(lambda: handle.transact(adding("lost"))) for _ in range(3)]
         queued(handle, 3)
@@ -170,7 +170,7 @@ def test_rule_19_who_waits_when_it_is_noticed_is_told_too(make_pool: MakePool, p
                 task.result()
 
 
-def test_rule_19_a_checkpoint_that_finds_an_idle_file_moved_closes_it_at_once(
+def test_a_checkpoint_that_finds_an_idle_file_moved_closes_it_at_once(
     make_pool: MakePool, path: Path
 ) -> None:
     """The lease that notices it is held by the very thread that would close the file."""
@@ -189,7 +189,7 @@ def test_rule_19_a_checkpoint_that_finds_an_idle_file_moved_closes_it_at_once(
     assert [each for each in descriptors() if str(path) in each] == []
 
 
-def test_rule_29_a_retirement_is_one_event(make_pool: MakePool, path: Path) -> None:
+def test_a_retirement_is_one_event(make_pool: MakePool, path: Path) -> None:
     with make_pool().acquire(path) as handle:
         path.unlink()
         with capture_logs() as logs:
@@ -202,9 +202,7 @@ def test_rule_29_a_retirement_is_one_event(make_pool: MakePool, path: Path) -> N
     assert event["log_level"] == "warning"
 
 
-def test_rule_19_what_was_committed_before_is_in_the_moved_file(
-    make_pool: MakePool, path: Path
-) -> None:
+def test_a_moved_file_has_what_was_committed_before(make_pool: MakePool, path: Path) -> None:
     """With its -wal: moved by somebody who knows that they belong together."""
     pool = make_pool()
     old = pool.acquire(path)
@@ -219,9 +217,7 @@ def test_rule_19_what_was_committed_before_is_in_the_moved_file(
         assert keys(handle) == {"ours"}
 
 
-def test_rule_19_what_was_acknowledged_is_in_the_file_that_was_renamed(
-    make_pool: MakePool, path: Path
-) -> None:
+def test_a_file_that_was_renamed_has_what_was_acknowledged(make_pool: MakePool, path: Path) -> None:
     """Its -wal stayed behind under the old name; our connection still has both."""
     pool = make_pool()
     old = pool.acquire(path)
@@ -235,7 +231,7 @@ def test_rule_19_what_was_acknowledged_is_in_the_file_that_was_renamed(
         assert keys(handle) == {"ours"}
 
 
-def test_rule_01_a_second_sqlite_library_is_found(start_child: Callable[..., Any]) -> None:
+def test_a_second_sqlite_library_is_found(start_child: Callable[..., Any]) -> None:
     child = start_child(
         """
 from mandrake_sessions.database.sqlite_library import second_sqlite
@@ -249,7 +245,7 @@ send(second_sqlite())
     child.finish()
 
 
-def test_rule_01_where_maps_are_not_told_the_module_stands_for_it(
+def test_without_a_list_of_mapped_files_the_standard_module_counts_as_a_second_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def no_maps(*_: object, **__: object) -> None:
@@ -262,17 +258,17 @@ def test_rule_01_where_maps_are_not_told_the_module_stands_for_it(
     assert sqlite_library.second_sqlite() == os.__file__
 
 
-def test_rule_01_importing_the_library_loads_no_second_sqlite() -> None:
+def test_importing_the_library_loads_no_second_sqlite() -> None:
     script = "import sys, mandrake_sessions; print([m for m in sys.modules if 'sqlite3' in m])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert done.stdout.strip() == b"[]"
 
 
-def test_the_place_of_a_call_is_the_hosts() -> None:
+def test_the_place_of_a_call_is_a_line_of_the_host() -> None:
     assert f"{__file__}:" in caller_outside()
 
 
-def test_locks_are_unchanged_by_every_public_call(make_pool: MakePool, path: Path) -> None:
+def test_every_public_call_leaves_the_locks_unchanged(make_pool: MakePool, path: Path) -> None:
     """``/proc/locks``: closing any descriptor of the file would drop all of them."""
     pool = make_pool(linger=3600.0)
     with pool.acquire(path) as handle:

@@ -124,7 +124,7 @@ def settle(handle: DatabaseHandle) -> None:
     assert file_of(handle).checkpointer.backlog == 0
 
 
-def test_rule_27_a_healthy_database(handle: DatabaseHandle) -> None:
+def test_a_healthy_database_passes_every_check(handle: DatabaseHandle) -> None:
     report = handle.health()
     assert report.status is HealthStatus.OK
     assert report.is_usable
@@ -134,7 +134,7 @@ def test_rule_27_a_healthy_database(handle: DatabaseHandle) -> None:
     assert "0001" in check(report, "schema").detail
 
 
-def test_rule_27_looking_takes_about_a_millisecond(handle: DatabaseHandle) -> None:
+def test_a_check_of_health_takes_about_a_millisecond(handle: DatabaseHandle) -> None:
     handle.health()
     times = []
     for _ in range(20):
@@ -144,7 +144,7 @@ def test_rule_27_looking_takes_about_a_millisecond(handle: DatabaseHandle) -> No
     assert min(times) < 0.005
 
 
-def test_rule_28_looking_changes_nothing(handle: DatabaseHandle) -> None:
+def test_a_check_of_health_changes_nothing(handle: DatabaseHandle) -> None:
     handle.transact(adding("a"))
     keys(handle)
     before = digests(handle.path)
@@ -154,7 +154,7 @@ def test_rule_28_looking_changes_nothing(handle: DatabaseHandle) -> None:
     assert raw_of(handle).total_changes() == changes
 
 
-def test_rule_28_a_foreign_writer_is_degraded(
+def test_a_foreign_writer_makes_health_degraded(
     handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
 ) -> None:
     hold_write_lock(handle.path)
@@ -168,7 +168,7 @@ def test_rule_28_a_foreign_writer_is_degraded(
     assert "holds the write lock" in check(report, "writing").detail
 
 
-def test_rule_28_a_busy_thread_of_ours_is_degraded(handle: DatabaseHandle) -> None:
+def test_a_busy_thread_of_this_process_makes_health_degraded(handle: DatabaseHandle) -> None:
     with Held(handle):
         report = handle.health()
     assert report.status is HealthStatus.DEGRADED
@@ -176,7 +176,7 @@ def test_rule_28_a_busy_thread_of_ours_is_degraded(handle: DatabaseHandle) -> No
     assert handle.health().status is HealthStatus.OK
 
 
-def test_rule_28_a_busy_reader_of_ours_is_degraded(handle: DatabaseHandle) -> None:
+def test_a_busy_reader_of_this_process_makes_health_degraded(handle: DatabaseHandle) -> None:
     with handle.read():
         report = Task(handle.health).result()
     assert report.status is HealthStatus.DEGRADED
@@ -184,7 +184,7 @@ def test_rule_28_a_busy_reader_of_ours_is_degraded(handle: DatabaseHandle) -> No
 
 
 @pytest.mark.parametrize("first", ["health", "a write"])
-def test_rule_19_another_database_copied_over_the_file_is_seen_by_its_stamp(
+def test_the_stamp_shows_another_database_that_was_copied_over_the_file(
     make_pool: MakePool, path: Path, first: str
 ) -> None:
     """The live connection shows the old pages from its cache."""
@@ -205,7 +205,7 @@ def test_rule_19_another_database_copied_over_the_file_is_seen_by_its_stamp(
         assert "header" in bad(report)
 
 
-def test_rule_19_garbage_in_the_file_is_seen(make_pool: MakePool, path: Path) -> None:
+def test_health_names_garbage_in_the_file(make_pool: MakePool, path: Path) -> None:
     with make_pool().acquire(path) as handle:
         settle(handle)
         run(GARBAGE, path)
@@ -214,7 +214,7 @@ def test_rule_19_garbage_in_the_file_is_seen(make_pool: MakePool, path: Path) ->
         assert bad(report) & {"reading", "header"}
 
 
-def test_rule_19_a_truncated_file_is_seen(make_pool: MakePool, path: Path) -> None:
+def test_health_names_a_truncated_file(make_pool: MakePool, path: Path) -> None:
     with make_pool().acquire(path) as handle:
         settle(handle)
         run(TRUNCATE, path)
@@ -222,7 +222,7 @@ def test_rule_19_a_truncated_file_is_seen(make_pool: MakePool, path: Path) -> No
         assert check(report, "size").status is HealthStatus.FAILED
 
 
-def test_rule_19_a_moved_file_is_seen(make_pool: MakePool, path: Path) -> None:
+def test_health_names_a_moved_file(make_pool: MakePool, path: Path) -> None:
     with make_pool().acquire(path) as handle:
         keys(handle)
         path.unlink()
@@ -235,20 +235,20 @@ def test_rule_19_a_moved_file_is_seen(make_pool: MakePool, path: Path) -> None:
 @pytest.mark.parametrize(
     ("pragma", "value"), [("synchronous", 0), ("foreign_keys", 0), ("wal_autocheckpoint", 1000)]
 )
-def test_rule_27_a_lost_pragma_is_named(handle: DatabaseHandle, pragma: str, value: int) -> None:
+def test_health_names_a_lost_pragma(handle: DatabaseHandle, pragma: str, value: int) -> None:
     raw_of(handle).pragma(pragma, value)
     report = handle.health()
     assert bad(report) == {"settings"}
     assert pragma in check(report, "settings").detail
 
 
-def test_rule_12_the_auxiliary_connection_that_may_write_is_seen(handle: DatabaseHandle) -> None:
+def test_health_names_an_auxiliary_connection_that_may_write(handle: DatabaseHandle) -> None:
     keys(handle)
     file_of(handle).leased_connections()[1].connection.raw.pragma("query_only", 0)
     assert bad(handle.health()) == {"settings_auxiliary"}
 
 
-def test_rule_01_a_second_sqlite_is_seen(start_child: Callable[..., Any], path: Path) -> None:
+def test_health_names_a_second_sqlite(start_child: Callable[..., Any], path: Path) -> None:
     child = start_child(
         """
 from mandrake_sessions import ConnectionPool
@@ -268,7 +268,7 @@ with ConnectionPool() as pool, pool.acquire(sys.argv[1]) as handle:
     child.finish()
 
 
-def test_a_disk_that_is_nearly_full_is_degraded(
+def test_a_nearly_full_disk_makes_health_degraded(
     handle: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "free_bytes", lambda _path: 1_000_000)
@@ -277,12 +277,12 @@ def test_a_disk_that_is_nearly_full_is_degraded(
     assert bad(handle.health()) == {"disk"}
 
 
-def test_a_schema_of_another_revision_is_seen(handle: DatabaseHandle) -> None:
+def test_health_names_a_schema_of_another_revision(handle: DatabaseHandle) -> None:
     raw_of(handle).execute("UPDATE alembic_version SET version_num = '9999'")
     assert bad(handle.health()) == {"schema"}
 
 
-def test_a_missing_table_is_seen(handle: DatabaseHandle) -> None:
+def test_health_names_a_missing_table(handle: DatabaseHandle) -> None:
     raw_of(handle).execute("DROP TABLE workspaces")
     (check,) = [each for each in handle.health().checks if each.name == "schema"]
     assert check.status is HealthStatus.FAILED
@@ -307,7 +307,7 @@ def damaged(make_pool: MakePool, path: Path) -> Any:
 
 
 @pytest.mark.parametrize("way", ["transact", "write", "fetch", "query", "read"])
-def test_rule_25_corruption_is_a_latch(damaged: DatabaseHandle, way: str) -> None:
+def test_corruption_is_a_latch(damaged: DatabaseHandle, way: str) -> None:
     def work(tx: Any) -> None:
         tx.rows(KEYS)
 
@@ -372,13 +372,13 @@ def test_each_level_has_its_checks(handle: DatabaseHandle) -> None:
         handle.health(timeout=-1.0)
 
 
-def test_what_is_wrong_comes_with_advice(handle: DatabaseHandle) -> None:
+def test_each_problem_comes_with_advice(handle: DatabaseHandle) -> None:
     raw_of(handle).pragma("synchronous", 0)
     assert "HealthMonitor" in check(handle.health(), "settings").advice
     assert set(checks._ADVICE) >= CHECKS | {"lease", "reading", "pages", "references", "integrity"}
 
 
-def test_advice_is_of_the_cause(make_pool: MakePool, path: Path) -> None:
+def test_the_advice_is_that_for_the_cause(make_pool: MakePool, path: Path) -> None:
     with make_pool().acquire(path) as handle:
         keys(handle)
         path.rename(path.with_name("elsewhere"))
@@ -404,7 +404,7 @@ def test_sizes_are_shown_as_people_read_them(count: int, shown: str) -> None:
     assert readable_size(count) == shown
 
 
-def test_rule_7_the_lease_level_touches_no_connection_that_somebody_holds(
+def test_the_lease_level_touches_no_connection_that_a_thread_holds(
     handle: DatabaseHandle,
 ) -> None:
     with Held(handle):
@@ -414,7 +414,7 @@ def test_rule_7_the_lease_level_touches_no_connection_that_somebody_holds(
     assert handle.health(HealthLevel.LEASE).status is HealthStatus.OK
 
 
-def test_rule_19_the_lease_level_sees_a_moved_file(handle: DatabaseHandle) -> None:
+def test_the_lease_level_sees_a_moved_file(handle: DatabaseHandle) -> None:
     handle.path.rename(handle.path.with_name("elsewhere"))
     assert bad(handle.health(HealthLevel.LEASE)) == {"file", "lease"}
 
@@ -435,7 +435,7 @@ def test_a_file_that_is_gone_is_a_report_at_every_level(
     assert not names(report) & {"log", "locks", "second_opener"}
 
 
-def test_health_is_asked_of_what_is_open(
+def test_health_is_asked_of_open_files_only(
     make_pool: MakePool, path: Path, start_child: Callable[..., Any]
 ) -> None:
     pool = make_pool()
@@ -475,7 +475,7 @@ pool.close()
 # -- thorough and full ----------------------------------------------------------------------
 
 
-def test_rule_27_nobody_waits_for_a_thorough_look(handle: DatabaseHandle) -> None:
+def test_no_thread_waits_for_a_thorough_check(handle: DatabaseHandle) -> None:
     with file_of(handle).inspecting(Budget(20.0)) as connection:
         connection.execute("BEGIN; SELECT count(*) FROM meta").fetchall()
         handle.transact(adding("written"), timeout=1.0)
@@ -483,7 +483,7 @@ def test_rule_27_nobody_waits_for_a_thorough_look(handle: DatabaseHandle) -> Non
         file_of(handle).checkpoint()
 
 
-def test_rule_22_a_thorough_look_is_interrupted_by_closing(make_pool: MakePool, path: Path) -> None:
+def test_closing_interrupts_a_thorough_check(make_pool: MakePool, path: Path) -> None:
     pool = make_pool()
     handle = pool.acquire(path)
     inside = threading.Event()
@@ -501,7 +501,7 @@ def test_rule_22_a_thorough_look_is_interrupted_by_closing(make_pool: MakePool, 
     assert open_connections(path) == 0
 
 
-def test_rule_9_a_thorough_look_ends_at_its_deadline(handle: DatabaseHandle) -> None:
+def test_a_thorough_check_ends_at_its_deadline(handle: DatabaseHandle) -> None:
     with (
         pytest.raises(DatabaseBusyError),
         file_of(handle).inspecting(Budget(0.05)) as connection,
@@ -510,7 +510,7 @@ def test_rule_9_a_thorough_look_ends_at_its_deadline(handle: DatabaseHandle) -> 
     assert handle.health(HealthLevel.THOROUGH).status is HealthStatus.OK
 
 
-def test_a_check_without_time_is_degraded(handle: DatabaseHandle) -> None:
+def test_a_check_without_time_makes_health_degraded(handle: DatabaseHandle) -> None:
     """Not failed: nothing is known."""
     handle.transact(lambda tx: [add(tx, f"{n}", "x" * 3000) for n in range(3000)])
     report = handle.health(HealthLevel.FULL, timeout=0.0)
@@ -522,7 +522,7 @@ def test_a_check_without_time_is_degraded(handle: DatabaseHandle) -> None:
     }
 
 
-def test_looking_again_and_again_leaves_nothing_open(handle: DatabaseHandle) -> None:
+def test_repeated_checks_leave_nothing_open(handle: DatabaseHandle) -> None:
     for level in HealthLevel:
         handle.health(level)
     before, names_before = len(descriptors()), sorted(os.listdir(handle.path.parent))
@@ -549,7 +549,7 @@ def test_broken_references_are_named(handle: DatabaseHandle) -> None:
     assert report.is_usable
 
 
-def test_a_full_look_needs_space_for_a_copy(
+def test_a_full_check_needs_space_for_a_copy(
     handle: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "free_bytes", lambda _path: 100_000)
@@ -558,14 +558,14 @@ def test_a_full_look_needs_space_for_a_copy(
     assert report.is_usable
 
 
-def test_rule_25_damage_is_found_by_a_look_at_every_page(damaged: DatabaseHandle) -> None:
+def test_a_check_of_every_page_finds_damage(damaged: DatabaseHandle) -> None:
     assert damaged.health().is_usable
     assert "pages" in bad(damaged.health(HealthLevel.THOROUGH))
     assert "integrity" in bad(damaged.health(HealthLevel.FULL))
     assert [name for name in os.listdir(damaged.path.parent) if ".partial-" in name] == []
 
 
-def test_rule_28_a_checkpoint_that_stands_half_way_is_no_damage(
+def test_a_half_finished_checkpoint_is_no_damage(
     make_pool: MakePool, path: Path, vfs: FaultVFS
 ) -> None:
     """It writes the first page, which tells the size, before the last ones; so does a kill."""
@@ -582,7 +582,7 @@ def test_rule_28_a_checkpoint_that_stands_half_way_is_no_damage(
 
 
 @pytest.mark.parametrize("reader", [False, True], ids=["alone", "a reader holds frames back"])
-def test_rule_28_wherever_a_checkpoint_stands_the_size_is_right(
+def test_the_size_is_right_at_every_step_of_a_checkpoint(
     make_pool: MakePool, path: Path, vfs: FaultVFS, reader: bool
 ) -> None:
     """What the file lacks is in the log: pages of every kind, also those freed when hardly made."""
@@ -615,7 +615,7 @@ def test_rule_28_wherever_a_checkpoint_stands_the_size_is_right(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc/locks")
-def test_a_lock_that_stays_is_told_once_while_others_come_and_go(
+def test_a_lock_that_stays_is_reported_once_while_others_come_and_go(
     tmp_path: Path, start_child: Callable[..., Any]
 ) -> None:
     """The kernel tells its table page by page."""

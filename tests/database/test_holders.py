@@ -149,7 +149,7 @@ def test_a_file_that_is_open_elsewhere_is_not_removed_and_its_user_is_named(
     child.finish()
 
 
-def test_what_waited_for_its_own_process_names_no_other(
+def test_a_wait_for_a_thread_of_the_same_process_names_no_other_process(
     handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
 ) -> None:
     """The write lock is this process's own then."""
@@ -180,7 +180,7 @@ def test_waiting_for_a_stopped_process_takes_less_than_a_hundredth_of_a_core(
     assert child.receive() == "gone"
 
 
-def test_a_holder_that_does_not_commit_is_never_looked_at_without_pauses(tmp_path: Path) -> None:
+def test_a_wait_for_a_holder_that_does_not_commit_never_spins(tmp_path: Path) -> None:
     log = tmp_path / "db.sqlite-wal"
     log.write_bytes(b"frames")
     for waited in (0.0, 0.01, 0.4, 1.05, 60.0):
@@ -188,7 +188,7 @@ def test_a_holder_that_does_not_commit_is_never_looked_at_without_pauses(tmp_pat
     assert Rhythm(tmp_path / "no log", monotonic()).pause() >= 0.001
 
 
-def test_a_holder_that_commits_is_looked_at_without_pauses_when_the_next_is_due(
+def test_a_wait_for_a_holder_that_commits_spins_when_the_next_commit_is_due(
     tmp_path: Path,
 ) -> None:
     """The log is written after 0.1 s, and again after 0.2: the third time is due at 0.3."""
@@ -215,7 +215,7 @@ def test_a_holder_that_commits_is_looked_at_without_pauses_when_the_next_is_due(
     }
 
 
-def test_a_wait_beside_a_holder_that_ends_is_over_soon(
+def test_a_wait_ends_soon_after_the_holder_has_ended(
     handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     child = hold_write_lock(path, 1.0)

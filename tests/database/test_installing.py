@@ -89,7 +89,7 @@ def structure(raw: apsw.Connection) -> dict[str, Any]:
 # -- what is made -------------------------------------------------------------------------------
 
 
-def test_a_new_file_is_that_of_all_migrations_to_the_letter(
+def test_a_new_file_has_the_schema_of_all_migrations_to_the_letter(
     pool: ConnectionPool, open_file: Callable[[str], Connection], tmp_path: Path
 ) -> None:
     """Salvage reads by position, so the order of the columns counts too."""
@@ -113,7 +113,7 @@ def test_the_compiled_revisions_are_those_of_the_scripts() -> None:
 
 
 @pytest.mark.parametrize("way", ["whole", "installed"])
-def test_each_new_file_is_marked_as_ours_and_itself(
+def test_each_new_file_has_the_application_id_and_its_own_stamp(
     pool: ConnectionPool, tmp_path: Path, way: str
 ) -> None:
     stamps = set()

@@ -35,7 +35,7 @@ def waiting(queue: LeaseQueue, seconds: float = 20.0, **options: Any) -> Task[No
     return task
 
 
-def test_rule_08_twenty_waiters_get_the_lease_in_the_order_they_came(queue: LeaseQueue) -> None:
+def test_twenty_waiters_get_the_lease_in_their_order_of_arrival(queue: LeaseQueue) -> None:
     order: list[int] = []
 
     def work(number: int) -> None:
@@ -55,7 +55,7 @@ def test_rule_08_twenty_waiters_get_the_lease_in_the_order_they_came(queue: Leas
     assert queue.holder == 0
 
 
-def test_rule_07_never_more_than_one_holder(queue: LeaseQueue) -> None:
+def test_the_lease_never_has_two_holders(queue: LeaseQueue) -> None:
     inside = 0
     most = 0
 
@@ -75,7 +75,7 @@ def test_rule_07_never_more_than_one_holder(queue: LeaseQueue) -> None:
     assert queue.waiting == 0
 
 
-def test_rule_08_a_free_lease_goes_to_nobody_who_would_overtake(queue: LeaseQueue) -> None:
+def test_a_free_lease_goes_to_no_thread_that_would_overtake_a_waiter(queue: LeaseQueue) -> None:
     queue.acquire(Budget(1), "first")
     task = waiting(queue)
     assert not queue.try_acquire("overtake")
@@ -84,7 +84,7 @@ def test_rule_08_a_free_lease_goes_to_nobody_who_would_overtake(queue: LeaseQueu
     assert queue.holder == task.thread.ident
 
 
-def test_rule_08_the_deadline_ends_the_wait_in_time(queue: LeaseQueue) -> None:
+def test_the_deadline_ends_the_wait_in_time(queue: LeaseQueue) -> None:
     queue.acquire(Budget(1), "first")
     errors = ends_in_time(lambda: Task(lambda: queue.acquire(Budget(0.2), "late")).result(), 0.2)
     assert errors[-1].phase == "queue"
@@ -94,7 +94,7 @@ def test_rule_08_the_deadline_ends_the_wait_in_time(queue: LeaseQueue) -> None:
     assert queue.waiting == 0
 
 
-def test_rule_08_a_waiter_that_timed_out_is_never_given_the_lease(queue: LeaseQueue) -> None:
+def test_a_waiter_that_timed_out_never_gets_the_lease(queue: LeaseQueue) -> None:
     queue.acquire(Budget(1), "first")
     late = waiting(queue, 0.05)
     next_one = waiting(queue)
@@ -105,7 +105,7 @@ def test_rule_08_a_waiter_that_timed_out_is_never_given_the_lease(queue: LeaseQu
     assert queue.holder == next_one.thread.ident
 
 
-def test_rule_08_a_lease_that_comes_with_the_deadline_is_taken(queue: LeaseQueue) -> None:
+def test_a_lease_that_comes_with_the_deadline_is_taken(queue: LeaseQueue) -> None:
     """The wait ends by time; before the waiter can leave the queue, the lease is granted.
 
     ::
@@ -132,7 +132,7 @@ def test_rule_08_a_lease_that_comes_with_the_deadline_is_taken(queue: LeaseQueue
     assert queue.timeouts == 0
 
 
-def test_rule_08_a_refusal_that_comes_with_the_deadline_is_told(queue: LeaseQueue) -> None:
+def test_a_refusal_that_comes_with_the_deadline_is_raised(queue: LeaseQueue) -> None:
     queue.acquire(Budget(1), "first")
     at_the_deadline, refused = threading.Event(), threading.Event()
     withdraw = queue._withdraw
@@ -152,7 +152,7 @@ def test_rule_08_a_refusal_that_comes_with_the_deadline_is_told(queue: LeaseQueu
     assert queue.waiting == 0
 
 
-def test_rule_08_a_waiter_that_withdrew_first_is_passed_over(queue: LeaseQueue) -> None:
+def test_a_waiter_that_withdrew_first_is_passed_over(queue: LeaseQueue) -> None:
     queue.acquire(Budget(1), "first")
     gone = Waiter(Budget(20), "gone", None)
     queue._waiters.append(gone)
@@ -164,13 +164,15 @@ def test_rule_08_a_waiter_that_withdrew_first_is_passed_over(queue: LeaseQueue) 
     assert queue.holder == next_one.thread.ident
 
 
-def test_a_budget_of_nothing_takes_what_is_free(queue: LeaseQueue) -> None:
+def test_a_budget_of_zero_takes_a_free_lease(queue: LeaseQueue) -> None:
     queue.acquire(Budget(0), "free")
     with pytest.raises(DatabaseBusyError):
         Task(lambda: queue.acquire(Budget(0), "taken")).result()
 
 
-def test_refusing_lets_those_who_wait_go_on_unless_it_is_told_otherwise(queue: LeaseQueue) -> None:
+def test_a_queue_that_refuses_lets_its_waiters_go_on_unless_asked_otherwise(
+    queue: LeaseQueue,
+) -> None:
     queue.acquire(Budget(1), "first")
     waiter = waiting(queue)
     queue.refuse(PoolClosedError, waiters_too=False)
@@ -196,7 +198,7 @@ def test_refusing_wakes_every_waiter_with_an_error_of_its_own(queue: LeaseQueue)
     assert queue.holder == 0
 
 
-def test_who_closes_gets_the_lease_of_a_queue_that_refuses(queue: LeaseQueue) -> None:
+def test_the_closing_thread_gets_the_lease_of_a_queue_that_refuses(queue: LeaseQueue) -> None:
     queue.acquire(Budget(1), "first")
     queue.refuse(PoolClosedError, waiters_too=False)
     closer = waiting(queue, even_refused=True)
@@ -205,7 +207,7 @@ def test_who_closes_gets_the_lease_of_a_queue_that_refuses(queue: LeaseQueue) ->
     assert queue.holder == closer.thread.ident
 
 
-def test_rule_17_only_the_first_waiter_s_work_is_taken(queue: LeaseQueue) -> None:
+def test_only_the_work_of_the_first_waiter_is_taken(queue: LeaseQueue) -> None:
     """Work behind one that must have the lease itself would overtake it."""
     queue.acquire(Budget(1), "first")
     alone = waiting(queue)
@@ -218,7 +220,7 @@ def test_rule_17_only_the_first_waiter_s_work_is_taken(queue: LeaseQueue) -> Non
     assert not worker.is_over
 
 
-def test_rule_17_work_that_was_taken_is_waited_for_past_the_deadline(queue: LeaseQueue) -> None:
+def test_a_waiter_whose_work_was_taken_waits_past_its_deadline(queue: LeaseQueue) -> None:
     """::
 
     waiter   acquire ─ deadline ......................... outcome
@@ -242,7 +244,7 @@ def test_rule_17_work_that_was_taken_is_waited_for_past_the_deadline(queue: Leas
     assert queue.timeouts == 0
 
 
-def test_rule_08_work_whose_deadline_has_passed_is_not_taken(queue: LeaseQueue) -> None:
+def test_work_whose_deadline_has_passed_is_not_taken(queue: LeaseQueue) -> None:
     queue.acquire(Budget(1), "first")
     late = Waiter(Budget(0), "late", nothing)
     queue._waiters.append(late)
@@ -250,7 +252,7 @@ def test_rule_08_work_whose_deadline_has_passed_is_not_taken(queue: LeaseQueue) 
     assert queue._withdraw(late)
 
 
-def test_rule_08_work_that_was_withdrawn_is_never_done(queue: LeaseQueue) -> None:
+def test_work_that_was_withdrawn_is_never_done(queue: LeaseQueue) -> None:
     queue.acquire(Budget(1), "first")
     with pytest.raises(DatabaseBusyError):
         waiting(queue, 0.05, work=nothing).result()
@@ -262,7 +264,7 @@ def nothing(_tx: object) -> None:
 
 
 @pytest.mark.parametrize("stop_at", range(1, 4))
-def test_rule_18_an_interruption_anywhere_in_the_queue_leaves_nobody_in_it(
+def test_an_interruption_anywhere_in_the_queue_leaves_no_waiter_in_it(
     queue: LeaseQueue, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     """Ctrl-C runs its handler after any call: the clock stands for all of them here.
@@ -293,7 +295,7 @@ def test_rule_18_an_interruption_anywhere_in_the_queue_leaves_nobody_in_it(
     assert queue.holder == 0
 
 
-def test_rule_18_ctrl_c_while_waiting_leaves_the_queue(
+def test_a_waiter_that_gets_ctrl_c_leaves_the_queue(
     start_child: Callable[..., Any], path: Path
 ) -> None:
     child = start_child(
@@ -342,7 +344,7 @@ def member(failure: BaseException | None = None) -> Waiter:
     return waiter
 
 
-def test_rule_17_a_group_is_bounded_in_count_and_in_time() -> None:
+def test_a_group_is_bounded_in_count_and_in_time() -> None:
     group = Group(3, 600)
     assert not group.is_full
     group.members.append(member())
@@ -353,7 +355,7 @@ def test_rule_17_a_group_is_bounded_in_count_and_in_time() -> None:
     assert Group(1000, 0).is_full
 
 
-def test_rule_17_every_member_learns_how_its_group_ended() -> None:
+def test_every_member_learns_how_its_group_ended() -> None:
     own = ValueError("its own")
     group = Group(10, 600)
     group.members += [member(), member(own), member()]
@@ -372,7 +374,7 @@ def test_rule_17_every_member_learns_how_its_group_ended() -> None:
             each.outcome()
 
 
-def test_rule_17_a_group_that_committed_gives_everybody_their_result() -> None:
+def test_a_group_that_committed_gives_each_member_its_result() -> None:
     group = Group(10, 600)
     group.members.append(member())
     group.members[0].result = 17
@@ -382,7 +384,7 @@ def test_rule_17_a_group_that_committed_gives_everybody_their_result() -> None:
     assert group.members[0].outcome() == 17
 
 
-def test_rule_17_ctrl_c_while_waiting_for_the_outcome_comes_after_it() -> None:
+def test_ctrl_c_during_the_wait_for_an_outcome_is_raised_after_it() -> None:
     class Interrupted:
         looked = 0
 

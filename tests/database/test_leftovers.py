@@ -110,7 +110,7 @@ def kill_leftovers_again(database: Path) -> None:
 
 @pytest.mark.parametrize("remove", [open_it, acquire_it, back_it_up, check_it, delete_it])
 @pytest.mark.parametrize("script", [HEALTH, BACKUP, COPY_BEFORE_MIGRATION, RESTORE, SALVAGE])
-def test_what_a_killed_process_has_left_is_removed_by_the_next_use(
+def test_the_next_use_removes_what_a_killed_process_has_left(
     database: Path,
     pool: ConnectionPool,
     start_child: Any,
@@ -140,7 +140,7 @@ def test_what_a_killed_process_has_left_is_removed_by_the_next_use(
 
 
 @pytest.mark.parametrize("script", [HEALTH, BACKUP, RESTORE])
-def test_what_a_living_process_makes_stays(
+def test_the_unfinished_files_of_a_living_process_stay(
     database: Path, pool: ConnectionPool, start_child: Any, script: str
 ) -> None:
     other = database.with_name("other.sqlite")
@@ -198,7 +198,7 @@ with SessionManager(sys.argv[1]) as sessions:
     assert names(database) == set()
 
 
-def test_the_doctor_names_what_is_left_with_its_size(
+def test_the_doctor_names_leftovers_with_their_size(
     database: Path, pool: ConnectionPool, start_child: Any
 ) -> None:
     kill_at_it(start_child, HEALTH, database, database.with_name("other.sqlite"))
@@ -216,7 +216,7 @@ def test_the_doctor_names_what_is_left_with_its_size(
     assert partials(database) == before
 
 
-def test_a_backup_removes_what_an_earlier_one_of_another_name_has_left(
+def test_a_backup_removes_what_an_earlier_one_under_another_name_has_left(
     database: Path, pool: ConnectionPool, start_child: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "backups").mkdir()

@@ -68,7 +68,7 @@ def test_a_task_that_raises_harms_no_other_though_it_cannot_be_logged(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_has_ended_is_started_again_and_goes_on_with_what_waits(
+def test_a_thread_that_has_ended_is_started_again_and_does_the_waiting_tasks(
     maintenance: Maintenance,
 ) -> None:
     may_end, waited = threading.Event(), threading.Event()
@@ -86,7 +86,7 @@ def test_a_thread_that_has_ended_is_started_again_and_goes_on_with_what_waits(
     until_set(waited)
 
 
-def test_rule_18_ctrl_c_while_the_thread_starts_leaves_one_thread(
+def test_ctrl_c_while_the_thread_starts_leaves_one_thread(
     maintenance: Maintenance,
 ) -> None:
     """

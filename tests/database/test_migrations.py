@@ -178,7 +178,7 @@ def test_the_schema_names_the_newest_script() -> None:
     assert ScriptDirectory(str(revisions.script_location())).get_heads() == [HEAD]
 
 
-def test_a_new_file_is_marked_as_ours(database: Connection) -> None:
+def test_a_new_file_has_the_application_id(database: Connection) -> None:
     facts = dict(database.query_all("SELECT key, value FROM meta"))
 
     assert database.value("PRAGMA application_id") == APPLICATION_ID
@@ -251,7 +251,7 @@ assert not {{"alembic", "sqlalchemy"}} & sys.modules.keys()
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
 
 
-def test_offline_sql_makes_a_file_that_is_ours(open_file: Open, tmp_path: Path) -> None:
+def test_offline_sql_makes_a_file_with_the_application_id(open_file: Open, tmp_path: Path) -> None:
     script = migrate.offline_sql("upgrade")
     # Inside the transaction it would do nothing.
     assert script.index("PRAGMA foreign_keys=OFF;") < script.index("BEGIN;")
@@ -414,7 +414,7 @@ def test_steps_are_not_interrupted_at_the_deadline(
     assert database.value("SELECT count(*) FROM late") == 0
 
 
-def test_a_full_disk_is_not_the_migrations_fault(
+def test_a_full_disk_is_no_migration_error(
     database: Connection, scripts: Callable[..., Path]
 ) -> None:
     before = contents_of(database)
@@ -441,7 +441,7 @@ def test_rebuilding_a_parent_keeps_its_children(
     assert head.current(database) == "next"
 
 
-def test_the_canary_dies_with_foreign_keys_on(database: Connection) -> None:
+def test_the_canary_row_is_lost_where_foreign_keys_are_on(database: Connection) -> None:
     """The same rebuild without our precaution: the test above would notice."""
     with lend(database, Budget(10), "test") as borrowed:
         operations = Operations(MigrationContext.configure(borrowed))
@@ -552,7 +552,7 @@ def test_the_alembic_command_makes_a_file(open_file: Open, tmp_path: Path) -> No
     assert connection.value("SELECT count(*) FROM meta") == 5
 
 
-def test_the_alembic_command_beside_a_live_pool_harms_nothing(tmp_path: Path) -> None:
+def test_the_alembic_command_harms_no_live_pool(tmp_path: Path) -> None:
     """With Alembic's default driver, of four acknowledged commits one was lost (rule 1)."""
     path = tmp_path / "db.sqlite"
     with ConnectionPool() as pool, pool.acquire(path) as handle:
@@ -618,7 +618,7 @@ def test_the_alembic_command_wants_a_path(capsys: pytest.CaptureFixture[str]) ->
     assert "path=FILE" in capsys.readouterr().out
 
 
-def test_looking_at_a_missing_file_does_not_make_it(tmp_path: Path) -> None:
+def test_a_look_at_a_missing_file_does_not_make_it(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run_alembic(tmp_path / "db.sqlite", "current")
 

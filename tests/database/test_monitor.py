@@ -48,7 +48,7 @@ def monitor(pool: ConnectionPool, handle: DatabaseHandle) -> HealthMonitor:
     return monitor
 
 
-def test_a_level_that_is_none_is_refused(monitor: HealthMonitor) -> None:
+def test_an_unknown_level_is_refused(monitor: HealthMonitor) -> None:
     with pytest.raises(InvalidArgumentError):
         monitor.look("nonsense")  # type: ignore[arg-type]
 
@@ -76,7 +76,9 @@ def threads() -> int:
 # -- the thread -----------------------------------------------------------------------------
 
 
-def test_it_looks_at_once_and_then_again(pool: ConnectionPool, handle: DatabaseHandle) -> None:
+def test_a_monitor_checks_at_once_and_then_again(
+    pool: ConnectionPool, handle: DatabaseHandle
+) -> None:
     reports: list[HealthReport] = []
     third = threading.Event()
 
@@ -108,7 +110,7 @@ def test_thorough_rounds_come_at_their_own_interval(
     assert levels == {HealthLevel.QUICK, HealthLevel.THOROUGH}
 
 
-def test_starting_and_stopping_twice_is_once(pool: ConnectionPool) -> None:
+def test_a_second_start_and_a_second_stop_change_nothing(pool: ConnectionPool) -> None:
     monitor = HealthMonitor(pool, interval=3600.0)
     monitor.start()
     monitor.start()
@@ -121,7 +123,7 @@ def test_starting_and_stopping_twice_is_once(pool: ConnectionPool) -> None:
     monitor.stop()
 
 
-def test_it_ends_with_the_pool_though_its_interval_is_long(make_pool: MakePool) -> None:
+def test_a_monitor_ends_with_its_pool_though_its_interval_is_long(make_pool: MakePool) -> None:
     pool = make_pool()
     monitor = HealthMonitor(pool, interval=3600.0).start()
     pool.close()
@@ -132,7 +134,7 @@ def test_it_ends_with_the_pool_though_its_interval_is_long(make_pool: MakePool) 
     monitor.stop()
 
 
-def test_it_may_be_stopped_from_its_own_callback(
+def test_a_monitor_may_be_stopped_from_its_own_callback(
     pool: ConnectionPool, handle: DatabaseHandle
 ) -> None:
     def stop(_: HealthReport) -> None:
@@ -162,7 +164,7 @@ def test_a_callback_that_raises_is_logged_and_called_again(
     assert set(events(logs)) == {"health_report_failed"}
 
 
-def test_a_look_that_fails_does_not_end_the_others(
+def test_a_check_that_fails_does_not_end_the_others(
     make_pool: MakePool, path: Path, logs: list[Log]
 ) -> None:
     """From inside a block nobody can look at that database: it would wait for itself."""
@@ -176,7 +178,7 @@ def test_a_look_that_fails_does_not_end_the_others(
     assert [log for log in logs if log["event"] == "health_monitor_failed"]
 
 
-def test_a_forked_child_has_none_and_may_have_its_own(
+def test_a_forked_child_has_no_monitor_and_may_start_one(
     start_child: Callable[..., Any], path: Path
 ) -> None:
     child = start_child(
@@ -226,7 +228,7 @@ def test_wrong_arguments_are_refused(pool: ConnectionPool, wrong: dict[str, Any]
         HealthMonitor(None)  # type: ignore[arg-type]
 
 
-def test_a_file_that_is_not_open_any_more_is_forgotten(
+def test_the_monitor_forgets_a_file_that_is_not_open_any_more(
     make_pool: MakePool, path: Path, logs: list[Log]
 ) -> None:
     pool = make_pool()
@@ -240,7 +242,7 @@ def test_a_file_that_is_not_open_any_more_is_forgotten(
 # -- what it tells --------------------------------------------------------------------------
 
 
-def test_a_change_is_told_once_for_each_way(
+def test_a_change_is_reported_once_in_each_direction(
     handle: DatabaseHandle,
     monitor: HealthMonitor,
     hold_write_lock: Callable[..., Any],
@@ -269,7 +271,7 @@ def test_a_change_is_told_once_for_each_way(
 @pytest.mark.parametrize(
     ("pragma", "value"), [("synchronous", 0), ("foreign_keys", 0), ("wal_autocheckpoint", 1000)]
 )
-def test_rule_29_a_lost_setting_is_set_again(
+def test_a_lost_setting_is_set_again(
     handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log], pragma: str, value: int
 ) -> None:
     raw_of(handle).pragma(pragma, value)
@@ -279,7 +281,7 @@ def test_rule_29_a_lost_setting_is_set_again(
     assert handle.health().status is HealthStatus.OK
 
 
-def test_rule_29_a_lost_setting_of_the_auxiliary_is_set_again(
+def test_a_lost_setting_of_the_auxiliary_connection_is_set_again(
     handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log]
 ) -> None:
     keys(handle)
@@ -289,7 +291,7 @@ def test_rule_29_a_lost_setting_of_the_auxiliary_is_set_again(
     assert handle.health().status is HealthStatus.OK
 
 
-def test_rule_29_a_backlog_is_checkpointed_when_its_reader_has_gone(
+def test_a_backlog_is_checkpointed_when_its_reader_has_ended(
     make_pool: MakePool, path: Path, logs: list[Log]
 ) -> None:
     pool = make_pool(database={"checkpoint_frames": 2})
@@ -316,7 +318,7 @@ def test_rule_29_a_backlog_is_checkpointed_when_its_reader_has_gone(
         assert report.status is HealthStatus.OK
 
 
-def test_rule_29_a_checkpoint_that_failed_is_made_again(
+def test_a_checkpoint_that_failed_is_made_again(
     make_pool: MakePool, path: Path, vfs: FaultVFS
 ) -> None:
     pool = make_pool(database={"vfs": vfs.name})
@@ -331,7 +333,7 @@ def test_rule_29_a_checkpoint_that_failed_is_made_again(
         assert report.status is HealthStatus.OK
 
 
-def test_rule_29_a_moved_file_is_given_up(
+def test_a_moved_file_is_retired(
     pool: ConnectionPool, handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log]
 ) -> None:
     handle.path.rename(handle.path.with_name("elsewhere"))
@@ -346,7 +348,7 @@ def test_rule_29_a_moved_file_is_given_up(
 
 @pytest.mark.parametrize("error", [CorruptDatabaseError, NotADatabaseError])
 @pytest.mark.parametrize("way", ["fetch", "query", "transact"])
-def test_rule_25_whatever_says_that_the_file_is_damaged_is_a_latch(
+def test_each_check_that_finds_damage_sets_the_latch(
     handle: DatabaseHandle, logs: list[Log], way: str, error: type[CorruptDatabaseError]
 ) -> None:
     def work(_: Any) -> None:
@@ -361,7 +363,7 @@ def test_rule_25_whatever_says_that_the_file_is_damaged_is_a_latch(
     assert keys(handle) == set()
 
 
-def test_rule_25_the_damage_of_another_file_is_not_this_ones(handle: DatabaseHandle) -> None:
+def test_damage_in_another_file_does_not_set_the_latch_of_this_one(handle: DatabaseHandle) -> None:
     def work(_: Any) -> None:
         raise CorruptDatabaseError(path=handle.path.with_name("other"))
 
@@ -384,7 +386,7 @@ def test_rule_25_the_damage_of_another_file_is_not_this_ones(handle: DatabaseHan
     ],
     ids=str,
 )
-def test_rule_25_a_look_that_cannot_be_made_finds_no_damage(
+def test_a_check_that_cannot_be_made_finds_no_damage(
     vfs_pool: ConnectionPool,
     path: Path,
     vfs: FaultVFS,
@@ -406,7 +408,7 @@ def test_rule_25_a_look_that_cannot_be_made_finds_no_damage(
         assert handle.health(level).status is HealthStatus.OK
 
 
-def test_rule_25_a_row_without_its_parent_is_no_damage(
+def test_a_row_without_its_parent_is_no_damage(
     handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log]
 ) -> None:
     raw = raw_of(handle)
@@ -419,7 +421,7 @@ def test_rule_25_a_row_without_its_parent_is_no_damage(
     handle.transact(adding("stored"))
 
 
-def test_stopping_interrupts_a_look_at_every_page(
+def test_stopping_interrupts_a_check_of_every_page(
     vfs_pool: ConnectionPool, path: Path, vfs: FaultVFS
 ) -> None:
     """It may take ten minutes; here it is held until the monitor has been told to stop."""
@@ -477,7 +479,7 @@ def test_stopping_waits_for_the_check_under_way(
 @pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="only root on Linux acts as another user"
 )
-def test_rule_29_what_may_be_written_is_asked_for_the_user_it_acts_as(
+def test_permission_to_write_is_checked_for_the_effective_user(
     start_child: Callable[..., Any], path: Path
 ) -> None:
     """A program that was given its owner's rights: who started it may not write the file."""

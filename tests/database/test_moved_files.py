@@ -62,7 +62,7 @@ def logs_beside(path: Path) -> set[str]:
     return {each.name for each in path.parent.iterdir() if each.name.startswith(f"{path.name}-")}
 
 
-def test_makers_of_one_file_do_not_take_its_log_from_each_other(
+def test_processes_that_make_one_file_do_not_take_its_wal_from_each_other(
     monkeypatch: pytest.MonkeyPatch,
     pool: ConnectionPool,
     path: Path,
@@ -93,7 +93,7 @@ def test_makers_of_one_file_do_not_take_its_log_from_each_other(
         assert not file_of(handle).logs.lost()
 
 
-def test_a_maker_that_is_stopped_is_passed_by(
+def test_a_stopped_maker_of_a_file_does_not_keep_others_waiting(
     monkeypatch: pytest.MonkeyPatch,
     pool: ConnectionPool,
     path: Path,
@@ -107,7 +107,7 @@ def test_a_maker_that_is_stopped_is_passed_by(
         assert keys(handle) == {"ours"}
 
 
-def test_a_file_that_is_renamed_as_it_is_made_leaves_the_new_one_its_log(
+def test_a_file_that_is_renamed_while_it_is_made_leaves_the_new_one_its_wal(
     monkeypatch: pytest.MonkeyPatch,
     pool: ConnectionPool,
     path: Path,
@@ -134,7 +134,7 @@ def test_a_file_that_is_renamed_as_it_is_made_leaves_the_new_one_its_log(
 
 
 @pytest.mark.parametrize("ends", ["commit", "kill"])
-def test_what_another_process_has_begun_in_a_moved_file_is_not_lost(
+def test_work_that_another_process_has_begun_in_a_moved_file_is_not_lost(
     pool: ConnectionPool, path: Path, start_child: Callable[..., Any], ends: str
 ) -> None:
     with pool.acquire(path) as handle:
@@ -162,7 +162,7 @@ def test_what_another_process_has_begun_in_a_moved_file_is_not_lost(
 
 
 @pytest.mark.parametrize("in_its_place", ["nothing", "an empty file", "a folder"])
-def test_who_reads_first_finds_out_that_the_file_was_moved(
+def test_the_first_read_finds_out_that_the_file_was_moved(
     handle: DatabaseHandle, ready_path: Path, pool: ConnectionPool, in_its_place: str
 ) -> None:
     handle.transact(adding("kept"))

@@ -242,7 +242,7 @@ def test_two_names_of_unknown_origin_are_refused_in_two_processes_at_once(
     assert [child.receive() for child in children] == [["DatabaseNamesError", "hard link"]] * 2
 
 
-def test_what_a_killed_restore_has_kept_is_no_second_name(own, new_pool):
+def test_a_database_that_a_killed_restore_has_kept_is_no_second_name(own, new_pool):
     """It is killed between the link that keeps a damaged file and the end of its name."""
     moved = own.rename(own.with_name("moved.sqlite"))
     kept = moved.with_name(f"{moved.name}.damaged-0198c0de-0000-7000-8000-000000000000")
@@ -274,7 +274,7 @@ def test_a_restored_file_is_at_home_where_it_was_restored(own, new_pool, tmp_pat
         titles(tmp_path / "link", new_pool)
 
 
-def test_what_a_killed_restore_has_left_is_no_second_name(own, new_pool):
+def test_the_leftovers_of_a_killed_restore_are_no_second_name(own, new_pool):
     """It is killed between the link that gives a file its name and the end of the other one."""
     left = own.with_name(f"{own.name}.partial-0123456789abcdef")
     moved = own.with_name("moved.sqlite")
@@ -287,7 +287,7 @@ def test_what_a_killed_restore_has_left_is_no_second_name(own, new_pool):
     assert not left.exists()
 
 
-def test_another_mode_of_opening_does_not_go_past_it(linked, new_pool):
+def test_a_second_name_is_refused_in_every_mode_of_opening(linked, new_pool):
     with pytest.raises(DatabaseNamesError):
         titles(linked, new_pool, create=False)
     with pytest.raises(DatabaseNamesError):
@@ -400,7 +400,7 @@ def test_a_doctor_names_a_second_name_where_it_would_be_refused(own, tmp_path):
     assert "cp FILE COPY" in check.advice
 
 
-def test_a_look_says_what_file_system_it_is(own, new_pool):
+def test_health_names_the_file_system(own, new_pool):
     with SessionManager(own, pool=new_pool) as sessions:
         for report in (sessions.health(), diagnose(own)):
             (check,) = [each for each in report.checks if each.name == "file_system"]
@@ -497,7 +497,7 @@ def test_a_manager_of_this_process_counts_too(two_ways, new_pool):
     assert titles(first, new_pool) == ["first", "second", "third"]
 
 
-def test_what_a_killed_host_has_left_opens_by_another_mount(two_ways, new_pool, start_child):
+def test_the_files_of_a_killed_host_open_by_another_mount(two_ways, new_pool, start_child):
     first, second = two_ways
     host = start_child(HOSTS, first)
     assert host.receive() == "stored"
@@ -539,7 +539,7 @@ def advice_of(path: Path) -> str:
 
 @pytest.mark.parametrize("mode", [0o644, 0o400, 0o666])
 @pytest.mark.parametrize("kind", ["text", "sqlite", "wal", "empty", "another's magic"])
-def test_no_advice_changes_or_replaces_a_file_that_is_not_ours(tmp_path, kind, mode):
+def test_no_advice_changes_or_replaces_a_file_of_another_program(tmp_path, kind, mode):
     path = tmp_path / "file"
     if kind in ("sqlite", "wal"):
         with contextlib.closing(apsw.Connection(str(path))) as raw:
@@ -556,7 +556,7 @@ def test_no_advice_changes_or_replaces_a_file_that_is_not_ours(tmp_path, kind, m
 
 
 @pytest.mark.parametrize("damage", [slice(0, 100), slice(0, 16), slice(68, 72)])
-def test_damage_to_a_file_of_ours_is_still_advised_on(own, damage):
+def test_damage_to_a_database_of_the_library_still_has_its_advice(own, damage):
     content = bytearray(own.read_bytes())
     content[damage] = b"\xaa" * (damage.stop - damage.start)
     own.write_bytes(content)

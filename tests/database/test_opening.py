@@ -82,20 +82,20 @@ def both_connections(handle: DatabaseHandle) -> list[tuple[str, apsw.Connection]
         ("cache_size", -8 * 1024),
     ],
 )
-def test_rule_04_both_connections_have_the_pragma(
+def test_both_connections_have_the_pragma(
     handle: DatabaseHandle, pragma: str, value: object
 ) -> None:
     for name, raw in both_connections(handle):
         assert raw.pragma(pragma) == value, name
 
 
-def test_rule_04_nothing_is_mapped_into_memory(handle: DatabaseHandle) -> None:
+def test_nothing_is_mapped_into_memory(handle: DatabaseHandle) -> None:
     for name, raw in both_connections(handle):
         assert raw.pragma("mmap_size") in (0, None), name
 
 
 @pytest.mark.parametrize(("durability", "value"), [(Durability.FAST, 1), (Durability.DURABLE, 2)])
-def test_rule_26_synchronous_is_what_the_durability_names(
+def test_synchronous_is_what_the_durability_names(
     make_pool: MakePool, path: Path, durability: Durability, value: int
 ) -> None:
     pool = make_pool(database={"durability": durability})
@@ -104,11 +104,11 @@ def test_rule_26_synchronous_is_what_the_durability_names(
             assert raw.pragma("synchronous") == value, name
 
 
-def test_rule_26_durable_is_the_default() -> None:
+def test_durable_is_the_default() -> None:
     assert DatabaseOptions().durability is Durability.DURABLE
 
 
-def test_rule_04_double_quoted_strings_are_off(handle: DatabaseHandle) -> None:
+def test_double_quoted_strings_are_off(handle: DatabaseHandle) -> None:
     for _, raw in both_connections(handle):
         with pytest.raises(apsw.SQLError):
             raw.execute('SELECT "a text"')
@@ -116,7 +116,7 @@ def test_rule_04_double_quoted_strings_are_off(handle: DatabaseHandle) -> None:
         assert raw.config(apsw.SQLITE_DBCONFIG_DQS_DDL, -1) == 0
 
 
-def test_rule_12_only_the_auxiliary_connection_cannot_write(handle: DatabaseHandle) -> None:
+def test_only_the_auxiliary_connection_cannot_write(handle: DatabaseHandle) -> None:
     (_, main), (_, auxiliary) = both_connections(handle)
     assert main.pragma("query_only") == 0
     assert auxiliary.pragma("query_only") == 1
@@ -124,7 +124,7 @@ def test_rule_12_only_the_auxiliary_connection_cannot_write(handle: DatabaseHand
         auxiliary.execute("DELETE FROM meta")
 
 
-def test_rule_04_a_busy_handler_of_ours_waits_on_both_connections(handle: DatabaseHandle) -> None:
+def test_the_busy_handler_of_the_library_waits_on_both_connections(handle: DatabaseHandle) -> None:
     keys(handle)
     for leased in file_of(handle).leased_connections():
         leased.connection.deadline = 0.0
@@ -132,7 +132,7 @@ def test_rule_04_a_busy_handler_of_ours_waits_on_both_connections(handle: Databa
 
 
 @pytest.mark.parametrize("pragma", ["synchronous", "wal_autocheckpoint", "mmap_size"])
-def test_rule_04_a_setting_that_is_not_accepted_fails_the_opening(
+def test_a_setting_that_is_not_accepted_fails_the_opening(
     pool: ConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch, pragma: str
 ) -> None:
     really_set, setting = settings_module._set_pragma, settings_module._setting
@@ -150,7 +150,7 @@ def test_rule_04_a_setting_that_is_not_accepted_fails_the_opening(
     assert open_connections(path) == 0
 
 
-def test_rule_04_a_lost_setting_is_named(handle: DatabaseHandle) -> None:
+def test_a_lost_setting_is_named(handle: DatabaseHandle) -> None:
     connection = file_of(handle).writer.connection
     options = file_of(handle).options
     assert lost_settings(connection, options, auxiliary=False) == []
@@ -189,7 +189,7 @@ def test_a_path_has_the_real_path_that_the_system_gives_it(tmp_path: Path, spell
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_rule_04_new_files_and_folders_are_private(
+def test_new_files_and_folders_are_private(
     pool: ConnectionPool, tmp_path: Path, umask: int
 ) -> None:
     path = tmp_path / "one" / "two" / "db.sqlite"
@@ -207,7 +207,7 @@ def test_rule_04_new_files_and_folders_are_private(
     assert {stat.S_IMODE(each.stat().st_mode) for each in (path.parent, path.parents[1])} == {0o700}
 
 
-def test_rule_04_an_existing_file_keeps_its_mode(pool: ConnectionPool, path: Path) -> None:
+def test_an_existing_file_keeps_its_mode(pool: ConnectionPool, path: Path) -> None:
     path.touch(0o640)
     path.chmod(0o640)
     pool.acquire(path).release()
@@ -246,11 +246,11 @@ def test_a_closed_database_is_one_file(pool: ConnectionPool, path: Path) -> None
         ("4.0.0", True),
     ],
 )
-def test_rule_02_which_versions_are_free_of_the_wal_reset_bug(version: str, safe: bool) -> None:
+def test_versions_with_the_wal_reset_bug_are_known(version: str, safe: bool) -> None:
     assert sqlite_library.is_safe_sqlite(version) is safe
 
 
-def test_rule_02_an_unsafe_sqlite_opens_nothing(
+def test_an_unsafe_sqlite_opens_nothing(
     pool: ConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool.acquire(path).release()
@@ -284,7 +284,7 @@ def spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]
     }
 
 
-def test_rule_03_every_spelling_is_the_same_database(
+def test_every_spelling_of_a_path_is_the_same_database(
     pool: ConnectionPool, spellings: dict[str, str]
 ) -> None:
     handles = [pool.acquire(spelling) for spelling in spellings.values()]
@@ -295,7 +295,7 @@ def test_rule_03_every_spelling_is_the_same_database(
         handle.release()
 
 
-def test_rule_03_a_link_to_nothing_names_the_file_it_points_at(
+def test_a_link_to_nothing_names_the_file_it_points_at(
     pool: ConnectionPool, tmp_path: Path
 ) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "target")
@@ -304,7 +304,7 @@ def test_rule_03_a_link_to_nothing_names_the_file_it_points_at(
     assert (tmp_path / "link").is_symlink()
 
 
-def test_rule_03_dot_dot_behind_a_link_means_what_the_system_means(tmp_path: Path) -> None:
+def test_dot_dot_behind_a_link_means_what_the_system_means(tmp_path: Path) -> None:
     """``link/..`` is the folder above the link's target, for every program but a naive one."""
     (tmp_path / "here").mkdir()
     (tmp_path / "there" / "deep").mkdir(parents=True)
@@ -315,7 +315,7 @@ def test_rule_03_dot_dot_behind_a_link_means_what_the_system_means(tmp_path: Pat
     assert real_path(spelled) == tmp_path / "there" / "db.sqlite"
 
 
-def test_rule_03_a_hard_link_to_an_open_file_is_refused(
+def test_a_hard_link_to_an_open_file_is_refused(
     pool: ConnectionPool, path: Path, tmp_path: Path
 ) -> None:
     with pool.acquire(path) as handle:
@@ -329,7 +329,7 @@ def test_rule_03_a_hard_link_to_an_open_file_is_refused(
 @pytest.mark.parametrize(
     "path", ["", ":memory:", "file:db.sqlite", "file::memory:?cache=shared", "a\0b"]
 )
-def test_rule_03_what_names_no_file_is_refused(pool: ConnectionPool, path: Any) -> None:
+def test_a_path_that_names_no_file_is_refused(pool: ConnectionPool, path: Any) -> None:
     with pytest.raises(DatabasePathError):
         pool.acquire(path)
 
@@ -391,7 +391,7 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("make", "error"), BAD_FILES)
-def test_rule_06_each_kind_of_bad_file_has_its_own_error_and_stays_as_it_is(
+def test_each_kind_of_bad_file_has_its_own_error_and_stays_as_it_is(
     make_pool: MakePool,
     path: Path,
     make: Callable[[Path], None],
@@ -409,34 +409,36 @@ def test_rule_06_each_kind_of_bad_file_has_its_own_error_and_stays_as_it_is(
     assert [each.name for each in path.parent.iterdir()] == ["db.sqlite"]
 
 
-def test_rule_06_a_file_that_may_not_be_made_is_missing(pool: ConnectionPool, path: Path) -> None:
+def test_a_file_that_may_not_be_made_is_missing(pool: ConnectionPool, path: Path) -> None:
     with pytest.raises(DatabaseMissingError):
         pool.acquire(path, create=False)
     assert not path.exists()
 
 
-def test_rule_06_a_folder_that_is_a_file(pool: ConnectionPool, path: Path) -> None:
+def test_a_folder_that_is_a_file_has_its_own_error(pool: ConnectionPool, path: Path) -> None:
     path.write_text("")
     with pytest.raises(DatabaseFolderError):
         pool.acquire(path / "db.sqlite")
 
 
 @ROOT
-def test_rule_06_a_folder_that_cannot_be_written(pool: ConnectionPool, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_has_its_own_error(
+    pool: ConnectionPool, tmp_path: Path
+) -> None:
     (tmp_path / "closed").mkdir(0o500)
     with pytest.raises(DatabaseFolderError):
         pool.acquire(tmp_path / "closed" / "db.sqlite")
 
 
 @ROOT
-def test_rule_05_a_file_that_cannot_be_written(pool: ConnectionPool, path: Path) -> None:
+def test_a_file_that_cannot_be_written_has_its_own_error(pool: ConnectionPool, path: Path) -> None:
     pool.acquire(path).release()
     path.chmod(0o400)
     with pytest.raises(ReadOnlyDatabaseError):
         pool.acquire(path)
 
 
-def test_rule_05_a_connection_that_turns_out_read_only_is_refused(
+def test_a_connection_that_turns_out_read_only_is_refused(
     pool: ConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As root every file can be written: the flags of the opening stand for its mode."""
@@ -455,7 +457,7 @@ def test_rule_05_a_connection_that_turns_out_read_only_is_refused(
         (apsw.SQLITE_PERM, ReadOnlyDatabaseError),
     ],
 )
-def test_rule_06_what_the_disk_says_while_opening_is_told(
+def test_an_error_of_the_disk_while_opening_is_a_typed_error(
     pool: ConnectionPool,
     path: Path,
     vfs: FaultVFS,
@@ -472,7 +474,7 @@ def test_rule_06_what_the_disk_says_while_opening_is_told(
         assert keys(handle) == set()
 
 
-def test_rule_06_a_full_disk_while_a_new_file_is_made(
+def test_a_disk_that_is_full_while_a_new_file_is_made_has_its_own_error(
     pool: ConnectionPool, path: Path, vfs: FaultVFS
 ) -> None:
     options = DatabaseOptions(vfs=vfs.name)
@@ -484,14 +486,12 @@ def test_rule_06_a_full_disk_while_a_new_file_is_made(
         assert keys(handle) == set()
 
 
-def test_rule_06_a_vfs_that_does_not_exist_is_an_error_of_opening(
-    pool: ConnectionPool, path: Path
-) -> None:
+def test_a_vfs_that_does_not_exist_is_an_error_of_opening(pool: ConnectionPool, path: Path) -> None:
     with pytest.raises(DatabaseOpenError):
         pool.acquire(path, options=DatabaseOptions(vfs="no such vfs"))
 
 
-def test_rule_06_a_locked_file_is_busy_at_the_deadline(
+def test_a_locked_file_is_busy_at_the_deadline(
     make_pool: MakePool, path: Path, start_child: Callable[..., Any]
 ) -> None:
     make_pool().acquire(path).release()
@@ -554,7 +554,7 @@ class Waiters:
         return len(self._changed._sleepers)
 
 
-def test_rule_04_a_failed_opening_gives_every_waiter_the_same_error(
+def test_a_failed_opening_gives_every_waiter_the_same_error(
     pool: ConnectionPool, path: Path, slow_opening: tuple[threading.Event, list[Any]]
 ) -> None:
     may_go, outcomes = slow_opening
@@ -574,7 +574,7 @@ def test_rule_04_a_failed_opening_gives_every_waiter_the_same_error(
     pool.acquire(path).release()
 
 
-def test_rule_04_an_opening_that_ctrl_c_ended_is_done_by_who_waits(
+def test_a_waiter_makes_the_opening_that_ctrl_c_has_ended(
     pool: ConnectionPool, path: Path, slow_opening: tuple[threading.Event, list[Any]]
 ) -> None:
     """The interruption is the main thread's: a worker that waited must not die of it."""
@@ -590,7 +590,7 @@ def test_rule_04_an_opening_that_ctrl_c_ended_is_done_by_who_waits(
     second.result().release()
 
 
-def test_rule_04_a_failed_opening_leaves_no_descriptor_and_no_connection(
+def test_a_failed_opening_leaves_no_descriptor_and_no_connection(
     pool: ConnectionPool, path: Path, vfs: FaultVFS
 ) -> None:
     """Fails at the 1st, 6th, 11th … write until opening succeeds."""
@@ -642,7 +642,7 @@ def leave_a_log(path: Path, start_child: Callable[..., Any]) -> bytes:
     return path.with_name(f"{path.name}-wal").read_bytes()
 
 
-def test_rule_6_an_emptied_file_with_a_log_is_not_made_a_new_one(
+def test_an_emptied_file_with_a_wal_is_not_made_a_new_one(
     pool: ConnectionPool, path: Path, start_child: Callable[..., Any]
 ) -> None:
     """SQLite takes it for a new database, and deletes the log, with all that is in it."""
@@ -657,7 +657,7 @@ def test_rule_6_an_emptied_file_with_a_log_is_not_made_a_new_one(
     assert path.with_name("db.sqlite-wal").read_bytes() == log
 
 
-def test_rule_6_a_file_that_goes_while_it_is_opened_leaves_nothing(
+def test_a_file_that_vanishes_while_it_is_opened_leaves_nothing(
     pool: ConnectionPool, path: Path
 ) -> None:
     pool.acquire(path).release()
@@ -674,7 +674,7 @@ def test_rule_6_a_file_that_goes_while_it_is_opened_leaves_nothing(
     assert list(path.parent.iterdir()) == []
 
 
-def test_rule_6_the_log_of_a_file_that_is_gone_is_kept(
+def test_the_wal_of_a_file_that_vanished_is_kept(
     pool: ConnectionPool, path: Path, start_child: Callable[..., Any]
 ) -> None:
     log = leave_a_log(path, start_child)
@@ -688,7 +688,7 @@ def test_rule_6_the_log_of_a_file_that_is_gone_is_kept(
     assert told["path"] == str(path)
 
 
-def test_rule_6_a_new_file_is_whole_while_a_process_has_the_moved_one_open(
+def test_a_new_file_is_whole_while_a_process_has_the_moved_one_open(
     pool: ConnectionPool, path: Path, start_child: Callable[..., Any]
 ) -> None:
     """The index of the moved one has the new one's name: read as its own, it says "damaged"."""
@@ -714,7 +714,7 @@ def test_rule_6_a_new_file_is_whole_while_a_process_has_the_moved_one_open(
         assert [each.title for each in manager.list_sessions()] == ["of the moved one"]
 
 
-def test_a_log_that_somebody_else_takes_first_is_theirs(path: Path) -> None:
+def test_a_wal_that_another_process_takes_first_belongs_to_it(path: Path) -> None:
     log = path.with_name("db.sqlite-wal")
     assert not set_aside(log, path)
     log.write_bytes(b"")
@@ -726,7 +726,7 @@ def test_a_log_that_somebody_else_takes_first_is_theirs(path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="this system cannot sync a folder")
-def test_rule_26_the_names_of_new_folders_are_synced(
+def test_the_names_of_new_folders_are_synced(
     tmp_path: Path, start_child: Callable[..., Any]
 ) -> None:
     """SQLite syncs the folder of its files; a power cut could take that folder from its own."""

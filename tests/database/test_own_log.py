@@ -115,7 +115,7 @@ def advice_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize(("early", "late"), [(1, 1), (2, 1), (20, 60), (60, 3)])
-def test_the_log_of_a_host_that_went_on_is_refused_beside_its_closed_file(
+def test_the_wal_of_a_host_that_went_on_is_refused_with_the_file_of_an_earlier_closing(
     path: Path, tmp_path: Path, host: Callable[..., Any], early: int, late: int
 ) -> None:
     """A copying program that deletes nothing leaves the log of the night before at the file."""
@@ -137,7 +137,7 @@ def test_the_log_of_a_host_that_went_on_is_refused_beside_its_closed_file(
     assert count(backup) == early + late
 
 
-def test_the_first_part_of_a_log_is_refused_beside_the_file_that_has_all_of_it(
+def test_the_first_part_of_a_wal_is_refused_with_the_file_that_has_all_of_it(
     path: Path, tmp_path: Path, host: Callable[..., Any]
 ) -> None:
     """Nothing is stored after the copy but what one reader's closing copies into the file."""
@@ -154,7 +154,7 @@ def test_the_first_part_of_a_log_is_refused_beside_the_file_that_has_all_of_it(
 
 
 @pytest.mark.parametrize("is_update", [False, True], ids=["new sessions", "the same session"])
-def test_the_first_part_of_a_log_is_refused_beside_a_file_into_which_more_of_it_was_copied(
+def test_the_first_part_of_a_wal_is_refused_with_a_file_into_which_more_of_it_was_copied(
     path: Path, tmp_path: Path, is_update: bool
 ) -> None:
     """A copying program takes the log first, and the file after a checkpoint of the same log."""
@@ -437,7 +437,7 @@ def test_the_alembic_way_refuses_a_stale_log(stale: Path) -> None:
         ((1, 3), (4, 6), False),
     ],
 )
-def test_what_belongs_together_lies_between_the_two_numbers(
+def test_the_numbers_of_a_file_and_its_wal_lie_in_the_expected_range(
     alone: tuple[int, int], through: tuple[int, int], fits: bool
 ) -> None:
     states = [State(7, "stamp", Mark(*each, USED)) for each in (alone, through)]

@@ -122,7 +122,7 @@ def test_the_end_of_a_process_removes_its_file(path: Path, start_child: Callable
     assert files(path) == []
 
 
-def test_those_who_look_do_not_take_each_other_for_the_owner(
+def test_processes_that_look_do_not_take_each_other_for_the_owner(
     path: Path, start_child: Callable[..., Any], in_threads: Callable[..., list[bool]]
 ) -> None:
     child = start_child(PRELUDE + CLAIM, path)
@@ -151,7 +151,7 @@ thread.join()
 """
 
 
-def test_one_who_removes_dead_owners_files_meets_one_who_is_just_claiming(
+def test_a_removal_of_dead_owners_files_leaves_a_claim_that_is_being_made(
     path: Path, start_child: Callable[..., Any], campaign: Any
 ) -> None:
     """Whoever has claimed is seen alive afterwards, whatever was swept at the same time.
@@ -188,7 +188,7 @@ os.waitpid(pid, 0)
 """
 
 
-def test_rule_18_a_forked_child_does_not_keep_its_parent_alive(
+def test_a_forked_child_does_not_keep_its_parent_alive(
     path: Path, start_child: Callable[..., Any]
 ) -> None:
     """::
@@ -231,7 +231,7 @@ send(sorted(found))
 """
 
 
-def test_rule_18_a_fork_amidst_a_claim_leaves_no_file_open_in_the_child(
+def test_a_fork_during_a_claim_leaves_no_file_open_in_the_child(
     path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(PRELUDE + FORK_AMIDST, path)
@@ -247,7 +247,9 @@ def test_a_text_that_is_no_owners_id_names_no_file(path: Path, stranger: str) ->
     owner.forget(path, stranger)
 
 
-def test_what_only_looks_like_an_owners_file_is_nobodys(path: Path, tmp_path: Path) -> None:
+def test_a_file_that_only_looks_like_an_owners_belongs_to_no_owner(
+    path: Path, tmp_path: Path
+) -> None:
     id = "0198c5b2-1111-7222-8333-444455556666"
     target = path.with_name(name_of(path, id))
     somebodys = tmp_path / "precious"
@@ -306,7 +308,7 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(("mode", "expected"), [(0o600, 0o600), (0o640, 0o644), (0o666, 0o644)])
-def test_who_may_open_the_database_may_look_at_its_owners(
+def test_every_user_who_may_open_the_database_may_look_at_its_owners(
     path: Path, mode: int, expected: int
 ) -> None:
     path.touch()
@@ -434,7 +436,7 @@ def test_without_locks_the_beating_ends_with_the_claim(path: Path) -> None:
     assert files(path) == []
 
 
-def test_one_who_cannot_lock_does_not_call_a_locked_owner_dead(
+def test_a_process_without_locks_does_not_call_a_locked_owner_dead(
     path: Path, start_child: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = start_child(PRELUDE + CLAIM, path).receive()

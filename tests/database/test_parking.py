@@ -150,7 +150,7 @@ def _in_sqlalchemy(handle: DatabaseHandle) -> Any:
 @pytest.mark.parametrize(
     "use", [*USES.values(), _in_read, _in_write, _in_sqlalchemy], ids=[*USES, "read", "write", "sa"]
 )
-def test_whatever_is_done_with_a_parked_file_opens_it(
+def test_every_use_of_a_parked_file_opens_it(
     pool: ConnectionPool, parked: DatabaseHandle, use: Callable[[DatabaseHandle], Any]
 ) -> None:
     use(parked)
@@ -233,7 +233,9 @@ def test_a_file_that_became_busy_after_it_was_chosen_stays(crowd: Crowd, scope: 
     assert file.state is FileState.CLOSED
 
 
-def test_when_all_are_busy_there_are_more_for_a_while(pool: ConnectionPool, crowd: Crowd) -> None:
+def test_more_files_stay_open_for_a_while_when_all_are_busy(
+    pool: ConnectionPool, crowd: Crowd
+) -> None:
     """Nobody waits; the next look after one has become quiet finds it."""
     handles = crowd("a", "b")
     helds = [Held(each) for each in handles]
@@ -408,7 +410,7 @@ def test_each_state_takes_as_many_descriptors_as_the_pages_say(
     }
 
 
-def test_a_file_that_is_watched_stays_until_nobody_watches(
+def test_a_watched_file_stays_until_its_last_watcher_ends(
     managers: Callable[[str], SessionManager], crowd: Crowd
 ) -> None:
     manager = managers("watched")
@@ -435,7 +437,7 @@ def test_a_file_that_is_watched_stays_until_nobody_watches(
         assert watch.receive(10.0) is not None
 
 
-def test_a_file_with_a_streaming_turn_of_ours_stays(
+def test_a_file_with_a_streaming_turn_of_this_process_stays(
     managers: Callable[[str], SessionManager], crowd: Crowd, pool: ConnectionPool
 ) -> None:
     """A host that streams by ``update_turn`` has no writer; its claim keeps others off the turn."""
@@ -509,7 +511,7 @@ def test_a_claim_that_is_made_while_its_file_is_parked_holds_for_the_turn(
 # -- opening again -------------------------------------------------------------------------
 
 
-def test_what_is_parked_is_not_looked_at_when_another_file_is_opened(
+def test_parked_files_are_not_looked_at_when_another_file_is_opened(
     pool: ConnectionPool, crowd: Crowd
 ) -> None:
     handles = crowd(*"abcdefgh")
@@ -562,7 +564,7 @@ def test_an_acquire_of_a_parked_file_opens_it_with_the_same_options(
         assert pool.stats().handles == 4
 
 
-def test_an_error_of_the_opening_is_told_to_all_who_wait_and_the_next_call_tries_again(
+def test_all_waiters_get_the_error_of_an_opening_and_the_next_call_tries_again(
     pool: ConnectionPool, parked: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opening, may_go = threading.Event(), threading.Event()
@@ -588,7 +590,7 @@ def test_an_error_of_the_opening_is_told_to_all_who_wait_and_the_next_call_tries
     assert keys(parked) == {"before"}
 
 
-def test_who_waits_for_an_opening_that_was_too_short_of_time_tries_itself(
+def test_a_waiter_tries_again_after_an_opening_that_had_too_little_time(
     parked: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
@@ -630,7 +632,7 @@ def test_a_wrong_timeout_is_refused_though_the_file_is_parked(parked: DatabaseHa
     assert is_parked(parked)
 
 
-def test_the_caller_sees_nothing_of_it_in_an_error(parked: DatabaseHandle) -> None:
+def test_an_error_shows_the_caller_nothing_of_parking(parked: DatabaseHandle) -> None:
     def fail(_: Any) -> None:
         raise ValueError("the caller's own")
 
@@ -639,7 +641,7 @@ def test_the_caller_sees_nothing_of_it_in_an_error(parked: DatabaseHandle) -> No
     assert caught.value.__context__ is None
 
 
-def test_a_unit_that_uses_another_database_that_was_parked(crowd: Crowd) -> None:
+def test_a_unit_may_use_another_database_that_was_parked(crowd: Crowd) -> None:
     a, b, _ = crowd("a", "b", "c")
     assert is_parked(a)
     assert b.transact(lambda tx: (adding("outer")(tx), a.transact(adding("inner")))) == (
@@ -649,7 +651,7 @@ def test_a_unit_that_uses_another_database_that_was_parked(crowd: Crowd) -> None
     assert (keys(a), keys(b)) == ({"inner"}, {"outer"})
 
 
-def test_rule_25_a_damaged_file_stays_open_with_its_latch(crowd: Crowd) -> None:
+def test_a_damaged_file_stays_open_with_its_latch(crowd: Crowd) -> None:
     (a,) = crowd("a")
     file_of(a).refusal.note(CorruptDatabaseError(path=a.path, operation="test"))
     crowd("b", "c", "d")
@@ -679,7 +681,7 @@ def copy_another(handle: DatabaseHandle) -> None:
 
 
 @pytest.mark.parametrize("replace", [put_another, copy_another])
-def test_rule_19_a_file_that_was_replaced_is_not_opened_by_the_old_handle(
+def test_the_old_handle_does_not_open_a_file_that_was_replaced(
     pool: ConnectionPool, parked: DatabaseHandle, replace: Callable[[DatabaseHandle], None]
 ) -> None:
     replace(parked)
@@ -696,7 +698,7 @@ def test_rule_19_a_file_that_was_replaced_is_not_opened_by_the_old_handle(
     assert pool.stats().handles == 2
 
 
-def test_rule_19_a_deleted_file_is_not_made_again_by_the_old_handle(
+def test_the_old_handle_does_not_make_a_deleted_file_again(
     pool: ConnectionPool, parked: DatabaseHandle
 ) -> None:
     parked.path.unlink()
@@ -707,14 +709,14 @@ def test_rule_19_a_deleted_file_is_not_made_again_by_the_old_handle(
         assert keys(handle) == set()
 
 
-def test_rule_19_a_file_that_was_emptied_stays_empty(parked: DatabaseHandle) -> None:
+def test_a_file_that_was_emptied_stays_empty(parked: DatabaseHandle) -> None:
     os.truncate(parked.path, 0)
     with pytest.raises(DatabaseMovedError):
         keys(parked)
     assert parked.path.stat().st_size == 0
 
 
-def test_an_acquire_opens_what_took_the_place_of_a_parked_file(
+def test_an_acquire_opens_the_file_that_took_the_place_of_a_parked_one(
     pool: ConnectionPool, parked: DatabaseHandle
 ) -> None:
     put_another(parked)
@@ -760,7 +762,7 @@ def test_another_name_of_a_parked_file_is_refused(
     assert keys(parked) == {"before"}
 
 
-def test_garbage_is_told_and_what_is_put_back_is_opened(parked: DatabaseHandle) -> None:
+def test_garbage_is_an_error_and_a_file_that_was_put_back_is_opened(parked: DatabaseHandle) -> None:
     whole = parked.path.read_bytes()
     parked.path.write_bytes(b"garbage" * 1000)
     with pytest.raises(NotADatabaseError):
@@ -769,7 +771,7 @@ def test_garbage_is_told_and_what_is_put_back_is_opened(parked: DatabaseHandle) 
     assert keys(parked) == {"before"}
 
 
-def test_rule_19_a_file_that_was_moved_is_retired_and_not_parked(crowd: Crowd) -> None:
+def test_a_file_that_was_moved_is_retired_and_not_parked(crowd: Crowd) -> None:
     """Its log must not be left to the file that took its place."""
     (a,) = crowd("a")
     a.transact(adding("kept"))
@@ -834,7 +836,7 @@ def test_a_handle_released_while_its_file_is_opened_again_leaves_nothing_open(
     assert pool.stats().handles == 2
 
 
-def test_who_waits_is_told_of_a_change_before_the_next_one_begins(
+def test_a_waiter_learns_of_a_change_before_the_next_one_begins(
     pool: ConnectionPool, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread that waits for the next opening would look again and again until it is over.
@@ -874,7 +876,7 @@ def test_closing_the_pool_ends_parked_files_too(
     parked.release()
 
 
-def test_closing_the_pool_while_a_file_is_opened_again(
+def test_a_pool_that_is_closed_while_a_file_is_opened_again_leaves_nothing_open(
     pool: ConnectionPool, parked: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
@@ -903,7 +905,7 @@ def test_closing_the_pool_while_a_file_is_opened_again(
     assert open_connections(parked.path) == 0
 
 
-def test_closing_the_pool_while_a_file_is_being_parked(
+def test_a_pool_that_is_closed_while_a_file_is_being_parked_leaves_nothing_open(
     pool: ConnectionPool, crowd: Crowd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (a,) = crowd("a")
@@ -982,7 +984,7 @@ def test_a_parked_file_whose_closing_fails_is_logged_and_opened_again(
     assert keys(a) == {"a"}
 
 
-def test_rule_18_a_child_opens_a_file_that_was_parked_at_the_fork(
+def test_a_child_opens_a_file_that_was_parked_at_the_fork(
     pool: ConnectionPool, parked: DatabaseHandle
 ) -> None:
     reading, writing = os.pipe()
@@ -1064,7 +1066,7 @@ send(parked)
 """
 
 
-def test_where_descriptors_run_out_all_the_same_another_file_gives_way(
+def test_another_file_gives_way_where_descriptors_run_out(
     start_child: Callable[..., Any], tmp_path: Path
 ) -> None:
     child = start_child(EMFILE, tmp_path)
@@ -1125,7 +1127,7 @@ def test_a_manager_that_another_thread_closes_is_not_initialized(
             use()
 
 
-def test_a_release_is_not_told_that_another_file_did_not_close(
+def test_a_release_does_not_raise_the_error_of_closing_another_file(
     make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(linger=3600.0, max_idle=1)

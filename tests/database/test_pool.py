@@ -60,9 +60,7 @@ MakePool = Callable[..., ConnectionPool]
 # -- counting -------------------------------------------------------------------------------
 
 
-def test_rule_21_all_handles_on_a_file_share_its_connection(
-    pool: ConnectionPool, path: Path
-) -> None:
+def test_all_handles_on_a_file_share_its_connection(pool: ConnectionPool, path: Path) -> None:
     handles = [pool.acquire(path) for _ in range(5)]
     assert open_connections(path) == 1
     assert (pool.stats().handles, pool.stats().opened) == (5, 1)
@@ -73,7 +71,7 @@ def test_rule_21_all_handles_on_a_file_share_its_connection(
     assert (pool.stats().opened, pool.stats().closed) == (1, 1)
 
 
-def test_rule_21_releasing_twice_raises_and_counts_once(pool: ConnectionPool, path: Path) -> None:
+def test_releasing_twice_raises_and_counts_once(pool: ConnectionPool, path: Path) -> None:
     first, second = pool.acquire(path), pool.acquire(path)
     first.release()
     with pytest.raises(HandleReleasedError):
@@ -94,7 +92,7 @@ def forget_a_handle(pool: ConnectionPool, path: Path) -> None:
     gc.collect()
 
 
-def test_rule_21_a_forgotten_handle_warns_with_its_place_and_is_reaped(
+def test_a_forgotten_handle_warns_with_its_place_and_is_reaped(
     make_pool: MakePool, path: Path
 ) -> None:
     pool = make_pool()
@@ -105,9 +103,7 @@ def test_rule_21_a_forgotten_handle_warns_with_its_place_and_is_reaped(
     assert open_connections(path) == 0
 
 
-def test_rule_21_a_forgotten_handle_is_reaped_without_another_call(
-    make_pool: MakePool, path: Path
-) -> None:
+def test_a_forgotten_handle_is_reaped_without_another_call(make_pool: MakePool, path: Path) -> None:
     """A host that forgets its only handle calls nothing more."""
     pool = make_pool(linger=0.01)
     with pytest.warns(ResourceWarning):
@@ -115,9 +111,7 @@ def test_rule_21_a_forgotten_handle_is_reaped_without_another_call(
     until(lambda: open_connections(path) == 0)
 
 
-def test_rule_21_two_threads_may_reap_the_same_forgotten_handle(
-    make_pool: MakePool, path: Path
-) -> None:
+def test_two_threads_may_reap_the_same_forgotten_handle(make_pool: MakePool, path: Path) -> None:
     """
     ::
 
@@ -165,7 +159,7 @@ def test_a_released_handle_keeps_nothing_alive(pool: ConnectionPool, path: Path)
 # -- lingering ------------------------------------------------------------------------------
 
 
-def test_rule_21_a_file_lingers_and_is_found_open_again(make_pool: MakePool, path: Path) -> None:
+def test_a_file_lingers_and_is_found_open_again(make_pool: MakePool, path: Path) -> None:
     pool = make_pool(linger=3600.0)
     with pool.acquire(path) as first:
         file = file_of(first)
@@ -178,7 +172,7 @@ def test_rule_21_a_file_lingers_and_is_found_open_again(make_pool: MakePool, pat
     assert open_connections(path) == 0
 
 
-def test_rule_21_after_the_linger_it_is_closed(make_pool: MakePool, path: Path) -> None:
+def test_a_file_is_closed_after_its_linger(make_pool: MakePool, path: Path) -> None:
     pool = make_pool(linger=0.05)
     began = monotonic()
     pool.acquire(path).release()
@@ -188,7 +182,7 @@ def test_rule_21_after_the_linger_it_is_closed(make_pool: MakePool, path: Path) 
     assert pool.stats().idle == 0
 
 
-def test_rule_21_an_acquire_ends_the_linger(make_pool: MakePool, path: Path) -> None:
+def test_an_acquire_ends_the_linger(make_pool: MakePool, path: Path) -> None:
     # Long enough for an acquire to come in time on a machine under load.
     pool = make_pool(linger=1.0)
     pool.acquire(path).release()
@@ -203,7 +197,7 @@ def test_rule_21_an_acquire_ends_the_linger(make_pool: MakePool, path: Path) -> 
         assert file_of(handle) is file
 
 
-def test_rule_21_above_the_limit_the_oldest_idle_file_is_closed(
+def test_the_oldest_idle_file_is_closed_above_the_limit(
     make_pool: MakePool, tmp_path: Path
 ) -> None:
     pool = make_pool(linger=3600.0, max_idle=2)
@@ -216,9 +210,7 @@ def test_rule_21_above_the_limit_the_oldest_idle_file_is_closed(
     assert pool.stats().closed == 2
 
 
-def test_rule_21_files_with_handles_are_never_closed_by_the_limit(
-    make_pool: MakePool, tmp_path: Path
-) -> None:
+def test_the_limit_never_closes_a_file_with_handles(make_pool: MakePool, tmp_path: Path) -> None:
     pool = make_pool(linger=3600.0, max_idle=0)
     handles = [pool.acquire(tmp_path / f"{number}.sqlite") for number in range(5)]
     for number, handle in enumerate(handles):
@@ -267,7 +259,7 @@ def test_a_file_that_only_lingers_is_opened_with_the_options_asked_for(
     assert (pool.stats().opened, pool.stats().closed) == (4, 3)
 
 
-def test_who_comes_while_a_file_is_closed_for_other_options_waits(
+def test_an_acquire_waits_while_a_file_is_closed_for_other_options(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A: closing … opened with OTHER; B, with FAST: waits … a conflict, for A has a handle."""
@@ -344,7 +336,7 @@ def test_closing_a_file_for_other_options_takes_no_longer_than_the_callers_budge
     assert isinstance(looking.error, MandrakeSessionsError)
 
 
-def test_an_acquire_does_not_close_for_ever_what_others_open_again_in_their_way(
+def test_an_acquire_raises_where_others_reopen_the_file_that_it_has_closed(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mandrake_sessions.database.pool import pool as pool_module
@@ -370,9 +362,7 @@ def test_an_acquire_does_not_close_for_ever_what_others_open_again_in_their_way(
 # -- opening from several threads -----------------------------------------------------------
 
 
-def test_rule_04_two_first_openers_open_once(
-    pool: ConnectionPool, path: Path, in_threads: Any
-) -> None:
+def test_two_first_openers_open_once(pool: ConnectionPool, path: Path, in_threads: Any) -> None:
     handles = in_threads(8, lambda _: pool.acquire(path))
     assert len({id(file_of(handle)) for handle in handles}) == 1
     assert pool.stats().opened == 1
@@ -402,7 +392,7 @@ def test_a_slow_opening_holds_up_no_other_file(
 
 
 @pytest.mark.parametrize("linger", [0.0, 0.001])
-def test_rule_21_acquire_against_last_release(
+def test_acquires_and_last_releases_at_once_never_make_a_second_connection(
     make_pool: MakePool, path: Path, linger: float
 ) -> None:
     """Eight threads come and go; never is there a second connection, and none is left."""
@@ -442,7 +432,7 @@ def test_rule_21_acquire_against_last_release(
         assert keys(handle) == set(written)
 
 
-def test_rule_21_never_two_read_write_connections_at_once(
+def test_a_file_never_has_two_writer_connections_at_once(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same, counted where connections are opened and closed."""
@@ -561,7 +551,7 @@ def test_an_acquire_while_a_file_is_removed_waits_and_finds_it_gone(
 # -- closing --------------------------------------------------------------------------------
 
 
-def test_rule_22_a_closed_pool_refuses_everything(make_pool: MakePool, path: Path) -> None:
+def test_a_closed_pool_refuses_everything(make_pool: MakePool, path: Path) -> None:
     pool = make_pool()
     handle = pool.acquire(path)
     pool.close()
@@ -586,7 +576,7 @@ def test_rule_22_a_closed_pool_refuses_everything(make_pool: MakePool, path: Pat
     assert [each.name for each in path.parent.iterdir()] == ["db.sqlite"]
 
 
-def test_rule_22_close_is_idempotent_also_from_many_threads(
+def test_close_is_idempotent_also_from_many_threads(
     make_pool: MakePool, path: Path, in_threads: Any
 ) -> None:
     pool = make_pool(linger=3600.0)
@@ -597,7 +587,7 @@ def test_rule_22_close_is_idempotent_also_from_many_threads(
     assert descriptors(path) == []
 
 
-def test_rule_22_close_lets_work_under_way_end(make_pool: MakePool, path: Path) -> None:
+def test_close_lets_work_under_way_end(make_pool: MakePool, path: Path) -> None:
     """Also what waits already; new work is refused at once."""
     pool = make_pool(close_timeout=20.0)
     handle = pool.acquire(path)
@@ -620,9 +610,7 @@ def test_rule_22_close_lets_work_under_way_end(make_pool: MakePool, path: Path) 
         assert keys(handle) == {"under way", "b", "c"}
 
 
-def test_rule_22_close_interrupts_a_statement_that_does_not_end(
-    make_pool: MakePool, path: Path
-) -> None:
+def test_close_interrupts_a_statement_that_does_not_end(make_pool: MakePool, path: Path) -> None:
     pool = make_pool()
     handle = pool.acquire(path)
     running = threading.Event()
@@ -648,7 +636,7 @@ def test_rule_22_close_interrupts_a_statement_that_does_not_end(
     assert descriptors(path) == []
 
 
-def test_rule_22_close_ends_a_wait_for_a_foreign_lock(
+def test_close_ends_a_wait_for_a_foreign_lock(
     make_pool: MakePool, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     pool = make_pool()
@@ -663,7 +651,7 @@ def test_rule_22_close_ends_a_wait_for_a_foreign_lock(
     assert open_connections(path) == 0
 
 
-def test_rule_22_a_block_that_hangs_costs_close_its_timeout_and_nobody_else(
+def test_a_block_that_hangs_costs_close_its_timeout_and_holds_no_other_file_up(
     make_pool: MakePool, tmp_path: Path
 ) -> None:
     """All errors come in one ExceptionGroup; the other files are closed all the same."""
@@ -691,7 +679,7 @@ def test_rule_22_a_block_that_hangs_costs_close_its_timeout_and_nobody_else(
         handle.release()
 
 
-def test_rule_22_a_connection_whose_holder_let_go_too_late_is_closed_by_the_next_close(
+def test_the_next_close_closes_a_connection_whose_holder_let_go_too_late(
     make_pool: MakePool, path: Path
 ) -> None:
     pool = make_pool()
@@ -708,7 +696,7 @@ def test_rule_22_a_connection_whose_holder_let_go_too_late_is_closed_by_the_next
     assert descriptors(path) == []
 
 
-def test_rule_22_close_is_bounded_while_a_checkpoint_waits_for_a_reader(
+def test_close_is_bounded_while_a_checkpoint_waits_for_a_reader(
     make_pool: MakePool, path: Path
 ) -> None:
     """The maintenance thread waits for the auxiliary connection, which a reader keeps."""
@@ -756,7 +744,7 @@ def slow_auxiliary(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]
     may_go.set()
 
 
-def test_rule_22_close_is_bounded_while_the_auxiliary_connection_opens(
+def test_close_is_bounded_while_the_auxiliary_connection_opens(
     make_pool: MakePool, path: Path, slow_auxiliary: tuple[Any, Any]
 ) -> None:
     in_it, may_go = slow_auxiliary
@@ -776,7 +764,7 @@ def test_rule_22_close_is_bounded_while_the_auxiliary_connection_opens(
     until(lambda: descriptors(path) == [])
 
 
-def test_rule_22_a_reader_let_in_before_close_opens_nothing_after_it(
+def test_a_reader_let_in_before_close_opens_nothing_after_it(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let in, then delayed until the file is closed.
@@ -810,7 +798,7 @@ def test_rule_22_a_reader_let_in_before_close_opens_nothing_after_it(
     assert descriptors(path) == []
 
 
-def test_rule_22_an_opening_that_ends_after_close_is_closed_too(
+def test_a_file_whose_opening_ends_after_close_is_closed_too(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_it, may_go = threading.Event(), threading.Event()
@@ -839,7 +827,7 @@ def test_rule_22_an_opening_that_ends_after_close_is_closed_too(
     assert open_connections(path) == 0
 
 
-def test_rule_22_a_connection_that_does_not_close_is_told_and_the_rest_is_closed(
+def test_a_connection_that_does_not_close_is_reported_and_the_rest_is_closed(
     make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mandrake_sessions.database.connection.connection import Connection
@@ -862,7 +850,7 @@ def test_rule_22_a_connection_that_does_not_close_is_told_and_the_rest_is_closed
     pool.close()
 
 
-def test_rule_22_closing_while_threads_come_and_go(make_pool: MakePool, path: Path) -> None:
+def test_a_pool_closes_while_threads_come_and_go(make_pool: MakePool, path: Path) -> None:
     """Whatever they meet is a typed error, what was acknowledged is stored, nothing stays open."""
     for turn in range(5):
         pool = make_pool(linger=0.001)
@@ -904,7 +892,7 @@ def test_the_default_pool_is_one_and_is_replaced_when_it_was_closed() -> None:
     default_pool().close()
 
 
-def test_rule_22_at_exit_every_pool_is_closed_though_one_fails(
+def test_every_pool_is_closed_at_exit_though_one_fails(
     tmp_path: Path, start_child: Callable[..., Any], ready_database: Any
 ) -> None:
     for number in range(9):
@@ -972,7 +960,7 @@ def test_the_maintenance_thread_ends_with_the_pool(make_pool: MakePool, path: Pa
     assert set(threading.enumerate()) <= before
 
 
-def test_stats_tell_what_a_database_did(handle: DatabaseHandle, pool: ConnectionPool) -> None:
+def test_stats_count_what_a_database_did(handle: DatabaseHandle, pool: ConnectionPool) -> None:
     for number in range(3):
         handle.transact(adding(f"{number}"))
     (stats,) = pool.stats().databases
@@ -1024,9 +1012,7 @@ def test_a_removal_that_is_interrupted_leaves_no_log_without_its_database(
     assert sorted(removed) == ["", "-journal", "-shm", "-turnstile", "-wal"]
 
 
-def test_rule_03_two_pools_do_not_open_one_file_under_two_names(
-    make_pool: MakePool, path: Path
-) -> None:
+def test_two_pools_do_not_open_one_file_under_two_names(make_pool: MakePool, path: Path) -> None:
     """Each name has a log of its own: what is in the one is not there under the other."""
     first, second = make_pool(), make_pool()
     other = path.with_name("other.sqlite")

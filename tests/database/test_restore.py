@@ -210,7 +210,7 @@ def test_a_sound_database_is_not_kept(path: Path, pool: ConnectionPool, copy: Pa
         "DROP TABLE alembic_version",
     ],
 )
-def test_what_is_not_ours_to_replace_is_kept_too(
+def test_a_file_of_another_program_is_kept_too(
     path: Path, pool: ConnectionPool, copy: Path, statement: str
 ) -> None:
     """Another program's database, or a newer version's: SQLite finds no fault in it."""
@@ -299,7 +299,7 @@ async def restore_in_a_loop(path: Path, pool: ConnectionPool, copy: Path) -> Pat
     return await AsyncSessionManager(path, pool=pool).restore(copy, overwrite=True)
 
 
-def test_the_twin_for_coroutines_restores(path: Path, pool: ConnectionPool, copy: Path) -> None:
+def test_the_async_restore_restores(path: Path, pool: ConnectionPool, copy: Path) -> None:
     import asyncio
 
     assert asyncio.run(restore_in_a_loop(path, pool, copy)) == path
@@ -310,7 +310,9 @@ def test_the_twin_for_coroutines_restores(path: Path, pool: ConnectionPool, copy
 # -- what is refused ------------------------------------------------------------------------------
 
 
-def test_nothing_is_replaced_unasked(path: Path, pool: ConnectionPool, copy: Path) -> None:
+def test_a_restore_replaces_nothing_unless_asked(
+    path: Path, pool: ConnectionPool, copy: Path
+) -> None:
     with pytest.raises(RestoreError, match="already"):
         pool.restore(copy, path)
 
@@ -334,7 +336,9 @@ def test_an_open_manager_refuses_at_once(path: Path, pool: ConnectionPool, copy:
         sessions.restore(copy, overwrite=True, timeout=60)
 
 
-def test_it_waits_for_handles_to_be_released(path: Path, pool: ConnectionPool, copy: Path) -> None:
+def test_a_restore_waits_for_handles_to_be_released(
+    path: Path, pool: ConnectionPool, copy: Path
+) -> None:
     handle = pool.acquire(path)
     restoring = Task(lambda: pool.restore(copy, path, overwrite=True, timeout=60))
     threading.Timer(0.05, handle.release).start()
@@ -366,7 +370,7 @@ def test_another_process_that_has_it_open_is_not_disturbed(
     assert titles(path, pool) == ["new", "old", "theirs"]
 
 
-def test_another_pool_of_this_process_is_in_the_way_too(
+def test_another_pool_of_this_process_prevents_a_restore_too(
     path: Path, pool: ConnectionPool, copy: Path
 ) -> None:
     with (
@@ -439,7 +443,7 @@ def run(copy: Path, sql: str) -> None:
     ],
     ids=["damaged", "orphans", "newer", "foreign", "text", "empty", "missing"],
 )
-def test_what_is_no_sound_backup_changes_nothing(
+def test_a_backup_that_is_not_sound_changes_nothing(
     path: Path,
     pool: ConnectionPool,
     copy: Path,
@@ -465,7 +469,7 @@ def test_the_database_itself_is_no_backup(path: Path, pool: ConnectionPool, copy
             pool.restore(same, path, overwrite=True)
 
 
-def test_who_waits_to_open_it_finds_the_new_one(
+def test_a_thread_that_waits_to_open_the_file_finds_the_restored_one(
     path: Path, pool: ConnectionPool, copy: Path
 ) -> None:
     """Another process in the meantime opens the one or the other, whole, or is told to try again.
@@ -513,7 +517,7 @@ with ConnectionPool(PoolOptions(linger=0)) as pool:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="this system has no such limit")
-def test_a_log_that_does_not_fit_into_the_new_file_stops_it(
+def test_a_wal_that_does_not_fit_the_new_file_stops_the_restore(
     path: Path, pool: ConnectionPool, copy: Path
 ) -> None:
     """A backup with a log, as a crash has left it; closing a file keeps silent about what fails."""
@@ -639,7 +643,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(
     assert step > 20
 
 
-def test_a_kill_beside_a_damaged_log_hides_nothing(
+def test_a_kill_during_the_restore_over_a_damaged_wal_hides_nothing(
     pool: ConnectionPool, copy: Path, tmp_path: Path, restore_and_die: Callable[..., int]
 ) -> None:
     """Between the renaming of the log and that of the file, the file by itself is an older one."""
@@ -674,7 +678,7 @@ def test_a_kill_beside_a_damaged_log_hides_nothing(
 
 
 @pytest.mark.parametrize("where", [slice(0, 100), slice(4096, None), slice(100, 200)])
-def test_a_kill_beside_a_damaged_file_leaves_it_what_it_was(
+def test_a_kill_during_the_restore_over_a_damaged_file_leaves_it_as_it_was(
     pool: ConnectionPool,
     copy: Path,
     tmp_path: Path,

@@ -151,7 +151,7 @@ def test_the_new_file_can_be_written(damaged: Path, pool: ConnectionPool) -> Non
     assert diagnose(new_of(damaged), full=True).status == "ok"
 
 
-def test_what_was_deleted_stays_so(damaged: Path, pool: ConnectionPool) -> None:
+def test_deleted_rows_stay_deleted(damaged: Path, pool: ConnectionPool) -> None:
     with SessionManager(damaged, pool=pool) as sessions:
         sessions.delete_session(sessions.list_sessions()[2].id)
 
@@ -187,7 +187,7 @@ def test_lost_answers_are_counted_and_the_rest_is_there(
 
 
 @pytest.mark.parametrize("table", ["sessions", "rounds", "responses"])
-def test_what_only_holds_together_is_rebuilt_from_the_indexes(
+def test_rows_that_only_link_others_are_rebuilt_from_the_indexes(
     damaged: Path, pool: ConnectionPool, table: str
 ) -> None:
     before = history(damaged, pool)
@@ -207,7 +207,7 @@ def test_what_only_holds_together_is_rebuilt_from_the_indexes(
         assert after == before
 
 
-def test_a_lost_request_has_a_word_in_its_place(damaged: Path, pool: ConnectionPool) -> None:
+def test_a_lost_request_has_a_placeholder(damaged: Path, pool: ConnectionPool) -> None:
     zero(damaged, *pages_of(damaged, "requests"))
 
     report = run(damaged)
@@ -302,7 +302,7 @@ def test_each_row_that_was_there_is_counted_once(
 # -- damaged values -------------------------------------------------------------------------------
 
 
-def test_texts_and_values_that_cannot_be_are_mended(damaged: Path, pool: ConnectionPool) -> None:
+def test_impossible_texts_and_values_are_repaired(damaged: Path, pool: ConnectionPool) -> None:
     raw = apsw.Connection(str(damaged))
     raw.execute("PRAGMA ignore_check_constraints = ON")
     raw.execute("UPDATE turns SET content = CAST(x'ff41' AS TEXT) WHERE rowid = 1")
@@ -352,7 +352,7 @@ def page_bytes(path: Path, number: int) -> bytes:
     return path.read_bytes()[(number - 1) * PAGE : number * PAGE]
 
 
-def test_swapped_pages_are_told_apart(damaged: Path, pool: ConnectionPool) -> None:
+def test_swapped_pages_are_recognized(damaged: Path, pool: ConnectionPool) -> None:
     before = history(damaged, pool)
     one, two = pages_of(damaged, "requests")[0], pages_of(damaged, "turns")[0]
 
@@ -427,7 +427,7 @@ def test_the_head_of_the_log_may_be_lost(logged: Path, pool: ConnectionPool) -> 
     assert len(history(new_of(logged), pool)["In the log"]) == 20
 
 
-def test_what_was_not_committed_is_left_out(logged: Path, pool: ConnectionPool) -> None:
+def test_uncommitted_frames_are_left_out(logged: Path, pool: ConnectionPool) -> None:
     log = Path(f"{logged}-wal")
 
     def uncommit(data: bytearray) -> None:
@@ -444,7 +444,7 @@ def test_what_was_not_committed_is_left_out(logged: Path, pool: ConnectionPool) 
 # -- what is refused ------------------------------------------------------------------------------
 
 
-def test_a_target_that_is_there_stays(damaged: Path) -> None:
+def test_an_existing_target_stays(damaged: Path) -> None:
     with pytest.raises(SalvageError, match="exists"):
         salvage(damaged, damaged)
     with pytest.raises(SalvageError, match="folder"):
@@ -474,7 +474,9 @@ def another_programs(path: Path) -> None:
     ],
     ids=["empty", "a byte", "a header", "noise", "text", "dos text", "zeros", "another program's"],
 )
-def test_what_is_not_ours_gives_no_file(tmp_path: Path, make: Callable[[Path], object]) -> None:
+def test_a_file_of_another_program_gives_no_copy(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
     path = tmp_path / "not-ours"
     make(path)
     before = path.read_bytes()
@@ -487,7 +489,7 @@ def test_what_is_not_ours_gives_no_file(tmp_path: Path, make: Callable[[Path], o
     assert path.read_bytes() == before
 
 
-def test_an_empty_database_of_ours_is_ours(path: Path, pool: ConnectionPool) -> None:
+def test_an_empty_database_of_the_library_is_recognized(path: Path, pool: ConnectionPool) -> None:
     with SessionManager(path, pool=pool):
         pass
 
@@ -505,7 +507,7 @@ def test_a_destroyed_header_hides_nothing(damaged: Path, pool: ConnectionPool, m
     assert history(new_of(damaged), pool) == before
 
 
-def test_a_table_that_is_not_ours_is_named(damaged: Path) -> None:
+def test_a_table_of_another_program_is_named(damaged: Path) -> None:
     raw = apsw.Connection(str(damaged))
     raw.execute("CREATE TABLE theirs (a TEXT, b TEXT, c TEXT, d INTEGER, e INTEGER)")
     raw.execute("INSERT INTO theirs VALUES ('a', 'b', 'c', 1, 2)")

@@ -83,7 +83,7 @@ def test_a_body_that_raises_rolls_back_and_is_not_hidden(handle: DatabaseHandle)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_is_no_exception_rolls_back_too(
+def test_a_base_exception_rolls_back_too(
     handle: DatabaseHandle, error: type[BaseException]
 ) -> None:
     def work(tx: Any) -> None:
@@ -98,7 +98,7 @@ def test_what_is_no_exception_rolls_back_too(
     assert queue_of(handle).holder == 0
 
 
-def test_rule_16_a_rollback_never_hides_the_cause(handle: DatabaseHandle) -> None:
+def test_a_rollback_never_hides_the_cause(handle: DatabaseHandle) -> None:
     with pytest.raises(OddError), handle.write() as tx:
         add(tx, "a")
         raw_of(handle).execute("ROLLBACK")
@@ -106,7 +106,7 @@ def test_rule_16_a_rollback_never_hides_the_cause(handle: DatabaseHandle) -> Non
     assert keys(handle) == set()
 
 
-def test_rule_12_a_write_takes_the_write_lock_at_once(
+def test_a_write_takes_the_write_lock_at_once(
     handle: DatabaseHandle, statements: Any, path: Path, make_pool: MakePool
 ) -> None:
     with make_pool().acquire(path.with_name("traced.sqlite")) as traced:
@@ -175,7 +175,7 @@ def test_savepoints_nest(handle: DatabaseHandle) -> None:
     assert keys(handle) == {"outer", "second"}
 
 
-def test_rule_16_a_savepoint_whose_transaction_is_gone_does_not_hide_why(
+def test_a_savepoint_whose_transaction_has_ended_does_not_hide_the_cause(
     handle: DatabaseHandle,
 ) -> None:
     with pytest.raises(OddError), handle.write() as tx, tx.savepoint():
@@ -210,7 +210,7 @@ def reading_ways(handle: DatabaseHandle) -> dict[str, Callable[[Callable[[Any], 
 
 
 @pytest.mark.parametrize("way", ["fetch", "query", "block"])
-def test_rule_12_a_read_scope_cannot_write(handle: DatabaseHandle, way: str) -> None:
+def test_a_read_scope_cannot_write(handle: DatabaseHandle, way: str) -> None:
     read = reading_ways(handle)[way]
     handle.transact(adding("a"))
     with pytest.raises(StatementError, match="does not write"):
@@ -220,7 +220,7 @@ def test_rule_12_a_read_scope_cannot_write(handle: DatabaseHandle, way: str) -> 
     assert keys(handle) == {"a"}
 
 
-def test_rule_12_the_snapshot_connection_itself_refuses_to_write(handle: DatabaseHandle) -> None:
+def test_the_snapshot_connection_itself_refuses_to_write(handle: DatabaseHandle) -> None:
     def write_past_us(tx: ReadTransaction) -> None:
         tx._connection.execute("DELETE FROM meta")
 
@@ -242,9 +242,7 @@ def test_a_read_scope_takes_every_kind_of_select(handle: DatabaseHandle) -> None
 
 
 @pytest.mark.parametrize("way", ["fetch", "query", "block"])
-def test_decision_6_3_a_read_sees_nothing_that_is_not_committed(
-    handle: DatabaseHandle, way: str
-) -> None:
+def test_a_read_sees_nothing_that_is_not_committed(handle: DatabaseHandle, way: str) -> None:
     handle.transact(adding("before"))
     read = reading_ways(handle)[way]
     with Held(handle, adding("not yet")):
@@ -253,7 +251,7 @@ def test_decision_6_3_a_read_sees_nothing_that_is_not_committed(
     assert "not yet" in {row[0] for row in read(lambda tx: tx.rows(KEYS))}
 
 
-def test_decision_6_3_a_read_sees_nothing_of_an_open_group(grouping: DatabaseHandle) -> None:
+def test_a_read_sees_nothing_of_an_open_group(grouping: DatabaseHandle) -> None:
     """While the lease of a shared transaction passes from thread to thread."""
     with Held(grouping, adding("first"), kind="unit") as first:
         second = Held.__new__(Held)
@@ -370,7 +368,7 @@ OUTER = ["write", "read", "transact", "fetch", "query", "sqlalchemy"]
 
 @pytest.mark.parametrize("outer", OUTER)
 @pytest.mark.parametrize("inner", INNER)
-def test_rule_10_a_second_scope_in_the_same_thread_is_refused(
+def test_a_second_scope_in_the_same_thread_is_refused(
     handle: DatabaseHandle, outer: str, inner: str
 ) -> None:
     attempt = inner_ways(handle)[inner]
@@ -389,7 +387,7 @@ def test_rule_10_a_second_scope_in_the_same_thread_is_refused(
 
 
 @pytest.mark.parametrize("outer", OUTER)
-def test_rule_10_the_error_names_both_places(handle: DatabaseHandle, outer: str) -> None:
+def test_the_error_of_a_second_scope_names_both_places(handle: DatabaseHandle, outer: str) -> None:
     if outer in ("write", "read", "sqlalchemy"):
         with getattr(handle, outer)():
             with pytest.raises(ReentrantScopeError) as caught:
@@ -421,7 +419,7 @@ def line_number(relative: int) -> int:
     return frame.f_back.f_lineno + relative
 
 
-def test_rule_10_another_thread_and_another_database_are_free(
+def test_another_thread_and_another_database_are_free(
     handle: DatabaseHandle, pool: ConnectionPool, path: Path
 ) -> None:
     with pool.acquire(path.with_name("other.sqlite")) as other, handle.write() as tx:
@@ -432,7 +430,7 @@ def test_rule_10_another_thread_and_another_database_are_free(
     assert keys(handle) == {"here"}
 
 
-def test_rule_10_two_handles_on_one_database_are_one(
+def test_two_handles_on_one_database_count_as_one(
     handle: DatabaseHandle, pool: ConnectionPool, path: Path
 ) -> None:
     with pool.acquire(path) as second, handle.write(), pytest.raises(ReentrantScopeError):
@@ -494,7 +492,7 @@ cursors: list[Any] = []
         (leave_a_select_in_a_snapshot, "query"),
     ],
 )
-def test_rule_11_a_connection_that_is_given_back_unclean_is_retired(
+def test_a_connection_that_is_given_back_unclean_is_retired(
     pool: ConnectionPool, path: Path, leave: Callable[[DatabaseHandle], None], operation: str
 ) -> None:
     """Rolled back, logged with what left it so, never used again."""
@@ -520,7 +518,7 @@ def test_rule_11_a_connection_that_is_given_back_unclean_is_retired(
     assert event["operation"] == operation
 
 
-def test_rule_11_the_error_of_an_unclean_retirement_does_not_say_moved(
+def test_the_error_of_an_unclean_retirement_does_not_say_moved(
     handle: DatabaseHandle,
 ) -> None:
     leave_a_transaction(handle)
@@ -530,7 +528,7 @@ def test_rule_11_the_error_of_an_unclean_retirement_does_not_say_moved(
 
 
 @pytest.mark.parametrize("way", ["fetch", "query", "transact"])
-def test_rule_11_every_scope_ends_with_no_transaction(handle: DatabaseHandle, way: str) -> None:
+def test_every_scope_ends_with_no_transaction(handle: DatabaseHandle, way: str) -> None:
     getattr(handle, way)(lambda tx: tx.rows(KEYS))
     with contextlib.suppress(OddError):
         getattr(handle, way)(raise_odd)
@@ -545,7 +543,7 @@ def raise_odd(_tx: object) -> None:
 # -- RULES 9: the budget --------------------------------------------------------------------
 
 
-def test_rule_09_the_time_was_spent_in_the_queue(handle: DatabaseHandle) -> None:
+def test_the_error_names_the_queue_where_the_time_was_spent_there(handle: DatabaseHandle) -> None:
     with Held(handle):
         errors = ends_in_time(lambda: handle.transact(adding("a"), "create", 0.2), 0.2)
     assert errors[-1].phase == "queue"
@@ -555,7 +553,7 @@ def test_rule_09_the_time_was_spent_in_the_queue(handle: DatabaseHandle) -> None
     assert handle.stats().timeouts == len(errors)
 
 
-def test_rule_09_the_time_was_spent_in_begin(
+def test_the_error_names_begin_where_the_time_was_spent_there(
     handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
 ) -> None:
     """A foreign process holds the write lock: the error comes at the deadline."""
@@ -575,7 +573,7 @@ def test_rule_09_the_time_was_spent_in_begin(
         assert handle.stats().retries > before
 
 
-def test_rule_09_the_time_was_spent_in_the_body(handle: DatabaseHandle) -> None:
+def test_the_error_names_the_body_where_the_time_was_spent_there(handle: DatabaseHandle) -> None:
     error = ends_in_time(lambda: handle.transact(lambda tx: tx.rows(ENDLESS), "count", 0.2), 0.2)[
         -1
     ]
@@ -584,7 +582,7 @@ def test_rule_09_the_time_was_spent_in_the_body(handle: DatabaseHandle) -> None:
     assert error.phases["body"] > 0.15
 
 
-def test_rule_09_a_deadline_that_passes_inside_begin_is_one_of_begin(
+def test_a_deadline_that_passes_inside_begin_counts_as_begin(
     handle: DatabaseHandle,
 ) -> None:
     """SQLite interrupts the BEGIN itself then, as it would a long statement."""
@@ -597,7 +595,7 @@ def test_rule_09_a_deadline_that_passes_inside_begin_is_one_of_begin(
     assert handle.transact(lambda tx: "again") == "again"
 
 
-def test_rule_09_phases_say_how_much_each_took(handle: DatabaseHandle) -> None:
+def test_the_phases_of_an_error_give_the_seconds_of_each(handle: DatabaseHandle) -> None:
     """Some time in the queue, the rest in the body."""
     with Held(handle) as held:
         since = monotonic()
@@ -618,7 +616,7 @@ def test_rule_09_phases_say_how_much_each_took(handle: DatabaseHandle) -> None:
 
 
 @pytest.mark.parametrize("method", ["sqlalchemy", "write"])
-def test_rule_09_one_budget_for_the_queue_and_begin(handle: DatabaseHandle, method: str) -> None:
+def test_one_budget_covers_the_queue_and_begin(handle: DatabaseHandle, method: str) -> None:
     """What the queue took is not there for BEGIN, which has the deadline of the whole."""
     seconds = 1.0
     with Held(handle) as held, contextlib.closing(apsw.Connection(str(handle.path))) as other:
@@ -643,14 +641,14 @@ def test_rule_09_one_budget_for_the_queue_and_begin(handle: DatabaseHandle, meth
 
 
 @pytest.mark.parametrize("way", ["fetch", "query"])
-def test_rule_09_a_long_read_is_stopped_at_the_deadline(handle: DatabaseHandle, way: str) -> None:
+def test_a_long_read_is_stopped_at_the_deadline(handle: DatabaseHandle, way: str) -> None:
     read = getattr(handle, way)
     error = ends_in_time(lambda: read(lambda tx: tx.rows(ENDLESS), "count", 0.2), 0.2)[-1]
     assert error.phase == "body"
     assert keys(handle) == set()
 
 
-def test_rule_09_a_long_insert_is_stopped_and_leaves_nothing(handle: DatabaseHandle) -> None:
+def test_a_long_insert_is_stopped_and_leaves_nothing(handle: DatabaseHandle) -> None:
     error = ends_in_time(
         lambda: handle.transact(lambda tx: tx.run(endless_insert()), "fill", 0.2), 0.2, slack=0.2
     )[-1]
@@ -659,9 +657,7 @@ def test_rule_09_a_long_insert_is_stopped_and_leaves_nothing(handle: DatabaseHan
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_rule_09_a_long_statement_of_sqlalchemy_is_stopped(
-    handle: DatabaseHandle, read_only: bool
-) -> None:
+def test_a_long_statement_of_sqlalchemy_is_stopped(handle: DatabaseHandle, read_only: bool) -> None:
     endless = text(
         "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     )
@@ -676,7 +672,7 @@ def test_rule_09_a_long_statement_of_sqlalchemy_is_stopped(
     assert keys(handle) == set()
 
 
-def test_rule_09_a_block_that_takes_too_long_is_told_at_its_next_statement(
+def test_a_block_that_takes_too_long_gets_the_error_at_its_next_statement(
     handle: DatabaseHandle,
 ) -> None:
     with pytest.raises(DatabaseBusyError) as caught, handle.write(0.05) as tx:
@@ -687,7 +683,7 @@ def test_rule_09_a_block_that_takes_too_long_is_told_at_its_next_statement(
     assert keys(handle) == set()
 
 
-def test_rule_09_a_budget_of_nothing_does_what_needs_no_waiting(
+def test_a_budget_of_zero_does_what_needs_no_waiting(
     handle: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As ``Budget`` says of 0; the least time that a body gets is for a machine that is free."""
@@ -711,7 +707,9 @@ def test_a_lost_transaction_lets_no_statement_through(handle: DatabaseHandle) ->
     assert keys(handle) == set()
 
 
-def test_a_block_that_swallows_the_loss_of_its_transaction_is_told(handle: DatabaseHandle) -> None:
+def test_a_block_that_swallows_the_loss_of_its_transaction_raises_at_its_end(
+    handle: DatabaseHandle,
+) -> None:
     with pytest.raises(TransactionLostError), handle.write() as tx:
         add(tx, "a")
         raw_of(handle).execute("ROLLBACK")
@@ -722,7 +720,7 @@ def test_a_block_that_swallows_the_loss_of_its_transaction_is_told(handle: Datab
 
 
 @pytest.mark.parametrize("seconds", [0.6, pytest.param(3.0, marks=pytest.mark.long)])
-def test_issue_2_6_our_write_waits_for_a_foreign_one_and_succeeds(
+def test_a_write_waits_for_that_of_another_process_and_succeeds(
     handle: DatabaseHandle, hold_write_lock: Callable[..., Any], seconds: float
 ) -> None:
     child = hold_write_lock(handle.path)
@@ -736,7 +734,7 @@ def test_issue_2_6_our_write_waits_for_a_foreign_one_and_succeeds(
     assert keys(handle) == {"a"}
 
 
-def test_issue_2_6_reads_do_not_wait_for_a_foreign_writer(
+def test_reads_do_not_wait_for_a_writer_of_another_process(
     handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
 ) -> None:
     handle.transact(adding("a"))
@@ -746,7 +744,7 @@ def test_issue_2_6_reads_do_not_wait_for_a_foreign_writer(
     assert handle.fetch(lambda tx: len(tx.rows(KEYS))) == 4
 
 
-def test_rule_13_the_wait_looks_often_at_first_and_never_seldom(
+def test_a_wait_polls_often_at_first_and_never_seldom(
     handle: DatabaseHandle, hold_write_lock: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A 32nd of the wait: SQLite's own pauses grow to 100 ms, and starve who waits longest."""
@@ -766,7 +764,7 @@ def test_rule_13_the_wait_looks_often_at_first_and_never_seldom(
     assert [each for each in pauses if each[1] > max(0.001, each[0] / 32)] == []
 
 
-def test_a_look_at_the_log_while_another_process_commits_is_no_end_of_a_write(
+def test_a_check_of_the_wal_while_another_process_commits_ends_no_write(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite answers BUSY at once to who looks while the index's header is being written."""

@@ -110,9 +110,7 @@ def names(count: int) -> list[str]:
 # -- one COMMIT for many --------------------------------------------------------------------
 
 
-def test_rule_17_units_that_wait_share_one_commit(
-    grouping: DatabaseHandle, commits: list[str]
-) -> None:
+def test_units_that_wait_share_one_commit(grouping: DatabaseHandle, commits: list[str]) -> None:
     units = [adding(name) for name in names(10)]
     gathering = Gathering(grouping, units[0])
     gathering.put(*units[1:])
@@ -126,7 +124,7 @@ def test_rule_17_units_that_wait_share_one_commit(
     assert keys(grouping) == set(names(10))
 
 
-def test_rule_17_host_code_runs_in_its_callers_thread(grouping: DatabaseHandle) -> None:
+def test_host_code_runs_in_the_thread_of_its_caller(grouping: DatabaseHandle) -> None:
     def unit(_tx: object) -> int:
         return threading.get_ident()
 
@@ -138,7 +136,7 @@ def test_rule_17_host_code_runs_in_its_callers_thread(grouping: DatabaseHandle) 
     assert ran_in[3:] == [task.thread.ident for task in gathering.tasks[3:]]
 
 
-def test_rule_17_a_unit_sees_its_callers_context_wherever_it_runs(
+def test_a_unit_sees_the_context_of_its_caller_in_every_thread(
     grouping: DatabaseHandle,
 ) -> None:
     """Loggers and tracers of hosts keep theirs in context variables."""
@@ -161,7 +159,7 @@ def test_rule_17_a_unit_sees_its_callers_context_wherever_it_runs(
 caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="nobody")
 
 
-def test_rule_18_ctrl_c_in_the_one_who_commits_for_others_leaves_nobody_waiting(
+def test_ctrl_c_in_the_thread_that_commits_for_others_leaves_none_waiting(
     grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The handler runs when a call returns: here, when a waiter's work was just taken."""
@@ -185,7 +183,7 @@ def test_rule_18_ctrl_c_in_the_one_who_commits_for_others_leaves_nobody_waiting(
     assert keys(grouping) == {"second", "third"}
 
 
-def test_rule_18_ctrl_c_after_the_commit_does_not_undo_its_outcome(
+def test_ctrl_c_after_the_commit_does_not_undo_its_outcome(
     grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader is interrupted before it gives the lease back: the others are committed."""
@@ -205,7 +203,7 @@ def test_rule_18_ctrl_c_after_the_commit_does_not_undo_its_outcome(
     assert leased.replays == 0
 
 
-def test_rule_17_units_see_what_the_units_before_them_wrote(grouping: DatabaseHandle) -> None:
+def test_units_see_what_the_units_before_them_wrote(grouping: DatabaseHandle) -> None:
     def unit(tx: WriteTransaction) -> int:
         count = len(tx.rows(KEYS))
         add(tx, f"key {count}")
@@ -217,7 +215,7 @@ def test_rule_17_units_see_what_the_units_before_them_wrote(grouping: DatabaseHa
     assert [task.result() for task in gathering.tasks] == [3, 4, 5, 6, 7, 8]
 
 
-def test_rule_17_nobody_is_acknowledged_before_the_commit(
+def test_no_unit_is_acknowledged_before_the_commit(
     grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the moment of COMMIT every caller of the group still waits."""
@@ -235,7 +233,9 @@ def test_rule_17_nobody_is_acknowledged_before_the_commit(
     assert returned == [False] * 3
 
 
-def test_rule_17_one_unit_alone_commits_alone(grouping: DatabaseHandle, commits: list[str]) -> None:
+def test_one_unit_commits_alone_where_none_waits(
+    grouping: DatabaseHandle, commits: list[str]
+) -> None:
     for name in names(3):
         grouping.transact(adding(name), delegable=True)
     assert commits.count("COMMIT") == 3
@@ -243,7 +243,7 @@ def test_rule_17_one_unit_alone_commits_alone(grouping: DatabaseHandle, commits:
     assert grouping.stats().commits == 3
 
 
-def test_who_shared_the_last_commit_is_given_way_to(
+def test_a_writer_gives_way_to_the_threads_of_the_last_commit(
     grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once for each of them, and not by a thread that shares with nobody."""
@@ -262,7 +262,7 @@ def test_who_shared_the_last_commit_is_given_way_to(
     assert given_way == []
 
 
-def test_rule_17_a_block_commits_alone(grouping: DatabaseHandle, commits: list[str]) -> None:
+def test_a_block_commits_alone(grouping: DatabaseHandle, commits: list[str]) -> None:
     def block() -> None:
         with grouping.write() as tx:
             add(tx, "block")
@@ -277,7 +277,7 @@ def test_rule_17_a_block_commits_alone(grouping: DatabaseHandle, commits: list[s
     assert commits.count("SAVEPOINT unit") == 0
 
 
-def test_rule_17_a_group_is_closed_by_its_count(path: Path, make_pool: MakePool) -> None:
+def test_a_group_is_closed_by_its_count(path: Path, make_pool: MakePool) -> None:
     pool = make_pool(database={"group_max_seconds": 600.0, "group_max_units": 4})
     with pool.acquire(path) as handle:
         gathering = Gathering(handle, adding("first"))
@@ -288,7 +288,7 @@ def test_rule_17_a_group_is_closed_by_its_count(path: Path, make_pool: MakePool)
         assert len(keys(handle)) == 10
 
 
-def test_rule_17_a_group_is_closed_by_time(path: Path, make_pool: MakePool) -> None:
+def test_a_group_is_closed_by_time(path: Path, make_pool: MakePool) -> None:
     """A unit that takes longer than the group may is the last of it."""
     pool = make_pool(database={"group_max_seconds": 0.05})
 
@@ -304,7 +304,7 @@ def test_rule_17_a_group_is_closed_by_time(path: Path, make_pool: MakePool) -> N
         assert handle.stats().commits == 2
 
 
-def test_rule_17_groups_of_no_time_are_commits_one_by_one(path: Path, make_pool: MakePool) -> None:
+def test_groups_without_time_commit_one_by_one(path: Path, make_pool: MakePool) -> None:
     with make_pool(database={"group_max_seconds": 0}).acquire(path) as handle:
         gathering = Gathering(handle, adding("first"))
         gathering.put(adding("second"), adding("third"))
@@ -324,7 +324,7 @@ def raising(key: str) -> Unit:
 
 
 @pytest.mark.parametrize("at", range(5))
-def test_issue_2_6_a_unit_that_raises_harms_no_other(
+def test_a_unit_that_raises_harms_no_other(
     grouping: DatabaseHandle, commits: list[str], at: int
 ) -> None:
     units: list[Unit] = [adding(name) for name in names(5)]
@@ -340,7 +340,7 @@ def test_issue_2_6_a_unit_that_raises_harms_no_other(
     assert commits.count("COMMIT") == 1
 
 
-def test_issue_2_6_all_but_one_raise(grouping: DatabaseHandle) -> None:
+def test_the_only_unit_that_does_not_raise_is_stored(grouping: DatabaseHandle) -> None:
     gathering = Gathering(grouping, adding("kept"))
     gathering.put(*[raising(name) for name in names(6)])
     errors = gathering.go()
@@ -349,7 +349,7 @@ def test_issue_2_6_all_but_one_raise(grouping: DatabaseHandle) -> None:
     assert grouping.stats().commits == 1
 
 
-def test_issue_2_6_a_constraint_in_a_joined_unit_harms_no_other(grouping: DatabaseHandle) -> None:
+def test_a_broken_constraint_in_a_joined_unit_harms_no_other(grouping: DatabaseHandle) -> None:
     def twice(tx: WriteTransaction) -> None:
         add(tx, "more")
         add(tx, "first")
@@ -362,7 +362,7 @@ def test_issue_2_6_a_constraint_in_a_joined_unit_harms_no_other(grouping: Databa
     assert keys(grouping) == {"first", "third"}
 
 
-def test_rule_18_ctrl_c_while_another_thread_s_unit_runs_is_the_holders(
+def test_ctrl_c_during_the_unit_of_another_thread_is_raised_in_the_holder(
     grouping: DatabaseHandle,
 ) -> None:
     """Signals come in the main thread: it is undone, and what it ran for others runs again."""
@@ -382,7 +382,7 @@ def test_rule_18_ctrl_c_while_another_thread_s_unit_runs_is_the_holders(
     assert keys(grouping) == {"second", "third"}
 
 
-def test_rule_17_a_deferred_constraint_of_one_unit_harms_no_other(
+def test_a_deferred_constraint_of_one_unit_harms_no_other(
     grouping: DatabaseHandle,
 ) -> None:
     """A user's pragma puts the check off until COMMIT, which then fails for everybody."""
@@ -405,7 +405,7 @@ def test_rule_17_a_deferred_constraint_of_one_unit_harms_no_other(
 # -- deadlines inside a group ---------------------------------------------------------------
 
 
-def test_rule_17_a_unit_past_its_deadline_still_learns_its_outcome(
+def test_a_unit_past_its_deadline_still_learns_its_outcome(
     grouping: DatabaseHandle,
 ) -> None:
     """The first unit has run; the group is settled long after its deadline."""
@@ -430,7 +430,7 @@ def test_rule_17_a_unit_past_its_deadline_still_learns_its_outcome(
     assert grouping.stats().commits == 1
 
 
-def test_rule_17_a_units_own_short_budget_does_not_end_its_wait_for_the_outcome(
+def test_the_short_budget_of_a_unit_does_not_end_its_wait_for_the_outcome(
     grouping: DatabaseHandle,
 ) -> None:
     may_end = threading.Event()
@@ -464,7 +464,7 @@ def test_rule_17_a_units_own_short_budget_does_not_end_its_wait_for_the_outcome(
     assert keys(grouping) == {"first", "short"}
 
 
-def test_rule_17_a_joined_unit_is_not_interrupted_but_told_at_its_next_statement(
+def test_a_joined_unit_is_not_interrupted_but_gets_the_error_at_its_next_statement(
     grouping: DatabaseHandle,
 ) -> None:
     """An interrupted INSERT would undo the group; the deadline is seen between statements."""
@@ -512,7 +512,7 @@ def losing(key: str, raw: apsw.Connection, times: int = 1) -> Unit:
 
 
 @pytest.mark.parametrize("at", range(4))
-def test_issue_2_6_a_lost_transaction_acknowledges_nobody_and_everybody_runs_again(
+def test_a_lost_transaction_acknowledges_no_unit_and_all_run_again(
     grouping: DatabaseHandle, at: int
 ) -> None:
     """Those before the loss run again, so each row is stored exactly once."""
@@ -528,7 +528,7 @@ def test_issue_2_6_a_lost_transaction_acknowledges_nobody_and_everybody_runs_aga
     assert grouping.stats().replays == at + 1
 
 
-def test_rule_17_a_unit_that_always_loses_gets_the_error_and_harms_no_other(
+def test_a_unit_that_always_loses_gets_the_error_and_harms_no_other(
     grouping: DatabaseHandle,
 ) -> None:
     gathering = Gathering(grouping, adding("first"))
@@ -539,7 +539,7 @@ def test_rule_17_a_unit_that_always_loses_gets_the_error_and_harms_no_other(
     assert keys(grouping) == {"first", "third"}
 
 
-def test_rule_17_a_statement_after_the_loss_is_not_stored_by_itself(
+def test_a_statement_after_the_loss_is_not_stored_by_itself(
     grouping: DatabaseHandle,
 ) -> None:
     """The host goes on as if nothing had happened; without a transaction each would be stored."""
@@ -565,7 +565,7 @@ def test_rule_17_a_statement_after_the_loss_is_not_stored_by_itself(
     assert keys(grouping) == {"first"}
 
 
-def test_issue_2_6_a_really_interrupted_insert_ends_the_group_and_nothing_is_lost(
+def test_an_interrupted_insert_ends_the_group_and_nothing_is_lost(
     grouping: DatabaseHandle,
 ) -> None:
     """SQLite itself ends the transaction: an interrupted INSERT inside a savepoint."""
@@ -591,7 +591,7 @@ def test_issue_2_6_a_really_interrupted_insert_ends_the_group_and_nothing_is_los
     assert runs == [2, 2, 1]
 
 
-def test_rule_24_a_full_disk_in_one_unit_acknowledges_nobody_before_it(
+def test_a_full_disk_in_one_unit_acknowledges_no_unit_before_it(
     grouping: DatabaseHandle,
 ) -> None:
     """A real SQLITE_FULL: the file may not have more pages. It ends the whole transaction."""
@@ -650,7 +650,7 @@ def look(handle: DatabaseHandle, vfs: FaultVFS) -> set[str]:
 
 
 @pytest.mark.parametrize("fault", [("wal", "write"), ("wal", "sync")])
-def test_rule_15_a_failed_commit_has_an_unknown_outcome_for_every_member(
+def test_a_failed_commit_has_an_unknown_outcome_for_every_member(
     durable: DatabaseHandle, vfs: FaultVFS, fault: tuple[str, str]
 ) -> None:
     gathering = Gathering(durable, adding("first"))
@@ -673,7 +673,7 @@ def test_rule_15_a_failed_commit_has_an_unknown_outcome_for_every_member(
     )
 
 
-def test_rule_15_a_failed_commit_of_one_unit_tells_its_result_and_code(
+def test_the_error_of_a_failed_commit_has_the_result_and_the_code(
     durable: DatabaseHandle, vfs: FaultVFS
 ) -> None:
     with (
@@ -693,7 +693,7 @@ def test_rule_15_a_failed_commit_of_one_unit_tells_its_result_and_code(
     assert caught.value.result is None
 
 
-def test_rule_24_a_commit_without_space_stores_nothing_and_says_so(
+def test_a_commit_without_space_stores_nothing_and_says_so(
     faulty: DatabaseHandle, vfs: FaultVFS
 ) -> None:
     gathering = Gathering(faulty, adding("first"))
@@ -710,7 +710,7 @@ def test_rule_24_a_commit_without_space_stores_nothing_and_says_so(
     assert look(faulty, vfs) == {"before", "after"}
 
 
-def test_rule_15_a_failed_commit_leaves_the_connection_clean_and_the_queue_going(
+def test_a_failed_commit_leaves_the_connection_clean_and_the_queue_going(
     faulty: DatabaseHandle, vfs: FaultVFS
 ) -> None:
     def block() -> None:
@@ -729,7 +729,7 @@ def test_rule_15_a_failed_commit_leaves_the_connection_clean_and_the_queue_going
     assert "block" in look(faulty, vfs)
 
 
-def test_rule_17_the_last_unit_fails_and_so_does_the_commit_of_the_others(
+def test_the_commit_may_fail_after_a_last_unit_that_failed(
     faulty: DatabaseHandle, vfs: FaultVFS
 ) -> None:
     """Who commits for the others has an error of its own already, and keeps it."""
@@ -742,7 +742,7 @@ def test_rule_17_the_last_unit_fails_and_so_does_the_commit_of_the_others(
     assert isinstance(errors[1], CommitOutcomeUnknownError)
 
 
-def test_rule_15_an_error_in_what_counts_the_wal_is_not_the_commits(
+def test_an_error_of_the_wal_counter_is_no_error_of_the_commit(
     grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The data is stored, whatever happens to the one who asks for a checkpoint."""
@@ -758,7 +758,7 @@ def test_rule_15_an_error_in_what_counts_the_wal_is_not_the_commits(
 # -- host code never joins ------------------------------------------------------------------
 
 
-def test_rule_17_host_code_never_runs_in_a_transaction_that_others_wait_for(
+def test_host_code_never_runs_in_a_transaction_that_others_wait_for(
     grouping: DatabaseHandle, commits: list[str]
 ) -> None:
     gathering = Gathering(grouping, adding("first"))
@@ -768,7 +768,7 @@ def test_rule_17_host_code_never_runs_in_a_transaction_that_others_wait_for(
     assert commits.count("COMMIT") == 2
 
 
-def test_rule_17_the_classic_deadlock_does_not_happen(grouping: DatabaseHandle) -> None:
+def test_units_that_wait_for_each_other_do_not_deadlock(grouping: DatabaseHandle) -> None:
     """A caller holds a lock around its write; a host's unit wants that lock.
 
     ::

@@ -219,7 +219,7 @@ def anothers_file(planted_at: Path, victim: Path) -> None:
         for is_there in (True, False)
     ],
 )
-def test_what_another_user_has_put_in_the_place_of_a_sidecar_is_not_used(
+def test_a_sidecar_that_another_user_has_put_there_is_not_used(
     shared: Path,
     victim: Path,
     pool: ConnectionPool,
@@ -260,7 +260,7 @@ def _budget() -> Any:
 
 
 @pytest.mark.parametrize("plant", [symbolic, dangling, second_name, anothers_file])
-def test_what_another_user_has_put_in_the_place_of_the_turnstile_is_not_used(
+def test_a_turnstile_file_that_another_user_has_put_there_is_not_used(
     shared: Path, victim: Path, pool: ConnectionPool, plant: Callable[[Path, Path], None]
 ) -> None:
     path = shared / "db.sqlite"
@@ -275,7 +275,7 @@ def test_what_another_user_has_put_in_the_place_of_the_turnstile_is_not_used(
     assert not victim.with_name("new").exists()
 
 
-def test_a_stranger_who_holds_what_he_put_there_stops_no_writer(
+def test_a_user_who_locks_the_turnstile_file_he_put_there_stops_no_writer(
     shared: Path, pool: ConnectionPool, start_child: Any
 ) -> None:
     import fcntl

@@ -111,7 +111,7 @@ class Storm:
         pytest.param(20.0, Durability.FAST, marks=pytest.mark.long),
     ],
 )
-def test_rule_17_a_storm_stores_exactly_what_it_acknowledged(
+def test_a_storm_stores_exactly_what_it_acknowledged(
     make_pool: Callable[..., ConnectionPool], path: Path, seconds: float, durability: Durability
 ) -> None:
     pool = make_pool(database={"durability": durability, "checkpoint_frames": 200})

@@ -140,7 +140,7 @@ def state_of(pid: int) -> str:
 # -- taking turns -------------------------------------------------------------------------------
 
 
-def test_who_meets_nobody_has_no_turnstile(handle: DatabaseHandle, path: Path) -> None:
+def test_a_process_without_rivals_has_no_turnstile(handle: DatabaseHandle, path: Path) -> None:
     for number in range(50):
         handle.transact(adding(f"{number}"), "add")
     assert not turnstile_path(path).exists()
@@ -149,7 +149,7 @@ def test_who_meets_nobody_has_no_turnstile(handle: DatabaseHandle, path: Path) -
 
 
 @pytest.mark.usefixtures("patient")
-def test_who_meets_another_process_makes_one_and_removes_it(
+def test_a_process_with_a_rival_makes_a_turnstile_and_removes_it(
     make_pool: Callable[..., ConnectionPool], path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     with make_pool().acquire(path) as handle:
@@ -206,7 +206,7 @@ def kept(
     return turnstile_of(handle)
 
 
-def test_who_writes_on_goes_on_with_its_turn(
+def test_a_process_that_writes_on_keeps_its_hold(
     handle: DatabaseHandle, path: Path, kept: Turnstile, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(PRELUDE + WRITE_ONCE, path, "child")
@@ -224,7 +224,7 @@ def test_who_writes_on_goes_on_with_its_turn(
     assert "child" in keys(handle)
 
 
-def test_a_turn_in_which_nobody_writes_any_more_ends(
+def test_a_hold_in_which_no_thread_writes_ends(
     monkeypatch: pytest.MonkeyPatch, handle: DatabaseHandle, path: Path, kept: Turnstile
 ) -> None:
     monkeypatch.setattr(turnstile, "_UNUSED", 0.0005)
@@ -234,7 +234,7 @@ def test_a_turn_in_which_nobody_writes_any_more_ends(
     assert not kept.is_held
 
 
-def test_who_writes_now_and_then_keeps_no_turn(
+def test_a_process_that_writes_now_and_then_keeps_no_hold(
     monkeypatch: pytest.MonkeyPatch, handle: DatabaseHandle, path: Path, kept: Turnstile
 ) -> None:
     kept._turn_ends = 0.0
@@ -245,7 +245,7 @@ def test_who_writes_now_and_then_keeps_no_turn(
     assert in_line(path) == (0, 0)
 
 
-def test_a_signal_as_the_turn_is_left_leaves_it_all_the_same(
+def test_a_signal_while_a_hold_ends_does_not_keep_it(
     handle: DatabaseHandle, path: Path, kept: Turnstile
 ) -> None:
     def interrupt(frame: FrameType, event: str, _argument: object) -> None:
@@ -267,7 +267,7 @@ def test_a_signal_as_the_turn_is_left_leaves_it_all_the_same(
     assert in_line(path) == (0, 0)
 
 
-def test_closing_does_not_wait_for_a_transaction_of_its_turn(
+def test_closing_does_not_wait_for_a_transaction_of_its_hold(
     handle: DatabaseHandle, kept: Turnstile
 ) -> None:
     with handle.write() as tx:
@@ -281,14 +281,14 @@ def test_closing_does_not_wait_for_a_transaction_of_its_turn(
     assert "open" in keys(handle)
 
 
-def test_closing_ends_a_turn(handle: DatabaseHandle, path: Path, kept: Turnstile) -> None:
+def test_closing_ends_a_hold(handle: DatabaseHandle, path: Path, kept: Turnstile) -> None:
     handle.release()
     until(lambda: not turnstile_path(path).exists())
     assert not descriptors(path)
     until(lambda: not waiting_threads())
 
 
-def test_rule_13_processes_are_served_in_the_order_they_came(
+def test_processes_are_served_in_their_order_of_arrival(
     handle: DatabaseHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
@@ -318,7 +318,7 @@ def test_rule_13_processes_are_served_in_the_order_they_came(
     assert keys(handle) == set(names)
 
 
-def test_rule_13_who_writes_on_and_on_lets_others_in(
+def test_a_process_that_writes_without_a_pause_lets_others_in(
     handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
 ) -> None:
     """Both write until each had thirty turns, or the child has written 2000 times."""
@@ -350,7 +350,7 @@ def test_rule_13_who_writes_on_and_on_lets_others_in(
     assert median(turns) * 0.002 < 2 * turnstile.TURN
 
 
-def test_a_restless_foreign_writer_does_not_keep_us_out(
+def test_a_restless_writer_without_turnstile_does_not_keep_others_out(
     handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
 ) -> None:
     foreign = start_child(
@@ -383,7 +383,7 @@ while os.getppid() != 1:
     assert max(waits) < 2500
 
 
-def test_who_has_no_luck_at_the_front_lets_the_next_one_try(
+def test_a_process_that_fails_at_the_front_lets_the_next_one_try(
     handle: DatabaseHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
@@ -452,7 +452,7 @@ def test_a_killed_process_lets_the_next_one_in(
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_killed_process_that_waits_is_out_of_line(
+def test_a_killed_process_leaves_the_line(
     handle: DatabaseHandle,
     path: Path,
     hold_turnstile: Callable[[Path], Any],
@@ -476,7 +476,7 @@ def test_a_killed_process_that_waits_is_out_of_line(
 
 
 @pytest.mark.usefixtures("patient")
-def test_rule_9_the_deadline_holds_at_the_turnstile(
+def test_the_deadline_holds_at_the_turnstile(
     handle: DatabaseHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
@@ -499,7 +499,7 @@ def test_rule_9_the_deadline_holds_at_the_turnstile(
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_call_takes_over_the_place_of_one_that_gave_up(
+def test_a_call_takes_over_the_place_of_one_whose_deadline_passed(
     handle: DatabaseHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
@@ -521,7 +521,7 @@ def test_a_call_takes_over_the_place_of_one_that_gave_up(
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_thread_can_be_told_to_stop_waiting(
+def test_a_thread_at_the_turnstile_can_be_stopped(
     handle: DatabaseHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
@@ -560,7 +560,7 @@ def test_closing_ends_the_waiting_and_leaves_nothing(
     other.send()
 
 
-def test_the_thread_ends_when_it_was_idle(
+def test_the_thread_of_a_turnstile_ends_after_an_idle_time(
     handle: DatabaseHandle,
     path: Path,
     hold_turnstile: Callable[[Path], Any],
@@ -577,7 +577,7 @@ def test_the_thread_ends_when_it_was_idle(
     assert len(keys(handle)) == 3
 
 
-def test_rule_18_a_forked_child_has_no_turnstile_and_frees_none(
+def test_a_forked_child_has_no_turnstile_and_frees_none(
     handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(PRELUDE + FORK, path)
@@ -622,7 +622,7 @@ def test_a_turnstile_that_was_removed_is_made_anew(
 
 
 @pytest.mark.usefixtures("patient")
-def test_who_waits_at_a_removed_turnstile_goes_to_the_new_one(
+def test_a_process_that_waits_at_a_removed_turnstile_goes_to_the_new_one(
     handle: DatabaseHandle, path: Path, hold_turnstile: Callable[[Path], Any]
 ) -> None:
     old = hold_turnstile(path)

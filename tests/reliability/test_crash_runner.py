@@ -38,7 +38,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def test_it_kills_a_new_interpreter_after_so_many_acknowledgements() -> None:
+def test_the_runner_kills_a_new_interpreter_after_so_many_acknowledgements() -> None:
     before = len(os.listdir("/proc/self/fd"))
     report = CrashRunner(COUNT).run(10**9, kill=Moment(acknowledged=100))
     assert len(os.listdir("/proc/self/fd")) == before
@@ -50,7 +50,7 @@ def test_it_kills_a_new_interpreter_after_so_many_acknowledgements() -> None:
     assert list(report.acknowledged) == list(range(len(report.acknowledged)))
 
 
-def test_it_kills_in_a_phase(runner: ForkingRunner) -> None:
+def test_the_runner_kills_in_a_phase(runner: ForkingRunner) -> None:
     report = runner.run(50, kill=Moment(phase="waiting", within=0.05))
 
     assert report.was_killed
@@ -60,14 +60,14 @@ def test_it_kills_in_a_phase(runner: ForkingRunner) -> None:
     assert report.seconds >= report.phases[1][1] >= report.phases[0][1] >= 0.0
 
 
-def test_it_kills_after_a_time(runner: ForkingRunner) -> None:
+def test_the_runner_kills_after_a_time(runner: ForkingRunner) -> None:
     report = runner.run(0, kill=Moment(after=0.05))
 
     assert report.was_killed
     assert report.seconds >= 0.05
 
 
-def test_what_ends_before_its_moment_was_not_killed(runner: ForkingRunner) -> None:
+def test_a_workload_that_ends_before_its_moment_was_not_killed(runner: ForkingRunner) -> None:
     report = runner.use("crash_workloads:end").run(3, kill=Moment(phase="never"))
 
     assert not report.was_killed
@@ -76,7 +76,7 @@ def test_what_ends_before_its_moment_was_not_killed(runner: ForkingRunner) -> No
     assert report.phase is None
 
 
-def test_it_runs_a_script_with_its_arguments_and_environment(tmp_path: Path) -> None:
+def test_the_runner_runs_a_script_with_its_arguments_and_environment(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys\nfrom mandrake_sessions.testing import acknowledge\n"
@@ -109,7 +109,7 @@ def test_the_whole_group_is_killed(runner: ForkingRunner) -> None:
     until(lambda: not any(runs(pid) for pid in pids))
 
 
-def test_what_it_has_started_ends_with_it(runner: ForkingRunner) -> None:
+def test_processes_that_a_workload_has_started_end_with_it(runner: ForkingRunner) -> None:
     report = runner.use("crash_workloads:leave_a_program").run()
 
     assert not report.was_killed
@@ -117,7 +117,7 @@ def test_what_it_has_started_ends_with_it(runner: ForkingRunner) -> None:
     until(lambda: not runs(pid))
 
 
-def test_leaving_the_block_kills_what_still_runs(runner: ForkingRunner) -> None:
+def test_the_end_of_the_block_kills_what_still_runs(runner: ForkingRunner) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with runner.start(10) as life:
         assert life.wait_for(Moment(phase="waiting"))

@@ -356,7 +356,7 @@ def test_a_write_after_a_look_that_found_the_damage_is_refused(
     assert outcome(lambda: sessions.create_session("lost")) in REFUSED
 
 
-def test_what_is_in_the_log_of_a_file_that_was_cut_is_salvaged(
+def test_the_wal_of_a_file_that_was_cut_is_salvaged(
     sessions: SessionManager, tmp_path: Path
 ) -> None:
     fill(sessions, "late", 3)
@@ -381,7 +381,7 @@ def test_what_is_in_the_log_of_a_file_that_was_cut_is_salvaged(
 
 @pytest.mark.parametrize("log", ["all is in the file", "some is in the log"])
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_does_no_harm_refuses_nothing(
+def test_a_harmless_change_refuses_nothing(
     sessions: SessionManager, beside: Beside, name: str, log: str
 ) -> None:
     if log == "some is in the log":
@@ -428,7 +428,7 @@ def test_a_file_that_was_damaged_while_it_was_parked_takes_no_writes(
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_does_no_harm_to_a_parked_file_refuses_nothing(
+def test_a_harmless_change_of_a_parked_file_refuses_nothing(
     parked: SessionManager, name: str
 ) -> None:
     run(HARMLESS[name], parked.path)
@@ -451,7 +451,7 @@ def test_a_parked_file_that_another_process_has_written_to_is_as_it_should_be(
     assert parked.count_sessions() == 32
 
 
-def test_what_puts_a_new_file_into_use_is_no_reason_to_look_at_its_pages(
+def test_the_first_use_of_a_new_file_is_no_reason_to_check_its_pages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long the pauses are in which another program could have written to it."""
@@ -464,7 +464,7 @@ def test_what_puts_a_new_file_into_use_is_no_reason_to_look_at_its_pages(
 
 
 @pytest.mark.parametrize("name", ["random bytes in its middle", "cut by a page"])
-def test_a_watcher_hears_of_the_damage_though_nobody_uses_the_file(
+def test_a_watcher_learns_of_the_damage_though_no_thread_uses_the_file(
     sessions: SessionManager, name: str
 ) -> None:
     session = sessions.create_session("watched")
@@ -613,7 +613,7 @@ def test_damage_is_found_in_a_file_that_was_opened_after_a_kill(
             assert outcome(lambda: sessions.create_session("lost")) in REFUSED
 
 
-def test_pages_that_take_too_long_are_given_up_and_logged(
+def test_a_check_of_pages_that_takes_too_long_is_abandoned_and_logged(
     sessions: SessionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The calls until then are busy; none of them has written."""

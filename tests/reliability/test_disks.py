@@ -223,7 +223,7 @@ def found(content: bytes) -> Named:
     return Named(PATH, 0, content, is_found=True)
 
 
-def test_what_was_synced_is_there_and_what_was_not_may_be():
+def test_synced_bytes_are_there_and_others_may_be():
     events = [found(b"...."), Written(0, 0, b"ab"), Synced(0, 2), Written(0, 2, b"cd")]
 
     assert survivors(events) == {b"ab..", b"abcd"}

@@ -449,7 +449,7 @@ let_pass = pytest.mark.filterwarnings(
         )
     ],
 )
-def test_every_operation_of_it_may_fail(
+def test_every_operation_of_a_case_may_fail(
     work: Work, start: str, request: pytest.FixtureRequest, tmp_path: Path, campaign: Any
 ) -> None:
     tally = Tally()

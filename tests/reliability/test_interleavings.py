@@ -144,7 +144,7 @@ class Living:
 # -- 1: acquire against the last release --------------------------------------------------------
 
 
-def test_acquire_against_the_last_release(
+def test_an_acquire_and_the_last_release_may_come_in_either_order(
     every_order: Play, fresh: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever comes first: one connection at a time, and the handle works.
@@ -189,7 +189,7 @@ def test_acquire_against_the_last_release(
 # -- 2: an opening that fails, against those who wait for it ------------------------------------
 
 
-def test_a_failing_opening_against_who_waits_for_it(
+def test_a_failing_opening_gives_its_waiter_the_error_in_either_order(
     every_order: Play,
     fresh: Callable[[], Path],
     ready_database: Any,
@@ -238,7 +238,7 @@ def test_a_failing_opening_against_who_waits_for_it(
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_two_first_openers(
+def test_two_first_openers_share_one_opening(
     every_order: Play, fresh: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, is_there: bool
 ) -> None:
     """One of them opens, or makes, the file; both have the same.
@@ -280,7 +280,7 @@ def test_two_first_openers(
 # -- 4: close against waiting -------------------------------------------------------------------
 
 
-def test_closing_against_who_waits_for_the_lease(
+def test_closing_lets_a_waiter_of_the_lease_work_and_refuses_later_ones(
     every_order: Play, fresh: Callable[[], Path]
 ) -> None:
     """Who waits already gets its turn, who comes later is refused; what is told is what is stored.
@@ -325,7 +325,7 @@ def test_closing_against_who_waits_for_the_lease(
 
 @pytest.mark.parametrize("has_lock", [False, True])
 @pytest.mark.parametrize("delegable", [False, True])
-def test_ctrl_c_between_hand_off_and_acceptance(
+def test_ctrl_c_between_hand_off_and_acceptance_leaves_the_lease_free(
     every_order: Play, fresh: Callable[[], Path], has_lock: bool, delegable: bool
 ) -> None:
     """The lease is given, or the work taken, to somebody who has just been interrupted.
@@ -490,7 +490,7 @@ def test_ctrl_c_at_any_call_of_a_scope_leaves_the_lease_free(
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_ctrl_c_at_any_call_of_an_acquire_leaves_nobody_waiting(tmp_path: Path) -> None:
+def test_ctrl_c_at_any_call_of_an_acquire_leaves_no_thread_waiting(tmp_path: Path) -> None:
     """Whoever was to open the file is interrupted: the next one opens it, and waits for nobody.
 
     ::
@@ -535,7 +535,7 @@ def test_ctrl_c_at_any_call_of_an_acquire_leaves_nobody_waiting(tmp_path: Path) 
 @pytest.mark.parametrize(
     "moment", ["before it begins", "in its work", "stored, not told", "told, not woken"]
 )
-def test_a_cancelled_await_between_the_outcome_and_its_acceptance(
+def test_an_await_that_is_cancelled_after_the_outcome_loses_nothing(
     fresh: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """Whenever it is cancelled: what ``cancelled_call`` tells is what is stored.
@@ -596,7 +596,7 @@ def test_a_cancelled_await_between_the_outcome_and_its_acceptance(
 # -- 6: an interrupt against the next lease -----------------------------------------------------
 
 
-def test_an_end_of_patience_never_hits_the_next_holder(
+def test_an_interrupt_at_a_deadline_never_hits_the_next_holder(
     every_order: Play, fresh: Callable[[], Path]
 ) -> None:
     """A thread is made to give up its waiting at the moment when it stops to wait.
@@ -632,7 +632,7 @@ def test_an_end_of_patience_never_hits_the_next_holder(
     assert orders.having("holder begin_immediate done", "giver give_up done")
 
 
-def test_the_interrupt_of_a_closing_hits_who_holds_the_lease_and_nobody_after(
+def test_the_interrupt_of_a_closing_hits_the_holder_of_the_lease_and_no_later_one(
     every_order: Play, fresh: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever is hit is told that the pool is closed; who was not hit is stored.
@@ -743,7 +743,7 @@ send("forked" in rows)
 """
 
 
-def test_a_fork_at_each_step_of_a_lease(
+def test_a_child_works_that_is_forked_at_any_step_of_a_lease(
     fresh: Callable[[], Path], start_child: Callable[..., Any]
 ) -> None:
     """The child takes nothing from its parent and waits for nobody; the parent goes on.
@@ -768,7 +768,7 @@ def test_a_fork_at_each_step_of_a_lease(
 
 
 @pytest.mark.parametrize("is_foreign", [False, True])
-def test_a_checkpoint_against_a_long_reader(
+def test_a_checkpoint_and_a_long_reader_do_not_harm_each_other(
     every_order: Play, fresh: Callable[[], Path], is_foreign: bool
 ) -> None:
     """The reader keeps its snapshot, the writer never waits for either, nothing is lost.
@@ -832,7 +832,7 @@ def test_a_checkpoint_against_a_long_reader(
 # -- 9: retire against a commit under way -------------------------------------------------------
 
 
-def test_retiring_against_a_commit_under_way(
+def test_a_retirement_during_a_commit_loses_no_acknowledged_row(
     every_order: Play, fresh: Callable[[], Path], tmp_path: Path
 ) -> None:
     """What was acknowledged is in the file that went away, and nothing is in the new one.
@@ -888,7 +888,7 @@ def test_retiring_against_a_commit_under_way(
     assert orders.having("writer commit", "mover moved", "writer commit done")
 
 
-def test_a_handle_on_a_retired_file_says_so_also_when_that_is_closed(
+def test_a_handle_on_a_retired_file_says_so_also_after_it_is_closed(
     fresh: Callable[[], Path],
 ) -> None:
     """Who comes late is told to open it again, and not that the pool is closed: it is not."""
@@ -905,7 +905,7 @@ def test_a_handle_on_a_retired_file_says_so_also_when_that_is_closed(
 # -- 10: closing twice --------------------------------------------------------------------------
 
 
-def test_a_pool_is_closed_by_two_at_once(
+def test_two_threads_may_close_a_pool_at_once(
     every_order: Play, fresh: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither fails; when both have returned everything is closed, once.
@@ -935,7 +935,9 @@ def test_a_pool_is_closed_by_two_at_once(
     assert every_order(story).having("first close", "second begin", "first close done")
 
 
-def test_a_manager_is_closed_by_two_at_once(every_order: Play, fresh: Callable[[], Path]) -> None:
+def test_two_threads_may_close_a_manager_at_once(
+    every_order: Play, fresh: Callable[[], Path]
+) -> None:
     """Its handle is given back once.
 
     ::
@@ -961,7 +963,9 @@ def test_a_manager_is_closed_by_two_at_once(every_order: Play, fresh: Callable[[
     every_order(story)
 
 
-def test_a_handle_is_released_by_two_at_once(every_order: Play, fresh: Callable[[], Path]) -> None:
+def test_two_threads_may_release_a_handle_at_once(
+    every_order: Play, fresh: Callable[[], Path]
+) -> None:
     """One gives the claim back, the other is told that it was; each line is a step.
 
     ::
@@ -991,7 +995,9 @@ def test_a_handle_is_released_by_two_at_once(every_order: Play, fresh: Callable[
 # -- and what else met ----------------------------------------------------------------------
 
 
-def test_health_in_the_midst_of_a_closing(every_order: Play, fresh: Callable[[], Path]) -> None:
+def test_health_during_a_closing_is_a_report_or_a_typed_error(
+    every_order: Play, fresh: Callable[[], Path]
+) -> None:
     """A report, or a typed error; never one of SQLite's.
 
     ::
@@ -1021,7 +1027,7 @@ def test_health_in_the_midst_of_a_closing(every_order: Play, fresh: Callable[[],
     every_order(story)
 
 
-def test_a_host_is_closed_while_a_workspace_is_opened(
+def test_a_host_may_be_closed_while_a_workspace_is_opened(
     every_order: Play, tmp_path: Path, ready_database: Any
 ) -> None:
     """Nothing stays open behind the closed host.
@@ -1055,7 +1061,7 @@ def test_a_host_is_closed_while_a_workspace_is_opened(
     every_order(story)
 
 
-def test_a_group_whose_failure_cannot_be_made_leaves_nobody_asleep() -> None:
+def test_a_group_whose_error_cannot_be_made_leaves_no_thread_asleep() -> None:
     """Each member is woken with what went wrong; the one who settles does not try for ever."""
 
     def cannot(_waiter: Waiter) -> BaseException:

@@ -318,7 +318,7 @@ OPENING = {"an opening for a block", "a root"}
 
 @pytest.mark.parametrize("doing", LIVE)
 @pytest.mark.timeout(900)
-def test_ctrl_c_at_any_call_of_what_lives_leaves_every_later_call_free(
+def test_ctrl_c_at_any_call_of_a_living_object_leaves_every_later_call_free(
     doing: str, tmp_path: Path, ready_database: Any, campaign: Any
 ) -> None:
     """
@@ -360,7 +360,7 @@ def test_ctrl_c_at_any_call_of_what_lives_leaves_every_later_call_free(
     assert len(kept) >= 2
 
 
-def test_who_asks_whether_a_block_can_be_left_does_not_end_it(
+def test_a_question_whether_a_block_can_be_left_does_not_end_it(
     tmp_path: Path, ready_database: Any
 ) -> None:
     stand = Stand(ready_database.lay(tmp_path / "db.sqlite"))

@@ -149,7 +149,7 @@ def _no_finalizers() -> Iterator[None]:
 
 @pytest.mark.parametrize("doing", DOING)
 @pytest.mark.timeout(900)
-def test_ctrl_c_at_any_call_of_what_hosts_do_leaves_nothing_half_there(
+def test_ctrl_c_at_any_call_of_a_host_leaves_nothing_half_done(
     doing: str, tmp_path: Path, campaign: Any
 ) -> None:
     """

@@ -133,7 +133,7 @@ def test_ctrl_c_at_any_call_leaves_no_file_stuck(
     assert number >= 20
 
 
-def test_ctrl_c_when_a_statement_has_run_does_not_retire_the_file(
+def test_ctrl_c_after_a_statement_has_run_does_not_retire_the_file(
     tmp_path: Path, ready_database: Any
 ) -> None:
     """A short read has no transaction to roll back: its statement must not stay unfinished."""
@@ -187,7 +187,7 @@ MOMENTS = {
         ("opens", "others are told"),
     ],
 )
-def test_ctrl_c_when_a_file_is_closed_or_opened_leaves_nobody_waiting(
+def test_ctrl_c_while_a_file_is_closed_or_opened_leaves_no_thread_waiting(
     doing: str, moment: str, tmp_path: Path, ready_database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """

@@ -83,7 +83,7 @@ def test_ctrl_c_at_any_call_of_a_transaction_that_waits_leaves_the_turnstile_in_
 
 
 @pytest.mark.timeout(600)
-def test_ctrl_c_at_any_call_that_ends_a_turn_lets_the_next_process_in(
+def test_ctrl_c_at_any_call_that_ends_a_hold_lets_the_next_process_in(
     tmp_path: Path, ready_database: Any, monkeypatch: pytest.MonkeyPatch, campaign: Any
 ) -> None:
     """

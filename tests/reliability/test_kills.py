@@ -193,7 +193,7 @@ def check_whole(rounds: Any) -> None:
 @pytest.mark.parametrize(
     ("workload", "seen"), [("acknowledging_too_early", "is lost"), ("storing_by_halves", "half")]
 )
-def test_the_check_sees_what_must_never_be(
+def test_the_check_sees_each_fault_that_must_never_be(
     runner: ForkingRunner, tmp_path: Path, workload: str, seen: str
 ) -> None:
     path = tmp_path / "db.sqlite"
@@ -264,7 +264,7 @@ class Campaign:
 # -- opening ------------------------------------------------------------------------------------
 
 
-def test_kills_while_a_new_file_is_opened(
+def test_kills_while_a_new_file_is_opened_lose_nothing(
     campaign: Any, runner: ForkingRunner, table: Table, tmp_path: Path
 ) -> None:
     row, migrating = table.row("opening, new"), table.row("migrating, new")
@@ -278,7 +278,7 @@ def test_kills_while_a_new_file_is_opened(
         check(path, report, "killed", kills.row_of(report))
 
 
-def test_kills_while_a_file_is_opened_that_a_killed_process_left(
+def test_kills_while_the_file_of_a_killed_process_is_opened_lose_nothing(
     campaign: Any, runner: ForkingRunner, table: Table, tmp_path: Path
 ) -> None:
     path = tmp_path / "db.sqlite"
@@ -336,7 +336,7 @@ def opened(path: Path) -> Iterator[Connection]:
         connection.close()
 
 
-def test_kills_while_a_table_is_rebuilt(
+def test_kills_while_a_table_is_rebuilt_lose_nothing(
     campaign: Any, runner: ForkingRunner, table: Table, tmp_path: Path, scripts: Path
 ) -> None:
     seed = tmp_path / "seed.sqlite"
@@ -392,7 +392,7 @@ def test_kills_while_a_table_is_rebuilt(
         ("checkpointing", "checkpointing", "checkpointing", (2, 40, 160)),
     ],
 )
-def test_kills_while_it_writes(  # noqa: PLR0917
+def test_kills_while_a_process_writes_lose_nothing_acknowledged(  # noqa: PLR0917
     campaign: Any,
     runner: ForkingRunner,
     table: Table,
@@ -426,7 +426,7 @@ def check_still_there(path: Path, stored: dict[str, set[str]]) -> None:
 # -- backing up ---------------------------------------------------------------------------------
 
 
-def test_kills_while_it_backs_up(
+def test_kills_during_a_backup_leave_no_half_copy(
     campaign: Any, runner: ForkingRunner, table: Table, tmp_path: Path
 ) -> None:
     path = tmp_path / "db.sqlite"
@@ -466,7 +466,7 @@ def check_backup(target: Path, report: CrashReport, session: str) -> None:
 @pytest.mark.parametrize(
     ("workload", "phase"), [("closing", "closing"), ("shutting_down", "shutting down")]
 )
-def test_kills_while_it_closes(  # noqa: PLR0917
+def test_kills_during_a_closing_lose_nothing(  # noqa: PLR0917
     campaign: Any,
     runner: ForkingRunner,
     table: Table,
@@ -486,7 +486,7 @@ def test_kills_while_it_closes(  # noqa: PLR0917
     check_still_there(path, stored)
 
 
-def test_kills_while_it_deletes(
+def test_kills_during_a_deletion_leave_all_or_nothing(
     campaign: Any, runner: ForkingRunner, table: Table, tmp_path: Path
 ) -> None:
     kills = Campaign(runner, "deleting", "deleting", table.row("deleting"))
@@ -512,7 +512,7 @@ def test_kills_while_it_deletes(
                 assert sessions.count_sessions() == 0
 
 
-def test_kills_while_it_makes_and_deletes_workspaces(
+def test_kills_while_workspaces_are_made_and_deleted_leave_them_whole(
     campaign: Any, runner: ForkingRunner, table: Table, tmp_path: Path
 ) -> None:
     row = table.row("workspaces")
@@ -559,7 +559,7 @@ def check_workspaces(host: MandrakeManager, report: CrashReport, name: str, row:
 # -- beside others ------------------------------------------------------------------------------
 
 
-def test_kills_of_one_process_among_several(
+def test_kills_of_one_process_among_several_harm_no_other(
     campaign: Any, runner: ForkingRunner, table: Table, tmp_path: Path
 ) -> None:
     """Three processes write; one is killed and another takes its place, while two go on."""

@@ -240,7 +240,7 @@ def use_anew(path: Path, pool: ConnectionPool) -> set[str]:
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_show_5_damage_is_named_answered_and_not_made_worse(
+def test_damage_is_named_answered_and_not_made_worse(
     lost: SessionManager, other: Path, name: str
 ) -> None:
     damage = DAMAGES[name]
@@ -277,7 +277,7 @@ def test_show_5_damage_is_named_answered_and_not_made_worse(
         elsewhere.create_session("new")
 
 
-def test_show_5_a_cut_is_seen_though_the_log_has_more_frames_than_pages_are_missing(
+def test_a_cut_is_seen_though_the_wal_has_more_frames_than_pages_are_missing(
     lost: SessionManager, other: Path
 ) -> None:
     """The frames are of other pages: what was cut off is in none of them."""
@@ -298,7 +298,7 @@ def test_show_5_a_cut_is_seen_though_the_log_has_more_frames_than_pages_are_miss
 
 
 @pytest.mark.parametrize("name", [name for name, each in DAMAGES.items() if each.is_foreign])
-def test_show_5_nothing_is_written_into_the_wrong_file_though_nobody_looks(
+def test_nothing_is_written_into_the_wrong_file_though_no_check_was_made(
     lost: SessionManager, other: Path, name: str
 ) -> None:
     """Commits go to the log; a checkpoint and a closing look first whose file it is."""
@@ -315,7 +315,7 @@ def test_show_5_nothing_is_written_into_the_wrong_file_though_nobody_looks(
     assert content(path) == after
 
 
-def test_show_5_an_older_copy_of_the_same_file_is_seen(lost: SessionManager, other: Path) -> None:
+def test_an_older_copy_of_the_same_file_is_seen(lost: SessionManager, other: Path) -> None:
     """It carries the same stamp, but no checkpoint has written it."""
     copy = other.with_name("copy.sqlite")
     run("import shutil; shutil.copyfile(path, other)", lost.path, copy)
@@ -333,7 +333,7 @@ def test_show_5_an_older_copy_of_the_same_file_is_seen(lost: SessionManager, oth
     "name",
     ["unlinked", "another database copied over it", "cut in half", "its log deleted"],
 )
-def test_show_5_the_async_face_tells_the_same(tmp_path: Path, other: Path, name: str) -> None:
+def test_the_async_face_reports_the_same(tmp_path: Path, other: Path, name: str) -> None:
     damage = DAMAGES[name]
     path = tmp_path / "db.sqlite"
 
@@ -366,7 +366,7 @@ def test_show_5_the_async_face_tells_the_same(tmp_path: Path, other: Path, name:
 # -- read-only ------------------------------------------------------------------------------
 
 
-def test_show_5_a_file_that_is_made_immutable_takes_no_writes_until_it_may(
+def test_a_file_that_is_made_immutable_takes_no_writes_until_it_may(
     lost: SessionManager,
 ) -> None:
     """The descriptor that is open could go on writing: the log is another file."""
@@ -435,7 +435,7 @@ send(told)
 """
 
 
-def test_show_5_a_file_whose_mode_is_changed_takes_no_writes_until_it_may(
+def test_a_file_whose_mode_is_changed_takes_no_writes_until_it_may(
     start_child: Callable[..., Any],
 ) -> None:
     # Not in tmp_path, whose parents nobody else may enter.
@@ -464,7 +464,7 @@ def test_show_5_a_file_whose_mode_is_changed_takes_no_writes_until_it_may(
 # -- the disk -------------------------------------------------------------------------------
 
 
-def test_show_5_a_full_disk_takes_no_writes_until_it_has_space(small_disk: Path) -> None:
+def test_a_full_disk_takes_no_writes_until_it_has_space(small_disk: Path) -> None:
     ballast = small_disk / "ballast"
     with (
         ConnectionPool(PoolOptions(linger=0)) as pool,
@@ -502,7 +502,7 @@ def test_show_5_a_full_disk_takes_no_writes_until_it_has_space(small_disk: Path)
         assert bad(sessions.health(HealthLevel.THOROUGH)) == {"disk"}
 
 
-def test_show_5_a_write_without_space_is_undone_and_the_next_one_is_tried(tmp_path: Path) -> None:
+def test_a_write_without_space_is_undone_and_the_next_one_is_tried(tmp_path: Path) -> None:
     """Where the file system has space after all, as with a quota, nothing is refused unseen."""
     vfs = FaultVFS()
     options = PoolOptions(database=DatabaseOptions(vfs=vfs.name), linger=0)

@@ -320,7 +320,7 @@ def machine(
 
 
 @pytest.mark.timeout(3600)
-def test_any_conversation_is_stored_as_it_was_told(
+def test_any_conversation_is_stored_as_the_model_predicts(
     machine: type[Conversations], campaign: Any
 ) -> None:
     run_state_machine_as_test(

@@ -128,7 +128,7 @@ send(result)
 
 
 @pytest.mark.timeout(600)
-def test_a_thousand_workspaces_in_turn(
+def test_a_thousand_workspaces_are_served_in_turn(
     start_child: Callable[..., Any], tmp_path: Path, campaign: Any
 ) -> None:
     count = campaign.pick(30, 300, 1_000)

@@ -297,7 +297,7 @@ def some(count: int, most: int) -> range:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.timeout(1800)
-def test_a_process_killed_in_the_midst_leaves_the_old_revision_or_the_new_one(
+def test_a_process_killed_during_a_migration_leaves_the_old_revision_or_the_new_one(
     matrix: Matrix, at: Callable[[str], Path], start_migrating: Callable[[str], Any], campaign: Any
 ) -> None:
     child = start_migrating(KILLED)

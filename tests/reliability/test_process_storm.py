@@ -55,7 +55,7 @@ def require_whole(outcome: Outcome, path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_rule_13_a_storm_of_processes_is_fair_and_loses_nothing(
+def test_a_storm_of_processes_is_fair_and_loses_nothing(
     campaign: Any, make_database: Callable[[str], Path], start_child: Callable[..., Any]
 ) -> None:
     ours_path = make_database("ours.sqlite")

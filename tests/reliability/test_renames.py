@@ -58,7 +58,7 @@ send([acknowledged, odd])
 
 
 @pytest.mark.timeout(300)
-def test_what_was_acknowledged_is_in_the_file_that_was_renamed(
+def test_a_renamed_file_has_what_was_acknowledged(
     tmp_path: Path, campaign: Any, start_child: Callable[..., Any]
 ) -> None:
     chance = random.Random(7)

@@ -75,7 +75,9 @@ def titles(path: Path) -> set[str]:
         return {session.title for session in sessions.list_sessions()}
 
 
-def test_show_7_the_harm_is_real(start_child: Start, path: Path, dump: Any) -> None:
+def test_a_second_sqlite_does_real_harm_without_the_library(
+    start_child: Start, path: Path, dump: Any
+) -> None:
     """On bare APSW: a commit that was acknowledged is not there after the process has died."""
     child = start_child(
         PRELUDE
@@ -99,7 +101,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("looks", [True, False], ids=["with a monitor", "without"])
-def test_show_7_a_file_that_it_opened_and_closed_loses_nothing(
+def test_a_file_that_a_second_sqlite_opened_and_closed_loses_nothing(
     start_child: Start, path: Path, looks: bool
 ) -> None:
     """The next lease finds the log gone, before anything is written to it."""
@@ -134,7 +136,7 @@ os._exit(0)
     assert titles(path) == {"before", "after"}
 
 
-def test_show_7_what_was_committed_to_a_log_without_a_name_is_brought_into_the_file(
+def test_commits_in_a_wal_without_a_name_are_brought_into_the_file(
     start_child: Start, path: Path
 ) -> None:
     """A commit between its close and the next lease: the lease was had before::
@@ -163,7 +165,7 @@ with ConnectionPool(PoolOptions(linger=0)) as pool:
     assert titles(path) == {"before", "between"}
 
 
-def test_show_7_it_is_reported_as_it_comes_and_goes(start_child: Start, path: Path) -> None:
+def test_a_second_sqlite_is_reported_as_it_comes_and_goes(start_child: Start, path: Path) -> None:
     child = start_child(
         PRELUDE
         + """
@@ -189,9 +191,7 @@ with ConnectionPool(PoolOptions(linger=0)) as pool, SessionManager(path, pool=po
 
 
 @pytest.mark.parametrize("way", ["open_and_close()", "open(path).close()"], ids=["it", "open()"])
-def test_show_7_locks_that_were_dropped_are_seen_and_taken_again(
-    start_child: Start, path: Path, way: str
-) -> None:
+def test_dropped_locks_are_seen_and_taken_again(start_child: Start, path: Path, way: str) -> None:
     """Another process has the file open too, so the log is not deleted."""
     also = start_child(ALSO, path)
     assert also.receive() == "open"
@@ -229,7 +229,9 @@ with ConnectionPool(PoolOptions(linger=0)) as pool:
     assert titles(path) == {"before", "after"}
 
 
-def test_show_7_it_is_told_once_when_a_file_is_opened(start_child: Start, path: Path) -> None:
+def test_a_second_sqlite_is_logged_once_when_a_file_is_opened(
+    start_child: Start, path: Path
+) -> None:
     """Not refused: much that does no harm loads it."""
     child = start_child(
         PRELUDE

@@ -58,7 +58,7 @@ PROCESSES = 3
 
 
 @pytest.mark.timeout(150)
-def test_rule_29_a_healthy_file_is_never_given_up(
+def test_a_healthy_file_is_never_retired(
     start_child: Callable[..., Any], path: Path, campaign: Any
 ) -> None:
     seconds = campaign.pick(1, 10, 90)
