@@ -66,4 +66,5 @@ def test_an_entry_has_a_statement_and_tests_that_exist(letter: str) -> None:
 def test_the_name_of_a_test_carries_no_code() -> None:
     named = [(path.name, name) for path in TESTS.rglob("test_*.py") for name in _tests_of(path)]
     assert len(named) > 1_000
+    assert CODE.search("test_m53_sessions_for")
     assert [each for each in named if CODE.search(each[1])] == []
