@@ -17,8 +17,8 @@ PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-long check lint types layers format docs bench bench-full bench-brief \
-	bench-against bench-report lock wheel clean
+.PHONY: help install demo test test-long check lint types public-types layers format docs bench \
+	bench-full bench-brief bench-against bench-report lock wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ lint: $(INSTALLED) ## ruff: rules and format
 types: $(INSTALLED) ## mypy --strict; pyright, strict, of the methods and of a host's own code
 	@$(BIN)/mypy $(TYPED)
 	@out=$$($(BIN)/pyright) || { echo "$$out"; exit 1; }
+
+public-types: $(INSTALLED) ## pyright: the types of all public names are complete
+	@$(BIN)/python -m tools.public_types
 
 layers: $(INSTALLED) ## import-linter: who may import whom
 	@out=$$($(BIN)/lint-imports --no-logo --cache-dir .cache/import-linter) || { echo "$$out"; exit 1; }

@@ -257,7 +257,7 @@ class DatabaseError(MandrakeSessionsError):
         result_code: int | None = None,
         attempts: int = 1,
     ) -> None:
-        self.path = Path(path) if isinstance(path, str) else path
+        self.path: Path | None = Path(path) if isinstance(path, str) else path
         self.operation = operation
         self.result_code = result_code
         self.attempts = attempts
@@ -396,7 +396,7 @@ class DatabaseBusyError(DatabaseError):
         self.phase = phase
         self.holder_pid = holder_pid
         self.waited = waited
-        self.phases = dict(phases or {phase: waited})
+        self.phases: dict[str, float] = dict(phases or {phase: waited})
         super().__init__(message, **context)
 
     def __str__(self) -> str:

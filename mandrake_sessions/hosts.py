@@ -83,14 +83,14 @@ class MandrakeManager(Resource):
         logger: HostLogger | None = None,
     ) -> None:
         super().__init__()
-        self.root = directory(default_root() if root is None else root)
+        self.root: Path = directory(default_root() if root is None else root)
         self._pool = pool
         self._options = options
         self._logger = logger
         self._mutex = threading.RLock()
         self._open: dict[str, WorkspaceManager] = {}
         self._known_registry: tuple[FileHandle, Registry] | None = None
-        self.sessions = SessionManager(
+        self.sessions: SessionManager = SessionManager(
             self.root / DATABASE, pool=pool, options=options, read_only=read_only, logger=logger
         )
 

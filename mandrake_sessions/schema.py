@@ -40,7 +40,7 @@ DOUBLE: REAL[float] = REAL().with_variant(DOUBLE_PRECISION(), "postgresql")
 # PostgreSQL by the rules of a language unless the column says otherwise.
 NAME = Text().with_variant(Text(collation="C"), "postgresql")
 
-metadata = MetaData(
+metadata: MetaData = MetaData(
     naming_convention={
         "ix": "ix_%(column_0_N_label)s",
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -76,7 +76,7 @@ def _count(name: str, *, nullable: bool = False) -> Column[int]:
     return Column(name, INTEGER, CheckConstraint(f'"{name}" >= 0', name=name), nullable=nullable)
 
 
-sessions = Table(
+sessions: Table = Table(
     "sessions",
     metadata,
     _id(),
@@ -91,7 +91,7 @@ sessions = Table(
     sqlite_strict=True,
 )
 
-rounds = Table(
+rounds: Table = Table(
     "rounds",
     metadata,
     _id(),
@@ -102,7 +102,7 @@ rounds = Table(
     sqlite_strict=True,
 )
 
-requests = Table(
+requests: Table = Table(
     "requests",
     metadata,
     _id(),
@@ -112,7 +112,7 @@ requests = Table(
     sqlite_strict=True,
 )
 
-responses = Table(
+responses: Table = Table(
     "responses",
     metadata,
     _id(),
@@ -122,7 +122,7 @@ responses = Table(
     sqlite_strict=True,
 )
 
-turns = Table(
+turns: Table = Table(
     "turns",
     metadata,
     _id(),
@@ -165,7 +165,7 @@ Index(
     postgresql_where=_is_streaming,
 )
 
-turn_chunks = Table(
+turn_chunks: Table = Table(
     "turn_chunks",
     metadata,
     Column(
@@ -184,7 +184,7 @@ turn_chunks = Table(
 
 # No AUTOINCREMENT: trimming keeps the newest row, so no number is given twice without its second
 # table to write on every change.
-changes = Table(
+changes: Table = Table(
     "changes",
     metadata,
     Column("seq", INTEGER, primary_key=True, nullable=False),
@@ -195,7 +195,7 @@ changes = Table(
     sqlite_strict=True,
 )
 
-meta = Table(
+meta: Table = Table(
     "meta",
     metadata,
     Column("key", NAME, primary_key=True, nullable=False),
@@ -204,7 +204,7 @@ meta = Table(
     sqlite_strict=True,
 )
 
-workspaces = Table(
+workspaces: Table = Table(
     "workspaces",
     metadata,
     _id(),

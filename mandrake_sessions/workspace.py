@@ -186,9 +186,9 @@ class WorkspaceManager(Resource):
         logger: HostLogger | None = None,
     ) -> None:
         super().__init__()
-        self.path = directory(path)
+        self.path: Path = directory(path)
         self.workspace = workspace
-        self.sessions = SessionManager(
+        self.sessions: SessionManager = SessionManager(
             workspace_database(self.path),
             pool=pool,
             options=options,

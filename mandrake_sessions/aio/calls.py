@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from mandrake_sessions.aio.cancellation import CancelledCall, note_outcome
+from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.protocols import Handle
 from mandrake_sessions.errors import CommitOutcomeUnknownError
 from mandrake_sessions.live.event_loops import call_in_loop, wake
@@ -93,19 +94,19 @@ class Call(Generic[T]):
         is_hosts: bool = False,
         is_whole: bool = False,
     ) -> None:
-        self.operation = operation
-        self.handle = handle
-        self.budget = handle.budget(timeout)
-        self.claims = claims
-        self.is_hosts = is_hosts
-        self.is_whole = is_whole
-        self.context = contextvars.copy_context()
-        self.loop = asyncio.get_running_loop()
-        self.is_alone = False
-        self.is_taken = False
-        self.is_withdrawn = False
-        self.is_unwanted = False
-        self.is_over = False
+        self.operation: str = operation
+        self.handle: Handle = handle
+        self.budget: Budget = handle.budget(timeout)
+        self.claims: bool = claims
+        self.is_hosts: bool = is_hosts
+        self.is_whole: bool = is_whole
+        self.context: contextvars.Context = contextvars.copy_context()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.is_alone: bool = False
+        self.is_taken: bool = False
+        self.is_withdrawn: bool = False
+        self.is_unwanted: bool = False
+        self.is_over: bool = False
         self._unit = unit
         self._future: asyncio.Future[None] = self.loop.create_future()
         # Who gets it first decides whether the call happens.

@@ -75,7 +75,7 @@ class AsyncWorkspaceManager:
 
     def _begin(self, sync: WorkspaceManager) -> None:
         self.sync = sync
-        self.sessions = AsyncSessionManager.over(sync.sessions)
+        self.sessions: AsyncSessionManager = AsyncSessionManager.over(sync.sessions)
 
     @property
     def path(self) -> Path:
@@ -133,10 +133,10 @@ class AsyncMandrakeManager:
         read_only: bool = False,
         logger: HostLogger | None = None,
     ) -> None:
-        self.sync = MandrakeManager(
+        self.sync: MandrakeManager = MandrakeManager(
             root, pool=pool, options=options, read_only=read_only, logger=logger
         )
-        self.sessions = AsyncSessionManager.over(self.sync.sessions)
+        self.sessions: AsyncSessionManager = AsyncSessionManager.over(self.sync.sessions)
         self._mutex = threading.Lock()
         self._known: dict[str, AsyncWorkspaceManager] = {}
 

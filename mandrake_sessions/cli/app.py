@@ -121,7 +121,7 @@ def _mute_output() -> None:
         os.close(nowhere)
 
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name=PROGRAM,
     cls=Program,
     help="The session store for agent hosts: one SQLite file per workspace.",

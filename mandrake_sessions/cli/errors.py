@@ -195,7 +195,7 @@ class Failure:
         if isinstance(error, AdvisedError):
             hint = error.hint
             error = error.error
-        self.type = error.type if isinstance(error, CommandError) else type(error).__name__
+        self.type: str = error.type if isinstance(error, CommandError) else type(error).__name__
         message = str(error)
         if isinstance(error, errors.MigrationError) and error.__cause__ is not None:
             # Which revision is unknown, which step failed: only Alembic says so.
@@ -203,7 +203,9 @@ class Failure:
         if isinstance(error, errors.DatabaseBusyError | errors.DatabaseNamesError):
             for each in _FOR_PROGRAMS:
                 message = message.replace(each, "")
-        self.message = " ".join(message.split()) or self.type
+        self.message: str = " ".join(message.split()) or self.type
+        self.code: ExitCode
+        self.hint: str
         self.code, self.hint = _meaning(error)
         if hint is not None:
             self.hint = hint

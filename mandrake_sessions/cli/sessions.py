@@ -37,7 +37,9 @@ from mandrake_sessions.cli.target import (
 from mandrake_sessions.database.health.wording import counted
 from mandrake_sessions.models import Exchange, SessionHistory, SessionUsage, Turn
 
-app = typer.Typer(help="List, show, follow and delete sessions.", no_args_is_help=True, cls=Group)
+app: typer.Typer = typer.Typer(
+    help="List, show, follow and delete sessions.", no_args_is_help=True, cls=Group
+)
 
 
 _LIMIT: Final = 20

@@ -33,7 +33,7 @@ from mandrake_sessions.cli.target import (
 from mandrake_sessions.models import Workspace
 from mandrake_sessions.workspace import WorkspaceManager, workspace_database
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="List, create, adopt, move and delete workspaces.", no_args_is_help=True, cls=Group
 )
 

@@ -78,7 +78,7 @@ class Block(Generic[T_co]):
         ends_in_any_thread: whether it may be ended in any thread, at any time.
     """
 
-    is_entered = False
+    is_entered: bool = False
     holds_a_lease = False
     ends_in_any_thread = False
     _left: _Left | None = None

@@ -45,9 +45,10 @@ class Budget:
     __slots__ = ("body_deadline", "deadline", "phases", "started")
 
     def __init__(self, seconds: float) -> None:
-        self.started = started = monotonic()
-        self.deadline = started + seconds
-        self.body_deadline = started + max(LEAST_BODY, seconds)
+        started = monotonic()
+        self.started: float = started
+        self.deadline: float = started + seconds
+        self.body_deadline: float = started + max(LEAST_BODY, seconds)
         self.phases: dict[str, float] | None = None
 
     def left(self) -> float:

@@ -48,19 +48,21 @@ class Waiter:
     )
 
     def __init__(self, budget: Budget, operation: str, work: WriteUnit[Any] | None) -> None:
-        self.budget = budget
-        self.operation = operation
-        self.work = work
-        self.context = None if work is None else contextvars.copy_context()
-        self.thread = get_ident()
-        self.is_granted = False
-        self.is_taken = False
-        self.is_settled = False
+        self.budget: Budget = budget
+        self.operation: str = operation
+        self.work: WriteUnit[Any] | None = work
+        self.context: contextvars.Context | None = (
+            None if work is None else contextvars.copy_context()
+        )
+        self.thread: int = get_ident()
+        self.is_granted: bool = False
+        self.is_taken: bool = False
+        self.is_settled: bool = False
         self.refusal: MakeError | None = None
         self.result: Any = None
         self.failure: BaseException | None = None
-        self.even_refused = False
-        self.wake = threading.Lock()
+        self.even_refused: bool = False
+        self.wake: threading.Lock = threading.Lock()
         self.wake.acquire()
 
     def wait_for_outcome(self) -> None:
@@ -112,12 +114,12 @@ class BatchedUnit(Waiter):
         # Not through super(), which would copy a context and make a lock for each call.
         self.budget = budget
         self.operation = operation
-        self.work = work
-        self.context = context
+        self.work: WriteUnit[Any] | None = work
+        self.context: contextvars.Context | None = context
         self.is_taken = True
         self.is_settled = False
-        self.result = None
-        self.failure = None
+        self.result: Any = None
+        self.failure: BaseException | None = None
         self._settled: Callable[[BatchedUnit], None] | None = settled
 
     def notify(self) -> None:

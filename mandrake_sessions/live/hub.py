@@ -39,9 +39,9 @@ class Hub:
         self.file = file
         # The texts of this process's streams: what is in flight is read from here.
         texts: dict[str, GrowingText] = {}
-        self.flusher = Flusher(file, texts)
-        self.follower = Follower(file, texts)
-        self.lookout = Lookout(file, self.interrupt_gone, self.tell_damage)
+        self.flusher: Flusher = Flusher(file, texts)
+        self.follower: Follower = Follower(file, texts)
+        self.lookout: Lookout = Lookout(file, self.interrupt_gone, self.tell_damage)
         self._is_damage_told = False
         self._is_claim_looked_after = False
         self._asking = threading.Lock()

@@ -193,7 +193,7 @@ class Patrol:
             del hubs
 
 
-patrol = Patrol()
+patrol: Patrol = Patrol()
 """The process's own."""
 
 after_fork(patrol.forget_after_fork)

@@ -31,8 +31,8 @@ class GrowingText:
     __slots__ = ("_compact_at", "_joined", "_parts", "length", "on_growth", "stored")
 
     def __init__(self, start: str = "") -> None:
-        self.length = len(start)
-        self.stored = len(start)
+        self.length: int = len(start)
+        self.stored: int = len(start)
         self.on_growth: Callable[[], None] | None = None
         # The pieces, and the offset at which each ends. One attribute, so that a reader never
         # meets the pieces from before a compaction with the ends from after it.

@@ -27,7 +27,7 @@ class Registry:
     def __init__(self, database: Path, identity: tuple[int, int] | None) -> None:
         self.database = database
         self.identity = identity
-        self.root = database.parent
+        self.root: Path = database.parent
         # Of every workspace that is looked up a path is made: by names alone.
         self._root_name = str(self.root)
 

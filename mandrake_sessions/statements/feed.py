@@ -57,9 +57,9 @@ PLACE_OF_RESPONSE = (
     .select_from(schema.rounds.join(schema.responses, _round.id == _response.round_id))
     .where(_response.id == bindparam("response_id"))
 )
-ROUNDS_BY_ID = select_rounds.where(_round.id.in_(_ids())).order_by(_round.index)
-ROUNDS_BY_REQUEST = select_rounds.where(_request.id.in_(_ids())).order_by(_round.index)
-ROUNDS_FROM = (
+ROUNDS_BY_ID: Select[Any] = select_rounds.where(_round.id.in_(_ids())).order_by(_round.index)
+ROUNDS_BY_REQUEST: Select[Any] = select_rounds.where(_request.id.in_(_ids())).order_by(_round.index)
+ROUNDS_FROM: Select[Any] = (
     select_rounds.where(
         _round.session_id == bindparam("session_id"), _round.index >= bindparam("index")
     )

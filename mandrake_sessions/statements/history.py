@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, select
+from typing import Any
+
+from sqlalchemy import Select, bindparam, select
 
 from mandrake_sessions import schema
 from mandrake_sessions.statements.chunks import turn_columns
@@ -12,12 +14,12 @@ _round = schema.rounds.c
 _turn = schema.turns.c
 _of_session = _round.session_id == bindparam("session_id")
 
-ROUNDS_AFTER = (
+ROUNDS_AFTER: Select[Any] = (
     select_rounds.where(_of_session, _round.index > bindparam("after"))
     .order_by(_round.index)
     .limit(bindparam("limit"))
 )
-LAST_ROUNDS = (
+LAST_ROUNDS: Select[Any] = (
     select_rounds.where(_of_session).order_by(_round.index.desc()).limit(bindparam("limit"))
 )
 # The order is that of two indexes walked one inside the other; nothing is sorted. So the turns of a

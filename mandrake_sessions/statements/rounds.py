@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from typing import Any
+
+from sqlalchemy import Select, bindparam, delete, func, insert, select, update
 
 from mandrake_sessions import schema
 from mandrake_sessions.models import Request, Response
@@ -36,7 +38,7 @@ INSERT_REQUEST = RecordInsert(Request, schema.requests)
 INSERT_RESPONSE = RecordInsert(Response, schema.responses, beside=(_response.next_turn_index,))
 
 # The columns in the order of records.rounds.round_fields().
-select_rounds = select(
+select_rounds: Select[Any] = select(
     _round.id,
     _round.session_id,
     _round.index,

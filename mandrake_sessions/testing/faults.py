@@ -77,8 +77,8 @@ class Injection:
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
-        self.met = 0
-        self.struck = 0
+        self.met: int = 0
+        self.struck: int = 0
 
     def meet(self) -> apsw.Error | None:
         """Count a matching operation, under the file system's lock; return its error, if any."""
@@ -105,7 +105,7 @@ class FaultVFS(apsw.VFS):
     """
 
     def __init__(self, name: str | None = None, base: str = "") -> None:
-        self.name = name or f"mandrake-fault-{next(_numbers)}"
+        self.name: str = name or f"mandrake-fault-{next(_numbers)}"
         self.base = base
         self.met: dict[tuple[str, str], int] = {}
         self._mutex = threading.Lock()

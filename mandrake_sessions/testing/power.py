@@ -84,7 +84,7 @@ class PowerLossVFS(apsw.VFS):
     """
 
     def __init__(self, name: str | None = None, base: str = "") -> None:
-        self.name = name or f"mandrake-power-{next(_numbers)}"
+        self.name: str = name or f"mandrake-power-{next(_numbers)}"
         self.base = base
         self._events: list[Event] = []
         self._mutex = threading.Lock()

@@ -65,16 +65,16 @@ class Checkpointer:
         self._outrun_at = self._outrun_frames
         self._is_copying = False
         self._ended = Gate()
-        self.is_outrun = False
-        self.is_cheap = True
-        self.is_pieced = False
-        self.written = 0
+        self.is_outrun: bool = False
+        self.is_cheap: bool = True
+        self.is_pieced: bool = False
+        self.written: int = 0
         # The first commit looks what others have left.
         self._ask_at = 0
-        self.backlog = 0
-        self.wal_frames = 0
+        self.backlog: int = 0
+        self.wal_frames: int = 0
         self.failure: int | None = None
-        self.runs = 0
+        self.runs: int = 0
 
     def note(self, written: int) -> None:
         """Take note, after a commit, of the pages its connection has written in all."""

@@ -93,11 +93,12 @@ class Connection:
         self.unshared = unshared
         self.path = path
         self.identity = identity
-        self.deadline = 0.0
+        self.deadline: float = 0.0
         self.interruptible = True
-        self.is_cancelled = False
-        self.is_forked = False
-        self.busy_waits, self._busy_since = 0, 0.0
+        self.is_cancelled: bool = False
+        self.is_forked: bool = False
+        self.busy_waits: int = 0
+        self._busy_since = 0.0
         self.owner: str | None = None
         self.turnstile: Turnstile | None = None
         self.log_mark: TransactionMark | None = None
@@ -108,8 +109,8 @@ class Connection:
         self._ask_moved = partial(
             raw.file_control, "main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(self._moved)
         )
-        self.execute = self._cursor.execute
-        self.txn_state = raw.txn_state
+        self.execute: Callable[..., apsw.Cursor] = self._cursor.execute
+        self.txn_state: Callable[[], int] = raw.txn_state
 
     # -- what SQLite calls back -------------------------------------------------------------
 

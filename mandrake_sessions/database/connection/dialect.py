@@ -47,7 +47,9 @@ class Driver:
     apilevel = "2.0"
     threadsafety = 0
     paramstyle = "qmark"
-    sqlite_version_info = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
+    sqlite_version_info: tuple[int, ...] = tuple(
+        int(part) for part in apsw.sqlite_lib_version().split(".")
+    )
     Binary = memoryview
 
     class Error(Exception):
@@ -224,7 +226,7 @@ class LentCursor:
     def __init__(self, lent: LentConnection) -> None:
         self.connection = lent
         self.description: Sequence[_Column] | None = None
-        self.rowcount = -1
+        self.rowcount: int = -1
         self.lastrowid: int | None = None
         self._columns: list[_Column] = []
         self._rows: Iterator[_Row] = iter(())

@@ -47,7 +47,7 @@ class ForeignDatabase:
         self._raw = raw
         self._source = source
         ((encoding,),) = self.rows("PRAGMA encoding")
-        self.codec = _CODECS[str(encoding)]
+        self.codec: str = _CODECS[str(encoding)]
 
     def rows(self, sql: str, values: tuple[Cell, ...] = ()) -> Iterator[tuple[Cell, ...]]:
         """Yield the rows of a statement as they are read; statements may run inside each other.

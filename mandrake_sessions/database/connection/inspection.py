@@ -41,7 +41,7 @@ class Inspections:
     """
 
     def __init__(self, path: Path, identity: Identity, options: DatabaseOptions) -> None:
-        self.most = 0
+        self.most: int = 0
         self._path = path
         self._identity = identity
         self._options = options

@@ -51,7 +51,7 @@ class ReadTransaction:
         self._connection = connection
         self._budget = budget
         self._ended = False
-        self.operation = operation
+        self.operation: str = operation
 
     @property
     def owner(self) -> str | None:

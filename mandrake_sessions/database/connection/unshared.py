@@ -95,7 +95,7 @@ class Unshared:
     def __init__(self, path: Path, identity: Identity) -> None:
         self._path = path
         self._identity = identity
-        self.has_log = _size(wal_of(path)) > 0
+        self.has_log: bool = _size(wal_of(path)) > 0
         self._before = self._states()
 
     def connect(self) -> apsw.Connection:

@@ -52,8 +52,8 @@ class LogMark:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.is_due = False
-        self.is_noting = True
+        self.is_due: bool = False
+        self.is_noting: bool = True
         self.on_copied: Callable[[Connection], object] | None = None
         self.last: int | None = None
         # Bound once: it runs for every transaction.

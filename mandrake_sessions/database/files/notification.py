@@ -274,7 +274,7 @@ class Notifier:
             self._inotify = None
 
 
-notifier = Notifier()
+notifier: Notifier = Notifier()
 """The process's own."""
 
 after_fork(notifier.forget_after_fork)

@@ -46,8 +46,8 @@ class Owner:
 
     def __init__(self, id: str, database: Path) -> None:
         self.id = id
-        self.path = _file_of(database, id)
-        self.uses = 1
+        self.path: Path = _file_of(database, id)
+        self.uses: int = 1
         self.descriptor: int | None = None
         self._database = database
         self._pid = current_pid()

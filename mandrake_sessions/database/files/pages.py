@@ -57,20 +57,23 @@ class Pages:
         self._file = file
         self._log = log
         self.unreadable: set[int] = set()
-        self.frames = self.lost_frames = self._followed = 0
-        self.is_log_damaged = False
+        self.frames: int = 0
+        self.lost_frames: int = 0
+        self._followed = 0
+        self.is_log_damaged: bool = False
         self._in_log: dict[int, int] = {}
-        self.header = header = _read(file, 0, 100)
-        self.page_size = self._guess_size(header)
+        header = _read(file, 0, 100)
+        self.header: bytes = header
+        self.page_size: int = self._guess_size(header)
         reserved = header[20] if header[:16] == MAGIC and len(header) > 20 else 0
         # Nobody but an encrypted file reserves more.
-        self.usable = self.page_size - (reserved if reserved <= 32 else 0)
+        self.usable: int = self.page_size - (reserved if reserved <= 32 else 0)
         if log is not None:
             self._read_log(log)
         self._in_file = -(-file.size // self.page_size)
         # A damaged frame may be for a page far behind: what is between is not there.
         self._behind = sorted(number for number in self._in_log if number > self._in_file)
-        self.count = self._in_file + len(self._behind)
+        self.count: int = self._in_file + len(self._behind)
 
     def read(self, number: int) -> bytes | None:
         """Return a page, or None if there is none or the disk does not give it."""

@@ -47,7 +47,7 @@ class RawFile:
         mode = apsw.SQLITE_OPEN_READWRITE if lockable else apsw.SQLITE_OPEN_READONLY
         kind = apsw.SQLITE_OPEN_WAL if path.name.endswith(WAL) else apsw.SQLITE_OPEN_MAIN_DB
         self._file = apsw.VFSFile("", str(path), [mode | kind, 0])
-        self.size = self._file.xFileSize()
+        self.size: int = self._file.xFileSize()
 
     def read(self, offset: int, amount: int) -> bytes:
         """Return bytes, fewer at the file's end.

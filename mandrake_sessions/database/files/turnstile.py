@@ -116,11 +116,11 @@ class Turnstile:
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self.looks_at = 0.0
-        self.is_entered = False
-        self.is_held = False
+        self.looks_at: float = 0.0
+        self.is_entered: bool = False
+        self.is_held: bool = False
         self.failure: OSError | None = None
-        self.stalls = 0
+        self.stalls: int = 0
         self._retry_at = 0.0
         self._since = 0.0
         self._left_at = self._turn_ends = 0.0

@@ -42,7 +42,7 @@ class LeasedConnection:
         on_fault: Callable[[DatabaseError], None],
     ) -> None:
         self.connection = connection
-        self.queue = LeaseQueue(connection.path)
+        self.queue: LeaseQueue = LeaseQueue(connection.path)
         self.is_closed = False
         self._check = check
         self._on_unclean = on_unclean

@@ -38,10 +38,10 @@ class LeaseQueue:
     """
 
     def __init__(self, path: Path) -> None:
-        self.holder = 0
-        self.operation = ""
-        self.longest_wait = 0.0
-        self.timeouts = 0
+        self.holder: int = 0
+        self.operation: str = ""
+        self.longest_wait: float = 0.0
+        self.timeouts: int = 0
         self._path = path
         # Re-entrant, so that a finalizer or a signal's handler that comes here sees it.
         self._mutex = threading.RLock()

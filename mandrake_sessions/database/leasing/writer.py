@@ -84,14 +84,14 @@ class WriterConnection(LeasedConnection):
         self._check_write = check_write
         self._options = options
         self._on_commit = on_commit
-        self.turnstile = Turnstile(connection.path)
+        self.turnstile: Turnstile = Turnstile(connection.path)
         self._beginning = threading.Lock()
         self._is_beginning = False
         # How many threads shared the last COMMIT with the one that made it.
         self._company = 0
-        self.commits = 0
-        self.units = 0
-        self.replays = 0
+        self.commits: int = 0
+        self.units: int = 0
+        self.replays: int = 0
 
     def transact(
         self,

@@ -30,7 +30,7 @@ class Attached:
     def __init__(self, path: Path) -> None:
         self.attachment: Attachment | None = None
         self.claim: owner.Owner | None = None
-        self.is_claim_over = False
+        self.is_claim_over: bool = False
         self._path = path
         self._mutex = threading.Lock()
 

@@ -59,7 +59,7 @@ class Logs:
     def __init__(self, path: Path) -> None:
         # Names and not paths, which take longer to make than a look.
         self._known: list[tuple[str, Identity]] = []
-        self.size = 0
+        self.size: int = 0
         self.index: Identity | None = None
         log, index = f"{path}{WAL}", f"{path}{SHM}"
         with contextlib.suppress(FileNotFoundError):

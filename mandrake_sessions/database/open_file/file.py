@@ -91,7 +91,7 @@ class DatabaseFile(FileLifecycle):
     ) -> None:
         super().__init__(main, options, on_retired)
         self.was_locked = False
-        self.others = OtherProcesses(self.path, self.identity)
+        self.others: OtherProcesses = OtherProcesses(self.path, self.identity)
         # Closed while a checkpoint has the auxiliary connection, or waits for it.
         self._no_checkpoint = Gate()
         self._no_checkpoint.set()
@@ -99,7 +99,7 @@ class DatabaseFile(FileLifecycle):
         self._beside = threading.Lock()
         self._maintenance = maintenance
         self._make_attachment: Callable[[DatabaseFile], Attachment] | None = None
-        self.checkpointer = Checkpointer(
+        self.checkpointer: Checkpointer = Checkpointer(
             options,
             main.wal_backlog,
             lambda: maintenance.call_later(("checkpoint", self), 0.0, self.checkpoint),
@@ -168,7 +168,7 @@ class DatabaseFile(FileLifecycle):
         budget = FileBudget(
             self.options.busy_timeout if timeout is None else arguments.seconds("timeout", timeout)
         )
-        self.used_at = budget.started
+        self.used_at: float = budget.started
         return budget
 
     def fetch(

@@ -100,16 +100,16 @@ class FileLifecycle(abc.ABC):
         self.path: Path = main.path
         self.identity: Identity = main.identity
         self.options = options
-        self.state = FileState.OPEN
-        self.refusal = Refusal(main.path, is_read_only=options.read_only)
+        self.state: FileState = FileState.OPEN
+        self.refusal: Refusal = Refusal(main.path, is_read_only=options.read_only)
         self.keeps_log = False
         self._is_unshared = main.unshared is not None
         self.is_refusing = False
-        self.used_at = monotonic()
-        self.is_parked = False
-        self.stamp = int(main.value("PRAGMA user_version"))
-        self.logs = Logs(main.path)
-        self.witness = Witness(
+        self.used_at: float = monotonic()
+        self.is_parked: bool = False
+        self.stamp: int = int(main.value("PRAGMA user_version"))
+        self.logs: Logs = Logs(main.path)
+        self.witness: Witness = Witness(
             main, self.stamp, self.logs, self.refusal, has_vfs=options.vfs is not None
         )
         if main.log_mark is not None:
@@ -117,8 +117,8 @@ class FileLifecycle(abc.ABC):
         if self.witness.look(main) is FileCondition.MOVED:
             # Moved since it was opened, and what has these names may be another file's.
             raise DatabaseMovedError(path=main.path, operation="open")
-        self.inspections = Inspections(main.path, main.identity, options)
-        self.condition = FileCondition.OURS
+        self.inspections: Inspections = Inspections(main.path, main.identity, options)
+        self.condition: FileCondition = FileCondition.OURS
         self._name = str(main.path)
         self._compare_at = 0.0
         self._retirement: MakeError | None = None

@@ -108,7 +108,7 @@ class Witness:
         has_vfs: bool,
     ) -> None:
         self.seen: Look = UNSEEN
-        self.is_doubted = False
+        self.is_doubted: bool = False
         self.at_rest: Look | None = None
         self._path = connection.path
         self._name = str(connection.path)

@@ -79,14 +79,14 @@ class OpenFiles:
     """
 
     def __init__(self, options: PoolOptions, unusable: set[Identity]) -> None:
-        self.mutex = threading.Lock()
-        self.slots = Slots()
-        self.maintenance = Maintenance("mandrake-pool")
-        self.is_closed = False
-        self.opened = 0
-        self.closed = 0
-        self.parkings = 0
-        self.reopenings = 0
+        self.mutex: threading.Lock = threading.Lock()
+        self.slots: Slots = Slots()
+        self.maintenance: Maintenance = Maintenance("mandrake-pool")
+        self.is_closed: bool = False
+        self.opened: int = 0
+        self.closed: int = 0
+        self.parkings: int = 0
+        self.reopenings: int = 0
         self._options = options
         self._unusable = unusable
         _living.add(self)

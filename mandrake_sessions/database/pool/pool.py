@@ -67,7 +67,7 @@ class ConnectionPool(Resource):
     def __init__(self, options: PoolOptions | None = None) -> None:
         super().__init__()
         arguments.optional_instance("options", options, PoolOptions)
-        self.options = options or PoolOptions()
+        self.options: PoolOptions = options or PoolOptions()
         self._reading: _ReadingPool | None = None
         self._reset()
         _living.add(self)

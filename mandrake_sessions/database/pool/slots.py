@@ -69,18 +69,18 @@ class Slot:
     )
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path: Path = path
         self.identity: Identity | None = None
-        self.state = SlotState.OPENING
+        self.state: SlotState = SlotState.OPENING
         self.file: DatabaseFile | None = None
         self.error: MandrakeSessionsError | None = None
-        self.worker = get_ident()
+        self.worker: int = get_ident()
         # A set and not a number: what a signal has interrupted can be done again.
         self.claims: set[Hashable] = set()
-        self.idle_since = 0.0
-        self.is_parking = False
-        self.tidy_at = 0.0
-        self.changed = Gate()
+        self.idle_since: float = 0.0
+        self.is_parking: bool = False
+        self.tidy_at: float = 0.0
+        self.changed: Gate = Gate()
 
     @property
     def refs(self) -> int:

@@ -24,12 +24,12 @@ class TextBuffer:
     __slots__ = ("_kept", "frozen", "held", "name", "size", "stored_size", "text")
 
     def __init__(self, name: str, text: GrowingText) -> None:
-        self.name = name
-        self.text = text
-        self.size = 0
-        self.held = ""
-        self.frozen = 0
-        self.stored_size = 0
+        self.name: str = name
+        self.text: GrowingText = text
+        self.size: int = 0
+        self.held: str = ""
+        self.frozen: int = 0
+        self.stored_size: int = 0
         self._kept = (0, 0)
 
     def require_room(self, size: int) -> None:
@@ -72,12 +72,13 @@ class PendingChunk:
         size: int,
         waiters: list[Outcome[None]],
     ) -> None:
-        self.chunk = chunk
-        self.content_end, self.raw_end = ends
-        self.content_size = size_of(chunk.content)
-        self.raw_size = size_of(chunk.raw_response)
-        self.size = size
-        self.waiters = waiters
+        self.chunk: Chunk = chunk
+        self.content_end: int = ends[0]
+        self.raw_end: int = ends[1]
+        self.content_size: int = size_of(chunk.content)
+        self.raw_size: int = size_of(chunk.raw_response)
+        self.size: int = size
+        self.waiters: list[Outcome[None]] = waiters
 
 
 def remainders_of(

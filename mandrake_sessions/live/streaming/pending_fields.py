@@ -20,7 +20,7 @@ class PendingFields:
     __slots__ = ("_figures", "_has_new_calls", "calls")
 
     def __init__(self) -> None:
-        self.calls = ToolCallList()
+        self.calls: ToolCallList = ToolCallList()
         self._figures: dict[str, Any] = {}
         self._has_new_calls = False
 

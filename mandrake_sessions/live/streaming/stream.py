@@ -82,13 +82,13 @@ class Stream:
         wake: Callable[[], None],
         text: GrowingText,
     ) -> None:
-        self.turn = turn
+        self.turn: Turn = turn
         self.holder = holder
-        self.state = StreamState.OPEN
-        self.content = TextBuffer("text", text)
-        self.raw = TextBuffer("raw text", GrowingText())
-        self.due_at = inf
-        self.is_awaited = False
+        self.state: StreamState = StreamState.OPEN
+        self.content: TextBuffer = TextBuffer("text", text)
+        self.raw: TextBuffer = TextBuffer("raw text", GrowingText())
+        self.due_at: float = inf
+        self.is_awaited: bool = False
         self._options = options
         self._wake = wake
         self._mutex = threading.RLock()

@@ -32,8 +32,8 @@ class PendingToolCall:
         changes: tuple[ValueChange, ...],
         answer: Callable[[Any, bool], tuple[ValueChange, ...]],
     ) -> None:
-        self.call = call
-        self.changes = changes
+        self.call: Any = call
+        self.changes: tuple[ValueChange, ...] = changes
         self._answer = answer
 
     def set_result(self, value: Any, *, strict: bool = False) -> tuple[ValueChange, ...]:

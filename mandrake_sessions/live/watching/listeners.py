@@ -35,7 +35,7 @@ class Listener:
     def __init__(
         self, listener_threads: ListenerThreads, holder: object, call: Callable[[Any], object]
     ) -> None:
-        self.mailbox = Mailbox(holder, lambda _mailbox: listener_threads.ask(self))
+        self.mailbox: Mailbox = Mailbox(holder, lambda _mailbox: listener_threads.ask(self))
         self.call = call
         self.is_scheduled = False
         self.is_asked_again = False

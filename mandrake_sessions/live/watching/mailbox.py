@@ -52,7 +52,7 @@ class Mailbox:
         self._taken: set[str] = set()
         self._error: BaseException | None = None
         self._finished = Gate()
-        self.is_closed = False
+        self.is_closed: bool = False
 
     def is_of(self, holder: object) -> bool:
         """Whether it belongs to this manager."""

@@ -92,7 +92,7 @@ class SessionTarget(Target):
     def __init__(self, session: Session) -> None:
         super().__init__(session.id, session.id)
         self.session = session
-        self.first_index = session.next_round_index
+        self.first_index: int = session.next_round_index
         self.rounds: dict[str, tuple[int, int, int]] = {}
 
     def note(self, round_: Round) -> bool:

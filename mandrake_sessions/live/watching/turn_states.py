@@ -31,12 +31,12 @@ class TurnState:
     def __init__(
         self, known: KnownTurn, turn: Turn, text: GrowingText | None, *, is_deleted: bool = False
     ) -> None:
-        self.known = known
-        self.turn = turn
-        self.text = text
-        self.version = known.version
+        self.known: KnownTurn = known
+        self.turn: Turn = turn
+        self.text: GrowingText | None = text
+        self.version: int = known.version
         self.limit: int | None = None
-        self.is_deleted = is_deleted
+        self.is_deleted: bool = is_deleted
 
     def length(self) -> int:
         """Return how long the text is this moment."""
@@ -101,18 +101,18 @@ class KnownTurn:
     )
 
     def __init__(self, stored: StoredTurn, note_growth: Callable[[KnownTurn], None]) -> None:
-        self.id = stored.turn.id
-        self.session_id = stored.session_id
-        self.round_id = stored.round_id
+        self.id: str = stored.turn.id
+        self.session_id: str = stored.session_id
+        self.round_id: str = stored.round_id
         self.state: TurnState | None = None
-        self.outline = stored.turn
-        self.has_tool_calls = False
+        self.outline: Turn = stored.turn
+        self.has_tool_calls: bool = False
         self.owner: str | None = None
         self.last_chunk: int | None = None
-        self.is_local = False
-        self.has_grown = False
-        self.told_length = 0
-        self.version = 0
+        self.is_local: bool = False
+        self.has_grown: bool = False
+        self.told_length: int = 0
+        self.version: int = 0
         self._note_growth = note_growth
         self._digest: tuple[int, int] | None = None
         self._agreements: tuple[tuple[int, int], ...] = ()

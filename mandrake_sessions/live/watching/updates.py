@@ -49,10 +49,10 @@ class TurnUpdate:
         self._turn = turn
         self._source = source
         self._length = length
-        self.text = text
-        self.offset = offset
-        self.is_in_flight = is_in_flight
-        self.is_deleted = is_deleted
+        self.text: str = text
+        self.offset: int = offset
+        self.is_in_flight: bool = is_in_flight
+        self.is_deleted: bool = is_deleted
 
     @property
     def id(self) -> str:

@@ -64,7 +64,7 @@ class Watched:
         self._last: Change = NO_CHANGE
         self._targets: dict[tuple[type[Target], str], Target] = {}
         self._of: dict[Mailbox, Target] = {}
-        self.turns = KnownTurns(texts, note_growth)
+        self.turns: KnownTurns = KnownTurns(texts, note_growth)
 
     # -- who watches ------------------------------------------------------------------------
 
