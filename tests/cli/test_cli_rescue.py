@@ -133,7 +133,7 @@ def test_the_wal_of_a_crash_is_read_and_kept(
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "response = sessions.create_round(sessions.create_session('A').id, 'Q').response\n"
         "turn = sessions.stream_turn(response.id)\n"
-        "send('streaming')\nhear()",
+        "send('streaming')\nreceive()",
         path,
     )
     child.receive()
@@ -159,7 +159,7 @@ def test_the_process_that_holds_the_write_lock_is_named(
     child = start_child(
         "import apsw\n"
         "raw = apsw.Connection(sys.argv[1])\nraw.execute('BEGIN IMMEDIATE')\n"
-        "send('held')\nhear()\nraw.execute('ROLLBACK')\nraw.close()",
+        "send('held')\nreceive()\nraw.execute('ROLLBACK')\nraw.close()",
         database,
     )
     child.receive()
@@ -304,7 +304,7 @@ def test_a_file_that_is_emptied_in_use_is_no_new_database_either(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "sessions.create_session('In the log')\n"
-        "send('stored')\nhear()",
+        "send('stored')\nreceive()",
         path,
     )
     child.receive()

@@ -137,7 +137,7 @@ def test_a_file_that_is_open_elsewhere_is_not_removed_and_its_user_is_named(
     child = start_child(
         "from mandrake_sessions import ConnectionPool\n"
         "handle = ConnectionPool().acquire(sys.argv[1])\n"
-        "send('open')\nhear()\nhandle.release()",
+        "send('open')\nreceive()\nhandle.release()",
         ready_path,
     )
     assert child.receive() == "open"

@@ -633,7 +633,7 @@ def leave_a_log(path: Path, start_child: Callable[..., Any]) -> bytes:
         "import os\n"
         "from mandrake_sessions import SessionManager\n"
         "SessionManager(sys.argv[1]).init().create_session('in the log')\n"
-        "send('done')\nhear()",
+        "send('done')\nreceive()",
         path,
     )
     child.receive()
@@ -696,8 +696,8 @@ def test_a_new_file_is_whole_while_a_process_has_the_moved_one_open(
         "from mandrake_sessions import SessionManager\n"
         "manager = SessionManager(sys.argv[1]).init()\n"
         "manager.create_session('of the moved one')\n"
-        "send('open')\nhear()\n"
-        "manager.close()\ntell('closed')",
+        "send('open')\nreceive()\n"
+        "manager.close()\nsend('closed')",
         path,
     )
     child.receive()

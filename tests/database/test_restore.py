@@ -134,7 +134,7 @@ def test_a_log_that_a_crash_has_left_is_not_replayed(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "sessions.create_session('in the log')\n"
-        "send('done')\nhear()\nos._exit(0)",
+        "send('done')\nreceive()\nos._exit(0)",
         path,
     )
     child.receive()
@@ -230,7 +230,7 @@ def test_a_log_whose_head_is_damaged_is_kept_with_its_database(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "sessions.create_session('in the log', id='in the log')\n"
-        "send('done')\nhear()",
+        "send('done')\nreceive()",
         path,
     )
     child.receive()
@@ -262,7 +262,7 @@ def test_a_backup_that_has_a_log_of_its_own_is_read_with_it(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
         "sessions.create_session('in the log')\n"
-        "send('done')\nhear()",
+        "send('done')\nreceive()",
         source,
     )
     child.receive()
@@ -354,8 +354,8 @@ def test_another_process_that_has_it_open_is_not_disturbed(
     child = start_child(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
-        "send('open')\nhear()\n"
-        "sessions.create_session('theirs')\nsessions.close()\ntell('closed')",
+        "send('open')\nreceive()\n"
+        "sessions.create_session('theirs')\nsessions.close()\nsend('closed')",
         path,
     )
     child.receive()
@@ -389,7 +389,7 @@ def test_a_damaged_database_that_is_in_use_is_not_replaced(
     child = start_child(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
-        "send('open')\nhear()\nimport os\nos._exit(0)",
+        "send('open')\nreceive()\nimport os\nos._exit(0)",
         path,
     )
     child.receive()

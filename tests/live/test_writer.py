@@ -373,7 +373,7 @@ def test_unstored_text_is_in_a_turn_that_another_process_ends(
         "connection = apsw.Connection(sys.argv[1], flags=apsw.SQLITE_OPEN_READWRITE)\n"
         "connection.set_busy_timeout(20000)\n"
         "connection.execute('BEGIN IMMEDIATE')\n"
-        "send('held')\nhear()\n"
+        "send('held')\nreceive()\n"
         "connection.execute(\"UPDATE turns SET status='interrupted', owner=NULL,\"\n"
         "    \" stream_ended_at=stream_started_at WHERE status = 'streaming'\")\n"
         "connection.execute('COMMIT')\n"
