@@ -6,6 +6,9 @@ the signal once more, to be handled as if we had never been there::
 
     main thread       ─ work ─┐handler: refuse, wake┌─ work ends or is interrupted ─┐former handler
     closing thread     waits  └─► close managers, close pools, report ─ signal again ┘
+
+A second thread, started at once too, closes the parts, one at a time; the closing thread goes on
+without a part that takes too long.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from time import monotonic
 from types import FrameType
 from typing import Any, Protocol
@@ -27,6 +31,7 @@ import msgspec
 from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.fork import current_pid
 from mandrake_sessions.concurrency.gate import Gate
+from mandrake_sessions.concurrency.spare_thread import SpareThread
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.error_codes import pass_on_timeout
 from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
@@ -36,6 +41,8 @@ from mandrake_sessions.log import get_logger
 DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEFAULT_TIMEOUT = 10.0
 """Seconds that closing may take in all."""
+
+_WORKER = "mandrake-shutdown-worker"
 
 _Former = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
@@ -87,8 +94,12 @@ class ShutdownHook:
         self._received: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._finished = Gate()
         self._former: dict[int, _Former] = {}
+        # Closes the parts, so that one which hangs holds nothing else back. None: it hangs, and no
+        # other thread can be started.
+        self._worker: SpareThread | None = SpareThread(_WORKER)
         try:
             self.add_signals(signals)
+            self._worker.start()
             self._thread = threading.Thread(
                 target=self._wait_and_close, name="mandrake-shutdown", daemon=True
             )
@@ -96,8 +107,8 @@ class ShutdownHook:
             atexit.register(self._let_it_finish)
         except BaseException:
             self._restore()
-            # A thread that Ctrl-C has not kept from starting ends.
-            self._received.put(None)
+            # Threads that Ctrl-C has not kept from starting end.
+            self._end_threads()
             raise
 
     def add_signals(self, signals: Iterable[int]) -> None:
@@ -168,19 +179,23 @@ class ShutdownHook:
         try:
             self._restore()
             atexit.unregister(self._let_it_finish)
-            self._end_thread()
+            self._end_threads()
         except BaseException:
             # Ctrl-C came in the midst of it. In this order: without the thread no signal that is
             # still ours would end the process.
             self._restore()
-            self._end_thread()
+            self._end_threads()
             raise
         if self._state is _State.WAITING:
             self._thread.join()
+            if self._worker is not None:
+                self._worker.join()
 
-    def _end_thread(self) -> None:
+    def _end_threads(self) -> None:
         if self._state is _State.WAITING:
             self._received.put(None)
+            if self._worker is not None:
+                self._worker.end()
 
     # -- in the main thread, inside a signal ---------------------------------------------------
 
@@ -234,22 +249,14 @@ class ShutdownHook:
             # Also if a log cannot be written: a process that nothing ends would be worse.
             self._state = _State.FINISHED
             _signal_main_thread(number)
+            if self._worker is not None:
+                self._worker.end()
             self._finished.set()
 
     def _close_and_tell(self, number: int) -> None:
         began = monotonic()
         failures: list[BaseException] = []
-        # In a thread of its own, so that a part which hangs cannot hold the report back.
-        worker = threading.Thread(
-            target=self._close_all, args=(began, failures, number), daemon=True
-        )
-        try:
-            start(worker)
-            worker.join(self._timeout + 1.0)
-        except ThreadStartError:
-            self._close_all(began, failures, number)
-        if worker.is_alive():
-            failures.append(TimeoutError("closing did not end in time"))
+        self._close_all(began + self._timeout, failures, number)
         self.report = ShutdownReport(
             signal=number, seconds=monotonic() - began, failures=tuple(failures)
         )
@@ -257,18 +264,41 @@ class ShutdownHook:
         for failure in failures:
             log.error("shutdown_failed", error=type(failure).__name__, detail=str(failure))
 
-    def _close_all(self, began: float, failures: list[BaseException], number: int) -> None:
-        deadline = began + self._timeout
+    def _close_all(self, deadline: float, failures: list[BaseException], number: int) -> None:
         for closeable in self._closeables:
+            name = type(closeable).__name__
+            if self._worker is None:
+                # In this thread it could hang, and the files would stay open.
+                failures.append(ThreadStartError(f"no thread can be started that closes {name}"))
+                continue
             # Half of what is left, so that one which hangs leaves time for the others.
-            _close_within((deadline - monotonic()) / 2, closeable, failures)
+            seconds = (deadline - monotonic()) / 2
+            if not self._worker.run(partial(_close, closeable, failures), seconds):
+                failures.append(TimeoutError(f"closing {name} did not end in time"))
+                self._replace_worker(self._worker)
+        close_pools = partial(self._close_pools, deadline, failures, number)
+        if self._worker is None:
+            close_pools()
+        elif not self._worker.run(close_pools, deadline + 1.0 - monotonic()):
+            failures.append(TimeoutError("closing did not end in time"))
+
+    def _replace_worker(self, hung: SpareThread) -> None:
+        hung.end()
+        worker = SpareThread(_WORKER)
+        try:
+            worker.start()
+            self._worker = worker
+        except ThreadStartError:
+            self._worker = None
+
+    def _close_pools(self, deadline: float, failures: list[BaseException], number: int) -> None:
         for pool in self._pools:
             left = max(0.0, deadline - monotonic())
             try:
                 pool.close(left, on_stuck=lambda thread: self._unwind(thread, number))
             except ExceptionGroup as group:
                 failures.extend(group.exceptions)
-            except Exception as error:  # noqa: BLE001  # as above
+            except BaseException as error:  # noqa: BLE001  # one pool must not keep the rest open
                 failures.append(error)
 
     def _unwind(self, thread: int, number: int) -> None:
@@ -286,23 +316,11 @@ class ShutdownHook:
                 self._thread.join()
 
 
-def _close_within(seconds: float, closeable: Closeable, failures: list[BaseException]) -> None:
-    """Close a part in a thread of its own, and go on without it if it does not end in time."""
-
-    def close() -> None:
-        try:
-            closeable.close()
-        except BaseException as error:  # noqa: BLE001  # one part must not keep the rest open
-            failures.append(error)
-
-    thread = threading.Thread(target=close, daemon=True)
+def _close(closeable: Closeable, failures: list[BaseException]) -> None:
     try:
-        start(thread)
-        thread.join(max(0.0, seconds))
-    except ThreadStartError:
-        close()
-    if thread.is_alive():
-        failures.append(TimeoutError(f"closing {type(closeable).__name__} did not end in time"))
+        closeable.close()
+    except BaseException as error:  # noqa: BLE001  # one part must not keep the rest open
+        failures.append(error)
 
 
 def _signal_main_thread(number: int) -> None:

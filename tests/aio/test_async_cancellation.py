@@ -190,7 +190,7 @@ def test_a_cancelled_read_is_not_waited_for(manager):
 
     async def main():
         async with manager as sessions:
-            unit = sessions.run_unit(sessions.open_handle(), read, "read", "query")
+            unit = sessions._run_unit(sessions._open_handle(), read, "read", "query")
             task = asyncio.create_task(unit)
             await soon(begun.is_set)
             task.cancel()

@@ -66,10 +66,14 @@ def interrupt_at(number, call):
     def at_call(frame, _event, _argument):
         if not frame.f_code.co_filename.startswith(LIVE) or frame.f_code.co_name == "__del__":
             return None
+        # Before the events are asked for, without which Python 3.13 sends this call none.
+        frame.f_trace = at_step
         frame.f_trace_opcodes = True
         return at_step
 
     before = sys.gettrace()
+    # Python 3.12 sends a thread such events only if a frame had asked for them before.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(at_call)
     try:
         call()

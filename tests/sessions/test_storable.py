@@ -41,6 +41,7 @@ from mandrake_sessions import (
 from mandrake_sessions.json_text import values, writer
 from mandrake_sessions.json_text.plain_forms import MAX_FOREIGN
 from mandrake_sessions.json_text.values import json_value
+from mandrake_sessions.json_text.writer import JsonWriter
 
 
 class Color(enum.Enum):
@@ -418,7 +419,7 @@ def test_a_value_for_which_there_is_no_memory_does_not_end_the_turn(
     with sessions.stream_turn(response_id) as writer:
         call = writer.tool_call({"name": "ls"})
         with monkeypatch.context() as patch:
-            patch.setattr(writer.JsonWriter, "write", refuse)
+            patch.setattr(JsonWriter, "write", refuse)
             (change,) = call.set_result({1})
     assert change.what == "set for which there was no memory became text"
     turn = sessions.get_turn(writer.id)

@@ -405,7 +405,7 @@ lock.acquire()
 def test_the_handler_takes_no_lock_that_its_own_thread_may_hold(run: Run, path: Path) -> None:
     child = run(
         """
-from mandrake_sessions.database import pool as pool_module
+from mandrake_sessions.database.pool import pool as pool_module
 from mandrake_sessions.database.open_file.file import DatabaseFile
 install_shutdown_hook()
 (file,) = [slot.file for slot in pool._slots.values()]
@@ -588,6 +588,96 @@ wait_for_signals()
     assert child.receive() == "ready"
     child.process.terminate()
     ends_by(child, signal.SIGTERM)
+
+
+HANGS = """
+class Hangs:
+    def close(self):
+        threading.Event().wait()
+class Good:
+    def close(self):
+        say("good closed")
+def former(number, frame):
+    say([type(failure).__name__ for failure in hook.report.failures])
+    say(wal())
+    os._exit(7)
+signal.signal(signal.SIGTERM, former)
+hook = install_shutdown_hook({parts}, sessions, pool=pool, timeout=2.0)
+"""
+
+
+def test_where_no_thread_can_be_started_a_part_that_hangs_keeps_no_file_open(
+    run: Run, path: Path
+) -> None:
+    child = run(
+        HANGS.format(parts="Good(), Hangs(), Good()")
+        + """
+def refuse(_thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+say("ready")
+wait_for_signals()
+""",
+        hook="",
+    )
+    assert child.receive() == "ready"
+    child.process.terminate()
+    assert child.receive() == "good closed"
+    # The hung one, then the other good one and the manager, which are not closed.
+    assert child.receive() == ["TimeoutError", "ThreadStartError", "ThreadStartError"]
+    assert child.receive() is False
+    assert child.process.wait(PATIENCE) == 7
+    assert stored(path) == {"before"}
+
+
+def test_a_part_that_hangs_after_the_end_of_the_main_thread_keeps_no_file_open(
+    run: Run, path: Path
+) -> None:
+    """Python 3.12 starts no thread then."""
+    child = run(
+        HANGS.format(parts="Good(), Hangs()")
+        + """
+main = threading.main_thread()
+def work():
+    main.join()
+    say("ready")
+    receive()
+threading.Thread(target=work).start()
+""",
+        hook="",
+    )
+    assert child.receive() == "ready"
+    child.process.terminate()
+    assert child.receive() == "good closed"
+    assert child.receive()[0] == "TimeoutError"
+    assert child.receive() is False
+    assert child.process.wait(PATIENCE) == 7
+    assert stored(path) == {"before"}
+
+
+def test_after_the_end_of_the_main_thread_calls_work_and_a_refused_stream_leaves_nothing(
+    run: Run, path: Path
+) -> None:
+    child = run(
+        """
+main = threading.main_thread()
+def work():
+    main.join()
+    session = sessions.create_session(id="after")
+    response = sessions.create_round(session.id, "Hello?").response
+    try:
+        with sessions.stream_turn(response.id) as writer:
+            writer.write("text")
+    except ThreadStartError:
+        pass
+    say([turn.content for turn in sessions.list_turns(response.id)])
+threading.Thread(target=work).start()
+"""
+    )
+    # Python 3.12 starts no thread then; 3.11 and 3.13 do.
+    assert child.receive() in ([], ["text"])
+    assert child.process.wait(PATIENCE) == 0
+    assert stored(path) == {"before", "after"}
 
 
 def test_a_part_that_hangs_keeps_nothing_else_open(run: Run, path: Path) -> None:
