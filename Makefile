@@ -17,7 +17,7 @@ PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-long check lint types public-types layers format docs bench \
+.PHONY: help install demo test test-long check lint types public-types layers words format docs bench \
 	bench-full bench-brief bench-against bench-report lock wheel clean
 
 help: ## list the targets
@@ -56,6 +56,9 @@ public-types: $(INSTALLED) ## pyright: the types of all public names are complet
 
 layers: $(INSTALLED) ## import-linter: who may import whom
 	@out=$$($(BIN)/lint-imports --no-logo --cache-dir .cache/import-linter) || { echo "$$out"; exit 1; }
+
+words: $(INSTALLED) ## print the words to avoid, with file, line and the term to use
+	@$(BIN)/python -m tools.words
 
 format: $(INSTALLED) ## mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix-only .
