@@ -17,7 +17,7 @@ import apsw, select
 connection = apsw.Connection(sys.argv[1])
 connection.execute("BEGIN IMMEDIATE")
 send("held")
-# As long as it is told to, or until it hears a line.
+# For so many seconds, or until it receives a line.
 select.select([sys.stdin], [], [], float(sys.argv[2]) or None)
 connection.execute("ROLLBACK")
 connection.close()
@@ -68,7 +68,7 @@ def vfs() -> Iterator[FaultVFS]:
 
 @pytest.fixture
 def hold_write_lock(start_child: Callable[..., Any]) -> Callable[..., Any]:
-    """Has another process hold the write lock: until told, or for some seconds."""
+    """Has another process hold the write lock: for some seconds, or until it gets a line."""
 
     def hold(path: Path, seconds: float = 0) -> Any:
         child = start_child(FOREIGN, path, seconds)

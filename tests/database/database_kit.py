@@ -75,7 +75,7 @@ def raw_of(handle: DatabaseHandle) -> apsw.Connection:
 
 
 def new_key() -> str:
-    """Return a key nobody else has."""
+    """Return a key that no other thread has."""
     return ids.new_id()
 
 

@@ -1,4 +1,4 @@
-"""What is kept with an open file hears of each COMMIT, writes last, and ends with the file."""
+"""An attachment of an open file hears of each COMMIT, writes last, and ends with the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mandrake_sessions.errors import ReentrantScopeError
 
 
 class Attachment:
-    """Notes what it is told.
+    """Notes each call that it gets.
 
     Attributes:
         at_close: what it does when the file closes.
@@ -29,29 +29,29 @@ class Attachment:
 
     def __init__(self, file: DatabaseFile) -> None:
         self.file = file
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.at_close: Callable[[], Any] = lambda: None
         self.deadline = 0.0
         self.held_lease: list[bool] = []
         self.error: Exception | None = None
 
     def committed(self) -> None:
-        self.told.append("committed")
+        self.calls.append("committed")
         self.held_lease.append(self.file.writer.queue.holder == threading.get_ident())
         self._fail()
 
     def retired(self) -> None:
-        self.told.append("retired")
+        self.calls.append("retired")
         self._fail()
 
     def close(self, deadline: float) -> None:
-        self.told.append("close")
+        self.calls.append("close")
         self.deadline = deadline
         self.at_close()
         self._fail()
 
     def forget_after_fork(self) -> None:
-        self.told.append("fork")
+        self.calls.append("fork")
 
     def _fail(self) -> None:
         if self.error is not None:
@@ -85,7 +85,7 @@ def test_an_attachment_lives_as_long_as_its_file(pool: ConnectionPool, path: Pat
         first = attach(handle)
         with pool.acquire(path) as another:
             assert attach(another) is first
-    assert first.told == ["close"]
+    assert first.calls == ["close"]
     with pool.acquire(path) as handle:
         assert attach(handle) is not first
     with pytest.raises(PoolClosedError):
@@ -99,7 +99,7 @@ def test_an_attachment_hears_of_each_commit_while_the_lease_is_held(handle: Data
         tx.run(ADD, {"key": "block", "value": ""})
     with handle.sqlalchemy() as connection:
         connection.execute(text("UPDATE meta SET value = 'lent' WHERE key = 'block'"))
-    assert attachment.told == ["committed"] * 3
+    assert attachment.calls == ["committed"] * 3
     assert attachment.held_lease == [True] * 3
 
 
@@ -109,7 +109,7 @@ def test_an_attachment_hears_nothing_of_reads_and_rollbacks(handle: DatabaseHand
     with pytest.raises(ZeroDivisionError), handle.write() as tx:
         tx.run(ADD, {"key": "undone", "value": ""})
         raise ZeroDivisionError
-    assert attachment.told == []
+    assert attachment.calls == []
 
 
 def test_an_attachment_hears_of_a_shared_commit_once_before_any_call_returns(
@@ -123,7 +123,7 @@ def test_an_attachment_hears_of_a_shared_commit_once_before_any_call_returns(
         queued(grouping, 3)
     for task in waiting:
         task.result()
-    assert attachment.told == ["committed"]
+    assert attachment.calls == ["committed"]
 
 
 def test_an_attachment_that_raises_hurts_no_commit(handle: DatabaseHandle) -> None:
@@ -141,7 +141,7 @@ def test_an_attachment_writes_last_when_its_file_closes(pool: ConnectionPool, pa
         attachment = attach(handle)
         attachment.at_close = lambda: last_write(attachment.file, "last")
         started = monotonic()
-    assert attachment.told == ["close", "committed"]
+    assert attachment.calls == ["close", "committed"]
     assert started <= attachment.deadline <= monotonic() + pool.options.close_timeout / 2
     with pool.acquire(path) as handle:
         assert keys(handle) == {"last"}
@@ -228,7 +228,7 @@ def test_an_attachment_waits_in_the_queue_behind_work_under_way(
         held.let_go()
         closer.result()
     handle.release()
-    assert attachment.told == ["close", "committed", "committed"]
+    assert attachment.calls == ["close", "committed", "committed"]
 
 
 def test_an_attachment_that_does_not_get_the_lease_does_not_stop_the_closing(
@@ -273,13 +273,13 @@ def test_an_attachment_hears_that_its_file_is_retired(pool: ConnectionPool, path
         path.rename(path.with_name("elsewhere.sqlite"))
         with pytest.raises(DatabaseMovedError):
             handle.transact(adding("lost"))
-        assert attachment.told[0] == "retired"
-        assert attachment.told.count("retired") == 1
+        assert attachment.calls[0] == "retired"
+        assert attachment.calls.count("retired") == 1
         # What took the place of the file is another one's, with an attachment of its own.
         with pool.acquire(path) as another:
             assert attach(another) is not attachment
             # The last write went nowhere: the file is not ours any more.
-            assert attachment.told == ["retired", "close"]
+            assert attachment.calls == ["retired", "close"]
             assert keys(another) == set()
 
 
@@ -301,11 +301,11 @@ FORK = """
 import os
 from mandrake_sessions import *
 class Attachment:
-    told = []
+    calls = []
     def __init__(self, file): pass
-    def committed(self): self.told.append("committed")
-    def close(self, deadline): self.told.append("close")
-    def forget_after_fork(self): self.told.append("fork")
+    def committed(self): self.calls.append("committed")
+    def close(self, deadline): self.calls.append("close")
+    def forget_after_fork(self): self.calls.append("fork")
 pool = ConnectionPool()
 handle = pool.acquire(sys.argv[1])
 handle.file.attach(Attachment)
@@ -315,14 +315,14 @@ if not child:
     try:
         handle.file
     except ForkedPoolError:
-        send(Attachment.told)
+        send(Attachment.calls)
     with pool.acquire(sys.argv[1]) as again:
         send([again.file.attachment, again.file.claim() != owner])
     os._exit(0)
 os.waitpid(child, 0)
 handle.release()
 pool.close()
-send(Attachment.told)
+send(Attachment.calls)
 """
 
 

@@ -1,4 +1,4 @@
-"""The auxiliary connection: long reads beside the writer (DESIGN 6.3)."""
+"""The auxiliary connection: long reads run while the writer writes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_query_is_one_snapshot(handle: DatabaseHandle) -> None:
 
 
 def test_an_invariant_over_two_rows_never_breaks_for_a_reader(handle: DatabaseHandle) -> None:
-    """Each unit stores a pair; nobody ever sees an odd number."""
+    """Each unit stores a pair; no reader ever sees an odd number."""
     over = threading.Event()
 
     def pair(number: int) -> Callable[[Any], None]:

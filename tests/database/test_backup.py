@@ -102,7 +102,7 @@ def test_a_copy_needs_no_other_file(source: Connection, target: Path) -> None:
     assert names(target) == [target.name]
     assert rows(target) == 40
     assert verify(target) == []
-    # Nor does reading it leave anything beside it.
+    # Nor does reading it leave another file.
     assert names(target) == [target.name]
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert not source.in_transaction()
@@ -142,21 +142,21 @@ def test_writers_go_on_and_the_copy_has_the_state_of_its_beginning(
 ) -> None:
     """A commit after every step: unguarded, SQLite began again 300 times and never ended."""
     monkeypatch.setattr(module, "_PAGES_PER_STEP", 5)
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
 
     def commit_meanwhile(done: int, total: int) -> None:
-        told.append((done, total))
+        calls.append((done, total))
         writer.execute(NOTE, ("meanwhile",))
 
     backup(source, target, Budget(10), progress=commit_meanwhile)
 
-    totals = {total for _, total in told}
+    totals = {total for _, total in calls}
     assert len(totals) == 1
-    assert [done for done, _ in told[:-1]] == list(range(5, totals.pop(), 5))[: len(told) - 1]
-    assert told[-1][0] == told[-1][1]
-    assert len(told) > 5
+    assert [done for done, _ in calls[:-1]] == list(range(5, totals.pop(), 5))[: len(calls) - 1]
+    assert calls[-1][0] == calls[-1][1]
+    assert len(calls) > 5
     assert rows(target) == 40
-    assert writer.value("SELECT count(*) FROM notes") == 40 + len(told)
+    assert writer.value("SELECT count(*) FROM notes") == 40 + len(calls)
 
 
 def test_a_backup_ends_though_another_process_writes_all_the_time(
@@ -361,7 +361,7 @@ def test_a_copy_with_orphans_is_refused(
     writer: Connection, source: Connection, target: Path
 ) -> None:
     writer.raw.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 0)
-    writer.execute("INSERT INTO turn_chunks VALUES ('nobody', 1, '', '')")
+    writer.execute("INSERT INTO turn_chunks VALUES ('unknown', 1, '', '')")
 
     with pytest.raises(BackupError, match="turn_chunks"):
         backup(source, target, Budget(10))
@@ -533,7 +533,7 @@ def test_verify_reads_the_log_a_crash_has_left(
     """All of it is in the -wal yet: without that the file would be empty, or damaged."""
     source.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
     writer.raw.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 0)
-    writer.execute("INSERT INTO turn_chunks VALUES ('nobody', 1, '', '')")
+    writer.execute("INSERT INTO turn_chunks VALUES ('unknown', 1, '', '')")
     path = writer.path
     writer.close(abandon=True)
     source.close(abandon=True)

@@ -1,4 +1,4 @@
-"""Checkpoints: off the commit path, and never the error of a COMMIT (RULES 15 and 23)."""
+"""Checkpoints: off the commit path, and never the error of a COMMIT."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def busy_thread(pool: ConnectionPool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened_elsewhere(path: Path, sql: str = "SELECT count(*) FROM meta") -> Iterator[Any]:
-    """Have the file open beside the library for a block, as another process may."""
+    """Have the file open without the library for a block, as another process may."""
     other = apsw.Connection(str(path))
     try:
         other.execute(sql).fetchall()
@@ -130,8 +130,8 @@ def test_the_wal_of_a_busy_writer_stays_bounded(make_pool: MakePool, path: Path)
             fill(handle, 25, str(turn))
             largest = max(largest, wal_of(path).stat().st_size)
         assert handle.stats().checkpoints
-        # Some 18,000 frames were written. Above 4,000 the rest is copied while nobody writes, and
-        # meanwhile 400 more may come, and one unit for each 0.1 s that the disk takes to copy.
+        # Some 18,000 frames were written. Above 4,000 the rest is copied while no thread writes.
+        # Meanwhile 400 more may come, and one unit for each 0.1 s that the disk takes to copy.
         assert largest < 8000 * FRAME
         assert len(keys(handle)) == 6000
 
@@ -255,7 +255,7 @@ def test_readers_go_on_while_a_checkpoint_waits_for_the_writer(
     """
     ::
 
-        reader      snapshot ─┘                      fetch: on the auxiliary, which nobody has
+        reader      snapshot ─┘                      fetch: on the auxiliary, which is free
         writer                 block ............................................. ─┘
         checkpoint              └─ copies ─ waits for the writer, a quarter of a second at most
     """
@@ -285,7 +285,7 @@ def test_readers_go_on_while_a_checkpoint_waits_for_the_writer(
         else:
             until(lambda: queue_of(handle).holder)
         assert len(handle.fetch(lambda tx: tx.rows(KEYS))) == 43
-        # What is to be done for other files does not wait longer either.
+        # The tasks of other files do not wait longer either.
         until_idle(pool)
         assert monotonic() - began < SOON
         assert handle.stats().checkpoints
@@ -374,7 +374,7 @@ def test_a_long_reader_in_another_process_holds_no_writer_up(
 ) -> None:
     """Truncating would wait for it with the write lock held, again and again.
 
-    The log grows meanwhile, health tells it, and when the reader has gone it is cut.
+    The WAL grows meanwhile, health reports it, and it is truncated when the reader has ended.
     """
     monkeypatch.setattr(checkpoint, "_TRUNCATE_PATIENCE", 600.0)
     limit = 100 * FRAME
@@ -570,7 +570,7 @@ def test_a_failing_checkpoint_is_a_fact_of_health_and_no_error_of_a_write(
             fill(handle, 60)
             until(lambda: file_of(handle).checkpointer.runs)
             fill(handle, 5, "more")
-            # With nobody writing: the file is synced only where everything was copied.
+            # While no thread writes: the file is synced only where everything was copied.
             file_of(handle).checkpoint()
             assert file_of(handle).checkpointer.failure == code
             assert status_of(handle, "checkpoints") is HealthStatus.DEGRADED

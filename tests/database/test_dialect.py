@@ -79,7 +79,7 @@ def open_file(tmp_path: Path) -> Iterator[Open]:
 def connection(open_file: Open) -> Connection:
     """A connection to a file with the table ``notes`` and one row."""
     connection = open_file()
-    # A table makes the file another program's for whoever opens it later.
+    # A table makes the file another program's for each process that opens it later.
     connection.execute("PRAGMA application_id = 1296974930")
     with lend(connection, Budget(10), "test") as borrowed:
         metadata.create_all(borrowed)

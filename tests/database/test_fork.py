@@ -1,4 +1,4 @@
-"""fork: the child drops everything without closing it, the parent notices nothing (RULES 18)."""
+"""fork: the child drops everything without closing it, the parent notices nothing."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_the_child_refuses_health_and_stats_of_an_old_handle_too(
 
 
 def test_the_child_takes_its_own_locks(start_child: Callable[..., Any], path: Path) -> None:
-    """SQLite's list of open files is inherited: what is in it is not locked once more."""
+    """SQLite's list of open files is inherited: a file in it is not locked once more."""
     child = run(
         start_child,
         path,
@@ -201,7 +201,7 @@ send("over")
 def test_a_child_works_that_is_forked_while_another_thread_is_at_work(
     start_child: Callable[..., Any], path: Path, kind: str
 ) -> None:
-    """The child finds the other thread's locks for ever, or waits for the parent, or is refused."""
+    """The locks of the other thread stay held in the child; it waits for none of them."""
     child = start_child(
         PRELUDE
         + """
@@ -249,7 +249,7 @@ def test_a_child_works_that_is_forked_while_every_lock_of_the_library_is_held(
     child = start_child(
         PRELUDE
         + """
-from mandrake_sessions.database import pool as pool_module
+from mandrake_sessions.database.pool import pool as pool_module
 file = handle._file
 held = [pool._mutex, pool_module._default_mutex]
 held += [leased.queue._mutex for leased in file.leased_connections()]

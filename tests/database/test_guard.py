@@ -1,4 +1,4 @@
-"""A live connection does not notice a dead file: the lease does (RULES 19)."""
+"""A live connection does not notice a dead file: the lease does."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_retirement_is_one_event(make_pool: MakePool, path: Path) -> None:
 
 
 def test_a_moved_file_has_what_was_committed_before(make_pool: MakePool, path: Path) -> None:
-    """With its -wal: moved by somebody who knows that they belong together."""
+    """A user who knows that they belong together has moved it with its -wal."""
     pool = make_pool()
     old = pool.acquire(path)
     old.transact(adding("ours"))

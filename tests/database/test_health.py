@@ -1,4 +1,4 @@
-"""Health: looks without changing anything; busy is degraded, not broken (RULES 27 and 28)."""
+"""Health: its checks change nothing; busy is degraded, not broken."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_health_names_a_missing_table(handle: DatabaseHandle) -> None:
     assert check.detail.endswith("without workspaces")
 
 
-# -- RULES 25: damage -----------------------------------------------------------------------
+# -- damage -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -386,7 +386,7 @@ def test_the_advice_is_that_for_the_cause(make_pool: MakePool, path: Path) -> No
         assert "moved" in lease.advice
         report = handle.health()
         assert "moved" in check(report, "writing").advice
-        # Nobody has opened and closed it here.
+        # No process has opened and closed it here.
         assert "locks" not in bad(report)
     with make_pool().acquire(path) as handle:
         file_of(handle).refusal.note(CorruptDatabaseError(path=path))
@@ -538,7 +538,7 @@ def test_broken_references_are_named(handle: DatabaseHandle) -> None:
     raw.pragma("foreign_keys", 0)
     raw.execute(
         'INSERT INTO rounds (id, session_id, "index", created_at, updated_at)'
-        " VALUES ('r', 'nobody', 0, 0, 0)"
+        " VALUES ('r', 'unknown', 0, 0, 0)"
     )
     raw.pragma("foreign_keys", 1)
     report = handle.health(HealthLevel.THOROUGH)
@@ -568,7 +568,7 @@ def test_a_check_of_every_page_finds_damage(damaged: DatabaseHandle) -> None:
 def test_a_half_finished_checkpoint_is_no_damage(
     make_pool: MakePool, path: Path, vfs: FaultVFS
 ) -> None:
-    """It writes the first page, which tells the size, before the last ones; so does a kill."""
+    """It writes the first page, which has the size, before the last ones; so does a kill."""
     pool = make_pool(database={"vfs": vfs.name})
     with pool.acquire(path) as handle:
         handle.transact(lambda tx: [add(tx, f"{n}", "x" * 3000) for n in range(50)])
@@ -601,7 +601,7 @@ def test_the_size_is_right_at_every_step_of_a_checkpoint(
             beside = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
             if reader:
                 beside.execute("BEGIN; SELECT count(*) FROM meta").fetchall()
-                # A short row leaves the first page, which tells the size, as it was.
+                # A short row leaves the first page, which has the size, as it was.
                 handle.transact(adding(f"behind {place}", "x" * (1 if place % 2 else 9000)))
             with vfs.injecting(Fault("write", kind="db", nth=place % 13 + 1, sticking=True)):
                 file_of(handle).checkpoint()
@@ -618,7 +618,7 @@ def test_the_size_is_right_at_every_step_of_a_checkpoint(
 def test_a_lock_that_stays_is_reported_once_while_others_come_and_go(
     tmp_path: Path, start_child: Callable[..., Any]
 ) -> None:
-    """The kernel tells its table page by page."""
+    """The kernel gives its table page by page."""
     path = tmp_path / "locked"
     with path.open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX, 10, 100)

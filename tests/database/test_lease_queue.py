@@ -1,4 +1,4 @@
-"""The lease: one holder, first come first served, and a deadline that is one (RULES 7 to 9)."""
+"""The lease: one holder, first come first served, and a deadline that is one."""
 
 from __future__ import annotations
 
@@ -269,8 +269,8 @@ def test_an_interruption_anywhere_in_the_queue_leaves_no_waiter_in_it(
 ) -> None:
     """Ctrl-C runs its handler after any call: the clock stands for all of them here.
 
-    Whoever is interrupted either holds the lease, which its caller sees, or is not in the queue.
-    Otherwise the lease is given to somebody who will never give it back.
+    An interrupted thread either holds the lease, which its caller sees, or is not in the queue.
+    Otherwise the lease would go to a thread that never gives it back.
     """
     queue.acquire(Budget(1), "first")
     calls = itertools.count(1)

@@ -26,11 +26,11 @@ AT_IT = """
 from mandrake_sessions import *
 from mandrake_sessions.database.connection import backup
 from mandrake_sessions.database.offline import restore
-from mandrake_sessions.rescue import salvage
-def stop(*_):
+from mandrake_sessions.rescue import salvage as salvage_module
+def stop(*_, **options):
     send("at it")
     receive()
-backup._require_whole = restore._check_and_stamp = salvage.verify = stop
+backup._require_whole = restore._check_and_stamp = salvage_module.verify = stop
 path, other = sys.argv[1], sys.argv[2]
 """
 HEALTH = AT_IT + "SessionManager(path).init().handle.health(HealthLevel.FULL)"

@@ -1,4 +1,4 @@
-"""The pool's one thread: nothing that a task or a signal does ends it for good (RULES 18, 23)."""
+"""The pool's one thread: nothing that a task or a signal does ends it for good."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def maintenance() -> Iterator[Maintenance]:
 
 @pytest.fixture
 def unwritable_log() -> Iterator[list[str]]:
-    """What was logged, though it could not be written."""
+    """The events that were logged, though they could not be written."""
     tried: list[str] = []
 
     def fail(_logger: object, _level: str, fields: structlog.typing.EventDict) -> NoReturn:
@@ -75,7 +75,7 @@ def test_a_thread_that_has_ended_is_started_again_and_does_the_waiting_tasks(
 
     def end_thread() -> NoReturn:
         until_set(may_end)
-        # What is no Exception.
+        # It is no Exception.
         raise SystemExit
 
     maintenance.call_later("waits", 0.05, waited.set)

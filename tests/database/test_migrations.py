@@ -1,4 +1,4 @@
-"""Migrations: one schema, one transaction, whoever starts them and however many at once."""
+"""Migrations: one schema, one transaction, for any caller and any number of them at once."""
 
 from __future__ import annotations
 

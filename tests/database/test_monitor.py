@@ -1,4 +1,4 @@
-"""The monitor looks again and again, tells what has changed, and heals what can be (RULES 29)."""
+"""The monitor checks at intervals, reports each change, and heals what can be healed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def path(ready_path: Path) -> Path:
 
 @pytest.fixture
 def monitor(pool: ConnectionPool, handle: DatabaseHandle) -> HealthMonitor:
-    """A monitor that looks when it is told to, of a healthy database."""
+    """A monitor of a healthy database that checks when a test asks."""
     monitor = HealthMonitor(pool)
     (report,) = monitor.look()
     assert report.status is HealthStatus.OK
@@ -146,8 +146,8 @@ def test_a_monitor_may_be_stopped_from_its_own_callback(
 
 
 def test_a_callback_may_use_the_database(pool: ConnectionPool, handle: DatabaseHandle) -> None:
-    HealthMonitor(pool, on_report=lambda _: handle.transact(adding("told"))).look()
-    assert keys(handle) == {"told"}
+    HealthMonitor(pool, on_report=lambda _: handle.transact(adding("reported"))).look()
+    assert keys(handle) == {"reported"}
 
 
 def test_a_callback_that_raises_is_logged_and_called_again(
@@ -167,7 +167,7 @@ def test_a_callback_that_raises_is_logged_and_called_again(
 def test_a_check_that_fails_does_not_end_the_others(
     make_pool: MakePool, path: Path, logs: list[Log]
 ) -> None:
-    """From inside a block nobody can look at that database: it would wait for itself."""
+    """Inside a block no check of that database is possible: it would wait for itself."""
     pool = make_pool()
     monitor = HealthMonitor(pool)
     with pool.acquire(path) as one, pool.acquire(path.with_name("other.sqlite")) as other:
@@ -192,9 +192,9 @@ if os.fork() == 0:
     send(monitor.is_running)
     with ConnectionPool() as own, own.acquire(sys.argv[1]) as handle:
         handle.transact(lambda tx: None)
-        told = threading.Event()
-        with HealthMonitor(own, on_report=lambda report: told.set()):
-            send(told.wait(60))
+        reported = threading.Event()
+        with HealthMonitor(own, on_report=lambda report: reported.set()):
+            send(reported.wait(60))
     monitor.start()
     send(monitor.is_running)
     monitor.stop()
@@ -239,7 +239,7 @@ def test_the_monitor_forgets_a_file_that_is_not_open_any_more(
     assert pool.health() == ()
 
 
-# -- what it tells --------------------------------------------------------------------------
+# -- what it reports --------------------------------------------------------------------------
 
 
 def test_a_change_is_reported_once_in_each_direction(
@@ -376,7 +376,7 @@ def test_damage_in_another_file_does_not_set_the_latch_of_this_one(handle: Datab
 @pytest.mark.parametrize(
     ("level", "fault"),
     [
-        # What a process without descriptors is told.
+        # The error of a process without descriptors.
         (HealthLevel.THOROUGH, ("open", apsw.SQLITE_CANTOPEN)),
         (HealthLevel.FULL, ("open", apsw.SQLITE_CANTOPEN)),
         (HealthLevel.THOROUGH, ("read", apsw.SQLITE_IOERR_READ)),
@@ -413,7 +413,7 @@ def test_a_row_without_its_parent_is_no_damage(
 ) -> None:
     raw = raw_of(handle)
     raw.pragma("foreign_keys", 0)
-    raw.execute("INSERT INTO requests VALUES ('r', 'nobody', '', 0, 0)")
+    raw.execute("INSERT INTO requests VALUES ('r', 'unknown', '', 0, 0)")
     raw.pragma("foreign_keys", 1)
     (report,) = monitor.look(HealthLevel.FULL)
     assert report.is_usable
@@ -424,7 +424,7 @@ def test_a_row_without_its_parent_is_no_damage(
 def test_stopping_interrupts_a_check_of_every_page(
     vfs_pool: ConnectionPool, path: Path, vfs: FaultVFS
 ) -> None:
-    """It may take ten minutes; here it is held until the monitor has been told to stop."""
+    """It may take ten minutes; here it is held until the monitor has been stopped."""
     inside, may_end = threading.Event(), threading.Event()
     reports: list[HealthReport] = []
 
@@ -482,7 +482,7 @@ def test_stopping_waits_for_the_check_under_way(
 def test_permission_to_write_is_checked_for_the_effective_user(
     start_child: Callable[..., Any], path: Path
 ) -> None:
-    """A program that was given its owner's rights: who started it may not write the file."""
+    """A program with its owner's rights: the user who starts it may not write the file."""
     child = start_child(
         """
 import os

@@ -68,7 +68,7 @@ def test_processes_that_make_one_file_do_not_take_its_wal_from_each_other(
     path: Path,
     start_child: Callable[..., Any],
 ) -> None:
-    """What lies beside the name is taken away before there is a file, and by one at a time."""
+    """The sidecars of a name are removed before there is a file, by one process at a time."""
     monkeypatch.setattr(creation, "PATIENCE", 60.0)
     path.with_name("db.sqlite-wal").write_bytes(b"of a file that is gone")
     child = start_child(PAUSED_MAKER, path)
@@ -192,7 +192,7 @@ def test_files_that_have_swapped_their_names_open_at_once(
     between.rename(paths[1])
     with pytest.raises(DatabaseMovedError), handles[0].write() as tx:
         add(tx, "lost")
-    # Nobody has noticed of the other one, which has the name of this one's file.
+    # No check has noticed the other one, which has the name of this one's file.
     with pool.acquire(paths[0]) as handle:
         assert keys(handle) == {"made as b"}
     with pool.acquire(paths[1]) as handle:

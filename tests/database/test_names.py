@@ -158,7 +158,7 @@ def test_a_moved_folder_keeps_its_files_at_home(tmp_path, new_pool):
 
 
 def refused(path: Path, pool: ConnectionPool) -> bool:
-    """Whether a name is refused, with nothing made beside it."""
+    """Whether a name is refused, and no sidecar made."""
     before = names(path.parent)
     try:
         titles(path, pool)

@@ -1,4 +1,4 @@
-"""Opening: what is set is read back, every failure has its own error and leaves nothing behind."""
+"""Opening: settings are read back, every failure has its own error and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def both_connections(handle: DatabaseHandle) -> list[tuple[str, apsw.Connection]
     return [("main", main.connection.raw), ("auxiliary", auxiliary.connection.raw)]
 
 
-# -- RULES 4: what is set -------------------------------------------------------------------
+# -- settings ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_closed_database_is_one_file(pool: ConnectionPool, path: Path) -> None
     assert [each.name for each in path.parent.iterdir()] == ["db.sqlite"]
 
 
-# -- RULES 2: the SQLite itself -------------------------------------------------------------
+# -- the SQLite itself ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_an_unsafe_sqlite_opens_nothing(
     assert path.read_bytes() == before
 
 
-# -- RULES 3: one name ----------------------------------------------------------------------
+# -- one name ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -352,7 +352,7 @@ def test_a_name_that_is_too_long_is_no_path(pool: ConnectionPool, tmp_path: Path
         pool.acquire(tmp_path / ("x" * 300))
 
 
-# -- RULES 5 and 6: classified before anything is done --------------------------------------
+# -- classified before anything is done -------------------------------------------------------
 
 
 def is_folder(path: Path) -> None:
@@ -683,9 +683,9 @@ def test_the_wal_of_a_file_that_vanished_is_kept(
     with capture_logs() as logs, pool.acquire(path) as handle:
         assert keys(handle) == set()
 
-    (told,) = [each for each in logs if each["event"] == "database_log_set_aside"]
-    assert Path(told["log"]).read_bytes() == log
-    assert told["path"] == str(path)
+    (event,) = [each for each in logs if each["event"] == "database_log_set_aside"]
+    assert Path(event["log"]).read_bytes() == log
+    assert event["path"] == str(path)
 
 
 def test_a_new_file_is_whole_while_a_process_has_the_moved_one_open(

@@ -292,7 +292,7 @@ def test_a_file_copied_while_a_checkpoint_copies_in_pieces_is_refused_under_the_
     """A reader ends while it copies."""
     copied = tmp_path / "copy.sqlite"
     passive = Checkpointer._passive
-    # So many that none is made by itself; what is left after a piece is much from a quarter on.
+    # So many that none is made by itself; a quarter that is left after a piece is much.
     pool = make_pool(database={"checkpoint_frames": 300})
     with SessionManager(path, pool=pool) as sessions, contextlib.ExitStack() as reader:
         sessions.create_session("first")

@@ -1,4 +1,4 @@
-"""An owner's file tells whether its process lives: locked while it does, whatever ends it."""
+"""An owner's file shows whether its process lives: it is locked until the process ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ receive()
 """
 STRANGERS = [
     "",
-    "somebody",
+    "a-stranger",
     "../../etc/passwd",
     "x" * 5000,
     "00000000-0000-0000-0000-00000000000G",
@@ -53,7 +53,7 @@ def no_claim_is_left() -> Iterator[None]:
 
 
 def files(path: Path) -> list[str]:
-    """Return the names of the owners' files beside a database."""
+    """Return the names of the owners' files of a database."""
     return sorted(each.name for each in path.parent.glob(f"{path.name}-owner-*"))
 
 
@@ -154,7 +154,7 @@ thread.join()
 def test_a_removal_of_dead_owners_files_leaves_a_claim_that_is_being_made(
     path: Path, start_child: Callable[..., Any], campaign: Any
 ) -> None:
-    """Whoever has claimed is seen alive afterwards, whatever was swept at the same time.
+    """A process that has claimed is alive for others afterwards, whatever was swept meanwhile.
 
     ::
 
@@ -351,7 +351,7 @@ def test_an_owner_whose_file_cannot_be_opened_is_seen_live_and_die(
     looker.finish()
 
 
-def test_a_lack_of_descriptors_calls_nobody_dead(
+def test_a_lack_of_descriptors_calls_no_owner_dead(
     path: Path, start_child: Callable[..., Any]
 ) -> None:
     theirs = start_child(PRELUDE + CLAIM, path).receive()
@@ -408,7 +408,7 @@ def test_without_locks_an_owner_lives_as_long_as_its_heart_beats(
     until(has_beaten)
     child.process.kill()
     child.process.wait()
-    # What is not known yet is alive.
+    # An owner that is not known yet is alive.
     assert owner.is_alive(path, theirs)
     until(lambda: not owner.is_alive(path, theirs))
     owner.forget_dead(path)
@@ -545,7 +545,7 @@ def test_removing_a_database_removes_what_owners_left(
     assert len(files(path)) == 4
     pool.remove(path)
     assert list(path.parent.iterdir()) == [beside]
-    # The living one's claim was of what is gone: it makes another one when it comes back.
+    # The claim of the living one was removed too: it makes another one at its next use.
     living.send()
     second = living.receive()
     assert second != first

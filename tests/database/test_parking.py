@@ -236,7 +236,7 @@ def test_a_file_that_became_busy_after_it_was_chosen_stays(crowd: Crowd, scope: 
 def test_more_files_stay_open_for_a_while_when_all_are_busy(
     pool: ConnectionPool, crowd: Crowd
 ) -> None:
-    """Nobody waits; the next look after one has become quiet finds it."""
+    """No thread waits; the next check after a file has become quiet finds it."""
     handles = crowd("a", "b")
     helds = [Held(each) for each in handles]
     handles += crowd("c", "d", "e")
@@ -415,16 +415,16 @@ def test_a_watched_file_stays_until_its_last_watcher_ends(
 ) -> None:
     manager = managers("watched")
     response = response_of(manager)
-    told: list[Any] = []
+    updates: list[Any] = []
     watch = manager.watch_response(response, follow=True)
-    subscription = manager.track_streaming_turns(response, told.append, follow=True)
+    subscription = manager.track_streaming_turns(response, updates.append, follow=True)
     crowd("a", "b", "c")
     assert open_connections(manager.path) > 0
-    manager.create_turn(response, content="Told", status=TurnStatus.COMPLETED)
+    manager.create_turn(response, content="Done", status=TurnStatus.COMPLETED)
     update = watch.receive(10.0)
     assert update is not None
     assert update.turn is not None
-    until(lambda: told)
+    until(lambda: updates)
     watch.close()
     subscription.close()
     hub = manager.handle.attachment
@@ -843,25 +843,25 @@ def test_a_waiter_learns_of_a_change_before_the_next_one_begins(
 
     ::
 
-        parking   parked ................................ tells it
-        reader             opening: nobody is told yet ──┘ └─ told, though it is still opening
+        parking   parked ................................ wakes
+        reader             opening: no one is woken yet ──┘ └─ woken, though it is still opening
     """
     (a,) = crowd("a")
-    told: list[bool] = []
+    were_locked: list[bool] = []
     event = type(a._slot.changed)
     really_set = event.set
 
     def telling(self: threading.Event) -> None:
         if self is a._slot.changed:
-            told.append(pool._mutex.locked())
+            were_locked.append(pool._mutex.locked())
         really_set(self)
 
     monkeypatch.setattr(event, "set", telling)
     crowd("b", "c")
     a.transact(adding("a"))
     # Parked and open again, and each time twice, for a signal amidst.
-    assert len(told) >= 2
-    assert all(told)
+    assert len(were_locked) >= 2
+    assert all(were_locked)
 
 
 def test_closing_the_pool_ends_parked_files_too(
@@ -1151,7 +1151,7 @@ def test_a_release_does_not_raise_the_error_of_closing_another_file(
 def test_threads_use_many_files_at_random(
     make_pool: MakePool, tmp_path: Path, in_threads: Callable[..., list[Any]], seed: int
 ) -> None:
-    """More threads than may be open, so that files are closed under whoever comes next."""
+    """More threads than may be open, so that files are closed under the thread that comes next."""
     pool = make_pool(max_open=3)
     handles = [pool.acquire(tmp_path / f"{number}.sqlite") for number in range(8)]
     counts = [0] * len(handles)

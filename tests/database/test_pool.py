@@ -1,4 +1,4 @@
-"""The pool: one connection per file, counted, lingering, closed once (RULES 3, 21, 22)."""
+"""The pool: one connection per file, counted, lingering, closed once."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_two_threads_may_reap_the_same_forgotten_handle(make_pool: MakePool, pat
 
     with pool.acquire(path) as handle:
         # As a finalizer does, without waking the pool's thread.
-        forgotten.append((handle._slot, "nobody's"))
+        forgotten.append((handle._slot, "no handle"))
         one = Task(acquire)
         until_set(taking)
         pool.acquire(path).release()
@@ -248,7 +248,7 @@ def test_a_file_that_only_lingers_is_opened_with_the_options_asked_for(
     with pool.acquire(path, options=OTHER) as handle:
         handle.transact(adding("a"))
         file = file_of(handle)
-    # The same options keep it, whoever names them.
+    # The same options keep it, also from another caller.
     with pool.acquire(path, options=OTHER) as handle:
         assert file_of(handle) is file
     for asked, expected in ((FAST, FAST), (OTHER, OTHER), (None, pool.options.database)):
@@ -283,7 +283,7 @@ def test_an_acquire_waits_while_a_file_is_closed_for_other_options(
     may_go.set()
     first.join()
     second.join()
-    # Whoever is faster once it is closed has it.
+    # The faster of the two has it once it is closed.
     assert [type(each.error) for each in (first, second) if each.error] == [OptionsConflictError]
     (handle,) = (each.result() for each in (first, second) if each.error is None)
     assert open_connections(path) == 1
@@ -321,7 +321,7 @@ def test_threads_with_options_of_their_own_never_open_a_file_twice(
 def test_closing_a_file_for_other_options_takes_no_longer_than_the_callers_budget(
     make_pool: MakePool, path: Path
 ) -> None:
-    """Nobody has a handle, and a look at it, such as a monitor's, is still under way."""
+    """No handle is left, and a check of the file, such as a monitor's, is still under way."""
     pool = make_pool(linger=3600.0, close_timeout=60.0)
     with pool.acquire(path) as handle:
         file = file_of(handle)
@@ -665,7 +665,7 @@ def test_a_block_that_hangs_costs_close_its_timeout_and_holds_no_other_file_up(
     began = monotonic()
     with pytest.raises(ExceptionGroup) as caught:
         pool.close(timeout=0.6)
-    # The busy timeout of who waits is 20 s, and nothing else would end the blocks.
+    # The busy timeout of a waiter is 20 s, and nothing else would end the blocks.
     assert 0.6 <= monotonic() - began < SOON
     assert [type(error) for error in caught.value.exceptions] == [DatabaseBusyError] * 2
     with pytest.raises(PoolClosedError):
@@ -851,7 +851,7 @@ def test_a_connection_that_does_not_close_is_reported_and_the_rest_is_closed(
 
 
 def test_a_pool_closes_while_threads_come_and_go(make_pool: MakePool, path: Path) -> None:
-    """Whatever they meet is a typed error, what was acknowledged is stored, nothing stays open."""
+    """Each error is typed, all that was acknowledged is stored, nothing stays open."""
     for turn in range(5):
         pool = make_pool(linger=0.001)
         acknowledged: list[str] = []
@@ -1013,7 +1013,7 @@ def test_a_removal_that_is_interrupted_leaves_no_log_without_its_database(
 
 
 def test_two_pools_do_not_open_one_file_under_two_names(make_pool: MakePool, path: Path) -> None:
-    """Each name has a log of its own: what is in the one is not there under the other."""
+    """Each name has its own WAL: rows in the one are not there under the other."""
     first, second = make_pool(), make_pool()
     other = path.with_name("other.sqlite")
     with first.acquire(path) as handle:

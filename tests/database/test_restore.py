@@ -1,4 +1,4 @@
-"""Restoring: the backup or what was there, never a mix, and nobody's work lost unasked."""
+"""Restoring: the backup or the former file, never a mix, and no work is lost unasked."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_a_file_of_another_program_is_kept_too(
 def test_a_log_whose_head_is_damaged_is_kept_with_its_database(
     path: Path, pool: ConnectionPool, copy: Path, start_child: Callable[..., Any]
 ) -> None:
-    """SQLite takes such a log for an empty one; what was acknowledged is in it all the same."""
+    """SQLite takes such a WAL for an empty one; acknowledged rows are in it all the same."""
     child = start_child(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
@@ -255,7 +255,7 @@ def test_a_log_whose_head_is_damaged_is_kept_with_its_database(
 def test_a_backup_that_has_a_log_of_its_own_is_read_with_it(
     path: Path, pool: ConnectionPool, start_child: Callable[..., Any]
 ) -> None:
-    """As somebody's copy of the files of a program that does not run."""
+    """As a user's copy of the files of a program that does not run."""
     source = path.with_name("theirs.sqlite")
     child = start_child(
         "import os\n"
@@ -385,7 +385,7 @@ def test_another_pool_of_this_process_prevents_a_restore_too(
 def test_a_damaged_database_that_is_in_use_is_not_replaced(
     path: Path, pool: ConnectionPool, copy: Path, start_child: Callable[..., Any]
 ) -> None:
-    """It cannot be asked by SQLite any more, but the locks of who has it open are still there."""
+    """SQLite cannot open it any more, but the locks of the process that has it open are there."""
     child = start_child(
         "from mandrake_sessions import SessionManager\n"
         "sessions = SessionManager(sys.argv[1]).init()\n"
@@ -413,7 +413,7 @@ def damaged(copy: Path) -> None:
 
 
 def orphaned(copy: Path) -> None:
-    run(copy, "INSERT INTO turn_chunks VALUES ('nobody', 1, '', '')")
+    run(copy, "INSERT INTO turn_chunks VALUES ('unknown', 1, '', '')")
 
 
 def newer(copy: Path) -> None:
@@ -472,7 +472,7 @@ def test_the_database_itself_is_no_backup(path: Path, pool: ConnectionPool, copy
 def test_a_thread_that_waits_to_open_the_file_finds_the_restored_one(
     path: Path, pool: ConnectionPool, copy: Path
 ) -> None:
-    """Another process in the meantime opens the one or the other, whole, or is told to try again.
+    """Another process meanwhile opens the one or the other, whole, or gets a busy error.
 
     ::
 
@@ -592,7 +592,7 @@ while True:
 
 @pytest.fixture(scope="module")
 def restore_and_die(start_child_of_module: Callable[..., Any]) -> Callable[[Path, Path, int], int]:
-    """Restores in a process that is killed at a step; tells how many it has made, 0 if killed."""
+    """Restores in a process that is killed at a step; returns how many it made, 0 if killed."""
     server = start_child_of_module(LIVES)
 
     def restore(copy: Path, path: Path, step: int) -> int:
@@ -632,7 +632,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(
         assert verify(place / "db.sqlite") == []
         if was_whole:
             break
-        # What is left goes with the next one.
+        # The next one removes the leftovers.
         pool.restore(copy, place / "db.sqlite", overwrite=True)
         assert not [name for name in os.listdir(place) if "partial" in name]
         step += stride

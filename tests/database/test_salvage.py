@@ -109,8 +109,8 @@ def of(report: SalvageReport, table: str) -> TableSalvage:
 
 def known_of(report: SalvageReport, table: str) -> int:
     """Return how many rows of a table are known to have been there."""
-    told = of(report, table)
-    return told.kept + told.mended + told.rebuilt + told.lost
+    counts = of(report, table)
+    return counts.kept + counts.mended + counts.rebuilt + counts.lost
 
 
 def history(path: Path, pool: ConnectionPool) -> dict[str | None, list[tuple[str, list[str]]]]:
@@ -293,9 +293,9 @@ def test_each_row_that_was_there_is_counted_once(
 
     report = run(damaged)
 
-    told = of(report, table)
-    assert told.is_all_known
-    assert told.kept < known_of(report, table)
+    counts = of(report, table)
+    assert counts.is_all_known
+    assert counts.kept < known_of(report, table)
     assert known_of(report, table) == (TALKS if table == "sessions" else TALKS * ROUNDS)
 
 
@@ -532,7 +532,7 @@ def test_the_locks_of_an_open_database_stay(damaged: Path, pool: ConnectionPool)
 
 
 def test_a_frame_for_a_page_far_away_takes_no_time(damaged: Path) -> None:
-    """The head of the log is damaged, so nothing tells that the first frame is too."""
+    """The head of the log is damaged, so nothing shows that the first frame is too."""
     head = struct.pack(">8I", 0x377F0682, 3_007_000, PAGE, 0, 1, 2, 9, 9)
     frame = struct.pack(">6I", 0xFFFFFFF0, 5, 1, 2, 0, 0) + damaged.read_bytes()[PAGE : 2 * PAGE]
     Path(f"{damaged}-wal").write_bytes(head + frame)

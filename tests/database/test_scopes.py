@@ -45,10 +45,10 @@ from mandrake_sessions import (
     TransactionLostError,
     schema,
 )
-from mandrake_sessions.database import retry
 from mandrake_sessions.database.connection import connection
 from mandrake_sessions.database.connection.transaction import ReadTransaction
 from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.engine import budget
 from tools.generate.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
@@ -342,7 +342,7 @@ def test_a_scope_left_by_an_error_in_another_thread_is_given_back(
     assert keys(handle) == {"b"}
 
 
-# -- RULES 10 -------------------------------------------------------------------------------
+# -- one scope in a thread --------------------------------------------------------------------
 
 
 def inner_ways(handle: DatabaseHandle) -> dict[str, Callable[[], object]]:
@@ -448,7 +448,7 @@ def test_a_released_handle_does_nothing(handle: DatabaseHandle, pool: Connection
             getattr(second, name)()
 
 
-# -- RULES 11 -------------------------------------------------------------------------------
+# -- a clean return ---------------------------------------------------------------------------
 
 
 def leave_a_transaction(handle: DatabaseHandle) -> None:
@@ -540,7 +540,7 @@ def raise_odd(_tx: object) -> None:
     raise OddError
 
 
-# -- RULES 9: the budget --------------------------------------------------------------------
+# -- the budget -------------------------------------------------------------------------------
 
 
 def test_the_error_names_the_queue_where_the_time_was_spent_there(handle: DatabaseHandle) -> None:
@@ -687,7 +687,7 @@ def test_a_budget_of_zero_does_what_needs_no_waiting(
     handle: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As ``Budget`` says of 0; the least time that a body gets is for a machine that is free."""
-    monkeypatch.setattr(retry, "LEAST_BODY", PATIENCE)
+    monkeypatch.setattr(budget, "LEAST_BODY", PATIENCE)
     handle.transact(adding("a"), timeout=0)
     assert handle.fetch(lambda tx: len(tx.rows(KEYS)), timeout=0) == 4
     with Held(handle), pytest.raises(DatabaseBusyError):
@@ -767,7 +767,7 @@ def test_a_wait_polls_often_at_first_and_never_seldom(
 def test_a_check_of_the_wal_while_another_process_commits_ends_no_write(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite answers BUSY at once to who looks while the index's header is being written."""
+    """SQLite answers BUSY at once to a check while the header of the index is written."""
     with make_pool().acquire(path) as handle:
         handle.transact(adding("first"))
         mark = handle.file.writer.connection.log_mark

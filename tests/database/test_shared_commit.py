@@ -1,4 +1,4 @@
-"""The shared COMMIT: a savepoint for each unit, nobody acknowledged before it (RULES 17)."""
+"""The shared COMMIT: a savepoint for each unit, none acknowledged before it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def path(ready_path: Path) -> Path:
 
 @pytest.fixture
 def commits(grouping: DatabaseHandle) -> Iterator[list[str]]:
-    """What was said to SQLite from now on, without the rows."""
+    """The statements from now on, without the rows."""
     said: list[str] = []
 
     def note(_cursor: object, sql: str, _bindings: object) -> bool:
@@ -156,7 +156,7 @@ def test_a_unit_sees_the_context_of_its_caller_in_every_thread(
     assert [task.result() for task in tasks] == names(3)
 
 
-caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="nobody")
+caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="unknown")
 
 
 def test_ctrl_c_in_the_thread_that_commits_for_others_leaves_none_waiting(
@@ -246,7 +246,7 @@ def test_one_unit_commits_alone_where_none_waits(
 def test_a_writer_gives_way_to_the_threads_of_the_last_commit(
     grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once for each of them, and not by a thread that shares with nobody."""
+    """Once for each of them, and not by a thread that shares with no other."""
     given_way: list[float] = []
     monkeypatch.setattr(writer.time, "sleep", given_way.append)
     grouping.transact(adding("alone"), delegable=True)
@@ -391,7 +391,7 @@ def test_a_deferred_constraint_of_one_unit_harms_no_other(
         tx._connection.execute("PRAGMA defer_foreign_keys = ON")
         tx._connection.execute(
             'INSERT INTO rounds(id, session_id, "index", created_at, updated_at)'
-            " VALUES ('r', 'nobody', 0, 0, 0)"
+            " VALUES ('r', 'unknown', 0, 0, 0)"
         )
 
     gathering = Gathering(grouping, adding("first"))
@@ -732,7 +732,7 @@ def test_a_failed_commit_leaves_the_connection_clean_and_the_queue_going(
 def test_the_commit_may_fail_after_a_last_unit_that_failed(
     faulty: DatabaseHandle, vfs: FaultVFS
 ) -> None:
-    """Who commits for the others has an error of its own already, and keeps it."""
+    """The thread that commits for the others has its own error already, and keeps it."""
     gathering = Gathering(faulty, adding("first"))
     gathering.put(adding("second"), raising("third"))
     with vfs.failing("wal", "write"):

@@ -85,7 +85,7 @@ def link_of(user: int, link: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def acting_as(user: int) -> Iterator[None]:
-    """Act as a user for a block; what is imported late was imported before."""
+    """Act as a user for a block; late imports were made before."""
     os.seteuid(user)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Everything at once, for some seconds: what was acknowledged is there, and nothing else."""
+"""Everything at once, for some seconds: acknowledged rows are there, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes take turns at the write lock, and nobody waits for one that does not move."""
+"""Processes write in turn, and none waits for one that does not move."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ receive()
 """
 FORK = """
 import fcntl, os
-beside = sys.argv[1] + "-turnstile"
+sidecar = sys.argv[1] + "-turnstile"
 def descriptors():
     return [each for each in os.listdir("/proc/self/fd")
             if os.path.exists(f"/proc/self/fd/{each}")
-            and os.path.realpath(f"/proc/self/fd/{each}") == beside]
+            and os.path.realpath(f"/proc/self/fd/{each}") == sidecar]
 def is_locked():
-    other = os.open(beside, os.O_RDWR)
+    other = os.open(sidecar, os.O_RDWR)
     try:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -87,7 +87,7 @@ def is_locked():
     finally:
         os.close(other)
     return False
-os.close(os.open(beside, os.O_RDWR | os.O_CREAT, 0o600))
+os.close(os.open(sidecar, os.O_RDWR | os.O_CREAT, 0o600))
 with handle.write() as tx:
     assert is_locked() and len(descriptors()) == 1
     child = os.fork()
@@ -101,14 +101,14 @@ send(is_locked())
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has nobody of this process pass by a turnstile that does not move, or give up the front."""
+    """Lets no thread of this process pass by a turnstile that does not move, or leave the front."""
     monkeypatch.setattr(turnstile, "PATIENCE", 60.0)
     monkeypatch.setattr(turnstile, "_SPIN_AFTER", 60.0)
 
 
 @pytest.fixture
 def hold_turnstile(start_child: Callable[..., Any]) -> Callable[[Path], Any]:
-    """Has another process hold the turnstile until it is told."""
+    """Has another process hold the turnstile until it receives a line."""
 
     def hold(path: Path) -> Any:
         child = start_child(HOLD, path)
@@ -198,7 +198,7 @@ def kept(
     until(lambda: in_line(path) == (1, 0))
     other.send()
     task.result()
-    # Nobody has written just before: a thread that ends its turn may have to wait for us.
+    # No thread has written just before: one that ends its hold may have to wait for this one.
     assert in_line(path) == (0, 0)
     turnstile_of(handle).looks_at = 0.0
     handle.transact(adding("second"), "add")
@@ -346,7 +346,7 @@ def test_a_process_that_writes_without_a_pause_lets_others_in(
     turns = [len(list(turn)) for _, turn in groupby(together)]
     # In turns of about 7 ms; without the turnstile one writes on for dozens of units.
     assert len(turns) >= 30
-    # Some are longer: who is not run for a moment does not come to the turnstile.
+    # Some are longer: a process that is not run for a moment does not come to the turnstile.
     assert median(turns) * 0.002 < 2 * turnstile.TURN
 
 
@@ -377,7 +377,7 @@ while os.getppid() != 1:
     written = [len(handle.query(lambda tx: tx.rows(KEYS)))]
     written += [handle.transact(lambda tx, n=n: unit(tx, f"{n}"), "add") for n in range(20)]
     waits = [later - before - 1 for before, later in pairwise(written)]
-    sys.stdout.write(f"\ntransactions of a foreign writer before each of ours: {waits}")
+    sys.stdout.write(f"\ntransactions of a foreign writer before each of this process: {waits}")
     assert sum(waits) > 0
     # It leaves 10 us between two transactions; at our usual pace many thousand of them went first.
     assert max(waits) < 2500
@@ -427,8 +427,8 @@ def test_a_stopped_process_at_the_turnstile_is_passed_by(
         handle.transact(adding(f"{number}"), "add", 10.0)
         assert not ours.is_held
     assert ours.stalls == 1
-    (told,) = [each for each in handle.health().checks if each.name == "turnstile"]
-    assert (told.status, told.detail) == ("ok", "passed by, as it did not move: 1")
+    (check,) = [each for each in handle.health().checks if each.name == "turnstile"]
+    assert (check.status, check.detail) == ("ok", "passed by, as it did not move: 1")
     child.process.send_signal(signal.SIGCONT)
     child.receive()
     child.send()
