@@ -100,7 +100,7 @@ class StatementLog:
     def attach(self, connection: apsw.Connection) -> None:
         """Listen to a connection; the way of ``apsw.connection_hooks``."""
         self.connections.append(connection)
-        # Not trace_v2: it tells a cascading DELETE once for each table.
+        # Not trace_v2: it reports a cascading DELETE once for each table.
         connection.exec_trace = self._note
 
     def _note(self, _cursor: object, sql: str, _bindings: object) -> bool:
@@ -160,7 +160,7 @@ class Child:
     def stop(self) -> None:
         """End the child, whatever it does."""
         self.process.kill()
-        # What was sent to a child that has ended cannot be flushed any more.
+        # A value for a child that has ended cannot be flushed any more.
         with contextlib.suppress(BrokenPipeError):
             self.process.__exit__(None, None, None)
 

@@ -1,7 +1,7 @@
 """The kernel's list of locks, read so that it can be relied upon.
 
 ``/proc/locks`` comes in pages. If a lock comes or goes between two of them, anywhere on the
-machine, one that stays may be told twice or not at all.
+machine, one that stays may be listed twice or not at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ AGREEING = 4
 def lock_lines(paths: Iterable[Path]) -> list[str]:
     """Return the lines on these files, without their numbers, as readings in a row agree on.
 
-    Those of who waits for a lock begin with ``->``.
+    Lines of processes that wait for a lock begin with ``->``.
     """
     paths = list(paths)
     last, agreeing = _read_once(paths), 1

@@ -48,7 +48,7 @@ def test_every_message_is_the_same_without_docstrings():
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (NotFoundError("x"), "There is no row with the id 'x'."),
         (RoundNotFoundError("x"), "There is no round with the id 'x'."),
@@ -58,8 +58,8 @@ def test_every_message_is_the_same_without_docstrings():
         (TurnAlreadyExistsError(), "The id or index of the turn is taken."),
     ],
 )
-def test_an_error_of_a_row_names_it(error, told):
-    assert str(error) == told
+def test_an_error_of_a_row_names_it(error, message):
+    assert str(error) == message
 
 
 @pytest.mark.parametrize("kind", [RoundNotFoundError, TurnAlreadyExistsError])

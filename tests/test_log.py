@@ -1,4 +1,4 @@
-"""Events reach structlog, which nobody imports before there is one."""
+"""Events reach structlog, which is not imported before the first one."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ send([sys.stderr.getvalue(), logs])
 FORKED_MEANWHILE = """
 import os, signal, sys, threading, time
 from mandrake_sessions.log import get_logger
-# It imports structlog, and writes nothing: a lock of stdout's would be held in the child for ever.
+# It imports structlog and writes nothing: the child would inherit a lock of stdout for good.
 thread = threading.Thread(target=lambda: get_logger("a.module").try_unbind("nothing"))
 thread.start()
 while "structlog" not in sys.modules:
@@ -137,10 +137,10 @@ def test_an_event_goes_to_structlog():
 
 def test_an_event_is_printed_where_no_descriptor_is_free_to_import_structlog(start_child):
     child = start_child(NO_DESCRIPTOR_LEFT)
-    told, logged_later = child.receive()
+    printed, logged_later = child.receive()
     child.finish()
 
-    assert told == "database_not_closed path='db.sqlite' turn_ids=['one']\n"
+    assert printed == "database_not_closed path='db.sqlite' turn_ids=['one']\n"
     assert [entry["event"] for entry in logged_later] == ["database_not_closed"]
 
 

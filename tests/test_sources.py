@@ -1,4 +1,4 @@
-"""What can be read from the sources, and from what an import and an opening do (RULES 1)."""
+"""Rules that the sources show, and the imports and openings of a process: one SQLite library."""
 
 import ast
 import importlib
@@ -72,7 +72,7 @@ ALLOWED = {
     "mandrake_sessions/database/files/turnstile.py": {
         "open": "a file of its own, never a database"
     },
-    "mandrake_sessions/database/files/raw.py": {"open": "writes a copy that nobody has open"},
+    "mandrake_sessions/database/files/raw.py": {"open": "writes a copy that no process has open"},
     "mandrake_sessions/database/sidecars.py": {"hashlib": "of a file's name, never of its bytes"},
     "mandrake_sessions/database/files/mounts.py": {"open": "reads /proc/self/mountinfo"},
     "mandrake_sessions/rescue/contents.py": {"tempfile": "a private folder for a copy"},
@@ -85,11 +85,11 @@ ALLOWED = {
         "open": "copies another system's database, after it has seen that this process has it not",
         "tempfile": "a private folder for that copy",
     },
-    "tools/generate/__main__.py": {"write_text": "writes three modules of ours"},
+    "tools/generate/__main__.py": {"write_text": "writes three modules of the package"},
     "tools/words.py": {"io": "StringIO for comments", "read_text": "the checkout"},
     "tools/generate/ddl.py": {"read_text": "the project's version"},
     "mandrake_sessions/testing/power.py": {
-        "write_bytes": "what a power cut left, before anybody opens it"
+        "write_bytes": "files after a power cut, before they are opened"
     },
     "mandrake_sessions/cli/app.py": {"open": "/dev/null in the place of a closed stream"},
     "examples/demo/command.py": {
@@ -113,7 +113,7 @@ LONG_MODULES = {
     "mandrake_sessions/database/pool/handle.py": "one method for each thing a holder may do",
     "mandrake_sessions/database/leasing/queue.py": "the queue, its waiters, their group",
     "mandrake_sessions/database/open_file/lifecycle.py": "the states of one open file, to its end",
-    "mandrake_sessions/database/pool/open_files.py": "what is done with the slots",
+    "mandrake_sessions/database/pool/open_files.py": "opening, closing and parking of slots",
     "mandrake_sessions/database/files/turnstile.py": "one lock: taken, awaited, passed by",
     "mandrake_sessions/live/streaming/stream.py": "the state of one stream, behind one mutex",
     "mandrake_sessions/hosts.py": "the registry: one method for each thing done with a workspace",
@@ -268,7 +268,7 @@ def test_every_public_name_is_there_and_documented():
 
 
 def own_docstring(member):
-    # What is inherited from object or a base class says nothing of this one.
+    # A docstring that is inherited says nothing of this member.
     return member.__dict__.get("__doc__") if inspect.isclass(member) else member.__doc__
 
 
@@ -322,14 +322,14 @@ with SessionManager(sys.argv[1]) as sessions:
     sessions.update_turn(turn.id, status="completed")
     sessions.get_turn(turn.id), sessions.get_latest_turn(response_id)
     sessions.list_turns(response_id), sessions.get_streaming_status(response_id)
-    told = []
+    updates = []
     with (
         sessions.watch_response(response_id) as watch,
         sessions.watch_session(session.id) as events,
-        sessions.track_streaming_turns(response_id, told.append),
+        sessions.track_streaming_turns(response_id, updates.append),
         sessions.stream_turn(response_id, model="any") as writer,
     ):
-        with sessions.add_turn_update_listener(writer.id, told.append):
+        with sessions.add_turn_update_listener(writer.id, updates.append):
             writer.write("to")
             writer.set_usage(input_tokens=1)
             writer.flush()

@@ -1,4 +1,4 @@
-"""What the tests of the asyncio face share: a loop that tells, and counts of what may leak."""
+"""Shared by the tests of the asyncio face: a loop in debug mode, counts of threads and files."""
 
 from __future__ import annotations
 

@@ -78,9 +78,9 @@ def test_errors_are_those_of_the_sync_face(manager):
             await manager.create_session()
         async with manager as sessions:
             with pytest.raises(SessionNotFoundError):
-                await sessions.get_session("nobody")
+                await sessions.get_session("missing")
             with pytest.raises(SessionNotFoundError):
-                await sessions.create_round("nobody", "Hello?")
+                await sessions.create_round("missing", "Hello?")
             with pytest.raises(InvalidArgumentError):
                 await sessions.create_session(5)
             with pytest.raises(InvalidArgumentError):
@@ -98,7 +98,7 @@ def test_calls_that_queue_share_a_commit_and_fail_alone(manager):
             with lease_held(sessions.sync):
                 calls = [
                     asyncio.create_task(
-                        sessions.create_round(session.id if number % 3 else "nobody", f"{number}")
+                        sessions.create_round(session.id if number % 3 else "missing", f"{number}")
                     )
                     for number in range(30)
                 ]
@@ -314,7 +314,7 @@ def test_a_history_that_is_left_early_holds_nothing(manager):
                     break
             await pages.aclose()
             with pytest.raises(SessionNotFoundError):
-                await anext(sessions.iter_session_history("nobody"))
+                await anext(sessions.iter_session_history("missing"))
             with pytest.raises(InvalidArgumentError):
                 sessions.iter_session_history(session.id, page_size=0)
 

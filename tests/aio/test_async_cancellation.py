@@ -7,7 +7,7 @@ One that has not begun::
 
 One that has begun::
 
-    coroutine   call ──────── cancel ......................... told ─ raises
+    coroutine   call ──────── cancel ...................... answered ─ raises
     worker            BEGIN ─ work ─────────────────── COMMIT
 """
 
@@ -48,7 +48,7 @@ def test_a_call_that_has_not_begun_never_happens(manager):
                     assert await ended(task) == CancelledCall(
                         operation="create_session", is_committed=False
                     )
-                # Nobody waits any more, and the worker does not either.
+                # No caller waits any more, and neither does the worker.
                 await soon(lambda: queue_of(sessions).waiting == 0)
             assert await sessions.count_sessions() == 0
 
@@ -294,8 +294,8 @@ def test_random_cancellations_lose_nothing(managers, pool):
             assert not writer.connection.in_transaction()
             assert writer.queue.waiting == 0
             stored = {int(r.request.content) for r in await sessions.list_rounds(talks[at])}
-            told = {n for n, is_there in outcomes.items() if is_there and n % 50 == at}
-            assert stored == told
+            expected = {n for n, is_there in outcomes.items() if is_there and n % 50 == at}
+            assert stored == expected
         assert not any(outcomes[n] is None for n in outcomes)
         await asyncio.gather(*(each.close() for each in opened))
         return sum(not each for each in outcomes.values())

@@ -44,7 +44,7 @@ def test_an_async_host_creates_opens_and_deletes_workspaces(tmp_path, pool):
             with pytest.raises(InvalidArgumentError):
                 await mandrake.create_workspace("no good name")
             with pytest.raises(WorkspaceNotFoundError):
-                await mandrake.get_workspace("nobody")
+                await mandrake.get_workspace("missing")
             with pytest.raises(DatabaseFolderError):
                 await mandrake.adopt_workspace("other", tmp_path / "nowhere")
 

@@ -171,7 +171,7 @@ def test_a_cancelled_block_does_not_wait_long_for_another_processes_lock(manager
             assert done == {task}
             assert task.cancelled()
             foreign.close()
-            # It is stored in the background; its watchers are told.
+            # The end is stored in the background, and its watchers receive it.
             async with sessions.watch_response(response_id) as watch:
                 *_, last = [update async for update in watch]
             assert last.turn.status is TurnStatus.INTERRUPTED
@@ -347,7 +347,7 @@ def test_a_stream_with_wrong_arguments_is_refused(manager):
     async def main():
         async with manager as sessions:
             with pytest.raises(ResponseNotFoundError):
-                async with sessions.stream_turn("nobody"):
+                async with sessions.stream_turn("missing"):
                     pass
             with pytest.raises(InvalidArgumentError):
                 async with sessions.stream_turn(7):

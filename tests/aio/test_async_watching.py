@@ -48,10 +48,10 @@ def test_a_watch_delivers_a_stream_of_the_same_loop(manager):
 @pytest.mark.parametrize("is_coroutine", [False, True])
 def test_a_listener_is_called_in_the_loop(manager, is_coroutine):
     async def main():
-        told, done = [], asyncio.Event()
+        received, done = [], asyncio.Event()
 
         def hear(update):
-            told.append((threading.current_thread(), update.turn.content))
+            received.append((threading.current_thread(), update.turn.content))
             if update.status.is_finished:
                 done.set()
 
@@ -67,8 +67,8 @@ def test_a_listener_is_called_in_the_loop(manager, is_coroutine):
             async with sessions.stream_turn(response_id) as turn:
                 turn.write("Hello.")
             await done.wait()
-            assert {thread for thread, _ in told} == {threading.current_thread()}
-            assert told[-1][1] == "Hello."
+            assert {thread for thread, _ in received} == {threading.current_thread()}
+            assert received[-1][1] == "Hello."
             await soon(lambda: subscription.is_closed and sessions.subscriptions == 0)
 
     run(main())
@@ -76,18 +76,18 @@ def test_a_listener_is_called_in_the_loop(manager, is_coroutine):
 
 def test_a_listener_of_one_turn_is_called_until_it_is_closed(manager):
     async def main():
-        told = asyncio.Queue()
+        received = asyncio.Queue()
         async with manager as sessions:
             turn = await sessions.create_turn(await response_of(sessions))
-            with await sessions.add_turn_update_listener(turn.id, told.put):
+            with await sessions.add_turn_update_listener(turn.id, received.put):
                 for text in ("a", "ab", "abc"):
                     await sessions.update_turn(turn.id, content=text)
-                    while (await told.get()).turn.content != text:
+                    while (await received.get()).turn.content != text:
                         pass
             await soon(lambda: sessions.subscriptions == 0)
             await sessions.update_turn(turn.id, content="unheard")
             await sessions.get_turn(turn.id)
-            assert told.empty()
+            assert received.empty()
 
     run(main())
 
@@ -139,17 +139,17 @@ def test_watching_a_missing_target_raises(manager):
     async def main():
         async with manager as sessions:
             with pytest.raises(ResponseNotFoundError):
-                await anext(sessions.watch_response("nobody"))
+                await anext(sessions.watch_response("missing"))
             with pytest.raises(SessionNotFoundError):
-                await anext(sessions.watch_session("nobody"))
+                await anext(sessions.watch_session("missing"))
             with pytest.raises(ResponseNotFoundError):
-                await sessions.track_streaming_turns("nobody", print)
+                await sessions.track_streaming_turns("missing", print)
             with pytest.raises(TurnNotFoundError):
-                await sessions.add_turn_update_listener("nobody", print)
+                await sessions.add_turn_update_listener("missing", print)
             with pytest.raises(InvalidArgumentError):
-                await sessions.add_turn_update_listener("nobody", "print")
+                await sessions.add_turn_update_listener("missing", "print")
             with pytest.raises(InvalidArgumentError):
-                sessions.watch_session("nobody", last=-1)
+                sessions.watch_session("missing", last=-1)
             assert sessions.subscriptions == 0
 
     run(main())
@@ -164,9 +164,9 @@ def test_closing_the_manager_ends_its_watches(manager):
         response_id = await response_of(manager)
         turn = await manager.create_turn(response_id)
         watching = asyncio.create_task(follow(manager.watch_response(response_id)))
-        told = []
-        await manager.track_streaming_turns(response_id, told.append)
-        await soon(lambda: told)
+        received = []
+        await manager.track_streaming_turns(response_id, received.append)
+        await soon(lambda: received)
         await manager.close()
         assert [update.id for update in await watching] == [turn.id]
 

@@ -22,11 +22,13 @@ def errand(unit, settled):
 
 def test_batched_units_share_the_commit_and_are_answered_after_it(sessions):
     file = sessions.handle.file
-    told = []
+    answers = []
 
     def settled(done):
-        # The lease is given back, and what was done is there for everybody.
-        told.append((file.writer.queue.holder, done.failure, len(file.read(list_sessions(), ""))))
+        # The lease is released, and every reader sees the committed rows.
+        answers.append(
+            (file.writer.queue.holder, done.failure, len(file.read(list_sessions(), "")))
+        )
 
     def fails(tx):
         raise StatementError("no")
@@ -39,9 +41,9 @@ def test_batched_units_share_the_commit_and_are_answered_after_it(sessions):
 
     assert made.title == "a"
     assert file.writer.commits == commits + 1
-    assert [(holder, stored) for holder, _, stored in told] == [(0, 2), (0, 2)]
-    assert told[0][1] is None
-    assert isinstance(told[1][1], StatementError)
+    assert [(holder, stored) for holder, _, stored in answers] == [(0, 2), (0, 2)]
+    assert answers[0][1] is None
+    assert isinstance(answers[1][1], StatementError)
 
 
 def test_batched_units_are_fetched_before_work_of_other_threads(sessions):

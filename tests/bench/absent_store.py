@@ -1,4 +1,4 @@
-"""A store of a peer that nobody has."""
+"""A store of a peer that does not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two versions of the library side by side: which one is measured, and what is said of it."""
+"""Two versions of the library side by side: the measured one, and the names of its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a limit makes of the rounds of ours and of its rivals."""
+"""How a limit judges the rounds of this library and of its rivals."""
 
 from __future__ import annotations
 

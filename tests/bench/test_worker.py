@@ -1,4 +1,4 @@
-"""A store in a process of its own: what it does in a timed piece, and what is said of failures."""
+"""A store in a process of its own: its work in a timed piece, and the reports of its failures."""
 
 from __future__ import annotations
 

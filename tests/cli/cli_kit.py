@@ -27,7 +27,7 @@ class Ended:
         return json.loads(self.stdout)
 
     def error(self) -> dict[str, Any]:
-        """Return the error that stdout tells as JSON."""
+        """Return the error that stdout holds as JSON."""
         document = self.json()
         assert list(document) == ["error"]
         assert document["error"]["exit_code"] == self.code
@@ -35,7 +35,7 @@ class Ended:
         return error
 
     def require_one_line(self) -> str:
-        """Return the error that stderr tells to people: one line, and no traceback."""
+        """Return the error that stderr shows to people: one line, and no traceback."""
         assert self.stdout == ""
         assert "Traceback" not in self.stderr
         assert len(self.stderr.splitlines()) == 1, self.stderr

@@ -1,4 +1,4 @@
-"""What each command does, shows to people and tells machines."""
+"""What each command does, and its output for people and for machines."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_sessions_are_listed_for_people_and_machines(run: Run, session: Session)
     assert "\x1b" not in shown.stdout
     assert all(line == line.rstrip() for line in shown.stdout.splitlines())
 
-    told = run("sessions", "list", "-w", "shop", "--json").json()
-    assert told["total"] == 1
-    assert told["sessions"][0]["id"] == session.id
-    assert told["sessions"][0]["metadata"] == {"branch": "main"}
-    assert told["sessions"][0]["created_at"].endswith("Z")
+    answer = run("sessions", "list", "-w", "shop", "--json").json()
+    assert answer["total"] == 1
+    assert answer["sessions"][0]["id"] == session.id
+    assert answer["sessions"][0]["metadata"] == {"branch": "main"}
+    assert answer["sessions"][0]["created_at"].endswith("Z")
 
 
 def test_an_id_can_be_copied_from_a_narrow_terminal(
@@ -57,8 +57,8 @@ def test_help_is_wrapped_for_the_terminal(run: Run, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_command_without_a_workspace_uses_the_system(run: Run, session: Session) -> None:
-    told = run("sessions", "list", "--json").json()
-    assert [each["title"] for each in told["sessions"]] == ["Of the system"]
+    answer = run("sessions", "list", "--json").json()
+    assert [each["title"] for each in answer["sessions"]] == ["Of the system"]
 
 
 def test_root_is_preferred_to_the_environment(run: Run, session: Session, tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_root_is_preferred_to_the_environment(run: Run, session: Session, tmp_pa
 def test_a_list_has_a_limit_and_an_offset(run: Run, root: Path) -> None:
     with MandrakeManager(root) as mandrake:
         made = [mandrake.sessions.create_session(f"No. {number}").id for number in range(5)]
-    told = run("sessions", "list", "--limit", 2, "--offset", 1, "--json").json()
-    assert told["total"] == 5
-    assert [each["id"] for each in told["sessions"]] == [made[3], made[2]]
+    answer = run("sessions", "list", "--limit", 2, "--offset", 1, "--json").json()
+    assert answer["total"] == 5
+    assert [each["id"] for each in answer["sessions"]] == [made[3], made[2]]
 
 
 def test_a_session_is_shown_with_its_rounds(run: Run, session: Session) -> None:
@@ -79,10 +79,10 @@ def test_a_session_is_shown_with_its_rounds(run: Run, session: Session) -> None:
     for text in ("Question 0", "Because of 1.", "16 in, 8 out", "metadata.branch"):
         assert text in shown.stdout
 
-    told = run("sessions", "show", session.id, "-w", "shop", "--last", 1, "--json").json()
-    assert [each["request"]["content"] for each in told["rounds"]] == ["Question 1"]
-    assert told["rounds"][0]["turns"][0]["status"] == "completed"
-    assert told["usage"]["rounds"] == 2
+    answer = run("sessions", "show", session.id, "-w", "shop", "--last", 1, "--json").json()
+    assert [each["request"]["content"] for each in answer["rounds"]] == ["Question 1"]
+    assert answer["rounds"][0]["turns"][0]["status"] == "completed"
+    assert answer["usage"]["rounds"] == 2
 
 
 def test_text_cannot_steer_the_terminal(run: Run, root: Path) -> None:
@@ -97,8 +97,8 @@ def test_text_cannot_steer_the_terminal(run: Run, root: Path) -> None:
 
 def test_a_session_is_deleted_with_yes(run: Run, session: Session, database: Path) -> None:
     assert "Not without --yes" in run("sessions", "delete", session.id, "-w", "shop").stderr
-    told = run("sessions", "delete", session.id, "-w", "shop", "--yes", "--json").json()
-    assert told == {"deleted": session.id, "rounds": 2, "turns": 2}
+    answer = run("sessions", "delete", session.id, "-w", "shop", "--yes", "--json").json()
+    assert answer == {"deleted": session.id, "rounds": 2, "turns": 2}
     with SessionManager(database, create=False) as sessions:
         assert sessions.count_sessions() == 0
 
@@ -110,9 +110,9 @@ def test_workspaces_are_created_listed_and_deleted(run: Run, root: Path) -> None
     assert database.is_file()
     assert run("workspaces", "create", "other").code == 0
 
-    told = run("workspaces", "list", "--json").json()
-    assert [each["name"] for each in told["workspaces"]] == ["other", "shop"]
-    assert told["total"] == 2
+    answer = run("workspaces", "list", "--json").json()
+    assert [each["name"] for each in answer["workspaces"]] == ["other", "shop"]
+    assert answer["total"] == 2
     assert "1 of 2 workspaces" in run("workspaces", "list", "--limit", 1).stdout
 
     assert run("workspaces", "delete", "other", "--keep-files").code == 0
@@ -138,8 +138,8 @@ def test_a_workspace_that_was_kept_is_adopted_with_its_sessions(run: Run, root: 
     refused = run("workspaces", "create", "shop")
     assert refused.code == 6
     assert "workspaces adopt" in refused.stderr
-    told = run("workspaces", "adopt", "again", made["path"], "--description", "sells", "--json")
-    assert told.json()["workspace"]["path"] == made["path"]
+    answer = run("workspaces", "adopt", "again", made["path"], "--description", "sells", "--json")
+    assert answer.json()["workspace"]["path"] == made["path"]
     assert run("sessions", "list", "-w", "again", "--json").json()["total"] == 1
     assert run("workspaces", "delete", "again", "--keep-files").code == 0
     assert "Adopted workspace shop" in run("workspaces", "adopt", "shop", made["path"]).stdout
@@ -147,10 +147,10 @@ def test_a_workspace_that_was_kept_is_adopted_with_its_sessions(run: Run, root: 
 
 
 def test_health_names_the_checks_that_it_made(run: Run, database: Path) -> None:
-    told = run("health", "--database", database, "--level", "full", "--json").json()
-    assert told["status"] == "ok"
-    assert told["is_usable"] is True
-    assert ("integrity", "ok") in {(each["name"], each["status"]) for each in told["checks"]}
+    answer = run("health", "--database", database, "--level", "full", "--json").json()
+    assert answer["status"] == "ok"
+    assert answer["is_usable"] is True
+    assert ("integrity", "ok") in {(each["name"], each["status"]) for each in answer["checks"]}
     shown = run("health", "-w", "shop")
     assert shown.code == 0
     assert "settings_auxiliary" in shown.stdout
@@ -160,11 +160,15 @@ def test_health_names_the_remedy(run: Run, database: Path) -> None:
     with SessionManager(database) as sessions:
         sessions.create_session("Lost")
     raw = apsw.Connection(str(database))
-    raw.execute("INSERT INTO requests VALUES ('r', 'nobody', '', 0, 0)")
+    raw.execute("INSERT INTO requests VALUES ('r', 'missing', '', 0, 0)")
     raw.close()
-    told = run("health", "--database", database, "--level", "thorough", "--json").json()
-    (found,) = [each for each in told["checks"] if each["status"] != "ok"]
-    assert (told["level"], found["name"], found["status"]) == ("thorough", "references", "degraded")
+    answer = run("health", "--database", database, "--level", "thorough", "--json").json()
+    (found,) = [each for each in answer["checks"] if each["status"] != "ok"]
+    assert (answer["level"], found["name"], found["status"]) == (
+        "thorough",
+        "references",
+        "degraded",
+    )
     shown = run("health", "--database", database, "--level", "thorough")
     assert shown.code == 0
     assert f"What to do\nreferences  {found['advice']}" in shown.stdout
@@ -173,8 +177,8 @@ def test_health_names_the_remedy(run: Run, database: Path) -> None:
 
 def test_a_backup_can_be_opened(run: Run, session: Session, tmp_path: Path) -> None:
     target = tmp_path / "copy.sqlite"
-    told = run("backup", target, "-w", "shop", "--json").json()
-    assert told["bytes"] == target.stat().st_size
+    answer = run("backup", target, "-w", "shop", "--json").json()
+    assert answer["bytes"] == target.stat().st_size
     listed = run("sessions", "list", "--database", target, "--json").json()
     assert [each["id"] for each in listed["sessions"]] == [session.id]
     assert run("backup", target, "-w", "shop").code == 6

@@ -45,8 +45,8 @@ def database(root: Path, session: Session) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "code", "kind"),
     [
-        (("sessions", "show", "nobody"), ExitCode.NOT_FOUND, "SessionNotFoundError"),
-        (("sessions", "delete", "nobody", "--yes"), ExitCode.NOT_FOUND, "SessionNotFoundError"),
+        (("sessions", "show", "missing"), ExitCode.NOT_FOUND, "SessionNotFoundError"),
+        (("sessions", "delete", "missing", "--yes"), ExitCode.NOT_FOUND, "SessionNotFoundError"),
         (("sessions", "list", "-w", "nowhere"), ExitCode.NOT_FOUND, "WorkspaceNotFoundError"),
         (("sessions", "list", "--limit", "0"), ExitCode.USAGE, "InvalidArgumentError"),
         (("sessions", "list", "--limit", "1000000000"), ExitCode.USAGE, "InvalidArgumentError"),
@@ -73,9 +73,9 @@ def test_each_error_has_its_exit_code(
     ended = run(*arguments, "--json")
     assert (ended.code, ended.error()["type"]) == (code, kind)
     assert ended.stderr == ""
-    told = run(*arguments)
-    assert told.code == code
-    told.require_one_line()
+    failed = run(*arguments)
+    assert failed.code == code
+    failed.require_one_line()
 
 
 def test_a_file_that_is_no_database_is_unusable(run: Run, tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_a_newer_schema_has_its_own_exit_code(run: Run, database: Path) -> None:
     connection = apsw.Connection(str(database))
     connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
-    told = run("sessions", "list")
-    assert told.code == ExitCode.UNUSABLE
-    assert "upgrade" in told.require_one_line()
+    failed = run("sessions", "list")
+    assert failed.code == ExitCode.UNUSABLE
+    assert "upgrade" in failed.require_one_line()
 
 
 @pytest.mark.parametrize(
@@ -121,20 +121,20 @@ def test_a_bug_is_one_line_too(run: Run, database: Path, monkeypatch: pytest.Mon
         raise RuntimeError("unheard of")
 
     monkeypatch.setattr("mandrake_sessions.cli.sessions.print_table", fail)
-    told = run("sessions", "list")
-    assert told.code == ExitCode.FAILED
-    assert "unheard of" in told.stderr
-    assert "MANDRAKE_TRACEBACK" in told.stderr
+    failed = run("sessions", "list")
+    assert failed.code == ExitCode.FAILED
+    assert "unheard of" in failed.stderr
+    assert "MANDRAKE_TRACEBACK" in failed.stderr
 
 
 # -- as processes of their own --------------------------------------------------------------
 
 
 def test_a_process_fails_without_a_traceback(root: Path, database: Path, tmp_path: Path) -> None:
-    ended = run_process("sessions", "show", "nobody", cwd=tmp_path, MANDRAKE_DIR=root)
+    ended = run_process("sessions", "show", "missing", cwd=tmp_path, MANDRAKE_DIR=root)
     assert ended.code == ExitCode.NOT_FOUND
     ended.require_one_line()
-    ended = run_process("sessions", "show", "nobody", "--json", cwd=tmp_path, MANDRAKE_DIR=root)
+    ended = run_process("sessions", "show", "missing", "--json", cwd=tmp_path, MANDRAKE_DIR=root)
     assert ended.error()["type"] == "SessionNotFoundError"
     assert ended.stderr == ""
 
@@ -164,9 +164,9 @@ def test_a_busy_database_has_its_own_code(
 ) -> None:
     holder = start_child(HOLD, database)
     assert holder.receive() == "held"
-    told = run("workspaces", "create", "late", "--timeout", "0.05")
-    assert told.code == ExitCode.BUSY
-    assert "--timeout" in told.require_one_line()
+    failed = run("workspaces", "create", "late", "--timeout", "0.05")
+    assert failed.code == ExitCode.BUSY
+    assert "--timeout" in failed.require_one_line()
 
 
 def test_sigint_ends_a_waiting_command_quietly(
@@ -175,7 +175,7 @@ def test_sigint_ends_a_waiting_command_quietly(
     """It comes while the command waits in SQLite's busy handler for another process."""
     holder = start_child(HOLD, database)
     assert holder.receive() == "held"
-    # The only sign from outside that it waits: its own statement, told by a trace.
+    # The only sign from outside that the command waits: a line from its busy handler.
     script = (
         "import sys\n"
         "from mandrake_sessions.database.connection import connection\n"
@@ -199,9 +199,9 @@ def test_sigint_ends_a_waiting_command_quietly(
         assert process.stderr is not None
         assert process.stderr.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)
-        told = [line for line in process.stderr if line != "waiting\n"]
+        printed = [line for line in process.stderr if line != "waiting\n"]
         assert process.wait() == ExitCode.INTERRUPTED
-    assert told == ["mandrake-sessions: Interrupted.\n"]
+    assert printed == ["mandrake-sessions: Interrupted.\n"]
 
 
 def test_a_broken_pipe_is_quiet(root: Path, tmp_path: Path) -> None:
@@ -234,8 +234,8 @@ def test_long_output_is_whole(root: Path, tmp_path: Path, unbuffered: str) -> No
         session = mandrake.sessions.create_session()
         mandrake.sessions.create_round(session.id, content)
     variables: dict[str, Any] = {"MANDRAKE_DIR": root, "PYTHONUNBUFFERED": unbuffered}
-    told = run_process("sessions", "show", session.id, "--json", cwd=tmp_path, **variables)
-    assert told.json()["rounds"][0]["request"]["content"] == content
+    answer = run_process("sessions", "show", session.id, "--json", cwd=tmp_path, **variables)
+    assert answer.json()["rounds"][0]["request"]["content"] == content
     shown = run_process("sessions", "show", session.id, cwd=tmp_path, **variables)
     assert content in shown.stdout
 

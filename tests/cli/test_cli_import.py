@@ -65,9 +65,9 @@ def test_an_import_makes_the_workspace_and_reports(run: Run, source: Path) -> No
     assert report["workspace"] == "old"
     assert source.read_bytes() == before
 
-    told = run("sessions", "show", "s", "-w", "old", "--json").json()
-    assert [each["index"] for each in told["rounds"]] == [0, 1]
-    assert [each["turns"][0]["content"] for each in told["rounds"]] == ["A 0", "A 1"]
+    answer = run("sessions", "show", "s", "-w", "old", "--json").json()
+    assert [each["index"] for each in answer["rounds"]] == [0, 1]
+    assert [each["turns"][0]["content"] for each in answer["rounds"]] == ["A 0", "A 1"]
 
 
 def test_a_second_import_adds_nothing(run: Run, source: Path) -> None:

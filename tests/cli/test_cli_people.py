@@ -144,7 +144,7 @@ def test_times_are_printed_as_how_long_ago_they_are(run: Run, sessions: SessionM
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "expected"),
     [
         (0, "just now"),
         (30, "30 seconds ago"),
@@ -155,8 +155,8 @@ def test_times_are_printed_as_how_long_ago_they_are(run: Run, sessions: SessionM
         (800 * 86_400, "2 years ago"),
     ],
 )
-def test_each_age_has_its_unit(seconds: int, told: str) -> None:
-    assert ago(datetime.now(UTC) - timedelta(seconds=seconds)) == told
+def test_each_age_has_its_unit(seconds: int, expected: str) -> None:
+    assert ago(datetime.now(UTC) - timedelta(seconds=seconds)) == expected
 
 
 def test_a_time_in_the_future_is_printed_as_it_is() -> None:
@@ -186,9 +186,9 @@ def test_every_command_takes_the_id_that_is_listed(run: Run, sessions: SessionMa
     listed = [line.split()[0] for line in run("sessions", "list").stdout.splitlines()[1:13]]
     assert sorted(made[11 - at].id[-8:] for at in range(12)) == sorted(listed)
     for short in listed:
-        told = run("sessions", "show", short, "--json").json()
-        assert told["session"]["id"].endswith(short)
-        beginning = told["session"]["id"]
+        answer = run("sessions", "show", short, "--json").json()
+        assert answer["session"]["id"].endswith(short)
+        beginning = answer["session"]["id"]
         assert run("sessions", "show", beginning).code == 0
     assert run("sessions", "delete", listed[0], "--yes", "--json").json()["deleted"] == made[11].id
     assert run("sessions", "tail", listed[0]).code == ExitCode.NOT_FOUND
@@ -200,9 +200,9 @@ def test_ids_that_end_alike_are_listed_longer(run: Run, sessions: SessionManager
     listed = {line.split()[0] for line in run("sessions", "list").stdout.splitlines()[1:6]}
     assert listed == {"1-same-end", "2-same-end", "same-end", "short", "c" * 8}
     for short in listed:
-        told = run("sessions", "show", short, "--json").json()["session"]["id"]
-        assert told.endswith(short)
-    # What is the whole id of one is that one, whatever ends with it.
+        answer = run("sessions", "show", short, "--json").json()["session"]["id"]
+        assert answer.endswith(short)
+    # A whole id names its own session, also where other ids end with it.
     assert run("sessions", "show", "same-end", "--json").json()["session"]["id"] == "same-end"
 
 
@@ -262,7 +262,7 @@ def test_no_control_character_of_a_stored_value_is_printed(
         ("sessions", "show", evil.id),
         ("sessions", "show", "evil-"),
         ("sessions", "delete", evil.id),
-        ("sessions", "show", f"nobody {EVIL[:-2]}"),
+        ("sessions", "show", f"missing {EVIL[:-2]}"),
         ("sessions", "list", "--database", root / f"none {EVIL[:1]}\u202e"),
         ("health",),
         ("workspaces", "create", "place", "--description", EVIL.replace("\0", "")),
@@ -273,9 +273,9 @@ def test_no_control_character_of_a_stored_value_is_printed(
         assert steering(ended.stdout + ended.stderr) == set(), command
         assert ended.stdout + ended.stderr
     if options:
-        told = run("sessions", "show", evil.id, "--json").json()["session"]
-        assert (told["title"], told["id"]) == (EVIL, evil.id)
-        assert told["metadata"] == evil.metadata
+        answer = run("sessions", "show", evil.id, "--json").json()["session"]
+        assert (answer["title"], answer["id"]) == (EVIL, evil.id)
+        assert answer["metadata"] == evil.metadata
 
 
 def test_nothing_that_is_followed_steers_the_terminal(
@@ -356,12 +356,12 @@ def test_tool_calls_and_metadata_are_shown_as_json(run: Run, sessions: SessionMa
     session = sessions.create_session(metadata={"tags": ["a", None], "deep": {"b": True}})
     calls = [
         ToolCall({"name": "ls", "args": ["/"]}, {"found": [True, None]}),
-        ToolCall("told", is_interrupted=True),
+        ToolCall("expected", is_interrupted=True),
     ]
     sessions.record_round(session.id, "q", [NewTurn(tool_calls=calls)])
     shown = run("sessions", "show", session.id).stdout
     assert '   tool call {"name":"ls","args":["/"]} → {"found":[true,null]}\n' in shown
-    assert '   tool call "told" → interrupted\n' in shown
+    assert '   tool call "expected" → interrupted\n' in shown
     assert 'metadata.tags  ["a",null]\n' in shown
     assert 'metadata.deep  {"b":true}\n' in shown
 
@@ -378,12 +378,12 @@ def test_the_first_use_says_what_to_do(run: Run, root: Path) -> None:
     ):
         ended = run(*command)
         assert ended.code == ExitCode.NOT_FOUND
-        told = ended.require_one_line()
-        assert f"Nothing is stored in {root} yet" in told
-        assert "mandrake-sessions workspaces create NAME" in told
+        printed = ended.require_one_line()
+        assert f"Nothing is stored in {root} yet" in printed
+        assert "mandrake-sessions workspaces create NAME" in printed
     elsewhere = root.parent / "it's elsewhere"
-    told = run("workspaces", "list", "--root", elsewhere).stderr
-    assert "workspaces create NAME --root '" in told
+    printed = run("workspaces", "list", "--root", elsewhere).stderr
+    assert "workspaces create NAME --root '" in printed
     assert "Check the path" in run("sessions", "list", "--database", root / "no.sqlite").stderr
 
     assert run("workspaces", "create", "shop").code == 0
@@ -395,26 +395,26 @@ def test_the_first_use_says_what_to_do(run: Run, root: Path) -> None:
 def test_hints_keep_the_options_that_name_the_database(
     run: Run, session: Session, root: Path
 ) -> None:
-    told = run("sessions", "show", "nobody", "-w", "shop").stderr
-    assert "`mandrake-sessions sessions list -w shop`" in told
-    told = run("sessions", "show", "nobody", "-w", "shop", "--root", root).stderr
-    assert f"`mandrake-sessions sessions list --root {root} -w shop`" in told
+    printed = run("sessions", "show", "missing", "-w", "shop").stderr
+    assert "`mandrake-sessions sessions list -w shop`" in printed
+    printed = run("sessions", "show", "missing", "-w", "shop", "--root", root).stderr
+    assert f"`mandrake-sessions sessions list --root {root} -w shop`" in printed
     file = root / "workspaces" / "shop" / ".ws" / "db.sqlite"
-    told = run("sessions", "delete", "nobody", "--yes", "--database", file).stderr
-    assert f"`mandrake-sessions sessions list --database {file}`" in told
-    told = run("sessions", "list", "-w", "nowhere", "--root", root).stderr
-    assert f"`mandrake-sessions workspaces list --root {root}`" in told
+    printed = run("sessions", "delete", "missing", "--yes", "--database", file).stderr
+    assert f"`mandrake-sessions sessions list --database {file}`" in printed
+    printed = run("sessions", "list", "-w", "nowhere", "--root", root).stderr
+    assert f"`mandrake-sessions workspaces list --root {root}`" in printed
     with SessionManager(file, create=False) as sessions:
         sessions.create_session("Another")
-    told = run("sessions", "list", "-w", "shop", "--limit", 1).stdout
-    assert "`mandrake-sessions sessions list -w shop --limit 1 --offset 1` shows more." in told
+    printed = run("sessions", "list", "-w", "shop", "--limit", 1).stdout
+    assert "`mandrake-sessions sessions list -w shop --limit 1 --offset 1` shows more." in printed
 
 
 def test_a_hint_names_the_damaged_file(run: Run, root: Path, tmp_path: Path) -> None:
     path = tmp_path / "my notes.txt"
     path.write_text("These are notes and no database. " * 100)
-    told = run("sessions", "list", "--database", path).stderr
-    assert f"`mandrake-sessions doctor '{path}'`" in told
+    printed = run("sessions", "list", "--database", path).stderr
+    assert f"`mandrake-sessions doctor '{path}'`" in printed
 
 
 def test_a_file_with_a_second_name_is_no_wrong_argument(run: Run, tmp_path: Path) -> None:
@@ -479,7 +479,7 @@ def test_where_lines_are_promised_an_error_is_a_line_too(
     run: Run, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for arguments in (
-        ("sessions", "tail", "nobody", "-w", "shop", "--json"),
+        ("sessions", "tail", "missing", "-w", "shop", "--json"),
         ("-v", "sessions", "tail", "--json"),
         ("sessions", "tail", session.id, "--nonsense", "--json"),
     ):

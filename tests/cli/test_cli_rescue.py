@@ -1,4 +1,4 @@
-"""``doctor``, ``restore`` and ``salvage``: what a person is told, and the exit codes."""
+"""``doctor``, ``restore`` and ``salvage``: their output for people, and the exit codes."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
         ),
         (lambda p: execute(p, "DROP TABLE turns"), {"schema": "failed"}),
         (
-            lambda p: execute(p, "UPDATE requests SET round_id = 'nobody'"),
+            lambda p: execute(p, "UPDATE requests SET round_id = 'missing'"),
             {"references": "degraded"},
         ),
         (
@@ -266,7 +266,7 @@ def test_each_fault_has_its_check(
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_path_that_is_no_regular_file_is_not_opened(run: Run, tmp_path: Path) -> None:
-    """Opening a named pipe would wait for ever for somebody at its other end."""
+    """Opening a named pipe would wait without end for a process at its other end."""
     os.mkfifo(tmp_path / "pipe")
 
     for path in (tmp_path / "pipe", tmp_path):
@@ -381,13 +381,13 @@ def test_the_output_names_the_new_path_of_the_damaged_file(
 ) -> None:
     monkeypatch.chdir(database.parent)
     overwrite(database, 4096 * 4, os.urandom(4096))
-    told = run("restore", copy.name, database.name, "--overwrite", "--json").json()
+    answer = run("restore", copy.name, database.name, "--overwrite", "--json").json()
     overwrite(database, 4096 * 4, os.urandom(4096))
     shown = run("restore", copy.name, database.name, "--overwrite").stdout
 
-    (kept,) = told["kept"]
+    (kept,) = answer["kept"]
     assert Path(kept).name.startswith(f"{database.name}.damaged-")
-    assert (told["backup"], told["database"]) == (str(copy), str(database))
+    assert (answer["backup"], answer["database"]) == (str(copy), str(database))
     (kept,) = files_kept(database) - {kept}
     assert kept in shown
     assert str(copy) in shown

@@ -67,21 +67,21 @@ def test_tail_follows_a_stream_of_another_process(
     tail: Tail, sessions: SessionManager, session: Session
 ) -> None:
     process = tail(session.id, "--last", 0, "--json")
-    told = documents(process)
-    assert next(told)["session"]["id"] == session.id
+    lines = documents(process)
+    assert next(lines)["session"]["id"] == session.id
 
     round_ = sessions.create_round(session.id, "Is it live?")
-    assert next(told)["round"]["request"]["content"] == "Is it live?"
+    assert next(lines)["round"]["request"]["content"] == "Is it live?"
     shown = ""
     with sessions.stream_turn(round_.response.id) as turn:
         for word in ("Yes, ", "it ", "is."):
             turn.write(word)
             turn.flush()
             while len(shown) < len("Yes, it is.") and not shown.endswith(word):
-                update = next(told)["turn"]
+                update = next(lines)["turn"]
                 shown = shown[: update["offset"]] + update["text"]
     assert shown == "Yes, it is."
-    for each in told:
+    for each in lines:
         if each["turn"]["status"] == "completed":
             break
 
@@ -188,10 +188,10 @@ def test_a_turn_that_ends_without_text_has_one_head(
             page.show(first)
         for update in watch:
             page.show(update)
-    # Its round was not told: the turn is named by its id.
+    # Its round was not delivered: the turn is named by its id.
     assert capfd.readouterr().out == f"   turn 0 · {writer.id}\n   completed\n"
 
 
 def test_tail_of_a_missing_session_is_an_error(run: Callable[..., Ended], session: Session) -> None:
-    assert run("sessions", "tail", "nobody", "--workspace", "shop").code == ExitCode.NOT_FOUND
+    assert run("sessions", "tail", "missing", "--workspace", "shop").code == ExitCode.NOT_FOUND
     assert run("sessions", "tail", session.id, "--last", -1, "-w", "shop").code == ExitCode.USAGE

@@ -20,8 +20,8 @@ ARCHITECTURE = next(page for page in PAGES if page.name == "docs/architecture.md
 FORBIDDEN = {
     "the host of a package index": r"\bpypi\b|pythonhosted|https?://[\w.-]*\b(?:index|mirror|proxy)\b",
     "a plain http link": r"http://",
-    "a path of somebody's machine": r"(?<![\w.~])/(?:home|root|tmp|work|Users|private|mnt)/",
-    "a word for what is missing": r"\b(?:TODO|TBD|FIXME|XXX)\b",
+    "a path of one machine": r"(?<![\w.~])/(?:home|root|tmp|work|Users|private|mnt)/",
+    "a word for a missing part": r"\b(?:TODO|TBD|FIXME|XXX)\b",
 }
 OTHER_COMMANDS = {"alembic", "python"}
 

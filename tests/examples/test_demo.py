@@ -236,7 +236,7 @@ def test_another_programs_log_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals to a process")
 def test_ctrl_c_ends_it_in_good_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """SIGINT to the demo: the agents are shut down gracefully, and nothing of theirs is lost."""
+    """SIGINT to the demo: the agents are shut down gracefully, and none of their rows is lost."""
     place = tmp_path / "shown"
     process = subprocess.Popen(
         [*COMMAND, "--seconds", "30", "--agents", "2", "--directory", str(place)],

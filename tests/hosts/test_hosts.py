@@ -1,4 +1,4 @@
-"""M50 to M53: the system's manager, its registry, and the workspaces."""
+"""The system's manager, its registry, and the workspaces."""
 
 import threading
 from pathlib import Path
@@ -145,7 +145,7 @@ def test_a_relative_root_is_the_same_wherever_the_process_goes(tmp_path, pool, m
     monkeypatch.chdir(here)
     monkeypatch.setenv("MANDRAKE_DIR", "by-default")
     manager, by_default = MandrakeManager("root", pool=pool), MandrakeManager(pool=pool)
-    beside = WorkspaceManager("beside", pool=pool)
+    workspace = WorkspaceManager("workspace", pool=pool)
     # Not folded: what ".." is depends on where the link leads to.
     behind_link = MandrakeManager("../link/../behind", pool=pool)
 
@@ -160,7 +160,7 @@ def test_a_relative_root_is_the_same_wherever_the_process_goes(tmp_path, pool, m
         manager.delete_workspace(work.id)
         assert list((here / "root" / "workspaces").iterdir()) == []
     assert by_default.root == here / "by-default"
-    assert beside.path == here / "beside"
+    assert workspace.path == here / "workspace"
     assert behind_link.sessions.path == tmp_path / "behind" / "db.sqlite"
 
 
@@ -228,13 +228,13 @@ def test_the_error_of_a_duplicate_names_the_existing_workspace(tmp_path, mandrak
     # With conversations and without: it is registered either way.
     first.sessions.create_session("kept")
 
-    for name, path, there, told in (
+    for name, path, there, clash in (
         ("first", None, first, "name"),
         ("other", tmp_path / "first", first, "path"),
         ("other", tmp_path / "second", second, "path"),
         ("second", tmp_path / "first", second, "name"),
     ):
-        with pytest.raises(WorkspaceAlreadyExistsError, match=f"with this {told}") as caught:
+        with pytest.raises(WorkspaceAlreadyExistsError, match=f"with this {clash}") as caught:
             mandrake.create_workspace(name, path=path)
         assert mandrake.get_workspace(caught.value.id) is there
 
@@ -327,7 +327,7 @@ def test_get_workspace_returns_the_same_initialised_manager_each_time(root, pool
         assert all(each is first for each in others)
         assert first.sessions.is_initialized
         with pytest.raises(WorkspaceNotFoundError):
-            mandrake.get_workspace("nobody")
+            mandrake.get_workspace("missing")
 
 
 def test_workspaces_are_listed_and_found_by_name(mandrake):
@@ -336,7 +336,7 @@ def test_workspaces_are_listed_and_found_by_name(mandrake):
 
     assert mandrake.list_workspaces() == [made[name] for name in sorted(names)]
     assert mandrake.find_workspace("alpha") == made["alpha"]
-    assert mandrake.find_workspace("nobody") is None
+    assert mandrake.find_workspace("missing") is None
     assert made["alpha"].description == "about alpha"
     assert made["alpha"].last_opened_at is not None
 
@@ -506,7 +506,7 @@ def test_sessions_for_returns_the_manager_of_the_system_or_of_a_workspace(mandra
     assert mandrake.sessions_for(None) is mandrake.sessions
     assert mandrake.sessions_for(work.id) is work.sessions
     with pytest.raises(WorkspaceNotFoundError):
-        mandrake.sessions_for("nobody")
+        mandrake.sessions_for("missing")
 
 
 def test_hosts_share_one_pool(root, pool):

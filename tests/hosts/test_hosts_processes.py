@@ -1,4 +1,4 @@
-"""M51 and M52 with several processes on one registry."""
+"""The registry of workspaces, with several processes."""
 
 import pytest
 

@@ -338,7 +338,7 @@ def test_an_open_workspace_whose_folder_was_moved_goes_on_at_its_new_place(
 def test_a_workspace_that_another_manager_has_moved_is_opened_at_its_new_place(
     tmp_path: Path, open_root: OpenRoot
 ) -> None:
-    """What is at its former place is no workspace any more: nothing may be stored there."""
+    """A folder at its former place is no workspace any more: nothing may be stored there."""
     old, new = tmp_path / "old", tmp_path / "new"
     with open_root(tmp_path / "root") as host, open_root(tmp_path / "root") as other:
         work = host.create_workspace("work", path=old)
@@ -413,7 +413,7 @@ def test_a_link_in_the_place_of_a_workspace_is_not_followed(
                 call(ids["work"])
         assert files_in(victim) == before
         assert titles(host.get_workspace(ids["victim"])) == ["victim"]
-        # The entry can be taken out, and what is behind the link be registered if it is meant.
+        # The entry can be removed, and the target of the link can be registered on purpose.
         host.unregister_workspace(ids["work"])
         with pytest.raises(WorkspaceAlreadyExistsError):
             host.adopt_workspace("work", folder)

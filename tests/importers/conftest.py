@@ -13,7 +13,7 @@ import pytest
 
 from mandrake_sessions import ConnectionPool, SessionManager
 
-# Reads statements from its standard input, runs them, then does as told: "crash", or holds the
+# Reads statements from its standard input, runs them, then does as asked: "crash", or holds the
 # file open until its standard input ends.
 _ELSEWHERE = """
 import apsw, json, os, sys
@@ -39,7 +39,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def target(tmp_path: Path, pool: ConnectionPool, ready_database: Any) -> Iterator[SessionManager]:
-    """An open, empty database of ours."""
+    """An open, empty database of this library."""
     path = ready_database.lay(tmp_path / "target" / "db.sqlite")
     with SessionManager(path, pool=pool) as sessions:
         yield sessions

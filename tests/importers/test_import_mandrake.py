@@ -1,4 +1,4 @@
-"""What is imported, in which order, and that a second run adds nothing."""
+"""The imported rows, their order, and a second run, which adds nothing."""
 
 from __future__ import annotations
 
@@ -273,10 +273,10 @@ def test_a_session_without_rounds_is_imported(source: Path, target: SessionManag
 
 def test_progress_is_reported_after_each_session(source: Path, target: SessionManager) -> None:
     with_orphans().write(source)
-    told: list[ImportProgress] = []
-    report = import_mandrake(source, target, recover_orphans=True, progress=told.append)
+    reports: list[ImportProgress] = []
+    report = import_mandrake(source, target, recover_orphans=True, progress=reports.append)
     assert report.recovery_session_id is not None
-    assert told == [
+    assert reports == [
         ImportProgress(1, 2, "a"),
         ImportProgress(2, 2, report.recovery_session_id),
     ]
@@ -357,7 +357,7 @@ def test_orphans_that_cannot_be_paired_come_in_rounds_of_their_own(
     origin = Origin()
     origin.session("s")
     # A request too many: from here on requests and responses do not go side by side.
-    origin.row("requests", id="alone", content="nobody answered")
+    origin.row("requests", id="alone", content="never answered")
     origin.exchange("s", "kept")
     origin.exchange("s", "lost")
     origin.run("DELETE FROM rounds WHERE id = 'lost'")
@@ -374,7 +374,7 @@ def test_orphans_that_cannot_be_paired_come_in_rounds_of_their_own(
         for named in [("lost-response", "unasked", "gone-response")]
         for each in rounds
     ] == [
-        ("nobody answered", [], False),
+        ("never answered", [], False),
         ("", ["lost-turn-0"], True),
         ("ask lost", [], False),
         ("", [], True),
@@ -422,7 +422,7 @@ def test_the_target_must_be_open(source: Path, tmp_path: Path) -> None:
         {"source": 17},
         {"sessions": "the target"},
         {"recover_orphans": 1},
-        {"progress": "told"},
+        {"progress": "shown"},
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_stored(

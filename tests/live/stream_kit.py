@@ -1,4 +1,4 @@
-"""What the tests of streams share: the flusher of a manager's file, and who holds the lock."""
+"""Shared by the tests of streams: the flusher of a file, and a process that holds the lock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ connection.execute("ROLLBACK")
 connection.close()
 send("gone")
 """
-"""Holds the write lock until it is told to let go."""
+"""Holds the write lock until the test asks it to release it."""
 
 
 @contextlib.contextmanager

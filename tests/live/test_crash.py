@@ -1,4 +1,4 @@
-"""A host that is killed while it streams: what was flushed is there, and only its turns end."""
+"""A host that is killed while it streams: all flushed text is stored, and only its turns end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from mandrake_sessions import ConnectionPool, SessionManager, TurnStatus
 
-# Streams two turns at once and tells what it has flushed of them, until it is killed.
+# Streams two turns at once and sends how much of them it has flushed, until it is killed.
 HOST = """
 from mandrake_sessions import SessionManager
 

@@ -176,7 +176,7 @@ def test_a_full_disk_loses_no_text(path, pool):
         assert sessions.get_turn(writer.id).content == "before, "
         assert len(writer.unstored_text) == 100_005
         limit_pages(sessions, None)
-        # Nobody asks again: the turn of a living process does not stay streaming.
+        # No caller asks again: the turn of a living process does not stay streaming.
         until(lambda: writer.is_finished)
         turn = sessions.get_turn(writer.id)
         assert turn.status is TurnStatus.COMPLETED

@@ -23,7 +23,7 @@ from mandrake_sessions.live.watching.turn_states import agreement
 from mandrake_sessions.live.watching.updates import RoundUpdate, SessionUpdate
 from mandrake_sessions.records import feed
 
-# Another process that does what it is told: the name of a method and its arguments.
+# Another process that does as asked: the name of a method and its arguments.
 OTHER = """
 from mandrake_sessions import SessionManager
 with SessionManager(sys.argv[1]) as sessions:
@@ -200,7 +200,7 @@ def test_everything_is_read_anew_after_a_gap(watching, sessions, response, path)
     take_until(of_session, lambda update: update.id == deleted.id)
     round_ = sessions.create_round(session.id, "next")
     take_until(of_session, lambda update: update.id == round_.id)
-    # What was done is found without the rows that would tell of it.
+    # The follower finds the changes without the rows that would report them.
     write_raw(
         path,
         ("UPDATE turns SET content = 'new', revision = revision + 1 WHERE id = ?", (changed.id,)),
@@ -210,18 +210,18 @@ def test_everything_is_read_anew_after_a_gap(watching, sessions, response, path)
         ("DELETE FROM changes",),
         ("INSERT INTO changes VALUES (20000, ?, 'turn', 'x', 'update')", (session.id,)),
     )
-    told = {}
-    while len(told) < 2:
+    found = {}
+    while len(found) < 2:
         update = watch.receive(PATIENCE)
-        told[update.id] = update
-    assert told[changed.id].turn.content == "new"
-    assert told[deleted.id].is_deleted
-    told = {}
-    while not {changed.id, deleted.id, round_.id, session.id} <= told.keys():
+        found[update.id] = update
+    assert found[changed.id].turn.content == "new"
+    assert found[deleted.id].is_deleted
+    found = {}
+    while not {changed.id, deleted.id, round_.id, session.id} <= found.keys():
         update = of_session.receive(PATIENCE)
-        told[update.id] = update
-    assert told[round_.id] == RoundUpdate(round_.id, None)
-    assert told[session.id].session.title == "T"
+        found[update.id] = update
+    assert found[round_.id] == RoundUpdate(round_.id, None)
+    assert found[session.id].session.title == "T"
     watch.close()
     of_session.close()
 
@@ -274,18 +274,18 @@ def test_a_watch_does_not_wait_for_a_writer(watching, sessions, response):
     turn = sessions.create_turn(response.id)
     with sessions.transaction() as tx:
         tx.update_turn(turn.id, content="x")
-        told = []
+        found = []
         thread = threading.Thread(
-            target=lambda: told.extend(
+            target=lambda: found.extend(
                 watch.receive(PATIENCE) for watch in [watching.response(response.id)]
             )
         )
         thread.start()
         thread.join(PATIENCE)
-        assert told[0].turn == turn
+        assert found[0].turn == turn
 
 
-# -- threads and what is kept -------------------------------------------------------------------
+# -- threads and kept state ---------------------------------------------------------------------
 
 
 def test_nothing_is_left_when_the_last_watch_ends(watching, sessions, response):

@@ -51,13 +51,13 @@ def append(path):
 
 def test_only_followers_of_the_written_file_are_notified(notifier, tmp_path):
     paths = make_files(tmp_path, 3)
-    told = [threading.Event() for _ in paths]
-    for path, event in zip(paths, told, strict=True):
+    changed = [threading.Event() for _ in paths]
+    for path, event in zip(paths, changed, strict=True):
         notifier.watch(path, path, event.set)
     append(paths[1])
-    assert told[1].wait(PATIENCE)
-    assert not told[0].is_set()
-    assert not told[2].is_set()
+    assert changed[1].wait(PATIENCE)
+    assert not changed[0].is_set()
+    assert not changed[2].is_set()
     for path in paths:
         notifier.forget(path)
 
@@ -66,10 +66,10 @@ def test_nothing_is_left_when_nothing_is_watched(notifier, tmp_path):
     (path,) = make_files(tmp_path, 1)
     before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
     for _ in range(3):
-        told = threading.Event()
-        notifier.watch(path, path, told.set)
+        changed = threading.Event()
+        notifier.watch(path, path, changed.set)
         append(path)
-        assert told.wait(PATIENCE)
+        assert changed.wait(PATIENCE)
         notifier.forget(path)
         until(lambda: notifier._thread is None)
     if before:
@@ -78,10 +78,10 @@ def test_nothing_is_left_when_nothing_is_watched(notifier, tmp_path):
 
 def test_a_moved_database_is_reported(notifier, tmp_path):
     (path,) = make_files(tmp_path, 1)
-    told = threading.Event()
-    notifier.watch(path, path, told.set)
+    changed = threading.Event()
+    notifier.watch(path, path, changed.set)
     path.rename(tmp_path / "elsewhere")
-    assert told.wait(PATIENCE)
+    assert changed.wait(PATIENCE)
     notifier.forget(path)
 
 
@@ -89,16 +89,16 @@ def test_a_moved_database_is_reported(notifier, tmp_path):
 def test_a_wal_that_was_created_again_is_polled(tmp_path):
     notifier = Notifier()
     (path,) = make_files(tmp_path, 1)
-    told = threading.Event()
-    notifier.watch(path, path, told.set)
+    changed = threading.Event()
+    notifier.watch(path, path, changed.set)
     log = path.with_name(path.name + "-wal")
     log.unlink()
     until(lambda: notifier.is_polling)
-    assert told.wait(PATIENCE)
-    told.clear()
+    assert changed.wait(PATIENCE)
+    changed.clear()
     log.touch()
     append(path)
-    assert told.wait(PATIENCE)
+    assert changed.wait(PATIENCE)
     notifier.forget(path)
     until(lambda: notifier._thread is None)
 
@@ -107,12 +107,12 @@ def test_a_wal_that_was_created_again_is_polled(tmp_path):
 def test_a_file_followed_twice_is_watched_until_the_last_follower_ends(tmp_path):
     notifier = Notifier()
     (path,) = make_files(tmp_path, 1)
-    told = threading.Event()
+    changed = threading.Event()
     notifier.watch("old", path, lambda: None)
-    notifier.watch("new", path, told.set)
+    notifier.watch("new", path, changed.set)
     notifier.forget("old")
     append(path)
-    assert told.wait(PATIENCE)
+    assert changed.wait(PATIENCE)
     assert not notifier.is_polling
     notifier.forget("new")
     until(lambda: notifier._thread is None)

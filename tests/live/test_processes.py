@@ -57,12 +57,12 @@ def test_two_processes_stream_into_one_session(
                 if len(ended) == 20:
                     break
 
-    told = [streamer.receive() for streamer in streamers for _ in range(10)]
+    written = [streamer.receive() for streamer in streamers for _ in range(10)]
     turns = sessions.list_turns(response.id)
-    assert sorted(index for _, index in told) == list(range(20))
+    assert sorted(index for _, index in written) == list(range(20))
     assert [turn.index for turn in turns] == list(range(20))
     assert {turn.status for turn in turns} == {TurnStatus.COMPLETED}
-    assert {turn.id for turn in turns} == {id for id, _ in told}
+    assert {turn.id for turn in turns} == {id for id, _ in written}
     assert ended == {turn.id: turn.content for turn in turns}
     assert watcher.receive() == ended
     for child in (watcher, *streamers):

@@ -256,11 +256,11 @@ async def main():
     pool = ConnectionPool(PoolOptions(close_timeout=600.0))
     sessions = AsyncSessionManager(path, pool=pool)
     allow(0)
-    told = [await refused(sessions.init())]
+    refusals = [await refused(sessions.init())]
     allow(None)
     await sessions.init()
     allow(0)
-    told += [
+    refusals += [
         await refused(sessions.get_turn(turn_id)),
         await refused(sessions.create_session("x")),
         await refused(sessions.stream_turn(response_id).begin()),
@@ -270,8 +270,8 @@ async def main():
     try:
         sessions.watch_response(response_id)
     except ThreadStartError:
-        told.append(True)
-    send(told)
+        refusals.append(True)
+    send(refusals)
     began = time.monotonic()
     await sessions.close()
     send([sessions.is_initialized, time.monotonic() - began < 20])

@@ -1,4 +1,4 @@
-"""When a watch ends and when it goes on, who hears the last word, and a lack of threads."""
+"""When a watch ends and when it goes on, the last update of a turn, and a lack of threads."""
 
 import subprocess
 import sys

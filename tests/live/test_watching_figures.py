@@ -1,4 +1,4 @@
-"""How soon watchers are told, and what watching costs while nothing happens."""
+"""How soon watchers receive updates, and how much watching costs while nothing happens."""
 
 import statistics
 import sys
@@ -38,12 +38,12 @@ def test_updates_inside_a_process_arrive_soon(sessions, response, watchers):
     watching = Watching(sessions)
     turn = sessions.create_turn(response.id)
     watches = [watching.response(response.id, follow=True) for _ in range(watchers)]
-    told = [[] for _ in watches]
+    arrivals = [[] for _ in watches]
     seen = threading.Semaphore(0)
 
     def follow(number):
         for _ in watches[number]:
-            told[number].append(time.monotonic())
+            arrivals[number].append(time.monotonic())
             seen.release()
 
     threads = [threading.Thread(target=follow, args=(number,)) for number in range(watchers)]
@@ -63,7 +63,9 @@ def test_updates_inside_a_process_arrive_soon(sessions, response, watchers):
     for thread in threads:
         thread.join()
     waits = [
-        max(0.0, at - since) for each in told for at, since in zip(each[1:], returned, strict=True)
+        max(0.0, at - since)
+        for each in arrivals
+        for at, since in zip(each[1:], returned, strict=True)
     ]
     median, _ = figures(f"in the process, {watchers} watchers", waits)
     # Waking 100 threads takes Python 1.5 ms in the median, whatever they wait for.

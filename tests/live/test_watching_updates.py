@@ -1,4 +1,4 @@
-"""What watchers of a response, a turn and a session are told, and when it ends."""
+"""The updates of a watched response, turn and session, and when they end."""
 
 import asyncio
 import gc
@@ -65,13 +65,13 @@ def test_a_failed_turn_ends_the_response_also_with_tool_calls(watching, sessions
 def test_a_hundred_watchers_see_first_state_later_turns_and_end(watching, sessions, response):
     first = sessions.create_turn(response.id, content="0")
     watches = [watching.response(response.id) for _ in range(100)]
-    told = [[] for _ in watches]
+    received = [[] for _ in watches]
     first_seen = threading.Barrier(101)
 
     def follow(number):
-        told[number].append(watches[number].receive(PATIENCE))
+        received[number].append(watches[number].receive(PATIENCE))
         first_seen.wait()
-        told[number].extend(watches[number])
+        received[number].extend(watches[number])
 
     threads = [threading.Thread(target=follow, args=(number,)) for number in range(100)]
     for thread in threads:
@@ -83,7 +83,7 @@ def test_a_hundred_watchers_see_first_state_later_turns_and_end(watching, sessio
     sessions.update_turn(third.id, status="completed")
     for thread in threads:
         thread.join(PATIENCE)
-    for updates in told:
+    for updates in received:
         assert updates[0].turn == first
         newest = {update.id: update.turn for update in updates}
         assert [turn.status for turn in newest.values()] == ["completed"] * 3
@@ -176,11 +176,11 @@ def test_a_change_of_another_field_repeats_no_text(watching, sessions, response)
 def test_revisions_go_forward_under_eight_writers(watching, sessions, response, in_threads):
     turns = [sessions.create_turn(response.id) for _ in range(4)]
     watch = watching.response(response.id, follow=True)
-    told = {turn.id: [] for turn in turns}
+    received = {turn.id: [] for turn in turns}
 
     def collect():
         for update in watch:
-            told[update.id].append(update.turn.revision)
+            received[update.id].append(update.turn.revision)
 
     thread = threading.Thread(target=collect)
     thread.start()
@@ -191,10 +191,10 @@ def test_revisions_go_forward_under_eight_writers(watching, sessions, response, 
 
     in_threads(8, write)
     last = {turn.id: sessions.get_turn(turn.id).revision for turn in turns}
-    until(lambda: all(told[id] and told[id][-1] == last[id] for id in told))
+    until(lambda: all(received[id] and received[id][-1] == last[id] for id in received))
     watch.close()
     thread.join(PATIENCE)
-    assert all(revisions == sorted(set(revisions)) for revisions in told.values())
+    assert all(revisions == sorted(set(revisions)) for revisions in received.values())
 
 
 def test_rolled_back_changes_are_not_delivered(watching, sessions, response):
@@ -544,6 +544,6 @@ def test_texts_of_finished_turns_are_not_kept_for_sessions(watching, sessions, r
         update = watch.receive(PATIENCE)
         assert (update.offset, update.text) == (1000, "")
         assert update.turn.content == "x" * 1000
-        # Who joins later reads what is not kept.
+        # A watch that joins later reads the text that is not kept.
         with watching.response(response.id) as other:
             assert other.receive(PATIENCE).turn.content == "x" * 1000

@@ -1,4 +1,4 @@
-"""A TurnWriter: what is written is stored, whatever it is, and the turn ends as its block does."""
+"""A TurnWriter: any written text is stored, and the turn ends as its block does."""
 
 import asyncio
 import concurrent.futures
@@ -199,7 +199,7 @@ def test_a_turn_that_was_ended_accepts_nothing_more(sessions, response, end):
         for attempt in attempts:
             with pytest.raises(TurnFinishedError):
                 attempt()
-        # The same end again is what somebody asks for who was told that it took too long.
+        # A caller asks for the same end again after a timeout.
         assert (writer.fail("so") if end == "fail" else getattr(writer, end)()) == turn
     assert sessions.get_turn(writer.id) == turn == writer.turn
 
@@ -414,7 +414,7 @@ def test_a_thread_that_sees_a_finished_writer_finds_how_its_turn_ended(sessions,
         writer.write("text")
         sessions.update_turn(writer.id, status="interrupted")
         writer.begin_flush()
-        # On and on, to come in the moment in between.
+        # Again and again, to meet the moment in between.
         while not writer.is_finished:
             pass
         assert (writer.turn.status, writer.turn.content) == (TurnStatus.INTERRUPTED, "text")
@@ -436,14 +436,14 @@ def test_writing_to_a_deleted_turn_raises(sessions, response):
     writer = stream(sessions, response.id)
     other = stream(sessions, response.id)
     sessions.delete_turn(writer.id)
-    writer.write("for nobody")
-    other.write("for somebody")
+    writer.write("for the deleted turn")
+    other.write("for the other turn")
     with pytest.raises(TurnNotFoundError):
         writer.flush()
     with pytest.raises(TurnNotFoundError):
         writer.write("x")
-    assert writer.unstored_text == "for nobody"
-    assert other.complete().content == "for somebody"
+    assert writer.unstored_text == "for the deleted turn"
+    assert other.complete().content == "for the other turn"
 
 
 def test_two_ends_at_once_do_not_hurt_each_other(sessions, response, path, hold_lock):

@@ -1,4 +1,4 @@
-"""Watching the database of a manager, and waiting for what is told."""
+"""Watching the database of a manager, and waiting for updates."""
 
 import threading
 
@@ -38,7 +38,7 @@ class Watching:
 
 
 class Heard:
-    """A listener that keeps what it is told, for a test to wait for."""
+    """A listener that keeps its updates, for a test to wait for."""
 
     def __init__(self) -> None:
         self.updates = []
@@ -67,7 +67,7 @@ def take_until(watch, is_there):
 
 
 def nothing_more(watching, watch):
-    """Return what is told after everything so far: an update that comes late would be missed.
+    """Return an update that comes after all so far; one that comes late would be missed.
 
     The follower has seen every commit of this process when one that it is asked for comes.
     """

@@ -18,7 +18,7 @@ BOTH_FACES = {
     "test_turn_records",
     "test_watching",
 }
-"""Where each test runs against the sync and the async face: the statements M10 to M42."""
+"""Where each test runs against the sync and the async face."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

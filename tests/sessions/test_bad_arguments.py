@@ -294,7 +294,7 @@ def kind_of(owner, method, parameter):
 
 
 def cases(owner, names):
-    """Every argument of every method: the method, the argument, and what is wrong for it."""
+    """Every argument of every method: the method, the argument, and a wrong value for it."""
     return [
         pytest.param((name, each.name, bad), id=f"{name or 'new'}-{each.name}")
         for name in names
@@ -708,7 +708,9 @@ LOOKED_UP = {
 
 
 @pytest.mark.parametrize("method", LOOKED_UP)
-@pytest.mark.parametrize("unknown", ["nobody", "", "x" * 300, "nul\0", "\N{SNOWMAN}", "%", "'; --"])
+@pytest.mark.parametrize(
+    "unknown", ["missing", "", "x" * 300, "nul\0", "\N{SNOWMAN}", "%", "'; --"]
+)
 def test_an_unknown_id_raises_its_own_error_and_writes_nothing(
     sessions, good, dump, method, unknown
 ):

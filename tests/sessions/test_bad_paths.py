@@ -57,7 +57,7 @@ def test_a_folder_cannot_be_opened_as_a_database(tmp_path, pool):
 
 @pytest.mark.parametrize("path", ["/", "//", "/..", "."])
 def test_the_root_folder_cannot_be_opened_as_a_database(tmp_path, pool, monkeypatch, path):
-    """It has no name that a file beside it could be called after."""
+    """It has no name from which a file next to it could take its own."""
     monkeypatch.chdir("/")
     with pool.acquire(tmp_path / "db.sqlite") as handle, pytest.raises(BackupError):
         handle.backup(path, overwrite=True)
@@ -212,7 +212,7 @@ def test_every_waiter_gets_the_error_of_an_opening_that_failed(path, pool, in_th
     assert set(in_threads(8, open_it)) == {(NotADatabaseError, path)}
 
 
-# Permissions bind nobody who is root, so these run in a process that is not.
+# Permissions do not bind root, so these tests run in a process of another user.
 UNPRIVILEGED = """
 import os
 from pathlib import Path
@@ -249,19 +249,19 @@ while asked := receive():
 
 
 @pytest.fixture(scope="module")
-def somebody(start_child_of_module, tmp_path_factory):
+def other_user(start_child_of_module, tmp_path_factory):
     """A process that is not root."""
-    child = start_child_of_module(UNPRIVILEGED, tmp_path_factory.mktemp("somebody") / "db.sqlite")
-    told = child.receive()
-    if told != "ready":
-        pytest.skip(f"root, and cannot become another user here: {told}")
+    child = start_child_of_module(UNPRIVILEGED, tmp_path_factory.mktemp("other_user") / "db.sqlite")
+    outcome = child.receive()
+    if outcome != "ready":
+        pytest.skip(f"root, and cannot become another user here: {outcome}")
     return child
 
 
 @pytest.fixture
-def unprivileged(somebody, ready_database):
+def unprivileged(other_user, ready_database):
     """Opens databases in a folder, after changing modes, in a process that is not root."""
-    # Not in tmp_path, whose parents nobody else may enter.
+    # Not in tmp_path, whose parents no other user may enter.
     folder = Path(tempfile.mkdtemp(prefix="mandrake-"))
     first = ready_database.lay(folder / "first.sqlite")
     if os.geteuid() == 0:
@@ -269,8 +269,8 @@ def unprivileged(somebody, ready_database):
             os.chown(each, 65534, 65534)
 
     def ask(path, **modes):
-        somebody.send({"folder": str(folder), "open": path, "modes": modes})
-        return somebody.receive()
+        other_user.send({"folder": str(folder), "open": path, "modes": modes})
+        return other_user.receive()
 
     yield folder, ask
     folder.chmod(0o700)
@@ -298,9 +298,9 @@ def test_a_database_in_an_unwritable_folder_is_refused(unprivileged):
     folder, ask = unprivileged
     before = files(folder)
 
-    told = ask("first.sqlite", **{".": 0o555})
+    outcome = ask("first.sqlite", **{".": 0o555})
 
-    assert told in {DatabaseFolderError.__name__, ReadOnlyDatabaseError.__name__}
+    assert outcome in {DatabaseFolderError.__name__, ReadOnlyDatabaseError.__name__}
     assert files(folder) == before
     assert ask("first.sqlite", **{".": 0o755}) == "works"
 
@@ -310,10 +310,10 @@ def test_a_file_that_cannot_be_written_is_refused(unprivileged, mode):
     folder, ask = unprivileged
     before = files(folder)
 
-    told = ask("first.sqlite", **{"first.sqlite": mode})
+    outcome = ask("first.sqlite", **{"first.sqlite": mode})
 
-    # What cannot even be read is told from what can.
-    assert told == (ReadOnlyDatabaseError if mode else DatabaseOpenError).__name__
+    # A file that cannot even be read has a different error.
+    assert outcome == (ReadOnlyDatabaseError if mode else DatabaseOpenError).__name__
     (folder / "first.sqlite").chmod(0o600)
     assert files(folder) == before
     assert ask("first.sqlite", **{"first.sqlite": 0o600}) == "works"

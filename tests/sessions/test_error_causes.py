@@ -141,19 +141,19 @@ def test_the_error_after_a_fork_names_the_calls_that_help():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_manager_works_in_a_child_after_close_and_init(ready_path, pool):
     with SessionManager(ready_path, pool=pool) as sessions:
-        told, tells = os.pipe()
+        reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
             try:
                 sessions.count_sessions()
             except ForkedPoolError:
                 sessions.close()
-                os.write(tells, str(sessions.init().count_sessions()).encode())
+                os.write(writer, str(sessions.init().count_sessions()).encode())
             os._exit(0)
         os.waitpid(child, 0)
-        os.close(tells)
-        assert os.read(told, 100) == b"0"
-        os.close(told)
+        os.close(writer)
+        assert os.read(reader, 100) == b"0"
+        os.close(reader)
 
 
 def test_a_folder_that_may_not_be_written_is_named(tmp_path):

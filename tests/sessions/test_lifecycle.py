@@ -1,4 +1,4 @@
-"""M01 to M06: opening, closing and deleting one database."""
+"""Opening, closing and deleting one database."""
 
 import inspect
 import threading
@@ -126,7 +126,7 @@ def test_the_file_is_opened_in_wal_with_foreign_keys_on(path, pool, durability, 
 
 
 def test_wal_is_verified_where_the_file_system_has_none(path, pool):
-    # This VFS locks with a file beside the database and has no shared memory, so no WAL.
+    # This VFS locks with a file next to the database and has no shared memory, so no WAL.
     options = DatabaseOptions(vfs="unix-dotfile", busy_timeout=1.0)
     manager = SessionManager(path, pool=pool, options=options)
 
@@ -140,7 +140,7 @@ def test_wal_is_verified_where_the_file_system_has_none(path, pool):
 def test_a_row_without_its_parent_is_refused(sessions):
     sessions.close()
     sessions.init()
-    insert = text("INSERT INTO rounds VALUES ('r', 'nobody', 0, 1, 1)")
+    insert = text("INSERT INTO rounds VALUES ('r', 'missing', 0, 1, 1)")
 
     with (
         pytest.raises(Exception, match="FOREIGN KEY"),
@@ -287,7 +287,7 @@ def test_delete_waits_until_another_process_closes_the_file(
 
 
 def waiting_event(monkeypatch):
-    """Return an event that is set when somebody waits for another process."""
+    """Return an event that is set when a thread waits for another process."""
     import time
 
     waits, sleep = threading.Event(), time.sleep
@@ -361,7 +361,7 @@ def test_a_failed_opening_lets_the_next_one_succeed(path, pool):
 
 
 def test_a_logger_of_the_host_receives_the_events_of_the_manager(path, pool):
-    with structlog.testing.capture_logs() as told:
+    with structlog.testing.capture_logs() as logs:
         sessions = SessionManager(path, pool=pool, logger=structlog.get_logger("host"))
         sessions.init()
         sessions.init()
@@ -369,12 +369,12 @@ def test_a_logger_of_the_host_receives_the_events_of_the_manager(path, pool):
         sessions.close()
         sessions.delete()
 
-    assert [log["event"] for log in told] == [
+    assert [log["event"] for log in logs] == [
         "sessions_opened",
         "sessions_closed",
         "sessions_deleted",
     ]
-    assert all(log["path"] == str(path) for log in told)
+    assert all(log["path"] == str(path) for log in logs)
 
 
 def test_delete_of_a_relative_path_removes_the_same_file_after_chdir(tmp_path, pool, monkeypatch):

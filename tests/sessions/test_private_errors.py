@@ -45,7 +45,7 @@ def failing_calls(sessions):
     def in_transaction():
         with sessions.transaction() as tx:
             tx.create_session(CANARY)
-            tx.create_round("nobody", CANARY)
+            tx.create_round("missing", CANARY)
 
     return {
         "title": lambda: sessions.create_session(LONE),
@@ -57,18 +57,18 @@ def failing_calls(sessions):
         "metadata text": lambda: sessions.create_session(metadata=CANARY),
         "metadata key type": lambda: sessions.create_session(metadata={CANARY.encode(): 1}),
         "duplicate session": lambda: sessions.create_session(**texts, id="session"),
-        "unknown session": lambda: sessions.update_session("nobody", **texts),
+        "unknown session": lambda: sessions.update_session("missing", **texts),
         "stale session": lambda: sessions.update_session("session", **texts, expected_revision=9),
         "content": lambda: sessions.create_round("session", LONE),
         "content type": lambda: sessions.create_round("session", CANARY.encode()),
-        "round of nobody": lambda: sessions.create_round("nobody", CANARY),
+        "round of a missing session": lambda: sessions.create_round("missing", CANARY),
         "duplicate round": lambda: sessions.create_round("session", CANARY, id="round"),
         "stale round": lambda: sessions.create_round("session", CANARY, expected_index=9),
-        "request": lambda: sessions.update_request("nobody", content=CANARY),
+        "request": lambda: sessions.update_request("missing", content=CANARY),
         "request text": lambda: sessions.update_request(exchange.request.id, content=LONE),
         "duplicate turn": lambda: sessions.create_turn(response, **TURN, id="turn"),
         "duplicate index": lambda: sessions.create_turn(response, **TURN, index=0),
-        "turn of nobody": lambda: sessions.create_turn("nobody", **TURN),
+        "turn of a missing response": lambda: sessions.create_turn("missing", **TURN),
         "turn status": lambda: sessions.create_turn(response, **TURN | {"status": CANARY}),
         "turn count": lambda: sessions.create_turn(response, **TURN, input_tokens=CANARY),
         "turn cost": lambda: sessions.create_turn(response, **TURN, input_cost=CANARY),
@@ -101,16 +101,16 @@ def test_no_error_and_no_event_carries_a_users_text(sessions):
         for name, call in calls.items():
             with pytest.raises(Exception, match=r".") as caught:
                 call()
-            told = [
+            texts = [
                 part
                 for error in chain(caught.value)
                 for part in (str(error), repr(error), *map(str, getattr(error, "__notes__", ())))
             ]
             # The errors of a user's own SQLAlchemy statements hold what SQLAlchemy puts there.
             if isinstance(caught.value, MandrakeSessionsError):
-                told.append(repr(vars(caught.value)))
-            if any(CANARY in each for each in told):
-                found[name] = [each for each in told if CANARY in each]
+                texts.append(repr(vars(caught.value)))
+            if any(CANARY in each for each in texts):
+                found[name] = [each for each in texts if CANARY in each]
 
     assert found == {}
     assert CANARY not in repr(events)
@@ -145,8 +145,8 @@ def test_no_error_of_a_host_carries_a_description(tmp_path, pool):
             for call in calls.values():
                 with pytest.raises(Exception, match=r".") as caught:
                     call()
-                told = [str(each) + repr(each) for each in chain(caught.value)]
-                assert CANARY not in "".join(told) + repr(vars(caught.value))
+                texts = [str(each) + repr(each) for each in chain(caught.value)]
+                assert CANARY not in "".join(texts) + repr(vars(caught.value))
 
     assert CANARY not in repr(events)
 

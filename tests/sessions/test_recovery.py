@@ -56,7 +56,7 @@ receive()
 
 @pytest.fixture
 def sessions(ready_path: Path, pool: ConnectionPool) -> Iterator[SessionManager]:
-    """What is tested here is below the faces: one of them is enough."""
+    """These tests concern code below the faces: one face is enough."""
     with SessionManager(ready_path, pool=pool) as manager:
         # Only the tests end turns here.
         patrol.remove(Hub.of(manager.handle.file))
@@ -159,7 +159,7 @@ def test_a_streamed_turn_is_copied_with_its_whole_text(
         copy.handle.transact(insert_exchange(history.rounds[0]))
         assert copy.render_session_history(session_id).rounds == history.rounds
         assert rows(copy, "turn_chunks") == []
-        # Nobody streams into the copy.
+        # No process streams into the copy.
         assert owners(copy) == {None}
 
 

@@ -1,4 +1,4 @@
-"""M20 to M25: rounds, requests and responses."""
+"""Rounds, requests and responses."""
 
 import pytest
 
@@ -56,11 +56,11 @@ def test_create_round_in_an_unknown_session_stores_no_row(path, sessions, sessio
     before = dump(path)
 
     with pytest.raises(SessionNotFoundError):
-        sessions.create_round("nobody", "x")
+        sessions.create_round("missing", "x")
     with pytest.raises(SessionNotFoundError):
-        sessions.create_round("nobody", "x", expected_index=0)
+        sessions.create_round("missing", "x", expected_index=0)
     with pytest.raises(SessionNotFoundError):
-        sessions.record_round("nobody", "x", [NewTurn()])
+        sessions.record_round("missing", "x", [NewTurn()])
 
     assert dump(path) == before
 
@@ -136,8 +136,8 @@ def test_get_round_returns_round_request_and_response(sessions, session):
 
     assert sessions.get_round("my-round") == made
     with pytest.raises(RoundNotFoundError) as caught:
-        sessions.get_round("nobody")
-    assert caught.value.id == "nobody"
+        sessions.get_round("missing")
+    assert caught.value.id == "missing"
 
 
 def test_rounds_are_listed_in_index_order_and_paged(sessions, session):
@@ -154,7 +154,7 @@ def test_rounds_are_listed_in_index_order_and_paged(sessions, session):
     assert indexes(limit=2, after=2) == [3, 4]
     assert indexes(after=4) == []
     with pytest.raises(SessionNotFoundError):
-        sessions.list_rounds("nobody")
+        sessions.list_rounds("missing")
 
 
 def test_expected_index_refuses_to_append_to_a_conversation_that_grew(
@@ -210,9 +210,9 @@ def test_a_request_is_updated(path, sessions, session, dump):
     assert updated.content == "better question"
     assert sessions.get_round(made.id).request == updated
     with pytest.raises(RequestNotFoundError):
-        sessions.update_request("nobody", content="x")
+        sessions.update_request("missing", content="x")
     with pytest.raises(RequestNotFoundError):
-        sessions.update_request("nobody")
+        sessions.update_request("missing")
 
 
 def test_a_round_is_found_by_its_response(sessions, session):
@@ -247,7 +247,7 @@ def test_the_current_round_is_the_last_round(sessions, session):
 
     assert sessions.get_current_round(session.id) == first
     with pytest.raises(SessionNotFoundError):
-        sessions.get_current_round("nobody")
+        sessions.get_current_round("missing")
 
 
 def test_a_deleted_round_takes_its_parts_with_it(path, sessions, session, dump):

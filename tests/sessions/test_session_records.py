@@ -1,4 +1,4 @@
-"""M10 to M15: sessions and their history."""
+"""Sessions and their history."""
 
 from itertools import chain
 
@@ -72,12 +72,12 @@ def test_get_session_raises_and_find_session_returns_none_for_a_missing_id(sessi
     session = sessions.create_session("here")
     assert sessions.get_session(session.id) == session
     assert sessions.find_session(session.id) == session
-    assert sessions.find_session("nobody") is None
+    assert sessions.find_session("missing") is None
 
     with pytest.raises(SessionNotFoundError) as caught:
-        sessions.get_session("nobody")
+        sessions.get_session("missing")
 
-    assert caught.value.id == "nobody"
+    assert caught.value.id == "missing"
 
 
 def test_list_sessions_honours_limit_and_offset_newest_first(sessions):
@@ -188,9 +188,9 @@ def test_update_session_clears_a_field_with_none(sessions):
 
 def test_update_of_an_unknown_session_raises_also_without_fields(sessions):
     with pytest.raises(SessionNotFoundError):
-        sessions.update_session("nobody", title="x")
+        sessions.update_session("missing", title="x")
     with pytest.raises(SessionNotFoundError):
-        sessions.update_session("nobody")
+        sessions.update_session("missing")
 
 
 def test_an_expected_revision_refuses_the_slower_update_of_a_session(path, sessions, dump):
@@ -311,10 +311,10 @@ def test_the_history_of_an_empty_session_has_no_rounds(sessions):
     assert sessions.render_session_history(session.id).rounds == ()
     assert list(sessions.iter_session_history(session.id)) == []
     with pytest.raises(SessionNotFoundError):
-        sessions.render_session_history("nobody")
+        sessions.render_session_history("missing")
     with pytest.raises(SessionNotFoundError):
-        list(sessions.iter_session_history("nobody"))
-    # Refused at once, by both faces, and not when somebody comes to read it.
+        list(sessions.iter_session_history("missing"))
+    # Refused at once, by both faces, and not by the first step of the iterator.
     for wrong in ({"session_id": 5}, {"session_id": session.id, "page_size": -1}):
         with pytest.raises(InvalidArgumentError):
             sessions.iter_session_history(**wrong)

@@ -1,4 +1,4 @@
-"""M60 to M69: what a SessionManager promises by standing on a pool.
+"""Promises that a SessionManager keeps through its pool.
 
 The pool's own races, leases and faults are tested in ``tests/database``.
 """
@@ -229,9 +229,9 @@ def test_a_call_that_raises_inside_a_transaction_leaves_nothing(path, sessions, 
 
     with sessions.transaction() as tx:
         with pytest.raises(DatabaseError, match=r"."), tx.savepoint():
-            tx._database.run(statement("INSERT INTO rounds VALUES ('r', 'nobody', 1, 1, 1)"))
+            tx._database.run(statement("INSERT INTO rounds VALUES ('r', 'missing', 1, 1, 1)"))
         with pytest.raises(SessionNotFoundError):
-            tx.create_round("nobody", "x")
+            tx.create_round("missing", "x")
         with pytest.raises(Exception, match="already"):
             tx.create_round(session.id, "x", id=taken.id)
 
@@ -373,7 +373,7 @@ def test_a_write_behind_a_thread_that_keeps_its_lease_raises_in_the_queue(sessio
 
 def test_errors_carry_their_context(path, sessions):
     with pytest.raises(ConstraintViolationError) as caught, sessions.transaction() as tx:
-        tx._database.run(statement("INSERT INTO rounds VALUES ('r', 'nobody', 1, 1, 1)"))
+        tx._database.run(statement("INSERT INTO rounds VALUES ('r', 'missing', 1, 1, 1)"))
 
     error = caught.value
     assert error.path == path
@@ -384,7 +384,7 @@ def test_errors_carry_their_context(path, sessions):
     assert str(path) in str(error)
 
 
-# M68's monitor, which looks by itself, comes with its issue; here is the look on demand.
+# The check on demand; the monitor, which checks by itself, has tests of its own.
 def test_health_and_stats_describe_an_open_database(path, sessions):
     for number in range(3):
         sessions.create_session(str(number))
@@ -439,7 +439,7 @@ def test_a_moved_file_is_noticed_and_init_opens_a_new_one(path, pool):
         assert [each.title for each in sessions.list_sessions()] == ["in the old file"]
 
 
-# The shutdown hook (M56) has tests of its own.
+# The shutdown hook has tests of its own.
 def test_a_shutdown_waits_for_running_work_and_refuses_new_work(path):
     pool = ConnectionPool()
     manager = SessionManager(path, pool=pool).init()

@@ -61,7 +61,7 @@ S = odd(str)
 K = odd(str, "__eq__", "__hash__")
 I = odd(int)  # noqa: E741  # short, as the values below are many
 F = odd(float)
-# What is in a mapping can only be asked of itself.
+# Only a mapping itself can name its items.
 D = odd(dict, "items")
 
 
@@ -164,7 +164,7 @@ def test_a_stream_takes_subclasses_as_their_values(sessions, response):
 def test_a_subscription_takes_subclasses_as_their_values_and_harms_no_other(sessions, response):
     turn = sessions.create_turn(response.id, id="watched")
     session_id = sessions.get_round(response.round_id).session_id
-    told = queue.SimpleQueue()
+    received = queue.SimpleQueue()
     others = [
         sessions.watch_response(response.id, follow=True),
         sessions.watch_session(session_id, last=1),
@@ -173,15 +173,15 @@ def test_a_subscription_takes_subclasses_as_their_values_and_harms_no_other(sess
         sessions.watch_response(S(response.id), follow=True),
         sessions.watch_session(S(session_id), last=I(1)),
     ]
-    sessions.track_streaming_turns(S(response.id), told.put, follow=True)
-    # The turn as it is; where the update came first, it would be the only one that is told.
-    assert told.get(timeout=PATIENCE).turn.content == ""
-    sessions.add_turn_update_listener(S(turn.id), told.put)
+    sessions.track_streaming_turns(S(response.id), received.put, follow=True)
+    # The turn as it is; where the update came first, it would be the only delivery.
+    assert received.get(timeout=PATIENCE).turn.content == ""
+    sessions.add_turn_update_listener(S(turn.id), received.put)
     sessions.update_turn(turn.id, content="text")
     for watch in (*others, *odd_ones):
         while getattr(watch.receive(timeout=F(PATIENCE)), "text", None) != "text":
             pass
-    heard = [told.get(timeout=PATIENCE).turn.content for _ in range(2)]
+    heard = [received.get(timeout=PATIENCE).turn.content for _ in range(2)]
     assert heard == ["text"] * 2
     for watch in (*others, *odd_ones):
         watch.close()

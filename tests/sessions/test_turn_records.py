@@ -1,4 +1,4 @@
-"""M30 to M33 and M42: turns and the streaming status."""
+"""Turns and the streaming status."""
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -100,7 +100,7 @@ def test_a_taken_index_or_id_or_an_unknown_response_stores_nothing(path, session
     with pytest.raises(TurnAlreadyExistsError):
         sessions.create_turn(response.id, id=turn.id)
     with pytest.raises(ResponseNotFoundError):
-        sessions.create_turn("nobody")
+        sessions.create_turn("missing")
 
     assert dump(path) == before
     assert sessions.create_turn(response.id).index == 2
@@ -183,7 +183,7 @@ def test_an_expected_revision_refuses_the_slower_update_of_a_turn(sessions, resp
     assert (caught.value.expected, caught.value.actual) == (0, 1)
     assert sessions.get_turn(turn.id) == faster
     with pytest.raises(TurnNotFoundError):
-        sessions.update_turn("nobody", content="x")
+        sessions.update_turn("missing", content="x")
 
 
 def test_turns_are_listed_in_index_order_and_the_latest_is_the_newest(sessions, response):
@@ -197,7 +197,7 @@ def test_turns_are_listed_in_index_order_and_the_latest_is_the_newest(sessions, 
     assert sessions.get_latest_turn(response.id) == turns[-1]
     for method in (sessions.list_turns, sessions.get_latest_turn):
         with pytest.raises(ResponseNotFoundError):
-            method("nobody")
+            method("missing")
 
 
 def test_a_deleted_turn_is_gone_and_its_index_is_not_given_again(sessions, response):
@@ -329,7 +329,7 @@ def test_the_streaming_status_distinguishes_no_turns_from_complete(sessions, res
     sessions.update_turn(second.id, status="error", error_message="it broke")
     assert status() == (2, 0, False, True)
     with pytest.raises(ResponseNotFoundError):
-        sessions.get_streaming_status("nobody")
+        sessions.get_streaming_status("missing")
 
 
 ENUMS = {

@@ -1,4 +1,4 @@
-"""M31 and M40 to M42: listeners, trackers and watchers, and what each of them is told."""
+"""Listeners, trackers and watchers, and the updates that each of them receives."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from mandrake_sessions import (
 TOOL = {"call": {"name": "sleep"}, "response": {"ok": True}}
 
 
-class Told:
-    """A listener that keeps what it is told, for the test to wait for."""
+class Listener:
+    """A listener that keeps its updates, for the test to wait for."""
 
     def __init__(self):
         self.updates = queue.SimpleQueue()
@@ -44,49 +44,49 @@ def finished(update):
 
 def test_a_listener_receives_the_new_turn(sessions, response):
     turn = sessions.create_turn(response.id)
-    told = Told()
+    listener = Listener()
 
-    subscription = sessions.add_turn_update_listener(turn.id, told)
+    subscription = sessions.add_turn_update_listener(turn.id, listener)
     sessions.update_turn(turn.id, content="Hel")
-    assert told.until(lambda update: update.turn.content == "Hel").turn.revision == 1
+    assert listener.until(lambda update: update.turn.content == "Hel").turn.revision == 1
     sessions.update_turn(turn.id, content="Hello", status="completed")
-    last = told.until(finished)
+    last = listener.until(finished)
 
     assert last.turn == sessions.get_turn(turn.id)
     assert (last.offset, last.text) == (3, "lo")
     assert not last.is_in_flight
-    # Usage often arrives late: a turn that has ended is still told of.
+    # Usage often arrives late: an update of a turn that has ended is still delivered.
     sessions.update_turn(turn.id, output_tokens=7)
-    assert told.until(lambda update: update.turn.output_tokens == 7).text == ""
+    assert listener.until(lambda update: update.turn.output_tokens == 7).text == ""
     subscription.close()
 
 
 def test_a_listener_receives_updates_of_its_own_turn_only(sessions, response):
     mine, other = sessions.create_turn(response.id), sessions.create_turn(response.id)
-    told = Told()
+    listener = Listener()
 
-    with sessions.add_turn_update_listener(mine.id, told):
+    with sessions.add_turn_update_listener(mine.id, listener):
         sessions.update_turn(other.id, content="not mine")
         sessions.update_turn(mine.id, status="completed")
-        told.until(finished)
+        listener.until(finished)
 
-    assert {update.turn.id for update in told.seen} == {mine.id}
+    assert {update.turn.id for update in listener.seen} == {mine.id}
 
 
 def test_a_raising_listener_is_logged_and_stops_nothing(sessions, response):
     turn = sessions.create_turn(response.id)
-    told = Told()
+    listener = Listener()
 
     def raising(update):
         raise RuntimeError("this listener is broken")
 
     with structlog.testing.capture_logs() as events:
         broken = sessions.add_turn_update_listener(turn.id, raising)
-        sound = sessions.add_turn_update_listener(turn.id, told)
+        sound = sessions.add_turn_update_listener(turn.id, listener)
         sessions.update_turn(turn.id, content="one")
-        told.until(lambda update: update.turn.content == "one")
+        listener.until(lambda update: update.turn.content == "one")
         sessions.update_turn(turn.id, status="completed")
-        told.until(finished)
+        listener.until(finished)
         broken.close()
         sound.close()
 
@@ -95,29 +95,29 @@ def test_a_raising_listener_is_logged_and_stops_nothing(sessions, response):
 
 def test_a_listener_may_close_itself_and_call_the_manager(sessions, response):
     turn = sessions.create_turn(response.id)
-    told = Told()
+    listener = Listener()
     opened = threading.Event()
 
     def once(update):
         opened.wait(PATIENCE)
         subscription.close()
-        told(update)
+        listener(update)
 
     subscription = sessions.add_turn_update_listener(turn.id, once)
     opened.set()
     sessions.update_turn(turn.id, content="one")
-    told.until(lambda update: True)
+    listener.until(lambda update: True)
     assert subscription.is_closed
     sessions.update_turn(turn.id, status="completed")
 
-    assert told.updates.empty()
+    assert listener.updates.empty()
 
 
 def test_a_closed_subscription_receives_nothing_more(sessions, response):
     turn = sessions.create_turn(response.id)
-    told, witness = Told(), Told()
+    listener, witness = Listener(), Listener()
 
-    subscription = sessions.add_turn_update_listener(turn.id, told)
+    subscription = sessions.add_turn_update_listener(turn.id, listener)
     other = sessions.add_turn_update_listener(turn.id, witness)
     subscription()
     sessions.update_turn(turn.id, status="completed")
@@ -125,23 +125,23 @@ def test_a_closed_subscription_receives_nothing_more(sessions, response):
     other.close()
     subscription.close()
 
-    assert told.updates.empty()
+    assert listener.updates.empty()
     assert subscription.is_closed
 
 
 def test_a_tracker_receives_the_present_state_then_every_later_one(sessions, response):
     first = sessions.create_turn(response.id, content="Let me ", tool_calls=[TOOL])
-    told = Told()
+    listener = Listener()
 
-    tracker = sessions.track_streaming_turns(response.id, told)
-    assert told.until(lambda update: True).turn == first
+    tracker = sessions.track_streaming_turns(response.id, listener)
+    assert listener.until(lambda update: True).turn == first
     sessions.update_turn(first.id, content="Let me look.", status="completed")
-    assert told.until(finished).text == "look."
+    assert listener.until(finished).text == "look."
     # The tool has run: the next turn is seen, however long that took.
     second = sessions.create_turn(response.id)
-    assert told.until(lambda update: update.turn.id == second.id).turn == second
+    assert listener.until(lambda update: update.turn.id == second.id).turn == second
     sessions.update_turn(second.id, content="It is the lock.", status="completed")
-    last = told.until(lambda update: update.turn.id == second.id and finished(update))
+    last = listener.until(lambda update: update.turn.id == second.id and finished(update))
 
     assert last.turn.content == "It is the lock."
     assert tracker.wait(PATIENCE)
@@ -150,13 +150,13 @@ def test_a_tracker_receives_the_present_state_then_every_later_one(sessions, res
 
 def test_a_second_tracker_receives_the_same_updates(sessions, response):
     turn = sessions.create_turn(response.id)
-    several = [Told() for _ in range(5)]
-    trackers = [sessions.track_streaming_turns(response.id, told) for told in several]
+    several = [Listener() for _ in range(5)]
+    trackers = [sessions.track_streaming_turns(response.id, listener) for listener in several]
 
     sessions.update_turn(turn.id, content="for all", status="completed")
 
-    for told in several:
-        assert told.until(finished).turn.content == "for all"
+    for listener in several:
+        assert listener.until(finished).turn.content == "for all"
     assert all(tracker.wait(PATIENCE) for tracker in trackers)
 
 
@@ -219,8 +219,8 @@ def test_a_watch_reports_a_deleted_turn(sessions, response):
     with sessions.watch_response(response.id) as watch:
         assert {watch.receive(PATIENCE).turn.id for _ in range(2)} == {kept.id, gone.id}
         sessions.delete_turn(gone.id)
-        told = watch.receive(PATIENCE)
-        assert (told.turn.id, told.is_deleted) == (gone.id, True)
+        update = watch.receive(PATIENCE)
+        assert (update.turn.id, update.is_deleted) == (gone.id, True)
         sessions.delete_session(sessions.get_round_by_response(response.id).session_id)
         assert [(each.turn.id, each.is_deleted) for each in watch] == [(kept.id, True)]
 
@@ -245,10 +245,10 @@ def test_a_watch_delivers_unstored_text_of_a_writer_as_in_flight(sessions, respo
 
 def test_closing_the_manager_ends_every_subscription(sessions, response):
     turn = sessions.create_turn(response.id)
-    told = Told()
+    listener = Listener()
     watch = sessions.watch_response(response.id)
     watch.receive(PATIENCE)
-    listening = sessions.add_turn_update_listener(turn.id, told)
+    listening = sessions.add_turn_update_listener(turn.id, listener)
     assert sessions.subscriptions == 2
 
     sessions.close()
@@ -261,13 +261,13 @@ def test_closing_the_manager_ends_every_subscription(sessions, response):
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        (lambda s: s.watch_response("nobody").receive(PATIENCE), ResponseNotFoundError),
-        (lambda s: s.watch_session("nobody").receive(PATIENCE), SessionNotFoundError),
-        (lambda s: s.track_streaming_turns("nobody", print), ResponseNotFoundError),
-        (lambda s: s.add_turn_update_listener("nobody", print), TurnNotFoundError),
+        (lambda s: s.watch_response("missing").receive(PATIENCE), ResponseNotFoundError),
+        (lambda s: s.watch_session("missing").receive(PATIENCE), SessionNotFoundError),
+        (lambda s: s.track_streaming_turns("missing", print), ResponseNotFoundError),
+        (lambda s: s.add_turn_update_listener("missing", print), TurnNotFoundError),
         (lambda s: s.watch_response(7), InvalidArgumentError),
-        (lambda s: s.watch_session("nobody", last=-1), InvalidArgumentError),
-        (lambda s: s.add_turn_update_listener("nobody", "print"), InvalidArgumentError),
+        (lambda s: s.watch_session("missing", last=-1), InvalidArgumentError),
+        (lambda s: s.add_turn_update_listener("missing", "print"), InvalidArgumentError),
     ],
 )
 def test_bad_arguments_are_refused_and_leave_no_subscription(sessions, call, error):

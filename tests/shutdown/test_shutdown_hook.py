@@ -1,4 +1,4 @@
-"""M56: a signal closes everything once, wherever the main thread is, and then has its effect."""
+"""A signal closes everything once, wherever the main thread is, and then has its effect."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ wait_for_signals()
 def test_the_main_thread_waits_in_the_queue_behind_a_thread_that_hangs(
     run: Run, path: Path
 ) -> None:
-    """Bounded, and what could not be closed is told."""
+    """The wait is bounded, and the file that could not be closed is named."""
     child = run(
         WAITING
         + """
@@ -429,13 +429,13 @@ wait_for_signals()
 
 
 def acknowledged(child: Any) -> set[str]:
-    """Return every id that was told until the child's end."""
-    told = set()
+    """Return every id that the child sent until its end."""
+    sent = set()
     assert child.process.stdout is not None
     for line in child.process.stdout:
         if line.endswith("\n"):
-            told.add(json.loads(line))
-    return told
+            sent.add(json.loads(line))
+    return sent
 
 
 def test_every_acknowledged_row_of_worker_threads_is_stored(run: Run, path: Path) -> None:
@@ -457,12 +457,12 @@ wait_for_signals()
     )
     first = {child.receive() for _ in range(60)}
     child.process.terminate()
-    told = first | acknowledged(child)
+    sent = first | acknowledged(child)
     ends_by(child, signal.SIGTERM)
     found = stored(path)
-    assert told <= found
+    assert sent <= found
     # A thread may die between its COMMIT and its line.
-    assert len(found - told - {"before"}) <= 6
+    assert len(found - sent - {"before"}) <= 6
 
 
 def test_threads_that_are_no_daemons_may_end_their_work(run: Run, path: Path) -> None:
@@ -482,9 +482,9 @@ threading.Thread(target=work).start()
     )
     first = {child.receive() for _ in range(20)}
     child.process.terminate()
-    told = first | acknowledged(child)
+    sent = first | acknowledged(child)
     ends_by(child, signal.SIGTERM)
-    assert told <= stored(path)
+    assert sent <= stored(path)
 
 
 @pytest.mark.parametrize("place", ["before the loop", "in the loop"])
@@ -516,9 +516,9 @@ asyncio.run(main())
     )
     first = {child.receive() for _ in range(40)}
     child.process.send_signal(number)
-    told = first | acknowledged(child)
+    sent = first | acknowledged(child)
     ends_by(child, number)
-    assert told <= stored(path)
+    assert sent <= stored(path)
 
 
 # -- what is closed -------------------------------------------------------------------------
@@ -563,7 +563,7 @@ structlog.configure(processors=[broken])
 def fail():
     raise ValueError("injected")
 when_closing(fail)
-threading.excepthook = lambda told: None
+threading.excepthook = lambda _arguments: None
 say("ready")
 wait_for_signals()
 """
@@ -580,7 +580,7 @@ def test_a_process_that_cannot_start_a_thread_ends_all_the_same(run: Run) -> Non
 def refuse(_thread):
     raise RuntimeError("can't start new thread")
 threading.Thread.start = refuse
-threading.excepthook = lambda told: None
+threading.excepthook = lambda _arguments: None
 say("ready")
 wait_for_signals()
 """
@@ -918,7 +918,7 @@ def test_the_hook_cannot_be_installed_outside_the_main_thread() -> None:
 def test_arguments_that_would_fail_at_the_signal_are_refused_at_once(
     closeables: tuple[Any, ...], wrong: dict[str, Any]
 ) -> None:
-    """Nobody would be left to close anything then, and the signal would do nothing."""
+    """No thread would be left to close anything then, and the signal would do nothing."""
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(InvalidArgumentError):
         install_shutdown_hook(*closeables, **wrong)
@@ -986,7 +986,7 @@ wait_for_signals()
     for _ in range(2):
         assert child.receive() > 0
         child.send()
-        # A KeyboardInterrupt that nobody catches: -2 for os.fork, 1 for multiprocessing.
+        # A KeyboardInterrupt that is not caught: -2 for os.fork, 1 for multiprocessing.
         assert child.receive() in ((-number,) if number == signal.SIGTERM else (-number, 1))
     assert child.receive() is True
     child.process.terminate()

@@ -1,4 +1,4 @@
-"""What is run is what SQLAlchemy makes of the statements, at this very moment."""
+"""The statements that run are those that SQLAlchemy compiles from their sources now."""
 
 import ast
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_a_record_is_inserted_by_position_as_it_would_be_by_name(name):
     source = SOURCES[name]
     by_name = compiled(source.core())
     columns = {column: f"the {field}" for column, field in source.fields().items()}
-    beside = {column.name: f"beside {column.name}" for column in source.beside}
+    beside = {column.name: f"extra {column.name}" for column in source.beside}
     record = source.record(**{field: f"the {field}" for field in source.record.__struct_fields__})
 
     statement, row = getattr(sql, name).of(record, *beside.values())
@@ -85,7 +85,7 @@ def test_a_record_is_inserted_by_position_as_it_would_be_by_name(name):
     assert statement.name == name
     assert statement.sql == by_name.sql
     assert row == by_name.bind({**columns, **beside})
-    assert set(row) > {f"beside {name}" for name in beside}
+    assert set(row) > {f"extra {name}" for name in beside}
 
 
 # -- an UPDATE of some columns ------------------------------------------------------------------
