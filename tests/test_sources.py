@@ -86,6 +86,8 @@ ALLOWED = {
         "tempfile": "a private folder for that copy",
     },
     "tools/generate/__main__.py": {"write_text": "writes three modules of the package"},
+    "tools/generate/faces.py": {"write_text": "writes the modules of faces"},
+    "tools/generate/signatures.py": {"read_text": "the sources of units"},
     "tools/words.py": {"io": "StringIO for comments", "read_text": "the checkout"},
     "tools/generate/ddl.py": {"read_text": "the project's version"},
     "mandrake_sessions/testing/power.py": {

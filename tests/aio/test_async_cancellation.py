@@ -139,18 +139,24 @@ def test_a_cancelled_call_that_fails_after_all_says_why(manager):
 
 
 def test_a_timeout_stays_a_timeout_and_names_the_outcome(manager):
-    begun, may_go = threading.Event(), threading.Event()
-
-    def work(tx):
-        tx.create_session("made")
-        begun.set()
-        assert may_go.wait(PATIENCE)
+    may_go = threading.Event()
 
     async def main():
+        loop, limit = asyncio.get_running_loop(), asyncio.timeout(PATIENCE)
+
+        def expire():
+            limit.reschedule(loop.time())
+            loop.call_later(0.05, may_go.set)
+
+        def work(tx):
+            tx.create_session("made")
+            # The call has begun: its timeout comes now, and the work ends after it.
+            loop.call_soon_threadsafe(expire)
+            assert may_go.wait(PATIENCE)
+
         async with manager as sessions:
-            asyncio.get_running_loop().call_later(0.1, may_go.set)
             with pytest.raises(TimeoutError) as raised:
-                async with asyncio.timeout(0.02):
+                async with limit:
                     await sessions.transact(work)
             assert cancelled_call(raised.value).is_committed is True
             with lease_held(sessions.sync):

@@ -613,7 +613,7 @@ async def accepted_async(call, name, values):
     return found
 
 
-ASYNC_OURS = ("worker", "close_now", "open_handle", "run_unit")
+ASYNC_OURS = ("close_now",)
 
 
 @pytest.mark.parametrize(
