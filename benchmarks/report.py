@@ -96,7 +96,7 @@ def _limits(results: Results) -> str:
     missed = sum(verdict.is_met is False for _, verdict in rows)
     unheld = len(rows) - met - missed
     summary = f"{met} of {len(rows)} limits were met and {missed} missed"
-    summary += f"; {unheld} had nobody to be held against." if unheld else "."
+    summary += f"; {unheld} had no store to be held against." if unheld else "."
     table = _table(
         [
             ("what", "limit", "measured", "rounds", ""),

@@ -12,7 +12,7 @@ _MEANINGS = {
     "append-one": "One agent stores its finished turns, one after the other.",
     "append-threads": "Eight agents of one process store their finished turns in one workspace.",
     "append-processes": "Several programs, or several workers of a server, share one workspace.",
-    "append-files": "Eight agents have a workspace each, so nobody waits for anybody but the disk.",
+    "append-files": "Eight agents have a workspace each, so an agent waits for the disk alone.",
     "append-tasks": "An asyncio host: the stores that have an async face, and ours from threads.",
     "read-whole": "A long conversation is shown, or sent to a model again.",
     "read-last": "A host shows the end of a long conversation.",
@@ -26,15 +26,15 @@ _MEANINGS = {
     "stream-flat-out": "Tokens as fast as eight threads can write them.",
     "stream-age": "What another process sees of a turn that is being written.",
     "update-token": "A host that stores each token by itself, without a TurnWriter.",
-    "stream-readers": "Tokens at the pace of a model, while somebody reads.",
+    "stream-readers": "Tokens at the pace of a model, during reads of a history.",
     "stream-foreign-lock": "Whether a slow neighbour holds up those who write tokens.",
-    "watch": "How soon a watcher is told of a change.",
+    "watch": "How soon a watcher receives a change.",
     "watch-idle": "What watching costs while nothing happens.",
 }
 
 
 _CONTENDED = ("append-threads", "append-processes", "append-files", "append-tasks")
-"""Where several write at once, so that a wait is somebody else's doing."""
+"""Where several write at once, so that one waits for another."""
 
 _MOST_NAMED = 3
 
@@ -70,16 +70,16 @@ def standing(scenario: Scenario) -> list[str]:
     rivals = [each for each in scenario.figures[1:] if each.ratios]
     if not rivals:
         return []
-    found = [_beside_bare(scenario, [each for each in rivals if is_bare(each)])]
+    found = [_against_bare(scenario, [each for each in rivals if is_bare(each)])]
     others = [each for each in rivals if not is_bare(each) and not is_ours(each)]
-    found += [_beside_others(scenario, others), _beside_itself(scenario, rivals)]
+    found += [_against_others(scenario, others), _against_itself(scenario, rivals)]
     if scenario.id.startswith(_CONTENDED):
         found.append(_waiting(scenario, rivals))
     found.append(_trouble(scenario))
     return [each for each in found if each]
 
 
-def _beside_bare(scenario: Scenario, bare: Sequence[Figures]) -> str:
+def _against_bare(scenario: Scenario, bare: Sequence[Figures]) -> str:
     if not bare:
         return ""
     best = max(bare, key=lambda each: faster_by(scenario, each))
@@ -90,7 +90,7 @@ def _beside_bare(scenario: Scenario, bare: Sequence[Figures]) -> str:
     return f"Ours takes {ratio_text(times)} times as long as {which}."
 
 
-def _beside_others(scenario: Scenario, others: Sequence[Figures]) -> str:
+def _against_others(scenario: Scenario, others: Sequence[Figures]) -> str:
     if not others:
         return ""
     ordered = sorted(others, key=lambda each: -faster_by(scenario, each))
@@ -118,7 +118,7 @@ def _as_fast(scenario: Scenario, rival: Figures) -> str:
     return f"{ratio_text(1 / faster_by(scenario, rival))} times as fast as {rival.store}"
 
 
-def _beside_itself(scenario: Scenario, rivals: Sequence[Figures]) -> str:
+def _against_itself(scenario: Scenario, rivals: Sequence[Figures]) -> str:
     others = [each for each in rivals if is_ours(each)]
     if not others:
         return ""
@@ -135,7 +135,7 @@ def _waiting(scenario: Scenario, rivals: Sequence[Figures]) -> str:
     shorter = [each for each in ordered if each.longest < mine]
     if not shorter:
         return (
-            f"Nobody's longest wait is shorter than ours: {significant(mine)} ms, against "
+            f"No store has a shorter longest wait than ours: {significant(mine)} ms, against "
             f"{significant(ordered[0].longest)} to {significant(ordered[-1].longest)} ms."
         )
     named = [f"{each.store} ({significant(each.longest)} ms)" for each in shorter[:_MOST_NAMED]]
@@ -198,7 +198,7 @@ def _imports(scenario: Scenario) -> str:
 
 
 def not_first(results: Results) -> list[str]:
-    """Return a line for each scenario in which somebody is faster than ours, or waits less."""
+    """Return a line for each scenario in which another store is faster than ours."""
     found = []
     for scenario in results.scenarios:
         if scenario.id.startswith(("growth", "import")):

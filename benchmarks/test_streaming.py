@@ -138,7 +138,7 @@ def test_flat_out(bench: Bench, sessions: SessionManager, pace: Pace) -> None:
     calls.sort()
     ages_found = bench.record(
         "stream-age",
-        "how old the text is that another process finds, beside these streams",
+        "how old the text is that another process finds during these streams",
         unit="looks",
     )
     ages_found.add("text not yet found", oldest or [0.0])
@@ -191,7 +191,7 @@ def test_readers_beside_paced_streams(
         readers.join()
         require_whole(streams, sessions)
         lines.add("a rendering, quiet", quiet)
-        lines.add("a rendering, beside the streams", busy)
+        lines.add("a rendering during the streams", busy)
         slower = quantile(busy, 0.99) / quantile(quiet, 0.99)
         lines.at_most("99 % of the renderings to that of the quiet ones", slower, READERS_SLOWER)
         judge_calls(lines, calls_in_order(streams))
@@ -206,7 +206,7 @@ def test_writing_beside_a_long_history_and_a_foreign_lock(
 ) -> None:
     lines = bench.record(
         "stream-foreign-lock",
-        f"{STREAMS} streams beside a reader of {LONG_HISTORY:,} rounds,"
+        f"{STREAMS} streams and a reader of {LONG_HISTORY:,} rounds,"
         " while another process holds the lock for a second",
         unit="tokens",
     )

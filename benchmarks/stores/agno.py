@@ -36,7 +36,7 @@ class AgnoStore:
     is_async: ClassVar[Literal[False]] = False
     remark: ClassVar[str] = (
         "An append is one `upsert_run`; an agent writes the session's row too, with a COMMIT of its"
-        " own. A history is read from its cache of objects, but for what is new in the file."
+        " own. A history is read from its cache of objects, and only new rows from the file."
     )
 
     def __init__(self, folder: Path, durability: Durability) -> None:

@@ -47,9 +47,9 @@ class BareStore:
     requires: ClassVar[tuple[str, ...]] = ("apsw",)
     is_async: ClassVar[Literal[False]] = False
     remark: ClassVar[str] = (
-        "What ours was traced to send to SQLite, on our schema with our pragmas; no argument is"
-        " checked, no record made, nobody waits in order. A connection for each thread; checkpoints"
-        " on a connection of their own, in a thread."
+        "The statements that a trace of mandrake_sessions recorded, on our schema with our pragmas;"
+        " no argument is checked, no record made, no queue kept. A connection for each thread;"
+        " checkpoints on a connection of their own, in a thread."
     )
     is_shared: ClassVar[bool] = False
     autocheckpoint: ClassVar[bool] = False

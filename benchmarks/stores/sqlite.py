@@ -206,7 +206,7 @@ class SqliteStore:
     is_async: ClassVar[Literal[False]] = False
     remark: ClassVar[str] = (
         "The standard library's sqlite3 with five tables like ours, WAL, BEGIN IMMEDIATE, a busy"
-        " timeout of 30 s and a connection for each thread; nobody waits in order."
+        " timeout of 30 s and a connection for each thread; no queue is kept."
     )
 
     def __init__(self, folder: Path, durability: Durability) -> None:

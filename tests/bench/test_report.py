@@ -127,7 +127,7 @@ def test_limits_are_counted_and_a_missed_one_stands_out() -> None:
         Verdict(limit="throughput at least 2 times c", note="it was not measured"),
     ]
     text = text_of(results(verdicts=verdicts))
-    assert "1 of 3 limits were met and 1 missed; 1 had nobody to be held against." in text
+    assert "1 of 3 limits were met and 1 missed; 1 had no store to be held against." in text
     assert "| throughput at least 2 times b | 1.50 | - | **missed** by 25.0% |" in text
     assert "| throughput at least 2 times a | 2.50 | 2.00 to 3.00 | met |" in text
 
