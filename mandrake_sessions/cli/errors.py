@@ -77,7 +77,7 @@ _UNSOUND: Final = {11, 19, 26}
 # What only a program of Python's can do; a person has --timeout and --allow-other-names.
 _FOR_PROGRAMS: Final = (
     "; raise busy_timeout or find who holds it",
-    " DatabaseOptions(allow_other_names=True) opens it all the same.",
+    " DatabaseOptions(allow_other_names=True) opens it nevertheless.",
 )
 _OF_FILE: Final = re.compile(r"(mandrake-sessions (?:doctor|salvage)) FILE")
 """Where a hint names the file that the error is about."""

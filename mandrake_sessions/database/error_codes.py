@@ -1,4 +1,4 @@
-"""What an SQLite error means: from the extended result code to a typed error, never by its text."""
+"""Maps SQLite's extended result codes and errors of the system to typed errors, never by text."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from mandrake_sessions.errors import (
     TooManyFilesError,
 )
 
-# By primary result code; what is missing here is an error in the statement itself.
+# By primary result code; a code that is missing here is an error in the statement itself.
 _MEANINGS: dict[int, type[DatabaseError]] = {
     apsw.SQLITE_BUSY: DatabaseBusyError,
     apsw.SQLITE_LOCKED: DatabaseBusyError,
-    # SQLite did not get the locks of the log's index, in the ten seconds that it tried.
+    # SQLite tried for ten seconds and did not get the locks of the WAL index.
     apsw.SQLITE_PROTOCOL: DatabaseBusyError,
     apsw.SQLITE_READONLY: ReadOnlyDatabaseError,
     apsw.SQLITE_PERM: ReadOnlyDatabaseError,
@@ -44,9 +44,9 @@ _MEANINGS: dict[int, type[DatabaseError]] = {
     apsw.SQLITE_FULL: StorageFullError,
     apsw.SQLITE_CANTOPEN: DatabaseOpenError,
 }
-# By extended code, where the primary one says too little.
+# By extended code, where the primary one is not precise enough.
 _SPECIAL_MEANINGS: dict[int, type[DatabaseError]] = {
-    # Pages that should be there are past the end of the file.
+    # Pages that the file should have are past its end.
     apsw.SQLITE_IOERR_SHORT_READ: CorruptDatabaseError,
     apsw.SQLITE_IOERR_NOMEM: NoMemoryError,
 }
@@ -58,7 +58,7 @@ _BY_CLASS = {type(apsw.exception_for(code)): code for code in _MEANINGS}
 def extended_code(error: Exception) -> int:
     """Return the extended result code, or 0 for an error that APSW itself raised.
 
-    One that a VFS written in Python raised carries no code, but its class does.
+    An error of a VFS written in Python carries no code; its class gives the primary one.
     """
     code = int(getattr(error, "extendedresult", 0) or getattr(error, "result", 0) or 0)
     return code or _BY_CLASS.get(type(error), 0)
@@ -77,14 +77,14 @@ def translate(
     *,
     raw: apsw.Connection | None = None,
 ) -> DatabaseError:
-    """Return the typed error for one that APSW or the system raised; raise it ``from`` that one.
+    """Return the typed error for an error of APSW or the system; raise it ``from`` that error.
 
     Args:
-        error: that one.
+        error: the error of APSW or the system.
         path: of the database.
-        operation: what was being done.
+        operation: the operation that failed, for the error.
         attempts: how often it was tried.
-        raw: the connection that met it, if it can be asked for the cause.
+        raw: the connection that met the error, if its file can be examined for the cause.
     """
     if isinstance(error, OSError):
         return translate_os(error, path)
@@ -119,9 +119,9 @@ def _columns(message: str) -> tuple[str, ...]:
 
 
 def free_bytes(path: Path) -> int | None:
-    """Return what the file system of ``path`` has free, or None if it does not answer."""
+    """Return the free bytes of the file system of ``path``, or None if it does not answer."""
     try:
-        # Late, as it is rarely needed: it brings every module for compressed files.
+        # Imported late: it is rarely needed and imports every module for compressed files.
         import shutil
 
         return shutil.disk_usage(path.parent).free
@@ -130,7 +130,7 @@ def free_bytes(path: Path) -> int | None:
 
 
 DESCRIPTORS_PER_FILE: Final = 7
-"""The file and its log, twice each; the log's index; the claim; the turnstile."""
+"""The file and its WAL, twice each; the WAL index; the claim; the turnstile."""
 
 
 def lacks_descriptors() -> bool:
@@ -139,7 +139,7 @@ def lacks_descriptors() -> bool:
 
 
 def _refused_descriptor() -> OSError | None:
-    """Return how the system refuses as many descriptors as a file needs, None if it does not."""
+    """Return the error for as many descriptors as a file needs; None if the system gives them."""
     with contextlib.ExitStack() as opened:
         try:
             for _ in range(DESCRIPTORS_PER_FILE):
@@ -150,7 +150,10 @@ def _refused_descriptor() -> OSError | None:
 
 
 def _obstacle(path: Path) -> DatabaseError | None:
-    """Return why SQLite could not open or make a file, which it does not say; None if unknown."""
+    """Return why SQLite could not open or make a file; None if unknown.
+
+    SQLite itself gives no reason.
+    """
     refused = _refused_descriptor()
     if refused is not None and refused.errno in _SCARCE:
         return translate_os(refused, path)
@@ -161,39 +164,39 @@ def _obstacle(path: Path) -> DatabaseError | None:
     for name in (f"{path.name}{suffix}" for suffix in (WAL, SHM, JOURNAL)):
         if os.path.islink(path.with_name(name)):
             return DatabasePathError(
-                f"{name} is a link, which is not followed: remove it.", path=path
+                f"{name} is a link, and SQLite follows none: remove it.", path=path
             )
     return None
 
 
-_FORBIDDEN: Final = "This user has no permission for {}: look at its owner and mode."
+_FORBIDDEN: Final = "This user has no permission for {}: check its owner and mode."
 
 
 _SCARCE: Final = {
     errno.EMFILE: TooManyFilesError.default_message,
-    errno.ENFILE: "The system has no further file to open: close some, or raise its limit.",
+    errno.ENFILE: "The system can open no further file: close some, or raise its limit.",
 }
 
 
 def pass_on_timeout(error: OSError) -> None:
-    """Raise an error again that a signal's handler raised: it is no answer of the system's.
+    """Raise an error of a signal handler again: the system has not answered.
 
-    Python's ``TimeoutError`` is an ``OSError``, and what a handler raises has no number. Taken for
-    an answer, it would say of a file that it is gone, or of a process that it has died.
+    Python's ``TimeoutError`` is an ``OSError``; one that a handler raises has no number. As an
+    answer of the system it would mean that a file is gone, or that a process has died.
     """
     if error.errno is None:
         raise error
 
 
 def translate_os(error: OSError, path: Path) -> DatabaseError:
-    """Return the typed error for one that the operating system raised while opening ``path``.
+    """Return the typed error for an error of the operating system while opening ``path``.
 
-    One that a signal's handler raised is raised again.
+    An error that a signal handler raised is raised again.
     """
     pass_on_timeout(error)
     code = error.errno
     reason = os.strerror(code) if code else type(error).__name__
-    # Relative to an open folder it would say too little.
+    # A name relative to an open folder would not show where the file is.
     is_whole = isinstance(error.filename, str) and os.path.isabs(error.filename)
     named = error.filename if is_whole else path
     if code in (errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.EINVAL):

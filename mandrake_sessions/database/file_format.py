@@ -1,4 +1,4 @@
-"""SQLite's file format: where a header says what (https://www.sqlite.org/fileformat2.html)."""
+"""SQLite's file format: the offsets and values of a header (sqlite.org/fileformat2.html)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ WAL_FORMAT: Final = b"\2\2"
 WAL_HEADER_BYTES: Final = 32
 FRAME_HEADER_BYTES: Final = 24
 LOCK_BYTE: Final = 0x40000000
-"""Where SQLite's locks lie; the page there is never written."""
+"""The offset of SQLite's locks; SQLite never writes the page that has it."""
 
 _LARGEST_PAGE: Final = 65536
 _USUAL_PAGE: Final = 4096
 
 
 def page_size_of(header: bytes) -> int:
-    """Return the bytes of a page, as a header states them; SQLite's own size if it cannot be read.
+    """Return the page size that a header states, in bytes; SQLite's default if it is not valid.
 
     Args:
         header: the first 100 bytes of the file.
@@ -34,10 +34,10 @@ def page_size_of(header: bytes) -> int:
 
 
 def pages_of(header: bytes) -> int:
-    """Return how many pages a header counts."""
+    """Return the number of pages that a header states, at least 1."""
     return max(1, int.from_bytes(header[PAGES_AT], "big"))
 
 
 def lock_page(page_size: int) -> int:
-    """Return the number of the page that SQLite never writes: the one on which the locks lie."""
+    """Return the number of the page that has SQLite's locks and is never written."""
     return LOCK_BYTE // page_size + 1

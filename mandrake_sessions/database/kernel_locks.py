@@ -1,4 +1,4 @@
-"""Who holds which of SQLite's locks, as Linux tells without being asked through the file itself."""
+"""Reads from Linux's lock table which processes hold SQLite's locks, without opening the file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import msgspec
 
 from mandrake_sessions.database.file_format import LOCK_BYTE
 
-# os_unix.c and wal.c: PENDING and RESERVED of the database; the write lock in the log's index.
+# os_unix.c and wal.c: PENDING and RESERVED of the database; the write lock in the WAL index.
 _PENDING: Final = LOCK_BYTE
 _RESERVED: Final = _PENDING + 1
 _WAL_WRITE: Final = 120
 _FIELDS: Final = 8
 _READINGS: Final = 4
-"""How often the table is read: a lock is held that was seen once."""
+"""How often the table is read; a lock counts as held if one reading has it."""
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -25,7 +25,7 @@ class Held(msgspec.Struct, frozen=True):
 
     Attributes:
         pid: the process that holds it.
-        is_exclusive: whether nobody else can have it meanwhile.
+        is_exclusive: whether no other process can hold a lock on the range meanwhile.
         first: the first byte.
         last: the last byte.
     """
@@ -37,19 +37,19 @@ class Held(msgspec.Struct, frozen=True):
 
     @property
     def is_writer(self) -> bool:
-        """Whether it lets its holder write a database that has no log."""
+        """Whether it lets its holder write a database that has no WAL."""
         return self.is_exclusive and self.first <= _RESERVED <= self.last
 
     @property
     def is_wal_writer(self) -> bool:
-        """Whether it lets its holder write to a log, being a lock on the log's index."""
+        """Whether it lets its holder write to a WAL; it must be a lock on the WAL index."""
         return self.is_exclusive and self.first <= _WAL_WRITE <= self.last
 
 
 def lock_holders(path: Path) -> list[Held] | None:
-    """Return the POSIX locks on a file, or None where the system does not tell.
+    """Return the POSIX locks on a file, or None where the system does not show them.
 
-    Those of processes in another pid namespace are not seen.
+    Locks of processes in another pid namespace are missing.
     """
     try:
         inode = os.stat(path).st_ino
@@ -72,19 +72,19 @@ def lock_holders(path: Path) -> list[Held] | None:
 
 
 def is_flocked(inode: int) -> bool | None:
-    """Return whether a process keeps a whole file to itself; None where the system has no table.
+    """Return whether a process holds an exclusive flock on a file; None without a lock table.
 
     Args:
-        inode: of the file, without its device: some file systems have another one in the table.
+        inode: of the file, without its device: some file systems show another device in the table.
     """
     lines = _lines_about("FLOCK", inode)
     return None if lines is None else any(fields[3] == "WRITE" for fields in lines)
 
 
 def _lines_about(kind: str, inode: int) -> list[list[str]] | None:
-    """Return the table's lines about a file, in fields; None if it cannot be read."""
-    # The kernel tells them page by page: while others come and go, one that stays can be missing
-    # in a reading, or be there twice.
+    """Return the table's lines about a file, in fields; None if the table cannot be read."""
+    # The kernel gives the table page by page. While other locks come and go, a reading may lack a
+    # lock that stays, or have it twice.
     readings = [_read(kind, inode) for _ in range(_READINGS)]
     had = [reading for reading in readings if reading is not None]
     found = {tuple(fields[1:]): fields for reading in had for fields in reading}
@@ -99,7 +99,7 @@ def _read(kind: str, inode: int) -> list[list[str]] | None:
             lines = [line.decode(errors="replace").split() for line in table]
     except OSError:
         return None
-    # 12: POSIX  ADVISORY  READ 32355 fe:00:2147494 128 128; a waiter has an arrow behind 12:.
+    # 12: POSIX  ADVISORY  READ 32355 fe:00:2147494 128 128; a waiter has an arrow after "12:".
     return [
         fields
         for fields in lines

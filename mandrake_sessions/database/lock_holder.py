@@ -1,7 +1,7 @@
-"""Which process keeps others from writing, whether it is stopped, and what helps.
+"""Finds the process that keeps others from writing, its state, and advice.
 
-Asked when a call has given up, by health and by doctor: never while a call may still succeed.
-Doctor asks who else has the file open, too.
+Used after a call has given up, by health checks and by doctor, never while a call may still
+succeed. For doctor it also finds the processes that have the file open.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Holder(msgspec.Struct, frozen=True):
 
     Attributes:
         pid: its id, as this process sees it.
-        name: of its command, as far as the system tells it; may be empty.
-        state: as the system abbreviates it, ``T`` for stopped; may be empty.
+        name: of its command; empty if the system does not show it.
+        state: the system's letter, ``T`` for stopped; empty if the system does not show it.
         tracer: the debugger that has stopped it, 0 without one.
         is_writing: whether it holds the write lock; otherwise it has the database open.
     """
@@ -40,12 +40,12 @@ class Holder(msgspec.Struct, frozen=True):
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it does not run: by a signal, or in a debugger."""
+        """Whether a signal or a debugger has stopped it."""
         return self.state in (_STOPPED, _TRACED)
 
     @property
     def deed(self) -> str:
-        """Say what it does, for people."""
+        """A sentence for people: the process and its lock."""
         if self.pid == os.getpid():
             subject = f"another connection of this process ({self.pid})"
         else:
@@ -59,18 +59,18 @@ class Holder(msgspec.Struct, frozen=True):
 
     @property
     def advice(self) -> str:
-        """Say what helps, for people."""
+        """A sentence for people: how to get the lock released."""
         if self.state == _STOPPED:
-            return f"Let it go on: kill -CONT {self.pid}"
+            return f"Continue it: kill -CONT {self.pid}"
         if self.state == _TRACED:
-            return "Let the debugger go on, or detach it."
+            return "Continue it in the debugger, or detach the debugger."
         if self.pid == os.getpid():
             return "End the transaction of that connection; use one pool for each file."
-        return "Wait; if it stays so, look at that process."
+        return "Wait; if it stays so, check that process."
 
 
 def write_lock_holder(path: Path) -> Holder | None:
-    """Return the process that holds the write lock of a database, None if none is seen.
+    """Return the process that holds the write lock of a database, None if the system shows none.
 
     Args:
         path: the real path of the database.
@@ -82,7 +82,7 @@ def write_lock_holder(path: Path) -> Holder | None:
 
 
 def opener(path: Path) -> Holder | None:
-    """Return a process other than this one that has a database open, None if none is seen.
+    """Return a process other than this one that has a database open, None if none is shown.
 
     Args:
         path: the real path of the database.
@@ -97,13 +97,13 @@ def _holder(pid: int, *, is_writing: bool) -> Holder:
     tracer = 0
     try:
         name = visible(_read(pid, "comm").strip()[:_NAME_CHARACTERS])
-        # The name stands in brackets before it, and may hold any character.
+        # The state follows the name, which is in brackets and may hold any character.
         state = _read(pid, "stat").rpartition(")")[2].split()[0]
         if state == _TRACED:
             lines = _read(pid, "status").splitlines()
             tracer = next(int(each.split()[1]) for each in lines if each.startswith("TracerPid:"))
     except (OSError, LookupError, StopIteration):
-        # It has ended meanwhile, or the system hides the processes of others.
+        # The process has ended since, or the system hides the processes of other users.
         pass
     return Holder(pid, name, state, tracer, is_writing)
 
@@ -113,12 +113,12 @@ def _read(pid: int, name: str) -> str:
 
 
 class Users(msgspec.Struct, frozen=True):
-    """Who has the database open, as far as the system tells.
+    """The processes that have a database open, as far as the system shows them.
 
     Attributes:
         pids: processes with a lock on it.
-        writer: the one that holds the write lock.
-        is_known: whether the system tells.
+        writer: the process that holds the write lock.
+        is_known: whether the system shows locks.
     """
 
     pids: frozenset[int]
@@ -127,7 +127,7 @@ class Users(msgspec.Struct, frozen=True):
 
 
 def find_users(path: Path) -> Users:
-    """Return who has a database open, as far as the system tells."""
+    """Return the processes that have a database open, as far as the system shows them."""
     database = lock_holders(path)
     if database is None:
         return Users(frozenset(), None, False)

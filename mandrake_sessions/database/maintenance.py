@@ -1,4 +1,4 @@
-"""The pool's one background thread: what was asked for runs when its time has come."""
+"""The pool's one background thread, which runs each task when it is due."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Task = Callable[[], None]
 class Maintenance:
     """Runs tasks later, one after the other, in a thread of its own.
 
-    A task has a key; asking again for the same key keeps the earlier time. A task that raises is
-    logged and harms no other. The thread starts with the first task: to start and to join one took
-    a fifth of the time that a pool took for one file, opened and closed. Should it end before it is
-    stopped, the next task starts another, which goes on with what is waiting.
+    A task has a key; a second call for the same key keeps the earlier time. A task that raises is
+    logged and stops no other. The thread starts with the first task, because to start and to join
+    it took a fifth of the time that a pool took to open and close one file. If the thread ends
+    before it is stopped, the next task starts another one, which continues with the waiting tasks.
 
     Args:
         name: of the thread.
@@ -34,25 +34,25 @@ class Maintenance:
         self._thread: threading.Thread | None = None
         self._is_stopping = False
         self._asked: queue.SimpleQueue[tuple[Hashable, float, Task] | None] = queue.SimpleQueue()
-        # Only the thread looks at it.
+        # Only the thread uses it.
         self._waiting: dict[Hashable, tuple[float, Task]] = {}
 
     def call_later(self, key: Hashable, seconds: float, task: Task) -> None:
-        """Have ``task`` run in ``seconds``; does nothing once the thread was stopped."""
+        """Let the thread run ``task`` in ``seconds``; no task runs after ``stop``."""
         self._asked.put((key, monotonic() + seconds, task))
         if self._thread is None:
             self._start()
 
     def call_for_finalizer(self, key: Hashable, task: Task) -> None:
-        """Have ``task`` run soon; takes no lock, for this thread may hold any."""
+        """Let the thread run ``task`` soon, without a lock: the caller may hold any."""
         self._asked.put((key, monotonic(), task))
         if self._thread is None:
-            # A Thread takes locks of the interpreter's when it starts.
+            # threading.Thread takes locks of the interpreter when it starts.
             with contextlib.suppress(RuntimeError):
                 _thread.start_new_thread(self._start, ())
 
     def _start(self) -> None:
-        """Start the thread if it does not run; where there can be no more, the next task does."""
+        """Start the thread if it does not run; if the system has none left, the next task tries."""
         with self._mutex, contextlib.suppress(ThreadStartError):
             if self._thread is None and not self._is_stopping:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -60,7 +60,7 @@ class Maintenance:
                 self._thread = thread
 
     def stop(self, timeout: float) -> None:
-        """Drop what has not begun, and wait ``timeout`` seconds for the task under way."""
+        """Drop the waiting tasks, and wait up to ``timeout`` seconds for the running one."""
         with self._mutex:
             self._is_stopping = True
             thread = self._thread
@@ -71,7 +71,7 @@ class Maintenance:
     def _run(self) -> None:
         me = threading.current_thread()
         with self._mutex:
-            # After a signal in the midst of starting this one, another may have been started.
+            # A signal may have interrupted the start of this one, and another may have started.
             if self._is_stopping or self._thread not in (None, me):
                 return
             self._thread = me
@@ -107,5 +107,5 @@ def _run_due(waiting: dict[Hashable, tuple[float, Task]]) -> None:
         _, task = waiting.pop(key)
         try:
             task()
-        except Exception:  # noqa: BLE001  # one task must not end the thread of all
+        except Exception:  # noqa: BLE001  # one task must not end the thread that all share
             get_logger(__name__).exception("maintenance_failed")

@@ -1,8 +1,8 @@
-"""What else has a database file open, as ``/proc`` tells: closing it drops SQLite's locks.
+"""Finds other users of a database file in this process, and whether SQLite's locks are lost.
 
-The kernel gives POSIX locks to a process, not to a descriptor. Whatever in this process opens and
-closes the file beside our SQLite, a second SQLite library above all, unlocks it for every other
-process, and SQLite does not notice.
+The kernel gives POSIX locks to a process, not to a descriptor. Code in this process that opens and
+closes the file without the library's SQLite, such as a second SQLite library, unlocks the file for
+every other process, and SQLite does not notice.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from mandrake_sessions.database.kernel_locks import lock_holders
 if sys.platform != "win32":
     import fcntl
 
-# The system lists its locks in pieces: one is passed over where others come and go meanwhile, in
-# about one of 5,000 looks beside busy writers.
-_LOOKS = 5
+# The system lists its locks in pieces. While other locks come and go, a lock is missing in about
+# one of 5,000 readings (measured with busy writers).
+_READINGS = 5
 _PAUSE = 0.002
 
 
 def other_connections_on(path: Path, ours: Collection[apsw.Connection]) -> int:
-    """Return how many connections of a host's own, through our SQLite library, may be on a file.
+    """Return how many APSW connections of the host itself may be on a file.
 
     Args:
         path: of the file.
-        ours: connections that are not counted, nor touched: somebody may be using them.
+        ours: connections that are neither counted nor touched: a thread may be using them.
     """
     count = 0
     for connection in apsw.connections():
@@ -40,7 +40,7 @@ def other_connections_on(path: Path, ours: Collection[apsw.Connection]) -> int:
             try:
                 count += os.path.samefile(connection.filename, path)
             except apsw.ThreadingViolationError:
-                # In use this moment: it could be.
+                # Another thread is using it: it may be on the file.
                 count += 1
             except (apsw.Error, OSError):
                 continue
@@ -48,14 +48,14 @@ def other_connections_on(path: Path, ours: Collection[apsw.Connection]) -> int:
 
 
 def has_lock(path: Path) -> bool | None:
-    """Return whether this process has a lock on a file, None if the system does not show it.
+    """Return whether this process has a lock on a file, None if the system shows no locks.
 
     SQLite keeps one on a database in WAL mode as long as it is open.
     """
     if not _shows_locks():
         return None
-    for look in range(_LOOKS):
-        if look:
+    for reading in range(_READINGS):
+        if reading:
             time.sleep(_PAUSE)
         found = _holds_lock(path)
         if found is not False:
@@ -65,10 +65,10 @@ def has_lock(path: Path) -> bool | None:
 
 @functools.cache
 def _shows_locks() -> bool:
-    """Return whether a lock that we have is seen; only Linux shows them, and not everywhere."""
+    """Return whether the system shows a lock of this process; only Linux does, not everywhere."""
     if sys.platform == "win32":
         return False
-    # Late, as are all that bring modules for compressed files.
+    # Imported late: it imports modules for compressed files.
     import tempfile
 
     try:

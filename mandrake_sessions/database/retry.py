@@ -1,9 +1,9 @@
-"""How long we wait for other processes, and what may be tried again.
+"""Waits for locks of other processes, and tries again after BUSY.
 
-One budget covers a call: the queue, BEGIN and the body. While another process holds a lock we
-look again at a pace that is steady at first, and never slow: SQLite's own pauses, which grow to a
-tenth of a second, starve the one that has waited longest (with 8 processes the longest wait was
-1.1 s against 0.1 s).
+One budget covers a call: the queue, BEGIN and the body. While another process holds a lock, a
+thread polls it at a pace that is constant at first, and never slow. SQLite's own pauses grow to a
+tenth of a second and starve the process that has waited longest (with 8 processes the longest wait
+was 1.1 s against 0.1 s).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from mandrake_sessions.database.lock_holder import Holder, opener, write_lock_ho
 from mandrake_sessions.engine.budget import Budget
 
 PACE = 0.001
-"""Seconds between two looks at a lock that another process holds, at first."""
+"""Seconds between two polls of a lock that another process holds, at first."""
 
 _LONGEST_PACE = 0.02
-# A look with its pause takes 25 to 65 us: one each millisecond would be 3 % of a core, and more. So
-# they become rarer, but the last one comes late by no more than a part of the whole wait.
+# A poll with its pause takes 25 to 65 us, so that one each millisecond would take 3 % of a core or
+# more. Polls become rarer, but a thread notices the end of a wait late by at most this part of it.
 _LATENESS = 1 / 32
 
 
@@ -34,15 +34,15 @@ T = TypeVar("T")
 
 
 class FileBudget(Budget):
-    """The time that a call to one file may take; its error names the process that has the lock."""
+    """The time that a call to one file may take; its error names the holder of the lock."""
 
     __slots__ = ()
 
     def holder(self, phase: str, path: Path, code: int | None) -> Holder | None:
-        """Return the process that has the lock; looked for once, now that the call has failed.
+        """Return the process that holds the lock, None if none is found; for a failed call.
 
-        A call that waited for a thread of this process gets the name of the process for which
-        that thread waited.
+        A call that waited in the queue waited for a thread of this process. The result is then the
+        process for which that thread waited.
         """
         found = write_lock_holder(path)
         if code is not None:
@@ -52,12 +52,12 @@ class FileBudget(Budget):
 
 
 def pace(since: float) -> float:
-    """Return the seconds until the next look of a wait that began at ``since``."""
+    """Return the seconds until the next poll of a wait that began at ``since``."""
     return max(PACE, min(_LONGEST_PACE, (monotonic() - since) * _LATENESS))
 
 
 def pause(deadline: float, seconds: float) -> bool:
-    """Wait so many seconds; return False, at once, when the deadline has passed."""
+    """Sleep for ``seconds`` and return True; return False at once if the deadline has passed."""
     if monotonic() >= deadline:
         return False
     if seconds:
@@ -76,21 +76,21 @@ def retry_busy(
 ) -> T:
     """Call ``work`` until it meets no BUSY, at most until the budget's deadline.
 
-    Only for what has changed nothing and yielded nothing when it fails: opening a file, switching
+    ``work`` must have changed nothing and yielded nothing when it fails: opening a file, switching
     it to WAL, BEGIN IMMEDIATE, the first statement of a read. After BEGIN IMMEDIATE no statement
-    can be BUSY, so nothing in the body of a write is ever tried again.
+    can be BUSY, so no statement in the body of a write is ever tried again.
 
     Args:
-        work: what is tried.
+        work: the function to call.
         budget: of the call.
         path: of the database.
         operation: for errors.
-        phase: of the budget that the wait counts for.
+        phase: the part of the budget that the wait belongs to.
         raw: the connection that it uses, if it has one.
 
     Raises:
-        DatabaseBusyError: it was still busy at the deadline.
-        DatabaseError: what else SQLite said.
+        DatabaseBusyError: the file was still busy at the deadline.
+        DatabaseError: any other error of SQLite.
     """
     attempts = 1
     since = monotonic()

@@ -1,4 +1,4 @@
-"""What the files beside a database are called, also where its own name leaves them no room."""
+"""The names of a database's sidecars, also for a database with a very long name."""
 
 from __future__ import annotations
 
@@ -21,57 +21,56 @@ _MOST_IN_CHARACTER: Final = 4
 WAL: Final = "-wal"
 SHM: Final = "-shm"
 JOURNAL: Final = "-journal"
-"""What SQLite puts behind a database's name: its log, the log's index, the rollback journal."""
+"""SQLite's suffixes of a database's name: the WAL, its index, the rollback journal."""
 
 _DIGEST_BYTES: Final = 8
 _SHORTENED: Final = 2 * _DIGEST_BYTES + 1
 
-# SQLite opens paths of 512 bytes, and wants 8 of them for -journal; the longest one that is made
-# beside a database and opened is that of an unfinished copy from before a migration.
+# SQLite opens paths of up to 512 bytes, and needs 8 of them for -journal. The longest name of a
+# sidecar that SQLite opens is that of an unfinished copy from before a migration.
 _MOST_BYTES: Final = 512 - 8 - 48
-_LOG_BYTES: Final = len(WAL)
+_WAL_BYTES: Final = len(WAL)
 
 
 def wal_of(path: Path) -> Path:
-    """Return the name of a database's log."""
+    """Return the path of a database's WAL."""
     return path.with_name(f"{path.name}{WAL}")
 
 
 def shm_of(path: Path) -> Path:
-    """Return the name of the index of a database's log."""
+    """Return the path of a database's WAL index."""
     return path.with_name(f"{path.name}{SHM}")
 
 
 def journal_of(path: Path) -> Path:
-    """Return the name of a database's rollback journal, for which its own may leave no room."""
-    return beside(path, JOURNAL)
+    """Return the path of a database's rollback journal; a long name is cut, as by ``sidecar``."""
+    return sidecar(path, JOURNAL)
 
 
-def beside(path: Path, suffix: str, further: int = 0) -> Path:
-    """Return the path of a file beside a database; as for ``name_beside``."""
-    return path.with_name(name_beside(path, suffix, further))
+def sidecar(path: Path, suffix: str, further: int = 0) -> Path:
+    """Return the path of a sidecar; the arguments are those of ``sidecar_name``."""
+    return path.with_name(sidecar_name(path, suffix, further))
 
 
-def name_beside(path: Path, suffix: str, further: int = 0) -> str:
-    """Return what a file beside a database is called.
+def sidecar_name(path: Path, suffix: str, further: int = 0) -> str:
+    """Return the name of a sidecar: the database's name and a suffix.
 
-    It is called as the database is, with a suffix. Where that is too long, the name is cut, and
-    goes on with a digest of the whole.
+    Where that is too long, the database's name is cut, and a digest of the whole name follows.
 
     Args:
         path: of the database.
-        suffix: what follows its name.
-        further: how many bytes must find room behind the suffix.
+        suffix: follows its name.
+        further: how many bytes must be left after the suffix.
     """
     text = path.name
-    # Nearly all names are short, however many bytes their characters have.
+    # Nearly all names are short, even with four bytes for each character.
     if _MOST_IN_CHARACTER * len(text) + len(suffix) + further <= _LEAST:
         return f"{text}{suffix}"
     name = os.fsencode(text)
     wanted = len(name) + len(suffix) + further
     if wanted <= _LEAST or wanted <= (most := _longest_name(path.parent)):
         return f"{text}{suffix}"
-    # Late: few names are so long.
+    # Imported late: few names are so long.
     import hashlib
 
     digest = hashlib.blake2b(name, digest_size=_DIGEST_BYTES).hexdigest()
@@ -81,28 +80,28 @@ def name_beside(path: Path, suffix: str, further: int = 0) -> str:
 
 
 def require_room(path: Path) -> None:
-    """Make sure that what SQLite makes beside a database can be called as it calls it.
+    """Check that the path leaves room for the sidecars that SQLite makes.
 
     Raises:
         DatabasePathError: the name or the path is too long.
     """
     text = str(path)
     if _MOST_IN_CHARACTER * len(text) <= _MOST_BYTES and (
-        _MOST_IN_CHARACTER * len(path.name) + _LOG_BYTES <= _LEAST
+        _MOST_IN_CHARACTER * len(path.name) + _WAL_BYTES <= _LEAST
     ):
         return
     length = len(os.fsencode(text))
     if length > _MOST_BYTES:
         raise DatabasePathError(
-            f"The path is too long: {length} bytes, of which {_MOST_BYTES} are possible.",
+            f"The path is too long: {length} bytes; the limit is {_MOST_BYTES}.",
             path=path,
             operation="open",
         )
-    length = len(os.fsencode(path.name)) + _LOG_BYTES
+    length = len(os.fsencode(path.name)) + _WAL_BYTES
     if length > _LEAST and length > (most := _longest_name(path.parent)):
         raise DatabasePathError(
-            f"The name is too long: {length - _LOG_BYTES} bytes, of which {most - _LOG_BYTES} are "
-            "possible, since its log's name is longer.",
+            f"The name is too long: {length - _WAL_BYTES} bytes; the limit is "
+            f"{most - _WAL_BYTES}, since the name of its WAL is longer.",
             path=path,
             operation="open",
         )

@@ -1,4 +1,4 @@
-"""Which SQLite this process has: a safe version, and no second library of it."""
+"""Checks this process's SQLite: its version is safe, and there is no second SQLite library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _warned_of: list[Path] = []
 
 
 def is_safe_sqlite(version: str) -> bool:
-    """Return whether this SQLite is free of the WAL-reset bug, which loses committed data.
+    """Return whether a SQLite is free of the WAL-reset bug, which loses committed data.
 
     The bug is in 3.7.0 to 3.51.2; 3.50.7 and 3.44.6 have the fix too.
     """
@@ -30,7 +30,7 @@ def is_safe_sqlite(version: str) -> bool:
 
 
 def require_safe_sqlite(path: Path) -> None:
-    """Raise UnsupportedSQLiteError where the SQLite that APSW carries can lose data."""
+    """Raise UnsupportedSQLiteError if the SQLite in APSW can lose data."""
     version = apsw.sqlite_lib_version()
     if not is_safe_sqlite(version):
         raise UnsupportedSQLiteError(
@@ -42,11 +42,11 @@ def require_safe_sqlite(path: Path) -> None:
 
 
 def second_sqlite() -> str | None:
-    """Return where a second SQLite library is in this process, or None.
+    """Return the path of a second SQLite library in this process, or None.
 
-    Two libraries on one file lose data without an error: closing the one drops the other's locks.
-    Where the system does not tell what is mapped (only Linux does), the standard library's module
-    stands for it.
+    Two libraries on one file lose data without an error: closing it in one drops the locks of the
+    other. Only Linux shows the libraries of a process; elsewhere the result depends on the standard
+    library's module alone.
     """
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
@@ -61,10 +61,10 @@ def second_sqlite() -> str | None:
 
 
 def warn_of_second_sqlite(path: Path) -> None:
-    """Say, once in a process, that the standard library's SQLite is loaded when a file is opened.
+    """Log, once in a process, that the standard library's SQLite is loaded when a file is opened.
 
-    Not refused: much that does no harm imports it, such as coverage and IPython, for files of its
-    own. What does harm is to open one of ours with it.
+    This is no error: harmless tools such as coverage and IPython import it for their own files. It
+    does harm only if it opens a database of this library.
     """
     module = sys.modules.get("_sqlite3")
     if module is not None and not _warned_of:

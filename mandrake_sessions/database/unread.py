@@ -1,7 +1,7 @@
-"""Whether SQLite calls a file corrupt whose page the disk has not given.
+"""Separates a failed read of the disk from real corruption, where SQLite reports both as corrupt.
 
-SQLite makes ``SQLITE_IOERR_CORRUPTFS`` of EIO, and of that ``SQLITE_CORRUPT`` when the statement
-ends. What is left of the cause is the number that the system gave, which the open file keeps.
+SQLite turns EIO into ``SQLITE_IOERR_CORRUPTFS``, and that into ``SQLITE_CORRUPT`` when the
+statement ends. The cause is left only in the error number of the system, which the open file keeps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 import apsw
 
-# What SQLite's file layer for Unix takes for a file system that is corrupt.
+# The error numbers that SQLite's file layer for Unix treats as a corrupt file system.
 _REFUSALS: Final = {errno.EIO, errno.ENXIO, errno.ERANGE}
 
 _FileControl = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
@@ -22,22 +22,22 @@ _FILE_CONTROL_AT: Final = 10
 
 
 def disk_refused(raw: apsw.Connection) -> bool:
-    """Return whether the disk has refused a page of the file, or of its log, on this connection.
+    """Return whether the disk has refused a page of the file, or of its WAL, on this connection.
 
-    The number stays until another one takes its place. So a connection that has met a refusal
-    cannot say of the next fault what it is: the file is to be looked at through another one.
+    The number stays until another one replaces it. So a connection that has met a refusal cannot
+    show the cause of the next error; the file must then be examined through another connection.
 
     Args:
-        raw: a connection that has just met ``SQLITE_CORRUPT``; its lease is the caller's.
+        raw: a connection that has just met ``SQLITE_CORRUPT``; the caller must hold its lease.
     """
     number = ctypes.c_int(0)
     with contextlib.suppress(apsw.Error):
         _ask(raw, apsw.SQLITE_FCNTL_LAST_ERRNO, number)
         if number.value in _REFUSALS:
             return True
-        log = ctypes.c_void_p()
-        _ask(raw, apsw.SQLITE_FCNTL_JOURNAL_POINTER, log)
-        return log.value is not None and _errno_of(log.value) in _REFUSALS
+        wal = ctypes.c_void_p()
+        _ask(raw, apsw.SQLITE_FCNTL_JOURNAL_POINTER, wal)
+        return wal.value is not None and _errno_of(wal.value) in _REFUSALS
     return False
 
 
@@ -46,7 +46,7 @@ def _ask(raw: apsw.Connection, question: int, answer: ctypes.c_int | ctypes.c_vo
 
 
 def _errno_of(file: int) -> int:
-    """Return the last number of a ``sqlite3_file``; APSW asks that of the database only."""
+    """Return the last error number of a ``sqlite3_file``; APSW gives that of the database only."""
     methods = ctypes.c_void_p.from_address(file).value
     if not methods:
         # It is not open.

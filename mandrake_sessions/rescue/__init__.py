@@ -1,1 +1,1 @@
-"""A database that is damaged or in doubt: what is wrong with it, and what can be read of it."""
+"""Diagnoses a damaged or doubtful database, and reads its rows into a new file."""

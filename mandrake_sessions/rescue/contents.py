@@ -1,7 +1,7 @@
-"""What SQLite says of a database's content: its schema, its pages, its references, its texts.
+"""Checks of a database's content by SQLite: its schema, its pages, its references, its texts.
 
-Reading a database that is in WAL mode makes files beside it, so one that nobody has open is read
-as one that nobody changes, and one that a crash has left is read from a private copy.
+A connection to a database in WAL mode makes files next to it. So a file that no process has open
+is read as immutable, and a file with a WAL that a crash has left is read from a private copy.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.own_wal import (
     UNCHANGED,
-    has_log,
-    require_needed_log,
-    require_own_log,
+    has_wal,
+    require_needed_wal,
+    require_own_wal,
 )
 from mandrake_sessions.database.files.raw import copy_database
 from mandrake_sessions.database.health.wording import ORPHANS, counted, listed, orphans
 from mandrake_sessions.database.migrations.head import STORED_REVISIONS, is_known, revision_of
-from mandrake_sessions.database.sidecars import JOURNAL, WAL, beside
+from mandrake_sessions.database.sidecars import JOURNAL, WAL, sidecar
 from mandrake_sessions.engine.health import HealthCheck, HealthStatus
 from mandrake_sessions.errors import (
     DatabaseBusyError,
@@ -43,18 +43,18 @@ OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAIL
 _OPERATION: Final = "diagnose"
 _NO_COPY: Final = "Name a folder that can be written, with space for a copy: TMPDIR=/FOLDER."
 _BUSY_MS: Final = 250
-_REPLACED: Final = "They are read with U+FFFD in place of what is damaged: write them anew"
+_REPLACED: Final = "They are read with U+FFFD in place of the damaged bytes: write them anew"
 
 
 class Contents:
-    """One look at the content of a file.
+    """One check of the content of a file.
 
     Args:
         path: the file.
         in_use: whether a process has it open.
         full: whether indexes are compared with their tables.
-        rescue: what to do about damage.
-        salvage: the command that reads what can be read.
+        rescue: the advice for a damaged file.
+        salvage: the command that reads the readable rows into a new file.
     """
 
     def __init__(self, path: Path, *, in_use: bool, full: bool, rescue: str, salvage: str) -> None:
@@ -65,12 +65,15 @@ class Contents:
         self._salvage = salvage
 
     def run(self) -> list[HealthCheck]:
-        """Make the checks; each says itself where it stopped, unless nothing can be read."""
+        """Return the results; a check that fails does not stop the others.
+
+        If the file cannot be opened, the only result says why.
+        """
         try:
             with self._opened() as raw:
-                own_log = self._own_log(raw)
+                own_log = self._own_wal(raw)
                 if own_log.status is FAILED:
-                    # What else is found would be about pages that do not belong together.
+                    # The pages do not belong together, so further results would mean nothing.
                     return [own_log]
                 schema = self._schema(raw)
                 checks = [
@@ -89,16 +92,16 @@ class Contents:
             return [self._unreadable("reading", error)]
 
     def _reading(
-        self, name: str, look: Callable[[str, apsw.Connection], HealthCheck], raw: apsw.Connection
+        self, name: str, check: Callable[[str, apsw.Connection], HealthCheck], raw: apsw.Connection
     ) -> HealthCheck:
         try:
-            return look(name, raw)
+            return check(name, raw)
         except apsw.Error as error:
             return self._unreadable(name, error)
 
     def _unreadable(self, name: str, error: Exception) -> HealthCheck:
         if isinstance(error, OSError):
-            # Not the file: where a copy is made, nothing can be.
+            # The file is not at fault: the folder for the private copy takes no files.
             return HealthCheck(name, FAILED, str(error), _NO_COPY)
         typed = error
         if isinstance(error, apsw.Error):
@@ -110,15 +113,15 @@ class Contents:
 
     @block
     def _opened(self) -> Iterator[apsw.Connection]:
-        """Open it so that nothing beside it changes."""
+        """Lend a connection that changes no file next to the database."""
         with contextlib.ExitStack() as stack:
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
             name = self._path.as_uri()
-            logs = [beside(self._path, suffix) for suffix in (WAL, JOURNAL)]
+            logs = [sidecar(self._path, suffix) for suffix in (WAL, JOURNAL)]
             if self._in_use:
                 pass
             elif any(log.exists() and log.stat().st_size for log in logs):
-                # Late, as are all that bring modules for compressed files.
+                # Imported late: it imports modules for compressed files.
                 import tempfile
 
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mandrake-doctor-"))
@@ -135,14 +138,14 @@ class Contents:
                 raw.set_busy_timeout(_BUSY_MS)
                 yield raw
 
-    def _own_log(self, raw: apsw.Connection) -> HealthCheck:
-        """Whether the log belongs to the file, and whether none is missing."""
+    def _own_wal(self, raw: apsw.Connection) -> HealthCheck:
+        """Check that the WAL belongs to the file, and that no WAL is missing."""
         if self._in_use:
             return HealthCheck("own_log", OK, "in use")
         try:
-            if has_log(self._path):
-                require_own_log(self._path, raw.execute, _OPERATION)
-            require_needed_log(self._path, raw.execute, _OPERATION)
+            if has_wal(self._path):
+                require_own_wal(self._path, raw.execute, _OPERATION)
+            require_needed_wal(self._path, raw.execute, _OPERATION)
         except (StaleLogError, LostLogError) as error:
             found, _, advice = error.message.partition(UNCHANGED)
             return HealthCheck("own_log", FAILED, found.strip(), advice.strip())
@@ -159,8 +162,8 @@ class Contents:
         if revision == HEAD:
             missing = sorted(TABLES.keys() - tables)
             if missing:
-                told = f"revision {revision}, without {', '.join(missing)}"
-                return HealthCheck("schema", FAILED, told, self._rescue)
+                detail = f"revision {revision}, without {', '.join(missing)}"
+                return HealthCheck("schema", FAILED, detail, self._rescue)
             return HealthCheck("schema", OK, f"revision {revision}")
         if rows and is_known(revision):
             return HealthCheck(
@@ -179,9 +182,9 @@ class Contents:
         try:
             problems = self._problems(raw)
         except apsw.CorruptError:
-            # It stops at some damage, and does not say where.
+            # Some damage ends the whole check, and SQLite does not say where it is.
             problems = [f"damage in table {table}" for table in self._damaged_tables(raw)]
-            problems = problems or ["SQLite stops at damage"]
+            problems = problems or ["damage ended the check"]
         if problems:
             return HealthCheck(name, FAILED, " ".join(listed(problems).split()), self._rescue)
         return HealthCheck(name, OK)
@@ -211,7 +214,7 @@ class Contents:
         return HealthCheck(name, OK)
 
     def _texts(self, name: str, raw: apsw.Connection) -> HealthCheck:
-        """Whether every text is one: SQLite's own checks do not look at what texts hold."""
+        """Check that every text is valid UTF-8, which SQLite's own checks do not."""
         there = {str(row[0]) for row in raw.execute("SELECT name FROM sqlite_schema").fetchall()}
         bad: list[str] = []
         unread: list[str] = []
@@ -223,12 +226,12 @@ class Contents:
                     unread.append(table)
                 else:
                     bad += [f"{count} in {table}"] if count else []
-        told = [f"rows with a damaged text: {', '.join(bad)}"] if bad else []
+        details = [f"rows with a damaged text: {', '.join(bad)}"] if bad else []
         if unread:
-            told.append(f"cannot be read to the end: {', '.join(unread)}")
-            return HealthCheck(name, FAILED, "; ".join(told), self._rescue)
-        if told:
-            return HealthCheck(name, DEGRADED, told[0], f"{_REPLACED}, or: {self._salvage}")
+            details.append(f"cannot be read to the end: {', '.join(unread)}")
+            return HealthCheck(name, FAILED, "; ".join(details), self._rescue)
+        if details:
+            return HealthCheck(name, DEGRADED, details[0], f"{_REPLACED}, or: {self._salvage}")
         return HealthCheck(name, OK)
 
     def _streaming(self, name: str, raw: apsw.Connection) -> HealthCheck:
@@ -247,7 +250,7 @@ class Contents:
             return HealthCheck(
                 name,
                 DEGRADED,
-                f"{counted(dead, 'turn')} still streaming, but of a process that is gone",
+                f"{counted(dead, 'turn')} still streaming, but the owner process is gone",
                 f"Open it once: mandrake-sessions health --database {shlex.quote(str(self._path))}",
             )
         return HealthCheck(name, OK, f"{counted(total, 'turn')} streaming" if total else "")

@@ -1,6 +1,6 @@
-"""Tells a person what is wrong with a database file and what to do, without opening it for use.
+"""Reports the problems of a database file, with advice, without opening the file for use.
 
-No pool is needed, nothing is changed and nothing migrated.
+A diagnosis needs no pool, changes nothing and migrates nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from mandrake_sessions.database.files.turnstile import turnstile_path
 from mandrake_sessions.database.health.place import advised, check_place
 from mandrake_sessions.database.health.wording import LOW_DISK, counted, listed, readable_size
 from mandrake_sessions.database.lock_holder import Users, find_users
-from mandrake_sessions.database.sidecars import beside, journal_of, shm_of, wal_of
+from mandrake_sessions.database.sidecars import journal_of, shm_of, sidecar, wal_of
 from mandrake_sessions.database.sqlite_library import is_safe_sqlite, second_sqlite
 from mandrake_sessions.engine.health import HealthCheck, HealthLevel, HealthReport, HealthStatus
 from mandrake_sessions.errors import DatabaseError
@@ -52,24 +52,24 @@ OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAIL
 
 _OPERATION: Final = "diagnose"
 _RESTORE: Final = "mandrake-sessions restore BACKUP FILE --overwrite"
-_RESCUE: Final = f"Restore a backup: {_RESTORE}; or rescue what can be read: "
+_RESCUE: Final = f"Restore a backup: {_RESTORE}; or rescue the readable rows: "
 
 
 def diagnose(path: str | os.PathLike[str], *, full: bool = False) -> HealthReport:
-    """Look at a database file that a pool may not be able to open.
+    """Check a database file that a pool may not be able to open.
 
     Args:
         path: the file.
-        full: whether SQLite's whole integrity check is made; otherwise its quick one, which does
-            not compare indexes with their tables.
+        full: whether SQLite makes its whole integrity check; otherwise it makes the quick one,
+            which does not compare indexes with their tables.
 
     Returns:
-        What was found; each check that is not ok says what can be done.
+        The report; each check that is not ok has advice.
 
     Raises:
         DatabasePathError: the path cannot name a file.
-        DatabaseError: the system does not let it be looked at, as its disk fails; each reason has
-            its own subclass.
+        DatabaseError: the system refuses access to the file, such as on a failing disk; each
+            reason has its own subclass.
         InvalidArgumentError: an argument has the wrong type.
     """
     arguments.flag("full", full)
@@ -84,7 +84,7 @@ def diagnose(path: str | os.PathLike[str], *, full: bool = False) -> HealthRepor
 
 
 class _Diagnosis:
-    """One look at one file."""
+    """One check of one file."""
 
     def __init__(self, path: Path, *, full: bool) -> None:
         self._path = path
@@ -96,7 +96,7 @@ class _Diagnosis:
     def run(self) -> list[HealthCheck]:
         checks = [self._file()]
         if not self._path.is_file():
-            # Opening what is no file may wait for ever: a named pipe has no other end.
+            # Only a regular file is opened: opening a named pipe may never return.
             around = [self._folder(), self._set_aside(), self._partials()]
             return [*checks, *around, self._disk(), self._sqlite()]
         self._size = self._path.stat().st_size
@@ -117,15 +117,15 @@ class _Diagnosis:
         before = states_of(self._path)
         inside = self._inside(in_use=in_use)
         if not in_use and states_of(self._path) != before:
-            # Somebody whom the system does not show uses it, or has come meanwhile: what was read
-            # as if nobody did may be a mixture.
+            # A process that the system does not show uses the file, or one has opened it since.
+            # The file was read as if no process used it, so the results may mix two states.
             inside = self._inside(in_use=True)
         return checks + inside
 
     def _inside(self, *, in_use: bool) -> list[HealthCheck]:
         checks = self._bytes(in_use=in_use)
         if checks[0].status is FAILED or (in_use and not self._size):
-            # To open a file that was emptied deletes its log.
+            # Opening an emptied file deletes its WAL.
             return checks
         contents = Contents(
             self._path,
@@ -136,16 +136,16 @@ class _Diagnosis:
         )
         return checks + contents.run()
 
-    # -- the file and what stands beside it ---------------------------------------------------
+    # -- the file and its sidecars ------------------------------------------------------------
 
     def _file(self) -> HealthCheck:
-        log = wal_of(self._path)
+        wal = wal_of(self._path)
         try:
             identity = identify(self._path)
         except DatabaseError as error:
             return HealthCheck("file", FAILED, error.message, "Name the database file itself.")
         if identity is None:
-            lost = f"; its log {log.name} is still there" if os.path.exists(log) else ""
+            lost = f"; its WAL {wal.name} is still there" if os.path.exists(wal) else ""
             return HealthCheck(
                 "file",
                 FAILED,
@@ -175,7 +175,10 @@ class _Diagnosis:
             return HealthCheck("folder", FAILED, "it is not there", f"mkdir -m 700 {quoted}")
         if not os.access(folder, os.W_OK | os.X_OK):
             return HealthCheck(
-                "folder", FAILED, "no file may be made beside the database", f"chmod u+wx {quoted}"
+                "folder",
+                FAILED,
+                "no file may be made next to the database",
+                f"chmod u+wx {quoted}",
             )
         return HealthCheck("folder", OK)
 
@@ -198,11 +201,11 @@ class _Diagnosis:
     def _disk(self) -> HealthCheck:
         free = free_bytes(self._path)
         if free is None:
-            return HealthCheck("disk", DEGRADED, "the file system does not answer", "Look at it.")
-        told = f"{readable_size(free)} free"
+            return HealthCheck("disk", DEGRADED, "the file system does not answer", "Check it.")
+        detail = f"{readable_size(free)} free"
         if free < LOW_DISK:
-            return HealthCheck("disk", DEGRADED, told, "Free space on this file system.")
-        return HealthCheck("disk", OK, told)
+            return HealthCheck("disk", DEGRADED, detail, "Free space on this file system.")
+        return HealthCheck("disk", OK, detail)
 
     def _journal(self) -> HealthCheck:
         journal = journal_of(self._path)
@@ -216,13 +219,13 @@ class _Diagnosis:
         )
 
     def _set_aside(self) -> HealthCheck:
-        log = wal_of(self._path)
-        marks = (beside(log, ASIDE, 36).name, beside(self._path, DAMAGED, DAMAGED_BYTES).name)
-        names = self._beside(lambda name: name.startswith(marks))
+        wal = wal_of(self._path)
+        marks = (sidecar(wal, ASIDE, 36).name, sidecar(self._path, DAMAGED, DAMAGED_BYTES).name)
+        names = self._names(lambda name: name.startswith(marks))
         if not names:
             kept = [name for name in self._copies() if self._path.with_name(name).exists()]
-            told = f"kept from before a migration: {listed(kept)}" if kept else ""
-            return HealthCheck("set_aside", OK, told)
+            detail = f"kept from before a migration: {listed(kept)}" if kept else ""
+            return HealthCheck("set_aside", OK, detail)
         return HealthCheck(
             "set_aside",
             DEGRADED,
@@ -247,13 +250,13 @@ class _Diagnosis:
             "partial_files",
             DEGRADED,
             f"left by a process that was killed: {names}, {size}",
-            "Delete them, or open the database once: that does it too.",
+            "Delete them, or open the database once: that deletes them too.",
         )
 
     def _copies(self) -> list[str]:
-        """Return the names of the copies that migrations make, also of those not finished."""
-        before = beside(self._path, BEFORE, BEFORE_BYTES).name
-        names = self._beside(lambda name: name.startswith(before))
+        """Return the names of the copies that migrations make, with the unfinished ones."""
+        before = sidecar(self._path, BEFORE, BEFORE_BYTES).name
+        names = self._names(lambda name: name.startswith(before))
         return sorted({name.partition(".partial-")[0] for name in names})
 
     def _turnstile(self) -> HealthCheck:
@@ -262,7 +265,7 @@ class _Diagnosis:
             return HealthCheck(
                 "turnstile",
                 DEGRADED,
-                "it cannot be used: processes that write at once do not take turns",
+                "it cannot be used: processes that write at once get no fair order",
                 f"Remove {turnstile.name}; it is made again.",
             )
         return HealthCheck("turnstile", OK)
@@ -270,7 +273,7 @@ class _Diagnosis:
     def _locks(self) -> HealthCheck:
         users = self._users
         if not users.is_known:
-            return HealthCheck("locks", OK, "this system does not tell who has it open")
+            return HealthCheck("locks", OK, "this system does not show which processes use it")
         who = ", ".join(str(pid) for pid in sorted(users.pids))
         if users.writer is not None:
             return HealthCheck(
@@ -279,9 +282,10 @@ class _Diagnosis:
                 f"{users.writer.deed}; open in {who}",
                 users.writer.advice,
             )
-        return HealthCheck("locks", OK, f"open in process {who}" if who else "nobody has it open")
+        return HealthCheck("locks", OK, f"open in process {who}" if who else "no process uses it")
 
-    def _beside(self, is_meant: Callable[[str], bool]) -> list[str]:
+    def _names(self, is_meant: Callable[[str], bool]) -> list[str]:
+        """Return the names in the file's folder for which ``is_meant`` is true, in order."""
         with contextlib.suppress(OSError), os.scandir(self._path.parent) as entries:
             return sorted(entry.name for entry in entries if is_meant(entry.name))
         return []
@@ -290,9 +294,9 @@ class _Diagnosis:
 
     def _bytes(self, *, in_use: bool) -> list[HealthCheck]:
         try:
-            # A log that is being written is another one by the time its frames are read: of a
-            # file in use its first page is looked at here, the rest by SQLite.
-            with open_pages(self._path, with_log=not in_use) as pages:
+            # A process may write the WAL of a file in use while its frames are read. So only the
+            # first page of such a file is read here; SQLite checks the rest.
+            with open_pages(self._path, with_wal=not in_use) as pages:
                 if in_use:
                     return [self._header(pages), HealthCheck("log", OK, "in use")]
                 return [self._header(pages), self._length(pages), self._log(pages)]
@@ -306,15 +310,15 @@ class _Diagnosis:
                 "header", DEGRADED, "the file is empty: no database yet", "Open it to make one."
             )
         if not self._size:
-            # SQLite would take it for a new one, and delete the log.
+            # SQLite would treat it as a new database, and delete the WAL.
             return HealthCheck(
                 "header",
                 FAILED,
-                "the file was emptied; only its log is left",
-                f"Before anybody opens it: {self._salvage()}; or restore a backup: {_RESTORE}",
+                "the file was emptied; only its WAL is left",
+                f"Before any program opens it: {self._salvage()}; or restore a backup: {_RESTORE}",
             )
         first = pages.read(1) or b""
-        if first[:16] != MAGIC or (self._size < SMALLEST_PAGE and not pages.is_in_log(1)):
+        if first[:16] != MAGIC or (self._size < SMALLEST_PAGE and not pages.is_in_wal(1)):
             return HealthCheck(
                 "header", FAILED, "it does not begin as a SQLite database does", self._rescue()
             )
@@ -331,7 +335,7 @@ class _Diagnosis:
             and self._size
             and page_size_of(pages.header) != pages.page_size
         ):
-            # SQLite does not see it while the log has the first page.
+            # SQLite does not notice it while the WAL has the first page.
             return HealthCheck(
                 "header",
                 FAILED,
@@ -341,21 +345,25 @@ class _Diagnosis:
         return HealthCheck("header", OK)
 
     def _is_emptied(self) -> bool:
-        """Whether it has a log and nothing else; a new database gets its first page first."""
+        """Return whether the file is empty and has a WAL.
+
+        A new database is no such file: it gets its first page before its WAL gets a frame.
+        """
         with contextlib.suppress(FileNotFoundError):
-            # The log first: what comes into it later is of a file that has its first page.
-            has_log = wal_of(self._path).stat().st_size > 0
-            return has_log and self._path.stat().st_size == 0
+            # The WAL first: a WAL that grows after this belongs to a file with a first page.
+            has_wal = wal_of(self._path).stat().st_size > 0
+            return has_wal and self._path.stat().st_size == 0
         return False
 
     def _length(self, pages: Pages) -> HealthCheck:
         first = pages.read(1)
         stated = 0 if first is None else int.from_bytes(first[PAGES_AT], "big")
-        # What an open file is judged by stands in the file, under a first page in the log.
+        # An open connection is checked against the page count in the file itself, which the first
+        # page in the WAL hides.
         stated = max(stated, int.from_bytes(pages.header[PAGES_AT], "big"))
-        # Counted, not listed: a damaged header may state four thousand million.
+        # Counted, not listed: a damaged header may state four thousand million pages.
         missing = pages.count_missing(stated)
-        # The page on which the locks lie is never written: the log has all others.
+        # SQLite never writes the lock page, so that one may be missing past the end of the file.
         never = lock_page(pages.page_size)
         if missing > (pages.whole_in_file < never <= stated):
             return HealthCheck(
@@ -367,24 +375,24 @@ class _Diagnosis:
         return HealthCheck("size", OK, readable_size(self._size))
 
     def _log(self, pages: Pages) -> HealthCheck:
-        log = wal_of(self._path)
-        if not log.exists():
+        wal = wal_of(self._path)
+        if not wal.exists():
             return HealthCheck("log", OK, "none")
         if pages.lost_frames:
             return HealthCheck(
                 "log",
                 DEGRADED,
-                f"damaged frames of {log.name}: {pages.lost_frames}; SQLite leaves out those and "
-                "all behind them",
-                f"Before anybody opens it: {self._salvage()}",
+                f"damaged frames of {wal.name}: {pages.lost_frames}; SQLite ignores these and "
+                "all later ones",
+                f"Before any program opens it: {self._salvage()}",
             )
-        if pages.is_log_damaged:
+        if pages.is_wal_damaged:
             return HealthCheck(
                 "log",
                 DEGRADED,
-                f"the head of {log.name} is damaged; SQLite takes all of it for empty, and "
+                f"the header of {wal.name} is damaged; SQLite treats the file as empty, and "
                 "deletes it",
-                f"Before anybody opens it: {self._salvage()}",
+                f"Before any program opens it: {self._salvage()}",
             )
         left = "left by a program that did not close it"
         return HealthCheck("log", OK, f"{counted(pages.frames, 'frame')}, {left}")

@@ -1,7 +1,7 @@
-"""What the indexes of a damaged file know of its rows: their ids, parents and places.
+"""Reads ids, parents and places of rows from the indexes of a damaged file.
 
-An index has an entry for each row of its table, on other pages. So it tells which rows are lost,
-and most of what sessions, rounds and responses are.
+An index has an entry for each row of its table, on other pages. So the indexes show which rows are
+lost, and hold most of the content of sessions, rounds and responses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Entry:
 
 
 def schema_entries(pages: Pages) -> list[Entry]:
-    """Return what can be read of the file's own list of tables and indexes."""
+    """Return the readable entries of the file's own list of tables and indexes."""
     found: list[Entry] = []
     for _, page in walk(pages, 1):
         for record in page.records if page is not None else ():
@@ -68,7 +68,7 @@ class Trees:
                     self.note(entry, number, page)
 
     def note(self, entry: Entry, number: int, page: Page | None) -> None:
-        """Note what a walk has met."""
+        """Record the page that a walk has reached, or that it is damaged."""
         if page is None or page.bad_cells:
             self.broken.add(entry.name)
             self.damaged.add(number)
@@ -77,13 +77,13 @@ class Trees:
 
 
 def scan(raw: apsw.Connection, pages: Pages, entries: list[Entry], trees: Trees) -> set[str]:
-    """Put what the indexes know into the temporary table ``evidence`` of the new database.
+    """Copy the entries of all indexes into the temporary table ``evidence`` of the new database.
 
     Args:
         raw: the new database; it has the same indexes.
         pages: of the damaged one.
         entries: its schema.
-        trees: told what the walks meet.
+        trees: records the pages that the walks reach.
 
     Returns:
         The tables of which every id is known.
@@ -119,7 +119,7 @@ def scan(raw: apsw.Connection, pages: Pages, entries: list[Entry], trees: Trees)
 
 
 def _index_columns(raw: apsw.Connection) -> dict[str, tuple[str, ...]]:
-    """Return the columns of each index, by its name; not of those that have some rows only."""
+    """Return the columns of each index, by its name; partial indexes are left out."""
     found: dict[str, list[str]] = {}
     for index, column in raw.execute(
         "SELECT l.name, i.name FROM sqlite_schema s, pragma_index_list(s.name) l, "

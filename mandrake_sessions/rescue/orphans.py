@@ -1,6 +1,6 @@
-"""Gives salvaged rows the parents they need, from what the indexes know or from their children.
+"""Rebuilds the missing parents of salvaged rows, from the indexes or from the rows themselves.
 
-Content is kept before order: a turn whose response, round and session are gone gets new ones.
+Content matters more than order: a turn whose response, round and session are gone gets new ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ PARENTS: Final = {
 _ENTITIES: Final = ("sessions", *PARENTS)
 # A round and its response get their ids in one call.
 _TOGETHER_US: Final = 1_000
-# What a damaged counter may be ahead of its rows; more would use up the indexes.
+# The most by which a counter may exceed its rows; a higher one is damaged, and would use up the
+# indexes.
 _PLAUSIBLE_GAP: Final = 1_000_000
 
 _KNOWN: Final = """
@@ -50,8 +51,8 @@ class Orphans:
         raw: the new database, in a transaction, with foreign keys off.
 
     Attributes:
-        lost: how many rows of each table the indexes know that have nothing in their place.
-        rebuilt: how many were made.
+        lost: by table: how many rows the indexes list that have no row in their place.
+        rebuilt: by table: how many rows were made.
     """
 
     def __init__(self, raw: apsw.Connection) -> None:
@@ -60,25 +61,26 @@ class Orphans:
         self.rebuilt: dict[str, int] = dict.fromkeys(_ENTITIES, 0)
 
     def repair(self) -> None:
-        """Make every row's parent be there, and every counter be above what it counts."""
+        """Give every row a parent, and make every counter higher than what it counts."""
         self._know()
         self._correct()
         self._rebuild_known()
         self._rebuild_named()
         unnamed = self._complete_rounds()
         for table in _ENTITIES:
-            # A round has one of each: a new one stands for one whose round the index did not say.
+            # A round has one request and one response. A new one replaces a listed one whose round
+            # the index does not name.
             self.lost[table] = max(0, len(self._missing(table)) - unnamed.get(table, 0))
         self._raise_counters()
 
-    # -- what the indexes know --------------------------------------------------------------
+    # -- from the indexes -------------------------------------------------------------------
 
     def _know(self) -> None:
         self._raw.execute(_KNOWN)
         for table in _ENTITIES:
             for other in _ENTITIES:
                 if other != table:
-                    # A page of another table's index had come into this one's.
+                    # Such an id is on a page of another table's index that was reached from here.
                     self._raw.execute(
                         f'UPDATE known SET id = NULL WHERE "table" = ? '
                         f"AND id IN (SELECT id FROM {other})",
@@ -86,7 +88,10 @@ class Orphans:
                     )
 
     def _correct(self) -> None:
-        """Take the index's word for an id that nothing refers to, and for a missing parent."""
+        """Take two values from the index: an id without references, and a missing parent.
+
+        The id is replaced only if rows refer to the id in the index and none to the present one.
+        """
         for child, (column, table) in PARENTS.items():
             self._raw.execute(
                 f"UPDATE OR IGNORE {table} SET id = k.id FROM known k "
@@ -104,7 +109,7 @@ class Orphans:
             )
 
     def _missing(self, table: str) -> list[tuple[Any, ...]]:
-        """Return what is known of rows that are not there: id, parent, index, time of change."""
+        """Return id, parent, index and time of change of rows that only the indexes have."""
         return self._raw.execute(
             'SELECT id, parent, "index", updated_at FROM known WHERE "table" = ? '
             f"AND id IS NOT NULL AND id <> '' AND id NOT IN (SELECT id FROM {table}) "
@@ -125,17 +130,17 @@ class Orphans:
             if isinstance(parent, str):
                 self._add_response(id, parent)
         for id, parent, index, _ in self._missing("turns"):
-            # Of the others nothing is left; of a streaming one its chunks may be.
+            # Other turns have no content left; a streaming turn may have its chunks.
             if isinstance(parent, str) and self._has("turn_chunks", "turn_id", id):
                 self._add_turn(id, parent, index)
 
-    # -- what rows say of their parents -----------------------------------------------------
+    # -- from the rows ----------------------------------------------------------------------
 
     def _rebuild_named(self) -> None:
-        """Make the parents that nothing is known of but that something belongs to them."""
+        """Make the parents that only their children name."""
         for id in self._absent("turn_chunks", "turn_id", "turns"):
             self._add_turn(id, ids.new_id(), None)
-        # What a turn streamed is in the turn itself by its end.
+        # A finished turn has its whole text itself.
         self._raw.execute(
             "DELETE FROM turn_chunks WHERE turn_id IN "
             "(SELECT id FROM turns WHERE stream_ended_at IS NOT NULL)"
@@ -156,7 +161,7 @@ class Orphans:
         """Give each round its request and its response, without which it cannot be read.
 
         Returns:
-            How many of each had to be made.
+            How many rows were made, by table.
         """
         made: dict[str, int] = {}
         for table, add in (("requests", self._add_request), ("responses", self._add_response)):
@@ -169,9 +174,9 @@ class Orphans:
         return made
 
     def _round_made_with(self, response_id: str) -> str | None:
-        """Return the round without a response that was made in the same call as this one.
+        """Return the round, itself without a response, that was made in one call with this one.
 
-        Its id was made just before, and ids sort as they were made.
+        The id of the round was made just before, and ids sort in the order of their making.
         """
         made = moment_of(response_id)
         before = self._raw.execute(
@@ -231,7 +236,8 @@ class Orphans:
     def _add(self, table: str, values: Iterable[Any]) -> None:
         given = tuple(values)
         places = ", ".join("?" * len(given))
-        # A unique parent may be taken: then another row has its place, and this one no content.
+        # The parent may be unique and taken: then another row has the place, and this one, which
+        # has no content, is left out.
         self._raw.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", given)
         self.rebuilt[table] += self._raw.changes()
 
@@ -257,7 +263,7 @@ class Orphans:
             ("responses", "next_turn_index", "turns"),
         ):
             column, _ = PARENTS[child]
-            # Also above what is known to be lost: no index is given twice.
+            # Also higher than the indexes of lost rows: no index is used twice.
             self._raw.execute(
                 f"CREATE TEMP TABLE used AS SELECT parent, max(last) + 1 AS least FROM "
                 f'(SELECT {column} AS parent, max("index") AS last FROM {child} GROUP BY 1 '

@@ -1,4 +1,4 @@
-"""What was read from a damaged database, and what was lost of it."""
+"""The report of a salvage: kept, repaired, rebuilt and lost rows of each table."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import msgspec
 
 
 class TableSalvage(msgspec.Struct, frozen=True):
-    """What became of the rows of one table; each is counted once.
+    """The rows of one table, each counted once.
 
-    The new table has those that were kept, mended and rebuilt. With those that are lost, they are
-    what is known of the damaged one.
+    The new table has the kept, the mended and the rebuilt rows. These and the lost rows are all
+    that is known of the damaged table.
 
     Attributes:
         table: its name.
-        kept: rows that are as they were.
-        mended: rows of which something was lost or had to be changed.
-        rebuilt: rows that were lost and are needed by others; what they held is lost.
-        lost: rows that are known to have been there and have nothing in their place.
-        is_all_known: whether ``lost`` is all that was lost; otherwise there may be more.
+        kept: rows that are unchanged.
+        mended: rows of which a part was lost or had to be changed.
+        rebuilt: lost rows that were made anew because other rows need them; their content is lost.
+        lost: rows that are known to have existed and have no row in their place.
+        is_all_known: whether ``lost`` counts all lost rows; otherwise there may be more.
     """
 
     table: str
@@ -31,15 +31,15 @@ class TableSalvage(msgspec.Struct, frozen=True):
 
 
 class SalvageReport(msgspec.Struct, frozen=True):
-    """What was read from a damaged database.
+    """The result of one salvage.
 
     Attributes:
         source: the damaged file.
         target: the new database.
         pages: how many the damaged file has.
         damaged_pages: how many of them are known to be damaged.
-        lost_frames: frames of its log that are damaged.
-        tables: what became of each table.
+        lost_frames: damaged frames of its WAL.
+        tables: the rows of each table.
         left_out: tables that are not the library's; they are not copied.
         may_hold_deleted: whether deleted rows may be back, since the list of free pages is damaged.
     """
@@ -55,7 +55,7 @@ class SalvageReport(msgspec.Struct, frozen=True):
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is known to be lost or changed."""
+        """Whether the salvage found no damage and no lost or changed row."""
         return not (self.damaged_pages or self.lost_frames) and not any(
             each.mended or each.rebuilt or each.lost for each in self.tables
         )

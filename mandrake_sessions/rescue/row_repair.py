@@ -1,4 +1,4 @@
-"""Makes rows that the schema takes of what a damaged file holds: each value mended or defaulted."""
+"""Turns records of a damaged file into valid rows: each bad value is repaired or defaulted."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mandrake_sessions.tables import Column
 Row: TypeAlias = dict[str, Any]
 
 LOST_REQUEST: Final = "(This request was lost: the database file was damaged.)"
-"""What stands for the content of a request that could not be read."""
+"""The content of a request whose own could not be read."""
 
 TABLES: Final = ("sessions", "rounds", "requests", "responses", "turns", "turn_chunks", "meta")
-"""The tables that are read, and ``workspaces``; ``changes`` tells watchers of what is past."""
+"""The tables that are read, in addition to ``workspaces``; ``changes`` holds only past news."""
 
-# What a row of the schema begins with, which otherwise looks like a request.
+# The first value of a row of the schema, which otherwise resembles a request.
 _SCHEMA_KINDS: Final = ("table", "index", "view", "trigger")
 _MILLISECONDS: Final = 12
 _STREAMING: Final = TurnStatus.STREAMING.value
@@ -48,9 +48,9 @@ def keyed_table_of(values: tuple[Value, ...]) -> str | None:
 
 
 def repaired(table: str, record: Record) -> tuple[Row, bool] | None:
-    """Return a record as a row of a table, and whether anything had to be changed or is missing.
+    """Return a record as a row of a table, and whether a value was changed or is missing.
 
-    An index that cannot be used is None: the next free one.
+    An unusable index becomes None, which stands for the next free one.
 
     Returns:
         None for a record without an id.
@@ -63,7 +63,7 @@ def repaired(table: str, record: Record) -> tuple[Row, bool] | None:
         fixed = _mended_value(table, column, value, row)
         if column.is_key and fixed is None:
             return None
-        # SQLite stores a whole REAL as an integer.
+        # The comparison ignores types, because SQLite stores a whole REAL as an integer.
         was_changed |= position >= record.whole or fixed != value
         row[column.name] = fixed
     if table == "turns":
@@ -96,7 +96,7 @@ def _text(table: str, column: Column, value: Value) -> str | None:
     if value is not None or column.is_nullable:
         return value
     if column.is_reference:
-        # Something of it is there: it gets a parent of its own.
+        # The rest of the row may be readable: it gets a new parent.
         return ids.new_id()
     defaults = {"metadata": "{}", "tool_calls": "[]"}
     if table == "requests":
@@ -118,7 +118,7 @@ def _default_moment(column: Column, row: Row) -> int | None:
 
 
 def moment_of(id: object) -> int:
-    """Return when an id was made, if it is a UUIDv7 and says so; otherwise now."""
+    """Return the time in an id that is a UUIDv7, otherwise the present time."""
     digits = str(id).replace("-", "")
     try:
         made = int(digits[:_MILLISECONDS], 16) * 1000
@@ -133,7 +133,7 @@ def _settle(row: Row) -> bool:
     is_streaming = row["status"] == _STREAMING
     if is_streaming is (row["stream_ended_at"] is None):
         return False
-    # The status is the safer one of both: few texts are one.
+    # The status is more reliable than the time: few damaged texts are still a valid status.
     ended = max(row["stream_started_at"], row["updated_at"])
     row["stream_ended_at"] = None if is_streaming else ended
     return True

@@ -1,7 +1,7 @@
-"""Reads what can be read of a damaged database into a new one, and says what was lost.
+"""Reads the readable rows of a damaged database into a new one, and reports the losses.
 
-No SQL touches the damaged file: its pages are read one by one, each by what stands on it, so that
-neither a broken tree nor a broken schema hides what is still there.
+No SQL touches the damaged file. Each page is read by its own content, so that neither a broken tree
+nor a broken schema hides rows that still exist.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.connection.settings import foreign_keys_off
 from mandrake_sessions.database.error_codes import translate, translate_os
-from mandrake_sessions.database.files.atomic import merge_log, partial_file, replace, sync_file
+from mandrake_sessions.database.files.atomic import merge_wal, partial_file, replace, sync_file
 from mandrake_sessions.database.files.btree import Record, Value, parse
-from mandrake_sessions.database.files.own_wal import find_stale_log
+from mandrake_sessions.database.files.own_wal import find_stale_wal
 from mandrake_sessions.database.files.pages import Pages, open_pages
 from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.migrations.head import bring_to_head
@@ -40,33 +40,33 @@ from mandrake_sessions.rescue.row_repair import TABLES, Row, keyed_table_of, rep
 _OPERATION: Final = "salvage"
 _PATIENCE: Final = 3600.0
 _TALKS: Final = ("sessions", "rounds", "requests", "responses", "turns", "workspaces")
-# The new file has facts of its own in ``meta``.
-_TOLD: Final = (*(table for table in TABLES if table != "meta"), "workspaces")
+# ``meta`` is not reported: the new file has its own values there.
+_REPORTED: Final = (*(table for table in TABLES if table != "meta"), "workspaces")
 _NOT_MISSED: Final = {*TABLES, "workspaces", "changes", "alembic_version"}
-# The original system has sessions and turns too.
 _CHUNKS: Final = "turn_chunks"
+# Tables that mark a database of this library: the original system has sessions and turns too.
 _MARKS: Final = {_CHUNKS, "meta", "changes"}
 
 
 def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> SalvageReport:
-    """Read what can be read of a damaged database into a new one.
+    """Read the readable rows of a damaged database into a new one.
 
-    The damaged file and the ``-wal`` beside it are only read. Sessions, rounds, requests,
-    responses and turns are kept wherever their content can be found; what they belong to is made
-    anew where it is gone. The new file has passed SQLite's checks before it gets its name.
+    The damaged file and its ``-wal`` are only read. Sessions, rounds, requests, responses and turns
+    are kept wherever their content can be found; a missing parent is made anew. The new file passes
+    SQLite's checks before it gets its name.
 
     Args:
         damaged: the file; best not in use.
         target: the file to make; its folder must exist.
 
     Returns:
-        What was kept, repaired, rebuilt and lost of each table.
+        The numbers of kept, repaired, rebuilt and lost rows of each table.
 
     Raises:
         DatabaseMissingError: there is no damaged file.
-        StaleLogError: the log at the file is not its own; without it, the file may be whole.
-        SalvageError: the target exists, or its folder does not; or nothing of this library was
-            found, and then no file is made.
+        StaleLogError: the WAL next to the file is not its own; without it, the file may be whole.
+        SalvageError: the target exists, or its folder does not; or no row of this library was
+            found, and no file is made.
         DatabaseError: the new file cannot be written; each reason has its own subclass.
     """
     source, path = real_path(damaged), real_path(target)
@@ -76,9 +76,9 @@ def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
     if os.path.lexists(path):
         raise SalvageError("The target exists.", path=path, operation=_OPERATION)
     if not os.path.isdir(path.parent):
-        raise SalvageError("The folder of the target is not there.", path=path)
-    # Pages of two files would be taken for those of one.
-    find_stale_log(source, _OPERATION)
+        raise SalvageError("The folder of the target does not exist.", path=path)
+    # With a stale WAL, pages of two files would be read as pages of one.
+    find_stale_wal(source, _OPERATION)
     try:
         with partial_file(path) as partial:
             with open_pages(source) as pages, _new_database(partial) as connection:
@@ -112,7 +112,7 @@ def _new_database(path: Path) -> Iterator[Connection]:
         connection.interruptible = False
         with foreign_keys_off(connection), connection.raw:
             yield connection
-        merge_log(connection.raw)
+        merge_wal(connection.raw)
     finally:
         connection.close()
 
@@ -126,7 +126,7 @@ class _Salvage:
         self._orphans = Orphans(raw)
         self._mended: Counter[str] = Counter()
         self._unplaced: Counter[str] = Counter()
-        # What took another row's place, or has none, until all others have theirs.
+        # Rows whose place is taken or unknown; they get one after all other rows.
         self._later: list[tuple[str, Row]] = []
         self._inserts: dict[str, str] = {}
 
@@ -139,7 +139,7 @@ class _Salvage:
             trees.damaged.add(1)
         known = scan(self._raw, self._pages, entries, trees)
         if any(e.table == _CHUNKS for e in entries) and _CHUNKS not in trees.broken:
-            # It has no index: its tree must do.
+            # The table has no index, so a sound tree stands for it.
             known.add(_CHUNKS)
         free = self._pages.free()
         unclear = self._read_pages(trees, free or set())
@@ -159,13 +159,13 @@ class _Salvage:
             pages=self._pages.count,
             damaged_pages=len(damaged),
             lost_frames=self._pages.lost_frames,
-            tables=tuple(self._told(table, known, is_sound=not damaged) for table in _TOLD),
+            tables=tuple(self._count(table, known, is_sound=not damaged) for table in _REPORTED),
             left_out=tuple(sorted({e.table for e in entries if _is_foreign(e.table)})),
             may_hold_deleted=free is None,
         )
 
     def _is_anothers(self, entries: list[Entry]) -> bool:
-        """Whether the file says so itself: by its mark, and by tables that ours never lack."""
+        """Return whether the application id and the tables show another program's database."""
         return (
             self._pages.application_id not in (None, tables.APPLICATION_ID)
             and bool(entries)
@@ -173,12 +173,12 @@ class _Salvage:
         )
 
     def _has_rows(self) -> bool:
-        """Whether a row was found that has what a row of ours must have."""
+        """Return whether a row was found that has all required values."""
         return any(
             self._raw.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall() for table in _TALKS
         )
 
-    def _told(self, table: str, known: set[str], *, is_sound: bool) -> TableSalvage:
+    def _count(self, table: str, known: set[str], *, is_sound: bool) -> TableSalvage:
         ((count,),) = self._raw.execute(f"SELECT count(*) FROM {table}").fetchall()
         rebuilt = self._orphans.rebuilt.get(table, 0)
         read = int(str(count)) - rebuilt
@@ -190,7 +190,7 @@ class _Salvage:
             kept=read - changed,
             mended=changed,
             rebuilt=rebuilt,
-            # The index of ids knows of those without a place, if it is whole.
+            # A whole index of ids counts the rows without a place already.
             lost=lost if is_all_known else max(lost, self._unplaced[table] - rebuilt),
             is_all_known=is_all_known,
         )
@@ -198,10 +198,10 @@ class _Salvage:
     # -- reading ----------------------------------------------------------------------------
 
     def _read_pages(self, trees: Trees, free: set[int]) -> list[int]:
-        """Read every page that is in use; return those of which it is not clear whose they are."""
+        """Read every page that is in use; return the pages whose table is not clear."""
         unclear: list[int] = []
         for number in self._pages.numbers():
-            # Another program's table may look like one of ours.
+            # A table of another program may resemble one of the library.
             if number in free or _is_foreign(trees.table_of.get(number, "sessions")):
                 continue
             page = parse(self._pages, number)
@@ -225,7 +225,10 @@ class _Salvage:
         return unclear
 
     def _read_unclear(self, numbers: list[int], trees: Trees) -> None:
-        """Tell rounds and responses apart by what refers to them: their rows look the same."""
+        """Keep the rounds and responses of some pages.
+
+        Their records have one form; the rows that refer to them decide between the two.
+        """
         for number in numbers:
             page = parse(self._pages, number)
             records = [] if page is None else [r for r in page.records if len(r.values) == 5]
@@ -283,12 +286,12 @@ class _Salvage:
         if table is None or found is None:
             return
         places = ", ".join("?" * len(found[0]))
-        # The facts of the new file stay.
+        # The values in ``meta`` of the new file stay.
         self._raw.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", [*found[0].values()])
         self._mended[table] += self._raw.changes() and found[1]
 
     def _insert(self, table: str, row: Row, rowid: int | None) -> bool:
-        """Insert a row, or bring it up to date; return whether either was done."""
+        """Insert or update a row; return whether the table changed."""
         sql = self._statement(table)
         self._raw.execute(sql, (rowid, *row.values()))
         return self._raw.changes() > 0
@@ -299,7 +302,7 @@ class _Salvage:
             places = ", ".join("?" * (len(names) + 1))
             sql = f"INSERT INTO {table} (rowid, {', '.join(names)}) VALUES ({places}) "
             if '"updated_at"' in names:
-                # An older state of a row may stand on a page that is not used any more.
+                # A page that is no longer used may hold an older state of the row.
                 sets = ", ".join(f"{name} = excluded.{name}" for name in names[1:])
                 sql += (
                     f"ON CONFLICT (id) DO UPDATE SET {sets} "
@@ -311,7 +314,7 @@ class _Salvage:
         return self._inserts[table]
 
     def _place_rest(self) -> None:
-        """Give the rows whose place was taken another one."""
+        """Insert the rows whose place was taken or unknown, at another place."""
         for table, row in self._later:
             attempts: list[Row] = [{}]
             if table in ("requests", "responses"):
@@ -332,7 +335,7 @@ class _Salvage:
 
 def _nothing_found(source: Path) -> SalvageError:
     return SalvageError(
-        "Nothing of this library was found in the file.",
+        "No row of this library was found in the file.",
         path=source,
         operation=_OPERATION,
         result_code=apsw.SQLITE_NOTADB,
@@ -344,7 +347,7 @@ def _is_foreign(table: str) -> bool:
 
 
 def _tables_of_cut(record: Record) -> tuple[str, ...]:
-    """Return whose row a record is whose end is missing: only long texts are cut."""
+    """Return the possible tables of a record without its end; only long texts are cut."""
     if record.columns == 5:
         return ("requests",) if len(record.values) >= 3 else ()
     return {8: ("sessions",), 23: ("turns",), 6: ("workspaces",)}.get(record.columns, ())

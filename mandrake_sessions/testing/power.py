@@ -165,7 +165,7 @@ class PowerLossVFS(apsw.VFS):
         with self._mutex:
             was_there = os.path.exists(path)
             if kind == "db" and path not in self._open:
-                self._find_logs(path)
+                self._find_wals(path)
             file = _RecordedFile(self, name, flags)
             file.number = self._number(path, kind, file, was_there=was_there)
         if kind != "db" and flags[0] & apsw.SQLITE_OPEN_CREATE:
@@ -173,7 +173,7 @@ class PowerLossVFS(apsw.VFS):
             file.folder = os.path.dirname(path)
         return file
 
-    def _find_logs(self, path: str) -> None:
+    def _find_wals(self, path: str) -> None:
         """Take note of what was left beside a database: SQLite may be kept from opening it."""
         for kind, flag in (
             ("wal", apsw.SQLITE_OPEN_WAL),

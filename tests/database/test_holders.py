@@ -71,7 +71,7 @@ def test_a_busy_error_names_the_process_that_holds_the_write_lock(
     for check in (writing_check(handle), locks_check(path)):
         assert check.status == "degraded"
         assert f"process {pid} ({name}) holds the write lock" in check.detail
-        assert check.advice == "Wait; if it stays so, look at that process."
+        assert check.advice == "Wait; if it stays so, check that process."
 
 
 def test_each_of_several_threads_that_wait_is_given_the_name_of_the_process(
@@ -96,7 +96,7 @@ def test_a_stopped_holder_is_called_so_by_the_error_health_and_doctor(
         assert f"kill -CONT {pid}" in error.message
         for check in (writing_check(handle), locks_check(path)):
             assert "holds the write lock, and is stopped" in check.detail
-            assert check.advice == f"Let it go on: kill -CONT {pid}"
+            assert check.advice == f"Continue it: kill -CONT {pid}"
     child.send()
     assert child.receive() == "gone"
     handle.transact(adding("afterwards"))

@@ -386,7 +386,7 @@ def test_without_a_table_of_mounts_nothing_is_known():
 
 
 def test_a_plain_file_has_one_name(own):
-    assert (naming_of(own).links, naming_of(own).is_mounted_alone) == (1, False)
+    assert (naming_of(own).links, naming_of(own).is_mount_point) == (1, False)
 
 
 def test_a_doctor_names_a_second_name_where_it_would_be_refused(own, tmp_path):

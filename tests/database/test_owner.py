@@ -241,7 +241,7 @@ def test_a_fork_during_a_claim_leaves_no_file_open_in_the_child(
 
 @pytest.mark.parametrize("stranger", STRANGERS)
 def test_a_text_that_is_no_owners_id_names_no_file(path: Path, stranger: str) -> None:
-    with owner_signs.looking_at(path) as is_living:
+    with owner_signs.examined(path) as is_living:
         assert not is_living
     assert not owner.is_alive(path, stranger)
     owner.forget(path, stranger)
@@ -421,7 +421,7 @@ def test_without_locks_a_clock_that_jumps_changes_nothing(path: Path) -> None:
     # As another process sees it, whatever the time of change is: the past, or the future.
     for moment in (0, 2**40, 1):
         os.utime(mine.path, ns=(moment, moment))
-        with owner_signs.looking_at(mine.path) as is_living:
+        with owner_signs.examined(mine.path) as is_living:
             assert is_living
 
 

@@ -770,7 +770,7 @@ def test_a_check_of_the_wal_while_another_process_commits_ends_no_write(
     """SQLite answers BUSY at once to a check while the header of the index is written."""
     with make_pool().acquire(path) as handle:
         handle.transact(adding("first"))
-        mark = handle.file.writer.connection.log_mark
+        mark = handle.file.writer.connection.wal_mark
         assert mark is not None
         real, answers = mark._backlog, [apsw.BusyError("busy"), apsw.BusyError("busy")]
         for answer in answers:

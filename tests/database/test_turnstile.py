@@ -191,7 +191,7 @@ def kept(
     hold_write_lock: Callable[..., Any],
 ) -> Turnstile:
     """The turnstile of a process that writes on, and whose turn goes on without an end."""
-    monkeypatch.setattr(turnstile, "TURN", 60.0)
+    monkeypatch.setattr(turnstile, "HOLD", 60.0)
     monkeypatch.setattr(turnstile, "_UNUSED", 60.0)
     other = hold_write_lock(path)
     task = Task(lambda: handle.transact(adding("first"), "add"))
@@ -200,7 +200,7 @@ def kept(
     task.result()
     # No thread has written just before: one that ends its hold may have to wait for this one.
     assert in_line(path) == (0, 0)
-    turnstile_of(handle).looks_at = 0.0
+    turnstile_of(handle).checks_at = 0.0
     handle.transact(adding("second"), "add")
     assert in_line(path) == (1, 0)
     return turnstile_of(handle)
@@ -216,7 +216,7 @@ def test_a_process_that_writes_on_keeps_its_hold(
     for number in range(3):
         handle.transact(adding(f"{number}"), "add", 0.5)
     assert in_line(path) == (1, 1)
-    kept._turn_ends = 0.0
+    kept._hold_ends = 0.0
     handle.transact(adding("last"), "add", 0.5)
     assert child.receive()
     child.send()
@@ -237,10 +237,10 @@ def test_a_hold_in_which_no_thread_writes_ends(
 def test_a_process_that_writes_now_and_then_keeps_no_hold(
     monkeypatch: pytest.MonkeyPatch, handle: DatabaseHandle, path: Path, kept: Turnstile
 ) -> None:
-    kept._turn_ends = 0.0
+    kept._hold_ends = 0.0
     handle.transact(adding("the last of its turn"), "add")
     monkeypatch.setattr(turnstile, "_UNUSED", 0.0)
-    kept.looks_at = 0.0
+    kept.checks_at = 0.0
     handle.transact(adding("later"), "add")
     assert in_line(path) == (0, 0)
 
@@ -262,7 +262,7 @@ def test_a_signal_while_a_hold_ends_does_not_keep_it(
         sys.settrace(before)
     assert not kept.is_entered
     assert "committed" in keys(handle)
-    kept._turn_ends = 0.0
+    kept._hold_ends = 0.0
     handle.transact(adding("next"), "add")
     assert in_line(path) == (0, 0)
 
@@ -347,7 +347,7 @@ def test_a_process_that_writes_without_a_pause_lets_others_in(
     # In turns of about 7 ms; without the turnstile one writes on for dozens of units.
     assert len(turns) >= 30
     # Some are longer: a process that is not run for a moment does not come to the turnstile.
-    assert median(turns) * 0.002 < 2 * turnstile.TURN
+    assert median(turns) * 0.002 < 2 * turnstile.HOLD
 
 
 def test_a_restless_writer_without_turnstile_does_not_keep_others_out(

@@ -62,13 +62,13 @@ def test_ctrl_c_at_any_call_of_a_transaction_that_waits_leaves_the_turnstile_in_
                 monkeypatch.setattr(turnstile, "PATIENCE", 0.01)
                 other = os.open(turnstile_path(path), os.O_RDWR | os.O_CREAT, 0o600)
                 fcntl.flock(other, fcntl.LOCK_EX)
-                mine.looks_at = 0.0
+                mine.checks_at = 0.0
                 error = interrupted_at(number, partial(add, handle, "first"))
                 fcntl.flock(other, fcntl.LOCK_UN)
                 until_in_line(path, (0, 0), error)
                 fcntl.flock(other, fcntl.LOCK_EX)
                 monkeypatch.setattr(turnstile, "PATIENCE", 60.0)
-                mine.looks_at = 0.0
+                mine.checks_at = 0.0
                 waiting = Thread(partial(add, handle, "second"))
                 until_in_line(path, (1, 1), error)
                 os.close(other)
@@ -103,7 +103,7 @@ def test_ctrl_c_at_any_call_that_ends_a_hold_lets_the_next_process_in(
                 other = os.open(turnstile_path(path), os.O_RDWR | os.O_CREAT, 0o600)
                 add(handle, "before")
                 # It is free: taken at once, and kept for a transaction that follows at once.
-                mine.looks_at = 0.0
+                mine.checks_at = 0.0
                 mine._left_at = monotonic() + 1
                 error = interrupted_at(number, partial(add, handle, "first"))
                 until_in_line(path, (0, 0), error)

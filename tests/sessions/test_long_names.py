@@ -13,7 +13,7 @@ from mandrake_sessions import (
     diagnose,
 )
 from mandrake_sessions.database.files import owner
-from mandrake_sessions.database.sidecars import beside
+from mandrake_sessions.database.sidecars import sidecar
 
 LONGEST = 255 - len("-wal")
 
@@ -56,7 +56,7 @@ def test_a_name_without_room_for_its_log_is_refused_with_the_limit(tmp_path, poo
     with pytest.raises(DatabasePathError) as caught:
         SessionManager(tmp_path / name_of(length), pool=pool).init()
 
-    assert f"{length} bytes, of which {LONGEST} are possible" in caught.value.message
+    assert f"{length} bytes; the limit is {LONGEST}" in caught.value.message
     assert left(tmp_path) == []
 
 
@@ -97,4 +97,4 @@ def test_two_long_names_with_the_same_beginning_share_no_file(tmp_path):
 
 
 def test_a_short_name_keeps_its_files_names(tmp_path):
-    assert beside(tmp_path / "db.sqlite", "-turnstile").name == "db.sqlite-turnstile"
+    assert sidecar(tmp_path / "db.sqlite", "-turnstile").name == "db.sqlite-turnstile"

@@ -1,1 +1,1 @@
-"""One APSW connection: opened, checked, set, and what is read and written through it."""
+"""One APSW connection: how it is opened, checked and configured; its transactions and copies."""

@@ -1,8 +1,8 @@
 """Copies an open database into a file of its own, and checks the copy before it gets its name.
 
-The copy is read from one snapshot that the source connection holds meanwhile. Left to itself,
-SQLite begins a backup in steps again with every commit of another connection: 300 commits made
-300 restarts and no copy. A reader in WAL holds no writer up; what the snapshot costs is that the
+The copy is read from one snapshot, which the source connection holds meanwhile. Without a snapshot,
+SQLite restarts a backup in steps at each commit of another connection: 300 commits made 300
+restarts and no copy. A reader in WAL mode delays no writer; the cost of the snapshot is that the
 WAL is not reset before the copy is done.
 """
 
@@ -18,7 +18,11 @@ from typing import Self
 import apsw
 
 from mandrake_sessions.concurrency.blocks import block, closing
-from mandrake_sessions.database.connection.bad_ids import mend_indexes, orphan, unexplained_orphans
+from mandrake_sessions.database.connection.bad_ids import (
+    orphan,
+    rebuild_indexes,
+    unexplained_orphans,
+)
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.transaction import rollback
 from mandrake_sessions.database.error_codes import pass_on_timeout, translate, translate_os
@@ -40,14 +44,14 @@ _PAGES_PER_STEP = 1024
 _BUSY_TIMEOUT_MS = 1000
 _CHECK_STEPS = 20_000
 _OPERATION = "backup"
-# What SQLite would replay into a file of this name, whatever it holds by then.
+# SQLite replays such a file into a database of its name, even into a new one.
 _LEFTOVERS = (WAL, JOURNAL)
 
 Progress = Callable[[int, int], None]
-"""Called after each step with the pages copied and the pages there are; raising stops it."""
+"""Called after each step with the pages copied and the pages in all; raising stops the backup."""
 
 Lend = Callable[[], contextlib.AbstractContextManager[Connection]]
-"""Lends a connection of the database, with no transaction open, for as long as the copy takes."""
+"""Lends a connection of the database without an open transaction, as long as the copy takes."""
 
 
 def backup(
@@ -58,7 +62,7 @@ def backup(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Copy a database whose connection is the caller's for the whole time; see ``back_up``."""
+    """Copy a database through a connection that the caller has leased; see ``back_up``."""
     return back_up(
         lambda: contextlib.nullcontext(source),
         source.path,
@@ -80,56 +84,57 @@ def back_up(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Copy the database into a file that nobody needs anything else to read.
+    """Copy the database into one private file that can be read without any other file.
 
-    The copy holds what was committed when it began, has passed SQLite's integrity check and its
-    foreign key check, is not in WAL mode, and is readable by its owner only.
+    The copy holds the commits up to its beginning, has passed SQLite's integrity check and its
+    foreign key check, and is not in WAL mode.
 
     Args:
-        lend: lends a connection of the database; given back before the copy is checked.
+        lend: lends a connection of the database, which is released before the copy is checked.
         database: the real path of the database.
         target: the file to make; its folder must exist.
         budget: the time that the copying and the checks may take.
-        is_ended: whether the database is being closed, and the copy not wanted any more.
+        is_ended: whether the database is being closed, so that the copy has to stop.
         overwrite: whether an existing file is replaced.
-        progress: told how far it is.
+        progress: called with the progress.
 
     Returns:
         The real path of the copy.
 
     Raises:
-        BackupError: there is no copy, and the target is as it was. The ``__cause__`` says why.
+        BackupError: there is no copy, and the target is unchanged. The ``__cause__`` is the reason.
         PoolClosedError: the connection is being closed.
         DatabaseError: the connection cannot be lent; each reason has its own subclass.
     """
     path = _require_free(database, target, overwrite=overwrite)
     tidy(database)
-    told = _Told(database, path, budget, is_ended)
-    with told, partial_file(path) as partial:
+    errors = _BackupErrors(database, path, budget, is_ended)
+    with errors, partial_file(path) as partial:
         with lend() as source:
-            told.source = source
-            # Inside the lease: a full disk for the copy is no fault of the database's.
-            with told:
+            errors.source = source
+            # Inside the lease: its holder must not take a full disk of the copy for one of the
+            # database.
+            with errors:
                 _copy(source, partial, budget, progress)
-        # After it: readers need the connection, and the checks may take longer than the copy.
-        _require_whole(partial, database, told.must_stop, is_backup=True)
+        # After the lease: readers need the connection, and the checks may take longer than copying.
+        _require_whole(partial, database, errors.must_stop, is_backup=True)
         sync_file(partial)
         replace(partial, path, overwrite=overwrite)
     return path
 
 
 def check_copy(source: Connection, budget: Budget) -> None:
-    """Check a copy of a database, made next to it and removed; raises what ``back_up`` does."""
-    told = _Told(source.path, source.path, budget, lambda: source.is_cancelled)
-    told.source = source
-    # Not under a name of its own: what a killed process leaves is then known as unfinished.
-    with told, partial_file(source.path) as partial:
+    """Check a temporary copy next to a database; raise the errors of ``back_up``."""
+    errors = _BackupErrors(source.path, source.path, budget, lambda: source.is_cancelled)
+    errors.source = source
+    # Under a name of the database, so that the leftover of a killed process counts as unfinished.
+    with errors, partial_file(source.path) as partial:
         _copy(source, partial, budget, None)
-        _require_whole(partial, source.path, told.must_stop, is_backup=False)
+        _require_whole(partial, source.path, errors.must_stop, is_backup=False)
 
 
-class _Told:
-    """Tells what fails inside it as the backup's failure, or as the closing that ended it."""
+class _BackupErrors:
+    """Turns errors inside its block into BackupError, or PoolClosedError if the pool closes."""
 
     def __init__(
         self, database: Path, target: Path, budget: Budget, is_ended: Callable[[], bool]
@@ -141,7 +146,7 @@ class _Told:
         self._is_ended = is_ended
 
     def must_stop(self) -> bool:
-        """Return whether the copy is not wanted any more, or too late."""
+        """Return whether the database is being closed or the time is up."""
         return self._was_closed() or not self._budget.left()
 
     def _was_closed(self) -> bool:
@@ -174,15 +179,15 @@ class _Told:
 def _require_whole(
     partial: Path, database: Path, must_stop: Callable[[], bool], *, is_backup: bool
 ) -> None:
-    """Check a copy; of a backup, what a text that is not UTF-8 explains is no fault.
+    """Check a copy; in a backup, problems that come from a text that is not UTF-8 are accepted.
 
     Raises:
-        BackupError: it is damaged, or has rows without their parents.
+        BackupError: the copy is damaged, or has rows without their parents.
     """
-    look = unexplained_problems_of if is_backup else problems_of
-    problems = verify(partial, must_stop, look)
-    if problems and is_backup and _is_mended(partial, database, must_stop, problems):
-        problems = verify(partial, must_stop, look)
+    check = unexplained_problems_of if is_backup else problems_of
+    problems = verify(partial, must_stop, check)
+    if problems and is_backup and _is_rebuilt(partial, database, must_stop, problems):
+        problems = verify(partial, must_stop, check)
     if problems:
         is_damaged = verify(partial, must_stop, damage_of)
         raise BackupError(
@@ -193,20 +198,24 @@ def _require_whole(
         )
 
 
-def _is_mended(
+def _is_rebuilt(
     partial: Path, database: Path, must_stop: Callable[[], bool], problems: list[str]
 ) -> bool:
-    """Make indexes of a copy anew where a text that is not UTF-8 is all that is wrong in them."""
-    # Of a damaged one the error says what was found first.
+    """Rebuild indexes of a copy if texts that are not UTF-8 are their only problem.
+
+    Returns:
+        Whether they were rebuilt.
+    """
+    # For a damaged copy the error has the problems that were found first.
     with contextlib.suppress(apsw.CorruptError, apsw.ConstraintError), _writable(partial) as raw:
         raw.set_progress_handler(must_stop, _CHECK_STEPS)
-        return mend_indexes(raw, problems, database)
+        return rebuild_indexes(raw, problems, database)
     return False
 
 
 @block
 def _writable(partial: Path) -> Iterator[apsw.Connection]:
-    """Open a copy that nobody has open, for writing."""
+    """Open a copy that no other connection has open, for writing."""
     raw = apsw.Connection(
         str(partial), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
     )
@@ -230,30 +239,30 @@ def _late(budget: Budget, database: Path) -> BackupError:
 
 
 def problems_of(raw: apsw.Connection) -> list[str]:
-    """Return what SQLite's two checks find on a connection; empty if all is well.
+    """Return the problems that SQLite's two checks find; empty for a sound file.
 
     Raises:
-        apsw.Error: the file is too damaged to be looked through.
+        apsw.Error: the file is too damaged to be checked.
     """
-    # What is damaged cannot be trusted to tell its references.
+    # The references of a damaged file are not reliable.
     return damage_of(raw) or [
         orphan(row) for row in raw.execute("PRAGMA foreign_key_check").fetchall()
     ]
 
 
 def unexplained_problems_of(raw: apsw.Connection) -> list[str]:
-    """Return what ``problems_of`` does, without the orphans that a damaged id explains."""
+    """Return the result of ``problems_of`` without the orphans that a damaged id explains."""
     return damage_of(raw) or unexplained_orphans(
         raw, raw.execute("PRAGMA foreign_key_check").fetchall()
     )
 
 
 def damage_of(raw: apsw.Connection) -> list[str]:
-    """Return what SQLite's integrity check finds; raises what ``problems_of`` does.
+    """Return the problems that SQLite's integrity check finds; raise as ``problems_of`` does.
 
-    A value that a constraint does not allow is one bad value, and no damage.
+    A value that breaks a CHECK constraint is one bad value, and no damage.
     """
-    # A connection that only reads does not look at them anyway: what it passes must be restored.
+    # A connection that only reads ignores them anyway, and a restore must accept what it accepts.
     raw.execute("PRAGMA ignore_check_constraints = on").fetchall()
     found = [str(row[0]) for row in raw.execute("PRAGMA integrity_check").fetchall()]
     return [] if found == ["ok"] else found
@@ -262,22 +271,22 @@ def damage_of(raw: apsw.Connection) -> list[str]:
 def verify(
     path: str | os.PathLike[str],
     stop: Callable[[], bool] | None = None,
-    look: Callable[[apsw.Connection], list[str]] = problems_of,
+    check: Callable[[apsw.Connection], list[str]] = problems_of,
 ) -> list[str]:
-    """Check a database file that nobody has open, and leave it as it is.
+    """Check a database file that no process has open, without a change.
 
     Args:
         path: of the file.
-        stop: asked again and again; True ends it.
-        look: what is looked for.
+        stop: called repeatedly; True ends the check.
+        check: returns the problems.
 
     Returns:
-        What was found, by default by SQLite's integrity check and foreign key check; empty if all
-        is well.
+        The problems, by default those of SQLite's integrity check and foreign key check; empty for
+        a sound file.
 
     Raises:
         DatabaseMissingError: there is no file.
-        apsw.InterruptError: it was stopped.
+        apsw.InterruptError: ``stop`` has ended the check.
     """
     real = real_path(path)
     if identify(real) is None:
@@ -286,7 +295,7 @@ def verify(
         with _opened(real) as raw:
             if stop is not None:
                 raw.set_progress_handler(stop, _CHECK_STEPS)
-            return look(raw)
+            return check(raw)
     except apsw.InterruptError:
         raise
     except apsw.Error as error:
@@ -295,22 +304,22 @@ def verify(
 
 @block
 def _opened(path: Path) -> Iterator[apsw.Connection]:
-    """Open a file that nobody has open, for reading."""
+    """Open a file that no process has open, for reading."""
     if any(os.path.lexists(f"{path}{suffix}") for suffix in _LEFTOVERS):
-        # A process died over it: only a connection that may write can read it right.
+        # A process died while it used the file: only a connection that may write can recover it.
         raw = apsw.Connection(
             str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         )
         raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         raw.set_busy_timeout(_BUSY_TIMEOUT_MS)
     else:
-        # Even a reader of a file in WAL mode would leave a -wal and a -shm beside it.
+        # Otherwise even a reader of a file in WAL mode would leave a -wal and a -shm next to it.
         raw = apsw.Connection(
             f"{path.as_uri()}?immutable=1",
             flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
         )
     with closing(raw):
-        # The file may be anybody's.
+        # The file may come from any source, and a schema can run functions.
         raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
         yield raw
 
@@ -324,7 +333,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _require_free(database: Path, target: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """Return the target's real path if a copy may be put there."""
+    """Return the target's real path; raise BackupError if no copy may be put there."""
     try:
         path = real_path(target)
         there = identify(path)
@@ -333,14 +342,16 @@ def _require_free(database: Path, target: str | os.PathLike[str], *, overwrite: 
     if path == database or (there is not None and there == identify(database)):
         raise BackupError("The target is the database itself.", path=database, operation=_OPERATION)
     if not _is_folder(path.parent):
-        raise BackupError("The folder of the target is not there.", path=path, operation=_OPERATION)
+        raise BackupError(
+            "The folder of the target does not exist.", path=path, operation=_OPERATION
+        )
     if there is not None and not overwrite:
         raise BackupError("The target exists.", path=path, operation=_OPERATION)
     for suffix in _LEFTOVERS:
-        # SQLite would replay it into the copy: it tells by the name whose it is.
+        # SQLite would replay it into the copy, because it matches files by their names.
         if os.path.lexists(f"{path}{suffix}"):
             raise BackupError(
-                f"The target is in use, or was left in use by a crash: its {suffix} is there.",
+                f"The target is in use, or was in use at a crash: its {suffix} exists.",
                 path=path,
                 operation=_OPERATION,
             )
@@ -348,11 +359,11 @@ def _require_free(database: Path, target: str | os.PathLike[str], *, overwrite: 
 
 
 def _copy(source: Connection, partial: Path, budget: Budget, progress: Progress | None) -> None:
-    """Copy the database as it is now into an empty file."""
+    """Copy the present state of the database into an empty file."""
     copy = apsw.Connection(
         str(partial),
         flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW,
-        # A source that is read by itself has a file layer that only reads such.
+        # The file layer of a source that is read unshared cannot write.
         vfs=None if source.unshared is not None else source.raw.open_vfs or None,
     )
     with closing(copy), _snapshot(source, budget):
@@ -368,7 +379,7 @@ def _copy(source: Connection, partial: Path, budget: Budget, progress: Progress 
                 done = pages.step(_PAGES_PER_STEP)
                 if progress is not None:
                     progress(pages.page_count - pages.remaining, pages.page_count)
-        # At another revision it may have other tables.
+        # A database at another revision may have other tables.
         with contextlib.suppress(apsw.SQLError):
             make_new(copy.execute)
         # The copy of a database in WAL mode is in WAL mode, and would come with two more files.
@@ -383,7 +394,7 @@ def _copy(source: Connection, partial: Path, budget: Budget, progress: Progress 
 def _snapshot(source: Connection, budget: Budget) -> Iterator[None]:
     source.deadline = budget.deadline
     source.interruptible = True
-    # Then BEGIN is refused, and it is the caller's.
+    # An open transaction belongs to the caller, and BEGIN is refused.
     was_open = source.raw.in_transaction
     try:
         source.execute("BEGIN").fetchall()
@@ -395,6 +406,6 @@ def _snapshot(source: Connection, budget: Budget) -> Iterator[None]:
             if not was_open:
                 rollback(source)
         finally:
-            # A signal in the midst of it: with a transaction open the file would be retired.
+            # signal-safe release: an open transaction would have the file retired.
             if not was_open:
                 rollback(source)

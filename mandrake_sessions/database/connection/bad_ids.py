@@ -1,8 +1,8 @@
-"""What one id that is not UTF-8 explains of what SQLite's checks find: orphans and index entries.
+"""Recognizes problems in SQLite's checks that come from an id that is not UTF-8.
 
-SQLite does not look at what a text holds. But a row is no parent any more when the bytes of its id
-have changed, and an index that has the other bytes does not know the row. No page is damaged, and
-the rest of the database is what it was.
+SQLite does not check the bytes of a text. But if the bytes of a row's id have changed, its children
+are orphans, and an index with the former bytes misses the row. No page is damaged, and the rest of
+the database is unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MISSING: Final = re.compile(r"row (\d+) missing from index (\w+)")
 
 
 def is_text(cell: object) -> bool:
-    """Return whether the bytes of a text are UTF-8; also for what is no bytes."""
+    """Return whether the bytes of a text are UTF-8; True for a value that is no bytes."""
     try:
         return not isinstance(cell, bytes) or cell.decode() is not None
     except UnicodeDecodeError:
@@ -29,10 +29,10 @@ def is_text(cell: object) -> bool:
 
 
 def unexplained_orphans(raw: apsw.Connection, found: Iterable[Sequence[Any]]) -> list[str]:
-    """Return what is said of the orphans that no id that is not UTF-8 explains.
+    """Return a sentence for each orphan that does not come from an id that is not UTF-8.
 
     Args:
-        raw: to read with.
+        raw: reads the tables.
         found: the rows of ``PRAGMA foreign_key_check``.
 
     Raises:
@@ -48,10 +48,10 @@ def unexplained_orphans(raw: apsw.Connection, found: Iterable[Sequence[Any]]) ->
 
 
 def _explains(raw: apsw.Connection, table: str, key: object) -> bool:
-    """Return whether as many ids of parents are damaged as readable ones are missed.
+    """Return whether at least as many parents' ids are damaged as readable ids are missing.
 
     Args:
-        raw: to read with.
+        raw: reads the tables.
         table: of the orphans.
         key: the number of the foreign key.
     """
@@ -73,19 +73,19 @@ def _explains(raw: apsw.Connection, table: str, key: object) -> bool:
     return readable <= sum(not is_text(cell) for (cell,) in ids)
 
 
-def mend_indexes(raw: apsw.Connection, problems: Sequence[str], path: Path) -> bool:
-    """Make the indexes of a copy anew, if texts that are not UTF-8 are all that is wrong in them.
+def rebuild_indexes(raw: apsw.Connection, problems: Sequence[str], path: Path) -> bool:
+    """Rebuild the indexes of a copy, if texts that are not UTF-8 are their only problem.
 
     Args:
-        raw: a connection that may write, to a file that nobody else has open.
-        problems: what SQLite's integrity check has found.
+        raw: a connection that may write, to a file that no other connection has open.
+        problems: those that SQLite's integrity check has found.
         path: of the database, for the log.
 
     Returns:
-        Whether that was done; the copy has to be checked again.
+        Whether they were rebuilt; the copy has to be checked again.
 
     Raises:
-        apsw.Error: the file cannot be read or written, or two rows have the same id by now.
+        apsw.Error: the file cannot be read or written, or two rows now have the same id.
     """
     rows: dict[str, list[int]] = {}
     for problem in problems:
@@ -109,7 +109,7 @@ def _has_bad_text(raw: apsw.Connection, index: str, rows: Sequence[int]) -> bool
         for _, _, name in raw.execute(f"PRAGMA index_info({_quoted(index)})")
     ]
     select = f"SELECT {', '.join(columns)} FROM {_quoted(str(table))}"
-    # An index of some rows cannot be asked for all of them.
+    # A partial index cannot answer for all rows.
     with contextlib.suppress(apsw.SQLError):
         entries = raw.execute(f"{select} INDEXED BY {_quoted(index)}")
         if any(not is_text(cell) for entry in entries for cell in entry):
@@ -126,8 +126,8 @@ def _quoted(name: str) -> str:
 
 
 def orphan(found: Sequence[Any]) -> str:
-    """Say what one row of ``PRAGMA foreign_key_check`` tells; see ``orphans``."""
+    """Return a sentence for one row of ``PRAGMA foreign_key_check``; see ``orphans``."""
     table, row, parent, _ = found
-    # A table without row ids has none to tell.
+    # A table without row ids has None there.
     which = "a row" if row is None else f"row {row}"
-    return f"{which} of {table} refers to a row of {parent} that is not there"
+    return f"{which} of {table} refers to a missing row of {parent}"

@@ -1,7 +1,7 @@
-"""Checkpoints off the commit path, on the auxiliary connection.
+"""WAL checkpoints off the commit path, on the auxiliary connection.
 
-On the writer's own connection 1,000 frames took 10 ms in the median and 300 at worst. A
-checkpoint that fails is a fact for health, never the error of a COMMIT.
+On the writer's own connection 1,000 frames took 10 ms in the median and 300 at worst. A failed WAL
+checkpoint is a finding of health checks, never the error of a COMMIT.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from mandrake_sessions.options import DatabaseOptions
 _TRUNCATE_PATIENCE = 0.1
 _FRAME_BYTES = 4096 + FRAME_HEADER_BYTES
 _ROUNDS = 4
-# Seconds of copying below which writers hardly notice it.
+# Seconds of copying below which a WAL checkpoint hardly delays writers.
 _CHEAP = 0.001
-# How much rarer it is made where it costs more. A page that is written again and again is copied
-# once in each, and beside the disk's work an fsync of the writer takes longer: appends gained 5 %,
-# with eight threads 8, and 99 % of them waited half as long.
+# How much rarer it runs where it costs more. Each run copies a page once that was written many
+# times, and an fsync of the writer takes longer during the disk's work. Rarer runs made appends 5 %
+# faster, with eight threads 8 %, and halved the wait of their 99th percentile.
 _RARER = 4
 _LONGEST_HOLD = 0.1
 
 
 class Checkpointer:
-    """Decides when the WAL is copied into the database, and remembers how it went.
+    """Decides when the WAL is copied into the database, and keeps the results.
 
     Args:
-        options: the backlog above which a checkpoint is asked for, and the size of the WAL file
+        options: the backlog above which a WAL checkpoint is requested, and the size of the WAL
             above which it is truncated too.
-        look: returns the frames in the WAL and how many of them are in the database already.
-        ask: has ``run`` called soon, in another thread.
+        measure: returns the frames in the WAL and how many of them are in the database already.
+        ask: lets another thread call ``run`` soon.
 
     Attributes:
-        backlog: frames that are not in the database file yet, as of the last checkpoint.
+        backlog: frames that are not in the database file yet, as of the last WAL checkpoint.
         written: pages that the writer has put into the WAL in all.
-        wal_frames: frames in the WAL, as of the last checkpoint.
-        is_outrun: whether, with a checkpoint under way, another ``limit_bytes`` were written.
-        is_cheap: whether the last one had next to nothing to copy, as where the same few pages are
-            written again and again.
-        is_pieced: whether the last one has copied all of the log, and that in several pieces.
-        failure: extended result code of the last checkpoint if it failed.
-        runs: how many checkpoints were made.
+        wal_frames: frames in the WAL, as of the last WAL checkpoint.
+        is_outrun: whether ``limit_bytes`` more were written during the present WAL checkpoint.
+        is_cheap: whether the last one had almost nothing to copy, because the same few pages were
+            written many times.
+        is_pieced: whether the last one has copied the whole WAL, in several pieces.
+        failure: extended result code of the last WAL checkpoint if it failed.
+        runs: how many WAL checkpoints were made.
     """
 
     def __init__(
         self,
         options: DatabaseOptions,
-        look: Callable[[], tuple[int, int]],
+        measure: Callable[[], tuple[int, int]],
         ask: Callable[[], None],
     ) -> None:
         self._frames = options.checkpoint_frames
         self._limit_bytes = options.wal_limit_bytes
-        self._look: Callable[[], tuple[int, int]] | None = look
+        self._measure_first: Callable[[], tuple[int, int]] | None = measure
         self._ask = ask
         self._outrun_frames = _most_frames(options)
         self._outrun_at = self._outrun_frames
@@ -69,7 +69,7 @@ class Checkpointer:
         self.is_cheap: bool = True
         self.is_pieced: bool = False
         self.written: int = 0
-        # The first commit looks what others have left.
+        # The first commit measures the backlog that others have left.
         self._ask_at = 0
         self.backlog: int = 0
         self.wal_frames: int = 0
@@ -77,22 +77,22 @@ class Checkpointer:
         self.runs: int = 0
 
     def note(self, written: int) -> None:
-        """Take note, after a commit, of the pages its connection has written in all."""
+        """Record, after a commit, the pages that its connection has written in all."""
         self.written = written
         if written >= self._ask_at:
             self._note_due(written)
-        # Only while one copies: where it waits for a reader, holding writers up would not help.
+        # Only during a copy: if a reader holds frames back, delaying writers would not help.
         self.is_outrun = self._is_copying and written >= self._outrun_at
 
     def _note_due(self, written: int) -> None:
-        # First of all, and not for ever: should what is asked for get lost, it is asked for again.
+        # Raised first, and by a finite step: if the request gets lost, a later commit repeats it.
         self._ask_at = written + self._frames
-        look, self._look = self._look, None
-        if look is not None:
-            # Processes that end before they have written enough never ask. Who goes on where they
-            # ended counts what they left.
+        measure, self._measure_first = self._measure_first, None
+        if measure is not None:
+            # Processes that end before they have written enough never request one. The next process
+            # counts the frames that they left.
             with contextlib.suppress(apsw.Error):
-                frames, done = look()
+                frames, done = measure()
                 self._ask_at -= max(0, frames - done)
             if self._ask_at > written:
                 return
@@ -100,18 +100,17 @@ class Checkpointer:
         self._ask()
 
     def hold(self, seconds: float) -> None:
-        """Hold a writer up that is faster than the disk, until the checkpoint under way has ended.
+        """Delay a writer that is faster than the disk, until the present WAL checkpoint has ended.
 
-        Without it the WAL grows as long as the disk takes to copy it: half of all that was
-        written on a slow one.
+        Without this the WAL grows while the disk copies it: on a slow disk, to half of all writes.
 
         Args:
-            seconds: that the writer has left; it is held for 0.1 at most.
+            seconds: the time left to the writer; it is delayed for 0.1 at most.
         """
         self._ended.wait(min(seconds, _LONGEST_HOLD))
 
     def postpone(self) -> None:
-        """Ask again at the next commit: the checkpoint could not begin."""
+        """Request the WAL checkpoint again at the next commit, because it could not begin."""
         self._end(self.written)
 
     def _end(self, ask_at: int) -> None:
@@ -122,16 +121,16 @@ class Checkpointer:
 
     @property
     def is_worth_finishing(self) -> bool:
-        """Whether the WAL is so long that writers should wait until nothing of it is left.
+        """Whether the WAL is so long that writers should wait until it is copied completely.
 
-        Then it begins anew. In a file that grows each fsync is about twice as dear; to wait costs
-        the writers one or two milliseconds, and less where copying is cheap.
+        SQLite then restarts the WAL. An fsync of a growing WAL takes about twice as long, while the
+        wait costs the writers one or two milliseconds, and less where copying is cheap.
         """
         return self.wal_frames >= self._frames * (1 if self.is_cheap else _RARER)
 
     @property
     def is_held_back(self) -> bool:
-        """Whether a reader, or a busy writer, has kept much of the log from being copied."""
+        """Whether a reader, or a busy writer, has kept much of the WAL from being copied."""
         return self.backlog > self._frames // 4
 
     def run(
@@ -142,27 +141,27 @@ class Checkpointer:
         finishes: bool = False,
         is_shared: bool = False,
     ) -> None:
-        """Copy what is in the WAL into the database, and truncate the file if it is too large.
+        """Copy the WAL into the database, and truncate the WAL if it is too large.
 
-        A passive checkpoint copies what it finds at its beginning. A busy writer adds frames
-        meanwhile, fewer each time because there is less to copy: so it is repeated until little
-        is left, a few times at most, for readers can hold frames back for long.
+        A passive WAL checkpoint copies the frames that exist at its beginning. A busy writer adds
+        frames meanwhile, fewer each time because there is less to copy. So it is repeated until
+        few are left, a few times at most, because readers can hold frames back for long.
 
-        Truncating waits for readers with the write lock held. So it is tried where they hold
-        nothing back and nobody writes; elsewhere the file is cut when the WAL begins anew.
+        Truncating holds the write lock while it waits for readers. So it is tried only if readers
+        hold no frame back and no thread writes; otherwise the WAL is truncated when it restarts.
 
         Args:
             auxiliary: the connection that copies.
             deadline: when truncating must be done.
-            finishes: whether it comes right after another one, while nobody writes.
-            is_shared: whether other processes write too: they see only what they have written
-                themselves, and nobody would see in time how long the WAL is.
+            finishes: whether this is the second run in succession, while no thread writes.
+            is_shared: whether other processes write too: each counts only its own frames, so that
+                none would notice in time how long the WAL is.
         """
         since = monotonic()
         self.runs += 1
         self._ended.clear()
         self._is_copying = True
-        # Until it has ended, it need not be asked for.
+        # No commit requests another one until this one has ended.
         self._ask_at = self.written + self._outrun_frames
         try:
             for piece in range(_ROUNDS):
@@ -176,19 +175,19 @@ class Checkpointer:
                 self._truncate(auxiliary, deadline)
             self.failure = None
         except apsw.Error as error:
-            # The next commit asks again.
+            # The next commit requests it again.
             self._note(error)
             self.postpone()
             return
         if not finishes:
             self.is_cheap = monotonic() - since < _CHEAP
-        # Readers can hold frames back for long: ask again only when as many new ones have come.
+        # Readers can hold frames back for long: the next request needs as many new frames.
         self._end(self.written + self._frames * (1 if self.is_cheap or is_shared else _RARER))
 
     def copy(self, auxiliary: Connection) -> bool:
-        """Copy what a reader has held back; return whether that reader has gone.
+        """Copy the frames that a reader has held back; return whether that reader has ended.
 
-        It waits for no other connection, so it can be tried again and again.
+        It waits for no other connection, so it can be repeated.
 
         Args:
             auxiliary: the connection that copies.
@@ -201,7 +200,7 @@ class Checkpointer:
         return not self.is_held_back
 
     def cut(self, auxiliary: Connection) -> bool:
-        """Copy what is left, and cut the log; return whether that could be tried.
+        """Copy the remaining frames, and truncate the WAL; return whether that could be tried.
 
         Args:
             auxiliary: the connection that copies.
@@ -216,7 +215,7 @@ class Checkpointer:
         return True
 
     def _note(self, error: apsw.Error) -> None:
-        # Beside a busy writer even looking can be BUSY.
+        # While a writer is busy, even measuring the backlog can be BUSY.
         if primary_code(error) != apsw.SQLITE_BUSY:
             self.failure = extended_code(error)
 
@@ -226,28 +225,28 @@ class Checkpointer:
 
     def _truncate(self, auxiliary: Connection, deadline: float) -> None:
         auxiliary.deadline = min(deadline, monotonic() + _TRUNCATE_PATIENCE)
-        # Somebody reads or writes after all: the next checkpoint tries again.
+        # A connection reads or writes after all: the next WAL checkpoint tries again.
         with contextlib.suppress(apsw.BusyError):
             auxiliary.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
         self._measure(auxiliary)
 
     def _measure(self, auxiliary: Connection) -> None:
-        """Take note of how long the WAL is and how much is left to copy."""
+        """Record the length of the WAL and the frames that are left to copy."""
         self.wal_frames, done = auxiliary.wal_backlog()
         self.backlog = max(0, self.wal_frames - done)
 
 
 def copy_at_closing(connection: Connection, options: DatabaseOptions) -> None:
-    """Copy a WAL that has become long, before its writer goes: perhaps none of the others writes.
+    """Copy a long WAL before its writer closes: the remaining processes may only read.
 
-    Whoever closes last leaves no WAL, but where a process that only reads stays, nobody does. One
-    so long that a checkpoint beside other work has not coped with it is left to the next of those.
+    The connection that closes last leaves no WAL, but a process that only reads and stays open
+    copies none. A WAL that is too long even for background checkpoints is left to the next of them.
 
     Args:
-        connection: the writer's, with no transaction open; its lease is the caller's.
-        options: how long is too long.
+        connection: the writer's, without an open transaction; the caller must hold its lease.
+        options: the lengths from which a WAL is long and too long.
     """
-    # What fails does not keep the file from being closed.
+    # A failure does not keep the file from being closed.
     with contextlib.suppress(apsw.Error):
         frames, done = connection.wal_backlog()
         if frames >= options.checkpoint_frames and 0 < frames - done <= _most_frames(options):

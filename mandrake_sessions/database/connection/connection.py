@@ -1,4 +1,4 @@
-"""One APSW connection to one file, with its deadline; used by the holder of its lease only."""
+"""One APSW connection to one file, with its deadline; only the holder of its lease uses it."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from mandrake_sessions.errors import (
 
 _NONE = apsw.SQLITE_TXN_NONE
 _HEADER_PATIENCE = 0.25
-"""Seconds to read the index's header between two COMMITs of other processes."""
+"""Seconds to read the header of the WAL index between two COMMITs of other processes."""
 
 
 class TransactionMark(Protocol):
-    """What writes a mark in some transactions of a connection; see ``wal_marking``.
+    """Writes a mark in some transactions of a connection; see ``wal_marking``.
 
     Attributes:
-        is_due: whether the transaction that begins writes it.
+        is_due: whether the transaction that begins writes the mark.
         is_noting: whether ``committed`` must be called after a COMMIT.
-        on_copied: called with the connection when a checkpoint of it has written into the file.
-        last: the number when ``finish`` was called; None before, and where it is not known.
+        on_copied: called with the connection after its WAL checkpoint has written into the file.
+        last: the number at ``finish``; None before, and if it is not known.
     """
 
     is_due: bool
@@ -46,40 +46,40 @@ class TransactionMark(Protocol):
     last: int | None
 
     def prepare(self, budget: Budget, operation: str, turnstile: Turnstile | None) -> None:
-        """Find out, before BEGIN, whether the mark is due."""
+        """Determine, before BEGIN, whether the mark is due."""
 
     def write(self) -> bool:
         """Write the mark; return whether the transaction may store anything."""
 
     def committed(self) -> None:
-        """Take note that the transaction was committed."""
+        """Record that the transaction was committed."""
 
     def grow(self, budget: Budget, turnstile: Turnstile, *, even_copied: bool) -> None:
-        """Raise the number before the log is copied into the file."""
+        """Raise the number before the WAL is copied into the file."""
 
     def finish(self, budget: Budget) -> None:
         """Write the last mark before the connection closes."""
 
 
 class Connection:
-    """One SQLite connection, to be used by the holder of its lease and nobody else.
+    """One SQLite connection; only the holder of its lease may use it.
 
     Attributes:
         path: the real path of the file.
         identity: its device and inode at opening.
         deadline: when the work of the present holder must be done (``time.monotonic``); the busy
-            handler and every statement look at it.
-        interruptible: whether a statement may be interrupted when the deadline passes. It is not
-            inside a shared transaction: SQLite would end that for everyone.
-        is_cancelled: whether the connection is being closed under its holder.
+            handler and every statement check it.
+        interruptible: whether a statement may be interrupted when the deadline passes. It is false
+            in a shared transaction, which SQLite would end for all its units.
+        is_cancelled: whether the connection is being closed while a holder may use it.
         is_forked: whether it is a parent's connection in a forked child.
-        busy_waits: how often it looked at a lock of another process.
-        owner: the id under which this process has claimed the file, None before it has.
-        turnstile: what BEGIN goes through before it waits; None while nothing begins.
-        log_mark: what ties the log to the file in its transactions; None for one that reads.
-        unshared: how it is read without the index that processes share; None where it is shared.
-        had_log: whether there was a log before this connection could make one.
-        had_index: whether there was an index of it.
+        busy_waits: how often it polled a lock of another process.
+        owner: the id under which this process has claimed the file, None before the claim.
+        turnstile: the one that BEGIN enters before it waits; None while no transaction begins.
+        wal_mark: writes the mark in its transactions; None for a connection that only reads.
+        unshared: reads the file without a shared WAL index; None where the index is shared.
+        had_wal: whether a WAL existed before this connection could make one.
+        had_index: whether a WAL index existed before.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class Connection:
         self._busy_since = 0.0
         self.owner: str | None = None
         self.turnstile: Turnstile | None = None
-        self.log_mark: TransactionMark | None = None
-        self.had_log = self.had_index = False
+        self.wal_mark: TransactionMark | None = None
+        self.had_wal = self.had_index = False
         self._moved = ctypes.c_int(0)
         self._cursor = raw.cursor()
         # Bound once: these run for every statement, or every lease.
@@ -112,10 +112,10 @@ class Connection:
         self.execute: Callable[..., apsw.Cursor] = self._cursor.execute
         self.txn_state: Callable[[], int] = raw.txn_state
 
-    # -- what SQLite calls back -------------------------------------------------------------
+    # -- called by SQLite -------------------------------------------------------------------
 
     def on_busy(self, attempt: int) -> bool:
-        """Wait one pace for another process's lock; False gives up."""
+        """Wait one pace for a lock of another process; return False to give up."""
         self.busy_waits += 1
         if not attempt:
             self._busy_since = monotonic()
@@ -132,16 +132,16 @@ class Connection:
         """Return whether the running statement must stop."""
         return self.is_cancelled or (self.interruptible and monotonic() >= self.deadline)
 
-    # -- what the layer asks ----------------------------------------------------------------
+    # -- called by the database layer -------------------------------------------------------
 
     def has_moved(self) -> bool:
         """Return whether the file was unlinked, renamed or replaced since it was opened."""
         self._ask_moved()
-        # SQLite takes one that it cannot look at for one that was moved.
+        # SQLite reports a file that it cannot examine as moved.
         return self._moved.value != 0 and leads_elsewhere(self.path, self.identity)
 
     def require_in_place(self, operation: str = "open") -> None:
-        """Raise DatabaseMovedError if the path does not lead to the open file any more."""
+        """Raise DatabaseMovedError if the path no longer leads to the open file."""
         if self.has_moved():
             raise DatabaseMovedError(path=self.path, operation=operation)
 
@@ -154,7 +154,7 @@ class Connection:
         return self.raw.status(apsw.SQLITE_DBSTATUS_DEFERRED_FKS)[0] != 0
 
     def recent_sql(self) -> list[str]:
-        """Return the last statements, without their values, for the log of a fault."""
+        """Return the last statements, without their values, for the log of a failure."""
         entries: Any = self.raw.cache_stats(include_entries=True)["entries"]
         return [entry["query"] for entry in entries[-3:]]
 
@@ -186,17 +186,17 @@ class Connection:
             try:
                 return self.raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
             except apsw.BusyError:
-                # Another process that commits was just writing the header of the index.
+                # Another process was writing the header of the index for its COMMIT.
                 if not pause(since + _HEADER_PATIENCE, PACE):
                     raise
 
     def cancel(self) -> None:
-        """Make the present holder's statements fail; the one call another thread may make."""
+        """Make the present holder's statements fail; the only call that other threads may make."""
         self.is_cancelled = True
         self.raw.interrupt()
 
     def forget_after_fork(self) -> None:
-        """Make every use in a forked child fail: the connection is its parent's."""
+        """Make every use in a forked child fail, because the connection belongs to its parent."""
         self.is_forked = True
         self.deadline = 0.0
 
@@ -204,7 +204,8 @@ class Connection:
         """Close the connection.
 
         Args:
-            abandon: never write to the file again, not even a checkpoint: it is not ours any more.
+            abandon: whether the file is never written again, not even by a WAL checkpoint, because
+                it is another one or its content is in doubt.
         """
         if abandon:
             self.raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)

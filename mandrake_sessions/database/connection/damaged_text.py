@@ -1,6 +1,6 @@
-"""Rows with a text that is not UTF-8: read again, with U+FFFD in the place of the bad bytes.
+"""Reads rows with a text that is not UTF-8 again, with U+FFFD in place of the bad bytes.
 
-APSW refuses such a text, and with it every row of its statement. What is sound never comes here.
+APSW refuses such a text, and with it every row of its statement. Sound rows never need this module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNREADABLE: Final = "A statement that writes cannot return a text that is not U
 
 
 class _Column(NamedTuple):
-    """A column of a result: its name, and the table and column it comes from unchanged."""
+    """A column of a result: its name, and the table and column whose values it has unchanged."""
 
     name: str
     table: str | None
@@ -34,10 +34,10 @@ class _Column(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """What a statement gives.
+    """The form of a statement's result.
 
     Attributes:
-        key: the id of its row, where none is among the columns.
+        key: the id of its row, if no column has one.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class _Result(NamedTuple):
     key: str | None
 
     def replaced(self, pairs: Row) -> Row:
-        """Return a row as it would be read, and name in the log which of its texts are damaged.
+        """Return a row with its damaged texts replaced, and log which ones they are.
 
         Args:
             pairs: each value and its type, as ``_readable`` has them.
@@ -64,9 +64,9 @@ class _Result(NamedTuple):
         return tuple(cells)
 
     def _name(self, cells: list[Any], at: int, stored: bytes) -> None:
-        """Log which value is damaged, and not what it is."""
+        """Log the place of a damaged value, never the value."""
         column = self.columns[at]
-        # What is put together of several columns has no table of its own: it is that of the row.
+        # A value computed from several columns has no table; it gets that of the row.
         table = column.table or next((it.table for it in self.columns if it.table), "")
         ids = (
             cells[place]
@@ -81,27 +81,27 @@ class _Result(NamedTuple):
         }
         value = (*found.values(), hash(stored))
         this = object()
-        # One step, so that of several threads one names it.
+        # A single operation, so that only one of several threads logs it.
         if len(_named) < _MOST_NAMED and _named.setdefault(value, this) is this:
             get_logger(__name__).warning("text_not_utf8", **found)
 
 
 _named: Final[dict[tuple[object, ...], object]] = {}
-"""The values that the log has named; each is named once in a process."""
+"""The values that were logged; each is logged once in a process."""
 
 
 def rows_of(connection: Connection, statement: Statement, values: Values) -> list[Row]:
-    """Return the rows of a statement that has run, and with whose texts APSW could do nothing.
+    """Return the rows of a statement that has run and whose texts APSW could not decode.
 
     Args:
         connection: in the transaction of the statement, if it was in one.
-        statement: one that reads, or that has inserted a row, or changed the one whose ``id`` is
-            among the values, and returns columns of it. That does not happen again.
+        statement: one that reads; or one that has inserted a row, or changed the row whose ``id``
+            is among the values, and returns columns of it. The change is not repeated.
         values: its values.
 
     Raises:
-        apsw.Error: it cannot be read.
-        StatementError: what it has returned cannot be read again.
+        apsw.Error: the rows cannot be read.
+        StatementError: its rows cannot be read again.
     """
     if statement.is_read:
         sql, bound = statement.sql, statement.bind(values)
@@ -112,16 +112,16 @@ def rows_of(connection: Connection, statement: Statement, values: Values) -> lis
 
 
 def fetched(cursor: apsw.Cursor, sql: str, bound: Row, connection: Connection) -> list[Row]:
-    """Run a statement of a host's and return its rows, whatever bytes its texts are.
+    """Run a statement of a host and return its rows, also with texts that are not UTF-8.
 
     Raises:
         apsw.Error: it cannot be run.
-        StatementError: it writes, and what it has returned cannot be read again.
+        StatementError: it writes, and its rows cannot be read again.
     """
     try:
         return cursor.execute(sql, bound).fetchall()
     except UnicodeDecodeError:
-        # Read below: this exception holds the text, and would hang on another as its context.
+        # Read below: this exception holds the text, and would become the context of another one.
         pass
     return _rows_of_select(connection, sql, bound)
 
@@ -132,13 +132,13 @@ def _rows_of_select(
     """Return the rows of a SELECT.
 
     Args:
-        connection: to read with.
+        connection: reads the rows.
         sql: the SELECT.
         bound: its parameters.
-        key: the id of the row, for the log, where none is among the columns.
+        key: the id of the row, for the log, if no column has one.
 
     Raises:
-        apsw.Error: it cannot be read.
+        apsw.Error: the rows cannot be read.
     """
     columns = _columns(connection.raw, sql, bound)
     if columns is None:
@@ -149,7 +149,7 @@ def _rows_of_select(
 
 
 def _reading_changed_row(path: Path, sql: str, values: Values) -> tuple[str, Row]:
-    """Return what reads the row that a statement has changed or inserted."""
+    """Return the SELECT, with its parameters, for the row that a statement changed or inserted."""
     changing = _CHANGING.match(sql)
     _, returning, columns = sql.rpartition(" RETURNING ")
     if changing is None or not returning:
@@ -162,7 +162,7 @@ def _reading_changed_row(path: Path, sql: str, values: Values) -> tuple[str, Row
 
 
 def _columns(raw: apsw.Connection, sql: str, bound: Row) -> list[_Column] | None:
-    """Return the columns of a SELECT, which is prepared and not run; None if it would write."""
+    """Return the columns of a SELECT, which is prepared but not run; None for other statements."""
     columns: list[_Column] = []
 
     def before_it_runs(cursor: apsw.Cursor, *_: object) -> bool:
@@ -180,7 +180,7 @@ def _columns(raw: apsw.Connection, sql: str, bound: Row) -> list[_Column] | None
 
 
 def _readable(sql: str, width: int) -> str:
-    """Return a SELECT of the same rows, for each column its value and its type; a text as bytes."""
+    """Return a SELECT of the same rows that gives each value, texts as bytes, and its type."""
     names = [f"c{at}" for at in range(width)]
     pairs = [
         f"CASE typeof({name}) WHEN 'text' THEN CAST({name} AS BLOB) ELSE {name} END, typeof({name})"

@@ -1,7 +1,7 @@
-"""SQLAlchemy's view of a connection that is lent for one scope: for Alembic, and for users.
+"""SQLAlchemy over a connection that is lent for one scope, for Alembic and for hosts.
 
-There is no engine that could be kept: an idle ORM session would hold the lease of the whole file.
-``lend`` makes one for a block, over a connection that is open already and stays open.
+A host can keep no engine: an idle ORM session would hold the lease of the whole file. ``lend``
+makes an engine for a block, over a connection that is open already and stays open.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Column: TypeAlias = tuple[str, str | None, None, None, None, None, None]
 
 
 class Driver:
-    """What SQLAlchemy expects of a DBAPI module (PEP 249).
+    """The parts of a DBAPI module (PEP 249) that SQLAlchemy uses.
 
     SQLAlchemy wraps an error by the name of its class; the ``__cause__`` of each is the typed
     error of this library.
@@ -59,7 +59,7 @@ class Driver:
         """The connection was used outside its scope."""
 
     class DatabaseError(Error):
-        """The database file is damaged or is none."""
+        """The file is damaged or is no database."""
 
     class DataError(DatabaseError):
         """A value is too large."""
@@ -71,7 +71,7 @@ class Driver:
         """A constraint would be broken."""
 
     class InternalError(DatabaseError):
-        """SQLite failed in itself."""
+        """SQLite reported an internal error."""
 
     class ProgrammingError(DatabaseError):
         """The parameters do not fit the statement."""
@@ -81,11 +81,11 @@ class Driver:
 
     @staticmethod
     def connect(*_: object, **__: object) -> NoReturn:
-        """Refuse: connections are lent, not made."""
+        """Raise DatabaseOpenError: connections are lent, not made."""
         raise _no_engine()
 
 
-# By primary result code; what is missing here is an OperationalError.
+# By primary result code; a code that is missing here is an OperationalError.
 _DBAPI_ERRORS: dict[int, type[Driver.Error]] = {
     # Raised by APSW itself: wrong number or type of parameters.
     0: Driver.ProgrammingError,
@@ -109,12 +109,12 @@ def _no_engine() -> DatabaseOpenError:
 
 
 class LentConnection:
-    """A ``Connection`` in the shape of a DBAPI one, for as long as its scope lasts.
+    """A ``Connection`` with the interface of a DBAPI one, until its scope ends.
 
-    ``close`` leaves the real connection open: it belongs to the pool.
+    ``close`` leaves the real connection open, because it belongs to the pool.
 
     Attributes:
-        connection: the one that is lent.
+        connection: the lent connection.
     """
 
     def __init__(self, connection: Connection, budget: Budget, operation: str) -> None:
@@ -126,7 +126,7 @@ class LentConnection:
         self._is_reader = bool(connection.value("PRAGMA query_only"))
 
     def lend(self) -> DBAPIConnection:
-        """Return this connection, once: two transactions on it would be one."""
+        """Return this connection, once: a second transaction on it would join the first."""
         if self._ended or self._is_lent:
             raise StatementError(
                 "A lent connection is one connection, for one scope.",
@@ -137,7 +137,7 @@ class LentConnection:
         return cast(DBAPIConnection, self)
 
     def begin(self) -> None:
-        """Begin a transaction: IMMEDIATE, but on a connection that only reads a plain one."""
+        """Begin a transaction: IMMEDIATE, or a plain one on a connection that only reads."""
         if self._ended:
             raise self._stopped()
         connection = self.connection
@@ -152,7 +152,7 @@ class LentConnection:
             raise translate(error, connection.path, self._operation, raw=connection.raw) from error
 
     def commit(self) -> None:
-        """Commit the open transaction; raises what ``transaction.commit`` does."""
+        """Commit the open transaction; raise the errors of ``transaction.commit``."""
         if self._ended:
             raise self._stopped()
         transaction.commit(self.connection, self._operation)
@@ -167,20 +167,20 @@ class LentConnection:
         return LentCursor(self)
 
     def close(self) -> None:
-        """Undo what is open; the real connection stays."""
+        """Undo an open transaction; the real connection stays open."""
         self.rollback()
 
     def end(self) -> None:
-        """Let nothing through any more: the scope is over."""
+        """End the scope: undo an open transaction, and refuse every further use."""
         if not self._ended:
             self.close()
         self._ended = True
 
     def require_usable(self) -> None:
-        """Raise unless a transaction is open and its time is not up.
+        """Raise a Driver error unless a transaction is open and its time is not up.
 
-        Without a transaction (SQLite itself ends it when the disk is full) each statement would
-        be stored by itself.
+        SQLite itself ends a transaction when the disk is full. Without one each statement would be
+        committed by itself.
         """
         connection = self.connection
         in_time = not connection.is_cancelled and (
@@ -192,7 +192,7 @@ class LentConnection:
             raise kind(str(error)) from error
 
     def failed(self, error: apsw.Error) -> Driver.Error:
-        """Return the DBAPI error for one of APSW; its cause is the typed one."""
+        """Return the DBAPI error for an error of APSW; its cause is the typed error."""
         code = primary_code(error)
         if code == apsw.SQLITE_INTERRUPT:
             typed = self._stopped()
@@ -232,7 +232,7 @@ class LentCursor:
         self._rows: Iterator[_Row] = iter(())
         self._is_readonly = True
         self._cursor = lent.connection.raw.cursor()
-        # The columns of a statement without rows can be asked for only before it runs.
+        # APSW gives the columns of a statement without rows only before it runs.
         self._cursor.exec_trace = self._about_to_run
 
     def _about_to_run(self, cursor: apsw.Cursor, *_: object) -> bool:
@@ -246,7 +246,7 @@ class LentCursor:
         self.rowcount = self._run(sql, parameters)
 
     def executemany(self, sql: str, parameters: Sequence[Sequence[Any]]) -> None:
-        """Run a statement for each of the parameters; ``rowcount`` is of all of them."""
+        """Run a statement for each of the parameters; ``rowcount`` is the total."""
         self.rowcount = sum([self._run(sql, each) for each in parameters])
 
     def _run(self, sql: str, parameters: Sequence[Any]) -> int:
@@ -260,20 +260,20 @@ class LentCursor:
             failed = self.connection.failed(error)
             raise failed from failed.__cause__
         except (TypeError, ValueError, OverflowError) as error:
-            # A parameter that SQLite has no type for. Its value stays out of the message.
+            # SQLite has no type for a parameter. Its value stays out of the message.
             raise Driver.ProgrammingError(f"A parameter cannot be stored: {error}") from error
         except Exception:
             raise
         except BaseException:
-            # A signal when it has run: unfinished, it would keep the transaction open.
+            # After a signal the statement may be unfinished, which would keep the transaction open.
             self._cursor.close(True)
             raise
-        # No columns, no rows.
+        # None for a statement without columns, as PEP 249 says.
         self.description = self._columns or None
         self.lastrowid = lent.raw.last_insert_rowid()
         if self._is_readonly:
             return -1
-        # SQLite keeps the last count where a statement changes nothing.
+        # SQLite keeps the last count if a statement changes no row.
         return lent.raw.changes() if lent.raw.total_changes() != before else 0
 
     def fetchone(self) -> _Row | None:
@@ -285,7 +285,7 @@ class LentCursor:
         return list(itertools.islice(self._rows, size or self.arraysize))
 
     def fetchall(self) -> list[_Row]:
-        """Return the rows that are left."""
+        """Return the remaining rows."""
         return list(self._rows)
 
     def setinputsizes(self, sizes: object) -> None:
@@ -295,7 +295,7 @@ class LentCursor:
         """Do nothing, as PEP 249 allows."""
 
     def close(self) -> None:
-        """Forget the rows."""
+        """Drop the rows and close the cursor."""
         self._rows = iter(())
         self._cursor.exec_trace = None
         self._cursor.close(True)
@@ -304,7 +304,7 @@ class LentCursor:
 class MandrakeDialect(SQLiteDialect):
     """SQLite through a lent connection.
 
-    It compiles as ``sqlite`` does and never connects by itself: see ``lend``.
+    It compiles statements as ``sqlite`` does and never connects by itself: see ``lend``.
     """
 
     driver = "mandrake"
@@ -312,7 +312,7 @@ class MandrakeDialect(SQLiteDialect):
 
     @classmethod
     def import_dbapi(cls) -> DBAPIModule:
-        """Return the driver; SQLAlchemy asks for it."""
+        """Return the driver."""
         return cast(DBAPIModule, Driver)
 
     def create_connect_args(self, url: URL) -> NoReturn:  # noqa: ARG002
@@ -324,25 +324,25 @@ class MandrakeDialect(SQLiteDialect):
         raise _no_engine()
 
     def get_isolation_level_values(self, _: DBAPIConnection) -> Sequence[Any]:
-        """Return the one level there is; AUTOCOMMIT would cut a migration in two."""
+        """Return the only level; AUTOCOMMIT would split a migration."""
         return ("SERIALIZABLE",)
 
     def get_isolation_level(self, _: DBAPIConnection) -> Any:
-        """Return the one level there is."""
+        """Return the only level."""
         return "SERIALIZABLE"
 
     def set_isolation_level(self, dbapi_connection: DBAPIConnection, level: object) -> None:
-        """Do nothing: there is one level."""
+        """Do nothing: there is only one level."""
 
     def do_begin(self, dbapi_connection: PoolProxiedConnection) -> None:
-        """Begin at once: SQLAlchemy leaves this to drivers that begin by themselves."""
+        """Begin a transaction; SQLAlchemy expects that most drivers do so themselves."""
         cast(LentConnection, dbapi_connection.dbapi_connection).begin()
 
 
 @functools.cache
 def _dialect() -> MandrakeDialect:
     dialect = MandrakeDialect(dbapi=MandrakeDialect.import_dbapi())
-    # What create_engine would ask the first connection for.
+    # The values that create_engine would read from the first connection.
     dialect.server_version_info = Driver.sqlite_version_info
     dialect.default_schema_name = "main"
     dialect.default_isolation_level = "SERIALIZABLE"
@@ -351,10 +351,10 @@ def _dialect() -> MandrakeDialect:
 
 @block
 def lend(connection: Connection, budget: Budget, operation: str) -> Iterator[sqlalchemy.Connection]:
-    """Lend a connection to SQLAlchemy for one scope; begin at once, and commit when it ends.
+    """Lend a connection to SQLAlchemy for one scope; begin at once, and commit at its end.
 
     Args:
-        connection: no transaction may be open on it; its lease is the caller's.
+        connection: without an open transaction; the caller must hold its lease.
         budget: for BEGIN and for each statement.
         operation: for errors.
 
@@ -364,8 +364,8 @@ def lend(connection: Connection, budget: Budget, operation: str) -> Iterator[sql
 
     Raises:
         DatabaseBusyError: the transaction could not begin within the budget.
-        CommitOutcomeUnknownError: or what else a COMMIT raises. What a statement raises is
-            SQLAlchemy's error; the ``__cause__`` of its ``orig`` is the typed one.
+        CommitOutcomeUnknownError: or another error of COMMIT. A statement raises SQLAlchemy's
+            error; the ``__cause__`` of its ``orig`` is the typed one.
     """
     lent = LentConnection(connection, budget, operation)
     pool = NullPool(lent.lend, dialect=_dialect())
@@ -379,7 +379,7 @@ def lend(connection: Connection, budget: Budget, operation: str) -> Iterator[sql
         try:
             lent.end()
         finally:
-            # A signal in the midst of it: with a transaction open the file would be retired.
+            # signal-safe release: an open transaction would have the file retired.
             lent.end()
 
 
@@ -387,7 +387,8 @@ def lent_connection(borrowed: sqlalchemy.Connection) -> Connection:
     """Return the connection that SQLAlchemy borrows.
 
     Raises:
-        DatabaseOpenError: it has one of its own, perhaps of a second SQLite library.
+        DatabaseOpenError: SQLAlchemy made its connection itself, perhaps by a second SQLite
+            library.
     """
     lent: object = borrowed.connection.dbapi_connection
     if not isinstance(lent, LentConnection):
@@ -399,7 +400,7 @@ def lent_connection(borrowed: sqlalchemy.Connection) -> Connection:
 
 
 def typed_cause(error: BaseException) -> DatabaseError | None:
-    """Return the typed error that is, or has caused, an error met in a lent scope."""
+    """Return the typed error that is, or has caused, an error in a lent scope; None if none."""
     found: BaseException | None = error
     if isinstance(found, sqlalchemy.exc.DBAPIError):
         found = found.orig
@@ -408,6 +409,6 @@ def typed_cause(error: BaseException) -> DatabaseError | None:
     return found if isinstance(found, DatabaseError) else None
 
 
-# For a checkout that is on the path and not installed; an installed one has the entry point.
+# For a checkout that is on the path and not installed; an installed package has the entry point.
 for _name in ("mandrake", "sqlite.mandrake"):
     registry.register(_name, __name__, MandrakeDialect.__name__)

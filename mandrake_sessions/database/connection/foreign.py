@@ -1,7 +1,7 @@
 """Reads a private copy of another program's database with plain SQL.
 
-Only for a file that nobody else has open: it is opened for writing, because only such a connection
-rolls a crashed ``-wal`` or ``-journal`` forward or back, and may be given indexes of our own.
+Only for a file that no other connection has open. It is opened for writing, because only such a
+connection recovers a ``-wal`` or ``-journal`` after a crash, and can make indexes for the import.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.errors import CorruptDatabaseError
 
 Cell: TypeAlias = str | int | float | bytes | None
-"""What a column holds; see ``fetchable`` for the two kinds that SQLite calls text and blob."""
+"""A value of a column; ``fetchable`` describes the Python types of texts and blobs."""
 
 _OPERATION: Final = "import"
 _CODECS: Final = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}
@@ -25,10 +25,10 @@ _PROBLEMS: Final = 3
 
 
 def fetchable(column: str) -> str:
-    """Return SQL for a column whose text may be anything: APSW refuses text that is not UTF-8.
+    """Return SQL for a column whose texts may not be UTF-8, which APSW would refuse.
 
-    Text comes as its bytes in the database's encoding, a blob as its bytes in hex digits, numbers
-    and NULL as they are. So each kind has a Python type of its own.
+    A text is returned as its bytes in the database's encoding, a blob as hex digits, numbers and
+    NULL as they are. So each kind has a Python type of its own.
     """
     return (
         f"CASE typeof({column}) WHEN 'text' THEN CAST({column} AS BLOB) "
@@ -50,12 +50,12 @@ class ForeignDatabase:
         self.codec: str = _CODECS[str(encoding)]
 
     def rows(self, sql: str, values: tuple[Cell, ...] = ()) -> Iterator[tuple[Cell, ...]]:
-        """Yield the rows of a statement as they are read; statements may run inside each other.
+        """Yield the rows of a statement as they are read; statements may be nested.
 
         Raises:
             NotADatabaseError: the file is not a SQLite database.
             CorruptDatabaseError: it is damaged.
-            DatabaseError: what else SQLite said.
+            DatabaseError: any other error of SQLite.
         """
         try:
             yield from self._raw.cursor().execute(sql, values)
@@ -63,18 +63,18 @@ class ForeignDatabase:
             raise translate(error, self._source, _OPERATION) from error
 
     def run(self, sql: str) -> None:
-        """Run a statement that returns no rows; raises what ``rows`` does."""
+        """Run a statement that returns no rows; raise the errors of ``rows``."""
         for _ in self.rows(sql):
             pass
 
     def count(self, sql: str) -> int:
-        """Return the whole number that a statement gives; raises what ``rows`` does."""
+        """Return the integer that a statement gives; raise the errors of ``rows``."""
         ((number,),) = self.rows(sql)
         assert isinstance(number, int)
         return number
 
     def columns(self) -> dict[str, frozenset[str]]:
-        """Return the columns of each table that has rows of its own, so no views."""
+        """Return the columns of each table that stores rows, which excludes views."""
         found: dict[str, set[str]] = {}
         for table, column in self.rows(
             "SELECT s.name, c.name FROM sqlite_schema s, pragma_table_info(s.name) c "
@@ -84,12 +84,12 @@ class ForeignDatabase:
         return {table: frozenset(columns) for table, columns in found.items()}
 
     def verify(self) -> None:
-        """Look through the whole file.
+        """Check the whole file.
 
         Raises:
-            CorruptDatabaseError: SQLite's integrity check found something.
+            CorruptDatabaseError: SQLite's integrity check found a problem.
         """
-        # Not quick_check: an index that misses rows would hide them from us.
+        # Not quick_check: an index that misses rows would hide them from the import.
         problems = [str(row[0]) for row in self.rows(f"PRAGMA integrity_check({_PROBLEMS})")]
         if problems != ["ok"]:
             raise CorruptDatabaseError(
@@ -104,13 +104,13 @@ def open_foreign(copy: Path, source: Path) -> Iterator[ForeignDatabase]:
     """Open a private copy for a block.
 
     Args:
-        copy: the file to open, with what belongs to it (``-wal`` or ``-journal``) beside it.
-        source: what errors shall name: the file it was copied from.
+        copy: the file to open, with its ``-wal`` or ``-journal`` next to it.
+        source: the file that it was copied from, for errors.
 
     Raises:
         NotADatabaseError: the file is not a SQLite database.
         CorruptDatabaseError: it is damaged.
-        DatabaseError: what else SQLite said.
+        DatabaseError: any other error of SQLite.
     """
     try:
         raw = apsw.Connection(
@@ -119,12 +119,12 @@ def open_foreign(copy: Path, source: Path) -> Iterator[ForeignDatabase]:
     except apsw.Error as error:
         raise translate(error, source, _OPERATION) from error
     try:
-        # A schema is code, and this one is a stranger's.
+        # A schema can run functions, and this one is not trusted.
         raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
         raw.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         database = ForeignDatabase(raw, source)
-        # The copy is thrown away, so what is written to it need not reach the disk.
+        # The copy is temporary, so its writes need not reach the disk.
         for setting in ("cell_size_check=ON", "synchronous=OFF", "mmap_size=0"):
             database.run(f"PRAGMA {setting}")
         yield database

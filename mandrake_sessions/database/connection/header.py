@@ -1,4 +1,4 @@
-"""What the first bytes of the file on disk say, past every cache: is it ours, and is it still?"""
+"""Checks a file's header on disk, past every cache: that it is this library's, and unchanged."""
 
 from __future__ import annotations
 
@@ -30,30 +30,36 @@ from mandrake_sessions.tables import APPLICATION_ID
 if TYPE_CHECKING:
     from mandrake_sessions.database.connection.connection import Connection
 
-_LOOKS = 3
+_READINGS = 3
 _PAUSE = 0.002
-_LOOKS_FOR_PAGE = 5
+_READINGS_OF_SIZE = 5
 _PAUSE_FOR_PAGE = 0.01
 
 
 def require_ours(connection: Connection) -> bool:
-    """Look at the header on disk: what has one, no -wal and not our mark is another program's.
+    """Refuse another program's file: one with a header, without a WAL and the application id.
 
-    Asked before SQLite reads: of a WAL database that makes a -wal and a -shm beside it.
+    The check comes before SQLite reads, because reading a WAL database makes a -wal and a -shm.
 
     Returns:
-        Whether there is a log.
+        Whether there is a WAL.
+
+    Raises:
+        UnrecognizedDatabaseError: the file is another program's.
+        NotADatabaseError: it is shorter than a page.
+        CorruptDatabaseError: it was emptied, and its WAL is left.
+        DatabaseMovedError: it is gone.
     """
     path = connection.path
-    size, in_log = _require_not_emptied(path)
+    size, in_wal = _require_not_emptied(path)
     if 0 < size < SMALLEST_PAGE:
-        # SQLite would take a file of one byte for an empty one.
+        # SQLite would treat a file of one byte as empty.
         raise NotADatabaseError(path=path, operation="open")
-    if size == 0 or in_log is not None:
-        return in_log is not None
+    if size == 0 or in_wal is not None:
+        return in_wal is not None
     header = connection.header()
     application = int.from_bytes(header[APPLICATION_ID_AT], "big")
-    # One page: a file of ours that was switched to WAL, and its schema is not made yet.
+    # A file with one page may be the library's: switched to WAL, but without its schema yet.
     pages = int.from_bytes(header[PAGES_AT], "big")
     is_wal = header[:16] == MAGIC and header[FORMAT_AT] == WAL_FORMAT
     is_foreign = is_wal and pages > 1 and application != APPLICATION_ID
@@ -63,26 +69,26 @@ def require_ours(connection: Connection) -> bool:
 
 
 def _require_not_emptied(path: Path) -> tuple[int, int | None]:
-    """Return the sizes of the file and its log, if it has one; refuse an empty one with a log.
+    """Return the sizes of the file and its WAL, if it has one; refuse an empty file with a WAL.
 
-    SQLite would take it for a new one and delete the log. Who makes a database has written its
-    first page before there is anything in the log. Looked at again, for who has just made the file
-    may be setting the log of an older one aside.
+    SQLite would treat it as new and delete the WAL. A process that makes a database writes the
+    first page before the first frame of the WAL. The check is repeated, because a process that has
+    just made the file may be setting the WAL of an older one aside.
     """
-    log = f"{path}{WAL}"
-    for look in range(_LOOKS_FOR_PAGE):
-        if look:
+    wal = f"{path}{WAL}"
+    for reading in range(_READINGS_OF_SIZE):
+        if reading:
             time.sleep(_PAUSE_FOR_PAGE)
-        # The log first: what comes into it later is of a file that has its first page.
-        in_log = _size(log)
+        # The WAL first: a WAL that grows after this belongs to a file with a first page.
+        in_wal = _size(wal)
         size = _size(path)
         if size is None:
             raise DatabaseMovedError(path=path, operation="open")
-        if size or not in_log:
-            return size, in_log
+        if size or not in_wal:
+            return size, in_wal
     raise CorruptDatabaseError(
-        f"The database file is empty, but {path.name}-wal beside it holds what was stored: "
-        "salvage it, restore a backup, or move the log away.",
+        f"The database file is empty, but {path.name}-wal next to it has the stored rows: "
+        "salvage it, restore a backup, or move the WAL away.",
         path=path,
         operation="open",
         result_code=apsw.SQLITE_CORRUPT,
@@ -96,7 +102,7 @@ def _size(path: str | Path) -> int | None:
         return None
 
 
-def strangeness(header: bytes, stamp: int) -> str | None:
+def difference(header: bytes, stamp: int) -> str | None:
     """Return why a file is not the database that was opened, or None.
 
     Args:
@@ -104,29 +110,30 @@ def strangeness(header: bytes, stamp: int) -> str | None:
         stamp: of the database that was opened.
     """
     if header[:16] != MAGIC:
-        return "the file is no SQLite database any more"
+        return "the file is no longer a SQLite database"
     if int.from_bytes(header[APPLICATION_ID_AT], "big") not in (0, APPLICATION_ID):
-        return "another program's database is there"
-    # 0: the page that carries it has not been checkpointed into the file yet.
+        return "another program's database is in its place"
+    # 0: no WAL checkpoint has copied the page with the stamp into the file yet.
     if int.from_bytes(header[USER_VERSION_AT], "big") not in (0, stamp):
         return "another database was copied over it"
     return None
 
 
 def is_overwritten(connection: Connection, stamp: int) -> bool:
-    """Return whether other bytes are in the place of our database, for certain.
+    """Return whether the file certainly has the content of another database.
 
-    One look could meet another process's checkpoint half way; what cannot be read is not judged.
+    A single reading could fall into another process's WAL checkpoint. A header that cannot be read
+    counts as unchanged.
 
     Args:
-        connection: whose lease the caller holds.
+        connection: the caller must hold its lease.
         stamp: of the database that was opened.
     """
-    for look in range(_LOOKS):
-        if look:
+    for reading in range(_READINGS):
+        if reading:
             time.sleep(_PAUSE)
         try:
-            if strangeness(connection.header(), stamp) is None:
+            if difference(connection.header(), stamp) is None:
                 return False
         except apsw.Error:
             return False

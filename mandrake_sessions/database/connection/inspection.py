@@ -1,7 +1,7 @@
-"""Further connections on an open file that only look, for checks that take long.
+"""Additional read-only connections on an open file, for checks that take long.
 
-No reader waits for them as for the auxiliary connection, and they see what is on disk, not what
-another connection has in its cache.
+No reader has to wait for them, as for the auxiliary connection. They see the content on disk, not
+the cache of another connection.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _STEPS = 5_000
 
 
 class Inspections:
-    """The read-only connections that look at one open file.
+    """The connections that check one open file.
 
     Args:
         path: its real path.
-        identity: what it must still be.
-        options: how it is used.
+        identity: the identity that the file must still have.
+        options: of the file.
 
     Attributes:
-        most: how many there were at once. SQLite keeps their descriptors for the next ones.
+        most: how many were open at once. SQLite keeps their descriptors for the next ones.
     """
 
     def __init__(self, path: Path, identity: Identity, options: DatabaseOptions) -> None:
@@ -47,13 +47,13 @@ class Inspections:
         self._options = options
         self._open: set[Connection] = set()
         self._mutex = threading.Lock()
-        # Open when no connection is.
+        # Set while no connection is open.
         self._idle = Gate()
         self._is_over = False
 
     @property
     def is_used(self) -> bool:
-        """Whether there is one this moment, or is about to be."""
+        """Whether a connection is open or being opened."""
         return bool(self._open) or self._mutex.locked()
 
     @block
@@ -62,22 +62,22 @@ class Inspections:
         budget: Budget,
         closed_error: Callable[[], MandrakeSessionsError],
         *,
-        with_log: bool = True,
+        with_wal: bool = True,
     ) -> Iterator[Connection]:
-        """Lend a connection of its own; it is interrupted at the deadline, or when the file closes.
+        """Lend a new connection, which is interrupted at the deadline, or when the file closes.
 
         Args:
-            budget: the time it may take.
-            closed_error: what is raised when the file is being closed.
-            with_log: whether it sees what is in the log; without, it takes no lock, and a
-                checkpoint may change what it reads.
+            budget: the time that the block may take.
+            closed_error: makes the error for a file that is being closed.
+            with_wal: whether it reads through the WAL. Otherwise it takes no lock, and a WAL
+                checkpoint may change pages while it reads.
         """
         connection: Connection | None = None
         try:
             with self._mutex:
                 if self._is_over:
                     raise closed_error()
-                connection = self._connect(budget, with_log=with_log)
+                connection = self._connect(budget, with_wal=with_wal)
                 self._idle.clear()
                 self._open.add(connection)
                 self.most = max(self.most, len(self._open))
@@ -96,12 +96,12 @@ class Inspections:
             raise
         finally:
             try:
-                self._let_go(connection)
+                self._release(connection)
             finally:
-                # A signal in the midst of it: closing would wait for it.
-                self._let_go(connection)
+                # signal-safe release: closing the file would wait for the connection.
+                self._release(connection)
 
-    def _let_go(self, connection: Connection | None) -> None:
+    def _release(self, connection: Connection | None) -> None:
         with self._mutex:
             if connection in self._open:
                 with contextlib.suppress(apsw.ConnectionClosedError):
@@ -111,7 +111,7 @@ class Inspections:
                 self._idle.set()
 
     def end(self, seconds: float) -> None:
-        """Refuse new ones, interrupt those that are open, and wait until they are closed."""
+        """Refuse new connections, interrupt the open ones, and wait until they are closed."""
         deadline = monotonic() + seconds
         with self._mutex:
             self._is_over = True
@@ -121,10 +121,10 @@ class Inspections:
         if not is_idle:
             self._idle.wait(max(0.0, deadline - monotonic()))
 
-    def _connect(self, budget: Budget, *, with_log: bool) -> Connection:
+    def _connect(self, budget: Budget, *, with_wal: bool) -> Connection:
         flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOFOLLOW
         name = str(self._path)
-        if not with_log:
+        if not with_wal:
             flags |= apsw.SQLITE_OPEN_URI
             name = f"file:{quote(name)}?immutable=1"
         try:
@@ -142,5 +142,5 @@ class Inspections:
 
 
 def observe(connection: Connection, stop: Gate) -> None:
-    """Interrupt the statements of a connection also when an event is set."""
+    """Interrupt the statements of a connection also when ``stop`` is set."""
     connection.raw.set_progress_handler(lambda: stop.is_set() or connection.on_progress(), _STEPS)

@@ -1,4 +1,4 @@
-"""Whether a database file is as long as its first page says, or lacks pages that were cut off."""
+"""Compares the length of a database file with its first page, to find pages that were cut off."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from time import monotonic
 from typing import Final, NamedTuple
 
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.wal_frames import pages_in_log
+from mandrake_sessions.database.connection.wal_frames import pages_in_wal
 from mandrake_sessions.database.file_format import lock_page, page_size_of, pages_of
 
-_LOOKS: Final = 5
+_READINGS: Final = 5
 _PAUSE: Final = 0.002
 
 
 class Length(NamedTuple):
-    """How long a file is beside what its first page says.
+    """The length of a file, and the length that its first page states.
 
     Attributes:
         size: its bytes.
         page_size: bytes of a page.
         pages: how many pages it should have.
         lacking: how many of them it does not have.
-        is_cut: whether the log does not have those either; None if that was not found out in time.
+        is_cut: whether the WAL lacks those too; None if there was no time to find out.
     """
 
     size: int
@@ -36,7 +36,7 @@ class Length(NamedTuple):
 
 
 def lacking_pages(header: bytes, size: int) -> int:
-    """Return how many of the pages that a header counts are not in the file.
+    """Return how many of the pages that a header states are missing in the file.
 
     Args:
         header: the first 100 bytes of the file.
@@ -50,22 +50,22 @@ def lacking_pages(header: bytes, size: int) -> int:
 
 
 def measure(connection: Connection, deadline: float) -> Length:
-    """Compare the file's length with its first page, and what it lacks with the log.
+    """Compare the file's length with its first page, and search missing pages in the WAL.
 
-    A checkpoint, also one of another process, writes the first page before the last ones. What
-    the file lacks meanwhile is in the log, and is still to be copied.
+    A WAL checkpoint of any process writes the first page before the last ones. Pages that the file
+    lacks meanwhile are in the WAL, and are still to be copied.
 
     Args:
-        connection: whose lease the caller holds.
-        deadline: when looking through the log must end (``time.monotonic``).
+        connection: the caller must hold its lease.
+        deadline: when the search in the WAL must end (``time.monotonic``).
 
     Raises:
-        apsw.Error: the disk did not answer.
-        OSError: the file system did not.
+        apsw.Error: SQLite could not read the file.
+        OSError: the file system did not answer.
     """
     found = Length(0, 0, 0, 0, None)
-    for look in range(_LOOKS):
-        if look:
+    for reading in range(_READINGS):
+        if reading:
             time.sleep(_PAUSE)
         header = connection.header()
         size = connection.path.stat().st_size
@@ -75,11 +75,11 @@ def measure(connection: Connection, deadline: float) -> Length:
         if not lacking:
             break
         frames, done = connection.wal_backlog()
-        # Counted first: a damaged header may state four thousand million.
+        # Counted first: a damaged header may state four thousand million pages.
         if lacking <= frames - done:
             if monotonic() >= deadline:
                 return found._replace(is_cut=None)
             missing = set(range(size // page_size + 1, pages + 1)) - {lock_page(page_size)}
-            if missing <= pages_in_log(connection, page_size, done, frames):
+            if missing <= pages_in_wal(connection, page_size, done, frames):
                 return found._replace(is_cut=False)
     return found

@@ -1,4 +1,4 @@
-"""Opens one file: pragmas set and read back, identity taken, nothing left behind on failure."""
+"""Opens one file, sets and reads back its settings; a failure leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mandrake_sessions.database.connection.unshared import (
     must_read_unshared,
 )
 from mandrake_sessions.database.error_codes import extended_code, primary_code, translate
-from mandrake_sessions.database.files.own_wal import drop_index, has_index, require_log
+from mandrake_sessions.database.files.own_wal import drop_index, has_index, require_wal
 from mandrake_sessions.database.files.paths import (
     Identity,
     identify,
@@ -56,19 +56,19 @@ def open_connection(
     *,
     auxiliary: bool = False,
 ) -> Connection:
-    """Open the file, set what the rules ask for, and read it back.
+    """Open the file, set the required settings, and read them back.
 
     Args:
         path: as ``real_path`` gave it.
-        identity: what the file must still be when it is open.
+        identity: the identity that the file must still have when it is open.
         options: durability and sizes.
-        budget: the time it may take, waiting for other processes.
-        auxiliary: a second connection, which only reads.
+        budget: the time it may take, with the wait for other processes.
+        auxiliary: whether it is a second connection, which only reads.
 
     Raises:
-        DatabaseOpenError: one of its kinds; the file is as it was.
-        DatabaseNamesError: a process has it open by another mount.
-        DatabaseBusyError: another process held it until the deadline.
+        DatabaseOpenError: each reason has its own subclass; the file is unchanged.
+        DatabaseNamesError: a process has the file open by another mount.
+        DatabaseBusyError: another process held the file until the deadline.
     """
     require_safe_sqlite(path)
     if not auxiliary and not options.allow_other_names:
@@ -113,17 +113,17 @@ def _open(
             raise DatabaseMovedError(path=path, operation="open")
     except BaseException as error:
         found = _opening_error(error, path, raw)
-        is_not_own = isinstance(error, StaleLogError | LostLogError) and connection.had_log
+        is_not_own = isinstance(error, StaleLogError | LostLogError) and connection.had_wal
         with contextlib.suppress(apsw.Error):
-            # A log that was there stays as it is; an empty one of ours goes away again.
-            has_log = is_not_own or connection.has_moved() or connection.wal_backlog()[0] > 0
-            connection.close(abandon=has_log)
+            # A WAL that existed stays; an empty one of this connection is removed.
+            has_wal = is_not_own or connection.has_moved() or connection.wal_backlog()[0] > 0
+            connection.close(abandon=has_wal)
         with contextlib.suppress(apsw.Error):
             connection.close(abandon=True)
         if is_not_own and not connection.had_index:
             drop_index(path, identity)
         if isinstance(found, DatabaseError) and leads_elsewhere(path, identity):
-            # What it found by its name was that of the file which came in its place.
+            # The path leads to another file, whose sidecars may have caused the error.
             raise DatabaseMovedError(path=path, operation="open") from error
         if found is not error:
             raise found from error
@@ -134,14 +134,14 @@ def _open(
 def _opening_error(
     error: BaseException, path: Path, raw: apsw.Connection | None = None
 ) -> BaseException:
-    """Return what a failed opening means; nothing is ever reset or repaired because of it."""
+    """Return the typed error of a failed opening; a failure never resets or repairs a file."""
     if not isinstance(error, apsw.Error | OSError):
         return error
     if primary_code(error) == apsw.SQLITE_CANTOPEN and identify(path) is None:
         return DatabaseMissingError(path=path, operation="open", result_code=extended_code(error))
     found = translate(error, path, "open", raw=raw)
     if isinstance(found, StatementError):
-        # Not a statement of anybody's: an unknown VFS, a file system without what WAL needs.
+        # The cause is no statement, but an unknown VFS, or a file system that cannot have a WAL.
         return DatabaseOpenError(
             found.message, path=path, operation="open", result_code=found.result_code
         )
@@ -153,31 +153,31 @@ def _configure(
 ) -> None:
     raw, path = connection.raw, connection.path
     raw.set_busy_handler(connection.on_busy)
-    # Before the first read of a WAL database, which makes a -wal and a -shm beside it.
+    # Before the first read of a WAL database, which makes a -wal and a -shm next to it.
     connection.had_index = has_index(path)
-    connection.had_log = require_ours(connection)
-    # The auxiliary one only reads: that goes on in a file that has become read-only.
+    connection.had_wal = require_ours(connection)
+    # The auxiliary connection only reads, which still works in a file that has become read-only.
     if raw.readonly("main") and not auxiliary:
-        # SQLite opens an unwritable file without complaint and would fail at the first write.
+        # SQLite opens such a file without an error and would fail at the first write.
         raise ReadOnlyDatabaseError(path=path, operation="open")
-    # The first read opens the log by its name. A folder that was swapped for another one since the
-    # file was opened would give that one's log: before anything is written this is found out.
+    # The first read opens the WAL by its name. If the folder was replaced since the file was
+    # opened, that would be another WAL, so the path is checked before any write.
     connection.require_in_place()
     if not auxiliary or options.read_only:
-        require_log(path, connection.execute, budget, options.vfs)
-    # Reads the header: here a file that is no database is told from one that is.
+        require_wal(path, connection.execute, budget, options.vfs)
+    # Reads the header, which refuses a file that is no database.
     is_ours = retry_busy(lambda: _is_ours(connection), budget, path, "open", "open", raw=raw)
     connection.require_in_place()
-    # Before anything is set: another program's database must stay as it is. Asked twice, because
-    # another process may be making ours this moment.
+    # Before any setting, because another program's database must stay unchanged. The check is
+    # repeated, because another process may be making this library's database.
     if (
         not is_ours
         and connection.value("SELECT count(*) FROM sqlite_schema")
         and not _is_ours(connection)
     ):
         raise UnrecognizedDatabaseError(path=path, operation="open")
-    # The busy handler is not asked while the journal mode changes (3 of 48 openings failed). A
-    # backup that was never opened has another mode, in which it can be read.
+    # SQLite does not call the busy handler for a change of the journal mode (3 of 48 openings
+    # failed). A backup that was never opened has another mode, in which it can be read.
     mode = options.read_only or retry_busy(
         lambda: connection.value("PRAGMA journal_mode=wal"), budget, path, "open", "open", raw=raw
     )

@@ -1,7 +1,7 @@
-"""A transaction as its work sees it, and how it begins and ends.
+"""The transactions that units use, and BEGIN, ROLLBACK and COMMIT.
 
-What a failed COMMIT means is decided here: SQLite may have stored the data all the same, unless it
-failed for want of space and no transaction is left.
+It also decides the meaning of a failed COMMIT: SQLite may have stored the data nevertheless, unless
+the disk was full and no transaction is left.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class ReadTransaction:
-    """Runs reading statements for as long as its scope lasts; all rows are fetched at once."""
+    """Runs reading statements until its scope ends; all rows are fetched at once."""
 
     __slots__ = ("_budget", "_connection", "_ended", "operation")
 
@@ -55,7 +55,7 @@ class ReadTransaction:
 
     @property
     def owner(self) -> str | None:
-        """The id under which this process has claimed the file, None before it has."""
+        """The id under which this process has claimed the file, None before the claim."""
         return self._connection.owner
 
     def rows(self, statement: Statement, values: Values = NO_VALUES) -> list[Row]:
@@ -80,7 +80,7 @@ class ReadTransaction:
                 )
             raise self._failed(error) from error
         except UnicodeDecodeError:
-            # Read below: this exception holds the text, and would hang on another as its context.
+            # Read below: this exception holds the text, and would become the context of another.
             pass
         return self._damaged_rows(statement, values)
 
@@ -99,12 +99,12 @@ class ReadTransaction:
             raise self._failed(error) from error
 
     def row(self, statement: Statement, values: Values = NO_VALUES) -> Row | None:
-        """Run a statement and return its first row, or None; raises what ``rows`` does."""
+        """Run a statement and return its first row, or None; raise the errors of ``rows``."""
         rows = self.rows(statement, values)
         return rows[0] if rows else None
 
     def end(self) -> None:
-        """Let no further statement through: the scope is over."""
+        """End the scope: refuse every further statement."""
         self._ended = True
 
     def _require_usable(self, statement: Statement | None = None) -> None:
@@ -118,7 +118,7 @@ class ReadTransaction:
             raise self._stopped()
 
     def _may_retry(self, error: apsw.Error) -> bool:
-        """Whether a read that met BUSY has neither yielded rows nor fixed its snapshot."""
+        """Return whether a read that met BUSY has neither yielded rows nor taken its snapshot."""
         return primary_code(error) == apsw.SQLITE_BUSY and not self._connection.in_transaction()
 
     def _stopped(self) -> DatabaseError:
@@ -142,7 +142,7 @@ class ReadTransaction:
 
 
 class WriteTransaction(ReadTransaction):
-    """Runs reading and writing statements; all of them are stored, or none."""
+    """Runs reading and writing statements; all changes are stored, or none."""
 
     __slots__ = ("_depth", "_lost")
 
@@ -170,7 +170,7 @@ class WriteTransaction(ReadTransaction):
         return self._connection.raw.changes()
 
     def run_all(self, bound: Iterable[Bound]) -> int:
-        """Run several statements, bound to their values before; raises what ``run`` does.
+        """Run several bound statements; raise the errors of ``run``.
 
         A ConstraintViolationError has the position of the statement that failed.
 
@@ -192,8 +192,8 @@ class WriteTransaction(ReadTransaction):
 
     @block
     def savepoint(self) -> Iterator[None]:
-        """Undo what the block did if it raises, and only that."""
-        # A name of its own: one within it may be left open where a signal came as it began.
+        """Undo the changes of the block, and only these, if it raises."""
+        # Each level has its own name: a signal at the beginning may leave an inner one open.
         name = f"nested_{self._depth}"
         self._depth += 1
         try:
@@ -215,7 +215,7 @@ class WriteTransaction(ReadTransaction):
             self._connection.execute(f"ROLLBACK TO {name}")
             self._connection.execute(f"RELEASE {name}")
         except apsw.SQLError:
-            # It was released already, and a signal came then: what it did stays.
+            # A signal came after the RELEASE: the savepoint is gone, and its changes stay.
             return
         except apsw.Error as error:
             raise self._failed(error) from error
@@ -247,7 +247,7 @@ class WriteTransaction(ReadTransaction):
         return super()._stopped()
 
     def _failed(self, error: apsw.Error) -> DatabaseError:
-        # Without a transaction the next statement would be stored by itself: let none through.
+        # Without a transaction the next statement would be committed by itself, so all are refused.
         self._lost = not self._connection.raw.in_transaction
         return super()._failed(error)
 
@@ -255,19 +255,19 @@ class WriteTransaction(ReadTransaction):
 def begin_immediate(
     connection: Connection, budget: Budget, operation: str, turnstile: Turnstile | None = None
 ) -> None:
-    """Begin a write transaction, with the mark of the log in it where that is due.
+    """Begin a write transaction, and write the mark of the WAL in it if that is due.
 
     Args:
-        connection: whose lease the caller holds.
-        budget: for its deadline.
+        connection: the caller must hold its lease.
+        budget: gives the deadline.
         operation: for errors.
-        turnstile: where processes stand in line; without one, who looks first is first.
+        turnstile: gives processes a fair order; without one the first to poll the lock gets it.
 
     Raises:
-        DatabaseBusyError: another process held the write lock until then.
+        DatabaseBusyError: another process held the write lock until the deadline.
         DatabaseError: the mark cannot be written; each reason has its own subclass.
     """
-    mark = connection.log_mark
+    mark = connection.wal_mark
     if mark is None:
         begin_unmarked(connection, budget, operation, turnstile)
         return
@@ -275,8 +275,8 @@ def begin_immediate(
         try:
             mark.prepare(budget, operation, turnstile)
         except apsw.BusyError:
-            # The index's header was being written by another process that commits this moment.
-            # SQLite's own reads look again, a look at the log does not.
+            # Another process was writing the header of the WAL index for its COMMIT. SQLite repeats
+            # its own reads then, but not the measurement of the backlog.
             prepare = partial(mark.prepare, budget, operation, turnstile)
             retry_busy(prepare, budget, connection.path, operation, "begin")
         except apsw.Error as error:
@@ -296,29 +296,29 @@ def begin_immediate(
 def begin_unmarked(
     connection: Connection, budget: Budget, operation: str, turnstile: Turnstile | None = None
 ) -> None:
-    """Begin a write transaction, waiting for other processes until the budget's deadline.
+    """Begin a write transaction; wait for other processes until the budget's deadline.
 
     Args:
-        connection: whose lease the caller holds.
-        budget: for its deadline.
+        connection: the caller must hold its lease.
+        budget: gives the deadline.
         operation: for errors.
-        turnstile: where processes stand in line; without one, who looks first is first.
+        turnstile: gives processes a fair order; without one the first to poll the lock gets it.
 
     Raises:
-        DatabaseBusyError: another process held the write lock until then.
+        DatabaseBusyError: another process held the write lock until the deadline.
     """
     connection.deadline = budget.deadline
     connection.interruptible = True
-    looks = connection.busy_waits
+    waits = connection.busy_waits
     since = monotonic()
     connection.turnstile = turnstile
     try:
-        if turnstile is not None and (turnstile.is_held or since >= turnstile.looks_at):
-            turnstile.look(connection)
+        if turnstile is not None and (turnstile.is_held or since >= turnstile.checks_at):
+            turnstile.give_way(connection)
         try:
             connection.execute("BEGIN IMMEDIATE")
         except apsw.IOError:
-            # Nothing has been changed yet, so once more on the same connection is safe.
+            # No change was made yet, so a second attempt on the same connection is safe.
             rollback(connection)
             retry_busy(
                 lambda: connection.execute("BEGIN IMMEDIATE"),
@@ -329,19 +329,19 @@ def begin_unmarked(
                 raw=connection.raw,
             )
     except apsw.Error as error:
-        attempts = connection.busy_waits - looks + 1
+        attempts = connection.busy_waits - waits + 1
         raise _failed_begin(error, connection, budget, operation, attempts) from error
     finally:
         connection.turnstile = None
     connection.deadline = budget.body_deadline
-    if connection.busy_waits != looks:
+    if connection.busy_waits != waits:
         budget.spent("begin", since)
 
 
 def _failed_begin(
     error: apsw.Error, connection: Connection, budget: Budget, operation: str, attempts: int = 1
 ) -> DatabaseError:
-    # The deadline can also pass while a statement itself runs, and interrupts it.
+    # The deadline can also pass while the statement runs, which is then interrupted.
     if primary_code(error) not in (apsw.SQLITE_BUSY, apsw.SQLITE_INTERRUPT):
         return translate(error, connection.path, operation, raw=connection.raw)
     if connection.is_cancelled:
@@ -352,7 +352,7 @@ def _failed_begin(
 
 
 def rollback(connection: Connection) -> None:
-    """Undo the open transaction, if there is one; what caused it is never hidden."""
+    """Undo the open transaction, if there is one; a failure here never hides the first error."""
     if connection.is_forked:
         return
     if connection.raw.in_transaction or connection.in_transaction():
@@ -364,10 +364,10 @@ def commit(connection: Connection, operation: str) -> None:
     """Commit the open transaction.
 
     Raises:
-        TransactionLostError: SQLite had ended it; nothing of it is stored.
-        StorageFullError: there was no space; nothing of it is stored.
-        CommitOutcomeUnknownError: it failed in a way that may have stored it.
-        DatabaseError: nothing of it is stored, for another reason.
+        TransactionLostError: SQLite had ended the transaction; none of its changes is stored.
+        StorageFullError: there was no space; none of its changes is stored.
+        CommitOutcomeUnknownError: the COMMIT failed in a way that may have stored the changes.
+        DatabaseError: none of its changes is stored, for another reason.
     """
     path = connection.path
     if connection.is_forked:
@@ -380,7 +380,7 @@ def commit(connection: Connection, operation: str) -> None:
         was_open = connection.in_transaction()
         rollback(connection)
         raise _failed_commit(error, was_open, connection, operation) from error
-    mark = connection.log_mark
+    mark = connection.wal_mark
     if mark is not None and mark.is_noting:
         mark.committed()
 
@@ -396,7 +396,7 @@ def _failed_commit(
         full.free_bytes = free_bytes(connection.path)
         return full
     if code in (apsw.SQLITE_CONSTRAINT, apsw.SQLITE_BUSY) and was_open:
-        # Refused before anything was written: a deferred constraint, or a reader in the way.
+        # Refused before any write: a deferred constraint is broken, or a reader is in the way.
         return translate(error, connection.path, operation, raw=connection.raw)
     return CommitOutcomeUnknownError(
         path=connection.path, operation=operation, result_code=extended_code(error)

@@ -1,8 +1,8 @@
-"""Reads a WAL database where SQLite cannot have its index: on a read-only medium, on a full disk.
+"""Reads a WAL database without a shared WAL index: on a read-only medium, on a full disk.
 
-The index (``-shm``) is what the processes that use a log share. Where it is not there and cannot
-be made, no process uses the log: a connection may keep an index of its own in memory, or needs none
-if there is no log. Such a connection takes no lock that other processes see, so every read asks,
+The processes that use a WAL share its index (``-shm``). Where no index exists and none can be made,
+no process uses the WAL. A connection may then keep an index of its own in memory, or needs none if
+there is no WAL. Such a connection takes no lock that other processes see. So every read checks,
 before and after, whether a process has begun to write.
 """
 
@@ -39,38 +39,38 @@ _open: Final[Counter[Identity]] = Counter()
 
 _WITHOUT_LOCKS: Final = "unix-none"
 _INDEX_REGION: Final = 32 * 1024
-"""Bytes of the smallest index; a shorter one was begun where there was no space for it."""
+"""Bytes of the smallest index; a shorter one was begun when the disk was full."""
 
 
 def may_read_unshared(path: Path, error: DatabaseError) -> bool:
-    """Return whether a database that SQLite could not open to share it may be read by itself.
+    """Return whether a database may be read unshared, after SQLite could not open it shared.
 
     Args:
         path: the real path of the database.
-        error: why it could not be opened.
+        error: the error of that opening.
     """
     code = error.result_code or 0
-    return bool(_REASONS & {code, code & 0xFF}) and _is_alone(path)
+    return bool(_REASONS & {code, code & 0xFF}) and _is_unshared(path)
 
 
 def must_read_unshared(path: Path) -> bool:
-    """Return whether a database is to be read by itself, so that nothing is made beside it.
+    """Return whether a database must be read unshared, so that no sidecar is made.
 
-    What SQLite makes beside a file for a user that may not write the file is that user's: the
-    owner's processes could not write to it, and it would stay.
+    A sidecar that SQLite makes for a user that may not write the database belongs to that user: the
+    processes of the database's owner could not write to it, and it would stay.
 
     Args:
         path: the real path of the database.
     """
-    return not may_write(path) and _is_alone(path)
+    return not may_write(path) and _is_unshared(path)
 
 
-def _is_alone(path: Path) -> bool:
-    """Return whether no process uses the log of a database, and no journal is to be rolled back."""
+def _is_unshared(path: Path) -> bool:
+    """Return whether no process uses the WAL of a database, and no rollback journal is left."""
     if _WITHOUT_LOCKS not in apsw.vfs_names():
         return False
     index = shm_of(path)
-    # With an index there may be a process that writes.
+    # With an index a process may be writing.
     return _size(index) < _INDEX_REGION and _size(journal_of(path)) == 0
 
 
@@ -82,20 +82,20 @@ def _size(path: Path) -> int:
 
 
 class Unshared:
-    """A file that is read without the index that processes share.
+    """A file that is read without a shared WAL index.
 
     Args:
         path: the real path of the database.
         identity: its device and inode.
 
     Attributes:
-        has_log: whether it has a log that is to be read.
+        has_wal: whether it has a WAL, which has to be read.
     """
 
     def __init__(self, path: Path, identity: Identity) -> None:
         self._path = path
         self._identity = identity
-        self.has_log: bool = _size(wal_of(path)) > 0
+        self.has_wal: bool = _size(wal_of(path)) > 0
         self._before = self._states()
 
     def connect(self) -> apsw.Connection:
@@ -104,8 +104,8 @@ class Unshared:
         Raises:
             apsw.Error: it cannot be opened.
         """
-        if not self.has_log:
-            # Never through the other file layer: closing there drops the locks of this process.
+        if not self.has_wal:
+            # Not through the VFS without locks: closing there drops the locks of this process.
             name = f"file:{quote(str(self._path))}?immutable=1"
             return apsw.Connection(name, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         raw = apsw.Connection(
@@ -114,21 +114,21 @@ class Unshared:
             vfs=_WITHOUT_LOCKS,
         )
         _open[self._identity] += 1
-        # Before the first read, so that its index of the log is in memory.
+        # Before the first read, so that the WAL index is in memory.
         raw.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
         return raw
 
     def has_changed(self) -> bool:
-        """Return whether a process has written to the file or its log, or has begun to use them."""
+        """Return whether a process has written to the file or its WAL, or has begun to use them."""
         return self._states() != self._before
 
     def close(self, raw: apsw.Connection) -> None:
-        """Close a connection, unless that would drop locks that others of this process hold.
+        """Close a connection, unless that would drop locks of other connections of this process.
 
         Args:
-            raw: it was opened here.
+            raw: a connection that ``connect`` has returned.
         """
-        if not self.has_log:
+        if not self.has_wal:
             raw.close(True)
             return
         here = descriptors_on((self._identity,))

@@ -1,4 +1,4 @@
-"""What the frames of an open database's log hold, read past every cache."""
+"""Reads the frame headers of an open database's WAL, past every cache."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Final
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.file_format import FRAME_HEADER_BYTES, WAL_HEADER_BYTES
 
-_LOG: Final = 1
+_WAL_FILE: Final = 1
 
 
-def pages_in_log(connection: Connection, page_size: int, done: int, frames: int) -> set[int]:
+def pages_in_wal(connection: Connection, page_size: int, done: int, frames: int) -> set[int]:
     """Return the numbers of the pages that are still to be copied into the file.
 
     Args:
-        connection: whose lease the caller holds.
+        connection: the caller must hold its lease.
         page_size: bytes of a page.
         done: how many frames have been copied: they are not copied again.
-        frames: how many frames the log has.
+        frames: how many frames the WAL has.
 
     Raises:
-        apsw.Error: the disk did not give them.
+        apsw.Error: the disk could not read them.
     """
     heads = _heads(connection, page_size, done, frames)
     return {struct.unpack_from(">I", head)[0] for head in heads}
 
 
-def commits_in_log(connection: Connection, page_size: int, frames: int) -> int:
-    """Return how many transactions the first frames of the log are of.
+def commits_in_wal(connection: Connection, page_size: int, frames: int) -> int:
+    """Return how many transactions end in the first frames of the WAL.
 
     Args:
-        connection: whose lease the caller holds.
+        connection: the caller must hold its lease.
         page_size: bytes of a page.
-        frames: how many frames are looked at.
+        frames: how many frames are read.
 
     Raises:
-        apsw.Error: the disk did not give them.
+        apsw.Error: the disk could not read them.
     """
-    # The last frame of a transaction says how long the database is.
+    # Only the last frame of a transaction has the number of pages of the database.
     return sum(any(head[4:8]) for head in _heads(connection, page_size, 0, frames))
 
 
@@ -48,10 +48,10 @@ def _heads(connection: Connection, page_size: int, first: int, end: int) -> Iter
     for number in range(first, end):
         at = WAL_HEADER_BYTES + number * (FRAME_HEADER_BYTES + page_size)
         head = _read(connection, at, FRAME_HEADER_BYTES)
-        # With other salts it is of an earlier round of the log, which has begun anew meanwhile.
+        # A frame with other salts is older than the last restart of the WAL.
         if head[8:16] == salts:
             yield head
 
 
 def _read(connection: Connection, offset: int, amount: int) -> bytes:
-    return connection.raw.read("main", _LOG, offset, amount)[1]
+    return connection.raw.read("main", _WAL_FILE, offset, amount)[1]

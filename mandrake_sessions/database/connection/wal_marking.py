@@ -1,6 +1,6 @@
-"""Writes the mark of the log in a connection's transactions: when it is due, and at the end.
+"""Writes the mark of the WAL in a connection's transactions, when it is due and at the end.
 
-The first of them writes down as well which name the file has.
+The first of them also stores the name of the file.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from mandrake_sessions.errors import DatabaseError
 _NORMAL: Final = 1
 _CHECKPOINT: Final = "checkpoint"
 _PATIENCE: Final = 0.05
-"""Seconds for reads that are under way when a new file is put into use."""
+"""Seconds to wait for present reads when a new file becomes used."""
 
 
-class LogMark:
+class WalMark:
     """Writes the mark in the transactions of one connection; for the holder of its lease.
 
     Args:
-        connection: the read-write one of an open file.
+        connection: the writer of an open file.
 
     Attributes:
         is_due: whether the transaction that is about to begin, or has just begun, writes it.
         is_noting: whether ``committed`` must be called after a COMMIT.
-        on_copied: called with the connection when a checkpoint of it has written into the file.
-        last: the number when ``finish`` was called; None before, and where it is not known.
+        on_copied: called with the connection after its WAL checkpoint has written into the file.
+        last: the number at ``finish``; None before, and if it is not known.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -59,48 +59,48 @@ class LogMark:
         # Bound once: it runs for every transaction.
         self._backlog = partial(connection.raw.wal_checkpoint, "main", apsw.SQLITE_CHECKPOINT_NOOP)
         self._is_first = True
-        # As of the last mark; a process that closes an empty file makes it new again.
+        # As of the last mark: a process that closes an empty file makes it new again.
         self._is_empty = True
         self._frames = -1
         self._base: int | None = None
         self._is_written = False
 
-    # -- what a transaction calls -------------------------------------------------------------
+    # -- called by a transaction --------------------------------------------------------------
 
     def prepare(self, budget: Budget, operation: str, turnstile: Turnstile | None) -> None:
-        """Find out, before BEGIN, whether the mark is due; put a new file into use.
+        """Determine, before BEGIN, whether the mark is due; mark a new file as used.
 
         Raises:
             DatabaseBusyError: another process held the write lock until the deadline.
-            DatabaseError: the file cannot be put into use; each reason has its own subclass.
+            DatabaseError: the file cannot be marked as used; each reason has its own subclass.
             apsw.Error: it cannot be read.
         """
         self._is_written = False
         frames, done = self._backlog()
-        # All of the log is in the file: the next transaction may begin it anew.
+        # If the whole WAL is in the file, the next transaction may restart the WAL.
         self.is_due = (
             self._is_first or frames == done or (self._is_empty and frames != self._frames)
         )
         self.is_noting = self.is_due or self._is_empty
         if self.is_due:
             self._connection.deadline = budget.deadline
-            self._look(budget, operation, turnstile)
+            self._prepare_mark(budget, operation, turnstile)
 
-    def _look(self, budget: Budget, operation: str, turnstile: Turnstile | None) -> None:
+    def _prepare_mark(self, budget: Budget, operation: str, turnstile: Turnstile | None) -> None:
         execute = self._connection.execute
         mark = read_mark(execute)
         if mark is not None and mark.use == NEW and not has_content(execute):
             self._put_into_use(budget, operation, turnstile)
             mark = read_mark(execute)
         frames, done = self._connection.wal_backlog()
-        # Asked after the number was read: so that is in the file.
+        # Measured after the number was read, so that the number is in the file.
         self._base = mark.number if mark is not None and frames == done else None
 
     def write(self) -> bool:
         """Write the mark in the transaction that has just begun.
 
         Returns:
-            Whether the transaction may store anything: not if the file is new again.
+            Whether the transaction may store rows; False if the file is new again.
 
         Raises:
             apsw.Error: it cannot be written.
@@ -118,19 +118,19 @@ class LogMark:
         return True
 
     def committed(self) -> None:
-        """Take note that the transaction was committed, if that ``is_noting``."""
+        """Record that the transaction was committed; called if ``is_noting``."""
         if self._is_written:
             self._is_first = self._is_written = False
         if self._is_empty:
             self._frames = -1
-            # The COMMIT has succeeded, whatever is said of an unfinished SELECT.
+            # The COMMIT has succeeded, so an error for an unfinished SELECT does not matter.
             with contextlib.suppress(apsw.Error):
                 self._frames, _ = self._connection.wal_backlog()
 
     def _put_into_use(self, budget: Budget, operation: str, turnstile: Turnstile | None) -> None:
-        """Say in the file itself that it is used, before anything is stored in it.
+        """Mark the file as used, in the file itself, before rows are stored in it.
 
-        A read that was under way keeps it in the log, and holds no writer up for long.
+        A present read may keep the mark in the WAL, because a writer does not wait long for it.
         """
         connection = self._connection
         begin_unmarked(connection, budget, operation, turnstile)
@@ -152,18 +152,18 @@ class LogMark:
         if self.on_copied is not None:
             self.on_copied(connection)
 
-    # -- what copies the log ------------------------------------------------------------------
+    # -- called before the WAL is copied ------------------------------------------------------
 
     def grow(self, budget: Budget, turnstile: Turnstile, *, even_copied: bool) -> None:
-        """Raise the number before the log is copied into the file.
+        """Raise the number before the WAL is copied into the file.
 
-        So what a copy of the file has of the log, from an earlier checkpoint, makes it older than
-        the log that begins when all is copied. What fails keeps nothing from being copied.
+        So a copy of the file that has frames of an earlier WAL checkpoint counts as older than the
+        WAL that begins when all is copied. A failure does not prevent the WAL checkpoint.
 
         Args:
-            budget: for other processes that write.
-            turnstile: where processes stand in line.
-            even_copied: whether to raise it also where there is nothing to copy.
+            budget: limits the wait for other processes that write.
+            turnstile: gives processes a fair order.
+            even_copied: whether to raise the number also if no frame is left to copy.
         """
         connection = self._connection
         with contextlib.suppress(apsw.Error, DatabaseError):
@@ -181,21 +181,21 @@ class LogMark:
     # -- the end ------------------------------------------------------------------------------
 
     def finish(self, budget: Budget) -> None:
-        """Raise the number before the connection closes, which may copy the log into the file.
+        """Raise the number before the connection closes, which may copy the WAL into the file.
 
-        What fails does not keep the file from being closed.
+        A failure does not keep the file from being closed.
 
         Args:
-            budget: for other processes that write.
+            budget: limits the wait for other processes that write.
         """
         connection = self._connection
         with contextlib.suppress(apsw.LockedError):
-            # Not known of a connection whose SELECT is unfinished.
+            # A connection with an unfinished SELECT raises LockedError here.
             if connection.wal_backlog()[0] <= 0:
                 self._note_last()
                 return
         with contextlib.suppress(apsw.Error, DatabaseError):
-            # The checkpoint that follows syncs the log; if another process makes it, later.
+            # The WAL checkpoint that follows syncs the WAL; another process may make it, later.
             connection.query_all(f"PRAGMA synchronous={_NORMAL}")
             begin_unmarked(connection, budget, "close")
             try:

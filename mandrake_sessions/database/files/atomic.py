@@ -1,7 +1,7 @@
-"""Makes a file beside its target, and gives it the target's name when it is whole.
+"""Makes a file next to its target, and gives it the target's name when it is whole.
 
-Whoever makes one claims it as a process claims a database, so that what a killed process left
-behind is told from what is being made.
+The maker claims the file as a process claims a database. So the leftovers of a killed process
+differ from files that a living process is making.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import apsw
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.creation import sync_folder
-from mandrake_sessions.database.sidecars import JOURNAL, SHM, WAL, beside, name_beside
+from mandrake_sessions.database.sidecars import JOURNAL, SHM, WAL, sidecar, sidecar_name
 
 _MARK: Final = ".partial-"
 _DIGITS: Final = 16
 _OWNER_BYTES: Final = len("-owner-") + 36
 
 BEFORE: Final = ".before-"
-"""Stands in the name of a copy from before a migration."""
+"""A part of the name of a copy from before a migration."""
 
 BEFORE_BYTES: Final = 16 + len(_MARK) + _DIGITS + _OWNER_BYTES
-"""What follows that at most, while it is made."""
+"""The most bytes that follow it, while the copy is made."""
 
 DAMAGED: Final = ".damaged-"
-"""Stands in the name under which restoring keeps a damaged file."""
+"""A part of the name under which a restore keeps a damaged file."""
 
 DAMAGED_BYTES: Final = 36 + len(JOURNAL)
-"""What follows that: an id, and the suffix of a log."""
+"""The bytes that follow it: an id, and the longest of SQLite's suffixes."""
 
 _PARTIAL: Final = re.compile(
     r"(.+\.partial-[0-9a-f]{16})(?:-wal|-shm|-journal|-owner-([0-9a-f-]{36}))?"
@@ -44,36 +44,36 @@ _BESIDE: Final = ("", WAL, SHM, JOURNAL)
 
 @block
 def partial_file(path: Path) -> Iterator[Path]:
-    """Lend an empty file beside ``path``, readable by its owner only, which goes with the block.
+    """Lend an empty private file next to ``path``, which is removed after the block.
 
     Leftovers of killed processes are removed first.
 
     Args:
-        path: the name it may get by ``replace``.
+        path: the name that ``replace`` may give it.
 
     Returns:
         The path of the file to fill.
 
     Raises:
-        DatabaseError: it cannot be claimed; each reason has its own subclass.
-        OSError: it cannot be made.
+        DatabaseError: the file cannot be claimed; each reason has its own subclass.
+        OSError: the file cannot be made.
     """
     tidy(path)
     partial = unfinished_name(path)
-    # First, so that nobody finds the file without its maker.
+    # The claim comes first, so that no process finds the file without a living maker.
     claim = owner.claim(partial)
     try:
         os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         yield partial
     finally:
         try:
-            _let_go(partial, claim)
+            _discard(partial, claim)
         finally:
-            # A signal in the midst of it: as long as it is claimed nobody removes it.
-            _let_go(partial, claim)
+            # signal-safe release: no process removes a file that is still claimed.
+            _discard(partial, claim)
 
 
-def _let_go(partial: Path, claim: owner.Owner) -> None:
+def _discard(partial: Path, claim: owner.Owner) -> None:
     _remove(partial)
     if claim.uses > 0:
         claim.release()
@@ -86,7 +86,7 @@ class Leftover(NamedTuple):
 
     Attributes:
         path: its name.
-        owners: the ids of its makers whose files are there.
+        owners: the ids of its makers that have left a claim.
     """
 
     path: Path
@@ -94,7 +94,7 @@ class Leftover(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes on the disk, with the files that SQLite has made for it."""
+        """Bytes on the disk, with the sidecars that SQLite has made for it."""
         total = 0
         for suffix in _BESIDE:
             with contextlib.suppress(OSError):
@@ -102,58 +102,58 @@ class Leftover(NamedTuple):
         return total
 
     def remove(self) -> None:
-        """Remove it, and then the files of its makers."""
+        """Remove the file, and then the claims of its makers."""
         _remove(self.path)
         for id in self.owners:
             owner.forget(self.path, id)
 
 
 def unfinished_name(path: Path) -> Path:
-    """Return a new name beside a database; what a killed process leaves under it is removed."""
-    return beside(path, f"{_MARK}{os.urandom(8).hex()}", _OWNER_BYTES)
+    """Return a new name next to a database; a file that is left there by a kill is tidied up."""
+    return sidecar(path, f"{_MARK}{os.urandom(8).hex()}", _OWNER_BYTES)
 
 
 def is_partial(partial: Path, path: Path) -> bool:
-    """Return whether a name is one of those that a file gets before it is given ``path``."""
+    """Return whether a name is that of an unfinished file for ``path``."""
     return partial.name.startswith(_prefix_of(path))
 
 
 def is_kept(kept: Path, path: Path) -> bool:
-    """Return whether a name is one of those under which restoring keeps what was at ``path``."""
-    return kept.name.startswith(beside(path, DAMAGED, DAMAGED_BYTES).name)
+    """Return whether a restore keeps the earlier file of ``path`` under a name."""
+    return kept.name.startswith(sidecar(path, DAMAGED, DAMAGED_BYTES).name)
 
 
 def _prefix_of(path: Path) -> str:
-    return name_beside(path, _MARK, _DIGITS + _OWNER_BYTES)
+    return sidecar_name(path, _MARK, _DIGITS + _OWNER_BYTES)
 
 
 def leftovers(path: Path) -> list[Leftover]:
-    """Return the unfinished files in the folder of ``path`` that no process makes any more."""
-    return _look(path, _names_beside(path))
+    """Return the unfinished files in the folder of ``path`` whose makers are gone."""
+    return _leftovers_among(path, _candidate_names(path))
 
 
 def tidy(path: Path) -> None:
     """Remove the leftovers of killed processes in the folder of a database.
 
-    These are unfinished files, of any database in the folder, and owners' files of this one.
+    These are unfinished files of any database in the folder, and the claims of this database.
 
     Args:
         path: the real path of the database.
     """
-    names = _names_beside(path)
+    names = _candidate_names(path)
     if not names:
         return
-    for left in _look(path, names):
+    for left in _leftovers_among(path, names):
         left.remove()
     for id in owner.ids_among(names, path):
         owner.forget(path, id)
 
 
-def _names_beside(path: Path) -> list[str]:
-    """Return the names in the folder that may be owners' files, or unfinished ones."""
+def _candidate_names(path: Path) -> list[str]:
+    """Return the names in the folder that may be claims or unfinished files."""
     owners = owner.prefix_of(path)
     with contextlib.suppress(OSError):
-        # In one expression: a folder may hold ten thousand names.
+        # One expression is the fastest form: a folder may hold ten thousand names.
         return [
             name
             for name in os.listdir(os.path.dirname(path))
@@ -162,7 +162,7 @@ def _names_beside(path: Path) -> list[str]:
     return []
 
 
-def _look(path: Path, names: Iterable[str]) -> list[Leftover]:
+def _leftovers_among(path: Path, names: Iterable[str]) -> list[Leftover]:
     owners: dict[str, list[str]] = {}
     for name in names:
         matched = _PARTIAL.fullmatch(name)
@@ -170,8 +170,8 @@ def _look(path: Path, names: Iterable[str]) -> list[Leftover]:
             found = owners.setdefault(matched[1], [])
             if matched[2] is not None:
                 found.append(matched[2])
-    # Of another name than the database's a file is ours only if it was claimed.
-    ours = (_prefix_of(path), name_beside(path, BEFORE, BEFORE_BYTES))
+    # A file whose name does not begin as this database's is the library's only if it was claimed.
+    ours = (_prefix_of(path), sidecar_name(path, BEFORE, BEFORE_BYTES))
     return [
         Leftover(partial, tuple(ids))
         for partial, ids in sorted((path.with_name(name), ids) for name, ids in owners.items())
@@ -187,46 +187,46 @@ def _remove(partial: Path) -> None:
 
 
 def replace(partial: Path, path: Path, *, overwrite: bool) -> None:
-    """Give a whole file its name, for good.
+    """Give a finished file its name, and bring the name to the disk.
 
     Args:
         partial: the file; its content is on the disk.
         path: the name it gets.
-        overwrite: whether a file of that name is replaced; one that comes there this moment too.
+        overwrite: whether a file of that name is replaced, also one that comes there meanwhile.
 
     Raises:
-        FileExistsError: there is one, and it stays.
+        FileExistsError: a file has the name, and keeps it.
         OSError: the file system refuses.
     """
     if overwrite:
         os.replace(partial, path)
     else:
         try:
-            # Unlike a rename, a link fails where there is something.
+            # Unlike a rename, a link fails where the name exists.
             os.link(partial, path)
         except FileExistsError:
             raise
         except OSError as error:
-            # A file system without links, where the look must do.
+            # On a file system without links a check before the rename has to do.
             if os.path.lexists(path):
                 raise FileExistsError(*error.args) from error
             os.rename(partial, path)
     sync_folder(path.parent)
 
 
-def merge_log(raw: apsw.Connection) -> None:
-    """Copy the log of a file into it before its connection is closed: only the file is renamed.
+def merge_wal(raw: apsw.Connection) -> None:
+    """Copy the WAL into its file before the connection is closed: only the file is renamed.
 
-    Closing does so too, but keeps silent where the disk is full.
+    Closing does so too, but reports no full disk.
 
     Raises:
-        apsw.Error: not all of it could be copied.
+        apsw.Error: the WAL could not be copied completely.
     """
     raw.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
 
 def sync_file(path: Path) -> None:
-    """Bring a file that no connection has open to the disk."""
+    """Sync a file that no connection has open."""
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)

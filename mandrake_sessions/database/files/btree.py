@@ -1,7 +1,6 @@
-"""What stands on a page of one of SQLite's trees, as far as it can be told on a damaged one.
+"""Parses the pages of SQLite's trees, also damaged ones (https://www.sqlite.org/fileformat2.html).
 
-After https://www.sqlite.org/fileformat2.html. Nothing raises: a cell that cannot be read is
-counted.
+No function raises for damage: a cell that cannot be read is counted.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ class Record(msgspec.Struct, frozen=True):
 
     Attributes:
         rowid: None for an index.
-        values: its columns; those behind ``whole`` are cut or missing.
-        whole: how many of its columns are there to their end.
+        values: its columns; those after the first ``whole`` are cut or missing.
+        whole: how many of its columns are complete.
         columns: how many it should have.
         is_garbled: whether a text was not UTF-8; its bad bytes are replaced.
     """
@@ -42,7 +41,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """What a page holds.
+    """The content of a page.
 
     Attributes:
         kind: 2, 5, 10, 13: interior and leaf, of an index and of a table.
@@ -58,7 +57,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 def parse(pages: Pages, number: int) -> Page | None:
-    """Return what stands on a page, or None if it is none of a tree, or all of it is damaged."""
+    """Return the content of a page; None if it belongs to no tree, or all of it is damaged."""
     content = pages.read(number)
     if content is None:
         return None
@@ -70,7 +69,7 @@ def parse(pages: Pages, number: int) -> Page | None:
     (cells,) = struct.unpack_from(">H", content, start + 3)
     bad = 0
     if cells > (pages.usable - head) // 2:
-        # Not a number of cells; the pointers before the content tell how many there are.
+        # No page has so many cells, so the valid pointers are counted.
         cells, bad = _count_pointers(content, head, pages.usable), 1
     children: list[int] = []
     records: list[Record] = []
@@ -95,7 +94,7 @@ def parse(pages: Pages, number: int) -> Page | None:
 
 
 def walk(pages: Pages, root: int) -> Iterator[tuple[int, Page | None]]:
-    """Yield each page of a tree with its number; None for one that is damaged."""
+    """Yield each page of a tree with its number; None for a damaged page."""
     seen = {root}
     waiting = [(root, 0)]
     while waiting:
@@ -152,7 +151,7 @@ def _record(pages: Pages, content: bytes, at: int, kind: int, taken: set[int]) -
 
 
 def _local(length: int, usable: int, *, is_table: bool) -> int:
-    """Return how many bytes of a payload stand on the page itself."""
+    """Return how many bytes of a payload are on the page itself."""
     most = usable - 35 if is_table else (usable - 12) * 64 // 255 - 23
     if length <= most:
         return length
@@ -162,16 +161,16 @@ def _local(length: int, usable: int, *, is_table: bool) -> int:
 
 
 def _overflow(pages: Pages, number: int, length: int, taken: set[int]) -> bytes:
-    """Return the rest of a payload, as far as its chain of pages goes.
+    """Return the rest of a payload, as far as its chain of pages can be read.
 
-    A page of a chain belongs to one row. In a made-up file all rows may have the same chain: on
-    one page no page is given twice, and in all no more pages than many such files have.
+    A page of a chain belongs to one row. A crafted file may give all rows the same chain. So the
+    rows of one page read no page twice, and ``may_follow`` limits the pages of all chains.
     """
     parts: list[bytes] = []
     while number and length > 0 and number not in taken and pages.may_follow():
         taken.add(number)
         page = pages.read(number)
-        # Nothing but zeros is no text: the disk has forgotten it.
+        # A page of zeros is no text: the disk has lost its content.
         if page is None or not any(page):
             break
         (number,) = struct.unpack_from(">I", page)
@@ -183,7 +182,7 @@ def _overflow(pages: Pages, number: int, length: int, taken: set[int]) -> bytes:
 
 def _decoded(rowid: int | None, payload: bytes, length: int) -> Record:
     end, at = _varint(payload, 0)
-    # The header of a record is on the page itself, however long the record is.
+    # The header of a record is always on the page itself, even of a long record.
     if not at <= end <= min(len(payload), length):
         raise ValueError
     kinds: list[int] = []
@@ -221,7 +220,7 @@ def _size(kind: int) -> int:
 
 
 def _value(kind: int, part: bytes) -> tuple[Value, bool]:
-    """Return a column's value, and whether it had to be changed to be one."""
+    """Return a column's value, and whether bad bytes in it were replaced."""
     if kind < 12:
         return _number(kind, part), False
     if kind % 2 == 0:

@@ -1,4 +1,4 @@
-"""How a database file comes into being: private, by one maker, with no log of another file."""
+"""Makes a database file: private, by one maker, and without the WAL of another file."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from mandrake_sessions.database.files.paths import (
     Identity,
     aside_of,
     identify,
+    log_set_aside,
     set_aside,
-    tell_set_aside,
 )
 from mandrake_sessions.database.retry import pace, pause
 from mandrake_sessions.database.sidecars import shm_of, wal_of
 from mandrake_sessions.errors import DatabaseFolderError, DatabaseMovedError
 
 PATIENCE: Final = 1.0
-"""Seconds to wait for another maker, which needs milliseconds; it may be stopped."""
+"""Seconds to wait for another maker: it needs milliseconds, but may be stopped."""
 
 
 def make_file(path: Path, content: Callable[[], bytes] | None = None) -> Identity:
-    """Make the file, readable by its owner only, and its folders; return its identity.
+    """Make the private file and its folders; return its identity.
 
-    A file that exists, also one that another process makes at this moment, is left as it is.
+    A file that exists, also one that another process is making, stays unchanged.
 
     Args:
         path: as ``real_path`` gave it.
-        content: returns what the file begins with. Where the system cannot make a file that is
-            whole when it gets its name, the file is empty all the same.
+        content: returns the first content of the file. Where the system cannot make a file that is
+            whole when it gets its name, the file is empty.
     """
     identity = identify(path)
     if identity is not None:
         return identity
     try:
         changed = _make_folders(path.parent)
-        # Open: in the place of the folder a link may come, and no file is made where it leads.
-        with opened_folder(path.parent) as folder, alone_in(path.parent):
+        # The folder is opened, so that no file is made behind a link that replaces the folder.
+        with opened_folder(path.parent) as folder, folder_lock(path.parent):
             if folder.identify(path.name) is None:
                 clear_name(path)
-                # Before SQLite, so that the -wal and -shm files, which take its mode, are private.
+                # Made before SQLite opens it: -wal and -shm take its mode, so they are private too.
                 if content is None or not folder.make_whole(path.name, content()):
                     folder.make(path.name)
-        # After the file: what one sync has brought to the disk, the next finds there.
+        # After the file, because its sync has often brought these names to the disk already.
         for each in changed:
             sync_folder(each)
     except FileExistsError:
@@ -66,29 +66,29 @@ def make_file(path: Path, content: Callable[[], bytes] | None = None) -> Identit
 
 
 def clear_name(path: Path) -> None:
-    """Take away what lies beside a database that is not there; its maker is alone in the folder.
+    """Clear the sidecars of a missing database; the caller must hold the folder lock.
 
-    A log is kept under another name: SQLite would delete it. Its index goes: whoever still has a
-    moved file open writes into it, and a new file would read that.
+    The WAL is kept under another name, because SQLite would delete it. Its index is removed: a
+    process that still has a moved file open writes into it, and a new file would read that.
     """
-    log, index = wal_of(path), shm_of(path)
-    aside = aside_of(log)
-    if set_aside(log, aside):
-        tell_set_aside(path, aside)
+    wal, index = wal_of(path), shm_of(path)
+    aside = aside_of(wal)
+    if set_aside(wal, aside):
+        log_set_aside(path, aside)
     index.unlink(missing_ok=True)
 
 
 @block
-def alone_in(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Keep other makers of databases out of a folder for a block, which takes milliseconds.
 
-    What lies beside a name is cleared before there is a file, and by nobody afterwards: it would
-    be the log of who opened the new one first. Where a folder cannot be locked, and behind a maker
-    that is stopped, it goes on without.
+    A maker clears the sidecars of a name before the file exists. A second maker that cleared them
+    later would remove the WAL of the first process that opened the new file. If the folder cannot
+    be locked, or the holder of the lock is stopped, the block runs without the lock.
     """
     descriptor: int | None = None
     try:
-        # Inside: a signal while it waits must not leave the folder locked.
+        # Inside the try: a signal during the wait must not leave the folder locked.
         descriptor = _opened(folder)
         if descriptor is not None:
             _lock(descriptor)
@@ -96,7 +96,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     finally:
         if descriptor is not None:
             with contextlib.suppress(OSError):
-                # A child that was forked this moment has it open still.
+                # Explicitly: a child that was just forked may still have the descriptor open.
                 unlock(descriptor)
             os.close(descriptor)
 
@@ -118,16 +118,16 @@ def _lock(descriptor: int) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each readable by its owner only.
+    """Make a private folder and the missing folders above it, and sync their names.
 
-    Their names are on the disk before anything is: SQLite syncs only the folder of its files.
+    SQLite syncs only the folder of its own files.
     """
     for changed in _make_folders(folder):
         sync_folder(changed)
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; return those that have a new name in them."""
+    """Make a folder and the missing ones above it; return the folders that have a new name."""
     missing = []
     while not folder.exists():
         missing.append(folder)
@@ -138,7 +138,7 @@ def _make_folders(folder: Path) -> list[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, on a system that can."""
+    """Bring the names in a folder to the disk, on a system that has such a call."""
     with contextlib.suppress(OSError, AttributeError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

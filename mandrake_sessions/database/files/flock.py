@@ -1,6 +1,6 @@
-"""``flock`` on files that lie with a database: a lock that the system drops when a process ends.
+"""``flock`` on sidecars and folders: a lock that the system releases when a process ends.
 
-Never on a database itself, whose locks are SQLite's own.
+It is never used on a database itself, whose locks are SQLite's own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if sys.platform != "win32":
     import fcntl
 
 HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EACCES})
-"""How a system says that another process has the lock."""
+"""The error numbers for a lock that another process holds."""
 
 
 def try_lock(descriptor: int, *, is_shared: bool = False) -> bool:
@@ -33,7 +33,7 @@ def try_lock(descriptor: int, *, is_shared: bool = False) -> bool:
 
 
 def wait_for_lock(descriptor: int) -> None:
-    """Take the lock, after every process that asked before; this has no deadline.
+    """Take the lock, after every process that waited before; the wait has no deadline.
 
     Raises:
         OSError: the system or the file system has no such locks.
@@ -42,7 +42,7 @@ def wait_for_lock(descriptor: int) -> None:
 
 
 def unlock(descriptor: int) -> None:
-    """Let another process have the lock."""
+    """Release the lock."""
     if sys.platform != "win32":
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 

@@ -1,4 +1,4 @@
-"""An open folder: what is done in it is done there, wherever its name leads meanwhile."""
+"""An open folder: operations stay in it, even if another folder gets its name."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ _HAS_DESCRIPTORS: Final = os.open in os.supports_dir_fd and os.listdir in os.sup
 _NO_LINK: Final = (
     getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 )
-# A folder on the way need not be readable.
+# With O_PATH a folder on the way need not be readable.
 _HAS_WALK: Final = hasattr(os, "O_PATH")
 _ON_THE_WAY: Final = _NO_LINK | getattr(os, "O_PATH", 0)
 
 
 class Folder:
-    """A folder that was reached through no link.
+    """A folder that was reached through no symbolic link.
 
     Args:
         path: its real path.
-        descriptor: what it is open by; None where the system has no calls for that, and its name
-            must do.
+        descriptor: of the open folder; None where the system has no calls relative to a
+            descriptor, so that the path is used.
     """
 
     def __init__(self, path: Path, descriptor: int | None) -> None:
         self.path = path
         self.descriptor = descriptor
 
-    def look(self, name: str) -> os.stat_result | None:
-        """Return what a name in it stands for, a link for itself; None where there is nothing."""
+    def stat(self, name: str) -> os.stat_result | None:
+        """Return the status of a name in it, without following a link; None if it is missing."""
         try:
             return os.stat(self._reach(name), dir_fd=self.descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def identify(self, name: str) -> Identity | None:
-        """Return the identity of a file in it, or None where there is nothing.
+        """Return the identity of a file in it, or None if the name is missing.
 
         Raises:
-            DatabasePathError: there is something, but not a regular file; a link is none.
+            DatabasePathError: the name is that of a link or of something else than a file.
         """
-        found = self.look(name)
+        found = self.stat(name)
         if found is None:
             return None
         if not stat.S_ISREG(found.st_mode):
@@ -59,33 +59,33 @@ class Folder:
         return found.st_dev, found.st_ino
 
     def names(self) -> list[str]:
-        """Return the names in it; none where it may not be read."""
+        """Return the names in it; none if it may not be read."""
         with contextlib.suppress(OSError):
             return os.listdir(self.path if self.descriptor is None else self.descriptor)
         return []
 
     def make(self, name: str) -> None:
-        """Make an empty file, readable by its owner only; raises FileExistsError."""
+        """Make an empty private file; raise FileExistsError if the name exists."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         os.close(os.open(self._reach(name), flags, 0o600, dir_fd=self.descriptor))
 
     def make_whole(self, name: str, content: bytes) -> bool:
-        """Make a file that has its content, on the disk, from the moment it has a name.
+        """Make a file whose content is on the disk when it gets its name.
 
-        Nothing is left of it before: it has no name until then, and never has two.
+        A failure leaves nothing: the file has no name until then, and never has two.
 
         Returns:
-            Whether it was made; False where the system has no such files, and for lack of space.
+            Whether it was made; False if the system has no such files, or there is no space.
 
         Raises:
-            FileExistsError: there is a file of this name.
+            FileExistsError: the name exists.
         """
         if sys.platform != "linux" or self.descriptor is None:
             return False
         nameless: int | None = None
         try:
             nameless = _write_nameless(self.descriptor, content)
-            # With a descriptor, which an absolute path does not need, Python follows the link.
+            # An absolute path needs no src_dir_fd, but without one Python does not follow the link.
             os.link(
                 f"/proc/self/fd/{nameless}",
                 name,
@@ -105,12 +105,12 @@ class Folder:
         return True
 
     def unlink(self, name: str) -> None:
-        """Remove a name that is there or not; never what a link leads to."""
+        """Remove a name if it exists, never the target of a link."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._reach(name), dir_fd=self.descriptor)
 
     def rmdir(self, name: str) -> None:
-        """Remove an empty folder in it; raises OSError for anything else."""
+        """Remove an empty folder in it; raise OSError for anything else."""
         os.rmdir(self._reach(name), dir_fd=self.descriptor)
 
     def _reach(self, name: str) -> str | Path:
@@ -118,10 +118,10 @@ class Folder:
 
 
 def _write_nameless(folder: int, content: bytes) -> int:
-    """Make a file without a name; return a descriptor by which it can be given one.
+    """Make a file without a name; return a descriptor by which it can get one.
 
-    The one that wrote it is closed before: the closing of a descriptor that can read or write
-    drops the locks of this process, and once it has a name another thread may have it open.
+    The descriptor that wrote the file is closed before. Closing a descriptor that can read or write
+    drops the locks of this process, and once the file has a name another thread may have it open.
     """
     if sys.platform != "linux":
         raise NotImplementedError
@@ -137,14 +137,14 @@ def _write_nameless(folder: int, content: bytes) -> int:
 
 @block
 def opened_folder(path: Path) -> Iterator[Folder]:
-    """Open a folder for a block, going through no link on the way.
+    """Open a folder for a block, following no link on the way.
 
     Args:
-        path: its real path: what is a link on it by now was put there since.
+        path: its real path; a link on it was put there after the path was resolved.
 
     Raises:
-        DatabasePathError: a link is in the way.
-        OSError: it cannot be opened, or is none.
+        DatabasePathError: a link is on the path.
+        OSError: the folder cannot be opened, or is none.
     """
     if not _HAS_DESCRIPTORS:
         refuse_link(path)
@@ -153,7 +153,8 @@ def opened_folder(path: Path) -> Iterator[Folder]:
     if _HAS_WALK:
         descriptor = _walk(path)
     else:
-        # Where a folder that may only be searched cannot be opened, two looks must do.
+        # Without O_PATH a folder that may only be searched cannot be opened, so the path is checked
+        # before and after.
         refuse_link(path)
         descriptor = os.open(path, _NO_LINK | os.O_RDONLY)
     try:
@@ -172,13 +173,13 @@ def _walk(path: Path) -> int:
             os.close(descriptor)
             descriptor = inner
         with contextlib.suppress(PermissionError):
-            # To read its names; what may only be searched can be worked in all the same.
+            # Opened again to read its names; a folder that may only be searched stays usable.
             inner = os.open(".", _NO_LINK | os.O_RDONLY, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = inner
     except OSError:
         os.close(descriptor)
-        # Both errors of the system's are given for a link and for what is no folder.
+        # The system's errors do not distinguish a link from a name that is no folder.
         refuse_link(path)
         raise
     return descriptor

@@ -1,4 +1,4 @@
-"""What Linux says of the mount that a path lies on; other systems are not asked."""
+"""Finds the mount of a path on Linux; other systems give no answer."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _MOUNTS: Final = "/proc/self/mountinfo"
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 # struct statx: attributes, links, and which of the attributes the file system knows.
 _STATX: Final = struct.Struct("8xQI36xQ192x")
-# Made once: to look the type up takes as long as the call.
+# Made once: making the type takes as long as the call.
 _Answer: Final = ctypes.c_char * _STATX.size
 _STATX_NLINK: Final = 0x4
 _STATX_MOUNT_ROOT: Final = 0x2000
 _AT_FDCWD: Final = -100
 
-# What one process writes into a mapped file, or locks, another one that reaches the same file from
-# elsewhere (from another machine, the host of a virtual machine, the folder behind a mount) does
-# not see. A file system of the kind ``fuse.…`` is one as well.
+# File systems on which a process does not see the memory maps and locks of a process that reaches
+# the same file from elsewhere: from another machine, the host of a virtual machine, the folder
+# behind a mount. Those of the kind ``fuse.…`` belong to them too.
 _UNSHARED: Final = {
     *("9p", "afs", "ceph", "cifs", "drvfs", "fuse", "lustre", "ncpfs", "nfs", "nfs4"),
     *("prl_fs", "smb3", "smbfs", "vboxsf", "virtiofs"),
@@ -46,17 +46,17 @@ class Mount(msgspec.Struct, frozen=True):
 
     @property
     def is_unshared(self) -> bool:
-        """Whether it is known not to share memory maps or locks with other ways to its files."""
+        """Whether other ways to its files are known not to share its memory maps or locks."""
         return self.kind in _UNSHARED or self.kind.startswith("fuse.")
 
 
 def mount_of(path: Path) -> Mount | None:
-    """Return the mount that a real path lies on, or None where the system does not say."""
+    """Return the mount of a real path, or None where the system does not show mounts."""
     return nearest(path, _mounts())
 
 
 def nearest(path: Path, lines: Iterable[str]) -> Mount | None:
-    """Return the mount that a real path lies on.
+    """Return the mount of a real path.
 
     Args:
         path: the real path.
@@ -64,13 +64,13 @@ def nearest(path: Path, lines: Iterable[str]) -> Mount | None:
     """
     found: Mount | None = None
     for line in lines:
-        # 36 35 98:0 /root /point rw,noatime shared:1 - ext3 /dev/root rw; what is optional varies.
+        # 36 35 98:0 /root /point rw,noatime shared:1 - ext3 /dev/root rw; optional fields vary.
         head, dash, tail = line.partition(" - ")
         fields = head.split(" ")
         if not dash or len(fields) < 5:
             continue
         point = _ESCAPED.sub(lambda code: chr(int(code[1], 8)), fields[4])
-        # The last one covers those before it.
+        # A later mount covers an earlier one of the same point.
         is_above = point == "/" or str(path) == point or str(path).startswith(f"{point}/")
         if is_above and (found is None or len(point) >= len(found.point)):
             found = Mount(point, tail.split(" ")[0])
@@ -78,23 +78,22 @@ def nearest(path: Path, lines: Iterable[str]) -> Mount | None:
 
 
 class Naming(msgspec.Struct, frozen=True):
-    """How a file is reached.
+    """The ways to a file.
 
     Attributes:
         links: how many names it has in its file system.
-        is_mounted_alone: whether it is itself a mount point: then its folder is not the one that
-            it lies in.
+        is_mount_point: whether it is itself a mount point, so that its real folder is another one.
     """
 
     links: int
-    is_mounted_alone: bool
+    is_mount_point: bool
 
 
 def naming_of(path: Path) -> Naming:
-    """Return how the file at a real path is reached.
+    """Return the ways to the file at a real path.
 
     Raises:
-        OSError: there is none, or it cannot be looked at.
+        OSError: there is none, or the system refuses access.
     """
     statx = _statx()
     if statx is not None:
@@ -119,7 +118,7 @@ def _mounts() -> list[str]:
 
 @functools.cache
 def _statx() -> Callable[..., Any] | None:
-    """Return the system's function: a tenth of what it takes to read the table of mounts."""
+    """Return the system's function; it takes a tenth of the time of reading the mount table."""
     if not sys.platform.startswith("linux"):
         return None
     try:

@@ -1,10 +1,10 @@
-"""Refuses a file under a second name: SQLite finds a log by the file's name.
+"""Refuses a file under a second name, because SQLite finds the WAL by the file's name.
 
-What is written under one name is in a log that nobody who uses the other name looks at, and each
-log is one day copied over what the other has brought into the file. So a database belongs to one
-name, its home: the folder that it lies in and its name there. It is written down in the database,
-and looked at when there is more than one name. Where there is one, the first transaction after each
-opening writes it anew: a file may have been moved, or be a copy.
+Processes that use different names of a file write different WALs. None sees the commits of the
+other, and each WAL is copied over pages that the other has brought into the file. So a database
+belongs to one name, its home: its folder and its name there. The database stores its home, which is
+checked if the file has more than one name. If it has one name, the first transaction after each
+opening writes the home anew: the file may have been moved, or be a copy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mandrake_sessions.concurrency.blocks import closing
 from mandrake_sessions.database.error_codes import translate_os
 from mandrake_sessions.database.files.atomic import is_kept, is_partial, tidy
 from mandrake_sessions.database.files.mounts import naming_of
-from mandrake_sessions.database.files.own_wal import has_log
+from mandrake_sessions.database.files.own_wal import has_wal
 from mandrake_sessions.database.retry import FileBudget, pace, pause
 from mandrake_sessions.errors import DatabaseNamesError
 from mandrake_sessions.options import DatabaseOptions
@@ -30,7 +30,7 @@ from mandrake_sessions.options import DatabaseOptions
 HOME: Final = "home"
 """The key under which ``meta`` has the home."""
 
-_LOOKS: Final = 3
+_READINGS: Final = 3
 _PAUSE: Final = 0.002
 _READ: Final = f"SELECT value FROM meta WHERE key = '{HOME}'"
 _WRITE: Final = (
@@ -38,20 +38,20 @@ _WRITE: Final = (
     "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 )
 _PLACING: Final = 1.0
-"""Seconds to wait for who gives the file its name, by a link that it removes at once."""
+"""Seconds to wait for a process that gives the file its name, by a link that it then removes."""
 
-_OVERRIDE: Final = "DatabaseOptions(allow_other_names=True) opens it all the same"
+_OVERRIDE: Final = "DatabaseOptions(allow_other_names=True) opens it nevertheless"
 
 
 def require_home(path: Path, options: DatabaseOptions) -> None:
-    """Make sure, before SQLite opens a file, that this is the name its log has.
+    """Check, before SQLite opens a file, that its WAL belongs to this name.
 
     Args:
-        path: the real path of the file, which is there.
-        options: as it is to be opened.
+        path: the real path of the file, which exists.
+        options: the options of the opening.
 
     Raises:
-        DatabaseNamesError: it is not, or that cannot be known.
+        DatabaseNamesError: the WAL belongs to another name, or that cannot be known.
     """
     if options.allow_other_names:
         return
@@ -59,9 +59,9 @@ def require_home(path: Path, options: DatabaseOptions) -> None:
         naming = naming_of(path)
     except OSError as error:
         raise translate_os(error, path) from error
-    if naming.is_mounted_alone:
+    if naming.is_mount_point:
         raise DatabaseNamesError(
-            "The file is mounted by itself, without its folder: its log would stay on this side "
+            "The file is mounted by itself, without its folder: its WAL would stay on this side "
             f"of the mount. Mount the folder instead. {_OVERRIDE}.",
             kind="mounted file",
             path=path,
@@ -69,64 +69,65 @@ def require_home(path: Path, options: DatabaseOptions) -> None:
         )
     if naming.links == 1:
         return
-    is_alone = _is_alone(path)
-    kept = _kept_with_its_log(path)
+    has_one_name = _has_one_name(path)
+    kept = _kept_with_its_wal(path)
     if kept is not None:
         raise DatabaseNamesError(
-            f"Restoring was broken off when it had renamed the log to {kept.name}-wal. Restore "
-            f"again; or, to have what was there, mv {kept.name}-wal {path.name}-wal.",
+            f"A restore was interrupted after it had renamed the WAL to {kept.name}-wal. Restore "
+            f"again; or, to keep the earlier content, mv {kept.name}-wal {path.name}-wal.",
             kind="interrupted restore",
             others=(kept,),
             path=path,
             operation="open",
         )
-    if not is_alone and _read_home(path, options) != home_of(path):
+    if not has_one_name and _read_home(path, options) != home_of(path):
         raise DatabaseNamesError(
             f"The file has {naming.links} names (hard links), and this is not known "
-            "to be the one that its log belongs to. Open it by that one, or open a copy that "
-            "`cp FILE COPY` makes; links come of `cp -l`, of `rsync --link-dest` and of tools "
-            f"against duplicates. {_OVERRIDE}.",
+            "to be the one that its WAL belongs to. Open it by that one, or open a copy that "
+            "`cp FILE COPY` makes; `cp -l`, `rsync --link-dest` and deduplicating tools make "
+            f"links. {_OVERRIDE}.",
             kind="hard link",
-            others=_others_beside(path),
+            others=_other_names(path),
             path=path,
             operation="open",
         )
 
 
 def renew_home(path: Path, execute: Callable[..., Any]) -> None:
-    """Write the home of a file that has one name down, in the open transaction.
+    """Store the home of a file that has one name, in the open transaction.
 
-    It counts when a checkpoint has brought it into the file, at the latest when that is closed.
+    It takes effect when a WAL checkpoint has brought it into the file, at the latest at closing.
 
     Args:
         path: the real path of the file.
-        execute: of the connection whose transaction it is.
+        execute: of the connection that has the transaction.
 
     Raises:
-        apsw.Error: it cannot be read or written, or there is no ``meta``.
+        apsw.Error: the home cannot be read or written, or there is no ``meta``.
     """
     try:
         naming, home = naming_of(path), home_of(path)
     except OSError:
         return
-    is_only = naming.links == 1 and not naming.is_mounted_alone
+    is_only = naming.links == 1 and not naming.is_mount_point
     if is_only and execute(_READ).fetchall() != [(home,)]:
         execute(_WRITE, (home,))
 
 
 def home_of(path: Path) -> str:
-    """Return what stands in a database whose name this is, always of one length.
+    """Return the home of a database with this name; its length is always the same.
 
-    Of its folder it is the number: that may be moved, and be mounted elsewhere, with all in it.
+    It has the inode of the folder, because the folder with all its files may be moved, and be
+    mounted elsewhere.
     """
     return f"{os.stat(path.parent).st_ino:020}-{binascii.crc32(os.fsencode(path.name)):08x}"
 
 
 def _read_home(path: Path, options: DatabaseOptions) -> str | None:
-    """Return the home that stands in a file, read so that nothing beside it is made or changed."""
-    for look in range(_LOOKS):
-        if look:
-            # A checkpoint of another process may have been half way.
+    """Return the home that a file stores, without making or changing a sidecar."""
+    for reading in range(_READINGS):
+        if reading:
+            # A WAL checkpoint of another process may have been under way.
             pause(float("inf"), _PAUSE)
         with contextlib.suppress(apsw.Error):
             raw = apsw.Connection(
@@ -141,36 +142,37 @@ def _read_home(path: Path, options: DatabaseOptions) -> str | None:
     return None
 
 
-def _is_alone(path: Path) -> bool:
-    """Return whether all other names are those that this library gives a file for a while.
+def _has_one_name(path: Path) -> bool:
+    """Return whether all other names of a file are temporary ones of this library.
 
-    One that is being given its own is waited for, and what a process that was killed in it has left
-    is removed. One that is being replaced has a second name, under which it is kept.
+    The thread waits for a process that gives the file its name, and removes the leftovers of a
+    process that was killed meanwhile. A file that is being replaced has a second name, under which
+    it is kept.
     """
     budget = FileBudget(_PLACING)
     tidy(path)
-    while _kept_with_its_log(path) or any(is_partial(each, path) for each in _others_beside(path)):
+    while _kept_with_its_wal(path) or any(is_partial(each, path) for each in _other_names(path)):
         if not pause(budget.deadline, pace(budget.started)):
             break
         tidy(path)
-    kept = sum(is_kept(each, path) for each in _others_beside(path))
+    kept = sum(is_kept(each, path) for each in _other_names(path))
     return os.stat(path).st_nlink - kept == 1
 
 
-def _kept_with_its_log(path: Path) -> Path | None:
-    """Return the name under which restoring keeps the file, if it has taken the log along.
+def _kept_with_its_wal(path: Path) -> Path | None:
+    """Return the name under which a restore keeps the file, if the restore has moved the WAL.
 
-    It is about to replace the file. If it was killed, the file without its log is an older one.
+    The restore is about to replace the file. If it was killed, the file without its WAL is older.
     """
-    if has_log(path):
+    if has_wal(path):
         return None
-    for each in _others_beside(path):
-        if is_kept(each, path) and has_log(each):
+    for each in _other_names(path):
+        if is_kept(each, path) and has_wal(each):
             return each
     return None
 
 
-def _others_beside(path: Path) -> tuple[Path, ...]:
+def _other_names(path: Path) -> tuple[Path, ...]:
     """Return the other names that a file has in its folder."""
     number = os.stat(path).st_ino
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:

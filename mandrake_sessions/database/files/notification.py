@@ -1,10 +1,10 @@
-"""Tells followers that a file was perhaps written by another process.
+"""Notifies followers that another process may have written a file.
 
 On Linux one inotify descriptor watches the ``-wal`` of every followed database. Elsewhere, and
-where the system has no watch left, their times are looked at: often while something happens, rarely
-when not. Nothing here opens a database file: closing it would drop SQLite's locks (RULES 1).
+where the system has no watch left, the thread polls the times of the files: often after changes,
+rarely without. It opens no database file, because closing one would drop SQLite's locks.
 
-One thread for the whole process, there only while something is watched.
+One thread serves the whole process; it runs only while a file is watched.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.sidecars import wal_of
 
 _PACE: Final = 0.002
-"""Seconds between two looks at what the system tells: a commit is many writes."""
+"""Seconds between two readings of events: a commit is many writes."""
 
 _HEARTBEAT: Final = 1.0
-"""Seconds between two looks at the files' times, whatever the system tells."""
+"""Seconds between two polls of the files' times, also where the system reports writes."""
 
 _SHORTEST_POLL: Final = 0.01
 _LONGEST_POLL: Final = 0.25
@@ -41,13 +41,13 @@ _IN_IGNORED: Final = 0x8000
 _EVENT: Final = struct.Struct("iIII")
 
 _OVERFLOW: Final = -1
-"""The number of the event that says that others were lost."""
+"""The number of the event for lost events."""
 
-Stamp = tuple[int, ...]
+FileTimes = tuple[int, ...]
 
 
 class Inotify:
-    """The one descriptor through which Linux tells of writes.
+    """The one descriptor through which Linux reports writes.
 
     Raises:
         OSError: the system has none, or none left.
@@ -67,19 +67,19 @@ class Inotify:
         self._poll.register(self.descriptor, select.POLLIN)
 
     def add(self, path: Path) -> int:
-        """Begin to watch a file; return the number that its events carry."""
+        """Start to watch a file; return the number that its events carry."""
         return self._checked(
             self._libc.inotify_add_watch(self.descriptor, os.fsencode(path), _IN_MODIFY)
         )
 
     def remove(self, number: int) -> None:
-        """Watch a file no more; it may be gone already."""
+        """Stop to watch a file, which may be gone already."""
         self._libc.inotify_rm_watch(self.descriptor, number)
 
     def wait(self, timeout: float) -> tuple[set[int], set[int]]:
-        """Return the numbers of the files that were written, and of those watched no more.
+        """Return the numbers of the files that were written, and of those no longer watched.
 
-        ``_OVERFLOW`` among the first means that some were lost.
+        ``_OVERFLOW`` among the first means that events were lost.
         """
         written: set[int] = set()
         gone: set[int] = set()
@@ -91,7 +91,7 @@ class Inotify:
         return written, gone
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         with contextlib.suppress(OSError):
             os.close(self.descriptor)
 
@@ -108,34 +108,34 @@ class _Watch:
 
     Attributes:
         number: what its events carry; None where its times must be polled.
-        stamp: what its times and sizes were when they were last looked at.
+        times: its times and sizes when they were last read.
     """
 
-    def __init__(self, path: Path, tell: Callable[[], None]) -> None:
+    def __init__(self, path: Path, notify: Callable[[], None]) -> None:
         self.path = path
-        self.log = wal_of(path)
-        self.tell = tell
+        self.wal = wal_of(path)
+        self.notify = notify
         self.number: int | None = None
-        self.stamp = self.look()
+        self.times = self.present_times()
 
-    def look(self) -> Stamp:
-        """Return what changes with a write, or when the file is moved."""
-        stamp: Stamp = ()
-        for path in (self.log, self.path):
+    def present_times(self) -> FileTimes:
+        """Return times, sizes and identities, of which one changes with a write or a move."""
+        times: FileTimes = ()
+        for path in (self.wal, self.path):
             try:
                 found = os.stat(path)
             except OSError:
-                stamp += (0,)
+                times += (0,)
             else:
-                stamp += (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
-        return stamp
+                times += (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
+        return times
 
 
 class Notifier:
     """Watches files for the followers of this process.
 
     Args:
-        make_inotify: how the system's notification is reached; another one in tests.
+        make_inotify: makes the system's notification; tests give another one.
     """
 
     def __init__(self, make_inotify: Callable[[], Inotify] = Inotify) -> None:
@@ -154,27 +154,27 @@ class Notifier:
         """Whether the times of some file must be polled."""
         return any(watch.number is None for watch in tuple(self._watches.values()))
 
-    def watch(self, key: object, path: Path, tell: Callable[[], None]) -> None:
-        """Have ``tell`` called, in the notifier's thread, when a database was perhaps written.
+    def watch(self, key: object, path: Path, notify: Callable[[], None]) -> None:
+        """Let the notifier's thread call ``notify`` when a database may have been written.
 
         Args:
             key: for ``forget``.
             path: of the database.
-            tell: must be quick and must not raise.
+            notify: must be quick and must not raise.
 
         Raises:
-            ThreadStartError: no thread can be started that hears of writes.
+            ThreadStartError: the notifier's thread cannot be started.
         """
-        watch = _Watch(path, tell)
+        watch = _Watch(path, notify)
         with self._mutex:
             if self._thread is None:
-                # It looks for what to watch under this lock.
+                # The thread reads the watches under this lock.
                 thread = threading.Thread(target=self._run, name="mandrake-notifier", daemon=True)
                 self._thread = thread
                 try:
                     start(thread)
                 except BaseException:
-                    # After Ctrl-C it may run all the same, or not: it counts once it has begun.
+                    # After Ctrl-C the thread may run or not; it counts once it has begun.
                     if thread.ident is None:
                         self._thread = None
                     raise
@@ -183,24 +183,24 @@ class Notifier:
                     self._inotify = self._make_inotify()
             if self._inotify is not None:
                 with contextlib.suppress(OSError):
-                    watch.number = self._inotify.add(watch.log)
+                    watch.number = self._inotify.add(watch.wal)
             self._watches[key] = watch
         self._changed.set()
 
     def forget(self, key: object) -> None:
-        """Watch a database no more."""
+        """Stop to watch a database."""
         self._changed.set()
         with self._mutex:
             watch = self._watches.pop(key, None)
             if watch is None or watch.number is None or self._inotify is None:
                 return
-            # The same file may be watched for who has opened it anew already.
+            # A follower that has opened the file anew may watch it already.
             if all(other.number != watch.number for other in self._watches.values()):
                 # Its last event wakes the thread.
                 self._inotify.remove(watch.number)
 
     def forget_after_fork(self) -> None:
-        """Begin anew in a child; the descriptor is closed, which the parent does not notice."""
+        """Begin anew in a child; closing the descriptor does not affect the parent."""
         if self._inotify is not None:
             self._inotify.close()
         self._reset()
@@ -220,20 +220,20 @@ class Notifier:
             written = self._wait(inotify, interval if is_polling else _HEARTBEAT)
             now = monotonic()
             is_beat = now >= beat_at or _OVERFLOW in written
-            told = self._numbered(written)
+            changed = self._numbered(written)
             if is_beat or is_polling:
-                stamped = self._stamped(all_files=is_beat)
-                told |= stamped
-                interval = _SHORTEST_POLL if stamped else min(interval * 1.5, _LONGEST_POLL)
+                polled = self._polled(all_files=is_beat)
+                changed |= polled
+                interval = _SHORTEST_POLL if polled else min(interval * 1.5, _LONGEST_POLL)
             if is_beat:
                 beat_at = now + _HEARTBEAT
-            for watch in told:
-                watch.tell()
+            for watch in changed:
+                watch.notify()
             if written:
                 sleep(_PACE)
 
     def _wait(self, inotify: Inotify | None, timeout: float) -> set[int]:
-        """Wait until the system tells of writes; return the numbers of the files."""
+        """Wait until the system reports writes; return the numbers of the files."""
         if inotify is None:
             self._changed.wait(timeout)
             self._changed.clear()
@@ -243,7 +243,7 @@ class Notifier:
             with self._mutex:
                 for watch in self._watches.values():
                     if watch.number in gone:
-                        # The file was removed under the open database: its path is polled.
+                        # The file was removed from the open database: its path is polled.
                         watch.number = None
         return written
 
@@ -253,21 +253,21 @@ class Notifier:
         with self._mutex:
             return {watch for watch in self._watches.values() if watch.number in numbers}
 
-    def _stamped(self, *, all_files: bool) -> set[_Watch]:
-        """Return the files whose times are not what they were."""
+    def _polled(self, *, all_files: bool) -> set[_Watch]:
+        """Return the files whose times have changed."""
         with self._mutex:
             watches = list(self._watches.values())
         changed = set()
         for watch in watches:
             if all_files or watch.number is None:
-                stamp = watch.look()
-                if stamp != watch.stamp:
-                    watch.stamp = stamp
+                times = watch.present_times()
+                if times != watch.times:
+                    watch.times = times
                     changed.add(watch)
         return changed
 
     def _end(self) -> None:
-        """Let the thread go, under the lock; the next file starts another."""
+        """Let the thread end, under the lock; the next file starts another one."""
         self._thread = None
         if self._inotify is not None:
             self._inotify.close()
@@ -275,6 +275,6 @@ class Notifier:
 
 
 notifier: Notifier = Notifier()
-"""The process's own."""
+"""The notifier of this process."""
 
 after_fork(notifier.forget_after_fork)

@@ -1,6 +1,6 @@
-"""Whether the log that lies at a file is the file's own, and whether it has the log it needs.
+"""Checks that the WAL next to a file belongs to it, and that a file has the WAL that it needs.
 
-The file is read twice: by itself, past its log, and as SQLite reads it. Nothing is written.
+The file is read twice: without its WAL, and as SQLite reads it. Nothing is written.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from mandrake_sessions.errors import DatabaseError, LostLogError, StaleLogError
 from mandrake_sessions.tables import APPLICATION_ID
 
 UNCHANGED: Final = "Nothing was changed."
-"""Stands in a message between the finding and the advice."""
+"""Separates the finding from the advice in a message."""
 
 _OPEN: Final = "open"
-_LOOKS: Final = 3
+_READINGS: Final = 3
 _PAUSE: Final = 0.002
 _FOREIGN: Final = (apsw.CorruptError, apsw.NotADBError)
 _HAS_CHANGES: Final = "SELECT 1 FROM changes LIMIT 1"
@@ -40,13 +40,13 @@ _STAMP: Final = "SELECT value FROM meta WHERE key = 'stamp'"
 
 
 class State(NamedTuple):
-    """What a database says of itself.
+    """The identity and the progress that a database stores.
 
     Attributes:
         in_header: the part of its stamp that the header has.
-        stamp: the whole of it; empty if it is not known.
-        mark: of its log; None for one that has none.
-        change: the number of the newest change, which grows within one log too; 0 if there is
+        stamp: the whole stamp; empty if it is not known.
+        mark: of its WAL; None for a database without one.
+        change: the number of the newest change, which grows within one WAL too; 0 if there is
             none, None if it is not known.
     """
 
@@ -57,7 +57,7 @@ class State(NamedTuple):
 
 
 def state_of(execute: Callable[..., Any]) -> State | None:
-    """Return what a database says of itself, or None for one that is not ours.
+    """Return the state of a database, or None for a database of another program.
 
     Raises:
         apsw.Error: it cannot be read.
@@ -70,14 +70,14 @@ def state_of(execute: Callable[..., Any]) -> State | None:
         stamp = str(rows[0][0]) if rows else ""
         return State(in_header, stamp, read_mark(execute), _newest_change(execute))
     except apsw.SQLError:
-        # No such table: its migrations were taken back.
+        # The table does not exist: the migrations were reverted.
         return State(in_header, "", None)
 
 
 def _newest_change(execute: Callable[..., Any]) -> int | None:
-    """Return the number of the newest change, 0 if there is none; None if what is found is none.
+    """Return the number of the newest change, 0 if there is none, None if it is not valid.
 
-    Where a checkpoint was broken off, a page may still be what it was for another table.
+    After an interrupted WAL checkpoint a page may still have the content of another table.
     """
     try:
         rows = execute(_NEWEST_CHANGE).fetchall()
@@ -89,8 +89,8 @@ def _newest_change(execute: Callable[..., Any]) -> int | None:
     return seq if op in _OPS else None
 
 
-def state_alone(path: Path, vfs: str | None = None) -> State | None:
-    """Return what a file says of itself without its log, or None if it is not ours by itself.
+def state_in_file(path: Path, vfs: str | None = None) -> State | None:
+    """Return the state of a file without its WAL; None if that is not a database of this library.
 
     Args:
         path: the real path of the database.
@@ -98,7 +98,7 @@ def state_alone(path: Path, vfs: str | None = None) -> State | None:
     """
     name = f"file:{quote(str(path))}?immutable=1"
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-    # A checkpoint that was broken off has left pages of two moments, which may not fit together.
+    # An interrupted WAL checkpoint leaves pages of two moments, which may not fit together.
     try:
         raw = apsw.Connection(name, flags=flags, vfs=vfs)
     except apsw.Error:
@@ -108,36 +108,36 @@ def state_alone(path: Path, vfs: str | None = None) -> State | None:
     return None
 
 
-def mismatch(alone: State | None, through: State | None) -> str | None:
-    """Return why a log is not that of its file, for people, or None if it may be.
+def mismatch(in_file: State | None, through: State | None) -> str | None:
+    """Return why a WAL is not that of its file, for people, or None if it may be.
 
     Args:
-        alone: what the file says without the log.
-        through: what it says with the log; None for a database that is not ours.
+        in_file: the state of the file without the WAL.
+        through: its state with the WAL; None for a database of another program.
     """
-    if alone is None:
+    if in_file is None:
         return None
-    if through is None or _are_two(alone, through):
+    if through is None or _are_two(in_file, through):
         return "it is of another database"
-    if alone.mark is not None and through.mark is not None:
-        if through.mark.number < alone.mark.number:
+    if in_file.mark is not None and through.mark is not None:
+        if through.mark.number < in_file.mark.number:
             return "it is older than the file"
-        if through.mark.base > alone.mark.number:
+        if through.mark.base > in_file.mark.number:
             return "the file is older than it"
-    if alone.change is None or through.change is None or alone.change <= through.change:
+    if in_file.change is None or through.change is None or in_file.change <= through.change:
         return None
-    # What was copied into the file was in the log before, and no change is ever taken back.
+    # Each change in the file was in its WAL before, and a number is never taken back.
     return "it is older than the file"
 
 
-def _are_two(alone: State, through: State) -> bool:
-    if alone.in_header != through.in_header:
+def _are_two(in_file: State, through: State) -> bool:
+    if in_file.in_header != through.in_header:
         return True
-    return bool(alone.stamp and through.stamp) and alone.stamp != through.stamp
+    return bool(in_file.stamp and through.stamp) and in_file.stamp != through.stamp
 
 
-def has_log(path: Path) -> bool:
-    """Return whether a database has a log with something in it."""
+def has_wal(path: Path) -> bool:
+    """Return whether a database has a WAL that is not empty."""
     try:
         return os.stat(wal_of(path)).st_size > 0
     except OSError as error:
@@ -146,44 +146,44 @@ def has_log(path: Path) -> bool:
 
 
 def has_index(path: Path) -> bool:
-    """Return whether a database has an index of its log."""
+    """Return whether a database has a WAL index."""
     return os.path.lexists(shm_of(path))
 
 
-def require_log(
+def require_wal(
     path: Path, execute: Callable[..., Any], budget: Budget, vfs: str | None = None
 ) -> None:
-    """Make sure that a file which is opened has its own log, or needs none.
+    """Check that a file that is being opened has its own WAL, or needs none.
 
     Args:
         path: the real path of the database.
-        execute: reads through the log, for the first time.
-        budget: for other processes that keep it busy.
+        execute: reads through the WAL, for the first time.
+        budget: limits the wait for other processes.
         vfs: by which the file is opened; None for SQLite's own.
 
     Raises:
-        StaleLogError: the log at the file is not its own. Nothing was written.
-        LostLogError: its log is missing. Nothing was written.
-        DatabaseBusyError: other processes held it until the deadline.
+        StaleLogError: the WAL next to the file is not its own. Nothing was written.
+        LostLogError: its WAL is missing. Nothing was written.
+        DatabaseBusyError: other processes held the file until the deadline.
         DatabaseError: it cannot be read; each reason has its own subclass.
     """
 
-    def look() -> None:
-        if has_log(path):
-            require_own_log(path, execute, _OPEN, vfs=vfs)
-        require_needed_log(path, execute, _OPEN)
+    def check() -> None:
+        if has_wal(path):
+            require_own_wal(path, execute, _OPEN, vfs=vfs)
+        require_needed_wal(path, execute, _OPEN)
 
-    retry_busy(look, budget, path, _OPEN, "open")
+    retry_busy(check, budget, path, _OPEN, "open")
 
 
-def require_own_log(
+def require_own_wal(
     path: Path, execute: Callable[..., Any], operation: str, *, vfs: str | None = None
 ) -> None:
-    """Make sure that the log at a file is its own; before anything else is read through it.
+    """Check that the WAL next to a file is its own, before any other read through it.
 
     Args:
         path: the real path of the database.
-        execute: reads through the log.
+        execute: reads through the WAL.
         operation: for errors.
         vfs: by which the file is opened; None for SQLite's own.
 
@@ -191,43 +191,44 @@ def require_own_log(
         StaleLogError: it is not. Nothing was written.
         apsw.Error: it cannot be read.
     """
-    for look in range(_LOOKS):
-        if look:
-            # A living process may have begun the log anew, or copied it into the file.
+    for reading in range(_READINGS):
+        if reading:
+            # A living process may have restarted the WAL, or copied it into the file.
             sleep(_PAUSE)
-        # First: the number grows, so the one that is read through the log cannot be less.
-        alone = state_alone(path, vfs)
+        # First: the number grows, so the one that is read through the WAL cannot be less.
+        in_file = state_in_file(path, vfs)
         try:
-            reason = mismatch(alone, state_of(execute))
+            reason = mismatch(in_file, state_of(execute))
         except _FOREIGN:
-            # Other pages than those of this file; if these cannot be read alone, others judge.
-            if alone is None:
+            # The WAL has pages of another file. If the file itself cannot be read either, a later
+            # check reports it.
+            if in_file is None:
                 return
             reason = "the file cannot be read through it"
         if reason is None:
             return
-    log = wal_of(path)
+    wal = wal_of(path)
     error = StaleLogError(
-        f"{log.name} is not the log that belongs to this file: {reason}. {UNCHANGED} "
+        f"{wal.name} is not the WAL that belongs to this file: {reason}. {UNCHANGED} "
         f"{stale_advice(path)}",
         path=path,
         operation=operation,
     )
-    error.log = log
+    error.log = wal
     raise error
 
 
 def stale_advice(path: Path) -> str:
-    """Return what a person can do about a log that is not the file's own."""
-    log = wal_of(path)
+    """Return the advice for a WAL that is not the file's own."""
+    wal = wal_of(path)
     return (
-        f"To open the file as it is without it, move it away: mv {log.name} {log.name}.old; or "
+        f"To open the file as it is without it, move it away: mv {wal.name} {wal.name}.old; or "
         "restore a backup."
     )
 
 
-def require_needed_log(path: Path, execute: Callable[..., Any], operation: str) -> None:
-    """Make sure that a file which was used and is empty has its log.
+def require_needed_wal(path: Path, execute: Callable[..., Any], operation: str) -> None:
+    """Check that a file that was used and is empty has its WAL.
 
     Args:
         path: the real path of the database.
@@ -235,31 +236,31 @@ def require_needed_log(path: Path, execute: Callable[..., Any], operation: str) 
         operation: for errors.
 
     Raises:
-        LostLogError: everything that was stored was in a log that is missing. Nothing was written.
+        LostLogError: all stored rows were in a WAL that is missing. Nothing was written.
         apsw.Error: it cannot be read.
     """
-    # Asked last, for most files have no need of one.
-    if not is_log_lost(execute) or _has_room_for_frame(path, execute):
+    # The size of the WAL is checked last, because most files need no WAL.
+    if not is_wal_lost(execute) or _has_room_for_frame(path, execute):
         return
-    log = wal_of(path)
-    is_cut = has_log(path)
+    wal = wal_of(path)
+    is_cut = has_wal(path)
     error = LostLogError(
-        f"The file is empty, but something was stored in it: in {log.name}, which "
+        f"The file is empty, but rows were stored in {wal.name}, which "
         f"{'was cut off' if is_cut else 'is missing'}. "
         f"{UNCHANGED} {lost_advice(path)}",
         path=path,
         operation=operation,
     )
-    error.log = log
+    error.log = wal
     raise error
 
 
 def _has_room_for_frame(path: Path, execute: Callable[..., Any]) -> bool:
-    """Return whether a log is as long as one that was ever written to.
+    """Return whether a WAL has the length of a header and a frame, as each used one has.
 
-    Not whether it has a frame: a process that begins it anew has none for a moment, and one that
-    did not wait for the disk may have lost them in a power cut. But the log was so long, and on the
-    disk, before the file was marked as used.
+    It need not contain a valid frame: a process that restarts the WAL has none for a moment, and
+    frames that were not synced may be lost in a power cut. But the WAL had this length on the disk
+    before the file was marked as used.
     """
     page_size = int(execute("PRAGMA page_size").fetchall()[0][0])
     try:
@@ -269,49 +270,50 @@ def _has_room_for_frame(path: Path, execute: Callable[..., Any]) -> bool:
         return False
 
 
-def is_log_lost(execute: Callable[..., Any]) -> bool:
-    """Return whether a database without a log must have had one.
+def is_wal_lost(execute: Callable[..., Any]) -> bool:
+    """Return whether a database without a WAL must have had one.
 
     Raises:
         apsw.Error: it cannot be read.
     """
     try:
-        # Most files have content, which is found by the shortest statement.
+        # Most files have content, and the shortest statement finds it.
         if execute(_HAS_CHANGES).fetchall():
             return False
         mark = read_mark(execute)
         return mark is not None and mark.use == USED and not has_content(execute)
     except (apsw.SQLError, apsw.CorruptError):
-        # No such table, at another revision; or damage, which is found when it is in the way.
+        # The table is missing at another revision; or the file is damaged, which a later read of
+        # the damaged page reports.
         return False
 
 
 def lost_advice(path: Path) -> str:
-    """Return what a person can do about a log that is missing."""
-    log = wal_of(path)
+    """Return the advice for a missing WAL."""
+    wal = wal_of(path)
     return (
-        f"Bring {log.name} back to where it was, or restore a backup; to begin anew, delete "
+        f"Put {wal.name} back into its place, or restore a backup; to begin anew, delete "
         f"{path.name}."
     )
 
 
-def find_stale_log(path: Path, operation: str) -> None:
-    """Look at a file that no process has open; one that is in use, or cannot be read, passes.
+def find_stale_wal(path: Path, operation: str) -> None:
+    """Check the WAL of a file that no process uses; skip a file in use and an unreadable one.
 
     Raises:
-        StaleLogError: its log is not its own. Nothing was written.
+        StaleLogError: the WAL is not its own. Nothing was written.
     """
-    if not has_log(path):
+    if not has_wal(path):
         return
     with contextlib.suppress(apsw.Error), _unshared(path) as raw:
-        require_own_log(path, raw.execute, operation)
+        require_own_wal(path, raw.execute, operation)
 
 
 def drop_index(path: Path, identity: Identity) -> None:
-    """Remove the index of a log, which a failed opening has made, if no process uses it."""
+    """Remove the WAL index that a failed opening has made, if no process uses it."""
     with contextlib.suppress(apsw.Error, OSError, DatabaseError), _unshared(path) as raw:
-        # In this mode a read takes the lock that every other connection needs, and keeps it,
-        # whatever it finds then.
+        # In this mode a read takes the lock that every other connection needs, and keeps it, even
+        # if the read fails.
         with contextlib.suppress(*_FOREIGN):
             raw.execute("SELECT count(*) FROM sqlite_schema").fetchall()
         if identify(path) == identity:
@@ -320,7 +322,7 @@ def drop_index(path: Path, identity: Identity) -> None:
 
 @block
 def _unshared(path: Path) -> Iterator[apsw.Connection]:
-    """Open a database that no other connection has open, with the index of its log in memory."""
+    """Open a database that no other connection has open, with its WAL index in memory."""
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
     with closing(apsw.Connection(str(path), flags=flags)) as raw:
         raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)

@@ -1,9 +1,9 @@
-"""Which process owns a streaming turn, and whether that process still lives.
+"""The claims of processes on a database, which show whether the owner of a turn still lives.
 
-A process claims a database with a small file beside it, and holds a lock on that file: the kernel
-frees it when the process dies, however it dies, and every pid namespace sees it. A process that may
-open the database may look at the file. Where files cannot be locked so, the owner touches its file
-again and again.
+A process claims a database with a small file next to it, and holds a lock on that file. The kernel
+releases the lock when the process dies in any way, and every pid namespace sees it. A process that
+may open the database may open the claim. Where files cannot be locked so, the owner touches its
+file periodically.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.error_codes import pass_on_timeout, translate_os
 from mandrake_sessions.database.files import owner_signs
 from mandrake_sessions.database.files.flock import try_lock
-from mandrake_sessions.database.sidecars import name_beside
+from mandrake_sessions.database.sidecars import sidecar_name
 from mandrake_sessions.errors import DatabaseFolderError
 from mandrake_sessions.ids import new_id
 
@@ -39,9 +39,9 @@ class Owner:
     """This process's claim on one database.
 
     Attributes:
-        id: what the turns it streams carry.
-        path: its file.
-        uses: how many open files count on it.
+        id: stored in the turns that the process streams.
+        path: the file of the claim.
+        uses: how many open files use the claim.
     """
 
     def __init__(self, id: str, database: Path) -> None:
@@ -54,12 +54,12 @@ class Owner:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a lock tells that it lives; otherwise its heartbeat does."""
+        """Whether a lock shows that the owner lives; otherwise its heartbeat does."""
         return self.descriptor is not None
 
     @property
     def is_in_place(self) -> bool:
-        """Whether its file is still there: a folder may have been deleted and made again."""
+        """Whether its file still exists: a folder may have been deleted and made again."""
         try:
             found = os.lstat(self.path)
             if self.descriptor is None:
@@ -70,10 +70,10 @@ class Owner:
             return False
 
     def release(self, *, keep: bool = False) -> None:
-        """Count one use less; after the last one the claim is gone.
+        """Count one use less; the last release ends the claim.
 
         Args:
-            keep: whether turns of this process are still streaming in the database: then the
+            keep: whether turns of this process are still streaming in the database; if so, the
                 claim stays until the process ends, or until a later use releases it.
         """
         with _claims.mutex:
@@ -82,14 +82,15 @@ class Owner:
                 _claims.drop(self._database, self)
 
     def end(self) -> None:
-        """Remove the file, and free its lock; a forked child leaves both to its parent."""
+        """Remove the file, and release its lock; a forked child leaves both to its parent."""
         if self._pid != current_pid():
             return
-        # In this order, so that nobody finds it unlocked; Windows wants the other, and has no lock.
+        # The file goes first, so that no process finds it unlocked. Windows removes no open file,
+        # but has no lock either.
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            # Taken first, and closed at once: no signal may have it closed twice, or never.
+            # Cleared before the close: after a signal the descriptor must not be closed twice.
             descriptor, self.descriptor = self.descriptor, None
             if descriptor is not None:
                 os.close(descriptor)
@@ -98,8 +99,8 @@ class Owner:
 class _Claims:
     """The claims of this process, by the real path of the database.
 
-    The mutex is re-entrant and held across a fork: a signal's handler may fork in the midst of a
-    claim, and no child may inherit a locked file that it does not know of.
+    The mutex is re-entrant and held across a fork: a signal handler may fork during a claim, and no
+    child may inherit a locked file that it does not know.
     """
 
     def __init__(self) -> None:
@@ -108,7 +109,7 @@ class _Claims:
         self.stop_beating: Gate | None = None
 
     def drop(self, database: Path, owner: Owner) -> None:
-        """Let go of a claim."""
+        """End a claim."""
         if self.owners.get(database) is owner:
             del self.owners[database]
         owner.end()
@@ -117,7 +118,7 @@ class _Claims:
             self.stop_beating = None
 
     def start_beating(self) -> None:
-        """Have the owners without a lock touched for as long as there are any."""
+        """Let a thread touch the files of owners without a lock, as long as there are any."""
         if self.stop_beating is None:
             stop = Gate()
             start(
@@ -132,21 +133,21 @@ _claims = _Claims()
 
 
 def claim(database: Path) -> Owner:
-    """Claim a database for this process, or count one use more of the claim there is.
+    """Claim a database for this process, or count one use more of its claim.
 
     Args:
         database: its real path.
 
     Raises:
         DatabaseError: the owner's file cannot be made; each reason has its own subclass.
-        ThreadStartError: it cannot be locked, and no thread can be started that touches it.
+        ThreadStartError: it cannot be locked, and the thread that touches it cannot be started.
     """
     counted: Owner | None = None
     try:
         with _claims.mutex:
             counted = _counted(database)
     except BaseException:
-        # A signal when the mutex has been let go of: it would be the claim of no caller.
+        # A signal after the release of the mutex: no caller would ever release the use.
         if counted is not None:
             counted.release()
         raise
@@ -175,15 +176,15 @@ def _counted(database: Path) -> Owner:
 
 
 def is_alive(database: Path, owner: str) -> bool:
-    """Return whether the process that an owner's id stands for still lives.
+    """Return whether the process with an owner's id still lives.
 
-    Where its file cannot be locked, it is alive until it was silent for ``HEARTBEAT_INTERVAL``
-    three times: ask again later. Where its file cannot be opened, the system's table of locks
-    decides (Linux), or else its silence.
+    If its file cannot be locked, the owner counts as alive until three ``HEARTBEAT_INTERVAL``
+    without a heartbeat have passed, so a caller has to ask again later. If its file cannot be
+    opened, the system's table of locks decides (Linux), or else the heartbeat.
 
     Args:
         database: the real path of the database.
-        owner: what a turn carries. A text that is not the id of an owner is nobody's.
+        owner: the id in a turn. A text that is not the id of an owner has no living process.
     """
     if _ID.fullmatch(owner) is None:
         return False
@@ -191,22 +192,22 @@ def is_alive(database: Path, owner: str) -> bool:
         own = _claims.owners.get(database)
         if own is not None and own.id == owner:
             return True
-    with owner_signs.looking_at(_file_of(database, owner)) as is_living:
+    with owner_signs.examined(_file_of(database, owner)) as is_living:
         return is_living
 
 
 def is_claimed(database: Path) -> bool:
-    """Return whether any process that lives has claimed a database."""
-    return any(is_alive(database, id) for id in _ids_beside(database))
+    """Return whether a living process has claimed a database."""
+    return any(is_alive(database, id) for id in _ids_of(database))
 
 
 def owners_of(database: Path) -> dict[str, bool]:
-    """Return the ids of all owners of a database whose files are there, and which of them live."""
-    return {id: is_alive(database, id) for id in sorted(_ids_beside(database))}
+    """Return the ids of all owners that have a file, each with whether the owner lives."""
+    return {id: is_alive(database, id) for id in sorted(_ids_of(database))}
 
 
 def forget(database: Path, owner: str) -> None:
-    """Remove the file of an owner, if it is dead; what cannot be removed stays."""
+    """Remove the file of an owner if the owner is dead; a failure leaves the file."""
     if _ID.fullmatch(owner) is None:
         return
     with _claims.mutex:
@@ -214,32 +215,34 @@ def forget(database: Path, owner: str) -> None:
         if own is not None and own.id == owner:
             return
     path = _file_of(database, owner)
-    # Removed while it is locked for looking: who is just claiming with it sees one or the other.
-    with owner_signs.looking_at(path) as is_living, contextlib.suppress(OSError):
+    # Removed while the lock of the check is held: a process that is just making its claim either
+    # cannot lock the file or sees that it was removed.
+    with owner_signs.examined(path) as is_living, contextlib.suppress(OSError):
         if not is_living:
             path.unlink(missing_ok=True)
             owner_signs.forget(path)
 
 
 def forget_dead(database: Path) -> None:
-    """Remove the files of all owners that are dead: a process that was killed leaves its own."""
-    for id in _ids_beside(database):
+    """Remove the files of all dead owners: a killed process leaves its own."""
+    for id in _ids_of(database):
         forget(database, id)
 
 
 def forget_all(database: Path) -> None:
     """Remove the files of all owners of a database that is being removed.
 
-    Nobody has it open: a living process can only have kept a claim for turns that go with it.
+    No process has it open. A living process can only have kept a claim for turns that are removed
+    too.
     """
-    let_go(database)
-    for id in _ids_beside(database):
+    drop_own(database)
+    for id in _ids_of(database):
         with contextlib.suppress(OSError):
             _file_of(database, id).unlink(missing_ok=True)
 
 
-def let_go(database: Path) -> None:
-    """Drop this process's own claim on a database that is being removed."""
+def drop_own(database: Path) -> None:
+    """End this process's own claim on a database that is being removed."""
     with _claims.mutex:
         own = _claims.owners.get(database)
         if own is not None:
@@ -247,18 +250,18 @@ def let_go(database: Path) -> None:
 
 
 def prefix_of(database: Path) -> str:
-    """Return what the names of the owners' files of a database begin with."""
-    return name_beside(database, "-owner-", _ID_LENGTH)
+    """Return the first part of the names of a database's owners' files."""
+    return sidecar_name(database, "-owner-", _ID_LENGTH)
 
 
 def ids_among(names: Iterable[str], database: Path) -> list[str]:
-    """Return the ids of the owners of a database whose files' names are among some."""
+    """Return the ids of the owners of a database that have a file among ``names``."""
     prefix = prefix_of(database)
     found = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
     return [id for id in found if _ID.fullmatch(id)]
 
 
-def _ids_beside(database: Path) -> list[str]:
+def _ids_of(database: Path) -> list[str]:
     try:
         return ids_among(os.listdir(database.parent), database)
     except OSError:
@@ -270,14 +273,14 @@ def _file_of(database: Path, owner: str) -> Path:
 
 
 def _make(database: Path) -> Owner:
-    """Make an owner's file and lock it before anybody can know its name."""
+    """Make an owner's file and lock it, before its id is known to any other process."""
     for _ in range(_ATTEMPTS):
         owner = Owner(new_id(), database)
         try:
             if _has_file(owner, database):
                 return owner
         except FileExistsError:
-            # Another one's.
+            # The file is another owner's and must not be removed.
             raise
         except BaseException:
             owner.end()
@@ -289,39 +292,39 @@ def _make(database: Path) -> Owner:
 
 
 def _has_file(owner: Owner, database: Path) -> bool:
-    """Make the file of an owner; return whether it was still in its place when it was locked."""
+    """Make the file of an owner; return whether it still existed when it was locked."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     descriptor = owner.descriptor = os.open(owner.path, flags, 0o600)
-    _let_others_look(database, descriptor)
+    _let_others_open(database, descriptor)
     is_locked = _lock(descriptor)
     if is_locked is False:
         os.write(descriptor, owner_signs.HEARTBEAT)
-    # Somebody who removes dead owners' files may have met it before it was locked.
+    # A process that removes dead owners' files may have found it before it was locked.
     is_in_place = is_locked is not None and os.fstat(descriptor).st_nlink > 0
     if is_locked is False:
-        # First it is nobody's: a signal must not have it closed twice.
+        # Cleared before the close: after a signal the descriptor must not be closed twice.
         owner.descriptor = None
         os.close(descriptor)
     return is_in_place
 
 
-def _let_others_look(database: Path, descriptor: int) -> None:
+def _let_others_open(database: Path, descriptor: int) -> None:
     """Let other users open an owner's file, unless only this one may open the database.
 
-    There is nothing in it, and a process that cannot try its lock cannot see that its owner died.
+    The file has no content, and a process that cannot try its lock cannot see that the owner died.
     """
     if sys.platform == "win32":
         return
-    # A file system without modes has nothing in the way of others.
+    # A file system without modes keeps no other user out.
     with contextlib.suppress(OSError):
         found = os.stat(database)
         if found.st_mode & 0o077 or found.st_uid != os.geteuid():
-            # Not by the mode at its making, which a umask cuts.
+            # Not by the mode of os.open, which a umask restricts.
             os.fchmod(descriptor, 0o644)
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Return True with the lock, None if somebody looks at the file, False if it has no locks."""
+    """Return True with the lock, None while another process checks it, False without locks."""
     try:
         return try_lock(descriptor) or None
     except OSError as error:
@@ -339,11 +342,11 @@ def _beat(claims: _Claims, stop: Gate) -> None:
 
 
 def _in_child() -> None:
-    """Let go of the parent's claims: as long as a child has the file open, its lock stays.
+    """Close the files of the parent's claims in a child, which would keep their locks otherwise.
 
-    Closing frees nothing of the parent's, whose own descriptor keeps the lock; unlocking would.
+    The parent's own descriptor keeps the lock, so closing releases nothing; unlocking would.
     """
-    global _claims  # noqa: PLW0603  # the parent's mutex is held, for ever
+    global _claims  # noqa: PLW0603  # the child's copy of the mutex is never released
     for owner in _claims.owners.values():
         if owner.descriptor is not None:
             with contextlib.suppress(OSError):

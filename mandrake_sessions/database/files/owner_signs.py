@@ -1,7 +1,7 @@
-"""What shows, from outside, whether the process behind an owner's file lives.
+"""Checks from outside whether the process that made an owner's file lives.
 
-Its lock does. Where that cannot be tried, the system's table of locks does, or else the times at
-which the file was touched.
+Its lock shows it. If the lock cannot be tried, the system's table of locks decides, or else the
+times at which the file was touched.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from mandrake_sessions.database.files.flock import try_lock
 from mandrake_sessions.database.kernel_locks import is_flocked
 
 HEARTBEAT: Final = b"heartbeat"
-"""What is in the file of an owner that cannot lock it, and touches it instead."""
+"""The content of the file of an owner that cannot lock it, and touches it instead."""
 
 HEARTBEAT_INTERVAL: Final = 2.0
-"""Seconds between two touches of such a file; FAT counts in twos."""
+"""Seconds between two touches of such a file; FAT stores times in steps of two seconds."""
 
 _SILENT_INTERVALS: Final = 3
-# Not through a link, and not waiting for the other end of a pipe: what is there may be a trap.
+# The name may be a trap: opening must follow no link, and wait for no other end of a pipe.
 _LOOK: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-# This process lacks something: that says nothing of the owner, and passes.
+# This process lacks a resource, which shows nothing about the owner, and passes.
 _LACKING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
-# The time of a file's last touch, and since when it is known. Each step is a single one of a dict.
+# The time of a file's last touch, and since when it is known. Needs no lock: each access is a
+# single operation of a dict.
 _heard: dict[Path, tuple[int, float]] = {}
 
 
 @block
-def looking_at(path: Path) -> Iterator[bool]:
-    """Look whether the owner of a file lives; inside the block a dead one's file stays locked.
+def examined(path: Path) -> Iterator[bool]:
+    """Check whether the owner of a file lives; a dead owner's file stays locked in the block.
 
-    The lock for looking is a shared one: two that look never take each other for the owner.
+    The check takes a shared lock, so that two checks never see each other as the owner.
     """
     try:
         descriptor = os.open(path, _LOOK)
@@ -54,7 +55,7 @@ def looking_at(path: Path) -> Iterator[bool]:
 
 
 def _is_living_unopened(path: Path) -> bool:
-    """Return whether the owner of a file that cannot be opened may live: that proves nothing."""
+    """Return whether the owner of a file may live, if the file cannot be opened."""
     try:
         found = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -71,7 +72,7 @@ def _is_living_unlocked(path: Path, found: os.stat_result) -> bool:
     is_held = is_flocked(found.st_ino)
     if is_held:
         return True
-    # One with a heartbeat has something in its file.
+    # The file of an owner with a heartbeat is not empty.
     is_freed = is_held is False and not found.st_size
     return not is_freed and _was_heard(path, found.st_mtime_ns)
 
@@ -90,9 +91,9 @@ def _is_living(path: Path, descriptor: int) -> bool:
 
 
 def _was_heard(path: Path, touched: int) -> bool:
-    """Return whether an owner may still beat: its time of change against our own patience.
+    """Return whether an owner has touched its file within the time that this process allows.
 
-    Two times of change are compared for equality only; no clock is compared with another one's.
+    Two times of change are compared for equality only, so the clocks may differ.
     """
     present = monotonic()
     last, since = _heard.get(path, (None, present))
@@ -103,5 +104,5 @@ def _was_heard(path: Path, touched: int) -> bool:
 
 
 def forget(path: Path) -> None:
-    """Forget what was heard of an owner whose file was removed."""
+    """Forget the heartbeat of an owner whose file was removed."""
     _heard.pop(path, None)

@@ -1,4 +1,4 @@
-"""What a path names: one spelling for each database, and the identity of its file."""
+"""Resolves paths: one spelling for each database, and the identity of its file."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from typing import Final
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.error_codes import pass_on_timeout, translate_os
-from mandrake_sessions.database.sidecars import JOURNAL, SHM, WAL, beside
+from mandrake_sessions.database.sidecars import JOURNAL, SHM, WAL, sidecar
 from mandrake_sessions.errors import DatabasePathError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.log import get_logger
 
 _MOST_LINKS: Final = 40
-"""On one path, as the Linux kernel has it."""
+"""The most links on one path, as in the Linux kernel."""
 
 Identity = tuple[int, int]
-"""Device and inode: what a file is, whatever it is called."""
+"""Device and inode, which identify a file independently of its name."""
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
     """Return the one spelling of a database's path, following symbolic links.
 
-    Not those that another user has put into a folder where others than its owner may.
+    It refuses a link that another user has put into a folder that not only its owner may write.
 
     Raises:
-        DatabasePathError: it cannot name a file: empty, in memory, a URI, a loop of links; or it is
-            another user's link.
+        DatabasePathError: the path cannot name a file: empty, in memory, a URI, a loop of links; or
+            it has another user's link.
     """
     text: object = os.fspath(arguments.path("path", path))
     if not isinstance(text, str) or not text or "\0" in text or not _is_utf8(text):
@@ -42,7 +42,7 @@ def real_path(path: str | os.PathLike[str]) -> Path:
         )
     if not _may_name_a_file(text):
         raise DatabasePathError(
-            "A database lives in a file; for one that goes away use a temporary folder."
+            "A database lives in a file; for a temporary one use a temporary folder."
         )
     # Not abspath: it would fold ``..`` before links are followed.
     expanded = at_home(text)
@@ -53,26 +53,26 @@ def real_path(path: str | os.PathLike[str]) -> Path:
             real = os.path.realpath(expanded, strict=True)
         except (FileNotFoundError, NotADirectoryError):
             real = os.path.realpath(expanded)
-        # Without a link nothing is resolved, and nothing need be looked at.
+        # A path without links is its own real path and needs no check.
         if sys.platform != "win32" and real != expanded and _follow(expanded) != real:
-            raise DatabasePathError("The path changed while it was looked at.", path=expanded)
+            raise DatabasePathError("The path changed while it was resolved.", path=expanded)
     except OSError as error:
         raise translate_os(error, Path(expanded)) from error
     return _path(real)
 
 
-# A host opens the same few files again and again, and a path that is known has all its parts.
+# Cached: a host opens the same few files again and again, and a cached path has parsed its parts.
 @functools.lru_cache(maxsize=256)
 def _path(real: str) -> Path:
     path = Path(real)
     if not path.name:
-        # The root: a file beside it could not be called after it, and a removal found none there.
+        # The root has no name, so its sidecars would have no names either.
         raise DatabasePathError("The path names a folder or a device, not a file.", path=path)
     return path
 
 
 def _leads_straight(path: str) -> bool:
-    """Return whether a path is its own real one, for certain: ``realpath`` takes twice as long."""
+    """Return whether a path is certainly its own real path; ``realpath`` takes twice as long."""
     if path[0] != "/" or path[1:2] == "/" or os.path.normpath(path) != path:
         return False
     at = path
@@ -81,7 +81,7 @@ def _leads_straight(path: str) -> bool:
             if stat.S_ISLNK(os.lstat(at).st_mode):
                 return False
         except (FileNotFoundError, NotADirectoryError):
-            # What is not there is no link.
+            # A missing name is no link.
             pass
         except OSError:
             return False
@@ -90,7 +90,7 @@ def _leads_straight(path: str) -> bool:
 
 
 def _follow(path: str) -> str:
-    """Return where a path leads, if it goes through no link that another user has put there."""
+    """Return the target of a path; refuse a link that another user has put there."""
     left = from_here(path).split(os.sep)[::-1]
     at = os.sep
     links = 0
@@ -109,7 +109,7 @@ def _follow(path: str) -> str:
                 continue
             links += 1
             if links > _MOST_LINKS:
-                # Behind a folder that is not there, ``realpath`` looks for no loop.
+                # After a missing folder ``realpath`` detects no loop.
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), here)
             _require_trusted(here, found, os.stat(at), is_last=not any(left))
             target = os.readlink(here)
@@ -121,33 +121,34 @@ def _follow(path: str) -> str:
 def _require_trusted(
     link: str, found: os.stat_result, folder: os.stat_result, *, is_last: bool
 ) -> None:
-    """Refuse a link that another user may have put into a folder, to lead us elsewhere.
+    """Refuse a link that another user may have put into a folder, to redirect this process.
 
-    On the way to the file as the Linux kernel does, in folders that everybody may write; in the
-    place of the file itself also where only a group may.
+    For a folder on the way the rule is the kernel's: it counts folders that all users may write. In
+    the place of the file itself, folders that a group may write count too.
     """
     if sys.platform == "win32":
         return
     others = stat.S_IWOTH | (stat.S_IWGRP if is_last else 0)
     if folder.st_mode & others and found.st_uid not in (0, os.geteuid(), folder.st_uid):
         raise DatabasePathError(
-            f"{link} is a link that another user has put there; it is not followed.", path=link
+            f"{link} is a link of another user, and such links are not followed.", path=link
         )
 
 
 def refuse_planted(path: Path) -> None:
-    """Refuse a database whose log, index or journal another user may have planted.
+    """Refuse a database whose WAL, index or journal another user may have planted.
 
-    SQLite follows no link there, but would write into a private file that has a second name there,
-    and would read another user's log. Only the users that may write the database make these.
+    SQLite follows no link at these names, but would write into a private file that has one of them
+    as a second name, and would read another user's WAL. Only users that may write the database make
+    such files.
 
     Raises:
-        DatabasePathError: the name of what was put there.
+        DatabasePathError: the planted name.
     """
     if sys.platform == "win32":
         return
     try:
-        # Of nearly all folders nothing more is asked.
+        # For nearly all folders this is the only check.
         if os.stat(os.path.dirname(path)).st_mode & (stat.S_IWOTH | stat.S_IWGRP):
             _refuse_planted(path, os.stat(path))
     except FileNotFoundError:
@@ -172,16 +173,16 @@ def _refuse_planted(path: Path, database: os.stat_result) -> None:
 
 
 def unlinked_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a database that is called by its real path, and by nothing else.
+    """Return the path of a database; refuse each spelling except its real path.
 
     Raises:
-        DatabasePathError: a link is in the way; or what ``real_path`` refuses.
+        DatabasePathError: a link is on the path; or ``real_path`` refuses the path.
     """
     given = Path(absolute_path(arguments.path("path", path)))
     refuse_link(given)
     real = real_path(given)
     if real != given:
-        raise DatabasePathError("It has another name, which is its real one.", path=given)
+        raise DatabasePathError("The path is not the real path of the file.", path=given)
     return real
 
 
@@ -195,13 +196,13 @@ def refuse_link(path: Path) -> None:
         except OSError as error:
             raise translate_os(error, path) from error
         if is_link:
-            raise DatabasePathError(f"{each} is a link, which is not followed.", path=path)
+            raise DatabasePathError(f"{each} is a link, and links are not followed.", path=path)
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Return a path that names the same wherever the process changes its directory to.
+    """Return a path that does not depend on the process's working directory.
 
-    What cannot name a file stays as it is: ``real_path`` says what is wrong with it.
+    A path that cannot name a file is returned unchanged, and ``real_path`` refuses it.
     """
     text: object = os.fspath(path)
     if not isinstance(text, str) or not _may_name_a_file(text):
@@ -210,22 +211,22 @@ def absolute_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def from_here(text: str) -> str:
-    """Return a name, with ``~`` or relative, as one that begins at the root."""
+    """Return a name that may begin with ``~`` or be relative as an absolute one."""
     expanded = at_home(text)
     if os.path.isabs(expanded):
         return expanded
-    # Not abspath: it would fold ``..`` before links are followed. A directory that is gone is the
-    # business of whoever opens something in it.
+    # Not abspath: it would fold ``..`` before links are followed. If the working directory is gone,
+    # opening the file fails later.
     with contextlib.suppress(FileNotFoundError):
         return os.path.join(os.getcwd(), expanded)
     return expanded
 
 
 def at_home(text: str) -> str:
-    """Return a name with what its ``~`` stands for.
+    """Return a name with its ``~`` expanded.
 
     Raises:
-        DatabasePathError: this user has no home that is known.
+        DatabasePathError: the home directory of this user is not known.
     """
     expanded = os.path.expanduser(text)
     if expanded == text and (text == "~" or text.startswith("~/")):
@@ -240,7 +241,7 @@ def _may_name_a_file(text: str) -> bool:
 
 
 def _is_utf8(text: str) -> bool:
-    # Python can name files that are not UTF-8, SQLite cannot.
+    # Python supports names that are not UTF-8, SQLite does not.
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -249,13 +250,13 @@ def _is_utf8(text: str) -> bool:
 
 
 def identify(path: Path | str) -> Identity | None:
-    """Return the identity of the file at ``path``, or None where there is none.
+    """Return the identity of the file at ``path``, or None if there is none.
 
-    It asks the folder and never opens the file: closing a file drops every POSIX lock that this
-    process holds on it, SQLite's too.
+    It never opens the file: closing it would drop every POSIX lock that this process holds on it,
+    SQLite's too.
 
     Raises:
-        DatabasePathError: there is something, but not a regular file.
+        DatabasePathError: the path names something else than a regular file.
     """
     try:
         found = os.stat(path)
@@ -269,9 +270,9 @@ def identify(path: Path | str) -> Identity | None:
 
 
 def descriptors_on(files: Collection[Identity]) -> list[int] | None:
-    """Return the descriptors of this process that are open on any of some files.
+    """Return the descriptors of this process that are open on one of ``files``.
 
-    None where the system does not list a process's descriptors.
+    None if the system does not list a process's descriptors.
     """
     for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
@@ -280,12 +281,12 @@ def descriptors_on(files: Collection[Identity]) -> list[int] | None:
 
 
 def is_on(descriptor: int, files: Collection[Identity]) -> bool:
-    """Return whether a descriptor of this process is open on any of some files."""
+    """Return whether a descriptor of this process is open on one of ``files``."""
     try:
         found = os.fstat(descriptor)
     except OSError as error:
         pass_on_timeout(error)
-        # Closed meanwhile, as the one is that lists them.
+        # Closed since it was listed, as is always the descriptor that listed them.
         return False
     return (found.st_dev, found.st_ino) in files
 
@@ -293,8 +294,8 @@ def is_on(descriptor: int, files: Collection[Identity]) -> bool:
 def leads_elsewhere(path: Path, identity: Identity) -> bool:
     """Return whether a path names another file than this, or none.
 
-    What the system cannot look at, as its disk fails, is not judged: the log of a file that was
-    taken for one that is gone would be set aside, and the file lose what is in it.
+    If the system cannot examine the path, as on a failing disk, the answer is no: the WAL of a file
+    that counts as gone is set aside, and a living file would lose its commits.
     """
     try:
         found = os.stat(path)
@@ -308,34 +309,34 @@ _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 ASIDE: Final = ".of-moved-file-"
-"""Stands in the name of a log that is kept so; its id follows."""
+"""A part of the name under which a WAL is set aside; an id follows."""
 
 
-def aside_of(log: Path) -> Path:
-    """Return the name under which a log is kept that belongs to no database of its name."""
-    return beside(log, f"{ASIDE}{new_id()}")
+def aside_of(wal: Path) -> Path:
+    """Return a name for a WAL that belongs to no database of its name."""
+    return sidecar(wal, f"{ASIDE}{new_id()}")
 
 
-def set_aside(log: Path, aside: Path) -> bool:
-    """Rename a log that belongs to no database of its name any more; one without bytes goes.
+def set_aside(wal: Path, aside: Path) -> bool:
+    """Rename a WAL that belongs to no database of its name any more; remove an empty one.
 
     Returns:
-        Whether it is kept. One that is gone is not: whoever had the moved file open may have
-        brought it there meanwhile.
+        Whether it is kept. It may be gone, because a process that had the moved file open may have
+        moved it too.
     """
     with contextlib.suppress(FileNotFoundError):
-        if log.lstat().st_size:
-            log.rename(aside)
+        if wal.lstat().st_size:
+            wal.rename(aside)
             return True
-        log.unlink()
+        wal.unlink()
     return False
 
 
-def tell_set_aside(path: Path, aside: Path) -> None:
-    """Log that the log of a database was kept under another name."""
+def log_set_aside(path: Path, aside: Path) -> None:
+    """Log that the WAL of a database was kept under another name."""
     get_logger(__name__).error("database_log_set_aside", path=str(path), log=str(aside))
 
 
 def may_write(path: Path) -> bool:
-    """Return whether this process may write a file, by the user it acts as, as opening asks."""
+    """Return whether this process may write a file, by its effective user, as opening checks it."""
     return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)

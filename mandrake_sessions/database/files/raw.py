@@ -1,7 +1,7 @@
-"""Reads and locks a file's bytes by SQLite's own means, whatever stands in them.
+"""Reads and locks a file's bytes through SQLite's file layer, whatever the content.
 
 Not by ``open()``: closing a descriptor drops every lock that this process holds on the file, those
-of SQLite too. SQLite's file layer knows them, and keeps the descriptor until they are free.
+of SQLite too. SQLite's file layer knows the locks, and keeps the descriptor until they are free.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mandrake_sessions.database.error_codes import (
     translate_os,
 )
 from mandrake_sessions.database.retry import pace, pause
-from mandrake_sessions.database.sidecars import JOURNAL, WAL, beside
+from mandrake_sessions.database.sidecars import JOURNAL, WAL, sidecar
 from mandrake_sessions.engine.budget import Budget
 
 _BLOCK: Final = 1024 * 1024
-# As SQLite's pager goes: each lock needs the one before.
+# The order of SQLite's pager: each lock needs the one before.
 _LADDER: Final = (apsw.SQLITE_LOCK_SHARED, apsw.SQLITE_LOCK_RESERVED, apsw.SQLITE_LOCK_EXCLUSIVE)
 
 
@@ -32,7 +32,7 @@ class RawFile:
     """An open file of bytes; it is never written.
 
     Args:
-        path: the file; it must be there.
+        path: the file, which must exist.
         lockable: whether it is a database that may be locked, so it must be writable.
 
     Attributes:
@@ -53,17 +53,17 @@ class RawFile:
         """Return bytes, fewer at the file's end.
 
         Raises:
-            apsw.Error: the disk did not give them.
+            apsw.Error: the disk could not read them.
         """
-        # Never beyond the end: of a read that comes out short APSW drops the zeros at its end.
+        # Never past the end: APSW drops the zeros at the end of a short read.
         left = self.size - offset
         return self._file.xRead(min(amount, left), offset) if left > 0 else b""
 
     def lock(self, budget: Budget, operation: str) -> None:
-        """Take the exclusive lock, which is free when no connection to the database is in use.
+        """Take the exclusive lock, which is free while no connection uses the database.
 
         Raises:
-            DatabaseBusyError: it was not free until the deadline.
+            DatabaseBusyError: the lock was not free until the deadline.
             DatabaseError: the file system refuses.
         """
         for level in _LADDER:
@@ -79,7 +79,7 @@ class RawFile:
                         raise budget.exceeded("open", self.path, operation, code=code) from error
 
     def is_free(self) -> bool:
-        """Take the exclusive lock if it is free this moment, and return if it was.
+        """Take the exclusive lock if it is free, and return whether it was.
 
         Raises:
             apsw.Error: the file system refuses.
@@ -92,7 +92,7 @@ class RawFile:
         return True
 
     def close(self) -> None:
-        """Close it, and free the lock."""
+        """Close it, and release the lock."""
         with contextlib.suppress(apsw.Error):
             self._file.xUnlock(apsw.SQLITE_LOCK_NONE)
         self._file.xClose()
@@ -105,10 +105,10 @@ class RawFile:
 
 
 def copy_bytes(source: Path, target: Path) -> None:
-    """Copy a file that may be in use into a new one, or over one that nobody has open.
+    """Copy a file that may be in use into a new one, or over one that no process has open.
 
     Raises:
-        DatabaseError: either fails; each reason has its own subclass.
+        DatabaseError: a read or a write fails; each reason has its own subclass.
     """
     try:
         with RawFile(source) as file:
@@ -131,14 +131,14 @@ def copy_bytes(source: Path, target: Path) -> None:
 
 
 def copy_database(source: Path, target: Path) -> bool:
-    """Copy a database with the log beside it; return whether both stayed as they were meanwhile.
+    """Copy a database with its WAL; return whether neither changed meanwhile.
 
     Args:
         source: the real path of the database.
-        target: where the copy is made; its log gets the name that belongs to it.
+        target: the path of the copy; its WAL gets the name that belongs to it.
 
     Raises:
-        DatabaseError: either fails; each reason has its own subclass.
+        DatabaseError: a read or a write fails; each reason has its own subclass.
     """
     try:
         before = states_of(source)
@@ -158,11 +158,11 @@ def copy_database(source: Path, target: Path) -> bool:
 
 
 def states_of(path: Path) -> dict[str, tuple[int, ...] | None]:
-    """Return what changes when a database is written: of the file, its log and its journal."""
+    """Return identity, size and time of the file, its WAL and its journal: a write changes one."""
     states: dict[str, tuple[int, ...] | None] = {}
     for suffix in ("", WAL, JOURNAL):
         try:
-            found = os.stat(beside(path, suffix))
+            found = os.stat(sidecar(path, suffix))
         except FileNotFoundError:
             states[suffix] = None
         else:

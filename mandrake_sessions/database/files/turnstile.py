@@ -1,16 +1,16 @@
-"""Which process writes next: a queue in front of SQLite's write lock, which has none.
+"""A queue of processes in front of SQLite's write lock, which has none.
 
-Who commits and begins again at once takes that lock before those who wait have looked. So who meets
-BUSY goes through a turnstile: a lock on a private file beside the database, whose waiters the
-kernel serves in order. It is held until the transaction has ended, if that begins soon, and as long
-as others follow it at once, for the time of a turn. And a process that writes on and on looks now
-and then whether somebody is there::
+A process that commits and begins again at once takes that lock before the waiting processes poll it
+again. So a process that meets BUSY goes through a turnstile: a lock on a private file next to the
+database, whose waiters the kernel serves in order. The process holds it until its transaction has
+ended, and keeps the hold for further transactions that follow at once, up to a limit. A process
+that writes without a pause checks now and then whether another one holds the turnstile::
 
-    process A   BEGIN ─ work ─ COMMIT ─ looks: taken ─ waits ....................... holds it
-    process B   BUSY ─ holds it ─ BUSY .......... BEGIN ─ work ─ COMMIT ─ …, lets go
+    process A   BEGIN ─ work ─ COMMIT ─ checks: taken ─ waits ...................... holds it
+    process B   BUSY ─ holds it ─ BUSY .......... BEGIN ─ work ─ COMMIT ─ …, releases it
     process C   BUSY ─ waits .......................................... holds it ─ BEGIN ─ work
 
-It makes processes take turns and nothing else: who cannot have it goes without, and is safe.
+It gives a fair order and nothing else. A process without the lock still writes safely.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from mandrake_sessions.database.error_codes import pass_on_timeout
 from mandrake_sessions.database.files.flock import try_lock, unlock, wait_for_lock
 from mandrake_sessions.database.files.rhythm import Rhythm
 from mandrake_sessions.database.retry import PACE, pace
-from mandrake_sessions.database.sidecars import WAL, beside
+from mandrake_sessions.database.sidecars import WAL, sidecar
 from mandrake_sessions.errors import ThreadStartError
 
-TURN: Final = 0.007
-"""Seconds a process may write on and on before it looks whether others wait."""
+HOLD: Final = 0.007
+"""Seconds for which a process may write without a pause before it checks for waiting processes."""
 
 PATIENCE: Final = 0.25
-"""Seconds after which a turnstile that does not move is passed by: its holder may be stopped."""
+"""Seconds after which a process passes a turnstile that stands still: its holder may be stopped."""
 
 _UNUSED: Final = 0.0005
-"""Seconds after which a turn ends in which nobody writes any more.
+"""Seconds without a transaction after which a hold ends.
 
-Who comes later after the last transaction than that keeps no turn: a thread has to end it, and in a
-process that computes it may have to wait for the interpreter.
+A process that begins later than this after its last transaction keeps no hold: a thread has to end
+the hold, and in a process that computes, that thread may have to wait for the interpreter.
 """
 
-_LOOK_FOR_FILE: Final = 0.01
-_LOOK_AT_CALL: Final = 0.01
+_CHECK_FILE: Final = 0.01
+_CHECK_CALL: Final = 0.01
 _RETRY_FAILED: Final = 5.0
 _IDLE: Final = 1.0
 _ATTEMPTS: Final = 5
@@ -61,25 +61,25 @@ _FLAGS: Final = (
     | getattr(os, "O_NONBLOCK", 0)
 )
 
-# Who knows nothing of the turnstile looks at the lock at moments of its own: in some of them it
-# must be free. Without this gap such a writer got in a third as often.
+# A writer without the turnstile polls the lock at its own times, and the lock must be free at some
+# of them. Without this gap such a writer got the lock a third as often.
 _GAP: Final = 0.0001
-# If it begins again at once, it leaves a few microseconds between two transactions: pauses hardly
-# ever meet them (at our usual pace it kept us out for two seconds). So who has waited at the front
-# for so long looks at the moments that matter (``rhythm``), lets the next one try as well, and
-# leaves no gap for some seconds.
+# Such a writer that begins again at once leaves a few microseconds between two transactions, and
+# polls with pauses hardly ever meet them (at the usual pace it kept this process out for two
+# seconds). So a process that has waited this long at the front polls at the promising moments
+# (``rhythm``), lets the next process try as well, and leaves no gap for some seconds.
 _SPIN_AFTER: Final = 0.003
 _NO_GAP_FOR: Final = 10.0
 
 
-# Threads that wait for a process that is perhaps stopped, though their file is closed. A file that
-# is opened and closed on and on must not leave one each time.
+# Threads whose file is closed but that still wait for a process, which may be stopped. A file that
+# is opened and closed repeatedly must not leave one each time.
 _left_behind: dict[Path, threading.Thread] = {}
 
 
 def turnstile_path(database: Path) -> Path:
-    """Return the name of the turnstile's file."""
-    return beside(database, "-turnstile")
+    """Return the path of the turnstile's file."""
+    return sidecar(database, "-turnstile")
 
 
 class WaitingConnection(Protocol):
@@ -99,77 +99,78 @@ class WaitingConnection(Protocol):
 class Turnstile:
     """The turnstile of one open file; only the holder of its writer's lease goes through.
 
-    Waiting for a lock of the kernel's has no deadline, so a thread waits in its place and the call
-    waits for the thread. It starts when another process is met, and ends when it was idle or the
-    file is closed. The turnstile's file, too, is made only then, and removed at closing.
+    A wait for a lock of the kernel has no deadline, so a thread waits for the lock and the call
+    waits for the thread. The thread starts when another process is met, and ends when it was idle
+    or the file is closed. The turnstile's file is also made only then, and removed at closing.
 
     Args:
         database: the real path.
 
     Attributes:
-        looks_at: from when on a process that need not wait looks (``time.monotonic``).
+        checks_at: when the next check for waiting processes is due (``time.monotonic``).
         is_entered: whether a transaction has entered it, and has not left.
-        is_held: whether the turnstile is ours now.
-        failure: why there is no turnstile, None while nothing is wrong with it.
-        stalls: how often it did not move, and was passed by.
+        is_held: whether this process holds the turnstile.
+        failure: why there is no turnstile, None if it works.
+        stalls: how often it did not move, and was passed.
     """
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self.looks_at: float = 0.0
+        self.checks_at: float = 0.0
         self.is_entered: bool = False
         self.is_held: bool = False
         self.failure: OSError | None = None
         self.stalls: int = 0
         self._retry_at = 0.0
         self._since = 0.0
-        self._left_at = self._turn_ends = 0.0
-        self._breathes_at = 0.0
+        self._left_at = self._hold_ends = 0.0
+        self._gap_from = 0.0
         self._has_waited = self._is_through = False
-        # Of a wait at the front; None before its first look.
+        # Of a wait at the front; None before its first poll.
         self._rhythm: Rhythm | None = None
         # Whether it began soon after the last one.
         self._is_following = False
         self._descriptor: int | None = None
         self._thread: threading.Thread | None = None
-        # The thread waits for the lock, or is about to; then nobody else asks for it.
+        # The thread waits for the lock, or is about to; then no other thread asks for it.
         self._is_asking = False
-        # Our turn goes on though no transaction is open; the thread ends it if none follows.
-        self._is_turn_kept = False
+        # The hold continues without an open transaction; the thread ends it if none follows.
+        self._is_hold_kept = False
         self._is_stalled = False
         self._is_closed = False
         self._taker: threading.Lock | None = None
-        # Taken by itself: a signal's handler that raises while a condition is entered keeps it.
+        # Entered directly: a signal handler that raises while a Condition is entered leaves it
+        # locked.
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
 
     @cached_property
     def path(self) -> Path:
-        """The name of its file; most files that are only opened and closed never need it."""
+        """The path of its file; cached and late, because most short uses never need it."""
         return turnstile_path(self._database)
 
     @property
     def has_met_others(self) -> bool:
-        """Whether other processes have written to the file since it was opened, as far as seen."""
+        """Whether this process has met another writer since the file was opened."""
         return self._descriptor is not None or self.failure is not None
 
     # -- the holder of the lease ------------------------------------------------------------
 
-    def look(self, connection: WaitingConnection) -> None:
-        """Let those go first who wait already, unless it is our turn still."""
+    def give_way(self, connection: WaitingConnection) -> None:
+        """Let waiting processes go first, unless this one still has its hold."""
         now = monotonic()
-        if self.is_held and self._go_on(now):
+        if self.is_held and self._continue_hold(now):
             return
         if self._descriptor is None and (now < self._retry_at or not os.access(self.path, os.F_OK)):
-            self.looks_at = now + _LOOK_FOR_FILE
+            self.checks_at = now + _CHECK_FILE
         else:
             self.enter(connection)
 
     def enter(self, connection: WaitingConnection) -> bool:
-        """Take the turnstile, waiting as long as it moves and the connection's deadline allows.
+        """Take the turnstile; wait as long as it moves, up to the connection's deadline.
 
         Returns:
-            Whether it is held; otherwise go without.
+            Whether it is held; if not, the caller writes without it.
         """
         self._is_following = monotonic() - self._left_at < _UNUSED
         self.is_entered = True
@@ -178,16 +179,16 @@ class Turnstile:
             self._has_waited = True
             connection.busy_waits += 1
             self._wait(taker, connection)
-            if self.is_held and monotonic() >= self._breathes_at:
+            if self.is_held and monotonic() >= self._gap_from:
                 time.sleep(_GAP)
         self._since = monotonic()
         self._rhythm = None
-        self._turn_ends = self.looks_at = self._since + TURN
+        self._hold_ends = self.checks_at = self._since + HOLD
         self._is_through = self.is_held
         return self.is_held
 
-    def _go_on(self, now: float) -> bool:
-        """Begin another transaction in our turn; False if the thread has ended it."""
+    def _continue_hold(self, now: float) -> bool:
+        """Begin another transaction in the present hold; False if the thread has ended it."""
         with self._mutex:
             if not self.is_held:
                 return False
@@ -196,7 +197,7 @@ class Turnstile:
         return True
 
     def pace(self) -> float:
-        """Return the seconds until the write lock should be looked at again."""
+        """Return the seconds until the caller should poll the write lock again."""
         if not self._is_through:
             return pace(self._since)
         self._has_waited = True
@@ -206,62 +207,66 @@ class Turnstile:
         if now - self._since < _SPIN_AFTER:
             return PACE
         if self.is_held:
-            self._breathes_at = now + _NO_GAP_FOR
+            self._gap_from = now + _NO_GAP_FOR
             self._let_next_in()
         return self._rhythm.pause()
 
     def leave(self) -> None:
-        """Let the next one in, at the end of our turn: the transaction has ended."""
+        """End the transaction, and let the next process in if the hold is over."""
         if not self.is_entered:
-            # It went without: whether the next one follows at once is to be known all the same.
+            # A transaction without the turnstile counts too, for whether the next follows at once.
             if self.has_met_others:
                 self._left_at = monotonic()
             return
         with self._mutex:
             self._is_through = False
             self._left_at = now = monotonic()
-            # Another one like this must fit into the turn.
-            fits = now + (now - self._since) < self._turn_ends
-            if not (self.is_held and self._is_following and fits and self._keep_turn()):
-                self._end_turn()
-            # Last: whom a signal has interrupted leaves again.
+            # Another transaction of this length must fit into the hold.
+            fits = now + (now - self._since) < self._hold_ends
+            if not (self.is_held and self._is_following and fits and self._keep_hold()):
+                self._end_hold()
+            # Last: a thread that a signal has interrupted leaves again.
             self.is_entered = False
 
-    def _keep_turn(self) -> bool:
-        """Keep it for our next transaction; False if there is nobody to end it without one."""
-        if not self._is_turn_kept and not self._is_closed:
-            self._is_turn_kept = True
+    def _keep_hold(self) -> bool:
+        """Keep the hold for the next transaction; False if no thread can end it without one."""
+        if not self._is_hold_kept and not self._is_closed:
+            self._is_hold_kept = True
             self._start_or_wake()
         return self._thread is not None and not self._is_closed
 
     def _let_next_in(self) -> None:
         with self._mutex:
-            self._end_turn()
+            self._end_hold()
 
-    def _end_turn(self) -> None:
-        self._is_turn_kept = False
-        # A signal's handler may have raised before the thread was waited for.
+    def _end_hold(self) -> None:
+        self._is_hold_kept = False
+        # A signal handler may have raised before the wait for the thread began.
         self._taker = None
         was_held = self.is_held
-        # Perhaps it was taken, and a signal came before that was noted. The thread that asks for it
-        # lets go by itself.
+        # Unlocked even if not held: a signal may have come between the lock and its attribute. The
+        # thread that asks for the lock releases it itself.
         if self._descriptor is not None and (was_held or not self._is_asking):
             with contextlib.suppress(OSError):
                 if self._has_waited:
                     self._count()
             with contextlib.suppress(OSError):
                 unlock(self._descriptor)
-        # After it was let go: a signal in between must not leave others waiting.
+        # After the release: a signal in between must not leave other processes waiting.
         self.is_held = self._has_waited = False
         if was_held and self._is_closed:
             self._drop()
 
     def _ask(self, connection: WaitingConnection) -> threading.Lock | None:
-        """Take it now, or have the thread ask for it; what is returned is released when it has."""
+        """Take the turnstile at once, or let the thread ask for it.
+
+        Returns:
+            A lock that is released when the thread has the turnstile; None if there is no wait.
+        """
         with self._mutex:
             if self._is_closed or self.is_held or (self._is_asking and self._is_stalled):
                 return None
-            # If the thread still asks for a call that gave up, its place is ours.
+            # If the thread still asks for a call that gave up, this call takes over its place.
             if not self._is_asking:
                 self.is_held = self._take_now()
                 if self.is_held or self.failure is not None:
@@ -271,7 +276,7 @@ class Turnstile:
             if not self._is_asking and self._was_left_behind():
                 return None
             self._is_asking = True
-            # Also if it was asked already: a signal may have come before it began.
+            # Also if the thread was asked already: a signal may have come before it started.
             self._start_or_wake()
             if not self._is_asking:
                 return None
@@ -280,22 +285,22 @@ class Turnstile:
             return self._taker
 
     def _wait(self, taker: threading.Lock, connection: WaitingConnection) -> None:
-        """Wait for the thread to have it; give up if the call must end or nothing moves."""
+        """Wait until the thread has the turnstile, the call must end, or nothing moves."""
         is_stalled = False
         try:
             passes, since = self._passes(), monotonic()
             while not is_stalled:
                 left = connection.deadline - monotonic()
-                # Looked at again and again: a shutdown and ``give_up`` change them.
+                # Read each time: a shutdown and ``give_up`` change them.
                 if connection.is_cancelled or left <= 0:
                     break
-                if taker.acquire(timeout=min(left, _LOOK_AT_CALL)):
+                if taker.acquire(timeout=min(left, _CHECK_CALL)):
                     break
                 if monotonic() - since >= PATIENCE:
                     last, passes, since = passes, self._passes(), monotonic()
                     is_stalled = passes == last
         finally:
-            # Also when a signal's handler raises.
+            # Also if a signal handler raises.
             with self._mutex:
                 if self._taker is taker:
                     self._taker = None
@@ -305,7 +310,7 @@ class Turnstile:
     # -- the thread that waits --------------------------------------------------------------
 
     def _was_left_behind(self) -> bool:
-        """Whether a thread waits here still since the file was closed; another one would too."""
+        """Return whether a thread still waits since the file was closed; a second would too."""
         thread = _left_behind.get(self.path)
         if thread is None:
             return False
@@ -322,10 +327,10 @@ class Turnstile:
         try:
             start(thread)
         except BaseException as error:
-            # After Ctrl-C it may run all the same, or not: one that has not begun is not counted.
+            # After Ctrl-C the thread may run or not; it counts once it has begun.
             if thread.ident is None:
                 self._thread = None
-                self._is_asking = self._is_turn_kept = False
+                self._is_asking = self._is_hold_kept = False
             if not isinstance(error, ThreadStartError):
                 raise
             self._fail(OSError(errno.EAGAIN, str(error)))
@@ -349,25 +354,25 @@ class Turnstile:
             self._answer(error)
 
     def _is_wanted(self) -> bool:
-        """Wait until a call asks for the lock, ending our turns meanwhile; False if none does."""
+        """Wait until a call asks for the lock, and end holds meanwhile; False if none asks."""
         while not self._is_asking:
-            if self._is_turn_kept:
-                # Over its time it ends with the transaction, which sees to it itself.
-                is_over = self.is_entered and monotonic() >= self._turn_ends
+            if self._is_hold_kept:
+                # A hold past its time ends with the transaction, by the transaction's own thread.
+                is_over = self.is_entered and monotonic() >= self._hold_ends
                 self._changed.wait(_IDLE if is_over else _UNUSED)
                 if not self.is_entered and monotonic() - self._left_at >= _UNUSED:
-                    self._end_turn()
+                    self._end_hold()
             elif self._is_closed or not self._changed.wait(_IDLE):
                 return self._is_asking
         return True
 
     def _answer(self, error: OSError | None) -> None:
-        """Give what the kernel gave to the call that waits; if none does, let the next one in."""
+        """Pass the lock to the call that waits; if none does, let the next process in."""
         with self._mutex:
             if error is not None:
                 self._fail(error)
             elif self._is_gone() and not self._is_closed:
-                # Who closed last removed the file: those who came later are at another one.
+                # The process that closed last removed the file, and later ones use another file.
                 self._drop()
                 self._open()
                 if self._descriptor is not None:
@@ -386,7 +391,7 @@ class Turnstile:
     # -- the file ---------------------------------------------------------------------------
 
     def _take_now(self) -> bool:
-        """Take it if nobody has it; False if somebody has, and if there is a ``failure``."""
+        """Take the lock if it is free; False if a process has it or there is a ``failure``."""
         for _ in range(_ATTEMPTS):
             if self._descriptor is None and monotonic() >= self._retry_at:
                 self._open()
@@ -405,7 +410,7 @@ class Turnstile:
         return False
 
     def _open(self) -> None:
-        """Open the file, making it if it is not there."""
+        """Open the file; make it if it does not exist."""
         try:
             if sys.platform == "win32":
                 raise OSError(errno.ENOTSUP, "no locks with a queue", str(self.path))
@@ -420,9 +425,9 @@ class Turnstile:
             self._descriptor, self.failure = descriptor, None
 
     def _is_trusted(self, found: os.stat_result) -> bool:
-        """Whether a file is a turnstile, and not what another user has put in its place.
+        """Return whether a file is a turnstile, not a file that another user has put there.
 
-        Its maker could hold it without end, and a file with a second name is written as that, too.
+        The other user could hold it without end, and a write would change a second name's file.
         """
         if sys.platform == "win32" or not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
             return False
@@ -433,7 +438,7 @@ class Turnstile:
         return False
 
     def _is_gone(self) -> bool:
-        """Whether the file we have open was removed, so that others queue up elsewhere."""
+        """Return whether the open file was removed, so that other processes use another one."""
         try:
             return self._descriptor is not None and os.fstat(self._descriptor).st_nlink == 0
         except OSError:
@@ -445,24 +450,24 @@ class Turnstile:
         self._drop()
 
     def _passes(self) -> bytes:
-        """Return what changes whenever somebody who waited has gone through."""
+        """Return the counter, which changes whenever a process that waited has gone through."""
         try:
             return b"" if (file := self._descriptor) is None else os.pread(file, _COUNTER_BYTES, 0)
         except OSError:
             return b""
 
     def _count(self) -> None:
-        """Show those who wait that the turnstile moves."""
+        """Raise the counter, which shows waiting processes that the turnstile moves."""
         assert self._descriptor is not None
         number = (int.from_bytes(self._passes(), "little") + 1) % (1 << 8 * _COUNTER_BYTES)
         os.pwrite(self._descriptor, number.to_bytes(_COUNTER_BYTES, "little"), 0)
 
     def _drop(self) -> None:
-        """Close the file, and free the lock."""
+        """Close the file, and release the lock."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with contextlib.suppress(OSError):
-                # A child that was forked this moment may have it open still.
+                # Explicitly: a child that was just forked may still have the descriptor open.
                 unlock(descriptor)
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -470,16 +475,16 @@ class Turnstile:
     # -- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go; the file is removed unless somebody is at the turnstile.
+        """Release the turnstile; remove the file unless a process is at it.
 
-        A thread that waits for another process ends as soon as that lets go.
+        A thread that waits for another process ends as soon as that one releases the lock.
         """
         with self._mutex:
             if not self.is_entered:
-                self._end_turn()
+                self._end_hold()
             self._is_closed = True
-            # A transaction that is still open ends it itself.
-            self._is_turn_kept = False
+            # A transaction that is still open ends its hold itself.
+            self._is_hold_kept = False
             thread = None if self._is_asking else self._thread
             if self._is_asking and self._thread is not None:
                 _left_behind[self.path] = self._thread
@@ -490,7 +495,7 @@ class Turnstile:
             thread.join()
 
     def _remove_and_drop(self) -> None:
-        """Remove the file while it is locked: who comes to it afterwards sees that it is gone."""
+        """Remove the file under its lock: a process that locks it later sees that it is gone."""
         with contextlib.suppress(OSError):
             if self._descriptor is not None and try_lock(self._descriptor):
                 found = os.lstat(self.path)
@@ -499,12 +504,12 @@ class Turnstile:
         self._drop()
 
     def forget_after_fork(self) -> None:
-        """Let go of the parent's file in a child; closing it frees nothing of the parent's."""
+        """Close the parent's file in a child; that does not release the parent's lock."""
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
         self._is_closed = True
         self._thread = self._taker = None
-        self.is_held = self.is_entered = self._is_asking = self._is_turn_kept = False
+        self.is_held = self.is_entered = self._is_asking = self._is_hold_kept = False
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""Refuses a database that a process has open through a mount which shares no memory with this one.
+"""Refuses a database that a process has open through a mount that shares no memory with this one.
 
-A folder behind FUSE is reached by two ways, with an index of the log and locks for each. The second
-user finds an index that no lock of its own way explains: of a process that was killed, or of one
-that uses the other way. Only then it looks who uses an index of that name.
+A folder behind FUSE is reached by two ways, each with its own WAL index and locks. The second user
+finds an index that no lock of its own way explains: it is left by a killed process, or a process
+uses the other way. Only then the second user searches for processes that use an index of that name.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ import apsw
 
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.database.files.atomic import unfinished_name
-from mandrake_sessions.database.files.creation import alone_in
+from mandrake_sessions.database.files.creation import folder_lock
 from mandrake_sessions.database.files.own_wal import has_index
 from mandrake_sessions.database.files.raw import RawFile
 from mandrake_sessions.database.sidecars import shm_of
 from mandrake_sessions.errors import DatabaseNamesError
 
 _INDEX_LOCKS: Final = frozenset(str(each).encode() for each in range(120, 129))
-"""The bytes of a log's index that SQLite locks; the last one as long as it is open."""
+"""The bytes of a WAL index that SQLite locks; it locks the last one as long as the file is open."""
 
 _FIELDS: Final = 8
 
 _READINGS: Final = 4
-"""How often the table of locks is read: a lock that stays can be missing in a reading."""
+"""How often the table of locks is read: a lock that stays may be missing in a reading."""
 
 
 def require_one_view(path: Path) -> None:
-    """Make sure, before SQLite opens a file, that no process has it open by another mount.
+    """Check, before SQLite opens a file, that no process has it open by another mount.
 
-    Found on Linux, where this process may look at the other one: it sees its number, and is of the
-    same user or root's.
+    Only Linux shows that, and only for processes in this pid namespace and of the same user, or to
+    root.
 
     Args:
         path: the real path of the file.
 
     Raises:
-        DatabaseNamesError: a process has. Nothing was changed.
+        DatabaseNamesError: a process has it open by another mount. Nothing was changed.
     """
     if not has_index(path) or not sys.platform.startswith("linux") or _is_in_use_here(path):
         return
     others = list(_users_elsewhere(shm_of(path)))
     if not others:
         return
-    # Where no file can be made, it is not known: then nothing is refused.
+    # If no file can be made there, the answer is not known, and the file is not refused.
     with contextlib.suppress(OSError), _probe(path) as probe:
         for pid, index in others:
             if os.path.lexists(f"/proc/{pid}/root{index.with_name(probe.name)}"):
@@ -61,7 +61,7 @@ def _refusal(path: Path, pid: int, other: Path) -> DatabaseNamesError:
     return DatabaseNamesError(
         f"Process {pid} has the file open as {other}, by a mount that shares neither memory nor "
         "locks with this one. Use one of them in all processes. "
-        "DatabaseOptions(allow_other_names=True) opens it all the same.",
+        "DatabaseOptions(allow_other_names=True) opens it nevertheless.",
         kind="other mount",
         others=(other,),
         path=path,
@@ -71,13 +71,14 @@ def _refusal(path: Path, pid: int, other: Path) -> DatabaseNamesError:
 
 def _is_in_use_here(path: Path) -> bool:
     """Return whether a connection that came this way, also one of this process, has it open."""
-    # Each such connection holds a lock on the file. Two that look would find each other's.
-    with alone_in(path.parent):
+    # Each such connection holds a lock on the file. Without the folder lock, two processes that
+    # check would find each other's.
+    with folder_lock(path.parent):
         try:
             with RawFile(path, lockable=True) as file:
                 return not file.is_free()
         except apsw.Error:
-            # It cannot be written, so neither is its index.
+            # The file is not writable, so this process cannot write the index either.
             return True
 
 
@@ -86,16 +87,16 @@ def _users_elsewhere(index: Path) -> Iterator[tuple[int, Path]]:
     try:
         device = os.stat(index).st_dev
     except OSError:
-        # Its last user has closed it meanwhile.
+        # Its last user has closed it.
         return
     for pid in _holders():
-        # It ended, or is another user's.
+        # The process ended, or belongs to another user.
         with contextlib.suppress(OSError):
             folder = f"/proc/{pid}/fd"
             for each in os.listdir(folder):
                 with contextlib.suppress(OSError):
                     target = os.readlink(f"{folder}/{each}")
-                    # On the same device it would be the same file, and in use here.
+                    # On the same device it would be the same file, which is not in use here.
                     if (
                         target.endswith(f"/{index.name}")
                         and os.stat(f"{folder}/{each}").st_dev != device
@@ -104,7 +105,7 @@ def _users_elsewhere(index: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _holders() -> set[int]:
-    """Return the processes that hold a lock on the index of any log."""
+    """Return the processes that hold a lock on any WAL index."""
     found = set()
     for _ in range(_READINGS):
         with contextlib.suppress(OSError), open("/proc/locks", "rb") as table:
@@ -118,7 +119,7 @@ def _holders() -> set[int]:
 
 @block
 def _probe(path: Path) -> Iterator[Path]:
-    """Lend a new file beside a database: where it appears, the folder is the same.
+    """Lend a new file next to a database: a path that also shows it leads to the same folder.
 
     Raises:
         OSError: it cannot be made.

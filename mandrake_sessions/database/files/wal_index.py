@@ -1,4 +1,4 @@
-"""How far the log of an open database is copied into its file, in every process that has it open.
+"""Reads how far the WAL of an open database is copied into its file, by any process.
 
 SQLite's processes share that in the first bytes of the ``-shm`` (https://sqlite.org/walformat.html).
 """
@@ -25,22 +25,22 @@ _COPIED_AT: Final = 96
 _BEGUN_AT: Final = 128
 _CHECKPOINT_LOCK: Final = 121
 _FLOCK: Final = struct.Struct("@hhqqi")
-_LOOKS: Final = 3
+_READINGS: Final = 3
 _NEAR: Final = 16
-"""Descriptors that are looked at before all are listed."""
+"""Descriptors that are checked before all are listed."""
 
 
-class LogState(NamedTuple):
-    """The log as its index tells.
+class WalState(NamedTuple):
+    """The state of a WAL according to its index.
 
     Attributes:
-        salts: the random numbers of this round of the log; it has others when it begins anew.
-        copied: how many of its frames a checkpoint has copied into the file.
-        begun: how many a checkpoint has begun to copy; more than ``copied`` while one is under way,
-            and after one that was killed.
+        salts: random numbers, which change when SQLite restarts the WAL.
+        copied: how many of its frames a WAL checkpoint has copied into the file.
+        begun: how many a WAL checkpoint has begun to copy; more than ``copied`` while one is under
+            way, and after one that was killed.
         frames: how many it has.
-        commits: transactions counted, also over the rounds of the log.
-        pages: how many the database has after the last of them; 0 if it has not been written.
+        commits: the number of transactions, which continues when SQLite restarts the WAL.
+        pages: how many the database has after the last commit; 0 if it has not been written.
     """
 
     salts: bytes
@@ -52,19 +52,19 @@ class LogState(NamedTuple):
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether no checkpoint is under way, nor was one killed."""
+        """Whether no WAL checkpoint is under way, and none was killed."""
         return self.copied == self.begun
 
     @property
     def is_copied(self) -> bool:
-        """Whether the whole log is in the file, so that it may begin anew."""
+        """Whether the whole WAL is in the file, so that SQLite may restart it."""
         return self.frames == self.copied
 
 
-class LogIndex:
-    """Reads the index of an open database's log through the descriptor that SQLite has on it.
+class WalIndex:
+    """Reads the WAL index of an open database through the descriptor that SQLite has on it.
 
-    One more, opened and closed, would drop the locks of this process.
+    A further descriptor, opened and closed, would drop the locks of this process.
 
     Args:
         identity: of the index; None if there is none.
@@ -76,26 +76,26 @@ class LogIndex:
         self._identity = identity
         self._descriptor = -1
 
-    def state(self) -> LogState | None:
-        """Return how far the log is copied; None where the system does not show it."""
+    def state(self) -> WalState | None:
+        """Return the state of the WAL; None where the system does not show it."""
         if not self._find():
             return None
-        for _ in range(_LOOKS):
+        for _ in range(_READINGS):
             try:
                 found = os.pread(self._descriptor, _BYTES, 0)
             except OSError as error:
                 pass_on_timeout(error)
                 return None
-            # Written twice, one after the other, as SQLite itself compares it.
+            # SQLite writes the header twice, one after the other, and compares both copies too.
             if len(found) == _BYTES and found[_COPY] == found[_AGAIN]:
                 commits, frames, pages, salts = _HEADER.unpack(found[_COPY])
                 copied = _COPIED.unpack_from(found, _COPIED_AT)[0]
                 begun = _COPIED.unpack_from(found, _BEGUN_AT)[0]
-                return LogState(salts, copied, begun, frames, commits, pages)
+                return WalState(salts, copied, begun, frames, commits, pages)
         return None
 
     def is_copying(self) -> bool:
-        """Return whether a checkpoint may be under way, in any process: its lock is held."""
+        """Return whether a process holds the WAL checkpoint lock, or that is not known."""
         if not hasattr(fcntl, "F_OFD_GETLK") or sys.maxsize < 1 << 32 or not self._find():
             return True
         wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _CHECKPOINT_LOCK, 1, 0)
@@ -112,8 +112,8 @@ class LogIndex:
         wanted = (self._identity,)
         if self._descriptor >= 0 and is_on(self._descriptor, wanted):
             return True
-        # Where the one of a file opened before was, or a little further on.
-        near = LogIndex._found_last
+        # First the number that the last file had, and a few after it.
+        near = WalIndex._found_last
         for each in range(near, near + _NEAR):
             if is_on(each, wanted):
                 break
@@ -121,5 +121,5 @@ class LogIndex:
             each = next(iter(descriptors_on(wanted) or ()), -1)
             if each < 0:
                 return False
-        self._descriptor = LogIndex._found_last = each
+        self._descriptor = WalIndex._found_last = each
         return True

@@ -1,19 +1,19 @@
-"""The mark that ties a log to its file: one row of ``meta``, on a page of its own.
+"""The mark that ties a WAL to its file: one row of ``meta``, on a page of its own.
 
-SQLite takes any ``-wal`` of the right name for the log of a file, also one that a copying program
-left there from an earlier day; and a file whose log is missing looks like one that is whole. So the
-row holds two numbers that only grow and a word::
+SQLite accepts any ``-wal`` of the right name as the WAL of a file, also an old one that a copying
+program left there; and a file whose WAL is missing looks complete. So the row holds two numbers
+that only grow and a word::
 
     <base> <number> <new or used>
 
-``number`` grows in the first transaction of each connection, in the first one of each log, before
-each checkpoint, and when a connection closes. So each log holds the row, and a file into which a
-log was copied has a number that no earlier copy of that log has. ``base`` is a number that the file
-itself had when this log began; the checkpoint before that brought it, with the rest of the log
-before. What belongs together has ``base <= the file's own number <= number``.
+``number`` grows in the first transaction of each connection, in the first one of each WAL, before
+each WAL checkpoint, and when a connection closes. So each WAL holds the row, and a file into which
+a WAL was copied has a number that no earlier copy of that WAL has. ``base`` is a number that the
+file itself had when this WAL began; the last WAL checkpoint before had brought it into the file. A
+file and its own WAL have ``base <= the file's own number <= number``.
 
-A file becomes ``used``, in the file itself and not only in its log, before anything is stored in it
-for the first time: one that is used, empty and without a log has lost it.
+A file becomes ``used``, in the file itself and not only in its WAL, before rows are stored in it
+for the first time. A file that is used, empty and without a WAL has lost it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HAS_CONTENT: Final = (
 
 
 class Mark(NamedTuple):
-    """The row, taken apart."""
+    """The three parts of the row."""
 
     base: int
     number: int
@@ -45,7 +45,7 @@ class Mark(NamedTuple):
 
     @classmethod
     def parsed(cls, text: str) -> Self | None:
-        """Return a mark from its text, or None for a text that is none."""
+        """Return the mark in a text, or None for a text that is no mark."""
         base, _, rest = text.partition(" ")
         number, _, use = rest.partition(" ")
         if not (base.isdigit() and number.isdigit() and use in (NEW, USED)):
@@ -60,7 +60,7 @@ def first_mark(moment: int) -> Mark:
     """Return the mark of a new file.
 
     Args:
-        moment: microseconds; later than any earlier mark of a file that was at base again.
+        moment: microseconds; later than each mark that the file had before it was reverted to base.
     """
     return Mark(moment, moment, NEW)
 
@@ -85,7 +85,7 @@ def store_mark(execute: Callable[..., Any], mark: Mark) -> None:
 
 
 def has_content(execute: Callable[..., Any]) -> bool:
-    """Return whether anything was ever stored: the last change is always kept.
+    """Return whether rows were ever stored: the last change is always kept.
 
     Raises:
         apsw.Error: it cannot be read, or has no such tables.
@@ -94,9 +94,9 @@ def has_content(execute: Callable[..., Any]) -> bool:
 
 
 def end_mark(execute: Callable[..., Any]) -> None:
-    """Raise the number for the last time before all of the log is copied into the file.
+    """Raise the number for the last time before the whole WAL is copied into the file.
 
-    One without content is new again: with its log gone, nothing is missing.
+    A file without content becomes new again: no rows are missing when its WAL is gone.
 
     Raises:
         apsw.Error: it cannot be read or written, or has no such tables.
@@ -106,7 +106,7 @@ def end_mark(execute: Callable[..., Any]) -> None:
 
 
 def make_new(execute: Callable[..., Any]) -> None:
-    """Mark a copy that holds nothing as new: there is no log that could be missing.
+    """Mark a copy without content as new: it has no WAL that could be missing.
 
     Raises:
         apsw.Error: it cannot be read or written, or has no such tables.
@@ -117,7 +117,7 @@ def make_new(execute: Callable[..., Any]) -> None:
 
 
 def raise_number(execute: Callable[..., Any]) -> None:
-    """Let the number grow in the open transaction, whatever the connection.
+    """Raise the number in the open transaction, of any connection.
 
     Raises:
         apsw.Error: it cannot be read or written, or has no ``meta``.

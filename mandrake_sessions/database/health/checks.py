@@ -11,7 +11,7 @@ import apsw
 
 from mandrake_sessions import tables
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.header import strangeness
+from mandrake_sessions.database.connection.header import difference
 from mandrake_sessions.database.connection.length import measure
 from mandrake_sessions.database.connection.settings import lost_settings
 from mandrake_sessions.database.error_codes import free_bytes, primary_code, translate, translate_os
@@ -158,7 +158,7 @@ def check_file(file: DatabaseFile) -> HealthCheck:
     return found("file", OK)
 
 
-def check_log(file: DatabaseFile) -> HealthCheck:
+def check_wal(file: DatabaseFile) -> HealthCheck:
     """Whether the log that SQLite writes to is the one that others find beside the file."""
     lost = file.logs.lost()
     if lost:
@@ -249,7 +249,7 @@ def check_turnstile(file: DatabaseFile) -> HealthCheck:
 
 def check_header(connection: Connection, stamp: int) -> HealthCheck:
     """Whether the file on disk, not the cached pages, is still the database that was opened."""
-    strange = strangeness(connection.header(), stamp)
+    strange = difference(connection.header(), stamp)
     return found("header", OK) if strange is None else found("header", FAILED, strange)
 
 

@@ -115,7 +115,7 @@ def _quick(file: DatabaseFile) -> list[HealthCheck]:
     if file.state is FileState.OPEN:
         # What SQLite keeps beside a file and on it goes when it closes.
         looks = {
-            "log": partial(checks.check_log, file),
+            "log": partial(checks.check_wal, file),
             "locks": partial(checks.check_locks, file),
             "second_opener": partial(checks.check_second_opener, file),
         }

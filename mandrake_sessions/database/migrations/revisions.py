@@ -25,7 +25,7 @@ from mandrake_sessions.database.files.atomic import BEFORE, BEFORE_BYTES, tidy
 from mandrake_sessions.database.migrations.ddl import REVISIONS
 from mandrake_sessions.database.migrations.installing import marks
 from mandrake_sessions.database.retry import FileBudget
-from mandrake_sessions.database.sidecars import beside
+from mandrake_sessions.database.sidecars import sidecar
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseBusyError, MigrationError, SchemaTooNewError
 from mandrake_sessions.late_imports import late_import
@@ -250,7 +250,7 @@ def _back_up(connection: Connection, revision: str) -> Path:
     connection of its own, because SQLite does not copy from one that is writing. A copy that is
     there already was made before a migration that was stored, and is kept.
     """
-    named = beside(connection.path, BEFORE, BEFORE_BYTES)
+    named = sidecar(connection.path, BEFORE, BEFORE_BYTES)
     target = Path(f"{named}{revision}")
     number = 1
     while target.exists():

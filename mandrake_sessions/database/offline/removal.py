@@ -14,7 +14,7 @@ from mandrake_sessions.database.error_codes import translate_os
 from mandrake_sessions.database.file_format import APPLICATION_ID_AT, MAGIC, PAGES_AT
 from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.atomic import tidy
-from mandrake_sessions.database.files.creation import alone_in
+from mandrake_sessions.database.files.creation import folder_lock
 from mandrake_sessions.database.files.folders import Folder, opened_folder
 from mandrake_sessions.database.files.paths import Identity
 from mandrake_sessions.database.files.raw import RawFile
@@ -61,11 +61,11 @@ def remove(path: Path, budget: Budget, *, even_damaged: bool = False) -> None:
 
 
 def _remove_from(folder: Folder, path: Path, budget: Budget, *, even_damaged: bool) -> None:
-    found = folder.look(path.name)
+    found = folder.stat(path.name)
     if found is None:
         if even_damaged:
-            with alone_in(path.parent):
-                if folder.look(path.name) is None:
+            with folder_lock(path.parent):
+                if folder.stat(path.name) is None:
                     _remove_files(folder, path)
         return
     if even_damaged and not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
@@ -125,7 +125,7 @@ def _alone(path: Path, identity: Identity, budget: Budget, *, even_damaged: bool
 
 def _remove_files(folder: Folder, path: Path) -> None:
     # Before the file: afterwards another process could make it anew, and claim it.
-    owner.let_go(path)
+    owner.drop_own(path)
     for id in owner.ids_among(folder.names(), path):
         with contextlib.suppress(OSError):
             folder.unlink(f"{owner.prefix_of(path)}{id}")

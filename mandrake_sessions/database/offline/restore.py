@@ -16,7 +16,7 @@ import apsw
 
 from mandrake_sessions.concurrency.blocks import block, closing
 from mandrake_sessions.database.connection.backup import unexplained_problems_of
-from mandrake_sessions.database.connection.bad_ids import mend_indexes
+from mandrake_sessions.database.connection.bad_ids import rebuild_indexes
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.error_codes import primary_code, translate
 from mandrake_sessions.database.file_format import SMALLEST_PAGE
@@ -24,14 +24,14 @@ from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.atomic import (
     DAMAGED,
     is_kept,
-    merge_log,
+    merge_wal,
     partial_file,
     replace,
     sync_file,
 )
-from mandrake_sessions.database.files.creation import alone_in, clear_name, make_folder
+from mandrake_sessions.database.files.creation import clear_name, folder_lock, make_folder
 from mandrake_sessions.database.files.names import HOME
-from mandrake_sessions.database.files.own_wal import has_log, require_needed_log, require_own_log
+from mandrake_sessions.database.files.own_wal import has_wal, require_needed_wal, require_own_wal
 from mandrake_sessions.database.files.pages import open_pages
 from mandrake_sessions.database.files.paths import (
     Identity,
@@ -50,9 +50,9 @@ from mandrake_sessions.database.sidecars import (
     JOURNAL,
     SHM,
     WAL,
-    beside,
     journal_of,
     shm_of,
+    sidecar,
     wal_of,
 )
 from mandrake_sessions.engine.budget import Budget
@@ -162,10 +162,10 @@ def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
         with closing(raw):
             # The file may be anybody's.
             raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
-            _require_log(raw, partial, source)
+            _require_wal(raw, partial, source)
             _require_ours(raw, source)
             problems = unexplained_problems_of(raw)
-            if problems and _is_mended(raw, source, problems):
+            if problems and _is_rebuilt(raw, source, problems):
                 problems = unexplained_problems_of(raw)
             if problems:
                 raise RestoreError(
@@ -178,7 +178,7 @@ def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
             # Switched here, the one who opens it needs no rollback journal for that: a process
             # that waits for the old file would find it by its name.
             raw.execute("PRAGMA journal_mode=wal").fetchall()
-            merge_log(raw)
+            merge_wal(raw)
     except apsw.Error as error:
         found = translate(error, source, _OPERATION)
         if isinstance(found, CorruptDatabaseError):
@@ -191,19 +191,19 @@ def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
         raise found from error
 
 
-def _is_mended(raw: apsw.Connection, source: Path, problems: list[str]) -> bool:
+def _is_rebuilt(raw: apsw.Connection, source: Path, problems: list[str]) -> bool:
     """Make indexes of the copy anew, as a backup does; two rows may have the same id by now."""
     with contextlib.suppress(apsw.ConstraintError):
-        return mend_indexes(raw, problems, source)
+        return rebuild_indexes(raw, problems, source)
     return False
 
 
-def _require_log(raw: apsw.Connection, partial: Path, source: Path) -> None:
+def _require_wal(raw: apsw.Connection, partial: Path, source: Path) -> None:
     """Make sure, with the copy, that a log at the backup is its own, and that none is missing."""
     try:
-        if has_log(partial):
-            require_own_log(partial, raw.execute, _OPERATION)
-        require_needed_log(partial, raw.execute, _OPERATION)
+        if has_wal(partial):
+            require_own_wal(partial, raw.execute, _OPERATION)
+        require_needed_wal(partial, raw.execute, _OPERATION)
     except (StaleLogError, LostLogError) as error:
         # What a person can do something about is the backup.
         message = error.message.replace(partial.name, source.name)
@@ -244,7 +244,7 @@ def _alone(path: Path, budget: Budget) -> Iterator[bool]:
     """
     identity = identify(path)
     if identity is None:
-        with alone_in(path.parent):
+        with folder_lock(path.parent):
             # Who has made one this moment keeps it, and its log: ours is refused.
             if identify(path) is None:
                 journal = journal_of(path)
@@ -270,27 +270,27 @@ def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
     """Lock a database out for everybody, with its log in it and gone; a damaged one is kept."""
     # It stays in WAL mode, or comes into it, for the same reason as the new file.
     with alone(path, identity, budget, _OPERATION, journal="wal") as connection:
-        if has_log(path):
-            _require_own_log(path, connection)
+        if has_wal(path):
+            _require_own_wal(path, connection)
         with open_pages(path) as pages:
-            if pages.is_log_damaged:
+            if pages.is_wal_damaged:
                 # SQLite would forget what stands behind the damage; salvage would not.
                 raise CorruptDatabaseError(path=path, operation=_OPERATION)
         try:
-            merge_log(connection.raw)
+            merge_wal(connection.raw)
         except apsw.Error as error:
             raise translate(error, path, _OPERATION, raw=connection.raw) from error
         if not _is_sound(connection):
             _keep(path)
         for suffix in (*_LOGS, SHM):
-            beside(path, suffix).unlink(missing_ok=True)
+            sidecar(path, suffix).unlink(missing_ok=True)
         yield
 
 
-def _require_own_log(path: Path, connection: Connection) -> None:
+def _require_own_wal(path: Path, connection: Connection) -> None:
     """Refuse to copy a log into a file that it would damage: both are kept."""
     try:
-        require_own_log(path, connection.execute, _OPERATION)
+        require_own_wal(path, connection.execute, _OPERATION)
     except StaleLogError as error:
         raise CorruptDatabaseError(error.message, path=path, operation=_OPERATION) from error
     except apsw.Error as error:
@@ -327,14 +327,14 @@ def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
     with alone_with_damaged(path, identity, budget, _OPERATION):
         aside = _keep(path)
         for suffix in _LOGS:
-            set_aside(beside(path, suffix), Path(f"{aside}{suffix}"))
+            set_aside(sidecar(path, suffix), Path(f"{aside}{suffix}"))
         shm_of(path).unlink(missing_ok=True)
         yield
 
 
 def _keep(path: Path) -> Path:
     """Give a damaged file another name, so that it stays when the new one gets this one."""
-    aside = beside(path, f"{DAMAGED}{new_id()}", len(JOURNAL))
+    aside = sidecar(path, f"{DAMAGED}{new_id()}", len(JOURNAL))
     try:
         os.link(path, aside)
     except OSError:

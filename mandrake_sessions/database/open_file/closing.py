@@ -78,7 +78,7 @@ def _leave_in_order(connection: Connection, budget: Budget, options: DatabaseOpt
         # What it would improve can wait for another day; what blocks it must not block closing.
         with contextlib.suppress(apsw.Error):
             connection.query_all("PRAGMA optimize")
-    if connection.log_mark is not None:
-        connection.log_mark.finish(FileBudget(min(budget.left(), _MARK_PATIENCE)))
+    if connection.wal_mark is not None:
+        connection.wal_mark.finish(FileBudget(min(budget.left(), _MARK_PATIENCE)))
     if has_written and budget.left() > 0:
         copy_at_closing(connection, options)

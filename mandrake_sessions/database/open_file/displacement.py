@@ -15,14 +15,14 @@ import apsw
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.transaction import begin_unmarked, rollback
 from mandrake_sessions.database.error_codes import translate_os
-from mandrake_sessions.database.files.creation import alone_in
+from mandrake_sessions.database.files.creation import folder_lock
 from mandrake_sessions.database.files.paths import (
     Identity,
     aside_of,
     descriptors_on,
     identify,
+    log_set_aside,
     set_aside,
-    tell_set_aside,
 )
 from mandrake_sessions.database.files.wal_mark import end_mark
 from mandrake_sessions.database.retry import FileBudget, pace, pause
@@ -123,7 +123,7 @@ def is_emptied(path: Path) -> bool:
         return False
 
 
-def end_log(
+def end_wal(
     connection: Connection, logs: Logs, condition: FileCondition, budget: Budget, *, may_copy: bool
 ) -> None:
     """Bring what the log holds to where it belongs, and keep it from every other file.
@@ -145,11 +145,11 @@ def end_log(
         except OSError as error:
             raise translate_os(error, path) from error
         if aside is not None:
-            tell_set_aside(path, aside)
+            log_set_aside(path, aside)
         return
     is_saved = may_copy and condition is FileCondition.MOVED and _copy_into_file(connection, budget)
     # Between a look and what follows from it nobody may make a new file, whose log it would be.
-    with alone_in(path.parent):
+    with folder_lock(path.parent):
         for log in logs.ours():
             if is_saved:
                 with contextlib.suppress(OSError):
@@ -161,7 +161,7 @@ def end_log(
             except OSError as error:
                 raise translate_os(error, log) from error
             if is_kept:
-                tell_set_aside(path, aside)
+                log_set_aside(path, aside)
 
 
 def _copy_into_file(connection: Connection, budget: Budget) -> bool:

@@ -20,7 +20,7 @@ from mandrake_sessions.database.connection.checkpoint import Checkpointer
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.connection.transaction import ReadTransaction, WriteTransaction
-from mandrake_sessions.database.connection.wal_marking import LogMark
+from mandrake_sessions.database.connection.wal_marking import WalMark
 from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.database.files.names import require_home
 from mandrake_sessions.database.files.paths import Identity, leads_elsewhere
@@ -136,7 +136,7 @@ class DatabaseFile(FileLifecycle):
             # Who opens another name of a file that was open here is refused there.
             require_home(path, options)
         main = open_connection(path, identity, options, budget)
-        has_log = main.had_log or main.had_index
+        has_wal = main.had_wal or main.had_index
         try:
             if stamp is not None and main.value("PRAGMA user_version") != stamp:
                 raise DatabaseMovedError(path=path, operation="open")
@@ -144,14 +144,14 @@ class DatabaseFile(FileLifecycle):
                 require_head(main)
             else:
                 bring_to_head(main, budget)
-                main.log_mark = LogMark(main)
+                main.wal_mark = WalMark(main)
             file = cls(main, options, maintenance, on_retired)
-            file.keeps_log = options.read_only and has_log
+            file.keeps_wal = options.read_only and has_wal
             return file
         except BaseException as error:
             with contextlib.suppress(apsw.Error):
                 # A log that was there is not copied into a file which cannot be opened.
-                main.close(abandon=has_log)
+                main.close(abandon=has_wal)
             if isinstance(error, apsw.Error | OSError | DatabaseError) and leads_elsewhere(
                 path, identity
             ):
@@ -406,7 +406,7 @@ class DatabaseFile(FileLifecycle):
 
         Where a transaction is under way for long, it is copied all the same.
         """
-        mark = self._main.connection.log_mark
+        mark = self._main.connection.wal_mark
         if mark is None or self.refusal.reason is not None:
             return
         budget = FileBudget(_FINISH_BUDGET)
@@ -419,11 +419,11 @@ class DatabaseFile(FileLifecycle):
 
     def _cut_later(self, seconds: float) -> None:
         """Have a log that is too long looked at again, for its reader may end and no write come."""
-        if self.state is FileState.OPEN and self._has_long_log():
+        if self.state is FileState.OPEN and self._has_long_wal():
             self._maintenance.call_later(("cut", self), seconds, partial(self._cut, seconds))
 
     def _cut(self, paused: float) -> None:
-        if self.state is not FileState.OPEN or not self._has_long_log():
+        if self.state is not FileState.OPEN or not self._has_long_wal():
             return
         try:
             if self._copying_at_rest(self.checkpointer.copy):
@@ -445,7 +445,7 @@ class DatabaseFile(FileLifecycle):
             self.witness.look(connection)
             return is_done
 
-    def _has_long_log(self) -> bool:
+    def _has_long_wal(self) -> bool:
         try:
             size = os.stat(wal_of(self.path)).st_size
         except OSError:
@@ -510,7 +510,7 @@ class DatabaseFile(FileLifecycle):
         What was written into the file meanwhile is no damage if another process of this library
         has had it open: that has raised the number of the log's mark.
         """
-        rested, mark = parked.witness.at_rest, parked._main.connection.log_mark
+        rested, mark = parked.witness.at_rest, parked._main.connection.wal_mark
         if rested is not None and mark is not None and rested != self.witness.seen:
             is_explained = mark.last is not None and mark.last != self._number()
             self.witness.wake(rested, is_explained=is_explained)

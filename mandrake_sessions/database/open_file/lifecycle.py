@@ -30,7 +30,7 @@ from mandrake_sessions.database.open_file.closing import OnStuck, close_lane, ta
 from mandrake_sessions.database.open_file.displacement import (
     FileCondition,
     Logs,
-    end_log,
+    end_wal,
     is_emptied,
 )
 from mandrake_sessions.database.open_file.refusal import Refusal
@@ -90,7 +90,7 @@ class FileLifecycle(abc.ABC):
         witness: knows how it was when it was last whole.
         inspections: further connections that only look.
         used_at: when the last call began (``time.monotonic``).
-        keeps_log: whether the log is left as it is when the file closes.
+        keeps_wal: whether the log is left as it is when the file closes.
         is_parked: whether it is closed, or about to be, only because too many files are open.
     """
 
@@ -102,7 +102,7 @@ class FileLifecycle(abc.ABC):
         self.options = options
         self.state: FileState = FileState.OPEN
         self.refusal: Refusal = Refusal(main.path, is_read_only=options.read_only)
-        self.keeps_log = False
+        self.keeps_wal = False
         self._is_unshared = main.unshared is not None
         self.is_refusing = False
         self.used_at: float = monotonic()
@@ -112,8 +112,8 @@ class FileLifecycle(abc.ABC):
         self.witness: Witness = Witness(
             main, self.stamp, self.logs, self.refusal, has_vfs=options.vfs is not None
         )
-        if main.log_mark is not None:
-            main.log_mark.on_copied = self.witness.look
+        if main.wal_mark is not None:
+            main.wal_mark.on_copied = self.witness.look
         if self.witness.look(main) is FileCondition.MOVED:
             # Moved since it was opened, and what has these names may be another file's.
             raise DatabaseMovedError(path=main.path, operation="open")
@@ -231,7 +231,7 @@ class FileLifecycle(abc.ABC):
         if connection.unshared is not None:
             self._require_still()
         if "_sqlite3" in _modules:
-            self._require_log()
+            self._require_wal()
 
     def _check_write(self, connection: Connection, operation: str, budget: Budget) -> None:
         """Make sure, at every lease for writing, that what is written will be found again."""
@@ -239,11 +239,11 @@ class FileLifecycle(abc.ABC):
             raise self._closed_with()
         self._compare(connection, operation, budget.started)
         if "_sqlite3" in _modules:
-            self._require_log()
+            self._require_wal()
         if self.witness.is_doubted or self.refusal.damage is not None:
             self.witness.require_whole(self._inspect, budget)
 
-    def _require_log(self) -> None:
+    def _require_wal(self) -> None:
         # Closing the file, the standard library's SQLite removes the log that ours writes to.
         if self.logs.lost():
             self.retire_as(FileCondition.LOG_LOST)
@@ -531,8 +531,8 @@ class FileLifecycle(abc.ABC):
             try:
                 take_for_closing(leased, half, whole, self._closed_error, on_stuck)
                 if leased is self._main and not self.options.read_only:
-                    self._end_log(leased.connection, whole)
-                abandon = self._is_log_kept or self._has_foreign_log(leased.connection)
+                    self._end_wal(leased.connection, whole)
+                abandon = self._is_wal_kept or self._has_foreign_wal(leased.connection)
                 close_lane(leased, whole, self.options, abandon=abandon)
                 leased.is_closed = True
             except MandrakeSessionsError as error:
@@ -557,16 +557,16 @@ class FileLifecycle(abc.ABC):
             raise ExceptionGroup(f"closing {self.path} failed", failures)
 
     @property
-    def _is_log_kept(self) -> bool:
+    def _is_wal_kept(self) -> bool:
         """Whether the log must not go into the file when it closes."""
-        if self.keeps_log:
+        if self.keeps_wal:
             return True
         return (
             self.condition not in (FileCondition.OURS, FileCondition.LOCKS_LOST)
             or self.refusal.damage is not None
         )
 
-    def _has_foreign_log(self, connection: Connection) -> bool:
+    def _has_foreign_wal(self, connection: Connection) -> bool:
         """Whether a file that was only read has a log, which other processes have written."""
         if not self.options.read_only:
             return False
@@ -576,7 +576,7 @@ class FileLifecycle(abc.ABC):
             # This user may not write the log, so it is another's.
             return True
 
-    def _end_log(self, connection: Connection, budget: Budget) -> None:
+    def _end_wal(self, connection: Connection, budget: Budget) -> None:
         """Keep the log from a file that is not ours; nobody may have noticed until now."""
         if self.condition in (FileCondition.OURS, FileCondition.LOCKS_LOST, FileCondition.LOG_LOST):
             # Those that there were have ended.
@@ -584,7 +584,7 @@ class FileLifecycle(abc.ABC):
             self.condition = self.witness.examine(connection, inspections, budget)
         if self.condition is not FileCondition.OURS:
             is_whole = self.refusal.damage is None and not self.witness.is_doubted
-            end_log(connection, self.logs, self.condition, budget, may_copy=is_whole)
+            end_wal(connection, self.logs, self.condition, budget, may_copy=is_whole)
 
     def _note_closed(self) -> None:
         self.state = FileState.CLOSED

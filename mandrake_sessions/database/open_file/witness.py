@@ -19,14 +19,14 @@ from typing import Final, NamedTuple
 import apsw
 
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.header import is_overwritten, strangeness
+from mandrake_sessions.database.connection.header import difference, is_overwritten
 from mandrake_sessions.database.connection.inspection import Inspections
 from mandrake_sessions.database.connection.length import lacking_pages, measure
-from mandrake_sessions.database.connection.wal_frames import commits_in_log
+from mandrake_sessions.database.connection.wal_frames import commits_in_wal
 from mandrake_sessions.database.error_codes import pass_on_timeout, translate
 from mandrake_sessions.database.file_format import HEADER_BYTES, page_size_of, pages_of
 from mandrake_sessions.database.files.paths import leads_elsewhere
-from mandrake_sessions.database.files.wal_index import LogIndex, LogState
+from mandrake_sessions.database.files.wal_index import WalIndex, WalState
 from mandrake_sessions.database.open_file.displacement import FileCondition, Logs
 from mandrake_sessions.database.open_file.refusal import Refusal
 from mandrake_sessions.database.retry import FileBudget
@@ -78,7 +78,7 @@ class _Known(NamedTuple):
 
     look: Look
     head: bytes
-    log: LogState | None
+    log: WalState | None
 
 
 class Witness:
@@ -117,7 +117,7 @@ class Witness:
         self._logs = logs
         self._has_vfs = has_vfs
         self._refusal = refusal
-        self._index = LogIndex(logs.index)
+        self._index = WalIndex(logs.index)
         self._known: _Known | None = None
         # Seconds that looking at the pages has taken in vain.
         self._spent = 0.0
@@ -229,7 +229,7 @@ class Witness:
         """Whether nothing has changed the file since it was looked at."""
         try:
             is_same = not self.has_changed()
-            return is_same and strangeness(connection.header(), self._stamp) is None
+            return is_same and difference(connection.header(), self._stamp) is None
         except apsw.Error:
             return False
 
@@ -269,14 +269,14 @@ class Witness:
 
     def _is_sound(self, inspections: Inspections, within: Budget) -> bool:
         """Whether every page is what it should be, also those that the log has written anew."""
-        with self._connection(inspections, within, with_log=True) as lent:
+        with self._connection(inspections, within, with_wal=True) as lent:
             if lent.value(_CHECK) != "ok":
                 return False
         before = self._index.state()
         if self._has_vfs or before is None or not self._is_whole(before):
             return True
         try:
-            with self._connection(inspections, within, with_log=False) as lent:
+            with self._connection(inspections, within, with_wal=False) as lent:
                 is_sound = lent.value(_CHECK) == "ok"
         except (apsw.CorruptError, apsw.NotADBError):
             is_sound = False
@@ -285,13 +285,13 @@ class Witness:
         return is_sound or after is None or after[:3] != before[:3]
 
     def _connection(
-        self, inspections: Inspections, within: Budget, *, with_log: bool
+        self, inspections: Inspections, within: Budget, *, with_wal: bool
     ) -> contextlib.AbstractContextManager[Connection]:
         return inspections.connection(
-            within, lambda: PoolClosedError(path=self._path), with_log=with_log
+            within, lambda: PoolClosedError(path=self._path), with_wal=with_wal
         )
 
-    def _is_whole(self, state: LogState) -> bool:
+    def _is_whole(self, state: WalState) -> bool:
         """Whether the file alone is the database as some COMMIT has left it."""
         is_whole = state.copied == 0 or self._whole_at == (state.salts, state.copied)
         return is_whole and state.is_at_rest
@@ -308,13 +308,13 @@ class Witness:
         )
 
     def _judge(
-        self, connection: Connection, before: LogState | None, look: Look, may_be_under_way: bool
+        self, connection: Connection, before: WalState | None, look: Look, may_be_under_way: bool
     ) -> FileCondition:
         known, head = self._known, connection.head(_HEAD)
         # At first there is nothing to compare.
         after = before if known is None else self._index.state()
         header = head[:HEADER_BYTES]
-        if strangeness(header, self._stamp) is not None:
+        if difference(header, self._stamp) is not None:
             # Once more from the beginning, should a checkpoint have been met half way.
             self.seen = UNSEEN
             is_strange = is_overwritten(connection, self._stamp)
@@ -350,7 +350,7 @@ class Witness:
         return FileCondition.OURS
 
     def _is_unexplained(
-        self, connection: Connection, known: LogState | None, after: LogState | None
+        self, connection: Connection, known: WalState | None, after: WalState | None
     ) -> bool:
         """Whether no checkpoint can have written into the file between two states of the log."""
         if known is None or after is None:
@@ -366,19 +366,19 @@ class Witness:
         if commits > after.frames or self._known is None:
             return False
         page_size = page_size_of(self._known.head)
-        return commits == commits_in_log(connection, page_size, after.frames)
+        return commits == commits_in_wal(connection, page_size, after.frames)
 
-    def _is_under_way(self, state: LogState | None) -> bool:
+    def _is_under_way(self, state: WalState | None) -> bool:
         """Whether a checkpoint is; one that was killed is not, though it has not ended."""
         return state is not None and not state.is_at_rest and self._index.is_copying()
 
 
-def _lacks_what_was_copied(before: LogState | None, after: LogState | None, header: bytes) -> bool:
+def _lacks_what_was_copied(before: WalState | None, after: WalState | None, header: bytes) -> bool:
     """Whether the whole log is in the file, by its index, and not by the file's first page."""
     if after is None or before != after or not (after.is_copied and after.is_at_rest):
         return False
     return 0 < after.pages != pages_of(header)
 
 
-def _is_at_rest(state: LogState | None) -> bool:
+def _is_at_rest(state: WalState | None) -> bool:
     return state is not None and state.is_at_rest
