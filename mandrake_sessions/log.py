@@ -46,7 +46,7 @@ class _Logger:
         self._name = name
 
     def __getattr__(self, level: str) -> Any:
-        return partial(_tell, self._name, level)
+        return partial(_log, self._name, level)
 
 
 def usable_logger(logger: HostLogger | None) -> HostLogger | None:
@@ -63,7 +63,7 @@ def usable_logger(logger: HostLogger | None) -> HostLogger | None:
     return logger
 
 
-def tell_host(logger: HostLogger, event: str, **fields: object) -> None:
+def log_for_host(logger: HostLogger, event: str, **fields: object) -> None:
     """Log an event of the host's own manager through the logger it gave for that.
 
     One that is as structlog makes it while nothing is configured would print to stdout: its event
@@ -79,10 +79,10 @@ def tell_host(logger: HostLogger, event: str, **fields: object) -> None:
                 logger = _unconfigured(structlog.get_context(logger))
         logger.info(event, **fields)
     except Exception:  # noqa: BLE001  # what was done is done, though a host's logger fails
-        _tell(__name__, "warning", "logger_failed", event_not_logged=event)
+        _log(__name__, "warning", "logger_failed", event_not_logged=event)
 
 
-def _tell(name: str, level: str, event: str, **fields: object) -> None:
+def _log(name: str, level: str, event: str, **fields: object) -> None:
     try:
         with late_import:
             import structlog

@@ -44,7 +44,7 @@ from mandrake_sessions.live.watching.subscription import (
     watch_session,
 )
 from mandrake_sessions.live.watching.updates import SessionEvent, TurnUpdate
-from mandrake_sessions.log import HostLogger, tell_host, usable_logger
+from mandrake_sessions.log import HostLogger, log_for_host, usable_logger
 from mandrake_sessions.models import Exchange, Turn
 from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records import history
@@ -188,7 +188,7 @@ class SessionManager(Resource, ManagerFace):
                     handle.release()
                     raise
                 self._handle = handle
-                self._tell("sessions_opened")
+                self._log("sessions_opened")
         return self
 
     def close(self) -> None:
@@ -224,7 +224,7 @@ class SessionManager(Resource, ManagerFace):
         finally:
             with contextlib.suppress(HandleReleasedError):
                 handle.release()
-            self._tell("sessions_closed")
+            self._log("sessions_closed")
 
     def delete(self, *, timeout: float | None = None) -> None:
         """Close, then remove the database file with its ``-wal`` and ``-shm``.
@@ -243,7 +243,7 @@ class SessionManager(Resource, ManagerFace):
         path = self.path
         self.close()
         pool.remove(path, timeout=patience, follow_links=self.follow_links)
-        self._tell("sessions_deleted")
+        self._log("sessions_deleted")
 
     def restore(
         self,
@@ -287,7 +287,7 @@ class SessionManager(Resource, ManagerFace):
             timeout=patience,
             follow_links=self.follow_links,
         )
-        self._tell("sessions_restored")
+        self._log("sessions_restored")
         return path
 
     @property
@@ -304,10 +304,10 @@ class SessionManager(Resource, ManagerFace):
                 operation=operation,
             )
 
-    def _tell(self, event: str) -> None:
+    def _log(self, event: str) -> None:
         """Log what happened to the manager itself, where the host gave a logger for that."""
         if self._logger is not None:
-            tell_host(self._logger, event, path=str(self._path))
+            log_for_host(self._logger, event, path=str(self._path))
 
     def _on_enter(self) -> Self:
         return self.init()

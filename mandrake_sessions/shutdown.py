@@ -244,7 +244,7 @@ class ShutdownHook:
         if number is None:
             return
         try:
-            self._close_and_tell(number)
+            self._close_and_report(number)
         finally:
             # Also if a log cannot be written: a process that nothing ends would be worse.
             self._state = _State.FINISHED
@@ -253,7 +253,7 @@ class ShutdownHook:
                 self._worker.end()
             self._finished.set()
 
-    def _close_and_tell(self, number: int) -> None:
+    def _close_and_report(self, number: int) -> None:
         began = monotonic()
         failures: list[BaseException] = []
         self._close_all(began + self._timeout, failures, number)

@@ -18,7 +18,7 @@ from mandrake_sessions.live.event_loops import call_in_loop, wake
 
 T = TypeVar("T")
 
-_LOOK: Final = 0.05
+_POLL: Final = 0.05
 """Seconds between two looks whether a whole call that nobody wants has begun to wait."""
 
 
@@ -193,7 +193,7 @@ class Call(Generic[T]):
                 runner.call_withdrawn()
             # Cancelled again: what has begun ends soon, and only then it is known how.
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait((self._future,), timeout=_LOOK if self.is_whole else None)
+                await asyncio.wait((self._future,), timeout=_POLL if self.is_whole else None)
 
     def _cancelled(self, *, is_write: bool) -> CancelledCall:
         failure, is_unknown = self._failure, isinstance(self._failure, CommitOutcomeUnknownError)

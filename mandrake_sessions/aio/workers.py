@@ -36,7 +36,7 @@ after_fork(_idle.clear)
 _GRACE: Final = 1.0
 """Seconds that closing waits for a call beyond the end of its budget."""
 
-_LOOK: Final = 0.05
+_POLL: Final = 0.05
 """Seconds between two looks, at closing, whether a thread only waits for a withdrawn call."""
 
 
@@ -101,7 +101,7 @@ class Worker:
             # A host's function that never returns must not keep others from closing.
             deadline = max(latest, monotonic()) + _GRACE
             while thread.is_alive() and monotonic() < deadline:
-                thread.join(_LOOK)
+                thread.join(_POLL)
                 with self._mutex:
                     self._stop_waiting()
 

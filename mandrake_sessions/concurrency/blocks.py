@@ -1,15 +1,15 @@
-"""``with`` blocks that end, whatever leaves them.
+"""``with`` blocks that end by every way of leaving them.
 
-A signal's handler may raise where a function begins, so also at the beginning of an ``__exit__``
-that is written in Python: it does nothing then, and whoever keeps the traceback keeps what it would
-have ended. So the ``with`` statement gets something to call that nothing else refers to. When the
-statement is left, by whatever way, it is let go of; and if the block has not ended by then, it is
-ended at that moment, before the exception goes on::
+A signal's handler may raise at the first step of any Python function, so also at the beginning of
+an ``__exit__`` that is written in Python. That ``__exit__`` then does nothing, and a caller that
+keeps the traceback keeps the open resource. So the ``with`` statement gets a callable to which
+nothing else refers. The statement drops it when it is left, in any way. If the block has not ended
+by then, it is ended at that moment, before the exception goes on::
 
-    with statement   ─ enters ─ its body ─ __exit__: Ctrl-C ─ raises it, lets go of its way out
+    with statement   ─ enters ─ its body ─ __exit__: Ctrl-C ─ raises it, drops its way out
                                                                └─► the block ends
 
-Where a second signal comes into that, a block that holds a lease is ended by a thread.
+If a second signal interrupts that, a thread ends the blocks that hold a lease.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ T_co = TypeVar("T_co", covariant=True)
 WayOut = Callable[
     [type[BaseException] | None, BaseException | None, TracebackType | None], bool | None
 ]
-"""What a ``with`` statement calls when its block is left."""
+"""The callable that a ``with`` statement calls when its block is left."""
 
 
 class _Exit:
-    """The ``__exit__`` of a block: for each statement a way out that only it refers to."""
+    """The ``__exit__`` of a block: gives each statement a way out that only it refers to."""
 
     def __get__(self, block: Block[Any] | None, owner: type[Block[Any]]) -> Callable[..., Any]:
         if block is None:
-            # An ExitStack asks the class; what it keeps is ended when it is, or is collected.
+            # An ExitStack asks the class; its object is ended with the stack, or when collected.
             return _leave
         way_out = partial(_leave, block)
-        # One that is entered has its statement, or an ExitStack: the host only asks whether it
-        # could be left.
+        # A block that is entered has its statement, or an ExitStack: then the host only checks
+        # that it could be left.
         if not block.is_entered and (block._left is None or block._left() is None):
             left = _Left(way_out, _end)
             left.block = block
-            # The newest is called first: from then on it is known, whatever interrupts the end.
+            # The newest callback runs first, so the block is recorded even if its end is interrupted.
             left.spare = _Left(way_out, _were_left.append) if block.holds_a_lease else None
             if left.spare is not None:
                 left.spare.block = block
@@ -69,10 +69,10 @@ def _leave(
 
 
 class Block(Generic[T_co]):
-    """A context manager whose block ends, also where ``__exit__`` is interrupted before it begins.
+    """A context manager whose block ends even if ``__exit__`` is interrupted before it begins.
 
     Attributes:
-        is_entered: whether its block has begun, and has not ended.
+        is_entered: whether its block has begun and has not ended.
         holds_a_lease: whether it may be ended in any thread, because what it uses is its own, and
             before this thread takes another lease.
         ends_in_any_thread: whether it may be ended in any thread, at any time.
@@ -100,7 +100,7 @@ class Block(Generic[T_co]):
         __exit__ = _Exit()
 
     def _enter(self) -> T_co:
-        """Begin it; what an interruption leaves undone is ended by ``_end``."""
+        """Begin it; ``_end`` undoes what an interruption leaves behind."""
         raise NotImplementedError
 
     def _leave(
@@ -115,11 +115,11 @@ class Block(Generic[T_co]):
         return None
 
     def _end(self) -> None:
-        """End it if it has not ended, perhaps in another thread; it may be called again."""
+        """End it if it has not ended, perhaps in another thread; may be called again."""
         raise NotImplementedError
 
     def _note_ended(self) -> None:
-        """Take note that nothing is left to be ended."""
+        """Note that nothing is left to be ended."""
         self.is_entered = False
         self._left = None
 
@@ -128,7 +128,7 @@ class GeneratorBlock(Block[T_co]):
     """A block whose beginning and end are written as one generator function.
 
     Args:
-        generator: yields once; at its end everything is given back.
+        generator: yields once; its end releases everything.
     """
 
     def __init__(self, generator: Iterator[T_co]) -> None:
@@ -147,7 +147,7 @@ class GeneratorBlock(Block[T_co]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        # In the generator's frame a signal comes inside of its ``try``.
+        # A signal comes inside the generator's ``try``, because its frame is suspended there.
         try:
             if error is None:
                 try:
@@ -197,7 +197,7 @@ def block(make: Callable[P, Iterator[T]]) -> Callable[P, GeneratorBlock[T]]:
 
 @block
 def closing(resource: Any) -> Iterator[Any]:
-    """Close something at the end of a block, as ``contextlib.closing`` does."""
+    """Close a resource at the end of a block, as ``contextlib.closing`` does."""
     try:
         yield resource
     finally:
@@ -208,7 +208,7 @@ def closing(resource: Any) -> Iterator[Any]:
 
 
 class _Left(weakref.ref[Any]):
-    """Says that a statement was left: its way out is gone."""
+    """A weak reference that shows that a statement was left: its way out is gone."""
 
     # Not slots: a signal may come before they are set.
     block: Block[Any] | None = None
@@ -223,7 +223,7 @@ class _Left(weakref.ref[Any]):
         return present is not None and (present is self or present.spare is self)
 
     def end(self) -> None:
-        """End the block, if that is due."""
+        """End the block if that is due."""
         if self.is_due and self.block is not None:
             self.block._end()
             self.block._note_ended()
@@ -235,10 +235,10 @@ def _end(left: _Left) -> None:
         if left.spare is not None:
             with contextlib.suppress(ValueError):
                 _were_left.remove(left.spare)
-    except Exception:  # noqa: BLE001  # it is called where nobody can be told
+    except Exception:  # noqa: BLE001  # a callback has no caller that could handle it
         get_logger(__name__).exception("block_not_ended")
     finally:
-        # Another signal. None comes to a thread that is not the main one.
+        # Another signal. Only the main thread is interrupted by one.
         if left.is_due and left.spare is not None:
             start_new_thread(end_what_was_left, ())
         elif left.is_due and left.block is not None and left.block.ends_in_any_thread:
@@ -248,17 +248,17 @@ def _end(left: _Left) -> None:
 def _end_again(left: _Left) -> None:
     try:
         left.end()
-    except Exception:  # noqa: BLE001  # it is called where nobody can be told
+    except Exception:  # noqa: BLE001  # a callback has no caller that could handle it
         get_logger(__name__).exception("block_not_ended")
 
 
 _were_left: Final[deque[_Left]] = deque()
-# Re-entrant, so that a finalizer or a signal's handler that comes here meanwhile can see it.
+# Re-entrant, so that a finalizer or a signal's handler that arrives here meanwhile can check it.
 _ending = threading.RLock()
 
 
 def end_what_was_left() -> bool:
-    """End the blocks with a lease that were left without their end; return if there were any."""
+    """End the blocks with a lease that were left without their end; return whether any were."""
     if not _were_left or _ending._is_owned():  # type: ignore[attr-defined]  # of C's RLock
         return False
     with _ending:
@@ -266,7 +266,7 @@ def end_what_was_left() -> bool:
             left = _were_left[0]
             try:
                 left.end()
-            except Exception:  # noqa: BLE001  # the next one is to be ended too
+            except Exception:  # noqa: BLE001  # the next one must end too
                 get_logger(__name__).exception("block_not_ended")
             with contextlib.suppress(ValueError):
                 _were_left.remove(left)
@@ -274,7 +274,7 @@ def end_what_was_left() -> bool:
 
 
 def _forget_after_fork() -> None:
-    # What the parent's threads have left is the parent's.
+    # Blocks that the parent's threads have left are the parent's.
     global _ending  # noqa: PLW0603  # another thread of the parent may have held it
     _ending = threading.RLock()
     _were_left.clear()

@@ -1,4 +1,4 @@
-"""Where the host called, for errors and logs."""
+"""The place in the host's code that made a call, for errors and logs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 
 
 def caller_outside() -> str:
-    """Return ``file:line`` of the nearest frame outside this package: where the host called."""
+    """Return ``file:line`` of the nearest frame outside this package: the host's call."""
     return next(callers_outside())
 
 

@@ -1,4 +1,4 @@
-"""Which process this is, and what a forked child does with what it inherited."""
+"""The id of this process, and what a forked child does with the objects it has inherited."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _Process:
-    """Which process this is, known without a system call."""
+    """The id of this process, known without a system call, and its actions after a fork."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -43,10 +43,10 @@ def after_fork(action: Callable[[], None]) -> None:
 
 
 def keep_alive(connection: object) -> None:
-    """Keep a parent's object alive in a forked child, past the interpreter's end too.
+    """Keep a parent's object alive in a forked child, even past the interpreter's end.
 
-    Its transaction is the parent's: closing the object, or letting it be collected, would end that
-    in memory that both processes share.
+    Its transaction is the parent's: closing or collecting the object would end that transaction in
+    memory that both processes share.
     """
     _process.kept_alive.append(connection)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
@@ -55,14 +55,14 @@ def keep_alive(connection: object) -> None:
 def close_later(close: Callable[[], None]) -> None:
     """Have ``close`` called before a forked child uses SQLite for the first time.
 
-    Not at the fork: another thread of the parent may have had one of SQLite's own locks, which
-    nothing in the child releases. A child that never uses a database must not wait for it.
+    Not at the fork: another thread of the parent may have held one of SQLite's own locks, which no
+    thread of the child releases. A child that never uses a database must not wait for it.
     """
     _process.inherited.append(close)
 
 
 def close_inherited() -> None:
-    """Close what this process has inherited; to be called before SQLite opens any file."""
+    """Close the inherited objects; to be called before this process uses SQLite."""
     if _process.inherited:
         with _process.closing:
             while _process.inherited:

@@ -1,9 +1,9 @@
-"""Calls that were not foreseen: by a finalizer, by a signal's handler in the midst of a call.
+"""Unforeseen calls: by a finalizer, or by a signal's handler during another call.
 
 The garbage collector calls finalizers wherever an object is made, and Python calls the handlers of
-signals between any two of its steps: perhaps while this thread holds a lock of this library, or is
-the thread that the caller would wait for. So what can be done later is done by another thread, and
-what cannot is refused at once.
+signals between any two of its steps. At that moment this thread may hold a lock of this library, or
+be the thread for which the caller would wait. So work that can be done later is done by another
+thread, and other calls are refused at once.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _FINALIZE: Final = weakref.finalize.__call__.__code__
 
 
 def is_unforeseen() -> bool:
-    """Return whether a finalizer calls, or a signal's handler that came in the midst of a call."""
+    """Return whether a finalizer calls, or a signal's handler during a call of this library."""
     frame: FrameType | None = sys._getframe(1)
-    # Another's code that stands below some of this library, and what may yet turn out to be such.
+    # Foreign code below some code of this library, and code that may turn out to be such.
     strangers: list[CodeType] = []
     seen: list[CodeType] = []
-    # One pass, for every opening and closing goes through it, and a host's stack may be deep.
+    # One pass: every opening and closing runs this, and a host's stack may be deep.
     while frame is not None:
         code = frame.f_code
         if code.co_name == "__del__" or code is _FINALIZE:
@@ -54,7 +54,7 @@ def is_unforeseen() -> bool:
 def _handlers() -> Iterator[CodeType]:
     for number in signal.valid_signals():
         handler: object = signal.getsignal(number)
-        # A partial, a method or an object with __call__, perhaps.
+        # The handler may be a partial, a method or an object with __call__.
         handler = getattr(handler, "func", handler)
         code = getattr(handler, "__code__", None)
         if code is None:
@@ -64,7 +64,7 @@ def _handlers() -> Iterator[CodeType]:
 
 
 def is_of_a_handler(error: BaseException) -> bool:
-    """Return whether a signal's handler has raised an error, whatever it came in the midst of."""
+    """Return whether a signal's handler has raised an error, wherever it came."""
     if get_ident() != threading.main_thread().ident:
         return False
     handlers = list(_handlers())
@@ -80,18 +80,18 @@ def refuse_unforeseen(operation: str) -> None:
     """Refuse a call that could wait for its own thread.
 
     Raises:
-        ReentrantScopeError: a finalizer calls, or a signal's handler in the midst of another call.
+        ReentrantScopeError: a finalizer calls, or a signal's handler during another call.
     """
     if is_unforeseen():
         raise ReentrantScopeError(
-            f"{operation} was called by a finalizer, or by a signal's handler in the midst of "
-            "another call: it could wait for its own thread. Call it from outside."
+            f"{operation} was called by a finalizer, or by a signal's handler during another "
+            "call: it could wait for its own thread. Call it from outside."
         )
 
 
 def do_elsewhere(work: Callable[[], object]) -> None:
-    """Have something done by a thread of its own, at once; takes no lock and does not wait."""
-    # None is to be had when the interpreter ends; what is open is closed then all the same.
+    """Start work in its own thread; takes no lock and does not wait."""
+    # At the interpreter's end no thread can start; open files are closed then all the same.
     with contextlib.suppress(RuntimeError):
         start_new_thread(_do, (work,))
 
@@ -99,5 +99,5 @@ def do_elsewhere(work: Callable[[], object]) -> None:
 def _do(work: Callable[[], object]) -> None:
     try:
         work()
-    except Exception:  # noqa: BLE001  # nobody waits for it
+    except Exception:  # noqa: BLE001  # no caller waits for it
         get_logger(__name__).exception("work_of_a_finalizer_failed")

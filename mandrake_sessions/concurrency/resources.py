@@ -1,4 +1,4 @@
-"""Objects that are closed at the end of a ``with`` statement, whatever leaves it."""
+"""Objects that are closed at the end of a ``with`` statement, by every way of leaving it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mandrake_sessions.errors import MandrakeSessionsError
 class _Enter(property):
     """The ``__enter__`` of a resource: a call of its statement, which C binds and makes.
 
-    No frame refers to the resource before its block has begun. So one that came to nobody, because
-    a signal's handler raised there, is collected at once, whoever keeps the traceback.
+    No frame refers to the resource before its block has begun. So a resource that no caller got,
+    because a signal's handler raised there, is collected at once, even if the traceback is kept.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class _Leave(property):
 
 
 class Resource:
-    """Something that is closed when a ``with`` statement is left.
+    """An object that is closed when a ``with`` statement is left.
 
     It may be open before the statement, and be used again after it.
     """
@@ -64,7 +64,7 @@ class Resource:
         __exit__ = _Leave()
 
     def _on_enter(self) -> Self:
-        """Open it, unless that was done before."""
+        """Open it, unless it is open."""
         return self
 
     def _on_exit(self, _error: BaseException | None) -> None:
@@ -72,7 +72,7 @@ class Resource:
         self._on_left()
 
     def _on_left(self) -> None:
-        """Close it if it is open; called again where a signal's handler raised in the midst."""
+        """Close it if it is open; called again if a signal's handler has interrupted it."""
         raise NotImplementedError
 
 
@@ -82,18 +82,18 @@ class _Statement(Block[Any]):
     ends_in_any_thread = True
 
     def __init__(self, resource: Resource) -> None:
-        # Weak, so that a resource which is dropped is collected at once.
+        # Weak, so that a resource that is dropped is collected at once.
         self._known = weakref.ref(resource)
         self._used: Resource | None = None
 
     @property
     def entered(self) -> Any:
-        """Begin the block, and return what the statement gets."""
+        """Begin the block, and return the value for the statement."""
         return self.__enter__()
 
     @property
     def way_out(self) -> WayOut:
-        """What the statement calls at its end."""
+        """The callable that the statement calls at its end."""
         return self.__exit__
 
     def _enter(self) -> Any:
@@ -112,7 +112,7 @@ class _Statement(Block[Any]):
             if resource is not None:
                 resource._on_exit(error)
         except (MandrakeSessionsError, ExceptionGroup):
-            # That is its answer; another try would wait as long.
+            # The close has failed, and another attempt would wait as long.
             self._note_ended()
             raise
         self._note_ended()

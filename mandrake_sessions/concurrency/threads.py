@@ -1,4 +1,4 @@
-"""Starting a thread, where the system may have none left and Ctrl-C may come at any moment."""
+"""Starts threads, although the system may have none left and Ctrl-C may come at any moment."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from mandrake_sessions.errors import ThreadStartError
 
 
 def start(thread: threading.Thread) -> None:
-    """Start a thread; after Ctrl-C in the midst of it, it starts all the same.
+    """Start a thread; if Ctrl-C interrupts the call, the thread starts all the same.
 
-    ``Thread.start`` waits, in Python, for the thread to say that it runs. A signal's handler that
-    raises meanwhile could leave the lock held by which it says so, and it would wait there. So in
-    the main thread, the only one that gets signals, another one is asked to do it.
+    ``Thread.start`` waits, in Python, until the thread signals that it runs. A signal's handler
+    that raises meanwhile could leave the lock held that the thread needs for this, and the thread
+    would wait there. So in the main thread, the only one that gets signals, another thread makes
+    the call.
 
     Raises:
-        ThreadStartError: the system has none left for this process, or the interpreter ends.
+        ThreadStartError: the system has no thread left for this process, or the interpreter ends.
     """
     try:
         if get_ident() == threading.main_thread().ident:

@@ -1,4 +1,4 @@
-"""What the layers above keep with an open database: its streams and watchers."""
+"""The object that the layers above attach to an open database: its streams and watchers."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Protocol
 
 
 class Attachment(Protocol):
-    """Lives as long as the open file it was made for; there is at most one for each."""
+    """Lives as long as the open file it was made for; each file has at most one."""
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing of it is live this moment; asked often, so it takes no lock."""
+        """Whether it has no live stream or watcher; called often, so it takes no lock."""
 
     def can_rest(self) -> bool:
-        """Return whether the file may be closed for a while and opened again, unseen by anybody.
+        """Return whether the file may be closed and opened again without any caller noticing.
 
-        Asked while the file takes no other work.
+        Called while the file takes no other work.
         """
 
     def committed(self) -> None:
-        """Note that this process has committed; its lease is still held, so do next to nothing."""
+        """Note that this process has committed; its lease is still held, so this must be quick."""
 
     def retired(self) -> None:
-        """Note that the file takes no more work; perhaps called by the holder of a lease."""
+        """Note that the file takes no more work; the caller may hold a lease."""
 
     def close(self, deadline: float) -> None:
         """Store what is not stored yet, and end every thread.
@@ -32,4 +32,4 @@ class Attachment(Protocol):
         """
 
     def forget_after_fork(self) -> None:
-        """Drop, in a forked child, what the parent's threads were doing."""
+        """Drop the state of the parent's threads in a forked child."""

@@ -1,4 +1,4 @@
-"""The time that one call may take, and where it went."""
+"""The time that one call may take, and how it was spent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 from mandrake_sessions.errors import DatabaseBusyError
 
 LEAST_BODY = 0.1
-"""Seconds that work gets though its budget is smaller: what got the lease can use it."""
+"""Seconds that work gets even if its budget is smaller: a caller that got the lease can use it."""
 
 
 _STAYED_BUSY = "The database stayed busy until the deadline"
@@ -24,18 +24,18 @@ class Holder(Protocol):
 
     @property
     def deed(self) -> str:
-        """What it does, for people."""
+        """What it does, in words for users."""
 
     @property
     def advice(self) -> str:
-        """What helps, for people."""
+        """What the user can do about it."""
 
 
 class Budget:
-    """The time one call may take, and where it went.
+    """The time that one call may take, and how it was spent.
 
     Args:
-        seconds: from now; 0 means: only what needs no waiting.
+        seconds: from now; 0 for a call that must not wait.
 
     Attributes:
         deadline: when waiting for others ends.
@@ -64,13 +64,13 @@ class Budget:
     def exceeded(
         self, phase: str, path: Path, operation: str, *, code: int | None = None, attempts: int = 1
     ) -> DatabaseBusyError:
-        """Return the error that says the budget ran out in ``phase``, and where it went.
+        """Return the error that the budget ran out in ``phase``, with how it was spent.
 
         Args:
             phase: where the deadline passed.
             path: the real path of the database.
             operation: for the error.
-            code: what the engine said, where the call waited for another connection.
+            code: the engine's error code, if the call waited for another connection.
             attempts: how often it was tried.
         """
         waited = monotonic() - self.started
@@ -95,11 +95,11 @@ class Budget:
         path: Path,  # noqa: ARG002
         code: int | None,  # noqa: ARG002
     ) -> Holder | None:
-        """Return the process that the call waited for; an engine that can see it says so.
+        """Return the process that the call waited for; None if the engine cannot determine it.
 
         Args:
             phase: where the deadline passed.
             path: the real path of the database.
-            code: what the engine said, None for a call that waited for a thread of this process.
+            code: the engine's error code; None for a call that waited for a thread of this process.
         """
         return None

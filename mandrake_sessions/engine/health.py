@@ -1,4 +1,4 @@
-"""What a look at a database found, as frozen records."""
+"""The findings of a health check, as frozen records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mandrake_sessions.json_text.plain_forms import as_str
 
 
 class HealthStatus(enum.StrEnum):
-    """How a check came out, from good to bad."""
+    """The result of a check, from good to bad."""
 
     OK = "ok"
     DEGRADED = "degraded"
@@ -21,26 +21,26 @@ class HealthStatus(enum.StrEnum):
 
 
 class HealthLevel(enum.StrEnum):
-    """How far a look at a database goes; each but the first includes ``QUICK``."""
+    """How thorough a health check is; each level but the first includes ``QUICK``."""
 
     LEASE = "lease"
-    """What every lease asks: is it open, free, and still the file that was opened? Microseconds."""
+    """The checks of every lease: open, free, and still the file that was opened. Microseconds."""
     QUICK = "quick"
     """About a millisecond: the file from outside, both connections, the write lock."""
     THOROUGH = "thorough"
-    """Also SQLite's quick check and every foreign key; as long as reading the file takes."""
+    """Also SQLite's quick check and every foreign key; takes as long as reading the file."""
     FULL = "full"
     """Also SQLite's integrity check, on a copy: as long as reading the file twice, and as large."""
 
 
 class HealthCheck(msgspec.Struct, frozen=True):
-    """One thing that was looked at.
+    """One check.
 
     Attributes:
-        name: stable, for machines.
-        status: how it came out.
-        detail: what was found, for people.
-        advice: what a person can do about it; empty when it is ok.
+        name: stable, for programs.
+        status: its result.
+        detail: the finding, in words for users.
+        advice: what a user can do about it; empty when it is ok.
     """
 
     name: str
@@ -50,12 +50,12 @@ class HealthCheck(msgspec.Struct, frozen=True):
 
 
 class HealthReport(msgspec.Struct, frozen=True):
-    """What a look at one database found.
+    """The findings of a health check of one database.
 
     Attributes:
         path: the real path of the file.
         checks: in the order they were made.
-        level: how far the look went.
+        level: how thorough the check was.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class HealthReport(msgspec.Struct, frozen=True):
 
     @property
     def status(self) -> HealthStatus:
-        """The worst of the checks."""
+        """The worst status of the checks."""
         order = list(HealthStatus)
         return max((check.status for check in self.checks), key=order.index)
 
@@ -81,7 +81,7 @@ def level_of(value: object) -> HealthLevel:
     """Return a level, given as the enum or as its value.
 
     Raises:
-        InvalidArgumentError: it is none.
+        InvalidArgumentError: it is not a level.
     """
     text = as_str(value)
     level = None if text is None else _LEVELS.get(text)

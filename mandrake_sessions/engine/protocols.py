@@ -1,7 +1,8 @@
-"""What an engine is to the layers above: a pool, its handles, open databases, transactions.
+"""The interface of an engine: a pool, its handles, open databases, transactions.
 
-``database`` is the engine for SQLite files. No layer above imports its modules for what stands
-here, so that a second engine needs no change there. The tests compare each engine with this page.
+``database`` is the engine for SQLite files. The layers above import this page instead of its
+modules, so that a second engine needs no change there. The tests compare each engine with this
+page.
 """
 
 from __future__ import annotations
@@ -26,37 +27,37 @@ A = TypeVar("A", bound=Attachment)
 
 
 class FileParkedError(PoolClosedError):
-    """The file was closed because others needed its place; its handles open it again.
+    """The file was closed because other files needed its slot; its handles open it again.
 
-    No caller sees it: a handle answers it by opening the file.
+    No caller gets it: a handle answers it by opening the file.
     """
 
 
 class OtherProcesses(Protocol):
-    """What an open database learns of other processes: their writes, and who of them lives."""
+    """The other processes that use an open database: their writes, and which of them live."""
 
     def watch(self, key: Hashable, notify: Callable[[], None]) -> None:
-        """Have ``notify`` called, in a thread of the engine, when one has perhaps written.
+        """Have ``notify`` called, in a thread of the engine, when a process may have written.
 
         Args:
             key: for ``unwatch``.
             notify: must be quick and must not raise.
 
         Raises:
-            ThreadStartError: no thread can be started that hears of writes.
+            ThreadStartError: no thread can be started to observe writes.
         """
 
     def unwatch(self, key: Hashable) -> None:
-        """Call that ``notify`` no more."""
+        """Call the ``notify`` of this key no more."""
 
     def last_write(self) -> Hashable | None:
-        """Return what changes with every COMMIT of any process; None where that is not known."""
+        """Return a value that changes with every COMMIT of any process; None if it is unknown."""
 
     def is_elsewhere(self) -> bool:
-        """Return whether another database is in its place by now."""
+        """Return whether another database has replaced it."""
 
     def is_alive(self, name: str) -> bool:
-        """Return whether the process with this claim lives, as far as can be seen."""
+        """Return whether the process with this claim lives, as far as this process can see."""
 
     def forget_dead(self) -> None:
         """Remove the claims of processes that have ended."""
@@ -75,11 +76,11 @@ class Database(Protocol):
 
     @property
     def owner(self) -> str | None:
-        """The id under which this process has claimed it, None before it has."""
+        """The id under which this process has claimed it; None before it has."""
 
     @property
     def others(self) -> OtherProcesses:
-        """What it learns of other processes."""
+        """The other processes that use it."""
 
     def budget(self, timeout: float | None) -> Budget:
         """Return the budget of a call that starts now; None for the ``busy_timeout``."""
@@ -92,10 +93,10 @@ class Database(Protocol):
         *,
         even_refused: bool = False,
     ) -> T:
-        """Run a short read; each statement sees what is committed."""
+        """Run a short read; each statement reads the committed state."""
 
     def peek(self, work: ReadUnit[T], operation: str, timeout: float) -> T:
-        """Run a short read that is no use of the database: it is parked no later for it."""
+        """Run a short read that does not count as a use: it does not delay parking."""
 
     def transact(
         self,
@@ -110,13 +111,13 @@ class Database(Protocol):
         """Run a unit of writing work, which may share its COMMIT with others."""
 
     def require_no_lease(self, operation: str) -> None:
-        """Raise ReentrantScopeError where this thread is inside a transaction."""
+        """Raise ReentrantScopeError if this thread is inside a transaction."""
 
     def require_writable(self) -> None:
-        """Raise the typed error for which it takes no writes, as far as is known."""
+        """Raise the error for which it refuses writes, as far as is known."""
 
     def find_damage(self) -> DatabaseError | None:
-        """Return the damage that has been done to it, None for none; a quick look."""
+        """Check quickly whether it is damaged; return the error, or None."""
 
     def attach(self, make: Callable[[Any], A]) -> A:
         """Return its attachment, made now by ``make(database)`` if it has none."""
@@ -125,14 +126,14 @@ class Database(Protocol):
         """Let it be parked again, after ``Handle.pin_now(key)``."""
 
     def claim(self) -> str:
-        """Return the id of this process's claim on it, which is made the first time."""
+        """Return the id of this process's claim on it; the first call makes the claim."""
 
     def release_claim(self) -> None:
-        """Let the claim end with the open database: no turn of this process streams any more."""
+        """End the claim with the open database: no turn of this process streams any more."""
 
 
 class Handle(Protocol):
-    """One holder's access to a database, which the pool opens and keeps open for it."""
+    """One holder's access to a database; the pool opens the file and keeps it open for it."""
 
     @property
     def path(self) -> Path:
@@ -144,20 +145,20 @@ class Handle(Protocol):
 
     @property
     def owner(self) -> str | None:
-        """The id under which this process has claimed the open database, None before it has."""
+        """The id under which this process has claimed the open database; None before it has."""
 
     @property
     def attachment(self) -> Attachment | None:
-        """What the layers above keep with the open database; None where it has none."""
+        """The object that the layers above attach to the open database; None if there is none."""
 
     def budget(self, timeout: float | None) -> Budget:
         """Return the budget of a call that starts now."""
 
     def fetch(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
-        """Run a short read; each statement sees what is committed."""
+        """Run a short read; each statement reads the committed state."""
 
     def query(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
-        """Run a long read in one snapshot, which no writer waits for."""
+        """Run a long read in one snapshot; no writing thread waits for it."""
 
     def transact(
         self,
@@ -172,13 +173,13 @@ class Handle(Protocol):
         """Run a unit of writing work and return its result once it is committed."""
 
     def write(self, timeout: float | None = None) -> Block[WriteTransaction]:
-        """Lend a write transaction for a block, which commits alone."""
+        """Lend a write transaction for a block; it does not share its COMMIT."""
 
     def claim(self) -> str:
-        """Return the id of this process's claim on the database, made the first time."""
+        """Return the id of this process's claim on the database; the first call makes the claim."""
 
     def give_up(self, thread: int) -> None:
-        """Have a thread stop waiting to write, as at its deadline."""
+        """End a thread's wait for the write lease, as at its deadline."""
 
     def pinned(
         self, operation: str = "open", timeout: float | None = None
@@ -189,15 +190,15 @@ class Handle(Protocol):
         """Keep the database open until its ``unpin(key)``; does not wait."""
 
     def require_writable(self) -> None:
-        """Raise the typed error for which the database takes no writes, as far as is known."""
+        """Raise the error for which the database refuses writes, as far as is known."""
 
     def health(
         self, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
     ) -> HealthReport:
-        """Look at the database without changing it."""
+        """Check the database without changing it."""
 
     def stats(self) -> DatabaseStats:
         """Return the figures of the open database."""
 
     def release(self) -> None:
-        """Give the access back; the database closes some time after the last one."""
+        """Release the access; the database closes some time after its last handle."""

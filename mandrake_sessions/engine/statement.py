@@ -1,4 +1,4 @@
-"""A statement as it is run: its name, its text, and the order of its parameters."""
+"""A statement: its name, its text, and the order of its parameters."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Statement:
     """A statement whose values are given by name.
 
     Args:
-        name: the one that it has in ``records.sql``, and in the texts of another engine. A text
-            that varies has behind a colon by what: ``UPDATE_TURN:content,model``.
+        name: its name in ``records.sql``, and in the texts of another engine. The name of a text
+            that varies has a suffix that says how: ``UPDATE_TURN:content,model``.
         sql: the text, with a question mark for each parameter.
-        parameters: their names in the order of the question marks; a name may come again.
+        parameters: their names in the order of the question marks; a name may occur again.
         is_read: whether it only reads.
     """
 

@@ -8,17 +8,17 @@ import msgspec
 
 
 class DatabaseStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What an open database did since it was opened, or opened again. Times are in seconds.
+    """The figures of an open database since it was opened, or opened again. Times are in seconds.
 
     Attributes:
         path: the database file.
         units: units of writing work that ran.
         commits: transactions that committed them; fewer than units when COMMITs were shared.
         replays: units that ran again because a shared transaction was lost.
-        retries: looks at a lock that another process held.
+        retries: attempts to get a lock that another process held.
         timeouts: calls whose budget was used up in the queue.
         longest_wait: the longest wait in the queue.
-        waiting: threads in the queues this moment.
+        waiting: threads in the queues at this moment.
         checkpoints: checkpoints made by this process.
         pages_written: pages written to the WAL by this process.
     """
@@ -36,7 +36,7 @@ class DatabaseStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pool did since it was made.
+    """The figures of a pool since it was made.
 
     Attributes:
         opened: files opened in all.

@@ -1,4 +1,4 @@
-"""A transaction as the units of work see it."""
+"""A transaction, as units of work use it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ReadTransaction(Protocol):
 
     @property
     def owner(self) -> str | None:
-        """The id under which this process has claimed the database, None before it has."""
+        """The id under which this process has claimed the database; None before it has."""
 
     def rows(self, statement: Statement, values: Values = NO_VALUES) -> list[Row]:
         """Run a statement and return its rows."""
@@ -36,10 +36,10 @@ class WriteTransaction(ReadTransaction, Protocol):
         """Run a statement that returns no rows; return how many it changed."""
 
     def run_all(self, bound: Iterable[Bound]) -> int:
-        """Run several statements, bound to their values before."""
+        """Run several statements with their values."""
 
     def savepoint(self) -> AbstractContextManager[None]:
-        """Undo what the block did if it raises, and only that."""
+        """Undo the statements of the block if it raises, and only those."""
 
 
 ReadUnit: TypeAlias = Callable[[ReadTransaction], T]

@@ -1,4 +1,4 @@
-"""Threads that wait for a connection, and units that another thread's transaction takes along."""
+"""Threads that wait for a connection, and units that another thread's transaction runs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MakeError = Callable[[], MandrakeSessionsError]
 class Waiter:
     """A thread in the queue, and the work it brought, if any.
 
-    Its lock is held from the beginning; who releases it wakes the thread.
+    Its lock is held from the beginning; releasing it wakes the thread.
 
     Attributes:
-        work: what the holder of the lease may run for it; None for what only it can do.
-        context: the caller's context variables, for the work to see.
+        work: the unit that the lease holder may run for it; None if only the thread can run it.
+        context: the caller's context variables, for the work.
         even_refused: whether it stays in a queue that refuses work.
         is_taken: whether a holder took the work; from then on only the outcome counts.
         is_settled: whether the outcome is known.
         result: what the work returned.
-        failure: what is raised in the waiting thread.
+        failure: the exception for the waiting thread.
     """
 
     __slots__ = (
@@ -90,15 +90,15 @@ class Waiter:
 
 
 class BatchedUnit(Waiter):
-    """Work that a thread brings along when it takes the lease; nobody stands in the queue for it.
+    """Work that a thread brings along when it takes the lease; no thread queues for it.
 
     Args:
         budget: the time its caller gave.
         operation: for errors.
         work: run behind a savepoint, in the thread that brought it.
         context: the caller's context variables.
-        settled: told once, with the lease given back, that the outcome is known. It is quick and
-            does not raise.
+        settled: called once, after the lease is released, when the outcome is known. It is quick
+            and does not raise.
     """
 
     __slots__ = ("_settled",)
@@ -123,7 +123,7 @@ class BatchedUnit(Waiter):
         self._settled: Callable[[BatchedUnit], None] | None = settled
 
     def notify(self) -> None:
-        """Tell the outcome."""
+        """Pass the outcome on."""
         settled, self._settled = self._settled, None
         if settled is not None:
             settled(self)

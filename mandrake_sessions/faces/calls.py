@@ -1,6 +1,6 @@
 """How each face runs a unit.
 
-The functions in ``records`` prepare a unit of work: arguments are checked and ids made before any
+The functions in ``records`` prepare a unit of work: they check arguments and make ids before any
 lease is taken. ``make faces`` makes the methods of the faces from them. The functions and classes
 here run the prepared unit: by itself, or inside an open transaction together with others.
 """
@@ -32,7 +32,7 @@ Kind = Literal["write", "fetch", "query"]
 def positional(function: Callable[..., T]) -> Callable[..., T]:
     """Return a unit's function that takes all its arguments by position, in their order.
 
-    CPython looks for each keyword of a call among all names of the function. With the 17 of
+    CPython compares each keyword of a call with the names of the function. With the 17 keywords of
     ``create_turn`` that takes 0.6 µs, three times as long as the call without them.
     """
     assert isinstance(function, FunctionType)
@@ -47,18 +47,18 @@ def positional(function: Callable[..., T]) -> Callable[..., T]:
 
 @contextlib.contextmanager
 def not_initialized_once_released() -> Generator[None]:
-    """Raise NotInitializedError for a handle that another thread has released by closing."""
+    """Raise NotInitializedError if another thread has released the handle by closing."""
     try:
         yield
     except HandleReleasedError:
         raise NotInitializedError from None
 
 
-# -- units of their own -------------------------------------------------------------------------
+# -- one unit for each call ---------------------------------------------------------------------
 
 
 class ManagerCalls(ABC):
-    """A manager as its methods see it: a database that is open, or not."""
+    """A manager as its methods use it: a database that is open, or not."""
 
     @property
     @abstractmethod
@@ -90,7 +90,7 @@ def write(handle: Handle, unit: WriteUnit[T], operation: str, *, claims: bool = 
         handle: on the database.
         unit: the work.
         operation: names it in errors.
-        claims: whether the process must first claim the file as the owner of turns that stream.
+        claims: whether the process must first claim the file as the owner of streaming turns.
     """
     try:
         return handle.transact(unit, operation, delegable=True, claims=claims)
@@ -107,7 +107,7 @@ def fetch(handle: Handle, unit: ReadUnit[T], operation: str) -> T:
 
 
 def query(handle: Handle, unit: ReadUnit[T], operation: str) -> T:
-    """Run a reading unit that may take long, in one snapshot that no writer waits for."""
+    """Run a reading unit that may take long, in one snapshot; no writing thread waits for it."""
     try:
         return handle.query(unit, operation)
     except HandleReleasedError:
@@ -115,11 +115,11 @@ def query(handle: Handle, unit: ReadUnit[T], operation: str) -> T:
 
 
 class AwaitedCalls(ABC):
-    """A manager for coroutines as its methods see it."""
+    """A manager for coroutines as its methods use it."""
 
     @abstractmethod
     def _open_handle(self) -> Handle:
-        """Return the claim on the database; raises NotInitializedError where there is none."""
+        """Return the handle on the database; raises NotInitializedError if there is none."""
 
     @abstractmethod
     def _run_unit(
@@ -131,14 +131,14 @@ class AwaitedCalls(ABC):
         *,
         claims: bool = False,
     ) -> Coroutine[Any, Any, T]:
-        """Return a coroutine that has a unit run in a thread and returns its result.
+        """Return a coroutine that runs a unit in a thread and returns its result.
 
         Args:
             handle: on the database.
             unit: the work, called with an open transaction.
             operation: names it in errors.
             kind: how the unit is run.
-            claims: whether the process must first claim the file as the owner of turns that stream.
+            claims: whether the process must first claim the file as the owner of streaming turns.
         """
 
 
@@ -183,16 +183,16 @@ class TransactionCalls(ReaderCalls[WriteTransaction]):
 
 
 def write_within(face: TransactionCalls, unit: WriteUnit[T], *, claims: bool = False) -> T:
-    """Run a writing unit behind a savepoint: one that raises leaves nothing if the block goes on.
+    """Run a writing unit behind a savepoint: if it raises and the block goes on, it stores nothing.
 
     Args:
         face: the open transaction.
         unit: the work.
-        claims: whether the process must first claim the file as the owner of turns that stream.
+        claims: whether the process must first claim the file as the owner of streaming turns.
     """
     database = face._database  # pyright: ignore[reportPrivateUsage]
     if claims:
-        # Inside a transaction, but once in the life of an open file.
+        # Inside a transaction, but only once in the life of an open file.
         face._claim()  # pyright: ignore[reportPrivateUsage]
     with database.savepoint():
         return unit(database)

@@ -1,4 +1,4 @@
-"""Event loops, of a library that need not import asyncio: is there one, and telling what waits."""
+"""Event loops for code that never imports asyncio: whether one runs here, and calls into it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def runs_event_loop() -> bool:
-    """Return whether this thread runs an event loop, all of whose tasks a pause would hold up."""
-    # Not imported to ask: without it there is none.
+    """Return whether this thread runs an event loop; a pause here would delay all its tasks."""
+    # Not imported for this: where no module has imported asyncio, no loop runs.
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
         return False
@@ -25,12 +25,12 @@ def runs_event_loop() -> bool:
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: Any) -> None:
-    """Have a function called soon in an event loop; a closed one has nobody left to tell."""
+    """Schedule a function in an event loop; does nothing if the loop is closed."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(call, *args)
 
 
 def wake(future: asyncio.Future[None]) -> None:
-    """Wake who awaits a future, in its event loop, unless that has happened."""
+    """Wake the task that awaits a future, in its event loop, unless the future is done."""
     if not future.done():
         future.set_result(None)

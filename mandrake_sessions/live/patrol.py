@@ -1,10 +1,10 @@
-"""The thread that looks for turns whose host has died, in every file that this process has open.
+"""The thread that finds turns whose process has died, in every file that this process has open.
 
-A host that dies leaves no word. Once a second the patrol looks at the times of each file's log;
-only where they have changed it asks whose turns are streaming, one short read of an index with a
-few rows; and only where other processes stream it tries their locks.
+A process that is killed leaves no note. Once a second the patrol reads the times of each file's
+WAL. Only where they have changed does it query the owners of streaming turns, one short read of an
+index with a few rows. Only where other processes stream does it test their claims.
 
-Where somebody watches, it asks as well whether the file itself has changed.
+Where a file has subscribers, it also checks whether the file itself is damaged.
 """
 
 from __future__ import annotations
@@ -29,53 +29,53 @@ from mandrake_sessions.log import get_logger
 from mandrake_sessions.records.recovery import streaming_owners
 
 INTERVAL: Final = 1.0
-"""Seconds between two looks at a file."""
+"""Seconds between two checks of a file."""
 
 _PATIENCE: Final = 1.0
-"""Seconds that a busy file is waited for; the other files wait meanwhile."""
+"""Seconds that the patrol waits for a busy file; the other files wait meanwhile."""
 
 _SETTLING: Final = 8
-"""Looks in a row that read after a write: the log's times change before a COMMIT is synced and can
-be seen, and times that a file system keeps are coarse."""
+"""Checks in a row that query after a write: the WAL's times change before its COMMIT is synced and
+visible, and the times that a file system keeps are coarse."""
 
 
 _FORK_PATIENCE: Final = 1.0
-"""Seconds that a fork waits for the look under way: its file would be in use in the child. A look
-takes a millisecond, and on a machine under load some tenths of a second."""
+"""Seconds that a fork waits for the check under way: its file would be in use in the child. A check
+takes a millisecond, and some tenths of a second on a machine under load."""
 
 
-class Lookout:
-    """What is known of one open file: when it was last written, and whose turns stream in it.
+class LivenessCheck:
+    """Finds dead owners in one open file; knows its last write and the owners in it.
 
     Args:
         file: the open file.
         interrupt_gone: ends the turns of those owners that are gone, within some seconds.
-        tell_damage: finds damage for those who only watch.
+        end_if_damaged: ends the subscriptions if the file is damaged.
     """
 
     def __init__(
         self,
         file: Database,
         interrupt_gone: Callable[[Collection[str | None], float], object],
-        tell_damage: Callable[[], None],
+        end_if_damaged: Callable[[], None],
     ) -> None:
         self._file = file
-        self._tell_damage = tell_damage
+        self._end_if_damaged = end_if_damaged
         self._interrupt_gone = interrupt_gone
-        self._stamp: Hashable = None
+        self._times: Hashable = None
         self._reads_left = 0
         self._owners: frozenset[str | None] = frozenset()
         self._has_failed = False
 
-    def look(self) -> None:
-        """End the turns of hosts that have died; what fails is tried again by the next look."""
+    def check(self) -> None:
+        """End the turns of processes that have died; the next check repeats what fails."""
         try:
-            self._tell_damage()
-            self._ask_for_owners()
+            self._end_if_damaged()
+            self._refresh_owners()
             if self._owners:
                 self._interrupt_gone(self._owners, _PATIENCE)
         except (PoolClosedError, DatabaseMovedError):
-            # It closes, or is given up: the next opening looks.
+            # It closes, or it was displaced: the next opening checks.
             return
         except DatabaseError as error:
             if not self._has_failed:
@@ -86,31 +86,31 @@ class Lookout:
         else:
             self._has_failed = False
 
-    def _ask_for_owners(self) -> None:
-        """Read whose turns are streaming, if the file was perhaps written since the last time."""
-        stamp = self._file.others.last_write()
-        if stamp == self._stamp and not self._reads_left:
+    def _refresh_owners(self) -> None:
+        """Query the owners of streaming turns, if the file may have been written since."""
+        times = self._file.others.last_write()
+        if times == self._times and not self._reads_left:
             return
-        if stamp is None or self._file.others.is_elsewhere():
-            # To find out that a file went away is for the caller that uses it.
+        if times is None or self._file.others.is_elsewhere():
+            # The caller that uses the file next finds out that it is gone.
             return
-        reads_left = self._reads_left - 1 if stamp == self._stamp else _SETTLING
+        reads_left = self._reads_left - 1 if times == self._times else _SETTLING
         owners = self._file.peek(streaming_owners(), "recover_interrupted", _PATIENCE)
-        self._stamp, self._reads_left, self._owners = stamp, reads_left, frozenset(owners)
+        self._times, self._reads_left, self._owners = times, reads_left, frozenset(owners)
 
 
-class Looking(Protocol):
-    """What hangs on an open file and has a lookout."""
+class Checked(Protocol):
+    """An object that belongs to an open file and has a liveness check."""
 
     @property
-    def lookout(self) -> Lookout:
-        """What the patrol looks with."""
+    def liveness(self) -> LivenessCheck:
+        """The check that the patrol runs."""
 
 
 class Patrol:
-    """Looks at every open file of the process in turn; its thread is there as long as there is one.
+    """Checks every open file of the process in turn, in a thread that lives while there is one.
 
-    A file may close while it is looked at; no caller waits for the thread.
+    A file may close during its check; no caller waits for the thread.
     """
 
     def __init__(self) -> None:
@@ -118,23 +118,23 @@ class Patrol:
 
     def _reset(self) -> None:
         self._mutex = threading.Lock()
-        # Held for each look, and by a thread that forks.
-        self._looking = threading.RLock()
-        self._hubs: weakref.WeakSet[Looking] = weakref.WeakSet()
+        # Held during each check, and by a thread that forks.
+        self._checking = threading.RLock()
+        self._hubs: weakref.WeakSet[Checked] = weakref.WeakSet()
         self._thread: threading.Thread | None = None
 
-    def add(self, hub: Looking) -> None:
-        """Look at a file from now on."""
+    def add(self, hub: Checked) -> None:
+        """Check a file from now on."""
         with self._mutex:
             self._hubs.add(hub)
             self._start()
 
-    def go_on(self) -> None:
+    def ensure_running(self) -> None:
         """Start the thread if it could not be started when a file was added.
 
-        A file can be used without it, and every opening looks by itself.
+        A file can be used without it, and every opening makes its own check.
         """
-        # Every opening asks, and most find it running.
+        # Every opening calls this, and most find the thread running.
         if self._is_running:
             return
         with self._mutex:
@@ -143,7 +143,7 @@ class Patrol:
 
     @property
     def _is_running(self) -> bool:
-        # One that never started, after Ctrl-C or for want of threads, is replaced.
+        # A thread that never started, after Ctrl-C or because the system has none, is replaced.
         thread = self._thread
         return thread is not None and thread.ident is not None
 
@@ -153,23 +153,23 @@ class Patrol:
             with contextlib.suppress(ThreadStartError):
                 start(self._thread)
 
-    def remove(self, hub: Looking) -> None:
-        """Look at a file no more."""
+    def remove(self, hub: Checked) -> None:
+        """Check a file no more."""
         with self._mutex:
             self._hubs.discard(hub)
 
     def pause_for_fork(self) -> None:
-        """Wait until no file is looked at."""
-        self._looking.acquire(timeout=_FORK_PATIENCE)
+        """Wait until no check is under way."""
+        self._checking.acquire(timeout=_FORK_PATIENCE)
 
-    def go_on_after_fork(self) -> None:
-        """Look again, in the parent."""
-        # Not held where a look took too long.
+    def resume_after_fork(self) -> None:
+        """Resume the checks, in the parent."""
+        # The lock is not held if the check took longer than the fork waited.
         with contextlib.suppress(RuntimeError):
-            self._looking.release()
+            self._checking.release()
 
     def forget_after_fork(self) -> None:
-        """Begin anew in a child: the thread is the parent's, and so are the files."""
+        """Start anew in a child: the thread and the files are the parent's."""
         self._reset()
 
     def _run(self) -> None:
@@ -185,17 +185,17 @@ class Patrol:
                     return
             for hub in hubs:
                 try:
-                    with self._looking:
-                        hub.lookout.look()
-                except Exception:  # noqa: BLE001  # one file must not end the watch over all
+                    with self._checking:
+                        hub.liveness.check()
+                except Exception:  # noqa: BLE001  # one file must not end the checks of the others
                     get_logger(__name__).exception("patrol_failed")
-            # Whatever is closed meanwhile is not kept alive by a thread that waits.
+            # A waiting thread keeps no reference to a hub that is closed meanwhile.
             del hubs
 
 
 patrol: Patrol = Patrol()
-"""The process's own."""
+"""The patrol of this process."""
 
 after_fork(patrol.forget_after_fork)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=patrol.pause_for_fork, after_in_parent=patrol.go_on_after_fork)
+    os.register_at_fork(before=patrol.pause_for_fork, after_in_parent=patrol.resume_after_fork)

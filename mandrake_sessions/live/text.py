@@ -6,26 +6,26 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import Final
 
-# Joining costs each piece about 10 ns, and a reader then has few pieces to go through.
+# Joining costs each piece about 10 ns, and a reader then has few pieces to pass.
 _LOOSE_PIECES: Final = 512
-# A joined piece takes in its neighbour as long as the appender is held up by microseconds only.
+# A joined piece includes its neighbour while that delays the appender by microseconds only.
 _JOINED_LENGTH: Final = 512 * 1024
 
 
 class GrowingText:
     """Append-only text, shared without a lock.
 
-    Only one thread at a time may append. Readers never wait and never see a part of a piece that
-    is not there yet: a piece is in place before ``length`` counts it.
+    Only one thread at a time may append. Readers never wait and never see part of a piece: a piece
+    is in place before ``length`` counts it.
 
     Args:
-        start: the text it begins with, which is stored already.
+        start: the initial text, which is stored already.
 
     Attributes:
         length: characters so far.
         stored: how many of them are committed.
         on_growth: called after each piece in the appender's thread, so it must be quick, must not
-            raise and must not wait; None while nobody watches.
+            raise and must not wait; None while there is no watcher.
     """
 
     __slots__ = ("_compact_at", "_joined", "_parts", "length", "on_growth", "stored")
@@ -41,9 +41,9 @@ class GrowingText:
         self._compact_at = 1 + _LOOSE_PIECES
 
     def append(self, text: str) -> None:
-        """Add a piece at the end; if Ctrl-C comes in its midst, the piece is there or is not."""
+        """Add a piece at the end; Ctrl-C leaves the whole piece in the text or nothing of it."""
         pieces, ends = self._parts
-        # Only what has an end counts: a piece whose append() was interrupted is taken back.
+        # Only a piece with an end counts: one whose append() was interrupted is removed.
         if len(pieces) > len(ends):
             pieces.pop()
         pieces.append(text)
@@ -61,7 +61,7 @@ class GrowingText:
 
         Args:
             offset: characters from the beginning.
-            end: the offset to stop at; the present length when None or beyond it.
+            end: the offset to stop at; the present length when None or greater than it.
 
         Returns:
             The text between the two; empty if there is none.
@@ -84,11 +84,11 @@ class GrowingText:
         self.stored = length
 
     def _compact(self) -> None:
-        """Join the loose pieces; the old lists stay whole for who reads them this moment."""
+        """Join the loose pieces; the old lists stay whole for threads that are reading them."""
         pieces, ends = self._parts
         joined = "".join(pieces[self._joined :])
         kept = self._joined
-        # Pieces of like size are joined again, so that there are few of them however long it gets.
+        # Pieces of like size are joined again, so their number stays small in a long text.
         while kept and len(pieces[kept - 1]) <= len(joined) <= _JOINED_LENGTH:
             kept -= 1
             joined = pieces[kept] + joined

@@ -282,7 +282,7 @@ def settled(sessions: SessionManager) -> Hub:
     # Only the test looks.
     patrol.remove(hub)
     for _ in range(20):
-        hub.lookout.look()
+        hub.liveness.check()
     return hub
 
 
@@ -290,11 +290,11 @@ def test_a_quiet_file_is_not_read(statements: Any, sessions: SessionManager) -> 
     hub = settled(sessions)
     statements.take()
     for _ in range(5):
-        hub.lookout.look()
+        hub.liveness.check()
     assert statements.take() == []
     sessions.create_session("Not quiet")
     statements.take()
-    hub.lookout.look()
+    hub.liveness.check()
     assert len(statements.take()) == 1
 
 
@@ -302,7 +302,7 @@ def test_a_check_is_no_use_of_a_file(sessions: SessionManager) -> None:
     hub = settled(sessions)
     sessions.create_session("A use")
     used_at = hub.file.used_at
-    hub.lookout.look()
+    hub.liveness.check()
     assert hub.file.used_at == used_at
     assert hub.file.is_quiet
 
@@ -316,9 +316,9 @@ def test_a_check_does_not_notice_that_a_file_was_moved(
         away = ready_path.with_name("away.sqlite")
         ready_path.rename(away)
         os.utime(f"{ready_path}-wal")
-        hub.lookout.look()
+        hub.liveness.check()
         away.rename(ready_path)
-        hub.lookout.look()
+        hub.liveness.check()
         sessions.create_session("As ever")
 
 

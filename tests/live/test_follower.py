@@ -442,6 +442,6 @@ def test_a_watch_whose_first_reads_fail_leaves_nothing(
     reads_left = None
     sessions.update_turn(turn.id, input_tokens=7)
     # A response that is complete is watched no more.
-    assert mine.look() or (kind is ResponseTarget and not is_watched)
+    assert mine.refresh() or (kind is ResponseTarget and not is_watched)
     assert not mailbox.is_empty
     assert not is_watched or not other.is_empty

@@ -29,7 +29,7 @@ from mandrake_sessions.errors import (
     StorageFullError,
     TurnInterruptedError,
 )
-from mandrake_sessions.live.streaming import given_up
+from mandrake_sessions.live.streaming import lost_turns
 from mandrake_sessions.live.streaming.buffers import PendingChunk, TextBuffer, remainders_of
 from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.records.recovery import interrupt_turns_of
@@ -222,7 +222,7 @@ def test_a_turn_that_could_not_be_ended_at_closing_is_ended_at_the_next_opening(
         assert (turn.status, turn.content) == (TurnStatus.INTERRUPTED, "stored")
         # This one has no writer: its host may go on with it.
         assert sessions.get_turn(own.id).status is TurnStatus.STREAMING
-    assert writer.id not in given_up.of(given_up._by_owner)
+    assert writer.id not in lost_turns.of(lost_turns._by_owner)
 
 
 def test_turns_of_a_retired_file_are_ended_at_the_next_opening(path, pool):

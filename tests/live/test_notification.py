@@ -143,14 +143,14 @@ def test_backoff_polls_soon_then_rarely_then_no_more():
     while backoff.due is not None:
         now = backoff.due
         times.append(now - 100.0)
-        backoff.note_look(now, found=False)
+        backoff.note_refresh(now, found=False)
     assert times[0] == 0.0
     assert times[1] == pytest.approx(0.001)
     assert 5.0 < times[-1] < 10.0
     backoff.start(200.0)
-    backoff.note_look(200.0, found=False)
-    backoff.note_look(200.001, found=False)
-    backoff.note_look(200.003, found=True)
+    backoff.note_refresh(200.0, found=False)
+    backoff.note_refresh(200.001, found=False)
+    backoff.note_refresh(200.003, found=True)
     assert backoff.due == pytest.approx(200.004)
-    backoff.note_look(300.0, found=False)
+    backoff.note_refresh(300.0, found=False)
     assert backoff.due is not None

@@ -1,4 +1,4 @@
-"""The two texts of a turn that is streamed, and the chunk of them that is being stored."""
+"""The two texts of a streaming turn, and the chunk of them that is being stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TextBuffer:
     """One of the two texts of a turn.
 
     Attributes:
-        text: what was taken, for readers too.
+        text: the text so far, which readers share.
         size: its bytes in UTF-8.
         held: half a surrogate pair whose other half may come with the next piece.
         frozen: characters that are in a chunk, stored or not.
@@ -33,18 +33,18 @@ class TextBuffer:
         self._kept = (0, 0)
 
     def require_room(self, size: int) -> None:
-        """Refuse bytes that would make the text longer than a text can be."""
+        """Refuse a piece that would make the text longer than ``MAX_TEXT_BYTES``."""
         if self.size + size > MAX_TEXT_BYTES:
             raise InvalidArgumentError(
                 f"{self.name} must not be longer than {MAX_TEXT_BYTES} bytes."
             )
 
     def note_kept_so_far(self) -> None:
-        """Take note of where the text ends that is being stored behind somebody else's end."""
+        """Note where the text ends whose rest is being stored after the turn's end."""
         self._kept = (self.text.length, self.size)
 
     def note_kept(self) -> None:
-        """Note that it is stored."""
+        """Note that the text up to the noted place is stored."""
         self.frozen, self.stored_size = self._kept
         self.text.mark_stored(self.frozen)
 
@@ -61,7 +61,7 @@ class TextBuffer:
 
 
 class PendingChunk:
-    """A chunk that is stored, unchanged, as often as it takes."""
+    """A chunk that is stored unchanged, in as many attempts as that takes."""
 
     __slots__ = ("chunk", "content_end", "content_size", "raw_end", "raw_size", "size", "waiters")
 
@@ -84,12 +84,12 @@ class PendingChunk:
 def remainders_of(
     content: TextBuffer, raw: TextBuffer, frozen: PendingChunk | None
 ) -> list[Remainder]:
-    """Return what is not stored of two texts, by what may be stored before it."""
+    """Return the unstored rests of two texts, one for each state that the row may be in."""
     sizes = content.stored_size, raw.stored_size
     texts = content.text.since(content.text.stored), raw.text.since(raw.text.stored)
     found = [Remainder(*sizes, *texts)]
     if frozen is not None:
-        # An attempt whose outcome is not known may have stored it.
+        # An attempt with an unknown outcome may have stored it.
         found.append(
             Remainder(
                 sizes[0] + frozen.content_size,
@@ -98,7 +98,7 @@ def remainders_of(
                 raw.text.since(frozen.raw_end),
             )
         )
-    # The last one may be empty: then nothing is missing if that attempt has stored it.
+    # The last rest may be empty: nothing is missing if that attempt has stored the chunk.
     return found if any(texts) else []
 
 

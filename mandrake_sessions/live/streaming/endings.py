@@ -1,4 +1,4 @@
-"""How streams end: which of them together, and what becomes of text behind somebody else's end."""
+"""How streams end: how many in one transaction, and the text that comes after the turn's end."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ FATAL: Final = (
     ReadOnlyDatabaseError,
     ForkedPoolError,
 )
-"""After these nothing can be stored through the open file any more."""
+"""Errors after which nothing can be stored through the open file."""
 
 _LAST_ROUNDS: Final = 10
-"""How often what a writer took meanwhile is stored too, before it is refused more."""
+"""How often text that a writer has taken meanwhile is stored too, before it refuses more."""
 
 _FOLDED_AT_ONCE: Final = 1024 * 1024
 """Characters of the turns that end in one transaction: folding 4 MB took 40 ms, and others wait."""
 
 
 def ending_now(streams: Sequence[Stream]) -> list[Stream]:
-    """Return what ends now: at least one, and what is too much for one transaction later."""
+    """Return the streams that end now: at least one, and no more than fit one transaction."""
     ending: list[Stream] = []
     length = 0
     for stream in streams:
@@ -54,7 +54,7 @@ def ending_now(streams: Sequence[Stream]) -> list[Stream]:
 
 
 def ends_of(streams: Sequence[Stream]) -> list[Outcome[Turn]]:
-    """Ask for the end of streams, as interrupted where nobody has asked before."""
+    """Request the end of streams, as interrupted unless a caller has requested another end."""
     outcomes = []
     for stream in streams:
         outcome = stream.await_end()
@@ -64,7 +64,7 @@ def ends_of(streams: Sequence[Stream]) -> list[Outcome[Turn]]:
 
 
 def require_ended(ends: Sequence[Outcome[Turn]]) -> None:
-    """Raise what kept a turn from ending, unless another caller has ended or deleted it."""
+    """Raise the error that kept a turn from ending, unless another caller ended or deleted it."""
     for end in ends:
         failure = end.error
         if failure is not None and not isinstance(
@@ -74,14 +74,14 @@ def require_ended(ends: Sequence[Outcome[Turn]]) -> None:
 
 
 def keep_text(file: Database, stream: Stream, error: TurnInterruptedError) -> Turn | None:
-    """Store behind somebody else's end what the writer has taken, and then refuse more.
+    """Store the writer's text after another caller has ended the turn, then refuse more.
 
-    In this order: who is told that the turn has ended finds all of it there.
+    In this order: a caller that sees the turn as ended finds all its text stored.
 
     Args:
         file: the open file.
-        stream: whose turn somebody else has ended.
-        error: what it refuses more with.
+        stream: the stream whose turn another caller has ended.
+        error: the error that the writer raises for further text.
 
     Returns:
         The turn as it ended, if it could be read.
@@ -93,7 +93,7 @@ def keep_text(file: Database, stream: Stream, error: TurnInterruptedError) -> Tu
         if stream.refuse_if_kept(error, turn):
             return turn
     else:
-        # Its writer is faster than the disk.
+        # The writer is faster than the disk.
         stream.refuse(error)
         _keep_so_far(file, stream)
     stream.refuse(error)
@@ -115,7 +115,7 @@ def _keep_so_far(file: Database, stream: Stream) -> bool:
     unit = append_remainder(stream.turn.id, remainders, columns, now())
     try:
         is_kept = file.transact(unit, "flush", even_refused=True)
-    except Exception as error:  # noqa: BLE001  # the writer is told all the same
+    except Exception as error:  # noqa: BLE001  # the writer gets its error all the same
         get_logger(__name__).error(
             "stream_text_not_kept",
             path=str(file.path),

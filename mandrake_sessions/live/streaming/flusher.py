@@ -28,7 +28,7 @@ from mandrake_sessions.errors import (
     TurnInterruptedError,
     TurnNotFoundError,
 )
-from mandrake_sessions.live.streaming import given_up
+from mandrake_sessions.live.streaming import lost_turns
 from mandrake_sessions.live.streaming.endings import (
     FATAL,
     ending_now,
@@ -52,7 +52,7 @@ from mandrake_sessions.records.streaming import (
 from mandrake_sessions.records.turns import get_turn
 
 _FULL_DISK_PAUSE: Final = 1.0
-"""Seconds until storing is tried again when the disk was full."""
+"""Seconds until the next attempt after the disk was full."""
 
 _CLOSING_PAUSE: Final = 0.05
 """The longest time in seconds between two attempts to store while the file closes."""
@@ -71,14 +71,14 @@ class Flusher:
         self.texts = texts
         self._mutex = threading.Lock()
         self._streams: dict[str, Stream] = {}
-        # How many streams are just being begun: the thread is there before they are stored.
-        # Keys and not a number: what a signal has interrupted can be done again.
+        # The streams that are being begun: the thread runs before they are stored.
+        # Keys and not a counter: a step that a signal has interrupted can be repeated.
         self._beginnings: set[object] = set()
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._is_retired = False
-        # Held from the beginning; who releases it wakes the thread. Releasing takes no other lock,
-        # so a writer, a finalizer or a signal's handler may do it at any time.
+        # Held from the beginning; releasing it wakes the thread. That takes no other lock, so a
+        # writer, a finalizer or a signal's handler may do it at any time.
         self._wake = threading.Lock()
         self._wake.acquire()
         self._abandoned: deque[Stream] = deque()
@@ -90,7 +90,7 @@ class Flusher:
         """How many turns are being written."""
         return len(self._streams)
 
-    # -- the hosts' side --------------------------------------------------------------------
+    # -- called by hosts --------------------------------------------------------------------
 
     def begin(
         self,
@@ -101,19 +101,19 @@ class Flusher:
         timeout: float | None = None,
         **fields: Any,
     ) -> TurnWriter:
-        """Add a streaming turn to a response, and return what writes it.
+        """Add a streaming turn to a response, and return its writer.
 
         Args:
             response_id: the response.
-            holder: whose closing ends the stream.
-            id: the id the turn shall have, 1 to 255 characters; a new UUIDv7 when None.
+            holder: the manager; closing it ends the stream.
+            id: the id of the turn, 1 to 255 characters; a new UUIDv7 when None.
             timeout: seconds; None for the ``busy_timeout``.
-            fields: what ``records.streaming.start_stream`` takes.
+            fields: the other arguments of ``records.streaming.start_stream``.
 
         Raises:
             TurnAlreadyExistsError: the id or the index is taken.
-            ThreadStartError: no thread can be started that stores it; there is no such turn.
-            MandrakeSessionsError: what else ``create_turn`` raises.
+            ThreadStartError: no thread can be started to store the text; the turn is not made.
+            MandrakeSessionsError: any other error of ``create_turn``.
         """
         operation = "stream_turn"
         turn_id = arguments.fresh_id("id", id)
@@ -121,7 +121,7 @@ class Flusher:
         file = self._file
         file.require_no_lease(operation)
         if id is not None:
-            # The text is known to watchers before the turn is: it must not hide another one's.
+            # Watchers can read the text before the turn exists: it must not hide another text.
             with contextlib.suppress(TurnNotFoundError):
                 file.fetch(get_turn(turn_id), operation, timeout)
                 raise TurnAlreadyExistsError(turn_id)
@@ -131,7 +131,7 @@ class Flusher:
 
     @block
     def _thread_kept(self) -> Iterator[None]:
-        """Keep the thread for a block, at whose end it may have a stream to store."""
+        """Keep the thread running for a block, after which it may have a stream to store."""
         key = object()
         try:
             with self._mutex:
@@ -166,12 +166,12 @@ class Flusher:
             self._add(stream)
             return TurnWriter(stream, file, self.abandon)
         except BaseException as error:
-            # What a signal's handler raises, of whatever type, may come after the COMMIT.
+            # An exception from a signal's handler, of any type, may come after the COMMIT.
             is_undone = isinstance(error, MandrakeSessionsError) and not isinstance(
                 error, CommitOutcomeUnknownError
             )
             if begun and not is_undone:
-                # Perhaps it is stored: then nobody else would end it.
+                # It may be stored: then no other thread would end it.
                 self._add_abandoned(Stream(begun[-1], self, file.options, self.wake, text))
             elif self.texts.get(turn_id) is text:
                 del self.texts[turn_id]
@@ -184,30 +184,30 @@ class Flusher:
                 self._streams[stream.turn.id] = stream
                 self._start_thread()
         if is_closed:
-            # In the same moment: the next opening ends the turn.
-            self._give_up(stream, PoolClosedError(path=self._file.path))
+            # Closed in the same moment: the next opening ends the turn.
+            self._lose(stream, PoolClosedError(path=self._file.path))
 
     def _start_thread(self) -> None:
-        # One that never started, after Ctrl-C or for want of threads, is replaced.
+        # A thread that never started, after Ctrl-C or because the system has none, is replaced.
         if self._thread is None or self._thread.ident is None:
             self._thread = threading.Thread(target=self._run, name="mandrake-flusher", daemon=True)
             start(self._thread)
 
     def _add_abandoned(self, stream: Stream) -> None:
-        """Have a turn interrupted whose beginning failed, if it is there."""
+        """Interrupt the turn of a stream whose beginning failed, if the turn exists."""
         with self._mutex:
             stream = self._streams.get(stream.turn.id, stream)
-        # Also when it is there: perhaps the thread is not.
+        # Also if the stream exists: the thread may not.
         self._add(stream)
         self.abandon(stream)
 
     def wake(self) -> None:
-        """Have the thread look who has something; takes no time and no lock."""
+        """Have the thread check all streams; takes no lock and does not wait."""
         with contextlib.suppress(RuntimeError):
             self._wake.release()
 
     def abandon(self, stream: Stream) -> None:
-        """Have a turn interrupted whose writer was forgotten; a finalizer may call it."""
+        """Interrupt the turn of a writer that was dropped; a finalizer may call this."""
         self._abandoned.append(stream)
         self.wake()
 
@@ -215,15 +215,15 @@ class Flusher:
         """Store what a manager's writers hold, and end their turns as interrupted.
 
         Raises:
-            DatabaseBusyError: it took longer than the ``busy_timeout``; it is tried further.
-            DatabaseError: a turn could not be stored; it is tried further.
+            DatabaseBusyError: it took longer than the ``busy_timeout``; the thread keeps trying.
+            DatabaseError: a turn could not be stored; the thread keeps trying.
         """
         streams = [stream for stream in self._present() if stream.holder is holder]
         ends = ends_of(streams)
         try:
             self._file.require_no_lease("close")
         except ReentrantScopeError:
-            # They end when this thread gives its lease back.
+            # They end when this thread releases its lease.
             return
         budget = self._file.budget(None)
         if not wait_for_all(ends, budget.left()):
@@ -234,8 +234,8 @@ class Flusher:
         """Store what all writers hold, end their turns as interrupted, and end the thread.
 
         Args:
-            deadline: when it must be done (``time.monotonic``). What is not stored by then is lost
-                with the file; the next opener finds its turn interrupted.
+            deadline: when it must be done (``time.monotonic``). Text that is not stored by then is
+                lost with the file; the next opening ends its turn as interrupted.
         """
         with self._mutex:
             self._is_closed = True
@@ -246,13 +246,13 @@ class Flusher:
             if left <= 0:
                 break
             if any(end.error is not None for end in ends):
-                # It is tried again as long as there is time.
+                # The thread tries again as long as there is time.
                 time.sleep(min(left, self._file.options.flush_interval, _CLOSING_PAUSE))
         for stream in self._present():
             get_logger(__name__).error(
                 "stream_not_ended", path=str(self._file.path), turn_id=stream.turn.id
             )
-            self._give_up(stream, PoolClosedError(path=self._file.path))
+            self._lose(stream, PoolClosedError(path=self._file.path))
         self.wake()
         if thread is not None and thread.ident not in (None, threading.get_ident()):
             thread.join(max(0.0, deadline - monotonic()))
@@ -263,7 +263,7 @@ class Flusher:
         self.wake()
 
     def forget_after_fork(self) -> None:
-        """Let go of the parent's streams in a child; their writers raise there."""
+        """Drop the parent's streams in a child; their writers raise there."""
         error = ForkedPoolError(path=self._file.path)
         for stream in self._streams.values():
             stream.forget_after_fork(error)
@@ -287,7 +287,7 @@ class Flusher:
                 if self._thread is not threading.current_thread():
                     return
                 streams = list(self._streams.values())
-                # One that is begun while the file closes is given up.
+                # A stream that is begun while the file closes is lost.
                 if not streams and (self._is_closed or not self._beginnings):
                     self._thread = None
                     return
@@ -301,7 +301,7 @@ class Flusher:
                 continue
             try:
                 self._flush(streams)
-            except Exception as error:  # noqa: BLE001  # the text is still here, so it goes on
+            except Exception as error:  # noqa: BLE001  # the text is still held, so it is retried
                 get_logger(__name__).exception("stream_flush_broken")
                 self._note_failure(set(streams), error)
 
@@ -318,7 +318,7 @@ class Flusher:
                 stream.await_end()
 
     def _flush(self, streams: Sequence[Stream]) -> None:
-        """Store, in one transaction, what every stream has, and end those that are to end."""
+        """Store the new text of every stream in one transaction, and end those that shall end."""
         ending = ending_now(streams)
         chunks = [
             (each, chunk)
@@ -334,7 +334,7 @@ class Flusher:
         except FATAL as error:
             self._lose_all(streams, error)
             return
-        except Exception as error:  # noqa: BLE001  # whatever it is, the text is still here
+        except Exception as error:  # noqa: BLE001  # of any kind; the text is still held
             self._note_failure({*ending, *(each for each, _ in chunks)}, error)
             return
         self._has_failed = False
@@ -357,7 +357,7 @@ class Flusher:
         if owner is None:
             raise PoolClosedError(path=self._file.path)
         unit = store_streams(owner, chunks, endings)
-        # What was taken before the pool began to close is stored while it closes.
+        # Text that was taken before the pool began to close is stored while it closes.
         return self._file.transact(unit, "flush", delegable=True, even_refused=True)
 
     def _note_failure(self, streams: set[Stream], error: Exception) -> None:
@@ -374,7 +374,7 @@ class Flusher:
             stream.note_failure(error)
 
     def _note_lost(self, stream: Stream, failure: Exception) -> None:
-        """Give up one stream: its turn was ended or deleted by somebody else."""
+        """Drop one stream after its turn was ended or deleted by another caller."""
         if not isinstance(failure, TurnInterruptedError | TurnNotFoundError):
             self._note_failure({stream}, failure)
             return
@@ -392,11 +392,11 @@ class Flusher:
             turn_ids=[stream.turn.id for stream in streams],
         )
         for stream in streams:
-            self._give_up(stream, error)
+            self._lose(stream, error)
 
-    def _give_up(self, stream: Stream, error: BaseException) -> None:
+    def _lose(self, stream: Stream, error: BaseException) -> None:
         """Lose a stream whose end cannot be stored through this open file."""
-        given_up.add(self._file.owner, stream.turn.id)
+        lost_turns.add(self._file.owner, stream.turn.id)
         self._drop(stream)
         stream.lose(error)
 

@@ -1,7 +1,7 @@
-"""What comes of a flush or an end, for those who wait for it in threads and event loops.
+"""The outcome of a flush or of an end, which threads and event loops wait for.
 
-No ``concurrent.futures.Future``: Ctrl-C in a thread that waits for one can leave its lock held, and
-the flusher would wait for that, with every stream of the file.
+It is no ``concurrent.futures.Future``: Ctrl-C in a thread that waits for one can leave its lock
+held. The flusher would wait for that lock, with every stream of the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Outcome(Generic[T]):
-    """What comes of it, once that is known."""
+    """A result or an error that becomes known once."""
 
     __slots__ = ("_callbacks", "_error", "_gate", "_value")
 
@@ -32,59 +32,59 @@ class Outcome(Generic[T]):
 
     @property
     def is_known(self) -> bool:
-        """Whether it is known."""
+        """Whether the result or the error is known."""
         return self._gate.is_set()
 
     def settle(self, value: T) -> None:
-        """Give those who wait a result."""
+        """Give the waiting callers a result."""
         if not self.is_known:
             self._value = value
-            self._tell()
+            self._notify()
 
     def fail(self, error: BaseException) -> None:
-        """Give those who wait an error of their own."""
+        """Give the waiting callers a copy of the error."""
         if not self.is_known:
             self._error = copy.copy(error)
-            self._tell()
+            self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._gate.set()
         while self._callbacks:
-            # Of two threads that are at it, one calls each.
+            # Two threads may be in this loop: each callback is called by one of them.
             with contextlib.suppress(IndexError):
                 self._callbacks.pop()()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is known; return whether it is."""
+        """Wait until the outcome is known; return whether it is."""
         return self._gate.wait(timeout)
 
     def call_when_known(self, callback: Callable[[], object]) -> None:
-        """Have something called when it is known, which must be quick and not raise."""
+        """Have a callback called once the outcome is known; it must be quick and must not raise."""
         self._callbacks.append(callback)
         if self.is_known:
-            self._tell()
+            self._notify()
 
     @property
     def error(self) -> BaseException | None:
-        """What went wrong, None if nothing did or nothing is known yet."""
+        """The error; None if there is none, or if nothing is known yet."""
         return self._error
 
     def value(self) -> T:
-        """Return the result, or raise the error; it is known."""
+        """Return the result, or raise the error; the outcome must be known."""
         if self._error is not None:
             raise self._error
         return cast("T", self._value)
 
     def future(self) -> Future[T]:
-        """Return a future that has it, for hosts that know such ones."""
+        """Return a ``concurrent.futures.Future`` with the same outcome, for hosts that use them."""
         future: Future[T] = Future()
 
         def pass_on() -> None:
             try:
-                # In a thread of its own: see above.
+                # In another thread, for the reason given at the top of this module.
                 start_new_thread(_pass_on, (self, future))
             except RuntimeError:
-                # There can be no more.
+                # The system has no thread left.
                 _pass_on(self, future)
 
         self.call_when_known(pass_on)
@@ -102,20 +102,20 @@ def _pass_on(outcome: Outcome[Any], future: Future[Any]) -> None:
 
 
 def wait_for_all(outcomes: Sequence[Outcome[Any]], seconds: float) -> bool:
-    """Wait until all are known; return whether they are."""
+    """Wait until all outcomes are known; return whether they are."""
     until = monotonic() + seconds
-    # Each of them: one that is late says nothing of the others.
+    # Each gets its own wait: one that is late says nothing about the others.
     known = [each.wait(max(0.0, until - monotonic())) for each in outcomes]
     return all(known)
 
 
 def settle(waiters: Sequence[Outcome[Any]], result: Any) -> None:
-    """Give those who wait a result."""
+    """Give all waiting callers a result."""
     for outcome in waiters:
         outcome.settle(result)
 
 
 def fail(waiters: Sequence[Outcome[Any]], error: BaseException) -> None:
-    """Give each of those who wait an error of its own."""
+    """Give each waiting caller its own copy of an error."""
     for outcome in waiters:
         outcome.fail(error)

@@ -1,4 +1,4 @@
-"""What a turn that is streamed stores beside its texts: figures and tool calls."""
+"""The fields of a streaming turn other than its texts: figures and tool calls."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from mandrake_sessions.live.streaming.tool_calls import ToolCallList
 
 
 class PendingFields:
-    """The columns of a turn that its writer has set, and which of them are still to be stored.
+    """The columns of a turn that its writer has set, and which of them are not stored yet.
 
-    Whoever calls it sees to it that only one thread does at a time.
+    The caller ensures that only one thread uses it at a time.
 
     Attributes:
-        calls: the tool calls; ``note_calls`` says that they changed.
+        calls: the tool calls; ``note_calls`` marks them as changed.
     """
 
     __slots__ = ("_figures", "_has_new_calls", "calls")
@@ -26,11 +26,11 @@ class PendingFields:
 
     @property
     def has_new(self) -> bool:
-        """Whether something was set since it was last taken."""
+        """Whether a field was set since the last ``take``."""
         return bool(self._figures) or self._has_new_calls
 
     def set_figures(self, figures: Mapping[str, Any]) -> None:
-        """Set columns, as they are stored."""
+        """Set columns to values in their stored form."""
         self._figures |= figures
 
     def note_calls(self) -> None:
@@ -38,7 +38,7 @@ class PendingFields:
         self._has_new_calls = True
 
     def take(self) -> dict[str, Any]:
-        """Return what is new, for a turn that goes on."""
+        """Return the new fields of a turn that continues."""
         taken, self._figures = self._figures, {}
         if self._has_new_calls:
             self._has_new_calls = False
@@ -46,8 +46,8 @@ class PendingFields:
         return taken
 
     def take_last(self) -> dict[str, Any]:
-        """Return what is new for a turn that ends, and all tool calls as they are at the end."""
-        # Also when nothing is new: a call without a result is marked.
+        """Return the new fields of a turn that ends, with all tool calls in their final form."""
+        # Also if no field is new: a call without a result is marked.
         self._has_new_calls = len(self.calls) > 0
         taken = self.take()
         if "tool_calls" in taken:
@@ -55,10 +55,10 @@ class PendingFields:
         return taken
 
     def take_unstored(self, *unsure: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what is new for a turn that somebody else has ended.
+        """Return the fields that a turn lacks after another caller has ended it.
 
         Args:
-            unsure: taken before, and perhaps not stored.
+            unsure: fields that were taken before and may not be stored.
         """
         unstored: dict[str, Any] = {}
         for taken in (*unsure, self.take()):

@@ -1,9 +1,9 @@
-"""One turn being streamed: what its writer has given, and what of it is stored.
+"""One streaming turn: the text that its writer has given, and how much of it is stored.
 
-Writers and the flusher meet here, under a mutex that is held for microseconds. Text goes one way::
+Writer and flusher share it under a mutex that is held for microseconds. Text goes one way::
 
     write() ─ fresh ─ frozen in a chunk ─ stored
-                          └── tried again, unchanged, until it is known to be stored
+                          └── retried, unchanged, until it is known to be stored
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from mandrake_sessions.options import DatabaseOptions
 from mandrake_sessions.records.streaming import FIRST_SEQ, Chunk, Ending, Remainder
 
 _GIVE_WAY: Final = 0.002
-"""Seconds for which a thread that is far ahead of the flusher lets others run."""
+"""Seconds for which a thread that is far ahead of the flusher lets other threads run."""
 
 _FAR_AHEAD: Final = 1_000
-"""Pieces between two times of giving way: 99.9 % of the calls must be quick."""
+"""Pieces between two such pauses: 99.9 % of the calls must be quick."""
 
 
 class StreamState(enum.Enum):
-    """Where a stream stands; it moves down only."""
+    """The state of a stream; it only moves down this list."""
 
     OPEN = "open"
     ENDING = "ending"
@@ -58,20 +58,20 @@ class StreamState(enum.Enum):
 
 
 class Stream:
-    """What a TurnWriter holds, shared with the flusher.
+    """The text that a TurnWriter holds, shared with the flusher.
 
     Args:
-        turn: the turn as it was stored at the beginning.
-        holder: the manager whose end ends it.
+        turn: the turn as stored at the beginning.
+        holder: the manager; closing it ends the stream.
         options: of the database.
         wake: wakes the flusher; takes no lock.
         text: the content, empty so far.
 
     Attributes:
-        turn: as of the beginning, or of the end once that is stored.
+        turn: the turn as begun; once its end is stored, as ended.
         state: changed under the mutex only.
-        due_at: when the flusher must look at it (``time.monotonic``); never if infinite.
-        is_awaited: whether somebody waits for what the flusher does next.
+        due_at: when the flusher must handle it (``time.monotonic``); infinite for never.
+        is_awaited: whether a caller waits for the flusher's next step.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class Stream:
         self._options = options
         self._wake = wake
         self._mutex = threading.RLock()
-        # Bound once: it is asked for every piece.
+        # Bound once: it is called for every piece.
         self._is_owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]
         self._refusal: BaseException | None = None
         self._next_seq = FIRST_SEQ
         self._fresh_size = 0
-        # Below this the hot path has nothing to look at; 0 is always.
+        # The hot path needs no check below this size; 0 checks every piece.
         self._notice_at: float = 1
         self._pending: PendingChunk | None = None
         self._fields = PendingFields()
@@ -106,7 +106,7 @@ class Stream:
         self._ending: Ending | None = None
         self._end_waiters: list[Outcome[Turn]] = []
 
-    # -- the writer's side ------------------------------------------------------------------
+    # -- called by the writer ---------------------------------------------------------------
 
     def take(self, buffer: TextBuffer, piece: str) -> None:
         """Add a piece of text; never waits for the file."""
@@ -129,16 +129,16 @@ class Stream:
             self._fresh_size = fresh_size
             buffer.text.append(piece)
         if is_far_ahead and not runs_event_loop():
-            # Every time the flusher comes back from SQLite it must get the interpreter again, and
-            # threads that never wait give it away every 5 ms only, each to any of the others.
+            # After each call of SQLite the flusher must get the interpreter again. Threads that
+            # never wait release it every 5 ms only, each to any of the others.
             time.sleep(_GIVE_WAY)
 
     def _notice(self, buffer: TextBuffer, size: int, fresh_size: int) -> bool:
-        """Refuse a piece, or have the flusher look; return whether the writer is far ahead."""
+        """Refuse a piece, or wake the flusher; return whether the writer is far ahead."""
         self._require_open()
         frozen_size = 0 if self._pending is None else self._pending.size
         held_size = self._fresh_size + frozen_size
-        # A piece that is larger than the limit by itself can only be taken when nothing else is.
+        # A piece larger than the limit can only be taken while nothing else is held.
         if held_size and held_size + size > self._options.max_buffered_bytes:
             raise StreamBackpressureError
         buffer.require_room(size)
@@ -146,7 +146,7 @@ class Stream:
         is_far_ahead = is_much and self.due_at <= 0
         if is_much:
             self.due_at = 0.0
-            # Each time: Ctrl-C may have come before the last one.
+            # Each time: Ctrl-C may have come before the last wake-up.
             self._wake()
         elif self.due_at == inf:
             self._make_due(monotonic() + self._options.flush_interval)
@@ -186,7 +186,7 @@ class Stream:
         self._make_due(monotonic() + self._options.flush_interval)
 
     def set_fields(self, fields: Mapping[str, Any]) -> None:
-        """Note columns that are to be stored, as they are stored."""
+        """Set columns to values in their stored form."""
         with self._mutex:
             self._require_open()
             if fields:
@@ -194,7 +194,7 @@ class Stream:
                 self._make_due(monotonic() + self._options.flush_interval)
 
     def ask_for_flush(self) -> Outcome[None]:
-        """Have everything stored that was taken before."""
+        """Request that everything taken so far is stored."""
         outcome: Outcome[None] = Outcome()
         with self._mutex:
             self._require_open()
@@ -206,12 +206,12 @@ class Stream:
         return outcome
 
     def ask_for_end(self, status: TurnStatus, error_message: str | None = None) -> Outcome[Turn]:
-        """Have the turn ended; asked once more for the same end, wait for it or return it again."""
+        """Request the end of the turn; the same request again waits, or returns the ended turn."""
         outcome: Outcome[Turn] = Outcome()
         with self._mutex:
             is_same = self._end == (status, error_message) and self._refusal is None
             if self.state is StreamState.ENDED and is_same:
-                # Who asks again after an error cannot know that it was stored meanwhile.
+                # A caller that repeats this after an error cannot know that it was stored since.
                 outcome.settle(self.turn)
                 return outcome
             if self.state is not StreamState.ENDING or not is_same:
@@ -221,14 +221,14 @@ class Stream:
         return outcome
 
     def await_end(self) -> Outcome[Turn] | None:
-        """Have the turn interrupted if nobody has asked for its end; None if it is over."""
+        """Request the end as interrupted, if no end is requested; None if the stream is over."""
         outcome: Outcome[Turn] = Outcome()
         with self._mutex:
             if self.state in (StreamState.ENDED, StreamState.LOST):
                 return None
             if self.state is StreamState.OPEN:
                 self._begin_end(TurnStatus.INTERRUPTED, None)
-                # Its writer has not asked for that, and is told.
+                # The writer has not requested this, so its next call raises the reason.
                 self._refusal = TurnInterruptedError(
                     "The stream was closed with its manager, its pool or its writer; "
                     "its turn is interrupted and its text is kept."
@@ -248,7 +248,7 @@ class Stream:
 
     @property
     def unstored_text(self) -> str:
-        """What was taken of ``content`` and is not known to be stored."""
+        """The part of ``content`` that is not known to be stored."""
         return self.content.text.since(self.content.text.stored)
 
     def _require_open(self) -> None:
@@ -271,13 +271,13 @@ class Stream:
             and not self._fields.has_new
         )
 
-    # -- the flusher's side -----------------------------------------------------------------
+    # -- called by the flusher --------------------------------------------------------------
 
     def next_chunk(self, *, ends_now: bool) -> Chunk | None:
-        """Return what is to be stored: the chunk that was not acknowledged yet, or a new one.
+        """Return the chunk to store: the one without an acknowledgement, or a new one.
 
         Args:
-            ends_now: whether ``next_ending`` takes what is new.
+            ends_now: whether ``next_ending`` takes the new text.
         """
         with self._mutex:
             self.is_awaited = False
@@ -313,7 +313,7 @@ class Stream:
         return chunk
 
     def next_ending(self) -> Ending:
-        """Return how the turn is to end, behind the chunk; the same each time."""
+        """Return how the turn is to end, behind the chunk; the same in each attempt."""
         with self._mutex:
             if self._ending is None:
                 self._ending = self._final()
@@ -362,14 +362,14 @@ class Stream:
         settle(end_waiters, turn)
 
     def note_failure(self, error: BaseException) -> None:
-        """Tell those who wait that it was not stored this time; it is tried again."""
+        """Give the waiting callers the error of this attempt; the flusher tries again."""
         with self._mutex:
             self.due_at = 0.0
             flush_waiters, end_waiters = self._take_waiters()
         fail([*flush_waiters, *end_waiters], error)
 
     def refuse(self, error: BaseException) -> None:
-        """Take nothing more: the turn cannot be written any more."""
+        """Take no more text: the turn cannot be written any more."""
         with self._mutex:
             self._refuse(error)
 
@@ -380,17 +380,17 @@ class Stream:
         self.due_at = inf
 
     def unstored(self) -> tuple[list[Remainder], dict[str, Any]]:
-        """Return what a turn that somebody else has ended has not got.
+        """Return what a turn lacks after another caller has ended it.
 
         Returns:
-            Its texts, by what it may have got of them, and other columns.
+            The rests of its texts, one for each state its row may be in, and other columns.
         """
         with self._mutex:
             for buffer in (self.content, self.raw):
                 buffer.note_kept_so_far()
             unsure = {} if self._pending is None else self._pending.chunk.fields
             last = {} if self._ending is None else {**self._ending.fields}
-            # How it ended is told by who has ended it.
+            # The caller that has ended the turn gives its error message.
             last.pop("error_message", None)
             columns = self._fields.take_unstored(unsure, last)
             return remainders_of(self.content, self.raw, self._pending), columns
@@ -405,27 +405,27 @@ class Stream:
                 buffer.note_kept()
 
     def refuse_if_kept(self, error: BaseException, turn: Turn | None) -> bool:
-        """Take nothing more, if everything that was taken is stored; return whether it is.
+        """Take no more text if all that was taken is stored; return whether it is.
 
         Args:
-            error: what more is refused with.
-            turn: as it is stored, if it could be read.
+            error: the error that the writer raises for further text.
+            turn: the turn as stored, if it could be read.
         """
         with self._mutex:
             is_kept = all(each.text.stored == each.text.length for each in (self.content, self.raw))
             if not is_kept or self._fields.has_new:
                 return False
-            # In this order: who is refused, or asks whether it is over, finds the turn there.
+            # In this order: a caller that is refused, or reads `is_finished`, finds the turn there.
             self.turn = turn or self.turn
             self._refuse(error)
             return True
 
     def lose(self, error: BaseException, turn: Turn | None = None) -> None:
-        """Give up; who waits gets the error, and so does who comes.
+        """Lose the stream; callers that wait get the error, and so do later calls.
 
         Args:
-            error: why.
-            turn: as somebody else has ended it.
+            error: the reason.
+            turn: the turn as another caller has ended it.
         """
         self.refuse(error)
         with self._mutex:
@@ -434,7 +434,7 @@ class Stream:
         fail([*flush_waiters, *end_waiters], error)
 
     def forget_after_fork(self, error: BaseException) -> None:
-        """Refuse everything in a forked child, whoever held the mutex in the parent."""
+        """Refuse everything in a forked child; the mutex may be held by a thread of the parent."""
         self._mutex = threading.RLock()
         self._is_owned = self._mutex._is_owned  # type: ignore[attr-defined]
         self._flush_waiters, self._end_waiters = [], []

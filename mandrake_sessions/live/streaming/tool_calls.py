@@ -1,4 +1,4 @@
-"""The tool calls of a turn that is streamed, each kept together with its result."""
+"""The tool calls of a streaming turn, each with its result."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mandrake_sessions.log import get_logger
 
 _MOST_LOGGED: Final = 10
 _WITHOUT_ROOM: Final = 1_000
-"""Bytes that are kept of a value for which a turn has no room."""
+"""Bytes kept of a value when the turn has no room for all of it."""
 
 
 class PendingToolCall:
-    """A tool call whose result is still to come, from whichever thread.
+    """A tool call without a result so far; any thread may give it.
 
     Attributes:
-        call: what is called, as it is stored.
-        changes: what was changed in it so that it can be stored.
+        call: the call as it is stored.
+        changes: the changes that made it storable.
     """
 
     __slots__ = ("_answer", "call", "changes")
@@ -39,21 +39,21 @@ class PendingToolCall:
     def set_result(self, value: Any, *, strict: bool = False) -> tuple[ValueChange, ...]:
         """Give the call its result; it is stored with the next flush.
 
-        A tool that has run may not be run again, so its result is stored whatever it is: what JSON
-        does not have is changed as ``storable`` does it.
+        A tool that has run may not be run again, so its result is always stored: values that JSON
+        lacks are changed as ``storable`` does it.
 
         Args:
             value: anything; None is a result too.
-            strict: whether a value that would have to be changed is refused.
+            strict: whether to refuse a value that would have to be changed.
 
         Returns:
-            What was changed so that it can be stored; mostly nothing.
+            The changes that made it storable; mostly none.
 
         Raises:
-            InvalidArgumentError: the call has its result; or, if ``strict``, the value is no JSON
-                value or too long, and the error says where in it.
+            InvalidArgumentError: the call has its result already; or, if ``strict``, the value is
+                no JSON value or too long, and the error says where in it.
             TurnFinishedError: the turn has ended; the call is marked as interrupted there.
-            TurnInterruptedError: somebody else has ended the turn.
+            TurnInterruptedError: another caller has ended the turn.
         """
         return self._answer(value, arguments.flag("strict", strict))
 
@@ -66,7 +66,7 @@ class Value(NamedTuple):
     changes: tuple[ValueChange, ...]
 
     def log_changes(self, name: str, turn_id: str) -> None:
-        """Log what was changed, if something was: where and how, and nothing of the value."""
+        """Log the changes, if there are any: where and how, and nothing of the value."""
         if self.changes:
             get_logger(__name__).info(
                 "value_changed",
@@ -78,7 +78,7 @@ class Value(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """A call of the list as JSON: itself, and its result, if it has one."""
+    """One call as JSON: itself, and its result if it has one."""
 
     call: str
     result: str | None = None
@@ -91,13 +91,13 @@ class _Entry(NamedTuple):
 
 
 class ToolCallList:
-    """The calls of one turn as JSON text, so that nothing is looked through twice.
+    """The calls of one turn as JSON text, so that no value is converted twice.
 
-    Whoever calls it sees to it that only one thread does at a time.
+    The caller ensures that only one thread uses it at a time.
     """
 
     def __init__(self) -> None:
-        # One list, which changes in one step: Ctrl-C finds it before or after.
+        # One list that changes in one step: Ctrl-C comes before or after it.
         self._entries: list[_Entry] = []
         self._length = len("[]")
 
@@ -130,7 +130,7 @@ class ToolCallList:
         self._entries[place] = answered
 
     def fitting(self, value: Value) -> Value:
-        """Return a value, or its beginning where there is no room for all of it."""
+        """Return a value, or its beginning if there is no room for all of it."""
         if len(value.text) <= MAX_TEXT_BYTES - self._length - _WITHOUT_ROOM:
             return value
         kept, text = converted(value.plain, VALUE_DEPTH, _WITHOUT_ROOM)
@@ -145,7 +145,7 @@ class ToolCallList:
         return f"[{','.join([entry.text(_MARK) for entry in self._entries])}]"
 
     def _require_room(self, more: int) -> None:
-        # Characters that are no ASCII have more bytes; SQLite's own limit is four times this one.
+        # Characters outside ASCII have more bytes; SQLite's own limit is four times this one.
         if self._length + more > MAX_TEXT_BYTES:
             raise InvalidArgumentError(f"tool_calls must have at most {MAX_TEXT_BYTES} bytes.")
         self._length += more
@@ -158,9 +158,9 @@ def value_of(name: str, given: Any, *, strict: bool) -> Value:
     """Return a call or a result as it is stored.
 
     Args:
-        name: which of both, for the error.
-        given: what the host has given.
-        strict: whether a value that would have to be changed is refused.
+        name: `call` or `result`, for the error.
+        given: the host's value.
+        strict: whether to refuse a value that would have to be changed.
 
     Raises:
         InvalidArgumentError: it is refused.

@@ -1,4 +1,4 @@
-"""The writer of one streaming turn: takes its text token by token, and ends it."""
+"""The writer of one streaming turn: takes its text token by token, and ends the turn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LONGEST_MESSAGE: Final = 10_000
 """Characters of an exception's text that are stored."""
 
 _GRACE: Final = 1.0
-"""Seconds by which waiting is longer than what the file itself may take."""
+"""Seconds that a caller waits longer than the file's own deadline."""
 
 
 class TurnWriter(Resource):
@@ -37,10 +37,11 @@ class TurnWriter(Resource):
 
     As a context manager it ends the turn when the block ends: ``completed``; or ``error`` with the
     exception's type and message; or ``interrupted`` for a cancellation, ``KeyboardInterrupt`` and
-    ``SystemExit``. The exception goes on. A block that has ended the turn itself is left alone.
+    ``SystemExit``. The exception goes on. If the block has ended the turn itself, its exit changes
+    nothing.
 
     Text is stored in the background, at most ``flush_interval`` after it came or when there are
-    ``flush_bytes`` of it. A writer that is forgotten without an end has its turn interrupted.
+    ``flush_bytes`` of it. The turn of a writer that is dropped without an end is interrupted.
     """
 
     def __init__(self, stream: Stream, file: Database, abandon: Callable[[Stream], None]) -> None:
@@ -71,19 +72,19 @@ class TurnWriter(Resource):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the turn has ended, by this writer or by somebody else."""
+        """Whether the turn has ended, by this writer or by another caller."""
         return self._stream.state in (StreamState.ENDED, StreamState.LOST)
 
     @property
     def unstored_text(self) -> str:
-        """The end of the text that is not stored; after a failure, what was lost."""
+        """The end of the text that is not stored; after a failure, the text that was lost."""
         return self._stream.unstored_text
 
     def seconds_to_wait(self, timeout: float | None = None) -> float:
-        """Return for how long ``flush`` and the ends wait; asked before they ask for anything.
+        """Return how long ``flush`` and the ends wait; to be called before they request anything.
 
         Raises:
-            InvalidArgumentError: ``timeout`` is no such time.
+            InvalidArgumentError: ``timeout`` is not such a time.
         """
         if timeout is not None:
             return arguments.seconds("timeout", timeout)
@@ -91,21 +92,21 @@ class TurnWriter(Resource):
 
     @property
     def is_ended_by_host(self) -> bool:
-        """Whether its end was asked for, by whichever method; a block leaves it alone then."""
+        """Whether the host has requested the end, by any method; the block's exit then does not."""
         return self._is_ended_by_host
 
-    # -- what the model says ----------------------------------------------------------------
+    # -- text of the model ------------------------------------------------------------------
 
     def write(self, text: str) -> None:
         """Add text to ``content``; never waits for the file.
 
         A surrogate pair that is split between two calls is joined; half a pair becomes U+FFFD. A
-        thread that is a thousand pieces ahead of what is stored gives way to others for 2 ms,
-        unless it runs an event loop.
+        thread that is a thousand pieces ahead of the flusher pauses for 2 ms, so that others
+        run, unless it runs an event loop.
 
         Args:
-            text: any length. What is longer than ``max_buffered_bytes`` is taken while nothing
-                else waits to be stored.
+            text: any length. Text longer than ``max_buffered_bytes`` is taken while no other text
+                waits to be stored.
 
         Raises:
             InvalidArgumentError: it is not a string, or the turn would be longer than a text can
@@ -113,9 +114,9 @@ class TurnWriter(Resource):
             StreamBackpressureError: more than ``max_buffered_bytes`` wait to be stored; nothing of
                 this call was taken, everything before it is kept.
             TurnFinishedError: the turn was ended here.
-            TurnInterruptedError: somebody else has ended the turn.
+            TurnInterruptedError: another caller has ended the turn.
             TurnNotFoundError: the turn was deleted.
-            DatabaseError: why the file cannot be written any more.
+            DatabaseError: the reason why the file cannot be written any more.
         """
         self._stream.take(self._stream.content, text)
 
@@ -124,18 +125,18 @@ class TurnWriter(Resource):
         self._stream.take(self._stream.raw, text)
 
     def tool_call(self, call: Any, *, strict: bool = False) -> PendingToolCall:
-        """Add a tool call to the turn; its result comes by ``set_result`` of what is returned.
+        """Add a tool call to the turn; ``set_result`` of the returned object gives its result.
 
         Args:
-            call: what is called; what JSON does not have is changed as ``storable`` does it.
-            strict: whether a value that would have to be changed is refused.
+            call: the call as JSON data; values that JSON lacks are changed as ``storable`` does it.
+            strict: whether to refuse a value that would have to be changed.
 
         Returns:
-            The call, waiting for its result. If the turn ends before, it is marked as interrupted.
+            The call, waiting for its result. If the turn ends first, it is marked as interrupted.
 
         Raises:
-            InvalidArgumentError: it is no JSON value, if ``strict``; the error says where in it.
-            TurnFinishedError: and what else ``write`` raises.
+            InvalidArgumentError: ``strict`` is true and it is no JSON value; the error says where.
+            TurnFinishedError: the turn has ended; other errors as ``write``.
         """
         return self._stream.add_call(call, strict=arguments.flag("strict", strict))
 
@@ -167,7 +168,7 @@ class TurnWriter(Resource):
 
         Raises:
             InvalidArgumentError: an argument has the wrong type or is out of range.
-            TurnFinishedError: and what else ``write`` raises.
+            TurnFinishedError: the turn has ended; other errors as ``write``.
         """
         given = {
             "current_tokens": current_tokens,
@@ -196,9 +197,9 @@ class TurnWriter(Resource):
             timeout: seconds; None for the ``busy_timeout`` and a second.
 
         Raises:
-            DatabaseBusyError: it took longer; it is tried further.
-            DatabaseError: it could not be stored this time; it is tried further.
-            TurnInterruptedError: somebody else has ended the turn.
+            DatabaseBusyError: it took longer; storing goes on in the background.
+            DatabaseError: this attempt failed; the next one follows in the background.
+            TurnInterruptedError: another caller has ended the turn.
         """
         refuse_unforeseen("flush")
         seconds = self.seconds_to_wait(timeout)
@@ -207,9 +208,9 @@ class TurnWriter(Resource):
     def complete(self, timeout: float | None = None) -> Turn:
         """End the turn as ``completed``.
 
-        When it cannot be stored now, the error is raised and it is tried further in the background:
-        no turn of a living process stays streaming. Calling it again waits again, or returns the
-        turn if it was stored meanwhile.
+        If the end cannot be stored now, the error is raised and further attempts follow in the
+        background: no turn of a living process stays streaming. A second call waits again, or
+        returns the turn if it was stored meanwhile.
 
         Args:
             timeout: seconds; None for the ``busy_timeout`` and a second.
@@ -219,9 +220,9 @@ class TurnWriter(Resource):
 
         Raises:
             DatabaseBusyError: it took longer.
-            DatabaseError: it could not be stored this time.
-            TurnFinishedError: the turn has ended otherwise.
-            TurnInterruptedError: somebody else has ended the turn.
+            DatabaseError: this attempt to store it failed.
+            TurnFinishedError: the turn has ended in another way.
+            TurnInterruptedError: another caller has ended the turn.
             TurnNotFoundError: the turn was deleted.
         """
         return self._finish(TurnStatus.COMPLETED, None, timeout)
@@ -230,7 +231,7 @@ class TurnWriter(Resource):
         """End the turn as ``error``; otherwise as ``complete``.
 
         Args:
-            error: what went wrong; an exception is stored with its type and message.
+            error: the failure; an exception is stored with its type and message.
             timeout: seconds; None for the ``busy_timeout`` and a second.
         """
         return self._finish(TurnStatus.ERROR, message_of(error), timeout)
@@ -238,8 +239,8 @@ class TurnWriter(Resource):
     def interrupt(self, timeout: float | None = None) -> Turn:
         """End the turn as ``interrupted``; otherwise as ``complete``.
 
-        In a finalizer, and in a signal's handler that came in the midst of a call, it does not
-        wait: the turn ends in the background and is returned as it is.
+        It does not wait when a finalizer calls it, or a signal's handler that has interrupted a
+        call of this library: then the turn ends in the background and is returned as it is.
 
         Args:
             timeout: seconds; None for the ``busy_timeout`` and a second.
@@ -247,10 +248,11 @@ class TurnWriter(Resource):
         return self._finish(TurnStatus.INTERRUPTED, None, timeout)
 
     def begin_flush(self) -> Future[None]:
-        """Do what ``flush`` does without waiting; the future has its outcome.
+        """Start a ``flush`` without waiting; the future has its outcome.
 
         Raises:
-            TurnFinishedError: and what else ``write`` raises; errors of storing are the future's.
+            TurnFinishedError: the turn has ended; other errors as ``write``. The future has the
+                errors of storing.
         """
         return self.ask_for_flush().future()
 
@@ -261,24 +263,24 @@ class TurnWriter(Resource):
 
         Args:
             status: how it ends.
-            error: what went wrong; an exception is stored with its type and message.
+            error: the failure; an exception is stored with its type and message.
 
         Raises:
-            InvalidArgumentError: ``status`` is none that ends a turn, or ``error`` is no error.
-            TurnFinishedError: the turn has ended otherwise.
-            TurnInterruptedError: somebody else has ended the turn; what else is in the way of its
-                end is the future's error.
+            InvalidArgumentError: ``status`` does not end a turn, or ``error`` is no error.
+            TurnFinishedError: the turn has ended in another way.
+            TurnInterruptedError: another caller has ended the turn. The future has the errors of
+                storing.
         """
         return self.ask_for_end(status, error).future()
 
     def ask_for_flush(self) -> Outcome[None]:
-        """Do what ``begin_flush`` does, for the faces of this library."""
+        """Request what ``begin_flush`` does; for the faces of this library."""
         return self._stream.ask_for_flush()
 
     def ask_for_end(
         self, status: TurnStatus | str, error: BaseException | str | None = None
     ) -> Outcome[Turn]:
-        """Do what ``begin_end`` does, for the faces of this library."""
+        """Request what ``begin_end`` does; for the faces of this library."""
         status = arguments.status("status", status)
         if not status.is_finished:
             raise InvalidArgumentError("status must be one that ends the turn.")
@@ -297,7 +299,7 @@ class TurnWriter(Resource):
         return self._wait(self.ask_for_end(status, message), seconds, "end of a stream")
 
     def _wait(self, outcome: Outcome[T], seconds: float, operation: str) -> T:
-        # In its own transaction the caller would wait for itself. What it asked for is done after.
+        # In its own transaction the caller would wait for itself. Its request is met afterwards.
         self._file.require_no_lease(operation)
         budget = self._file.budget(seconds)
         if not outcome.wait(budget.left()):
@@ -313,7 +315,7 @@ class TurnWriter(Resource):
             self._on_left()
 
     def _on_left(self) -> None:
-        """Have the turn interrupted if it has not ended, as when Ctrl-C came before it did."""
+        """Interrupt the turn if it has not ended, as when Ctrl-C came before that."""
         if not self.is_finished:
             self._abandon(self._stream)
 
@@ -324,12 +326,12 @@ class TurnWriter(Resource):
             self.complete()
             return
         if self._stream.state is StreamState.LOST:
-            # Its reason was raised, or nobody wrote any more.
+            # A call has raised the reason, or the host wrote nothing afterwards.
             return
         try:
             self._finish(*ending_of(error), None)
         except TurnInterruptedError:
-            # Somebody else was faster: it has ended, and its text is kept.
+            # Another caller has ended the turn first; its text is kept.
             return
         except Exception as failure:  # noqa: BLE001  # the block's own exception goes on
             note_unstored_end(self.id, error, failure)
@@ -350,7 +352,7 @@ class TurnWriter(Resource):
 
 
 def ending_of(error: BaseException) -> tuple[TurnStatus, str | None]:
-    """Return how a block ends its turn that is left by an exception."""
+    """Return how a block that is left by an exception ends its turn."""
     if isinstance(error, Exception) and not isinstance(error, concurrent.futures.CancelledError):
         return TurnStatus.ERROR, message_of(error)
     # asyncio's cancellation, KeyboardInterrupt, SystemExit and GeneratorExit are no Exception.
@@ -358,17 +360,17 @@ def ending_of(error: BaseException) -> tuple[TurnStatus, str | None]:
 
 
 def note_unstored_end(turn_id: str, error: BaseException, failure: BaseException) -> None:
-    """Tell, beside a block's own exception, that its turn could not be ended."""
+    """Log that a block's turn could not be ended, and add a note to the block's own exception."""
     get_logger(__name__).warning("stream_end_failed", turn_id=turn_id, error=type(failure).__name__)
     error.add_note(f"The end of turn {turn_id} is not stored: {failure}")
 
 
 def message_of(error: BaseException | str) -> str:
-    """Return what is stored of an error: bounded, and without half a surrogate pair."""
+    """Return the stored form of an error: bounded, and without half a surrogate pair."""
     if arguments.is_one(error, BaseException):
         try:
-            told = str(error)
-            text = f"{type(error).__name__}: {told}" if told else type(error).__name__
+            message = str(error)
+            text = f"{type(error).__name__}: {message}" if message else type(error).__name__
         except Exception:  # noqa: BLE001  # a host's own __str__
             text = type(error).__name__
     else:

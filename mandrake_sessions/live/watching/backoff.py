@@ -1,17 +1,18 @@
-"""When to look again after something was noticed."""
+"""When the follower reads again after a notification."""
 
 from __future__ import annotations
 
 
 class Backoff:
-    """When to look again after something was noticed: soon, then ever more rarely, then no more.
+    """Decides when the follower reads again: soon, then at growing intervals, then no more.
 
-    The system tells of the first write of a commit, before that is synced and can be seen; and of
-    the next one perhaps in the same breath. So a look that finds something begins it anew.
+    The system notifies of a commit's first write, before that is synced and visible; the
+    notification of the next commit may come at the same moment. So a read that finds changes
+    begins the series anew.
     """
 
     _FIRST = 0.001
-    # So a commit is seen whose sync takes as long as 8 s.
+    # This covers a commit whose sync takes as long as 8 s.
     _LAST = 8.0
 
     def __init__(self) -> None:
@@ -19,12 +20,12 @@ class Backoff:
         self.due: float | None = None
 
     def start(self, now: float) -> None:
-        """Look at once, and then again."""
+        """Read at once, and then in growing intervals."""
         self._step = self._FIRST
         self.due = now
 
-    def note_look(self, now: float, *, found: bool) -> None:
-        """Decide, after a look, when the next one is due."""
+    def note_refresh(self, now: float, *, found: bool) -> None:
+        """Set the time of the next read, after a read that found changes or not."""
         if self.due is None:
             return
         if found:

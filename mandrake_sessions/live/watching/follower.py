@@ -1,7 +1,7 @@
-"""The thread of one open file that finds out what has changed and hands it to those who watch.
+"""The thread of one open file that reads changes and posts them to the subscribers.
 
-It is woken by the commits of this process, by the notifier for those of others, and by writers
-whose text has grown. There is one as long as somebody watches::
+It is woken by the commits of this process, by the notifier for those of other processes, and by
+writers whose text has grown. It runs while there is a subscriber::
 
     commit here ──────┐                      ┌─► mailbox ─► iterator, in its caller's thread
     notifier ─────────┼─► follower reads ────┼─► mailbox ─► async iterator, in its event loop
@@ -43,17 +43,17 @@ from mandrake_sessions.log import get_logger
 T = TypeVar("T")
 
 _PACE: Final = 0.001
-"""Seconds from a look at the changes to the next one that other processes' writes ask for."""
+"""Seconds between two reads of the changes after writes of other processes."""
 
-_LOOK_SHARE: Final = 3
-"""How many times as long as a look takes the next one waits, however many commits there are."""
+_REFRESH_SHARE: Final = 3
+"""The pause after a read, in multiples of its duration, however many commits there are."""
 
 _GROWTH_PACE: Final = 0.005
-"""Seconds between two tellings of text in flight: 200 a second is more than an eye sees."""
+"""Seconds between two posts of text in flight: 200 a second is more than an eye sees."""
 
 _GROWTH_PAUSE: Final = 0.0002
-"""Seconds more for each subscriber told: waking 100 threads 200 times a second took 70 % of a core,
-and the writers need it."""
+"""Seconds more for each subscriber: waking 100 threads 200 times a second took 70 % of a core,
+which the writers need."""
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
@@ -66,15 +66,15 @@ _ENDS: Final = (
     PoolClosedError,
     ForkedPoolError,
 )
-"""Errors of a read after which there is nothing to follow any more."""
+"""Errors of a read after which no change can be read any more."""
 
 
 class Follower:
-    """Tells the subscribers of one open file what has changed.
+    """Posts the changes of one open file to its subscribers.
 
     Args:
         file: the open file.
-        texts: the texts of this process's writers, by turn; somebody else adds and removes.
+        texts: the texts of this process's writers, by turn; the flusher adds and removes them.
     """
 
     def __init__(self, file: Database, texts: dict[str, GrowingText]) -> None:
@@ -89,7 +89,7 @@ class Follower:
         self._members: dict[Mailbox, None] = {}
         self._listener_threads = ListenerThreads()
         self._watched = Watched(self._read, self._texts, self._note_growth, self._drop_member)
-        # What is asked of the thread. Appending takes no lock: a finalizer may do it.
+        # Work for the thread. Appending takes no lock: a finalizer may do it.
         self._asked: deque[Callable[[], None]] = deque()
         self._grown: deque[KnownTurn] = deque()
         self._signal: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -97,11 +97,11 @@ class Follower:
         self._has_committed = False
         self._is_notified = False
         self._backoff = Backoff()
-        self._next_look = 0.0
+        self._next_refresh = 0.0
         self._next_growth = 0.0
         self._pause = 0.0
 
-    # -- asked by others --------------------------------------------------------------------
+    # -- called by other threads ------------------------------------------------------------
 
     @property
     def subscriptions(self) -> int:
@@ -110,11 +110,11 @@ class Follower:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nobody watches, and nobody is being told the last word."""
+        """Whether there is no subscriber, and no last update is being delivered."""
         return not self._members and self._thread is None
 
     def subscriptions_of(self, holder: object) -> int:
-        """Return how many of them belong to one manager."""
+        """Return how many subscribers belong to one manager."""
         return sum(mailbox.is_of(holder) for mailbox in tuple(self._members))
 
     def require_no_lease(self, operation: str) -> None:
@@ -122,47 +122,47 @@ class Follower:
         self._file.require_no_lease(operation)
 
     def subscribe(self, joining: Joining) -> None:
-        """Have a subscriber let in; ``joining`` is settled when it is, or with why not.
+        """Add a subscriber; ``joining`` is settled when it is in, or with its error.
 
         Raises:
-            ThreadStartError: no thread can be started that finds updates for it.
+            ThreadStartError: no thread can be started to find updates for it.
         """
         with self._mutex:
             self._require_alive()
             if self._thread is None:
-                # First: the system may have no more. It looks for work under this lock.
+                # First: the system may have no thread left. The thread takes this lock to start.
                 self._start()
             self._members[joining.mailbox] = None
             self._asked.append(lambda: self._join(joining))
         self._wake_up()
 
     def listener(self, holder: object, call: Callable[[Any], object]) -> Listener:
-        """Return a listener whose mailbox can be subscribed.
+        """Return a listener whose mailbox can subscribe.
 
         Raises:
-            ThreadStartError: no thread can be started that calls it.
+            ThreadStartError: no thread can be started to call it.
         """
         self._require_alive()
         self._listener_threads.require_thread()
         return Listener(self._listener_threads, holder, call)
 
     def leave(self, mailbox: Mailbox) -> None:
-        """Forget a subscriber; takes no lock, so a finalizer may call it."""
+        """Remove a subscriber; takes no lock, so a finalizer may call it."""
         if mailbox not in self._members:
             return
-        # In this order: the thread ends when nobody is left and nothing is asked.
+        # In this order: the thread ends when there is no subscriber and no work.
         self._asked.append(lambda: self._watched.leave(mailbox))
         self._members.pop(mailbox, None)
         self._wake_up()
 
     def wake(self) -> None:
-        """Note that this process has committed something; takes no lock and does not wait."""
+        """Note that this process has committed; takes no lock and does not wait."""
         if self._members:
             self._has_committed = True
             self._wake_up()
 
     def close_holder(self, holder: object) -> None:
-        """End the subscriptions of a manager that closes, after the last states."""
+        """End the subscriptions of a manager that closes, after they got the last states."""
         mine = [mailbox for mailbox in tuple(self._members) if mailbox.is_of(holder)]
         if not mine:
             return
@@ -172,13 +172,13 @@ class Follower:
             self.leave(mailbox)
 
     def close(self) -> None:
-        """End every subscription, and the threads: the file is about to close."""
+        """End every subscription and the threads: the file is about to close."""
         closed = PoolClosedError(path=self._file.path)
         with self._mutex:
             self._failure = self._failure or closed
             thread = self._thread
         if thread is not None:
-            self._finish(lambda: self._end_after_last_look(closed))
+            self._finish(lambda: self._end_after_last_refresh(closed))
             thread.join(_CLOSE_PATIENCE)
         for mailbox in tuple(self._members):
             mailbox.end(copy.copy(closed))
@@ -186,17 +186,17 @@ class Follower:
         self._listener_threads.stop()
 
     def fail(self, error: MandrakeSessionsError) -> None:
-        """End every subscription with an error; only noted here, the caller may hold a lease."""
+        """End every subscription with an error; does not wait, as the caller may hold a lease."""
         self._failure = error
         self.end_present(error)
 
     def end_present(self, error: MandrakeSessionsError) -> None:
-        """End the subscriptions there are with an error; more may come."""
+        """End the present subscriptions with an error; new ones may come."""
         self._asked.append(lambda: self._end_all(error))
         self._wake_up()
 
     def forget_after_fork(self) -> None:
-        """Let go, in a child, of the threads and subscribers, which are the parent's."""
+        """Drop the parent's threads and subscribers in a child."""
         self._failure = ForkedPoolError(path=self._file.path)
         members = tuple(self._members)
         self._reset()
@@ -205,14 +205,14 @@ class Follower:
 
     def _require_alive(self) -> None:
         if self._failure is not None:
-            # One for each who is told: a traceback grows with each raise.
+            # A copy for each caller: a traceback grows with each raise.
             raise copy.copy(self._failure)
 
     def _finish(self, work: Callable[[], None]) -> None:
-        """Have the thread look once more and then do ``work``; wait for it, but not for ever."""
+        """Have the thread read once more and then do ``work``; wait for it, within bounds."""
         done = Gate()
 
-        def work_and_tell() -> None:
+        def work_and_notify() -> None:
             try:
                 work()
             finally:
@@ -221,12 +221,12 @@ class Follower:
         with self._mutex:
             if self._thread is None or self._thread is threading.current_thread():
                 return
-            self._asked.append(work_and_tell)
+            self._asked.append(work_and_notify)
         self._wake_up()
         done.wait(_CLOSE_PATIENCE)
 
     def _wake_up(self) -> None:
-        """Wake the thread, once for all that comes before it looks."""
+        """Wake the thread, once for all requests that come before it reads."""
         if not self._is_awake:
             self._is_awake = True
             self._signal.put(None)
@@ -264,12 +264,12 @@ class Follower:
         while not self._is_done():
             with contextlib.suppress(queue.Empty):
                 self._signal.get(timeout=self._seconds_to_wait())
-            # Before anything is looked at: who comes from now on rouses again.
+            # Before the flags are read: a request from now on wakes the thread again.
             self._is_awake = False
             self._work()
 
     def _is_done(self) -> bool:
-        """Whether nobody is left; decided under the lock, so that a new one starts a thread."""
+        """Whether no subscriber is left; decided under the lock, so a new one starts a thread."""
         if self._is_needed():
             return False
         with self._mutex:
@@ -281,89 +281,89 @@ class Follower:
         return True
 
     def _is_needed(self) -> bool:
-        """Whether somebody watches, or the last word waits behind a listener that blocks."""
+        """Whether there is a subscriber, or a listener that blocks holds up the last update."""
         is_behind = self._failure is None and self._listener_threads.is_behind
         return bool(self._members or self._asked or is_behind)
 
     def _seconds_to_wait(self) -> float | None:
         now = monotonic()
-        due = [self._look_due(), self._growth_due()]
-        stuck = self._listener_threads.look_after()
+        due = [self._refresh_due(), self._growth_due()]
+        stuck = self._listener_threads.check_stuck()
         due.append(None if stuck is None else now + stuck)
         times = [time for time in due if time is not None]
         if self._asked:
             return 0.0
         return max(0.0, min(times) - now) if times else None
 
-    def _look_due(self) -> float | None:
+    def _refresh_due(self) -> float | None:
         if self._has_committed:
-            return self._next_look
-        # This process's own commits cause notifications too, mostly before they can be seen.
+            return self._next_refresh
+        # This process's own commits cause notifications too, mostly before they are visible.
         if self._is_notified:
-            return self._next_look + _PACE
+            return self._next_refresh + _PACE
         if self._backoff.due is None:
             return None
-        return max(self._backoff.due, self._next_look + _PACE)
+        return max(self._backoff.due, self._next_refresh + _PACE)
 
     def _growth_due(self) -> float | None:
         return self._next_growth if self._grown else None
 
     def _work(self) -> None:
-        """Do what is due: look, let in and out, tell of growth."""
+        """Do the work that is due: read changes, add and remove subscribers, post growth."""
         now = monotonic()
-        due = self._look_due()
+        due = self._refresh_due()
         if self._asked or (due is not None and now >= due):
-            self._attempt(self._look)
+            self._attempt(self._refresh)
         while self._asked:
             self._attempt(self._asked.popleft())
         growth_due = self._growth_due()
         if growth_due is not None and now >= growth_due:
-            self._attempt(self._tell_growth)
+            self._attempt(self._post_growth)
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        """Do one thing; what fails is tried again, and ends nothing but what cannot go on."""
+        """Do one piece of work; an error ends subscriptions only if reading cannot go on."""
         try:
             work()
         except _ENDS as error:
             self._end_all(error)
-        except Exception as error:  # noqa: BLE001  # tried again: watchers rely on this thread
+        except Exception as error:  # noqa: BLE001  # retried: watchers rely on this thread
             self._pause_after(error)
 
-    def _look(self) -> None:
-        """Look for changes; the flags are taken down first, and up again if it fails."""
+    def _refresh(self) -> None:
+        """Read the changes; clears the flags first, and sets one again if reading fails."""
         if self._is_notified:
             self._is_notified = False
             self._backoff.start(monotonic())
         self._has_committed = False
         began = monotonic()
         try:
-            found = self._watched.look()
+            found = self._watched.refresh()
         except BaseException:
             self._has_committed = True
             raise
         now = monotonic()
         self._pause = 0.0
-        self._next_look = now + _LOOK_SHARE * (now - began)
-        self._backoff.note_look(now, found=found)
+        self._next_refresh = now + _REFRESH_SHARE * (now - began)
+        self._backoff.note_refresh(now, found=found)
 
-    def _tell_growth(self) -> None:
+    def _post_growth(self) -> None:
         grown = [self._grown.popleft() for _ in range(len(self._grown))]
-        told = self._watched.turns.tell_growth(grown)
-        self._next_growth = monotonic() + max(_GROWTH_PACE, _GROWTH_PAUSE * told)
+        posted = self._watched.turns.post_all_growth(grown)
+        self._next_growth = monotonic() + max(_GROWTH_PACE, _GROWTH_PAUSE * posted)
 
     def _join(self, joining: Joining) -> None:
         try:
             self._require_alive()
             self._watched.join(joining)
-        except Exception as error:  # noqa: BLE001  # whatever it is: the one who joins gets it
+        except Exception as error:  # noqa: BLE001  # of any kind: the subscriber gets it
             self._members.pop(joining.mailbox, None)
             joining.settle(error)
         else:
             joining.settle()
 
-    def _end_after_last_look(self, error: MandrakeSessionsError) -> None:
+    def _end_after_last_refresh(self, error: MandrakeSessionsError) -> None:
         try:
-            self._watched.look()
+            self._watched.refresh()
         finally:
             self._end_all(error)
 
@@ -371,14 +371,14 @@ class Follower:
         self._watched.end_all(error)
 
     def _pause_after(self, error: Exception) -> None:
-        """Try again a little later; told once until it succeeds."""
+        """Try again after a pause; logs the first failure of a series."""
         if not self._pause:
             get_logger(__name__).warning(
                 "follower_failed", path=str(self._file.path), error=str(error)
             )
         self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)
-        self._next_look = monotonic() + self._pause
+        self._next_refresh = monotonic() + self._pause
 
     def _read(self, work: ReadUnit[T]) -> T:
-        # While the file closes too: its streams are ended then, and that is told.
+        # Also while the file closes: its streams end then, and watchers get their ends.
         return self._file.fetch(work, "follow", even_refused=True)

@@ -1,4 +1,4 @@
-"""The turns that somebody watches in one file: taken in, kept up, posted to who wants them."""
+"""The watched turns of one file: their newest states, which are posted to their targets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mandrake_sessions.records.feed import StoredTurn
 
 
 class KnownTurns:
-    """Every watched turn of a file, once, whoever watches it.
+    """Every watched turn of a file, once, however many subscribers it has.
 
     Args:
         texts: the texts of this process's writers, by turn.
-        note_growth: told, in a writer's thread, that the text of a turn has grown.
+        note_growth: called in a writer's thread when the text of a turn has grown.
 
     Attributes:
-        foreign: those that are streaming, and not by a writer of this process.
+        foreign: the streaming turns that no writer of this process has.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class KnownTurns:
         return self._by_id.get(id)
 
     def targets_of(self, known: KnownTurn) -> tuple[Target, ...]:
-        """Return what is watched and has this turn in it."""
+        """Return the targets that include this turn."""
         return self._targets.get(known.id, ())
 
     def of_round(self, round_id: str) -> list[KnownTurn]:
@@ -50,9 +50,9 @@ class KnownTurns:
         return known.id in self._texts
 
     def take_in(self, stored: StoredTurn, targets: tuple[Target, ...]) -> KnownTurn:
-        """Take in a turn's row, and post its state where it is newer than what was known.
+        """Take in a turn's row, and post its state if that is newer than the known one.
 
-        The caller drops its text, if nobody needs it any more.
+        The caller drops its text if no target needs it any more.
         """
         id = stored.turn.id
         known = self._by_id.get(id) or KnownTurn(stored, self._note_growth)
@@ -66,7 +66,7 @@ class KnownTurns:
         return known
 
     def keep_for(self, known: KnownTurn, targets: tuple[Target, ...]) -> None:
-        """Note what a turn is watched for; forget it if that is nothing."""
+        """Set the targets of a turn; forget the turn if there are none."""
         if targets:
             self._targets[known.id] = targets
         else:
@@ -79,12 +79,12 @@ class KnownTurns:
             self.foreign.pop(known.id, None)
 
     def drop_text(self, known: KnownTurn) -> None:
-        """Forget the text of a turn that has ended, if only sessions are watched."""
+        """Drop the text of a turn that has ended, if only sessions include it."""
         if known.is_finished and not any(target.keeps_texts for target in self.targets_of(known)):
             known.drop_text()
 
     def delete(self, known: KnownTurn) -> tuple[Target, ...]:
-        """Tell that a turn is gone, and forget it; return what it was watched for."""
+        """Post that a turn is deleted and forget it; return its targets."""
         state = known.deleted()
         targets = self.targets_of(known)
         self.keep_for(known, ())
@@ -93,30 +93,30 @@ class KnownTurns:
             target.turns.pop(known.id, None)
         return targets
 
-    def tell_growth(self, grown: Iterable[KnownTurn]) -> int:
+    def post_all_growth(self, grown: Iterable[KnownTurn]) -> int:
         """Post the states of turns whose text has grown in this process.
 
         Returns:
-            How many subscribers were told.
+            How many subscribers got a state.
         """
-        told = 0
+        posted = 0
         for known in grown:
-            # Before the length is read: what comes after that is noted again.
+            # Before the length is read: growth from now on is noted again.
             known.has_grown = False
             if self.post_growth(known):
-                told += sum(len(target.members) for target in self.targets_of(known))
-        return told
+                posted += sum(len(target.members) for target in self.targets_of(known))
+        return posted
 
     def post_growth(self, known: KnownTurn) -> bool:
         """Post the state of a turn if its text has grown; return whether it has."""
         state = known.state
-        if state is None or state.text is None or state.text.length <= known.told_length:
+        if state is None or state.text is None or state.text.length <= known.posted_length:
             return False
         self._post_state(known)
         return True
 
     def _post_state(self, known: KnownTurn) -> None:
         if known.state is not None:
-            known.told_length = known.state.length()
+            known.posted_length = known.state.length()
             for target in self.targets_of(known):
                 target.post(known.state)

@@ -1,4 +1,4 @@
-"""Runs the listeners of one file in threads of its own: a listener that blocks holds up nobody."""
+"""Runs the listeners of one file in its own threads; one that blocks delays no other."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mandrake_sessions.live.watching.mailbox import Mailbox
 from mandrake_sessions.log import get_logger
 
 _STUCK_AFTER = 0.05
-"""Seconds in one callback after which another thread takes over the rest."""
+"""Seconds in one callback after which another thread takes over the other listeners."""
 _MOST_THREADS = 16
 _IDLE_SECONDS = 2.0
-# So that a listener with much to hear does not keep the others waiting.
+# A listener with many updates lets others run after this many.
 _UPDATES_AT_ONCE = 16
 
 
 class Listener:
-    """A function that is told what its mailbox gets, one update at a time.
+    """A function that gets the updates of its mailbox, one at a time.
 
     Attributes:
-        mailbox: what it is told.
-        is_scheduled: whether a thread has it, or will; guarded by their lock.
-        is_asked_again: whether something came while a thread had it.
+        mailbox: the updates for it.
+        is_scheduled: whether a thread has it, or will have it; guarded by the threads' lock.
+        is_asked_again: whether an update came while a thread had it.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class Listener:
 
 
 class ListenerThreads:
-    """One thread for all listeners, and another only while every one is stuck in a callback."""
+    """One thread for all listeners, and another only while each is stuck in a callback."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        # One lock for each thread that has nothing to do; to release it wakes the thread. Not a
-        # Condition: Ctrl-C in a host's thread that enters one can leave it locked.
+        # One lock for each idle thread; releasing it wakes the thread. Not a Condition: Ctrl-C in
+        # a host's thread that enters one can leave it locked.
         self._idle: list[threading.Lock] = []
         self._ready: deque[Listener] = deque()
-        # Since when each thread is in a callback; None for one that is not.
+        # When each thread entered its callback; None outside a callback.
         self._threads: dict[threading.Thread, float | None] = {}
         self._is_stopping = False
 
@@ -60,7 +60,7 @@ class ListenerThreads:
         return bool(self._ready)
 
     def require_thread(self) -> None:
-        """Make sure that there is a thread, for a listener that is about to be added.
+        """Ensure that there is a thread, for a listener that is about to be added.
 
         Raises:
             ThreadStartError: there is none, and none can be started.
@@ -71,7 +71,7 @@ class ListenerThreads:
                 self._start_thread()
 
     def ask(self, listener: Listener) -> None:
-        """Have a listener told what is in its mailbox."""
+        """Schedule a listener whose mailbox has an update."""
         with self._mutex:
             if listener.is_scheduled:
                 listener.is_asked_again = True
@@ -80,8 +80,8 @@ class ListenerThreads:
             self._ready.append(listener)
             self._start_thread_if_stuck()
 
-    def look_after(self) -> float | None:
-        """Start another thread if all are stuck; return when to look again, in seconds."""
+    def check_stuck(self) -> float | None:
+        """Start another thread if all are stuck; return the seconds until the next check."""
         if not self._ready:
             return None
         with self._mutex:
@@ -89,7 +89,7 @@ class ListenerThreads:
             return _STUCK_AFTER if self._ready else None
 
     def stop(self) -> None:
-        """Let the threads end when they have told everything."""
+        """Have the threads end once every update is delivered."""
         with self._mutex:
             self._is_stopping = True
             while self._idle:
@@ -106,13 +106,13 @@ class ListenerThreads:
         if len(self._threads) < _MOST_THREADS and all(
             since is not None and since <= stuck_since for since in self._threads.values()
         ):
-            # Where there can be no more: tried again when the follower looks after it.
+            # If the system has no thread left, the follower's next check tries again.
             with contextlib.suppress(ThreadStartError):
                 self._start_thread()
 
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._run, name="mandrake-listeners", daemon=True)
-        # Its first act is to take the lock, which is held here.
+        # It begins by taking the lock, which is held here.
         self._threads[thread] = None
         try:
             start(thread)
@@ -137,7 +137,7 @@ class ListenerThreads:
                     listener.is_scheduled = False
 
     def _next(self, me: threading.Thread) -> Listener | None:
-        """Wait for a listener that is to be told; None when the thread is to end."""
+        """Wait for a listener with an update; None when the thread is to end."""
         wake = threading.Lock()
         wake.acquire()
         was_asked = True
@@ -168,12 +168,12 @@ class ListenerThreads:
                 return
             try:
                 listener.call(update)
-            except BaseException as error:  # noqa: BLE001  # what it raises is its own affair
+            except BaseException as error:  # noqa: BLE001  # a listener's error ends nothing else
                 log_failure(error)
 
 
 def log_failure(error: BaseException) -> None:
-    """Log what a listener has raised; should that fail, others are called all the same."""
+    """Log the error of a listener; if that fails, other listeners are called all the same."""
     with contextlib.suppress(Exception):
         # The places and not the message or the values: those may hold a user's text.
         get_logger(__name__).error(

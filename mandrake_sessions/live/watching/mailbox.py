@@ -1,4 +1,4 @@
-"""Where the newest states wait for one subscriber: one place for each turn, never a queue."""
+"""The newest states that wait for one subscriber: one place for each turn, never a queue."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ Waiter: TypeAlias = "tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]"
 
 
 class Mailbox:
-    """The states that one subscriber has not been told yet, the newest of each turn.
+    """The states that one subscriber has not received yet, the newest of each turn.
 
-    The follower posts, the subscriber takes; neither waits for the other.
+    The follower posts and the subscriber takes; neither waits for the other.
 
     Args:
-        holder: the manager whose closing ends it.
-        on_mail: told when there is something to take, or the end; None for who waits here.
+        holder: the manager; closing it ends the subscription.
+        on_mail: called when there is a state to take, or the end; None for a subscriber that waits.
 
     Attributes:
-        is_closed: whether nothing more is posted: its end was told, or it was closed.
+        is_closed: whether it accepts no more states, after its end or its closing.
     """
 
     def __init__(self, holder: object, on_mail: Callable[[Mailbox], None] | None = None) -> None:
         self._holder = weakref.ref(holder)
         self._on_mail = on_mail
         self._mutex = threading.Lock()
-        # Who waits in a thread, each on a lock of its own.
+        # The waiting threads, each with its own lock.
         self._sleepers: list[threading.Lock] = []
         self._waiters: list[Waiter] = []
         self._news: dict[str, News] = {}
-        self._told: dict[str, DeliveredState] = {}
-        # Turns that were taken, some of them perhaps not noted as told yet.
+        self._delivered: dict[str, DeliveredState] = {}
+        # Turns whose state was taken, some of them perhaps not recorded as delivered yet.
         self._taken: set[str] = set()
         self._error: BaseException | None = None
         self._finished = Gate()
@@ -58,20 +58,20 @@ class Mailbox:
         """Whether it belongs to this manager."""
         return self._holder() is holder
 
-    # -- the follower's side ----------------------------------------------------------------
+    # -- called by the follower -------------------------------------------------------------
 
     def post(self, news: News) -> None:
-        """Put the newest state of a turn, round or session in the place of the one before."""
-        tell_loops(self.put(news))
+        """Replace the waiting state of a turn, round or session by the newest one."""
+        wake_loops(self.put(news))
 
     def put(self, news: News) -> list[Waiter]:
-        """Do what ``post`` does, and return who is still to be told by ``tell_loops``."""
+        """Post without waking event loops; return their waiters for ``wake_loops``."""
         key = news.turn.id if isinstance(news, TurnState) else news.id
         with self._mutex:
             if self.is_closed:
                 return []
             if isinstance(news, TurnState) and news.is_deleted and key not in self._taken:
-                # Who was never told of it need not be told that it is gone.
+                # A subscriber that never got the turn need not learn that it is deleted.
                 self._news.pop(key, None)
                 return []
             had_news = bool(self._news)
@@ -79,34 +79,34 @@ class Mailbox:
             if had_news:
                 return []
             waiters = self._wake()
-        self._tell_listener()
+        self._notify_listener()
         return waiters
 
     def end(self, error: BaseException | None = None) -> None:
-        """Let nothing more in; what is there is still told, and then the end."""
+        """Accept no more states; those present are still delivered, and then the end."""
         with self._mutex:
             if self.is_closed:
                 return
-            # In this order: who sees that it is closed, without the lock, sees the error too.
+            # In this order: a thread that sees it closed, without the lock, sees the error too.
             self._error = error
             self.is_closed = True
             waiters = self._wake()
-        self._tell(waiters)
+        self._notify(waiters)
 
     def close(self) -> None:
-        """End it now: what is there is not told any more."""
+        """Close it at once: states that wait are not delivered."""
         with self._mutex:
             self.is_closed = True
             self._error = None
             self._news.clear()
-            self._told.clear()
+            self._delivered.clear()
             self._taken.clear()
             waiters = self._wake()
         self._finished.set()
-        self._tell(waiters)
+        self._notify(waiters)
 
     def forget_after_fork(self) -> None:
-        """End it in a child, where its locks may be held for ever by threads of the parent."""
+        """Close it in a child, where a thread of the parent may hold its locks without end."""
         self._mutex = threading.Lock()
         self._sleepers = []
         self._waiters = []
@@ -117,7 +117,7 @@ class Mailbox:
             self._error = ForkedPoolError("The subscription is the parent's, from before a fork.")
 
     def _wake(self) -> list[Waiter]:
-        """Wake who waits in a thread, and return who waits in an event loop."""
+        """Wake the waiting threads, and return the waiters in event loops."""
         if self._sleepers:
             for sleeper in self._sleepers:
                 sleeper.release()
@@ -127,31 +127,32 @@ class Mailbox:
             self._waiters = []
         return waiters
 
-    def _tell(self, waiters: list[Waiter]) -> None:
-        tell_loops(waiters)
-        self._tell_listener()
+    def _notify(self, waiters: list[Waiter]) -> None:
+        wake_loops(waiters)
+        self._notify_listener()
 
-    def _tell_listener(self) -> None:
+    def _notify_listener(self) -> None:
         if self._on_mail is not None and not self._finished.is_set():
             self._on_mail(self)
 
-    # -- the subscriber's side --------------------------------------------------------------
+    # -- called by the subscriber -----------------------------------------------------------
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to take this moment."""
+        """Whether there is nothing to take at the moment."""
         return not self._news
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing to take, and never will be: not before the error was raised."""
+        """Whether there is and will be nothing to take; False until the error was raised."""
         return self.is_closed and not self._news and self._error is None
 
     def take(self) -> SessionEvent | None:
-        """Return the update that waits longest; None if there is none.
+        """Return the update that has waited longest; None if there is none.
 
         Raises:
-            DatabaseError: the watching was ended by it; told once, after the last update.
+            DatabaseError: the error that has ended the subscription; raised once, after the last
+                update.
         """
         while True:
             with self._mutex:
@@ -170,25 +171,25 @@ class Mailbox:
                     self._taken.discard(key)
                 else:
                     self._taken.add(key)
-                told = self._told.get(key)
-            update = self._update(news, told)
+                delivered = self._delivered.get(key)
+            update = self._update(news, delivered)
             if update is not None:
                 return update
 
-    def _update(self, state: TurnState, told: DeliveredState | None) -> TurnUpdate | None:
-        """Return what is new in a state; None if nothing is."""
+    def _update(self, state: TurnState, delivered: DeliveredState | None) -> TurnUpdate | None:
+        """Return the part of a state that is new; None if nothing is."""
         turn = state.turn
         if state.is_deleted:
-            self._told.pop(turn.id, None)
+            self._delivered.pop(turn.id, None)
             return TurnUpdate(
                 turn, None, offset=0, length=0, text="", is_in_flight=False, is_deleted=True
             )
         length = state.length()
         now = DeliveredState(state.known, turn.revision, state.version, length)
-        if told == now:
+        if delivered == now:
             return None
-        offset = min(state.known.offset_for(told, state), length)
-        self._told[turn.id] = now
+        offset = min(state.known.offset_for(delivered, state), length)
+        self._delivered[turn.id] = now
         return TurnUpdate(
             turn,
             state.text,
@@ -200,11 +201,11 @@ class Mailbox:
         )
 
     def wait_for_end(self, timeout: float | None) -> bool:
-        """Wait until the subscriber was told everything, or closed it; False after ``timeout``."""
+        """Wait until the subscriber took the last update or closed it; False on ``timeout``."""
         return self._finished.wait(timeout)
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until there is something to take, or the end; return False after ``timeout``."""
+        """Wait until there is an update to take, or the end; return False on ``timeout``."""
         sleeper = threading.Lock()
         sleeper.acquire()
         with self._mutex:
@@ -221,8 +222,8 @@ class Mailbox:
         return is_awake
 
     async def wait_async(self) -> None:
-        """Wait until there is something to take, or the end, without blocking the event loop."""
-        # Whoever awaits this has imported it.
+        """Wait until there is an update to take, or the end, without blocking the event loop."""
+        # A caller that awaits this has imported it.
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -234,13 +235,13 @@ class Mailbox:
         try:
             await waiter[1]
         finally:
-            # Still there where the waiting was cancelled.
+            # Still there if the waiting was cancelled.
             with self._mutex, contextlib.suppress(ValueError):
                 self._waiters.remove(waiter)
 
 
-def tell_loops(waiters: list[Waiter]) -> None:
-    """Wake those who wait in event loops: each loop once, which is what it costs."""
+def wake_loops(waiters: list[Waiter]) -> None:
+    """Wake the waiters in event loops, with one call for each loop, which is what costs time."""
     by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for loop, future in waiters:
         by_loop.setdefault(loop, []).append(future)

@@ -1,4 +1,4 @@
-"""What a subscriber holds: an iterator of updates, or the registration of a listener."""
+"""The objects that a subscriber holds: an iterator of updates, or a listener's registration."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from mandrake_sessions.live.watching.updates import SessionEvent, TurnUpdate
 U = TypeVar("U", bound=SessionEvent)
 
 TurnListener = Callable[[TurnUpdate], object]
-"""What is called with each update of a turn."""
+"""A function that is called with each update of a turn."""
 
 
 class Followed(Protocol):
-    """What lets subscribers in and out: the follower of an open file, or what opens the file."""
+    """Adds and removes subscribers: the follower of an open file, or an object that opens it."""
 
     def require_no_lease(self, operation: str) -> None:
         """Raise ReentrantScopeError in a thread that holds a lease of the file."""
 
     def subscribe(self, joining: Joining) -> None:
-        """Have a subscriber let in; ``joining`` tells when it is, or why not."""
+        """Add a subscriber; ``joining`` is settled when it is in, or with its error."""
 
     def leave(self, mailbox: Mailbox) -> None:
-        """Forget a subscriber; takes no lock, so a finalizer may call it."""
+        """Remove a subscriber; takes no lock, so a finalizer may call it."""
 
 
 class Subscription(Resource):
-    """A listener that is being told; call it, ``close()`` it or leave its block to stop.
+    """A listener that gets updates; call it, ``close()`` it or leave its block to stop.
 
-    It goes on without this object, until what it listens to ends or the manager is closed.
+    It goes on without this object, until the watched item ends or the manager is closed.
     """
 
     def __init__(self, follower: Followed, mailbox: Mailbox) -> None:
@@ -58,8 +58,8 @@ class Subscription(Resource):
     def close(self) -> None:
         """Stop; may be called again, and inside the listener itself.
 
-        A call of the listener that is under way in another thread is not waited for; no other one
-        follows it.
+        It does not wait for a call of the listener that is under way in another thread; no other
+        call follows.
         """
         if is_unforeseen():
             self._follower.leave(self._mailbox)
@@ -69,10 +69,10 @@ class Subscription(Resource):
         self._follower.leave(self._mailbox)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended and the last update was dealt with; not inside the listener.
+        """Wait until it has ended and the last update was handled; not inside the listener.
 
         Args:
-            timeout: seconds; None to wait for as long as it takes.
+            timeout: seconds; None for no limit.
 
         Returns:
             Whether it has ended.
@@ -82,7 +82,7 @@ class Subscription(Resource):
         return self._mailbox.wait_for_end(timeout)
 
     def __call__(self) -> None:
-        """Do what ``close`` does: a subscription may be passed where a function is wanted."""
+        """Do what ``close`` does, so that a subscription can be passed as a callback."""
         self.close()
 
     def _on_left(self) -> None:
@@ -92,19 +92,19 @@ class Subscription(Resource):
 class Watch(Subscription, Generic[U]):
     """Updates as they come: an iterator, an async iterator, and both kinds of context manager.
 
-    Each update is the newest state; who is slow skips states in between and never the last one.
-    It ends with what it watches, when it is closed, and when the manager is. One that is dropped
-    without ``close()`` is forgotten when it is collected.
+    Each update is the newest state; a slow subscriber skips states in between and never the last
+    one. It ends with the watched item, when it is closed, and when the manager is. One that is
+    dropped without ``close()`` ends when it is collected.
 
-    Iterating raises ``DatabaseMovedError``, ``PoolClosedError`` or another ``DatabaseError`` where
-    the database went away under it.
+    Iterating raises ``DatabaseMovedError``, ``PoolClosedError`` or another ``DatabaseError`` if the
+    database becomes unavailable.
     """
 
     def receive(self, timeout: float | None = None) -> U | None:
         """Wait for the next update.
 
         Args:
-            timeout: seconds; None to wait for as long as it takes.
+            timeout: seconds; None for no limit.
 
         Returns:
             The update; None if none came in time, or if the watch has ended (``is_closed``).
@@ -154,7 +154,7 @@ class Watch(Subscription, Generic[U]):
         self.close()
 
     def __del__(self) -> None:
-        # No lock: a finalizer may run anywhere, also when the interpreter has taken modules down.
+        # No lock: a finalizer may run anywhere, also after the interpreter has cleared modules.
         try:  # noqa: SIM105  # contextlib may be gone
             self._follower.leave(self._mailbox)
         except AttributeError:
@@ -172,16 +172,16 @@ def watch_response(
     """Return an iterator of the updates of a response's turns, their present states first.
 
     It ends when the response is complete: no turn is streaming, and the newest one has completed
-    without tool calls, or ended as ``error`` or ``interrupted``. After a turn with tool calls the
-    next one is waited for, however long the tools run.
+    without tool calls, or ended as ``error`` or ``interrupted``. After a turn with tool calls it
+    waits for the next one, however long the tools run.
 
     Args:
         follower: of the file.
-        holder: the manager whose closing ends it.
+        holder: the manager; closing it ends the watch.
         response_id: the response.
         follow: whether to go on until it is closed or the response deleted.
-        wait: whether to wait until it is known that there is such a response; otherwise what is
-            wrong is raised by the first step.
+        wait: whether to wait until the response is found; otherwise the first step of the iteration
+            raises the error.
 
     Raises:
         InvalidArgumentError: an argument has the wrong type.
@@ -204,18 +204,18 @@ def watch_session(
     last: int = 1,
     wait: bool = True,
 ) -> Watch[SessionEvent]:
-    """Return an iterator of what happens in a session, its present state first.
+    """Return an iterator of the events of a session, its present state first.
 
     At first the session itself and its last rounds, each with its turns; then every change of the
     session, its rounds and all its turns. It ends when the session is deleted.
 
     Args:
         follower: of the file.
-        holder: the manager whose closing ends it.
+        holder: the manager; closing it ends the watch.
         session_id: the session.
-        last: how many of the last rounds are told at first, 0 to 10,000.
-        wait: whether to wait until it is known that there is such a session; otherwise what is
-            wrong is raised by the first step.
+        last: how many of the last rounds are included at first, 0 to 10,000.
+        wait: whether to wait until the session is found; otherwise the first step of the iteration
+            raises the error.
 
     Raises:
         InvalidArgumentError: an argument has the wrong type or is out of range.
@@ -238,11 +238,11 @@ def track_streaming_turns(
     *,
     follow: bool = False,
 ) -> Subscription:
-    """Have a listener told what ``watch_response`` tells.
+    """Call a listener with the updates that ``watch_response`` yields.
 
     Args:
         follower: of the file.
-        holder: the manager whose closing ends it.
+        holder: the manager; closing it ends the subscription.
         response_id: the response.
         listener: called with each ``TurnUpdate``, in a thread of the library, one at a time.
         follow: whether to go on until it is closed or the response deleted.
@@ -265,13 +265,13 @@ def track_streaming_turns(
 def add_turn_update_listener(
     follower: Follower, holder: object, turn_id: str, listener: TurnListener
 ) -> Subscription:
-    """Have a listener told of every update of a turn from now on.
+    """Call a listener with every update of a turn from now on.
 
     It goes on after the turn has ended, until it is closed or the turn deleted.
 
     Args:
         follower: of the file.
-        holder: the manager whose closing ends it.
+        holder: the manager; closing it ends the subscription.
         turn_id: the turn.
         listener: called with each ``TurnUpdate``, in a thread of the library, one at a time.
 
@@ -304,7 +304,7 @@ def _listen(
 
 
 def _join(follower: Followed, joining: Joining, operation: str, *, wait: bool) -> None:
-    """Let a subscriber in; who waits holds no lease, which the follower might need."""
+    """Add a subscriber; a caller that waits must hold no lease, which the follower may need."""
     joining.is_waited_for = wait
     if wait:
         follower.require_no_lease(operation)

@@ -1,24 +1,24 @@
-"""What can be watched: one turn, a response, a session; and who watches it."""
+"""The items that can be watched: one turn, a response, a session; each with its subscribers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from mandrake_sessions.concurrency.gate import Gate
-from mandrake_sessions.live.watching.mailbox import Mailbox, News, Waiter, tell_loops
+from mandrake_sessions.live.watching.mailbox import Mailbox, News, Waiter, wake_loops
 from mandrake_sessions.live.watching.turn_states import KnownTurn
 from mandrake_sessions.models import Round, Session
 
 
 class Target:
-    """One thing that is watched.
+    """One watched item.
 
     Attributes:
         id: of the turn, response or session.
-        session_id: the session it is in; changes of others are not looked at.
-        members: who watches it, and whether past its end.
-        turns: what is known of its turns, by id.
-        keeps_texts: whether a turn's text is kept after its end, for who joins later.
+        session_id: the session it is in; changes of other sessions are skipped.
+        members: the subscribers, and whether each goes on past its end.
+        turns: the known turns, by id.
+        keeps_texts: whether it keeps a turn's text after the end, for later subscribers.
     """
 
     keeps_texts = True
@@ -31,23 +31,23 @@ class Target:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is expected."""
+        """Whether no further turn is expected."""
         return False
 
     def post(self, news: News) -> None:
-        """Post to everybody who watches it."""
+        """Post to every subscriber."""
         waiters: list[Waiter] = []
         for mailbox in self.members:
             waiters += mailbox.put(news)
-        tell_loops(waiters)
+        wake_loops(waiters)
 
     def present(self) -> Iterable[News]:
-        """Return the present states, for who joins."""
+        """Return the present states, for a new subscriber."""
         return ()
 
 
 class TurnTarget(Target):
-    """One turn, told from now on."""
+    """One turn, with its updates from now on."""
 
     def __init__(self, id: str, session_id: str, round_id: str) -> None:
         super().__init__(id, session_id)
@@ -55,7 +55,7 @@ class TurnTarget(Target):
 
 
 class ResponseTarget(Target):
-    """A response: all its turns are known, in whatever order they came."""
+    """A response: all its turns are known, in any order."""
 
     def __init__(self, id: str, session_id: str, round_id: str) -> None:
         super().__init__(id, session_id)
@@ -83,8 +83,8 @@ class SessionTarget(Target):
 
     Attributes:
         session: the newest state of its own row.
-        first_index: of the first round that somebody was told of.
-        rounds: of those that were told, what tells whether they have changed.
+        first_index: the index of the first round that a subscriber got.
+        rounds: for the rounds that subscribers got, a mark that changes with the round.
     """
 
     keeps_texts = False
@@ -99,7 +99,7 @@ class SessionTarget(Target):
         """Note a round; return whether it is new or was changed."""
         self.first_index = min(self.first_index, round_.index)
         request = round_.request
-        # The times alone would not do: a clock may stand still, or go back.
+        # The times do not suffice: a clock may stand still, or go back.
         mark = (round_.updated_us, request.updated_us, hash(request.content))
         if self.rounds.get(round_.id) == mark:
             return False
@@ -108,18 +108,18 @@ class SessionTarget(Target):
 
 
 class Joining:
-    """A subscriber that wants to be told of a turn, response or session.
+    """A subscription request for a turn, response or session.
 
     Args:
-        mailbox: where it is told.
-        kind: what ``id`` names.
-        id: what it watches.
+        mailbox: the subscriber's mailbox.
+        kind: the kind of the item.
+        id: the id of the item.
         follow: whether it goes on after the response is complete.
-        last: the rounds of a session whose present state is told.
+        last: of how many rounds of a session the present state is posted.
 
     Attributes:
-        is_waited_for: whether what keeps the subscriber out is raised by ``wait``; otherwise it
-            comes by the mailbox.
+        is_waited_for: whether ``wait`` raises the error that refuses the subscriber; otherwise it
+            comes through the mailbox.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Joining:
         self._error: BaseException | None = None
 
     def settle(self, error: BaseException | None = None) -> None:
-        """Tell the subscriber that it is in, or why not."""
+        """Settle the request: the subscriber is in, or gets the error."""
         if error is not None and self.is_waited_for:
             self.mailbox.close()
         elif error is not None:
@@ -150,7 +150,7 @@ class Joining:
         self._done.set()
 
     def wait(self) -> None:
-        """Wait until it is settled; raises what kept the subscriber out."""
+        """Wait until it is settled; raises the error that refused the subscriber."""
         self._done.wait()
         if self._error is not None:
             raise self._error

@@ -1,4 +1,4 @@
-"""What a follower knows of a turn: its newest state, and how its text went on."""
+"""What the follower knows of a turn: its newest state, and how its text has changed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from mandrake_sessions.live.text import GrowingText
 from mandrake_sessions.models import Turn, TurnStatus
 from mandrake_sessions.records.feed import StoredTurn
 
-# Of texts that were replaced, not continued; who is further behind begins at 0.
+# Of texts that were replaced, not continued; a subscriber that is further behind begins at 0.
 _KEPT_AGREEMENTS = 32
 
 
 class TurnState:
-    """A state of a turn, shared by all who are told of it.
+    """A state of a turn, shared by all its subscribers.
 
     Attributes:
-        known: the turn it is a state of.
-        turn: its fields; ``content`` is empty where the text grows.
-        text: what grows; None where ``turn.content`` is the text.
+        known: the turn.
+        turn: its fields; ``content`` is empty if the text grows.
+        text: the growing text; None if ``turn.content`` is the text.
         version: counts the texts that did not begin with the one before.
-        limit: where this state's text ends, once the follower has gone on to another one.
+        limit: where this state's text ends, once the follower has moved on to another one.
     """
 
     __slots__ = ("is_deleted", "known", "limit", "text", "turn", "version")
@@ -39,7 +39,7 @@ class TurnState:
         self.is_deleted: bool = is_deleted
 
     def length(self) -> int:
-        """Return how long the text is this moment."""
+        """Return the present length of the text."""
         if self.text is None:
             return len(self.turn.content)
         # In this order: the follower sets the limit to a length that it reads after this one.
@@ -54,7 +54,7 @@ class TurnState:
 
 
 class DeliveredState(NamedTuple):
-    """What a subscriber has been told of a turn."""
+    """The state of a turn that a subscriber got last."""
 
     known: KnownTurn
     revision: int
@@ -63,22 +63,22 @@ class DeliveredState(NamedTuple):
 
 
 class KnownTurn:
-    """A turn that somebody watches.
+    """A turn that is watched.
 
     Args:
         stored: its row.
-        note_growth: told, in the writer's thread, that a text of this process has grown.
+        note_growth: called in the writer's thread when a text of this process has grown.
 
     Attributes:
-        state: the newest one; None when the turn has ended and only sessions are watched, which
-            keep no text of what has ended.
-        outline: the turn of the newest state without what can be long.
-        has_tool_calls: whether it has any.
+        state: the newest one; None when the turn has ended and only sessions include it, which
+            keep no text of ended turns.
+        outline: the turn of the newest state without its long fields.
+        has_tool_calls: whether it has tool calls.
         owner: the process that streams it.
-        last_chunk: the last chunk in the text; None where no writer streams it.
+        last_chunk: the last chunk in the text; None if no writer streams it.
         is_local: whether the text is that of a writer of this process.
-        has_grown: whether a growth is noted that nobody was told of.
-        told_length: how long the text was when watchers were last told of its growth.
+        has_grown: whether growth is noted that was not posted yet.
+        posted_length: the length of the text that was posted last.
         version: of the text.
     """
 
@@ -93,10 +93,10 @@ class KnownTurn:
         "last_chunk",
         "outline",
         "owner",
+        "posted_length",
         "round_id",
         "session_id",
         "state",
-        "told_length",
         "version",
     )
 
@@ -111,7 +111,7 @@ class KnownTurn:
         self.last_chunk: int | None = None
         self.is_local: bool = False
         self.has_grown: bool = False
-        self.told_length: int = 0
+        self.posted_length: int = 0
         self.version: int = 0
         self._note_growth = note_growth
         self._digest: tuple[int, int] | None = None
@@ -124,18 +124,18 @@ class KnownTurn:
 
     @property
     def is_answer(self) -> bool:
-        """Whether nothing is to come after it: a turn with tool calls is one with more to come."""
+        """Whether no turn follows it: after a turn with tool calls there is one more."""
         status = self.outline.status
         if status is TurnStatus.COMPLETED:
             return not self.has_tool_calls
         return status.is_finished
 
     def advance(self, stored: StoredTurn, local: GrowingText | None) -> bool:
-        """Take in a row; return whether it, or its text, is newer than what was known.
+        """Take in a row; return whether it, or its text, is newer than the known state.
 
         Args:
             stored: the row.
-            local: the text of the writer, where that is of this process.
+            local: the text of its writer, if that is in this process.
         """
         turn = stored.turn
         is_first = self.state is None and self._digest is None
@@ -149,32 +149,32 @@ class KnownTurn:
         self.owner = stored.owner
         text = self._text_of(stored, local)
         self._take(turn, text, is_local=text is not None and text is local)
-        return is_newer or (text is not None and text.length > self.told_length)
+        return is_newer or (text is not None and text.length > self.posted_length)
 
     def _text_of(self, stored: StoredTurn, local: GrowingText | None) -> GrowingText | None:
-        """Return what grows, or None where the row has the text."""
+        """Return the growing text, or None if the row has the text."""
         content = stored.turn.content
         self.last_chunk = None if stored.turn.status.is_finished else stored.last_chunk
         if self.last_chunk is None:
-            self._go_on_with(content)
+            self._continue_with(content)
             return None
         present = None if self.state is None else self.state.text
         if local is not None:
             if present is not local:
-                self._go_on_with(local.since(0))
+                self._continue_with(local.since(0))
             return local
         if present is None or self.is_local:
-            self._go_on_with(content)
+            self._continue_with(content)
             return GrowingText(content)
         _append_stored(present, content[present.length :])
         return present
 
     def _take(self, turn: Turn, text: GrowingText | None, *, is_local: bool = False) -> None:
-        """Make these the newest state."""
+        """Make a row and its text the newest state."""
         before = None if self.state is None else self.state.text
         if before is not text:
             self.stop_listening()
-            self.told_length = 0
+            self.posted_length = 0
         self.is_local = is_local
         if text is not None and is_local:
             text.on_growth = self.note_growth
@@ -186,7 +186,7 @@ class KnownTurn:
         self._digest = None
 
     def append(self, content: str, seq: int) -> None:
-        """Take in a chunk that another process has stored."""
+        """Append a chunk that another process has stored."""
         self.last_chunk = seq
         if self.state is not None and self.state.text is not None:
             _append_stored(self.state.text, content)
@@ -197,18 +197,18 @@ class KnownTurn:
             self.has_grown = True
             self._note_growth(self)
 
-    def offset_for(self, told: DeliveredState | None, state: TurnState) -> int:
-        """Return how much of a state's text is what a subscriber was told before."""
-        if told is None or told.known is not self:
+    def offset_for(self, delivered: DeliveredState | None, state: TurnState) -> int:
+        """Return how much of a state's text a subscriber already has."""
+        if delivered is None or delivered.known is not self:
             return 0
         passed = [
             agreed
             for version, agreed in self._agreements
-            if told.version < version <= state.version
+            if delivered.version < version <= state.version
         ]
-        if len(passed) < state.version - told.version:
+        if len(passed) < state.version - delivered.version:
             return 0
-        return min([told.length, *passed])
+        return min([delivered.length, *passed])
 
     def deleted(self) -> TurnState:
         """Return the state of the turn after its deletion."""
@@ -216,19 +216,19 @@ class KnownTurn:
         return TurnState(self, self.outline, None, is_deleted=True)
 
     def drop_text(self) -> None:
-        """Forget the text of a turn that has ended; its digest tells whether it changes."""
+        """Drop the text of a turn that has ended; its digest shows whether it changes."""
         if self.state is not None and self.is_finished:
             content = self.state.turn.content
             self._digest = (len(content), hash(content))
             self.state = None
 
     def stop_listening(self) -> None:
-        """Let go of the writer's text."""
+        """Detach from the writer's text."""
         if self.state is not None and self.state.text is not None:
             self.state.text.on_growth = None
 
-    def _go_on_with(self, content: str) -> None:
-        """Find out how far a new text agrees with the one before."""
+    def _continue_with(self, content: str) -> None:
+        """Record how far a new text agrees with the one before."""
         if self.state is not None:
             self.state.limit = length = self.state.length()
             before = self.state.since(0, length)
@@ -256,7 +256,7 @@ def agreement(one: str, other: str) -> int:
 
 
 def _append_stored(text: GrowingText, piece: str) -> None:
-    """Append what is committed already."""
+    """Append text that is committed already."""
     if piece:
         text.append(piece)
         text.mark_stored(text.length)

@@ -1,4 +1,4 @@
-"""What watchers are told: the newest state of a turn, a round or a session."""
+"""The updates that watchers get: the newest state of a turn, a round or a session."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from mandrake_sessions.models import Round, Session, Turn, TurnStatus
 
 
 class TurnUpdate:
-    """The newest state of a turn, and what of its text is new to this subscriber.
+    """The newest state of a turn, and the part of its text that is new to this subscriber.
 
-    Who shows the text as it grows keeps ``shown = shown[:update.offset] + update.text``.
+    A subscriber that shows the text as it grows keeps
+    ``shown = shown[:update.offset] + update.text``.
 
     Attributes:
-        text: what this subscriber has not been told of the turn's content.
-        offset: the character at which ``text`` begins; less than what was told where text was
-            taken back, as when a process dies before it has stored what was in flight.
+        text: the part of the turn's content that this subscriber has not received yet.
+        offset: the character at which ``text`` begins; less than the length received so far if text
+            was taken back, as when a process dies before it has stored the text in flight.
         is_in_flight: whether a part of the text is not stored yet. Only watchers in the writer's
-            own process are told such text.
-        is_deleted: whether the turn is gone; its texts and tool calls are empty then.
+            own process get such text.
+        is_deleted: whether the turn is deleted; its texts and tool calls are empty then.
     """
 
     __slots__ = (
@@ -66,12 +67,12 @@ class TurnUpdate:
 
     @property
     def status(self) -> TurnStatus:
-        """Where the turn stands."""
+        """The status of the turn."""
         return self._turn.status
 
     @cached_property
     def turn(self) -> Turn:
-        """The turn, with text in flight in its ``content``; joined when it is first asked for.
+        """The turn, with text in flight in its ``content``; built at the first access.
 
         While a writer streams the turn, ``raw_response`` and the counters are those of the last
         stored change.
@@ -81,9 +82,9 @@ class TurnUpdate:
         return msgspec.structs.replace(self._turn, content=self._source.since(0, self._length))
 
     def __repr__(self) -> str:
-        # No text: it is somebody's.
-        told = f"id={self.id!r}, index={self.index}, status={self.status.value!r}"
-        return f"TurnUpdate({told}, offset={self.offset}, characters={len(self.text)})"
+        # Without its text, which is private.
+        fields = f"id={self.id!r}, index={self.index}, status={self.status.value!r}"
+        return f"TurnUpdate({fields}, offset={self.offset}, characters={len(self.text)})"
 
 
 class RoundUpdate(msgspec.Struct, frozen=True):
@@ -91,7 +92,7 @@ class RoundUpdate(msgspec.Struct, frozen=True):
 
     Attributes:
         id: the id of the round.
-        round: the round as it is now; None where it was deleted.
+        round: the round as it is now; None if it was deleted.
     """
 
     id: str
@@ -103,7 +104,7 @@ class SessionUpdate(msgspec.Struct, frozen=True):
 
     Attributes:
         id: the id of the session.
-        session: the session as it is now; None where it was deleted.
+        session: the session as it is now; None if it was deleted.
     """
 
     id: str

@@ -1,7 +1,7 @@
-"""Everything that is watched in one file, and what the changes mean for it.
+"""All watched items of one file, and the effect of each change on them.
 
-Used by the follower's thread only. Each read is a short one, of what is committed that moment: the
-rows are at least as new as the changes that name them, and what is newer comes again.
+Only the follower's thread uses it. Each read is a short one of the committed state: the rows are at
+least as new as the changes that refer to them, and anything newer comes again.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Watched:
     Args:
         read: runs a short read.
         texts: the texts of this process's writers, by turn.
-        note_growth: told, in a writer's thread, that the text of a turn has grown.
-        on_end: told of a mailbox that will get nothing more.
+        note_growth: called in a writer's thread when the text of a turn has grown.
+        on_end: called with a mailbox that gets no more states.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Watched:
         self._of: dict[Mailbox, Target] = {}
         self.turns: KnownTurns = KnownTurns(texts, note_growth)
 
-    # -- who watches ------------------------------------------------------------------------
+    # -- subscribers ------------------------------------------------------------------------
 
     def join(self, joining: Joining) -> None:
-        """Let a subscriber in, and post the present states to it; of one that fails nothing stays.
+        """Add a subscriber and post the present states to it; a failure leaves nothing of it.
 
         Raises:
-            NotFoundError: there is nothing of that id.
+            NotFoundError: there is no item of that id.
         """
         try:
             self._join(joining)
@@ -84,7 +84,7 @@ class Watched:
 
     def _join(self, joining: Joining) -> None:
         if not self._targets:
-            # Before anything is read: what changes from now on is a change.
+            # Before anything is read: a change from now on is a change.
             self._last = self._read(feed.last_change())
         mailbox = joining.mailbox
         target = self._targets.get((joining.kind, joining.id))
@@ -99,7 +99,7 @@ class Watched:
         self._end_if_over(target)
 
     def leave(self, mailbox: Mailbox) -> None:
-        """Forget a subscriber, and what only it has watched."""
+        """Remove a subscriber, and the items that only it has watched."""
         target = self._of.pop(mailbox, None)
         if target is None:
             return
@@ -108,7 +108,7 @@ class Watched:
             self._forget(target)
 
     def _forget(self, target: Target) -> None:
-        """Let go of what no subscriber watches any more."""
+        """Forget a target without subscribers."""
         del self._targets[type(target), target.id]
         for known in target.turns.values():
             others = tuple(other for other in self.turns.targets_of(known) if other is not target)
@@ -116,7 +116,7 @@ class Watched:
             self.turns.drop_text(known)
 
     def end_all(self, error: Exception) -> None:
-        """End every subscription with an error; each raises one of its own."""
+        """End every subscription with an error; each gets its own copy."""
         for mailbox in tuple(self._of):
             self._end(mailbox, copy.copy(error))
 
@@ -141,7 +141,7 @@ class Watched:
         return target
 
     def _join_session(self, mailbox: Mailbox, id: str, last: int) -> Target:
-        # Read each time: what has ended is not kept for others.
+        # Read each time: a session keeps no states of ended turns for later subscribers.
         session, rounds = self._read(feed.session_with_rounds(id, last))
         turns = self._read(feed.turns_of_rounds(round_.id for round_ in rounds))
         target = self._targets.setdefault((SessionTarget, id), SessionTarget(session))
@@ -170,27 +170,27 @@ class Watched:
             self._end(mailbox)
 
     def _end_if_over(self, target: Target) -> None:
-        """End those who wait for a target's end, if nothing more is expected."""
+        """End the subscribers that wait for a target's end, if no turn is expected."""
         ending = [mailbox for mailbox, follow in target.members.items() if not follow]
         if ending and target.is_over and self._is_still_over(target):
             for mailbox in ending:
                 self._end(mailbox)
 
     def _is_still_over(self, target: Target) -> bool:
-        """Read all its turns at one moment: the next one may have begun in the same COMMIT."""
+        """Read all its turns in one snapshot: the next one may have begun in the same COMMIT."""
         try:
             stored = self._read(feed.response_with_turns(target.id)).turns
         except NotFoundError:
-            # Its change row is read next, and tells it as deleted.
+            # Its change row is read next, and posts it as deleted.
             return False
         for turn in stored:
             self._take_in(turn)
         return target.is_over
 
-    # -- what has changed -------------------------------------------------------------------
+    # -- changes ----------------------------------------------------------------------------
 
-    def look(self) -> bool:
-        """Read what has changed and post it; return whether there was anything."""
+    def refresh(self) -> bool:
+        """Read the changes and post them; return whether there were any."""
         if not self._targets:
             return False
         found = False
@@ -209,7 +209,7 @@ class Watched:
         return self._follow_chunks() or found
 
     def _after_last(self, changes: list[Change]) -> list[Change] | None:
-        """Return the changes that are new; None if some are missing or the numbers went back."""
+        """Return the new changes; None if some are missing or the numbers went back."""
         if self._last.seq == 0:
             return changes if not changes or changes[0].seq == 1 else None
         if not changes or changes[0] != self._last:
@@ -228,20 +228,20 @@ class Watched:
             else:
                 named[change.entity][change.id] = None
         for id in named[Entity.SESSION]:
-            self._tell_session(id)
-        self._tell_rounds(named[Entity.ROUND], named[Entity.REQUEST])
+            self._post_session(id)
+        self._post_named_rounds(named[Entity.ROUND], named[Entity.REQUEST])
         if named[Entity.TURN]:
             self._take_in_all(self._read(feed.find_turns(named[Entity.TURN])))
 
-    def _tell_session(self, id: str) -> None:
+    def _post_session(self, id: str) -> None:
         target = self._targets.get((SessionTarget, id))
         session = None if target is None else self._read(find_session(id))
         if isinstance(target, SessionTarget) and session is not None:
             target.session = session
             target.post(SessionUpdate(id, session))
 
-    def _tell_rounds(self, ids: Iterable[str], request_ids: Iterable[str]) -> None:
-        """Tell of rounds; what records a finished exchange names the round and not its turns."""
+    def _post_named_rounds(self, ids: Iterable[str], request_ids: Iterable[str]) -> None:
+        """Post rounds; the change rows of a finished exchange name its round, not its turns."""
         if not any(kind is SessionTarget for kind, _ in self._targets):
             return
         rounds = self._read(feed.find_rounds(ids)) if ids else []
@@ -268,7 +268,7 @@ class Watched:
             self._end_if_over(target)
 
     def _take_in(self, stored: StoredTurn) -> KnownTurn | None:
-        """Take in a turn's row, if anybody watches it."""
+        """Take in a turn's row, if a target includes it."""
         turn = stored.turn
         wanted = (
             (TurnTarget, turn.id),
@@ -280,7 +280,7 @@ class Watched:
             return None
         return self.turns.take_in(stored, targets)
 
-    # -- what is gone -----------------------------------------------------------------------
+    # -- deletions --------------------------------------------------------------------------
 
     def _delete(self, change: Change) -> None:
         if change.entity == Entity.TURN:
@@ -301,7 +301,7 @@ class Watched:
 
     def _delete_round(self, session_id: str, id: str) -> None:
         for target in tuple(self._targets.values()):
-            # First, so that losing turns does not end it as if it were complete.
+            # First, so that the loss of its turns does not end it as if it were complete.
             if isinstance(target, ResponseTarget | TurnTarget) and target.round_id == id:
                 self._delete_target(target)
         for known in self.turns.of_round(id):
@@ -317,7 +317,7 @@ class Watched:
                 self._delete_target(target)
 
     def _delete_target(self, target: Target) -> None:
-        """Tell that the turns of a target are gone, and end it."""
+        """Post that the turns of a target are deleted, and end it."""
         for known in target.turns.values():
             target.post(known.deleted())
         if isinstance(target, SessionTarget):
@@ -325,7 +325,7 @@ class Watched:
         self._end_target(target)
 
     def _follow_chunks(self) -> bool:
-        """Look for what other processes have stored of the texts that are watched."""
+        """Read the chunks that other processes have stored for watched texts."""
         found = False
         for known in tuple(self.turns.foreign.values()):
             if self.turns.is_of_writer_here(known):
@@ -340,7 +340,7 @@ class Watched:
     # -- after a gap ------------------------------------------------------------------------
 
     def _read_anew(self) -> None:
-        """Read every target again: changes that nobody here has seen were trimmed away."""
+        """Read every target again: changes that were not read here yet were trimmed."""
         last = self._read(feed.last_change())
         for target in tuple(self._targets.values()):
             try:
@@ -377,7 +377,7 @@ class Watched:
             self._take_in_all(stored)
             index = page[-1].index + 1
         for known in [known for known in target.turns.values() if known.id not in turns]:
-            # One of a round before the first that was told is known since it changed.
+            # A turn of a round before the first posted one is known because it has changed.
             if not self._read(feed.find_turns([known.id])):
                 self._delete_turn(known)
         for id in [id for id in target.rounds if id not in rounds]:
