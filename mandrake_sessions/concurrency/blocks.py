@@ -51,7 +51,7 @@ class _Exit:
         if not block.is_entered and (block._left is None or block._left() is None):
             left = _Left(way_out, _end)
             left.block = block
-            # The newest callback runs first, so the block is recorded even if its end is interrupted.
+            # The newest callback runs first: it records the block even if its end is interrupted.
             left.spare = _Left(way_out, _were_left.append) if block.holds_a_lease else None
             if left.spare is not None:
                 left.spare.block = block
