@@ -1,6 +1,6 @@
-"""What became of a call whose await was cancelled.
+"""The outcome of a call whose await was cancelled.
 
-It is told beside the ``CancelledError`` and not by a subclass of it: ``asyncio.timeout()`` and
+It is attached to the ``CancelledError`` and is no subclass of it: ``asyncio.timeout()`` and
 ``TaskGroup`` of Python 3.11 and 3.12 compare the exception's type with ``is``, and would let a
 subclass through instead of raising ``TimeoutError``.
 """
@@ -16,14 +16,14 @@ _ATTRIBUTE = "__cancelled_call__"
 
 
 class CancelledCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call whose await was cancelled, and whether it happened.
+    """A call whose await was cancelled, and whether it took effect.
 
     Attributes:
         operation: the method that was awaited.
-        is_committed: True if what it does is stored, False if nothing of it is; None if the
-            COMMIT failed in a way that leaves it open.
+        is_committed: True if its effect is stored, False if nothing of it is; None if the COMMIT
+            failed in a way that may have stored it.
         result: what the call would have returned; None unless it may be committed.
-        failure: what the call would have raised, or None.
+        failure: the exception that the call would have raised, or None.
     """
 
     operation: str
@@ -33,7 +33,7 @@ class CancelledCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cancelled_call(error: BaseException) -> CancelledCall | None:
-    """Return what became of the call that ``error`` ended, or None if it came from elsewhere.
+    """Return the outcome of the call that ``error`` ended, or None for an error from elsewhere.
 
     Args:
         error: a ``CancelledError``, or the ``TimeoutError`` that ``asyncio.timeout()`` and
@@ -49,5 +49,5 @@ def cancelled_call(error: BaseException) -> CancelledCall | None:
 
 
 def note_outcome(error: asyncio.CancelledError, call: CancelledCall) -> None:
-    """Attach to the error what became of the call."""
+    """Attach the outcome of a call to an error."""
     setattr(error, _ATTRIBUTE, call)

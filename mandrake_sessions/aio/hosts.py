@@ -30,10 +30,10 @@ class AsyncWorkspaceManager:
     """One workspace: a directory with a ``.ws`` folder, and its conversations.
 
     Args:
-        path: the directory; a relative one begins where the process is now.
+        path: the directory; a relative path is resolved when the manager is made.
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
-        create: whether ``init()`` makes a database that is not there.
+        create: whether ``init()`` makes a missing database.
         read_only: whether the database is only read, as ``DatabaseOptions.read_only`` says.
         workspace: its entry in the registry, where it has one.
         logger: a structlog logger of the host's.
@@ -68,7 +68,7 @@ class AsyncWorkspaceManager:
 
     @classmethod
     def over(cls, sync: WorkspaceManager) -> Self:
-        """Return the asynchronous face of a manager that exists; closing one closes both."""
+        """Return the asynchronous face of an existing manager; closing one closes both."""
         manager = cls.__new__(cls)
         manager._begin(sync)
         return manager
@@ -93,12 +93,12 @@ class AsyncWorkspaceManager:
         return self.sync.id
 
     async def init(self) -> Self:
-        """Open the workspace's database; raises what ``SessionManager.init`` does."""
+        """Open the workspace's database; raises the errors of ``SessionManager.init``."""
         await self.sessions.init()
         return self
 
     async def close(self) -> None:
-        """Give the workspace's database back; does nothing when it is closed."""
+        """Release the workspace's database; does nothing if it is closed."""
         await self.sessions.close()
 
     async def __aenter__(self) -> Self:
@@ -112,8 +112,8 @@ class AsyncMandrakeManager:
     """The system: its own conversations, and the registry of workspaces.
 
     Args:
-        root: its directory; None for ``$MANDRAKE_DIR`` or ``~/.mandrake``. A relative one begins
-            where the process is now. The database is ``<root>/db.sqlite``.
+        root: its directory; None for ``$MANDRAKE_DIR`` or ``~/.mandrake``. A relative path is
+            resolved when the manager is made. The database is ``<root>/db.sqlite``.
         pool: where connections come from; None for the process's ``default_pool()``.
         options: how its databases are opened; None for the pool's.
         read_only: whether its databases are only read, as ``DatabaseOptions.read_only`` says.
@@ -148,21 +148,21 @@ class AsyncMandrakeManager:
     # -- life -------------------------------------------------------------------------------
 
     async def init(self) -> Self:
-        """Open the system database; raises what ``SessionManager.init`` does."""
+        """Open the system database; raises the errors of ``SessionManager.init``."""
         await self.sessions.init()
         await in_thread("init", self.sync._note_move)
         return self
 
     async def close(self) -> None:
-        """Close every workspace and the system database, also if one of them fails.
+        """Close every workspace and the system database, even if one of them fails.
 
         Raises:
-            ExceptionGroup: what failed.
+            ExceptionGroup: the failures.
         """
         with self._mutex:
             parts = [*(known.sessions for known in self._known.values()), self.sessions]
             self._known.clear()
-        # In one thread: who cancels leaves none of them open.
+        # In one thread: a caller that cancels leaves none of them open.
         await in_thread("close", functools.partial(self._close_all, parts), surely=True)
 
     def _close_all(self, parts: Sequence[AsyncSessionManager]) -> None:
@@ -173,7 +173,7 @@ class AsyncMandrakeManager:
             except (MandrakeSessionsError, ExceptionGroup) as error:
                 failures.append(error)
         try:
-            # Also what was opened through the manager behind.
+            # Also the workspaces that were opened through the synchronous manager.
             self.sync.close()
         except ExceptionGroup as group:
             failures.extend(group.exceptions)
@@ -217,8 +217,8 @@ class AsyncMandrakeManager:
     ) -> AsyncWorkspaceManager:
         """Register a directory that exists, with the conversations it may hold, and open it.
 
-        Where the name is registered, but its database is gone and the directory holds one, it is
-        taken for the new place of that workspace, as by ``move_workspace``.
+        If the name is registered, its database is missing and the directory holds one, the
+        directory becomes the new place of that workspace, as by ``move_workspace``.
 
         Args:
             name: 1 to 64 letters, digits, ``-`` and ``_``, starting with a letter or digit.
@@ -238,15 +238,15 @@ class AsyncMandrakeManager:
     async def move_workspace(self, id: str, path: Root) -> Workspace:
         """Close a workspace and register the place that its directory was moved to.
 
-        No file is moved. What is at its former place stays, and is no workspace any more.
+        No file is moved. The files at the former place stay, and are no workspace any more.
 
         Args:
             id: the workspace; it keeps its name.
-            path: the directory with its ``.ws`` folder. In a copy of a root, the registered one
-                says that a directory outside is shared with the original.
+            path: the directory with its ``.ws`` folder. In a copy of a root, the registered path
+                declares that a directory outside is shared with the original.
 
         Returns:
-            The workspace as it is now.
+            The workspace as registered now.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
@@ -262,14 +262,14 @@ class AsyncMandrakeManager:
         return workspace
 
     async def database_of(self, id: str) -> Path:
-        """Return the path of a workspace's database, for what works on the file itself.
+        """Return the path of a workspace's database, for tools that work on the file itself.
 
         Args:
             id: the id of the workspace.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
-            WorkspacePlaceError: it is not what was registered.
+            WorkspacePlaceError: its place differs from the registration.
         """
         return await in_thread("database_of", functools.partial(self.sync.database_of, id))
 
@@ -281,9 +281,9 @@ class AsyncMandrakeManager:
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
-            DatabaseMissingError: it is registered, but its database is gone.
-            WorkspacePlaceError: it is not what was registered: a link is in its place, or it
-                belongs to the root that this one is a copy of.
+            DatabaseMissingError: it is registered, but its database is missing.
+            WorkspacePlaceError: its place differs from the registration: a link has replaced it, or
+                it belongs to the root of which this one is a copy.
         """
         unit = workspaces.get_workspace_row(self._registry(), id)
         workspace = await self._read(unit, "get_workspace", "fetch")
@@ -296,7 +296,7 @@ class AsyncMandrakeManager:
         return await self._opened("get_workspace", open_it)
 
     def _registry(self) -> Registry:
-        self.sessions._open_handle()  # none is given out while it closes
+        self.sessions._open_handle()  # raises while the manager closes
         return self.sync._registry()
 
     async def _read(self, unit: ReadUnit[T], operation: str, kind: Kind) -> T:
@@ -336,7 +336,7 @@ class AsyncMandrakeManager:
         return await self._read(unit, "find_workspace", "fetch")
 
     async def unregister_workspace(self, id: str) -> Workspace:
-        """Close a workspace and take it out of the registry; its files stay as they are.
+        """Close a workspace and remove its entry from the registry; its files stay.
 
         Args:
             id: the id of the workspace.
@@ -352,11 +352,11 @@ class AsyncMandrakeManager:
         return workspace
 
     async def delete_workspace(self, id: str, *, timeout: float | None = None) -> Workspace:
-        """Delete a workspace's database and take it out of the registry.
+        """Delete a workspace's database and remove its entry from the registry.
 
-        No write is accepted for it from then on. Other files in its directory are left alone; so is
-        what is in the place of its database and was never ours, which is logged. A damaged
-        database is deleted, and for one that is gone the entry is taken out.
+        No write is accepted for it from then on. Other files in its directory stay. A file of
+        another program in the place of its database stays too, and is logged. A damaged database is
+        deleted; if the database is missing, the entry is removed.
 
         Args:
             id: the workspace.
@@ -365,8 +365,8 @@ class AsyncMandrakeManager:
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
-            WorkspacePlaceError: it is not what was registered; nothing was deleted.
-            DatabaseBusyError: somebody else had it open until the deadline; nothing was deleted.
+            WorkspacePlaceError: its place differs from the registration; nothing was deleted.
+            DatabaseBusyError: another holder had it open until the deadline; nothing was deleted.
         """
         if timeout is not None:
             timeout = arguments.seconds("timeout", timeout)

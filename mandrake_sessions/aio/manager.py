@@ -2,8 +2,8 @@
 
 The methods of records are made from the same functions as those of ``SessionManager``: such a
 function checks the arguments and prepares the unit, in the event loop, and a worker's thread runs
-it. There is no ``transaction()`` block: a lease held across an ``await`` would make everybody wait
-for whatever that coroutine awaits. ``transact()`` takes a plain function instead.
+it. There is no ``transaction()`` block: with a lease held across an ``await``, every other caller
+would wait for what that coroutine awaits. ``transact()`` takes a plain function instead.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from typing import TypeVar
 from mandrake_sessions import arguments
 from mandrake_sessions.aio.calls import Call, EscapedError
 from mandrake_sessions.aio.cancellation import cancelled_call
-from mandrake_sessions.aio.following import followed
-from mandrake_sessions.aio.listening import AsyncTurnListener, listen
 from mandrake_sessions.aio.opening import AsyncOpening
+from mandrake_sessions.aio.subscribing import AsyncTurnListener, followed, listen
 from mandrake_sessions.aio.to_thread import in_thread
 from mandrake_sessions.aio.writer import AsyncTurnWriter
 from mandrake_sessions.database.connection.transaction import WriteTransaction
@@ -51,18 +50,18 @@ T = TypeVar("T")
 class AsyncSessionManager(AsyncOpening, AwaitedFace):
     """The conversations in one database file, for coroutines.
 
-    Making one opens nothing. ``await init()`` and ``await close()`` do, or an ``async with`` block.
-    It may be used from any number of tasks, also of several event loops in several threads.
+    Making one opens nothing; ``await init()``, or an ``async with`` block, opens the database. It
+    may be used from any number of tasks, also of several event loops in several threads.
 
-    A call whose await is cancelled before it has begun never happens; one that is being run is
-    waited for, which takes milliseconds. ``cancelled_call(error)`` tells which of both it was.
+    If an await is cancelled before its call has begun, the call never runs; a call that runs is
+    waited for, which takes milliseconds. ``cancelled_call(error)`` returns which of both it was.
 
     Args:
-        path: of the database file; folders that are missing are made by ``init()``. A relative
-            one begins where the process is now, wherever it goes later.
+        path: of the database file; ``init()`` makes missing folders. A relative path is resolved
+            when the manager is made.
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
-        create: whether ``init()`` makes a file that is not there.
+        create: whether ``init()`` makes a missing file.
         read_only: whether the file is only read, as ``DatabaseOptions.read_only`` says.
         logger: a structlog logger of the host's.
 
@@ -77,8 +76,8 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
     ) -> AsyncGenerator[Exchange, None]:
         """Yield the rounds of a session with their turns, in index order, page by page.
 
-        No lease is held between two pages, so it promises no snapshot across them. It may be left
-        at any round: nothing is open between two pages.
+        No lease is held between two pages, so the pages are no snapshot. The iteration may stop at
+        any round: nothing is open between two pages.
 
         Args:
             session_id: the session.
@@ -123,18 +122,18 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
     ) -> AsyncTurnWriter:
         """Return the writer of a new turn: ``async with sessions.stream_turn(…) as turn:``.
 
-        The block begins the turn, and raises then what ``SessionManager.stream_turn`` raises.
+        The block begins the turn, and then raises the errors of ``SessionManager.stream_turn``.
         Leaving the block completes the turn, leaving it by an exception stores ``error``, by a
         cancellation ``interrupted``.
 
         Args:
             response_id: the response it belongs to.
-            index: the index it shall have; the next one when None. A later one leaves a gap.
+            index: the index of the turn; the next one when None. A later one leaves a gap.
             started_at: when streaming began, aware; now when None.
-            expected_tokens: the host's guess of all.
+            expected_tokens: the host's estimate of the total.
             input_tokens: tokens that were read.
             model: the model that answers.
-            id: the id the turn shall have, 1 to 255 characters; a new UUIDv7 when None.
+            id: the id of the turn, 1 to 255 characters; a new UUIDv7 when None.
             timeout: seconds; None for the ``busy_timeout``.
 
         Returns:
@@ -174,13 +173,13 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
             raise
 
     async def recover_interrupted(self, *, timeout: float | None = None) -> list[Turn]:
-        """End the turns that stream though the process that streamed them is gone.
+        """End the turns that are streaming although their process is gone.
 
         Args:
             timeout: seconds; None for the ``busy_timeout``.
 
         Returns:
-            The turns that are ``interrupted`` now, with the text that was stored.
+            The turns that are ``interrupted`` now, with their stored text.
 
         Raises:
             DatabaseBusyError: the budget was used up; call it again.
@@ -195,7 +194,7 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
         """Call ``listener`` with every new state of a turn, from now on.
 
         It is called in this event loop, and awaited if it is a coroutine function, one state after
-        the other; when it is slow it gets the newest one. What it raises is logged.
+        the other; a slow listener gets the newest state. Its exceptions are logged.
 
         Args:
             turn_id: the turn.
@@ -224,12 +223,12 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
     ) -> Subscription:
         """Call ``listener`` with the present state of each turn of a response, and every new one.
 
-        As ``watch_response``, for code that is called rather than calls.
+        Like ``watch_response``, with calls instead of an iteration.
 
         Args:
             response_id: the response.
             listener: a function or a coroutine function, called with a ``TurnUpdate``.
-            follow: whether to go on when the response is complete.
+            follow: whether to go on after the response is complete.
 
         Returns:
             The subscription; it ends as ``watch_response`` does.
@@ -252,12 +251,12 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
     def watch_response(self, response_id: str, *, follow: bool = False) -> Watch[TurnUpdate]:
         """Follow a response: ``async for update in sessions.watch_response(response_id)``.
 
-        It tells what ``SessionManager.watch_response`` does. It is not awaited: that there is no
-        such response is raised by the first step of the iteration.
+        It yields the updates of ``SessionManager.watch_response``. It is not awaited: if there is
+        no such response, the first step of the iteration raises.
 
         Args:
             response_id: the response.
-            follow: whether to go on when the response is complete, until ``close()``.
+            follow: whether to go on after the response is complete, until ``close()``.
 
         Raises:
             InvalidArgumentError: an argument has the wrong type.
@@ -268,12 +267,12 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
     def watch_session(self, session_id: str, *, last: int = 1) -> Watch[SessionEvent]:
         """Follow a session: its rounds, its turns, its own fields.
 
-        It tells what ``SessionManager.watch_session`` does. It is not awaited: that there is no
-        such session is raised by the first step of the iteration.
+        It yields the events of ``SessionManager.watch_session``. It is not awaited: if there is no
+        such session, the first step of the iteration raises.
 
         Args:
             session_id: the session.
-            last: of how many rounds the present state is told, 0 to 10,000.
+            last: of how many rounds the present state comes first, 0 to 10,000.
 
         Raises:
             InvalidArgumentError: an argument has the wrong type or is out of range.
@@ -286,11 +285,11 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
     async def transact(
         self, work: Callable[[SessionTransaction], T], *, timeout: float | None = None
     ) -> T:
-        """Call ``work`` with a transaction and return what it returns, once that is committed.
+        """Call ``work`` with a transaction and return its result, once that is committed.
 
         It runs in the thread that writes for this manager, with the caller's context variables,
-        and may share its COMMIT with other calls; it is called again should that transaction be
-        lost. So it does database work only, and must not wait for the event loop.
+        and may share its COMMIT with other calls; it is called again if that transaction is lost.
+        So it does database work only, and must not wait for the event loop.
 
         Args:
             work: a plain function, not a coroutine function.
@@ -310,10 +309,10 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
     async def health(
         self, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
     ) -> HealthReport:
-        """Look at the database without changing it; ``QUICK`` takes about a millisecond.
+        """Check the database without changing it; ``QUICK`` takes about a millisecond.
 
         Args:
-            level: how far to look.
+            level: how thorough the check is.
             timeout: seconds that the checks of ``THOROUGH`` and ``FULL`` may take; None for ten
                 minutes.
         """
@@ -330,13 +329,13 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
         overwrite: bool = False,
         timeout: float | None = None,
     ) -> Path:
-        """Copy the database to a new file; raises what ``SessionManager.backup`` does.
+        """Copy the database to a new file; raises the errors of ``SessionManager.backup``.
 
-        Cancelled, it waits until the copy is complete or has failed.
+        If it is cancelled, it waits until the copy is complete or has failed.
 
         Args:
             target: the file to make; its folder must exist.
-            overwrite: whether a file that is there is replaced.
+            overwrite: whether an existing file is replaced.
             timeout: seconds; None for the ``busy_timeout``.
 
         Returns:
@@ -354,14 +353,14 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
         overwrite: bool = False,
         timeout: float | None = None,
     ) -> Path:
-        """Put a backup in the place of the database; raises what ``SessionManager.restore`` does.
+        """Replace the database by a backup; raises the errors of ``SessionManager.restore``.
 
-        The manager must be closed. Cancelled, it waits until the database is the backup, or is as
-        it was.
+        The manager must be closed. If it is cancelled, it waits until the database is replaced, or
+        is as it was.
 
         Args:
             backup: the file to restore; it stays as it is.
-            overwrite: whether a file that is there is replaced; a damaged one is kept as
+            overwrite: whether an existing file is replaced; a damaged one is kept as
                 ``<name>.damaged-…``.
             timeout: seconds to wait for other holders, of this process and of others; None for
                 the ``busy_timeout``.
@@ -386,7 +385,7 @@ def _unit_of(
         except Exception:
             raise
         except BaseException as error:
-            # Units that share the transaction must not be undone by it.
+            # It must not undo units that share the transaction.
             raise EscapedError(error) from error
         if inspect.isawaitable(result):
             if inspect.iscoroutine(result):

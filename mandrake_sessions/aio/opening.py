@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class AsyncOpening(AwaitedCalls):
-    """What an AsyncSessionManager is without its methods: a database that is opened and closed."""
+    """An AsyncSessionManager without its record methods: a database that is opened and closed."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class AsyncOpening(AwaitedCalls):
 
     @classmethod
     def over(cls, sync: SessionManager) -> Self:
-        """Return the asynchronous face of a manager that exists; closing one closes both."""
+        """Return the asynchronous face of an existing manager; closing one closes both."""
         manager = cls.__new__(cls)
         manager._begin(sync)
         return manager
@@ -64,7 +64,7 @@ class AsyncOpening(AwaitedCalls):
         self._mutex = threading.Lock()
         self._is_closing = False
         self._workers: dict[Kind, Worker] = {}
-        weakref.finalize(self, _forsake, self._workers).atexit = False
+        weakref.finalize(self, _abandon_all, self._workers).atexit = False
 
     # -- life -------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ class AsyncOpening(AwaitedCalls):
 
     @property
     def handle(self) -> DatabaseHandle:
-        """The claim on the database, for statements of one's own; its calls block, so in a thread.
+        """The handle on the database, for a host's own statements; its calls block the thread.
 
         Raises:
             NotInitializedError: before ``init()`` and after ``close()``.
@@ -93,30 +93,30 @@ class AsyncOpening(AwaitedCalls):
         return self.sync.handle
 
     async def init(self) -> Self:
-        """Open the database; raises what ``SessionManager.init`` does.
+        """Open the database; raises the errors of ``SessionManager.init``.
 
-        Does nothing when it is open. It works again after ``close()``. If it is cancelled, the
-        database is closed again.
+        Does nothing if it is open. It can be called again after ``close()``. If it is cancelled,
+        the database is closed again.
         """
         if not self.is_initialized:
             await in_thread("init", self._init_now, undo=self._undo_init)
         return self
 
     async def close(self) -> None:
-        """Let the calls that were made end, then give the database back.
+        """Finish the calls that were made, then release the database.
 
-        Does nothing when it is closed.
+        Does nothing if it is closed.
         """
         if self.sync.is_initialized:
             await in_thread("close", self.close_now, surely=True)
 
     def close_now(self) -> None:
-        """Do what ``close`` does; it blocks, so not in an event loop."""
+        """Close it in this thread; it blocks, so not in an event loop."""
         if self.sync.is_initialized:
             self._end(self.sync.close)
 
     async def delete(self, *, timeout: float | None = None) -> None:
-        """Close, then remove the database file; raises what ``SessionManager.delete`` does.
+        """Close it, then remove the database file; raises the errors of ``SessionManager.delete``.
 
         Args:
             timeout: seconds to wait for other holders, of this process and of others; None for
@@ -139,7 +139,7 @@ class AsyncOpening(AwaitedCalls):
             self._end(self.sync.close)
 
     def _end(self, end: Callable[[], None]) -> None:
-        """Let the workers finish, then end the manager behind."""
+        """Have the workers finish, then end the synchronous manager."""
         with self._life:
             with self._mutex:
                 self._is_closing = True
@@ -158,16 +158,16 @@ class AsyncOpening(AwaitedCalls):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    # -- how calls are run ------------------------------------------------------------------
+    # -- running calls ----------------------------------------------------------------------
 
     def _open_handle(self) -> Handle:
-        """Return the claim on the database; raises NotInitializedError where there is none."""
+        """Return the handle on the database; raises NotInitializedError if there is none."""
         if self._is_closing:
             raise NotInitializedError
         return file_handle(self.sync.handle)
 
     def _worker(self, kind: Kind) -> Worker:
-        """Return what runs calls of a kind."""
+        """Return the worker for calls of a kind."""
         worker = self._workers.get(kind)
         if worker is None:
             with self._mutex:
@@ -185,7 +185,7 @@ class AsyncOpening(AwaitedCalls):
         *,
         claims: bool = False,
     ) -> Coroutine[Any, Any, T]:
-        """Return a coroutine that has a unit run by the worker of its kind; else as in the base."""
+        """Return a coroutine that has the worker of its kind run a unit; else as in the base."""
         call: Call[T] = Call(unit, operation, handle, claims=claims)
         return call.outcome(self._worker(kind), is_write=kind == "write")
 
@@ -195,7 +195,7 @@ def _new_worker(kind: Kind) -> Worker:
     return WriteWorker(name) if kind == "write" else ReadWorker(name, is_long=kind == "query")
 
 
-def _forsake(workers: dict[Kind, Worker]) -> None:
-    """End the threads of a manager that was forgotten."""
+def _abandon_all(workers: dict[Kind, Worker]) -> None:
+    """End the threads of a manager that was dropped."""
     for worker in workers.values():
-        worker.forsake()
+        worker.abandon()

@@ -1,4 +1,4 @@
-"""What is done rarely and takes long, such as opening and closing: each in a thread of its own."""
+"""Rare blocking calls, such as opening and closing: each runs in its own thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class _ThreadCall(Generic[T]):
-    """A function, the thread it runs in, and the event loop that is told its end."""
+    """A function, the thread that runs it, and the event loop that awaits its end."""
 
     def __init__(self, name: str, work: Callable[[], T]) -> None:
         self._work = work
@@ -33,11 +33,11 @@ class _ThreadCall(Generic[T]):
     def _run(self) -> None:
         try:
             self.result = self._context.run(self._work)
-        except BaseException as error:  # noqa: BLE001  # the one who awaits gets it
+        except BaseException as error:  # noqa: BLE001  # the caller that awaits gets it
             self.failure = error
-        call_in_loop(self._loop, self._tell)
+        call_in_loop(self._loop, self._notify)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self.is_over = True
         wake(self._over)
 
@@ -46,7 +46,7 @@ class _ThreadCall(Generic[T]):
         await self._over
 
     async def surely_over(self) -> None:
-        """Wait for its end, whoever cancels."""
+        """Wait for its end, past every cancellation."""
         while not self.is_over:
             self._over = self._loop.create_future()
             with contextlib.suppress(asyncio.CancelledError):
@@ -60,17 +60,17 @@ async def in_thread(
     undo: Callable[[T], object] | None = None,
     surely: bool = False,
 ) -> T:
-    """Call ``work`` in a thread of its own and return its result, or raise what it raised.
+    """Call ``work`` in its own thread and return its result, or raise its exception.
 
     Args:
-        operation: for whoever cancels.
+        operation: names it in threads and in the outcome of a cancelled call.
         work: called with the caller's context variables; its waits are bounded.
-        undo: called, in a thread too, with the result that a cancelled caller does not get.
-        surely: whether it is called in this thread where no other can be started: to close.
+        undo: called, in a thread too, with a result that a cancelled caller does not get.
+        surely: whether it runs in this thread if no other can start, as closing must.
 
     Raises:
         ThreadStartError: no thread can be started.
-        CancelledError: after the work has ended; ``cancelled_call`` tells how.
+        CancelledError: after the work has ended; ``cancelled_call`` returns its outcome.
     """
     try:
         call = _ThreadCall(f"mandrake-async {operation}", work)
@@ -108,7 +108,7 @@ async def in_thread(
 
 
 async def _undone(operation: str, undo: Callable[[], object]) -> BaseException | None:
-    """Undo what a cancelled caller does not want, and return what that raised."""
+    """Undo the work of a cancelled caller, and return the exception of that."""
     try:
         undoing = _ThreadCall(f"mandrake-async {operation}", undo)
     except ThreadStartError:

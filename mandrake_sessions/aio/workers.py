@@ -1,8 +1,8 @@
-"""The threads that run the calls of coroutines: started when first needed, ended when idle.
+"""The threads that run the calls of coroutines: started at the first call, ended when idle.
 
-One writes. It takes the first call, runs it as a unit, and brings along what has queued meanwhile:
-all of it shares the COMMIT, a savepoint each. Others read, so that a long history never delays an
-append, nor a short read.
+One thread writes. It takes the first call, runs it as a unit, and brings along the calls that have
+queued meanwhile: they share one COMMIT, each with its savepoint. Other threads read, so that a long
+history delays neither an append nor a short read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final
 
-from mandrake_sessions.aio.calls import Call, tell_all
+from mandrake_sessions.aio.calls import Call, notify_all
 from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.engine.protocols import Handle
@@ -21,13 +21,13 @@ from mandrake_sessions.engine.waiters import BatchedUnit, Waiter
 from mandrake_sessions.errors import NotInitializedError, TransactionLostError
 
 IDLE_SECONDS: Final = 5.0
-"""How long a thread waits for the next call before it ends."""
+"""Seconds that a thread waits for the next call before it ends."""
 
 CROWD: Final = 64
-"""Idle threads in the process above which one that becomes idle ends soon."""
+"""Idle threads in the process above which an idle thread ends soon."""
 
 _CROWDED_SECONDS: Final = 0.05
-"""How long it waits then: many databases used in turn would leave three threads each behind."""
+"""Seconds that it waits then: many databases used in turn would leave three threads each behind."""
 
 # Adding and discarding is one step each, so it needs no lock.
 _idle: Final[set[int]] = set()
@@ -37,7 +37,7 @@ _GRACE: Final = 1.0
 """Seconds that closing waits for a call beyond the end of its budget."""
 
 _POLL: Final = 0.05
-"""Seconds between two looks, at closing, whether a thread only waits for a withdrawn call."""
+"""Seconds between two checks, at closing, whether a thread only waits for a withdrawn call."""
 
 
 class Worker:
@@ -55,16 +55,16 @@ class Worker:
         self._current: Call[Any] | None = None
         self._is_idle = False
         self._is_closing = False
-        # Held while the thread has nothing to do; who brings a call releases it.
+        # Held while the thread is idle; submitting a call releases it.
         self._wake = threading.Lock()
         self._wake.acquire()
 
     def submit(self, call: Call[Any]) -> None:
-        """Take a call, to be run in its turn.
+        """Queue a call.
 
         Raises:
             NotInitializedError: the worker was closed.
-            ThreadStartError: no thread can be started that runs it.
+            ThreadStartError: no thread can be started to run it.
         """
         with self._mutex:
             if self._is_closing:
@@ -84,12 +84,12 @@ class Worker:
             self._wake_up()
 
     def call_withdrawn(self) -> None:
-        """Learn that a call need not be run any more."""
+        """Note that a queued call was withdrawn."""
         with self._mutex:
             self._stop_waiting()
 
     def close(self) -> None:
-        """Run what has queued, then end the thread; takes no more calls. Not for an event loop."""
+        """Run the queued calls, then end the thread; takes no more calls. It blocks."""
         with self._mutex:
             self._is_closing = True
             self._stop_waiting()
@@ -105,8 +105,8 @@ class Worker:
                 with self._mutex:
                     self._stop_waiting()
 
-    def forsake(self) -> None:
-        """End the thread when it has run what has queued; nobody waits for it."""
+    def abandon(self) -> None:
+        """End the thread after the queued calls, without waiting for it."""
         with self._mutex:
             self._is_closing = True
             self._wake_up()
@@ -122,7 +122,7 @@ class Worker:
                 return
         while (call := self._next()) is not None:
             self._work(call)
-            # Whoever waits for nothing any more is not kept alive by an idle thread.
+            # An idle thread keeps no reference to a call.
             del call
 
     def _next(self) -> Call[Any] | None:
@@ -147,7 +147,7 @@ class Worker:
                 self._wake.acquire()
 
     def _wait_for_call(self) -> bool:
-        """Return whether a call came before the thread was idle for too long."""
+        """Return whether a call came before the idle time was over."""
         me = threading.get_ident()
         _idle.add(me)
         try:
@@ -158,25 +158,25 @@ class Worker:
             _idle.discard(me)
 
     def _pop(self) -> Call[Any] | None:
-        """Take the first call that may still happen out of the queue."""
+        """Remove the first call that may still run from the queue, and return it."""
         call = self._first()
         if call is not None:
             self._calls.popleft()
         return call
 
     def _first(self) -> Call[Any] | None:
-        """Return the first call that may still happen; the loops tell those that may not."""
+        """Return the first call that may still run; the loops settle those that may not."""
         calls = self._calls
         while calls and (calls[0].is_withdrawn or monotonic() >= calls[0].budget.body_deadline):
             calls.popleft()
         return calls[0] if calls else None
 
     def _work(self, call: Call[Any]) -> None:
-        """Run one call and tell its outcome; raises nothing."""
+        """Run one call and settle it; raises nothing."""
         raise NotImplementedError
 
     def _stop_waiting(self) -> None:
-        """Let go of what only a withdrawn call waits for. The mutex is held."""
+        """End a wait that only a withdrawn call needs. The mutex is held."""
 
 
 class ReadWorker(Worker):
@@ -184,7 +184,7 @@ class ReadWorker(Worker):
 
     Args:
         name: of the thread.
-        is_long: whether each has a snapshot of its own, on the connection that only reads.
+        is_long: whether each call has its own snapshot, on the connection that only reads.
     """
 
     def __init__(self, name: str, *, is_long: bool) -> None:
@@ -196,20 +196,20 @@ class ReadWorker(Worker):
         read = call.handle.query if self._is_long else call.handle.fetch
         try:
             result = call.context.run(read, call.run, call.operation, call.budget.left())
-        except BaseException as error:  # noqa: BLE001  # the one who awaits gets it
+        except BaseException as error:  # noqa: BLE001  # the caller that awaits gets it
             failure = error
         call.settle(result, failure)
         del failure
-        tell_all((call,))
+        notify_all((call,))
 
 
 class WriteWorker(Worker):
-    """Runs writing calls; what has queued shares the COMMIT of the first."""
+    """Runs writing calls; queued calls share the COMMIT of the first."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._finished: list[Call[Any]] = []
-        # Lost with a transaction that they shared: first in the queue, and each by itself.
+        # Lost with a shared transaction: first in the queue, and each in its own transaction.
         self._again: deque[Call[Any]] = deque()
         self._ident = 0
 
@@ -224,13 +224,13 @@ class WriteWorker(Worker):
                 result = call.context.run(call.run, None)
             else:
                 result = self._transact(call, handle)
-        except BaseException as error:  # noqa: BLE001  # the one who awaits gets it
+        except BaseException as error:  # noqa: BLE001  # the caller that awaits gets it
             failure = error
         call.settle(result, failure)
         del failure
         self._finished.append(call)
         finished, self._finished = self._finished, []
-        tell_all(finished)
+        notify_all(finished)
 
     def _transact(self, call: Call[Any], handle: Handle) -> Any:
         return call.context.run(
@@ -238,15 +238,15 @@ class WriteWorker(Worker):
             call.run,
             call.operation,
             call.budget.left(),
-            # Another thread would run this one for us, and we have more of them: in our own turn
-            # they share a COMMIT too.
+            # Another thread could run this call, but if more are queued, this thread runs them in
+            # one transaction, so they share a COMMIT too.
             delegable=not call.is_hosts and not self._calls,
-            batch=None if call.is_alone else partial(self._bring, handle),
+            batch=None if call.is_unshared else partial(self._next_batched, handle),
             claims=call.claims,
         )
 
-    def _bring(self, handle: Handle) -> Waiter | None:
-        """Return the next call as a batched unit, if it may share the transaction that is open."""
+    def _next_batched(self, handle: Handle) -> Waiter | None:
+        """Return the next call as a batched unit, if it may share the open transaction."""
         if self._again:
             return None
         with self._mutex:
@@ -267,7 +267,7 @@ class WriteWorker(Worker):
 
     def _unit_settled(self, call: Call[Any], unit: BatchedUnit) -> None:
         if isinstance(unit.failure, TransactionLostError):
-            call.is_alone = True
+            call.is_unshared = True
             self._again.append(call)
             return
         call.settle(unit.result, unit.failure)
@@ -280,7 +280,7 @@ class WriteWorker(Worker):
         call = self._current
         if call is None:
             return
-        # A whole call brings nobody along; the place of another one is of use to the next.
-        is_alone = call.is_whole or (not self._again and self._first() is None)
-        if (call.is_withdrawn or call.is_unwanted) and is_alone:
+        # A whole call has no batch; the place of another call in the queue is of use to the next.
+        is_last = call.is_whole or (not self._again and self._first() is None)
+        if (call.is_withdrawn or call.is_unwanted) and is_last:
             call.handle.give_up(self._ident)

@@ -1,7 +1,7 @@
 """AsyncTurnWriter: streams one turn from a coroutine.
 
-Writing never waits, so it is not awaited. What is awaited, a flush or the end, is done by the
-thread that stores the streams of the file; it tells the event loop.
+Writing never waits, so it is not awaited. A flush or an end is awaited: the flusher of the file
+stores the text and notifies the event loop.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class AsyncTurnWriter:
     """Streams one turn. Made by ``stream_turn``, for one ``async with`` block.
 
     The block begins the turn and ends it: ``completed``; or ``error`` with the exception's type and
-    message; or ``interrupted`` for a cancellation, which goes on when that is stored. A block that
-    has ended the turn itself is left alone. Without a block, ``await begin()`` comes first, and
-    ``await complete()``, ``fail()`` or ``interrupt()`` last.
+    message; or ``interrupted`` for a cancellation, which goes on when that is stored. If the block
+    has ended the turn itself, its exit changes nothing. Without a block, ``await begin()`` comes
+    first, and ``await complete()``, ``fail()`` or ``interrupt()`` last.
     """
 
     def __init__(self, handle: Handle, begin: Callable[[], Awaitable[TurnWriter]]) -> None:
@@ -53,9 +53,9 @@ class AsyncTurnWriter:
         return "<AsyncTurnWriter, not begun>" if self._begun is None else f"<Async{self._begun!r}>"
 
     async def begin(self) -> Self:
-        """Store the new turn; raises what ``SessionManager.stream_turn`` does.
+        """Store the new turn; raises the errors of ``SessionManager.stream_turn``.
 
-        Cancelled, the turn was not begun, or is interrupted.
+        If it is cancelled, the turn was not begun, or is interrupted.
         """
         if self._begun is None:
             self._begun = await self._begin()
@@ -89,18 +89,18 @@ class AsyncTurnWriter:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the turn has ended, by this writer or by somebody else."""
+        """Whether the turn has ended, by this writer or by another caller."""
         return self.sync.is_finished
 
     @property
     def unstored_text(self) -> str:
-        """The end of the text that is not stored; after a failure, what was lost."""
+        """The end of the text that is not stored; after a failure, the text that was lost."""
         return self.sync.unstored_text
 
-    # -- what the model says ----------------------------------------------------------------
+    # -- text of the model ------------------------------------------------------------------
 
     def write(self, text: str) -> None:
-        """Add text to ``content``; never waits. Raises what ``TurnWriter.write`` does."""
+        """Add text to ``content``; never waits. Raises the errors of ``TurnWriter.write``."""
         self.sync.write(text)
 
     def write_raw(self, text: str) -> None:
@@ -108,11 +108,11 @@ class AsyncTurnWriter:
         self.sync.write_raw(text)
 
     def tool_call(self, call: Any, *, strict: bool = False) -> PendingToolCall:
-        """Add a tool call to the turn; its result comes by ``set_result`` of what is returned.
+        """Add a tool call to the turn; ``set_result`` of the returned object gives its result.
 
         Args:
-            call: what is called; what JSON does not have is changed as ``storable`` does it.
-            strict: whether a value that would have to be changed is refused.
+            call: the call as JSON data; values that JSON lacks are changed as ``storable`` does it.
+            strict: whether to refuse a value that would have to be changed.
         """
         return self.sync.tool_call(call, strict=strict)
 
@@ -133,18 +133,18 @@ class AsyncTurnWriter:
 
         Args:
             current_tokens: tokens received so far.
-            expected_tokens: the host's guess of all; None clears it.
-            input_tokens: tokens that were read.
-            output_tokens: tokens that were written.
+            expected_tokens: the host's estimate of the total; None clears it.
+            input_tokens: tokens that the model read.
+            output_tokens: tokens that the model wrote.
             cache_read_tokens: input tokens from the provider's cache; None clears it.
-            cache_write_tokens: input tokens that were put into it; None clears it.
+            cache_write_tokens: input tokens that were put into the cache; None clears it.
             input_cost: cost of the input, in the host's currency.
             output_cost: cost of the output, in the host's currency.
             model: the model that answers; None clears it.
 
         Raises:
             InvalidArgumentError: an argument has the wrong type or is out of range.
-            TurnFinishedError: and what else ``write`` raises.
+            TurnFinishedError: the turn has ended; other errors as ``write``.
         """
         self.sync.set_usage(
             current_tokens=current_tokens,
@@ -167,15 +167,15 @@ class AsyncTurnWriter:
             timeout: seconds; None for the ``busy_timeout`` and a second.
 
         Raises:
-            DatabaseBusyError: it took longer; it is tried further.
-            DatabaseError: it could not be stored this time; it is tried further.
-            TurnInterruptedError: somebody else has ended the turn.
+            DatabaseBusyError: it took longer; storing goes on in the background.
+            DatabaseError: this attempt failed; the next one follows in the background.
+            TurnInterruptedError: another caller has ended the turn.
         """
         seconds = self.sync.seconds_to_wait(timeout)
         await self._result(self.sync.ask_for_flush(), seconds, "flush")
 
     async def complete(self, timeout: float | None = None) -> Turn:
-        """End the turn as ``completed``; raises what ``TurnWriter.complete`` does.
+        """End the turn as ``completed``; raises the errors of ``TurnWriter.complete``.
 
         Args:
             timeout: seconds; None for the ``busy_timeout`` and a second.
@@ -189,7 +189,7 @@ class AsyncTurnWriter:
         """End the turn as ``error``; otherwise as ``complete``.
 
         Args:
-            error: what went wrong; an exception is stored with its type and message.
+            error: the failure; an exception is stored with its type and message.
             timeout: seconds; None for the ``busy_timeout`` and a second.
         """
         return await self._end(TurnStatus.ERROR, message_of(error), timeout)
@@ -210,7 +210,7 @@ class AsyncTurnWriter:
         try:
             return await self._result(outcome, seconds, "end of a stream")
         except asyncio.CancelledError as cancelled:
-            # What was asked for cannot be taken back: it is soon known what came of it.
+            # The request cannot be taken back, and its outcome is known soon.
             await self._surely_settled(outcome, _CANCELLED_PATIENCE)
             note_outcome(cancelled, _end_of(outcome))
             raise
@@ -225,7 +225,7 @@ class AsyncTurnWriter:
     async def _surely_settled(
         self, outcome: Outcome[Any], seconds: float
     ) -> asyncio.CancelledError | None:
-        """Wait for an outcome, whoever cancels; return the last cancellation."""
+        """Wait for an outcome, past cancellations; return the last one."""
         budget = self._handle.budget(seconds)
         cancelled: asyncio.CancelledError | None = None
         while not outcome.is_known and budget.left():
@@ -233,7 +233,7 @@ class AsyncTurnWriter:
                 await _settled(outcome, budget.left())
             except asyncio.CancelledError as error:
                 if cancelled is None and budget.left() > _CANCELLED_PATIENCE:
-                    # Who cancels waits no longer, whatever the block had to wait for.
+                    # A cancelled caller waits no longer, whatever the block had to wait for.
                     budget = self._handle.budget(_CANCELLED_PATIENCE)
                 cancelled = error
         return cancelled
@@ -255,7 +255,7 @@ class AsyncTurnWriter:
             await self.complete()
             return
         if self.is_finished:
-            # Somebody else has ended it: its reason was raised, or nobody wrote any more.
+            # Another caller has ended it. A call has raised that, or the host wrote nothing since.
             return
         cancelled = None
         is_cancelled = isinstance(error, asyncio.CancelledError)
@@ -266,7 +266,7 @@ class AsyncTurnWriter:
             if outcome.is_known:
                 outcome.value()
         except TurnInterruptedError:
-            # Somebody else was faster: it has ended, and its text is kept.
+            # Another caller has ended the turn first; its text is kept.
             pass
         except Exception as failure:  # noqa: BLE001  # the block's own exception goes on
             note_unstored_end(self.id, error, failure)
@@ -275,20 +275,20 @@ class AsyncTurnWriter:
 
 
 async def _settled(outcome: Outcome[Any], seconds: float) -> None:
-    """Wait for an outcome of another thread, which is not cancelled when the waiting is."""
+    """Wait for an outcome of another thread; cancelling the wait does not cancel the outcome."""
     if outcome.is_known:
         return
     loop = asyncio.get_running_loop()
-    told: asyncio.Future[None] = loop.create_future()
-    outcome.call_when_known(lambda: call_in_loop(loop, wake, told))
-    await asyncio.wait((told,), timeout=seconds)
+    known: asyncio.Future[None] = loop.create_future()
+    outcome.call_when_known(lambda: call_in_loop(loop, wake, known))
+    await asyncio.wait((known,), timeout=seconds)
 
 
 def _end_of(outcome: Outcome[Turn]) -> CancelledCall:
-    """Return what came of an end whose caller was cancelled."""
+    """Return the outcome of an end whose caller was cancelled."""
     operation = "end of a stream"
     if not outcome.is_known:
-        # It is tried further: no turn of a living process stays streaming.
+        # It is still attempted: no turn of a living process stays streaming.
         return CancelledCall(operation=operation, is_committed=None)
     failure = outcome.error
     if failure is None:
