@@ -1,12 +1,13 @@
-"""What callers may pass.
+"""Checks of the arguments that callers pass.
 
-Each function checks one kind of argument, an object until then, and returns it as it is stored.
-What is refused raises ``InvalidArgumentError`` with the name of the argument and never its value,
-which is somebody's text. It happens before a lease is taken, so a refused call wrote nothing.
+Each function checks one kind of argument, which is any object until then, and returns it in its
+stored form. A value that is refused raises ``InvalidArgumentError`` with the name of the argument
+and never the value, which may be a user's text. The check comes before a lease is taken, so a
+refused call has written nothing.
 
-An object of a subclass of ``str``, ``int`` or ``float`` is taken as the value it is, and its own
-methods are not asked: whatever they do, nothing of it goes further. So callers use what is
-returned, and not what they were given. Only True and False are no numbers.
+An object of a subclass of ``str``, ``int`` or ``float`` is read as its plain value without calling
+its own methods. So callers must use the returned value instead of the argument. Only True and False
+are no numbers.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ MAX_LIMIT: Final = 10_000
 """Rows of one page."""
 
 MAX_SECONDS: Final = 86_400
-"""One day; threads cannot wait for any length of time everywhere."""
+"""One day; not every system lets a thread wait longer."""
 
 MAX_COUNT: Final = MAX_INTEGER
-"""The largest number of something."""
+"""The largest count."""
 
 MAX_INDEX: Final = 2**31 - 1
-"""The largest index a caller may name: the counter behind it must be able to go on."""
+"""The largest index that a caller may give: the counter behind it must be able to continue."""
 
 _FIRST_MOMENT: Final = to_microseconds(datetime.min.replace(tzinfo=UTC))
 _LAST_MOMENT: Final = to_microseconds(datetime.max.replace(tzinfo=UTC))
@@ -54,7 +55,7 @@ _TOOL_CALL_KEYS: Final = frozenset({"call", "response", "raw", "is_interrupted"}
 
 
 def lookup_id(name: str, value: object) -> str:
-    """Return an id to look something up by: any text that a database can hold."""
+    """Return an id for a query: any text that a database can hold."""
     if type(value) is str and value.isascii():
         return value
     id = as_str(value)
@@ -66,7 +67,7 @@ def lookup_id(name: str, value: object) -> str:
 
 
 def fresh_id(name: str, value: object) -> str:
-    """Return the id for a new row: the one given, or a new UUIDv7 for None."""
+    """Return the id for a new row: the given one, or a new UUIDv7 for None."""
     if value is None:
         return new_id()
     id = as_str(value)
@@ -101,7 +102,7 @@ def optional_text(name: str, value: object) -> str | None:
 
 
 def workspace_name(name: str, value: object) -> str:
-    """Return a workspace's name: 1 to 64 of letters, digits, ``-``, ``_``; no sign in front."""
+    """Return a workspace's name: 1 to 64 letters, digits, ``-``, ``_``, from a letter or digit."""
     given = as_str(value)
     if given is None or _NAME.fullmatch(given) is None:
         raise InvalidArgumentError(
@@ -112,7 +113,7 @@ def workspace_name(name: str, value: object) -> str:
 
 
 def flag(name: str, value: object) -> bool:
-    """Return True or False, given as such."""
+    """Return True or False; other values are refused."""
     if type(value) is not bool:
         raise InvalidArgumentError(f"{name} must be True or False.")
     return value
@@ -129,25 +130,25 @@ def seconds(name: str, value: object) -> float:
 
 
 def optional_instance(name: str, value: object, kind: type) -> None:
-    """Make sure that ``value`` is None or a ``kind``."""
+    """Require that ``value`` is None or a ``kind``."""
     if value is not None and not is_one(value, kind):
         raise InvalidArgumentError(f"{name} must be a {kind.__name__} or None.")
 
 
 def function(name: str, value: object) -> None:
-    """Make sure that ``value`` can be called."""
+    """Require that ``value`` can be called."""
     if not callable(value):
         raise InvalidArgumentError(f"{name} must be callable.")
 
 
 def path(name: str, value: object) -> str | os.PathLike[str]:
-    """Return what names a file or folder."""
+    """Return the name of a file or folder."""
     if issubclass(type(value), PurePath):
-        return value  # type: ignore[return-value]  # as the line above says
+        return value  # type: ignore[return-value]  # the line above has checked it
     given = as_str(value)
     if given is None:
         with contextlib.suppress(Exception):  # a host's own __fspath__, or none at all
-            given = as_str(os.fspath(value))  # type: ignore[call-overload]  # whatever
+            given = as_str(os.fspath(value))  # type: ignore[call-overload]  # any object
     if given is None:
         raise InvalidArgumentError(f"{name} must be a str or os.PathLike.")
     return given
@@ -174,7 +175,7 @@ def optional_index(name: str, value: object) -> int | None:
 
 
 def after_index(name: str, value: object) -> int:
-    """Return the index behind which a page begins; None is before the first, -1."""
+    """Return the index after which a page begins; None, for the first page, becomes -1."""
     return -1 if value is None else _whole(name, value, 0, MAX_COUNT)
 
 
@@ -189,12 +190,12 @@ def optional_limit(name: str, value: object) -> int:
 
 
 def count_of_last(name: str, value: object) -> int:
-    """Return how many of the last rows are meant, 0 to ``MAX_LIMIT``."""
+    """Return the number of last rows, 0 to ``MAX_LIMIT``."""
     return _whole(name, value, 0, MAX_LIMIT)
 
 
 def offset(name: str, value: object) -> int:
-    """Return how many rows are left out in front, 0 to ``MAX_COUNT``."""
+    """Return the number of rows to skip, 0 to ``MAX_COUNT``."""
     return _whole(name, value, 0, MAX_COUNT)
 
 
@@ -233,18 +234,18 @@ def moment(name: str, value: object) -> int:
 
 
 def stored_moment(name: str, value: object) -> int:
-    """Return microseconds since the epoch that a datetime can show, years 1 to 9999."""
+    """Return microseconds since the epoch that a datetime can hold, years 1 to 9999."""
     return _whole(name, value, _FIRST_MOMENT, _LAST_MOMENT)
 
 
 def json_object(name: str, value: object) -> tuple[dict[str, Any], str]:
     """Return a mapping as a plain dict, independent of the caller's, and as JSON text.
 
-    None is the empty object. The text read back is equal to the dict.
+    None becomes the empty object. The text read back is equal to the dict.
     """
     if value is None:
         return {}, "{}"
-    if not is_one(value, Mapping):  # type: ignore[type-abstract]  # it is asked as any class
+    if not is_one(value, Mapping):  # type: ignore[type-abstract]  # isinstance() accepts it
         raise InvalidArgumentError(f"{name} must be a mapping.")
     plain: dict[str, Any] = plain_json(name, value, MAX_JSON_DEPTH)
     return plain, encoded_json(name, plain, MAX_JSON_DEPTH)
@@ -296,7 +297,7 @@ def _tool_call(name: str, item: object) -> ToolCall:
 
 
 def _stored_tool_call(call: ToolCall) -> dict[str, Any]:
-    """Return a tool call as its JSON text holds it: without a ``response`` it has no result."""
+    """Return a tool call as its JSON text has it: without a ``response`` it has no result."""
     stored = {"call": call.call}
     if call.response is not None:
         stored["response"] = call.response
@@ -315,7 +316,7 @@ def _whole(name: str, value: object, least: int, most: int) -> int:
 
 
 def _is_utf8(value: str) -> bool:
-    # isascii() reads a flag; only other text is looked through.
+    # isascii() reads a flag; only other text is encoded.
     if value.isascii():
         return True
     try:
@@ -326,7 +327,7 @@ def _is_utf8(value: str) -> bool:
 
 
 def is_one(value: object, kind: type[T]) -> TypeGuard[T]:
-    """Return whether a value is a ``kind``; one that raises when it is asked is none."""
+    """Return whether a value is a ``kind``; False if the check itself raises."""
     try:
         return isinstance(value, kind)
     except Exception:  # noqa: BLE001  # a host's own __class__
@@ -334,8 +335,8 @@ def is_one(value: object, kind: type[T]) -> TypeGuard[T]:
 
 
 def _items(value: object) -> tuple[Any, ...] | None:
-    """Return what is in a sequence; None for what is none, or cannot be read."""
-    # The usual kinds first: asking an abstract class costs more than all the rest.
+    """Return the items of a sequence; None for another object, or one that cannot be read."""
+    # The usual types first: the check of an abstract class costs more than all the rest.
     if type(value) is list or type(value) is tuple:
         return tuple(value)
     try:
@@ -349,7 +350,7 @@ def _microseconds(value: datetime) -> int | None:
 
 
 def _pairs(value: object) -> Iterable[tuple[object, Any]]:
-    """Return what is in a mapping; nothing for what is none, or cannot be read."""
+    """Return the items of a mapping; none for another object, or one that cannot be read."""
     try:
         return tuple(value.items()) if isinstance(value, Mapping) else ()
     except Exception:  # noqa: BLE001  # a host's own mapping

@@ -42,12 +42,12 @@
         ├── BackupError · RestoreError · SalvageError
         └── HandleReleasedError · PoolClosedError · ForkedPoolError
 
-The first line of a class's docstring is its message, where nothing more exact is known. What a
-program needs to decide is in attributes; no error carries the value of a parameter, because that
-value is somebody's text. Ids are named, the first characters of them.
+The first line of a class's docstring is its message, unless a call gives a more exact one. Facts on
+which a program decides are attributes. No error carries the value of a parameter, which may be a
+user's text; of an id, errors show the first characters.
 
-Docstrings are assigned here, ``__doc__ = …``: those that only stand there are gone under
-``python -OO``, and with them the messages.
+Docstrings are assigned here, ``__doc__ = …``: ``python -OO`` removes plain ones, and the messages
+with them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class MandrakeSessionsError(Exception):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        # Its own one: those of the bases would say too little.
+        # Of this class only: the docstring of a base class would be too general.
         cls.default_message = (cls.__dict__.get("__doc__") or cls.__name__).split("\n\n")[0]
 
     def __init__(self, message: str | None = None) -> None:
@@ -74,11 +74,11 @@ class MandrakeSessionsError(Exception):
 
     @property
     def message(self) -> str:
-        """What went wrong, without the context."""
+        """The message without the context."""
         return str(self.args[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copied for other threads, and sent between processes, whatever its arguments were.
+        # Errors are copied for other threads and sent between processes, with any arguments.
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
@@ -92,11 +92,11 @@ def _rebuild(
 
 
 def _named(error: MandrakeSessionsError, id: str) -> str:
-    """Return what an error is about, such as ``session with the id 'x'``."""
-    # The name says the entity: RoundNotFoundError, TurnAlreadyExistsError.
+    """Return the subject of an error, such as ``session with the id 'x'``."""
+    # The class's name has the entity: RoundNotFoundError, TurnAlreadyExistsError.
     name = type(error).__name__.removesuffix("Error")
     entity = name.removesuffix("NotFound").removesuffix("AlreadyExists").lower() or "row"
-    # No row has a longer one. What was looked up may be a text, taken for an id by mistake.
+    # No row has a longer id. A caller may have passed a text as an id by mistake.
     shown = id if len(id) <= MAX_ID_LENGTH else f"{id[:MAX_ID_LENGTH]}…"
     return f"{entity} with the id {shown!r}"
 
@@ -119,7 +119,7 @@ class NotFoundError(MandrakeSessionsError):
     __doc__ = """There is no such row.
 
     Attributes:
-        id: the id that was looked up, None where it was not by an id.
+        id: the id of the query; None if the query was not by id.
     """
 
     def __init__(self, id: str | None = None, message: str | None = None) -> None:
@@ -155,7 +155,7 @@ class AlreadyExistsError(MandrakeSessionsError):
     __doc__ = """The id, name or path is taken.
 
     Attributes:
-        id: that of the row which is there, where it is known.
+        id: the id of the existing row, if it is known.
     """
 
     def __init__(self, id: str | None = None, message: str | None = None) -> None:
@@ -188,17 +188,19 @@ class WorkspaceAlreadyExistsError(AlreadyExistsError):
 
 
 class StaleRevisionError(MandrakeSessionsError):
-    __doc__ = """Somebody was faster: the row or conversation is not at the expected revision or index.
+    __doc__ = """The row or conversation has changed: it is not at the expected revision or index.
 
     Attributes:
-        expected: the revision or index the caller named.
-        actual: the one that was found.
+        expected: the revision or index that the caller gave.
+        actual: the present one.
     """
 
     def __init__(self, *, expected: int, actual: int, message: str | None = None) -> None:
         self.expected = expected
         self.actual = actual
-        super().__init__(message or f"Somebody was faster: expected {expected}, found {actual}.")
+        super().__init__(
+            message or f"The row or conversation has changed: expected {expected}, found {actual}."
+        )
 
 
 class TurnFinishedError(MandrakeSessionsError):
@@ -206,9 +208,7 @@ class TurnFinishedError(MandrakeSessionsError):
 
 
 class TurnInterruptedError(MandrakeSessionsError):
-    __doc__ = (
-        """The turn was ended by somebody else while it was being written; its text is kept."""
-    )
+    __doc__ = """Another caller ended the turn while it was being written; its text is kept."""
 
 
 class TurnBeingWrittenError(MandrakeSessionsError):
@@ -234,7 +234,7 @@ class ShutdownHookError(MandrakeSessionsError):
 class ThreadStartError(MandrakeSessionsError):
     __doc__ = """No thread can be started now: raise the limit of threads or memory, or end some, and retry.
 
-    Nothing was stored and nothing is left half done.
+    Nothing was stored, and nothing is half done.
     """
 
 
@@ -243,8 +243,8 @@ class DatabaseError(MandrakeSessionsError):
 
     Attributes:
         path: the database file.
-        operation: what was being done, such as ``create_round`` or ``open``.
-        result_code: SQLite's extended result code, where SQLite gave one.
+        operation: the call that failed, such as ``create_round`` or ``open``.
+        result_code: SQLite's extended result code, if SQLite returned one.
         attempts: how often it was tried.
     """
 
@@ -270,8 +270,8 @@ class DatabaseError(MandrakeSessionsError):
             "result_code": self.result_code,
             "attempts": self.attempts if self.attempts > 1 else None,
         }
-        told = ", ".join(f"{name}={value}" for name, value in context.items() if value is not None)
-        return f"{self.message} ({told})" if told else self.message
+        shown = ", ".join(f"{name}={value}" for name, value in context.items() if value is not None)
+        return f"{self.message} ({shown})" if shown else self.message
 
 
 class DatabaseOpenError(DatabaseError):
@@ -291,12 +291,12 @@ class DatabaseMissingError(DatabaseOpenError):
 
 
 class DatabaseNamesError(DatabasePathError):
-    __doc__ = """The file has another name, to which its log belongs; nothing was changed.
+    __doc__ = """The file has another name, to which its WAL belongs; nothing was changed.
 
     Attributes:
-        kind: ``hard link``, ``mounted file`` (the file is a mount point, as a container has it
-            that mounts a file and not its folder), ``other mount`` (a process has it open by
-            another mount of its folder) or ``interrupted restore`` (which has renamed the log).
+        kind: ``hard link``, ``mounted file`` (the file is a mount point, as in a container that
+            mounts a file instead of its folder), ``other mount`` (a process has it open through
+            another mount of its folder) or ``interrupted restore`` (which has renamed the WAL).
         others: the other names, as far as they were found.
     """
 
@@ -332,20 +332,20 @@ class WorkspacePlaceError(DatabaseOpenError):
 
 
 class StaleLogError(DatabaseOpenError):
-    __doc__ = """The log at the database is not its own; nothing was changed: move that log away.
+    __doc__ = """The WAL at the database belongs to another file; nothing was changed: move that WAL away.
 
     Attributes:
-        log: the path of that log.
+        log: the path of that WAL.
     """
 
     log: Path | None = None
 
 
 class LostLogError(DatabaseOpenError):
-    __doc__ = """The database is empty, and what was stored in it was in a log that is missing.
+    __doc__ = """The database is empty: its contents were in a WAL that is missing.
 
     Attributes:
-        log: where that log should be.
+        log: where that WAL should be.
     """
 
     log: Path | None = None
@@ -375,12 +375,12 @@ class DatabaseBusyError(DatabaseError):
     __doc__ = """The database stayed busy until the deadline; raise busy_timeout or find who holds it.
 
     Attributes:
-        phase: where the deadline passed: ``queue`` (others of this process), ``begin`` (another
-            process holds the write lock), ``body`` (the work itself) or ``open``.
+        phase: where the deadline passed: ``queue`` (other threads of this process), ``begin``
+            (another process holds the write lock), ``body`` (the work itself) or ``open``.
         waited: seconds in all.
         phases: seconds by phase.
-        holder_pid: the process that held the database up when the call gave up, where the system
-            shows it; this one's own id if it was another connection here. Otherwise None.
+        holder_pid: the process that the call was waiting for when it gave up, if the system shows
+            it; this process's own id if another connection here held the database; else None.
     """
 
     def __init__(
@@ -412,7 +412,7 @@ class StorageFullError(DatabaseError):
     __doc__ = """The disk is full; the transaction was undone, earlier commits stand, reading goes on.
 
     Attributes:
-        free_bytes: what the file system had free when it was asked, if it answered.
+        free_bytes: the free space of the file system after the failure, if it could be read.
     """
 
     free_bytes: int | None = None
@@ -444,9 +444,9 @@ class ConstraintViolationError(StatementError):
     __doc__ = """A row would break a constraint of the schema.
 
     Attributes:
-        columns: what the constraint is about, such as ``("rounds.id",)``; never a value.
-        position: which statement of several that run in one call would break it, from 0; None
-            where a call runs one.
+        columns: the columns of the constraint, such as ``("rounds.id",)``; never a value.
+        position: the position, from 0, of the failing statement in a call that runs several; None
+            for a call that runs one.
     """
 
     position: int | None = None
@@ -466,8 +466,8 @@ class CommitOutcomeUnknownError(DatabaseError):
     __doc__ = """The COMMIT failed in a way that may have stored the data: look the ids up before a replay.
 
     Attributes:
-        result: what the call would have returned, with the ids to look for; None where the
-            transaction was a block of the caller's.
+        result: what the call would have returned, with the ids for the query; None if the
+            transaction was a block of the caller.
     """
 
     result: object = None

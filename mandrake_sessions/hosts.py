@@ -41,7 +41,7 @@ from mandrake_sessions.workspace import (
 )
 
 ROOT_VARIABLE: Final = "MANDRAKE_DIR"
-"""Names the root in the environment; without it the root is ``~/.mandrake``."""
+"""The environment variable for the root; without it the root is ``~/.mandrake``."""
 
 _WORKSPACES: Final = "workspaces"
 
@@ -61,8 +61,8 @@ class MandrakeManager(Resource):
     """The system: its own conversations, and the registry of workspaces.
 
     Args:
-        root: its directory; None for ``$MANDRAKE_DIR`` or ``~/.mandrake``. A relative one begins
-            where the process is now. The database is ``<root>/db.sqlite``.
+        root: its directory; None for ``$MANDRAKE_DIR`` or ``~/.mandrake``. A relative path is
+            resolved when the manager is made. The database is ``<root>/db.sqlite``.
         pool: where connections come from; None for the process's ``default_pool()``.
         options: how its databases are opened; None for the pool's.
         read_only: whether its databases are only read, as ``DatabaseOptions.read_only`` says.
@@ -101,16 +101,16 @@ class MandrakeManager(Resource):
     # -- life -------------------------------------------------------------------------------
 
     def init(self) -> Self:
-        """Open the system database; raises what ``SessionManager.init`` does."""
+        """Open the system database; raises the errors of ``SessionManager.init``."""
         self.sessions.init()
         self._note_move()
         return self
 
     def close(self) -> None:
-        """Close every workspace and the system database, also if one of them fails.
+        """Close every workspace and the system database, even if one of them fails.
 
         Raises:
-            ExceptionGroup: what failed.
+            ExceptionGroup: the failures.
         """
         failures: list[Exception] = []
 
@@ -120,7 +120,7 @@ class MandrakeManager(Resource):
             except (MandrakeSessionsError, ExceptionGroup) as error:
                 failures.append(error)
 
-        # First the registry: without it nobody opens another workspace behind us.
+        # First the registry: without it no thread can open another workspace meanwhile.
         close(self.sessions)
         with self._mutex:
             opened = list(self._open.values())
@@ -166,7 +166,7 @@ class MandrakeManager(Resource):
         is_free = workspaces.require_free(registry, name, place)
         handle.fetch(is_free, "create_workspace")
         if self._holds_conversations(folder):
-            # Others may have made them just now, in a workspace of theirs: then that is the error.
+            # Another caller may just have registered it with these: then that is the error.
             handle.fetch(is_free, "create_workspace")
             raise WorkspaceAlreadyExistsError(
                 message="The directory holds conversations already: adopt_workspace() takes them."
@@ -174,9 +174,9 @@ class MandrakeManager(Resource):
         return self._register(unit)
 
     def _holds_conversations(self, folder: Path) -> bool:
-        """Return whether a workspace made in a directory would show what was stored there before.
+        """Return whether a workspace made in a directory would show older conversations.
 
-        A database without any is as good as none: making a workspace was broken off.
+        A database without any does not count: it is left of an interrupted registration.
         """
         if identify(real_path(workspace_database(folder))) is None:
             return False
@@ -192,8 +192,8 @@ class MandrakeManager(Resource):
     ) -> WorkspaceManager:
         """Register a directory that exists, with the conversations it may hold, and open it.
 
-        Where the name is registered, but its database is gone and the directory holds one, it is
-        taken for the new place of that workspace, as by ``move_workspace``.
+        If the name is registered, its database is missing and the directory holds one, the
+        directory becomes the new place of that workspace, as by ``move_workspace``.
 
         Args:
             name: 1 to 64 letters, digits, ``-`` and ``_``, starting with a letter or digit.
@@ -224,15 +224,15 @@ class MandrakeManager(Resource):
     def move_workspace(self, id: str, path: Root) -> Workspace:
         """Close a workspace and register the place that its directory was moved to.
 
-        No file is moved. What is at its former place stays, and is no workspace any more.
+        No file is moved. The files at the former place stay, and are no workspace any more.
 
         Args:
             id: the workspace; it keeps its name.
-            path: the directory with its ``.ws`` folder. In a copy of a root, the registered one
-                says that a directory outside is shared with the original.
+            path: the directory with its ``.ws`` folder. In a copy of a root, the registered path
+                declares that a directory outside is shared with the original.
 
         Returns:
-            The workspace as it is now.
+            The workspace as registered now.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
@@ -264,7 +264,7 @@ class MandrakeManager(Resource):
         return workspace
 
     def _register(self, unit: WriteUnit[Workspace]) -> WorkspaceManager:
-        """Enter it first: the registry decides between two processes who want one name."""
+        """Register it before it opens: the registry decides between processes with one name."""
         with self._mutex:
             workspace = self._transact(unit, "create_workspace")
             try:
@@ -285,9 +285,9 @@ class MandrakeManager(Resource):
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
-            DatabaseMissingError: it is registered, but its database is gone.
-            WorkspacePlaceError: it is not what was registered: a link is in its place, or it
-                belongs to the root that this one is a copy of.
+            DatabaseMissingError: it is registered, but its database is missing.
+            WorkspacePlaceError: its place differs from the registration: a link has replaced it, or
+                it belongs to the root of which this one is a copy.
         """
         with self._mutex:
             workspace = self._fetch_workspace(id, "get_workspace")
@@ -303,14 +303,14 @@ class MandrakeManager(Resource):
             return self._open_workspace(workspace) if known is None else known.init()
 
     def database_of(self, id: str) -> Path:
-        """Return the path of a workspace's database, for what works on the file itself.
+        """Return the path of a workspace's database, for tools that work on the file itself.
 
         Args:
             id: the id of the workspace.
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
-            WorkspacePlaceError: it is not what was registered.
+            WorkspacePlaceError: its place differs from the registration.
         """
         workspace = self._fetch_workspace(id, "database_of")
         require_in_place(self._handle, self._registry(), workspace)
@@ -323,11 +323,11 @@ class MandrakeManager(Resource):
         return known[1]
 
     def _note_move(self) -> None:
-        """Note where a moved root lies, or a copy made of it would not know its original."""
+        """Record where a moved root lies; without this a copy of it would not know its original."""
         if self.sessions.is_read_only:
             return
         registry = self._registry()
-        # A full disk keeps no root from opening: the next opening notes it.
+        # A full disk keeps no root from opening: the next opening records it.
         with contextlib.suppress(DatabaseError):
             if self._handle.fetch(workspaces.find_outdated_notes(registry), "note_move"):
                 self._transact(workspaces.note_move(registry), "note_move")
@@ -341,7 +341,7 @@ class MandrakeManager(Resource):
             workspace.path,
             pool=self._pool,
             options=self._options,
-            # Only one that was never opened may be made: a database that was there and is gone
+            # Only one that was never opened may be made: a database that existed and is missing
             # was deleted, perhaps by another process, and must not come back empty.
             create=workspace.last_opened_us is None,
             read_only=self.sessions.is_read_only,
@@ -383,7 +383,7 @@ class MandrakeManager(Resource):
         return self._handle.fetch(unit, "find_workspace")
 
     def unregister_workspace(self, id: str) -> Workspace:
-        """Close a workspace and take it out of the registry; its files stay as they are.
+        """Close a workspace and remove its entry from the registry; its files stay.
 
         Args:
             id: the id of the workspace.
@@ -401,11 +401,11 @@ class MandrakeManager(Resource):
         return workspace
 
     def delete_workspace(self, id: str, *, timeout: float | None = None) -> Workspace:
-        """Delete a workspace's database and take it out of the registry.
+        """Delete a workspace's database and remove its entry from the registry.
 
-        No write is accepted for it from then on. Other files in its directory are left alone; so is
-        what is in the place of its database and was never ours, which is logged. A damaged
-        database is deleted, and for one that is gone the entry is taken out.
+        No write is accepted for it from then on. Other files in its directory stay. A file of
+        another program in the place of its database stays too, and is logged. A damaged database is
+        deleted; if the database is missing, the entry is removed.
 
         Args:
             id: the workspace.
@@ -414,8 +414,8 @@ class MandrakeManager(Resource):
 
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
-            WorkspacePlaceError: it is not what was registered; nothing was deleted.
-            DatabaseBusyError: somebody else had it open until the deadline; nothing was deleted.
+            WorkspacePlaceError: its place differs from the registration; nothing was deleted.
+            DatabaseBusyError: another holder had it open until the deadline; nothing was deleted.
         """
         pool = self._pool or default_pool()
         seconds = seconds_to_wait(timeout, self._options, pool)
@@ -423,7 +423,7 @@ class MandrakeManager(Resource):
         with self._mutex:
             workspace = self._fetch_workspace(id, "delete_workspace")
             require_in_place(self._handle, self._registry(), workspace)
-            # It stays known until it is deleted: should that fail, get_workspace() opens it again.
+            # It stays known until it is deleted: if that fails, get_workspace() opens it again.
             known = self._open.get(workspace.id)
             if known is not None:
                 known.close()

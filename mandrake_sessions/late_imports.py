@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-# First: who forks is asked to wait by the last one that registered, and while it waited for us
-# with the lock of ``logging`` in its hand, what is imported could not get its logger.
+# First: a fork calls the handler that registered last before the others. If it waited for an import
+# with the lock of ``logging`` held, the imported module could not get its logger.
 import logging  # noqa: F401
 import os
 import threading
 from typing import Final
 
 late_import: Final = threading.RLock()
-"""Held while one of our threads imports something late.
+"""Held while a thread of this library imports a module late.
 
-A child that is forked in the midst of an import would wait for ever for the thread that made it.
+A child that is forked during an import would wait without end for the thread that made it.
 """
 
 _PATIENCE: Final = 2.0
-"""Seconds that a fork waits: what is imported could want something that the forking thread has."""
+"""Seconds that a fork waits: the imported module could need a lock of the forking thread."""
 
 
 class _Fork:
-    """Waits for an import before a fork, and lets the next one go on after it."""
+    """Waits for an import before a fork, and allows the next one after it."""
 
     def __init__(self) -> None:
         self._has_waited = False
@@ -36,8 +36,8 @@ class _Fork:
         if self._has_waited:
             late_import.release()
         else:
-            # Nobody here will release it: the thread that has it is the parent's. What it was
-            # importing can be waited for in vain, but nothing else.
+            # No thread here will release it: the thread that has it is the parent's. Only the
+            # module that it was importing can be waited for in vain.
             late_import._at_fork_reinit()  # type: ignore[attr-defined]  # as logging does
 
 

@@ -1,4 +1,4 @@
-"""The logger of a module, got when something is logged."""
+"""The logger of a module, made at its first event."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
     HostLogger: TypeAlias = BoundLogger
 else:
-    # For who asks for type hints at run time: naming structlog would import it.
+    # For callers that read type hints at run time: the name would import structlog.
     HostLogger = Any
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """Return structlog's logger of a module's top folder; nothing that is logged raises.
+    """Return structlog's logger of a module's top folder; its methods never raise.
 
     The folder and not the module, so that a host's configuration holds when a module moves.
 
     While the host has not configured structlog, it writes to stderr: structlog's own default is
-    stdout, where many hosts speak a protocol.
+    stdout, which many hosts use for a protocol.
 
-    structlog, with Rich where it is there, takes longer to import than the library, and most
-    processes log nothing: so it is imported by the first event.
+    structlog, with Rich if that is installed, takes longer to import than the library, and most
+    processes log nothing. So the first event imports it.
 
     Args:
         name: the module's ``__name__``.
@@ -50,7 +50,7 @@ class _Logger:
 
 
 def usable_logger(logger: HostLogger | None) -> HostLogger | None:
-    """Return a host's logger for the events of its own managers, which can be one.
+    """Return a host's logger for the events of its own managers, after a check.
 
     Raises:
         InvalidArgumentError: it has no ``info()``.
@@ -64,21 +64,21 @@ def usable_logger(logger: HostLogger | None) -> HostLogger | None:
 
 
 def log_for_host(logger: HostLogger, event: str, **fields: object) -> None:
-    """Log an event of the host's own manager through the logger it gave for that.
+    """Log an event of a manager through the logger that the host gave to it.
 
-    One that is as structlog makes it while nothing is configured would print to stdout: its event
-    goes where the others go.
+    While structlog is not configured, its loggers print to stdout. Then the event goes where the
+    library's own events go.
     """
     try:
         with late_import:
             import structlog
         if not structlog.is_configured() and hasattr(logger, "_logger"):
-            # None as get_logger() gives it, what prints when something was bound, or the host's.
+            # None if it is unbound; a printer if a value was bound; or the host's own.
             printer: Any = logger._logger
             if printer is None or getattr(printer, "_file", None) is sys.stdout:
                 logger = _unconfigured(structlog.get_context(logger))
         logger.info(event, **fields)
-    except Exception:  # noqa: BLE001  # what was done is done, though a host's logger fails
+    except Exception:  # noqa: BLE001  # the call has succeeded, though a host's logger fails
         _log(__name__, "warning", "logger_failed", event_not_logged=event)
 
 
@@ -86,18 +86,18 @@ def _log(name: str, level: str, event: str, **fields: object) -> None:
     try:
         with late_import:
             import structlog
-        # Asked for each event: what the host configures counts from then on.
+        # Read at each event: the host's configuration counts from then on.
         logger = structlog.get_logger(name) if structlog.is_configured() else _unconfigured({})
         getattr(logger, level)(event, **fields)
     except Exception:  # noqa: BLE001  # no descriptor is free to import it, a host's sink is gone
-        # Often it is just that which is told here; and what the library does must come to its end.
+        # The event often reports this very failure; and the library must finish its work.
         with contextlib.suppress(Exception):
-            told = "".join(f" {key}={value!r}" for key, value in fields.items())
-            sys.stderr.write(f"{event}{told}\n")
+            shown = "".join(f" {key}={value!r}" for key, value in fields.items())
+            sys.stderr.write(f"{event}{shown}\n")
 
 
 def _unconfigured(context: Mapping[str, Any]) -> Any:
-    """Return a logger to stderr that needs no configuration, and leaves that of structlog alone."""
+    """Return a logger to stderr that needs no configuration, and changes none of structlog's."""
     import structlog
 
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -118,12 +118,12 @@ def _unconfigured(context: Mapping[str, Any]) -> Any:
 
 
 def _without_controls(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Let no stored id steer the terminal: ids are a host's, and may be damaged."""
+    """Remove control characters: a stored id comes from a host and could steer the terminal."""
     return {key: visible(it) if isinstance(it, str) else it for key, it in event.items()}
 
 
 class _Stderr:
-    """What prints: no lock that a fork could leave taken, and nothing where there is no stderr."""
+    """Prints, without a lock that a fork could leave held; does nothing without a stderr."""
 
     def debug(self, line: str) -> None:
         """Print a line."""

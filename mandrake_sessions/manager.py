@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 def _present_hub(handle: Handle) -> Hub | None:
-    """Return what is live in the database, None where nothing is open."""
+    """Return the hub of the database, None if no file is open."""
     hub = handle.attachment
     return hub if isinstance(hub, Hub) else None
 
@@ -62,12 +62,12 @@ def _present_hub(handle: Handle) -> Hub | None:
 def seconds_to_wait(
     timeout: float | None, options: DatabaseOptions | None, pool: ConnectionPool
 ) -> float:
-    """Return how long a call may wait for a database that is not open.
+    """Return how long a call may wait for a database that is not open, in seconds.
 
     Args:
-        timeout: as the caller gave it.
+        timeout: seconds from the caller; None for the ``busy_timeout``.
         options: how the database is opened; None for the pool's.
-        pool: where it is opened.
+        pool: the pool that opens it.
     """
     if timeout is None:
         return (options or pool.options.database).busy_timeout
@@ -81,23 +81,23 @@ HISTORY_PAGE = 100
 class SessionManager(Resource, ManagerFace):
     """The conversations in one database file.
 
-    Making one opens nothing. ``init()`` and ``close()`` do, or a ``with`` block. It may be used
+    Making one opens nothing; ``init()``, or a ``with`` block, opens the database. It may be used
     from any number of threads.
 
     Args:
-        path: of the database file; folders that are missing are made by ``init()``. A relative
-            one begins where the process is now, wherever it goes later.
+        path: of the database file; ``init()`` makes missing folders. A relative path is resolved
+            when the manager is made.
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
-        create: whether ``init()`` makes a file that is not there.
+        create: whether ``init()`` makes a missing file.
         read_only: whether the file is only read, as ``DatabaseOptions.read_only`` says.
-        logger: a structlog logger of the host's, told when the manager is opened, closed and
-            deleted; None for silence.
+        logger: a structlog logger of the host for the events of this manager: opened, closed,
+            deleted, restored; None for no events.
 
     Attributes:
-        create: as given; what the next ``init()`` does.
-        follow_links: whether a symbolic link at ``path``, or on its way, is followed. A registered
-            workspace's manager does not: it is what was registered, or refused.
+        create: as given; the next ``init()`` uses it.
+        follow_links: whether symbolic links at ``path``, or on its way, are followed. The manager
+            of a registered workspace follows none: the registered file is used, or refused.
     """
 
     def __init__(
@@ -156,9 +156,9 @@ class SessionManager(Resource, ManagerFace):
         return self._handle is not None
 
     def init(self) -> Self:
-        """Open the database, making it and migrating its schema where needed.
+        """Open the database; make it and migrate its schema if needed.
 
-        Does nothing when it is open. It works again after ``close()``.
+        Does nothing if it is open. It can be called again after ``close()``.
 
         Raises:
             DatabaseFolderError: the folder cannot be made or written.
@@ -192,10 +192,10 @@ class SessionManager(Resource, ManagerFace):
         return self
 
     def close(self) -> None:
-        """Give the database back; does nothing when it is closed.
+        """Release the database; does nothing if it is closed.
 
-        Subscriptions end. Streams that are still open end as ``interrupted``, with what they hold.
-        In a finalizer, and in a signal's handler that came in the midst of a call, a thread does
+        Subscriptions end. Open streams end as ``interrupted``, after their text is stored. If a
+        finalizer calls this, or a signal's handler during a call of this library, a thread closes
         it and this returns at once.
         """
         if is_unforeseen():
@@ -211,7 +211,7 @@ class SessionManager(Resource, ManagerFace):
         except Exception:
             raise
         except BaseException:
-            # A signal in the midst of it: what was begun is finished, and nobody else could.
+            # A signal came during it: only this call can finish what it has begun.
             if handle is not None:
                 do_elsewhere(partial(self._give_back, handle))
             raise
@@ -227,19 +227,19 @@ class SessionManager(Resource, ManagerFace):
             self._log("sessions_closed")
 
     def delete(self, *, timeout: float | None = None) -> None:
-        """Close, then remove the database file with its ``-wal`` and ``-shm``.
+        """Close it, then remove the database file with its ``-wal`` and ``-shm``.
 
         Args:
             timeout: seconds to wait for other holders, of this process and of others; None for
                 the ``busy_timeout``.
 
         Raises:
-            DatabaseBusyError: somebody else had it open until the deadline; nothing was removed.
+            DatabaseBusyError: another holder had it open until the deadline; nothing was removed.
         """
         pool = self._pool or default_pool()
         patience = seconds_to_wait(timeout, self._options, pool)
         self._require_writable("delete")
-        # Asked before it is closed: a link could lead to another file by now.
+        # Read before it is closed: a link could lead to another file afterwards.
         path = self.path
         self.close()
         pool.remove(path, timeout=patience, follow_links=self.follow_links)
@@ -252,14 +252,14 @@ class SessionManager(Resource, ManagerFace):
         overwrite: bool = False,
         timeout: float | None = None,
     ) -> Path:
-        """Put a backup in the place of the database; the manager must be closed.
+        """Replace the database by a backup; the manager must be closed.
 
-        The backup is copied and the copy checked first; one of an older version is migrated by
-        the next ``init()``, which also ends turns that were streaming when the backup was made.
+        The backup is copied and the copy checked first. The next ``init()`` migrates a backup of an
+        older version, and ends turns that were streaming when the backup was made.
 
         Args:
             backup: the file to restore; it stays as it is.
-            overwrite: whether a file that is there is replaced; a damaged one is kept as
+            overwrite: whether an existing file is replaced; a damaged one is kept as
                 ``<name>.damaged-…``.
             timeout: seconds to wait for other holders, of this process and of others; None for
                 the ``busy_timeout``.
@@ -269,10 +269,10 @@ class SessionManager(Resource, ManagerFace):
 
         Raises:
             DatabaseMissingError: there is no backup.
-            RestoreError: there is a file already, or the backup is damaged or in use.
+            RestoreError: a file exists already, or the backup is damaged or in use.
             DatabaseOpenError: the backup is no database of this library.
             SchemaTooNewError: it was written by a newer version.
-            DatabaseBusyError: somebody has the database open, this manager or another holder.
+            DatabaseBusyError: this manager or another holder has the database open.
         """
         pool = self._pool or default_pool()
         patience = seconds_to_wait(timeout, self._options, pool)
@@ -305,7 +305,7 @@ class SessionManager(Resource, ManagerFace):
             )
 
     def _log(self, event: str) -> None:
-        """Log what happened to the manager itself, where the host gave a logger for that."""
+        """Log an event of the manager itself, if the host gave a logger for that."""
         if self._logger is not None:
             log_for_host(self._logger, event, path=str(self._path))
 
@@ -322,8 +322,8 @@ class SessionManager(Resource, ManagerFace):
     ) -> Iterator[Exchange]:
         """Yield the rounds of a session with their turns, in index order, page by page.
 
-        No lease is held between two pages, so it promises no snapshot across them: rounds that
-        are added meanwhile are seen.
+        No lease is held between two pages, so the pages are no snapshot: rounds that are added
+        meanwhile are included.
 
         Args:
             session_id: the session.
@@ -358,13 +358,13 @@ class SessionManager(Resource, ManagerFace):
 
     @block
     def _live(self, operation: str, timeout: float | None = None) -> Iterator[Hub]:
-        """Keep the file open, and lend what is live in it: by the end of the block it is busy."""
+        """Keep the file open for a block and lend its hub; after the block, the hub keeps it."""
         refuse_unforeseen(operation)
         with not_initialized_once_released(), self._opened.pinned(operation, timeout) as file:
             yield Hub.of(file)
 
     def _listened(self, operation: str, begin: Callable[[Follower], Subscription]) -> Subscription:
-        """Begin to listen; a listener whose caller a signal has interrupted is told nothing."""
+        """Begin a subscription; if a signal interrupts the caller, its listener is not called."""
         begun: list[Subscription] = []
         try:
             with self._live(operation) as hub:
@@ -387,20 +387,20 @@ class SessionManager(Resource, ManagerFace):
         id: str | None = None,
         timeout: float | None = None,
     ) -> TurnWriter:
-        """Begin a turn and return what writes it: ``with sessions.stream_turn(…) as turn:``.
+        """Begin a turn and return its writer: ``with sessions.stream_turn(…) as turn:``.
 
-        ``turn.write(text)`` never waits for the file; what was written is stored every
+        ``turn.write(text)`` never waits for the file; written text is stored every
         ``flush_interval``. Leaving the block completes the turn, leaving it by an exception stores
         ``error``, by a cancellation ``interrupted``.
 
         Args:
             response_id: the response it belongs to.
-            index: the index it shall have; the next one when None. A later one leaves a gap.
+            index: the index of the turn; the next one when None. A later one leaves a gap.
             started_at: when streaming began, aware; now when None.
-            expected_tokens: the host's guess of all.
-            input_tokens: tokens that were read.
+            expected_tokens: the host's estimate of the total.
+            input_tokens: tokens that the model read.
             model: the model that answers.
-            id: the id the turn shall have, 1 to 255 characters; a new UUIDv7 when None.
+            id: the id of the turn, 1 to 255 characters; a new UUIDv7 when None.
             timeout: seconds; None for the ``busy_timeout``.
 
         Returns:
@@ -425,15 +425,15 @@ class SessionManager(Resource, ManagerFace):
             )
 
     def recover_interrupted(self, *, timeout: float | None = None) -> list[Turn]:
-        """End the turns that stream though the process that streamed them is gone.
+        """End the turns that are streaming although their process is gone.
 
-        Opening does this too. Turns of a process that lives, this one included, are left alone.
+        Opening does this too. Turns of living processes, this one included, are not changed.
 
         Args:
             timeout: seconds; None for the ``busy_timeout``.
 
         Returns:
-            The turns that are ``interrupted`` now, with the text that was stored.
+            The turns that are ``interrupted`` now, with their stored text.
 
         Raises:
             DatabaseBusyError: the budget was used up; call it again.
@@ -446,8 +446,8 @@ class SessionManager(Resource, ManagerFace):
     ) -> Subscription:
         """Call ``listener`` with every new state of a turn, from now on.
 
-        It is called in a thread of the library's, one state after the other; when it is slow it
-        gets the newest one. What it raises is logged.
+        It is called in a thread of the library, one state after the other; a slow listener gets
+        the newest state. Its exceptions are logged.
 
         Args:
             turn_id: the turn.
@@ -474,12 +474,12 @@ class SessionManager(Resource, ManagerFace):
     ) -> Subscription:
         """Call ``listener`` with the present state of each turn of a response, and every new one.
 
-        As ``watch_response``, for code that is called rather than calls.
+        Like ``watch_response``, with calls instead of an iteration.
 
         Args:
             response_id: the response.
-            listener: called with a ``TurnUpdate``, in a thread of the library's.
-            follow: whether to go on when the response is complete.
+            listener: called with a ``TurnUpdate``, in a thread of the library.
+            follow: whether to go on after the response is complete.
 
         Returns:
             The subscription; it ends as ``watch_response`` does.
@@ -498,16 +498,16 @@ class SessionManager(Resource, ManagerFace):
     def watch_response(self, response_id: str, *, follow: bool = False) -> Watch[TurnUpdate]:
         """Follow a response: ``for update in sessions.watch_response(response_id)``.
 
-        First comes the present state of each turn, then every change, turns that begin later among
-        them, whoever makes it in whatever process. Who is slow gets the newest state of each turn.
+        First comes the present state of each turn, then every change by any caller in any process,
+        including turns that begin later. A slow reader gets the newest state of each turn.
 
         It ends when the response is complete: no turn streams, and the newest one has ended
-        without tool calls, or in ``error`` or ``interrupted``. A turn that ended with tool calls is
-        one whose answer is still to come, however long the tool runs.
+        without tool calls, or in ``error`` or ``interrupted``. After a turn with tool calls it
+        waits for the next turn, however long the tools run.
 
         Args:
             response_id: the response.
-            follow: whether to go on when the response is complete, until ``close()``; for hosts
+            follow: whether to go on after the response is complete, until ``close()``; for hosts
                 that do not store tool calls.
 
         Returns:
@@ -523,12 +523,12 @@ class SessionManager(Resource, ManagerFace):
     def watch_session(self, session_id: str, *, last: int = 1) -> Watch[SessionEvent]:
         """Follow a session: its rounds, its turns, its own fields.
 
-        First comes the present state of its last rounds, then every change, in whatever process it
-        is made, until ``close()`` or until the session is deleted.
+        First comes the present state of its last rounds, then every change by any process, until
+        ``close()`` or until the session is deleted.
 
         Args:
             session_id: the session.
-            last: of how many rounds the present state is told, 0 to 10,000.
+            last: of how many rounds the present state comes first, 0 to 10,000.
 
         Returns:
             An iterator, also an async one, of ``TurnUpdate``, ``RoundUpdate``, ``SessionUpdate``.
@@ -548,7 +548,7 @@ class SessionManager(Resource, ManagerFace):
         """Commit several calls together: ``with sessions.transaction() as tx: tx.create_round(…)``.
 
         Inside the block use ``tx``; calling the manager itself, or beginning a second block in the
-        same thread, raises ``ReentrantScopeError``. An exception undoes everything.
+        same thread, raises ``ReentrantScopeError``. An exception undoes all calls of the block.
 
         Args:
             timeout: seconds for the queue, BEGIN and the block; None for the ``busy_timeout``.
@@ -562,10 +562,10 @@ class SessionManager(Resource, ManagerFace):
     def transact(
         self, work: Callable[[SessionTransaction], T], *, timeout: float | None = None
     ) -> T:
-        """Call ``work`` with a transaction and return what it returns, once that is committed.
+        """Call ``work`` with a transaction and return its result, once that is committed.
 
-        Unlike a ``transaction()`` block it may share its COMMIT with calls of other threads, and
-        is then called again should that transaction be lost. So it does database work only.
+        Unlike a ``transaction()`` block it may share its COMMIT with calls of other threads; it is
+        called again if that transaction is lost. So it does database work only.
 
         Args:
             work: called in this thread.
@@ -591,10 +591,10 @@ class SessionManager(Resource, ManagerFace):
     def health(
         self, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
     ) -> HealthReport:
-        """Look at the database without changing it.
+        """Check the database without changing it.
 
         Args:
-            level: how far to look; ``QUICK`` takes about a millisecond.
+            level: how thorough the check is; ``QUICK`` takes about a millisecond.
             timeout: seconds that the checks of ``THOROUGH`` and ``FULL`` may take; None for ten
                 minutes.
         """
@@ -611,11 +611,11 @@ class SessionManager(Resource, ManagerFace):
         overwrite: bool = False,
         timeout: float | None = None,
     ) -> Path:
-        """Copy the database to a new file while work goes on, and verify the copy.
+        """Copy the database to a new file during other work, and verify the copy.
 
         Args:
             target: the file to make; its folder must exist.
-            overwrite: whether a file that is there is replaced.
+            overwrite: whether an existing file is replaced.
             timeout: seconds; None for the ``busy_timeout``.
 
         Returns:

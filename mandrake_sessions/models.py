@@ -1,11 +1,12 @@
-"""What callers see: frozen records of sessions, rounds, requests, responses, turns and workspaces.
+"""The records that callers get: sessions, rounds, requests, responses, turns and workspaces.
 
-Times are kept as they are stored, integer microseconds UTC, and become aware datetimes when they
-are read: a history of 1,000 rounds carries 8,000 of them and most are never looked at. What a
-history is made of is not tracked by the garbage collector (``gc=False``): it holds values only, and
-full collections while 4,000 records were made took longer than making them.
+They are frozen. Times are kept as stored, integer microseconds UTC, and become aware datetimes at
+access: a history of 1,000 rounds has 8,000 of them, and most are never read. The garbage collector
+does not track the records of a history (``gc=False``): they hold values only, and full collections
+during the making of 4,000 records took longer than making them.
 
 The fields of a record stand in the order in which ``statements`` selects its columns, so that a row
+becomes a record by position: by keyword it takes three times as long.
 becomes a record by position: by keyword it takes three times as long.
 """
 
@@ -22,7 +23,7 @@ from mandrake_sessions.ids import to_datetime
 
 
 class Unset(enum.Enum):
-    """The type of ``UNSET``, the default of fields that an update leaves alone."""
+    """The type of ``UNSET``, the default of fields that an update does not change."""
 
     UNSET = "UNSET"
 
@@ -31,11 +32,11 @@ class Unset(enum.Enum):
 
 
 UNSET: Final = Unset.UNSET
-"""Leave this field alone; ``None`` clears it."""
+"""Do not change this field; ``None`` clears it."""
 
 
 class TurnStatus(enum.StrEnum):
-    """Where a turn stands; ``streaming`` is the only one that can still change."""
+    """The status of a turn; only ``streaming`` can still change."""
 
     STREAMING = "streaming"
     COMPLETED = "completed"
@@ -49,7 +50,7 @@ class TurnStatus(enum.StrEnum):
 
 
 class Entity(enum.StrEnum):
-    """What a recorded change is about."""
+    """The kind of row that a recorded change is about."""
 
     SESSION = "session"
     ROUND = "round"
@@ -58,7 +59,7 @@ class Entity(enum.StrEnum):
 
 
 class ChangeOp(enum.StrEnum):
-    """What happened to it."""
+    """What the change did to the row."""
 
     CREATE = "create"
     UPDATE = "update"
@@ -69,9 +70,9 @@ class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One tool call and its result.
 
     Attributes:
-        call: what was called, as the host described it.
-        response: what came back; None while there is no result, and for a tool that gave None.
-        raw: the stored text where it could not be parsed, otherwise None.
+        call: the call as the host described it.
+        response: the result; None while there is none, and for a tool that returned None.
+        raw: the stored text if it could not be parsed, otherwise None.
         is_interrupted: whether the turn ended before the result came.
     """
 
@@ -82,7 +83,7 @@ class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Timed:
-    """When a row was made and last changed; the two fields are the record's own, at its end."""
+    """The times of a row; the two fields are the record's own, at its end."""
 
     __slots__ = ()
     created_us: int
@@ -104,9 +105,9 @@ class Session(_Timed, msgspec.Struct, frozen=True):
 
     Attributes:
         id: the id of the session.
-        title: what a list shows.
+        title: its name in lists.
         description: what it is about.
-        metadata: the host's own facts, JSON values.
+        metadata: the host's own facts, as JSON values.
         next_round_index: the index the next round will get; it never goes back.
         revision: how often the session's own fields were changed.
         created_us: when it was made, in microseconds since the epoch, UTC.
@@ -124,7 +125,7 @@ class Session(_Timed, msgspec.Struct, frozen=True):
 
 
 class Request(_Timed, msgspec.Struct, frozen=True, gc=False):
-    """What the user asked.
+    """The user's text that begins a round.
 
     Attributes:
         id: the id of the request.
@@ -142,7 +143,7 @@ class Request(_Timed, msgspec.Struct, frozen=True, gc=False):
 
 
 class Response(_Timed, msgspec.Struct, frozen=True, gc=False):
-    """What answers a request: a sequence of turns.
+    """The answer to a request: a sequence of turns.
 
     Attributes:
         id: the id of the response.
@@ -164,8 +165,8 @@ class Round(_Timed, msgspec.Struct, frozen=True, gc=False):
         id: the id of the round.
         session_id: the session it belongs to.
         index: counts from 0 inside its session, and is never given twice.
-        request: what the user asked.
-        response: what answers it, without its turns.
+        request: the user's text.
+        response: the answer to it, without its turns.
         created_us: when it was made, in microseconds since the epoch, UTC.
         updated_us: when it last changed, in microseconds since the epoch, UTC.
     """
@@ -186,15 +187,15 @@ class Turn(_Timed, msgspec.Struct, frozen=True, gc=False):
         id: the id of the turn.
         response_id: the response it belongs to.
         index: counts from 0 inside its response, and is never given twice.
-        content: the text, as far as it is stored.
-        raw_response: what the model sent, before the host took it apart.
+        content: the stored text.
+        raw_response: the model's output before the host parsed it.
         tool_calls: the tool calls in their order, each with its result.
         status: whether it streams, or how it ended.
-        error_message: what went wrong, where ``status`` is ``error``.
+        error_message: the reason, if ``status`` is ``error``.
         stream_started_us: when streaming began, in microseconds since the epoch, UTC.
         stream_ended_us: when streaming ended; None while it goes on.
         current_tokens: tokens received so far.
-        expected_tokens: the host's guess of all tokens.
+        expected_tokens: the host's estimate of all tokens.
         input_tokens: tokens that the model read.
         output_tokens: tokens that the model wrote.
         cache_read_tokens: input tokens from the provider's cache.
@@ -242,17 +243,17 @@ class Turn(_Timed, msgspec.Struct, frozen=True, gc=False):
 
 
 class NewTurn(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished turn to be stored by ``record_round``; the fields are those of ``Turn``.
+    """A finished turn for ``record_round``; the fields are those of ``Turn``.
 
     Attributes:
         content: the text.
-        raw_response: what the model sent, before the host took it apart.
+        raw_response: the model's output before the host parsed it.
         tool_calls: the tool calls in their order, each with its result.
         status: how it ended.
-        error_message: what went wrong, where ``status`` is ``error``.
+        error_message: the reason, if ``status`` is ``error``.
         started_at: when streaming began, aware; now when None.
         current_tokens: tokens received in all.
-        expected_tokens: the host's guess of all tokens.
+        expected_tokens: the host's estimate of all tokens.
         input_tokens: tokens that the model read.
         output_tokens: tokens that the model wrote.
         cache_read_tokens: input tokens from the provider's cache.
@@ -328,7 +329,7 @@ class StreamingStatus(msgspec.Struct, frozen=True):
 
 
 class SessionUsage(msgspec.Struct, frozen=True):
-    """What a session used: tokens and costs over all its turns.
+    """The usage of a session: tokens and costs over all its turns.
 
     Attributes:
         session_id: the session.

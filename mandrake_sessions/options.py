@@ -1,4 +1,4 @@
-"""What a host may choose about databases and the pool; every limit has its name here."""
+"""The choices of a host about databases and the pool; every limit has its name here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def _taken(options: msgspec.Struct, name: str, check: Callable[[str, object], T]) -> T:
-    """Check a field and return it, which is kept as the plain value that the check returns."""
+    """Check a field, replace it by the plain value that the check returns, and return that."""
     value = check(name, getattr(options, name))
     msgspec.structs.force_setattr(options, name, value)
     return value
@@ -28,7 +28,7 @@ def _require_count(options: msgspec.Struct, *names: str) -> None:
 
 
 class Durability(enum.Enum):
-    """What an acknowledged write survives. Both survive the death of the process.
+    """The events that an acknowledged write survives. Each survives the death of the process.
 
     In simulated power cuts ``DURABLE`` lost none of 413 acknowledged commits, ``FAST`` lost the
     newest ones in 120 of 377 runs, without corruption.
@@ -44,23 +44,24 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How one database file is opened and used. Times are in seconds.
 
     Args:
-        durability: what an acknowledged write survives.
+        durability: the events that an acknowledged write survives.
         busy_timeout: the budget of one call: the queue, BEGIN and the body together.
         group_max_units: how many units may share one COMMIT.
         group_max_seconds: how long a shared transaction may collect units before it commits.
         checkpoint_frames: WAL frames (4 KiB each) above which a passive checkpoint is made; four
-            times as many where that takes more than a millisecond.
-        wal_limit_bytes: size of the ``-wal`` file above which it is truncated. Writers that write
-            as much again while a checkpoint copies are held up, 0.1 s a call, until it has ended.
+            times as many if a checkpoint takes more than a millisecond.
+        wal_limit_bytes: size of the ``-wal`` file above which it is truncated. Once writers have
+            written as much again during a checkpoint, each call waits 0.1 s until it has ended.
         cache_bytes: page cache of each connection.
         flush_interval: how long text of a streaming turn may stay in memory before it is stored.
         flush_bytes: bytes of a streaming turn that are stored at once, before the interval is over.
-        max_buffered_bytes: bytes of a streaming turn that may wait to be stored; more is refused.
-        allow_other_names: whether a file is opened that has another name as well: a hard link, a
-            file that is mounted by itself, a folder that is mounted twice. Only for who makes
-            sure that one of them is used at a time, and was closed by its last user.
+        max_buffered_bytes: bytes of a streaming turn that may wait to be stored; more are refused.
+        allow_other_names: whether to open a file that has another name as well: a hard link, a
+            file that is mounted by itself, a folder that is mounted twice. The host must ensure
+            that one name is used at a time, and that its last user has closed the file.
         vfs: the name of a registered SQLite VFS other than the default one, for fault injection.
-        read_only: whether the file is only read. Nothing of it is made, migrated or ended then, and
+        read_only: whether the file is only read. Then it is not made or migrated, no turn is ended,
+            and every write is refused; a file, folder or medium without write access suffices.
             every write is refused; a file, folder or medium that cannot be written is enough.
     """
 
@@ -101,18 +102,18 @@ class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a pool keeps its databases. Times are in seconds.
+    """How a pool manages its databases. Times are in seconds.
 
     Args:
         database: the options of a database that is acquired without its own.
         linger: how long a file stays open after its last handle was released, so that a close
             and an open in quick succession (of this process or another) do not meet.
         max_idle: how many files without a handle may stay open; above it the oldest are closed.
-        max_open: how many files may be open at all. Above it those without a handle are closed,
-            and then the least recently used ones that nobody works with, streams into or watches:
-            their handles stay good, and the next call opens the file again. What is busy stays
-            open, however much there is. The process's limit of descriptors may allow less: at
-            seven a file, with a quarter of them left to the host, 1,024 make 109 files.
+        max_open: how many files may be open at all. Above it the files without a handle are closed,
+            then the least recently used ones without work, stream or watcher: their handles stay
+            valid, and the next call opens the file again. Files in use stay open, whatever their
+            number. The process's limit of descriptors may allow less: at seven a file, with a
+            quarter of them left to the host, 1,024 make 109 files.
         close_timeout: how long ``close()`` waits for work under way before it interrupts it.
     """
 

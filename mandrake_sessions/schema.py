@@ -2,7 +2,8 @@
 
 A database has the same schema whether it is the system's or a workspace's; the registry of
 workspaces is filled in the system database only (docs/adr/0004). Times are integer microseconds
-since the epoch, UTC. JSON columns hold JSON text. What the library runs is made from this by
+since the epoch, UTC. JSON columns hold JSON text. ``make sql`` compiles the library's statements
+from this
 ``make sql`` (docs/adr/0021).
 """
 
@@ -31,13 +32,13 @@ HEAD = "0001"
 """The newest revision; a test compares it with the migration scripts."""
 
 APPLICATION_ID = 0x4D4E4452
-"""``MNDR`` in the header of the file: told from other programs' databases without reading rows."""
+"""``MNDR`` in the header of the file: identifies the library's databases without reading rows."""
 
 # Eight bytes on both databases: PostgreSQL's INTEGER and REAL have four.
 INTEGER = Integer().with_variant(BigInteger(), "postgresql")
 DOUBLE: REAL[float] = REAL().with_variant(DOUBLE_PRECISION(), "postgresql")
-# What rows are ordered or joined by: ids, names, keys. SQLite orders texts by their bytes, and
-# PostgreSQL by the rules of a language unless the column says otherwise.
+# The columns by which rows are ordered or joined: ids, names, keys. SQLite orders texts by their
+# bytes, PostgreSQL by the rules of a language unless the column says otherwise.
 NAME = Text().with_variant(Text(collation="C"), "postgresql")
 
 metadata: MetaData = MetaData(
@@ -143,7 +144,7 @@ turns: Table = Table(
     Column("model", Text),
     Column("revision", INTEGER, nullable=False),
     *_times(),
-    # Long texts last: what stands behind them is reached through their overflow pages (totals
+    # Long texts last: columns behind them are reached through their overflow pages (totals
     # over 1,000 turns of 100 KB took 13 to 18 ms with the counters behind, 1.0 to 1.5 before).
     Column("error_message", Text),
     Column("tool_calls", Text, nullable=False),
@@ -156,7 +157,7 @@ turns: Table = Table(
     ),
     sqlite_strict=True,
 )
-# What recovery and the streaming status look for is never more than a few rows.
+# Recovery and the streaming status read never more than a few rows of it.
 _is_streaming = turns.c.status == TurnStatus.STREAMING.value
 Index(
     "ix_turns_streaming",

@@ -16,7 +16,7 @@ class SessionTransaction(TransactionFace):
     """Several calls in one transaction: all of them are stored, or none."""
 
     def savepoint(self) -> AbstractContextManager[None]:
-        """Undo what the block did if it raises, and only that."""
+        """Undo the calls of the block if it raises, and only those."""
         return self._database.savepoint()
 
 

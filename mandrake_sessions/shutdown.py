@@ -1,8 +1,8 @@
 """The graceful shutdown hook: a signal closes everything once, then the former handler runs.
 
 A Python signal handler runs inside the main thread, perhaps while that holds a lease or waits for
-one. So ours only refuses new work and wakes a closing thread, which does the rest and then sends
-the signal once more, to be handled as if we had never been there::
+one. So this handler only refuses new work and wakes a closing thread. That thread does the rest and
+then sends the signal again, to be handled as if the hook had never been installed::
 
     main thread       ─ work ─┐handler: refuse, wake┌─ work ends or is interrupted ─┐former handler
     closing thread     waits  └─► close managers, close pools, report ─ signal again ┘
@@ -48,19 +48,19 @@ _Former = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 class Closeable(Protocol):
-    """What a hook can close: the managers, or anything of the host's."""
+    """An object that a hook can close: a manager, or an object of the host."""
 
     def close(self) -> object:
         """Close it; called once, in the closing thread."""
 
 
 class ShutdownReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How a shutdown went.
+    """The result of a shutdown.
 
     Attributes:
         signal: the signal that asked for it.
         seconds: how long it took.
-        failures: what could not be closed; empty when everything was.
+        failures: the errors of closing; empty if all parts closed.
     """
 
     signal: int
@@ -76,10 +76,10 @@ class _State(enum.Enum):
 
 
 class ShutdownHook:
-    """What ``install_shutdown_hook`` returns; ``uninstall()`` takes it back.
+    """The result of ``install_shutdown_hook``; ``uninstall()`` removes the hook.
 
     Attributes:
-        report: how the shutdown went, None before it is over.
+        report: the result of the shutdown, None before it is over.
     """
 
     def __init__(self, signals: Iterable[int], timeout: float) -> None:
@@ -90,7 +90,7 @@ class ShutdownHook:
         self._number = 0
         self._closeables: list[Closeable] = []
         self._pools: list[ConnectionPool] = []
-        # Its put() may be interrupted by itself, which is what a handler needs.
+        # Its put() may interrupt another put(), as a handler needs.
         self._received: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._finished = Gate()
         self._former: dict[int, _Former] = {}
@@ -112,7 +112,7 @@ class ShutdownHook:
             raise
 
     def add_signals(self, signals: Iterable[int]) -> None:
-        """Handle these signals too; those that are handled already stay so.
+        """Handle these signals too; signals that are handled already stay so.
 
         Args:
             signals: their numbers. One that is ignored, as under ``nohup``, stays ignored.
@@ -133,7 +133,7 @@ class ShutdownHook:
             raise ShutdownHookError("One of the signals cannot be handled.") from error
 
     def _replace(self, number: int, former: Any) -> None:
-        # First: whatever interrupts us, what is replaced can be put back.
+        # First: so the handler can be restored, whatever interrupts this thread.
         self._former[number] = former
         try:
             signal.signal(number, self._handle)
@@ -143,10 +143,10 @@ class ShutdownHook:
             raise
 
     def add(self, closeables: Iterable[Closeable], pool: ConnectionPool) -> None:
-        """Close these too; what is known already is closed once.
+        """Close these too; a part that is known already is closed once.
 
         Args:
-            closeables: closed in this order, after those that were named before.
+            closeables: closed in this order, after those that were added before.
             pool: closed after all of them.
         """
         self._closeables += [each for each in closeables if each not in self._closeables]
@@ -155,7 +155,7 @@ class ShutdownHook:
 
     @property
     def is_installed(self) -> bool:
-        """Whether its handlers stand and no signal has come yet."""
+        """Whether its handlers are installed and no signal has come yet."""
         return (
             self._state is _State.WAITING
             and self._pid == current_pid()
@@ -163,26 +163,26 @@ class ShutdownHook:
         )
 
     def wait(self, timeout: float | None = None) -> ShutdownReport | None:
-        """Wait until a shutdown is over, its signal sent again.
+        """Wait until a shutdown is over and its signal was sent again.
 
         Args:
-            timeout: seconds to wait at most; None for as long as it takes.
+            timeout: seconds to wait at most; None for no limit.
 
         Returns:
-            How it went; None if it is not over by then.
+            Its result; None if it is not over by then.
         """
         self._finished.wait(timeout)
         return self.report
 
     def uninstall(self) -> None:
-        """Put the former handlers back and end the closing thread; main thread only."""
+        """Restore the former handlers and end the closing thread; main thread only."""
         try:
             self._restore()
             atexit.unregister(self._let_it_finish)
             self._end_threads()
         except BaseException:
-            # Ctrl-C came in the midst of it. In this order: without the thread no signal that is
-            # still ours would end the process.
+            # Ctrl-C interrupted it. In this order: without the thread, a signal that this hook
+            # still handles would not end the process.
             self._restore()
             self._end_threads()
             raise
@@ -197,11 +197,11 @@ class ShutdownHook:
             if self._worker is not None:
                 self._worker.end()
 
-    # -- in the main thread, inside a signal ---------------------------------------------------
+    # -- in the main thread, inside a signal's handler -----------------------------------------
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._pid != current_pid():
-            # A forked child inherits the handler, but neither the thread nor anything to close.
+            # A forked child inherits the handler, but neither the thread nor open parts.
             self._run_former(number, frame)
         elif self._state is _State.WAITING:
             self._state = _State.CLOSING
@@ -210,18 +210,18 @@ class ShutdownHook:
                 for pool in self._pools:
                     pool.refuse_new_work()
             finally:
-                # Whatever happens: no other signal will wake the closing thread any more.
+                # In any case: no other signal will wake the closing thread.
                 self._received.put(number)
         elif self._state is _State.UNWINDING:
-            # The main thread holds a lease and does not end by itself.
+            # The main thread holds a lease and does not end its block.
             self._state = _State.CLOSING
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(128 + number)
         elif self._state is _State.FINISHED and number == self._number:
             self._run_former(number, frame)
-        # While it is closing, further signals change nothing: it is bounded in time. Nor does one
-        # of those that is handled only now, before the one that was sent again.
+        # During the closing, which is bounded in time, further signals change nothing. Nor does one
+        # that is handled only now, before the signal that was sent again.
 
     def _run_former(self, number: int, frame: FrameType | None) -> None:
         former = self._former.get(number)
@@ -233,7 +233,7 @@ class ShutdownHook:
 
     def _restore(self) -> None:
         for number, former in self._former.items():
-            # Whoever put a handler of their own over ours keeps it. None: it was not Python's.
+            # A later handler of the host stays. None: the former handler was not Python's.
             if former is not None and signal.getsignal(number) == self._handle:
                 signal.signal(number, former)
 
@@ -246,7 +246,7 @@ class ShutdownHook:
         try:
             self._close_and_report(number)
         finally:
-            # Also if a log cannot be written: a process that nothing ends would be worse.
+            # Also if a log cannot be written: a process that no signal ends would be worse.
             self._state = _State.FINISHED
             _signal_main_thread(number)
             if self._worker is not None:
@@ -271,7 +271,7 @@ class ShutdownHook:
                 # In this thread it could hang, and the files would stay open.
                 failures.append(ThreadStartError(f"no thread can be started that closes {name}"))
                 continue
-            # Half of what is left, so that one which hangs leaves time for the others.
+            # Half of the remaining time, so that a part that hangs leaves time for the others.
             seconds = (deadline - monotonic()) / 2
             if not self._worker.run(partial(_close, closeable, failures), seconds):
                 failures.append(TimeoutError(f"closing {name} did not end in time"))
@@ -302,15 +302,15 @@ class ShutdownHook:
                 failures.append(error)
 
     def _unwind(self, thread: int, number: int) -> None:
-        """Have the main thread leave the block in which it holds a lease."""
+        """Make the main thread leave the block in which it holds a lease."""
         if thread == threading.main_thread().ident:
             self._state = _State.UNWINDING
             _signal_main_thread(number)
 
     def _let_it_finish(self) -> None:
-        """At exit: a shutdown that has begun goes on to its end, and to the signal's."""
+        """At exit: wait until a shutdown that has begun is over and has sent its signal."""
         if self._state is not _State.WAITING and self._pid == current_pid():
-            # The former handler may raise it here, where nobody is left to catch it: the program
+            # The former handler may raise it here, where no caller is left to catch it: the program
             # has ended by itself meanwhile, perhaps because its stream was closed.
             with contextlib.suppress(KeyboardInterrupt):
                 self._thread.join()
@@ -362,7 +362,7 @@ def install_shutdown_hook(
     handler runs: where that is the system's default, the process ends by the signal.
 
     Calling it again adds what is to be closed, and signals, to the hook that is installed; the
-    ``timeout`` of the first call stands. Works in scripts, beside threads, and under asyncio.
+    ``timeout`` of the first call stands. Works in scripts, with threads, and under asyncio.
 
     Args:
         closeables: managers, or anything with ``close()``, closed in this order.

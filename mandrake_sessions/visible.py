@@ -1,4 +1,4 @@
-"""Text as it may be printed: nothing in it can steer a terminal, or turn what stands around it."""
+"""Text made safe to print: no character can steer a terminal or reorder the text around it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _FORMATS: Final = (
     "\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e007f"
 )
-"""What is not seen and changes what is: directions, separators, marks, tags. Without the joiners
-(U+200C, U+200D), which make one sign of several in some scripts and in emoji."""
+"""Characters that are invisible and change others: directions, separators, marks, tags. Without the
+joiners (U+200C, U+200D), which make one sign of several in some scripts and in emoji."""
 
 _SURROGATES: Final = "\ud800-\udfff"
 _CONTROLS: Final = "\x00-\x1f\x7f-\x9f"
@@ -21,16 +21,16 @@ _CONTROLS_BUT_BREAKS: Final = "\x00-\x08\x0b-\x1f\x7f-\x9f"
 
 @cache
 def _unseen(controls: str) -> re.Pattern[str]:
-    """Return what finds such a character; made when something is printed, which takes 1 ms."""
+    """Return the pattern of these characters; compiled at first use, which takes 1 ms."""
     return re.compile(f"[{controls}{_SURROGATES}{_FORMATS}]")
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """Return a text with U+FFFD for each character that is no sign of its own.
+    """Return a text with U+FFFD for each invisible control or format character.
 
     Args:
-        text: somebody's text.
-        lines: whether line breaks and tabs are left in; otherwise they become spaces.
+        text: any text.
+        lines: whether to keep line breaks and tabs; otherwise they become spaces.
     """
     if lines:
         return _unseen(_CONTROLS_BUT_BREAKS).sub("\ufffd", text.replace("\r\n", "\n"))
@@ -38,7 +38,7 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def escaped(document: str) -> str:
-    """Return a JSON document that says the same without such a character: each as its escape."""
+    """Return an equal JSON document without such characters: each becomes its escape."""
     return _unseen(_CONTROLS_BUT_BREAKS).sub(_escape, document)
 
 

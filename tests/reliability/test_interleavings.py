@@ -547,7 +547,7 @@ def test_an_await_that_is_cancelled_after_the_outcome_loses_nothing(
         cancel()   ↑        ↑                              ↑                   ↑
     """
     begun, may_go = threading.Event(), threading.Event()
-    really_tell = calls_module.Call.tell
+    really_notify = calls_module.Call.notify
 
     def work(tx: Any) -> str:
         begun.set()
@@ -556,14 +556,14 @@ def test_an_await_that_is_cancelled_after_the_outcome_loses_nothing(
         return str(tx.create_session("made").id)
 
     async def main() -> None:
-        def tell(call: calls_module.Call[Any]) -> None:
+        def notify(call: calls_module.Call[Any]) -> None:
             if moment == "stored, not told" and call.operation == "transact":
                 task.cancel()
-            really_tell(call)
+            really_notify(call)
             if moment == "told, not woken" and call.operation == "transact":
                 task.cancel()
 
-        monkeypatch.setattr(calls_module.Call, "tell", tell)
+        monkeypatch.setattr(calls_module.Call, "notify", notify)
         with make_pool() as pool:
             async with AsyncSessionManager(fresh(), pool=pool) as sessions:
                 holding = None
