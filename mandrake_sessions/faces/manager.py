@@ -56,10 +56,10 @@ class ManagerFace(_ManagerCalls):
         """Create a session.
 
         Args:
-            title: what a list shows.
+            title: its name in lists.
             description: what it is about.
             metadata: the host's own facts, a mapping of JSON values.
-            id: the id it shall have, 1 to 255 characters; a new UUIDv7 when None.
+            id: the id of the session, 1 to 255 characters; a new UUIDv7 when None.
 
         Returns:
             The new session.
@@ -115,11 +115,11 @@ class ManagerFace(_ManagerCalls):
     def list_sessions(
         self, *, limit: int = 100, offset: int = 0, after: Session | None = None
     ) -> list[Session]:
-        """Return a page of sessions, the one that changed last first, ties by id descending.
+        """Return a page of sessions, the last changed one first, ties by id descending.
 
         Args:
             limit: sessions of the page, 1 to 10,000.
-            offset: sessions left out in front; each costs a step, ``after`` costs none.
+            offset: sessions to skip; each costs a step, ``after`` costs none.
             after: the last session of the page before, as it was returned then.
 
         Returns:
@@ -164,7 +164,7 @@ class ManagerFace(_ManagerCalls):
             title: the new title; None clears it.
             description: the new description; None clears it.
             metadata: the new metadata, which replaces the old; None clears it.
-            expected_revision: the revision the session must still have.
+            expected_revision: the revision that the session must still have.
 
         Returns:
             The session as it is now.
@@ -192,7 +192,7 @@ class ManagerFace(_ManagerCalls):
 
         Args:
             id: the id of the session.
-            missing_ok: whether to return False, rather than raise, if there is none.
+            missing_ok: whether to return False instead of raising if there is none.
 
         Returns:
             Whether there was one.
@@ -220,10 +220,10 @@ class ManagerFace(_ManagerCalls):
 
         Args:
             session_id: the session it belongs to.
-            content: what the user asked.
-            id: the id the round shall have, 1 to 255 characters; a new UUIDv7 when None.
-            expected_index: the index the round must get; refuses a conversation that grew
-                meanwhile.
+            content: the user's text.
+            id: the id of the round, 1 to 255 characters; a new UUIDv7 when None.
+            expected_index: the index that the round must get; refuses a conversation that has
+                grown.
 
         Returns:
             The new round.
@@ -254,11 +254,11 @@ class ManagerFace(_ManagerCalls):
 
         Args:
             session_id: the session it belongs to.
-            content: what the user asked.
+            content: the user's text.
             turns: the turns of the response in their order, all of them finished.
-            id: the id the round shall have, 1 to 255 characters; a new UUIDv7 when None.
-            expected_index: the index the round must get; refuses a conversation that grew
-                meanwhile.
+            id: the id of the round, 1 to 255 characters; a new UUIDv7 when None.
+            expected_index: the index that the round must get; refuses a conversation that has
+                grown.
 
         Returns:
             The new round with its turns.
@@ -299,7 +299,7 @@ class ManagerFace(_ManagerCalls):
         return _fetch(handle, unit, "get_round")
 
     def get_round_by_response(self, response_id: str) -> Round:
-        """Return the round that a response belongs to.
+        """Return the round of a response.
 
         Args:
             response_id: the id of the response.
@@ -350,7 +350,7 @@ class ManagerFace(_ManagerCalls):
         Args:
             session_id: the id of the session.
             limit: rounds of the page, 1 to 10,000; all of them when None.
-            offset: rounds left out in front; each costs a step, ``after`` costs none.
+            offset: rounds to skip; each costs a step, ``after`` costs none.
             after: the index of the last round of the page before.
 
         Returns:
@@ -367,11 +367,11 @@ class ManagerFace(_ManagerCalls):
         return _query(handle, unit, "list_rounds")
 
     def delete_round(self, id: str, *, missing_ok: bool = False) -> bool:
-        """Delete a round with its request, response and turns; its index is not given again.
+        """Delete a round with its request, response and turns; its index is never given again.
 
         Args:
             id: the id of the round.
-            missing_ok: whether to return False, rather than raise, if there is none.
+            missing_ok: whether to return False instead of raising if there is none.
 
         Returns:
             Whether there was one.
@@ -411,7 +411,7 @@ class ManagerFace(_ManagerCalls):
 
         Args:
             id: the id of the request.
-            content: the new text of what the user asked.
+            content: the new text of the user.
 
         Returns:
             The request as it is now.
@@ -428,7 +428,7 @@ class ManagerFace(_ManagerCalls):
         return _write(handle, unit, "update_request")
 
     def get_response(self, id: str) -> Response:
-        """Return a response; ``list_turns`` returns what it consists of.
+        """Return a response; ``list_turns`` returns its turns.
 
         Args:
             id: the id of the response.
@@ -473,29 +473,29 @@ class ManagerFace(_ManagerCalls):
         Args:
             response_id: the response it belongs to.
             content: the text so far.
-            raw_response: what the model sent, before the host took it apart.
+            raw_response: the model's output before the host parsed it.
             tool_calls: ``ToolCall``, or mappings with ``call`` and ``response``.
-            status: ``streaming``, or how it ended if it has.
-            error_message: what went wrong.
-            index: the index it shall have; the next one when None. A later one leaves a gap.
+            status: ``streaming``, or how it ended.
+            error_message: the reason of an error.
+            index: the index of the turn; the next one when None. A later one leaves a gap.
             started_at: when streaming began, aware; now when None.
             current_tokens: tokens received so far.
-            expected_tokens: the host's guess of all.
-            input_tokens: tokens that were read.
-            output_tokens: tokens that were written.
-            cache_read_tokens: input tokens that came from the provider's cache.
-            cache_write_tokens: input tokens that were put into it.
+            expected_tokens: the host's estimate of the total.
+            input_tokens: tokens that the model read.
+            output_tokens: tokens that the model wrote.
+            cache_read_tokens: input tokens from the provider's cache.
+            cache_write_tokens: input tokens that were put into the cache.
             input_cost: cost of the input, in the host's currency.
             output_cost: cost of the output, in the host's currency.
             model: the model that answers.
-            id: the id the turn shall have, 1 to 255 characters; a new UUIDv7 when None.
+            id: the id of the turn, 1 to 255 characters; a new UUIDv7 when None.
 
         Returns:
             The new turn.
 
         Raises:
-            InvalidArgumentError: an argument has the wrong type or is out of range, or a turn that
-                was deleted had the index.
+            InvalidArgumentError: an argument has the wrong type or is out of range, or a deleted
+                turn had the index.
             ResponseNotFoundError: there is no such response.
             TurnAlreadyExistsError: the id or the index is taken.
             NotInitializedError: before ``init()`` and after ``close()``.
@@ -577,7 +577,7 @@ class ManagerFace(_ManagerCalls):
         Args:
             response_id: the id of the response.
             limit: turns of the page, 1 to 10,000; all of them when None.
-            offset: turns left out in front; each costs a step, ``after`` costs none.
+            offset: turns to skip; each costs a step, ``after`` costs none.
             after: the index of the last turn of the page before.
 
         Returns:
@@ -615,31 +615,31 @@ class ManagerFace(_ManagerCalls):
     ) -> Turn:
         """Change the given fields of a turn; with none given nothing changes.
 
-        A status other than ``streaming`` ends the turn, also one that a TurnWriter is writing. A
-        tool
-        call without a result is marked as interrupted then, but for a turn without a TurnWriter
-        that is completed. The other fields of a turn that has ended may still be changed: usage
-        often arrives
-        late.
+        A status other than ``streaming`` ends the turn, even while a TurnWriter writes it. Tool
+        calls
+        without a result are then marked as interrupted, unless the turn has no TurnWriter and
+        becomes
+        ``completed``. The other fields of a turn that has ended may still be changed: usage often
+        arrives late.
 
         Args:
             id: the id of the turn.
             content: the whole text.
-            raw_response: what the model sent, before the host took it apart.
+            raw_response: the model's output before the host parsed it.
             tool_calls: ``ToolCall``, or mappings with ``call`` and ``response``; they replace the
                 old.
             status: ``streaming``, or how it ended.
-            error_message: what went wrong; None clears it.
+            error_message: the reason of an error; None clears it.
             current_tokens: tokens received so far.
-            expected_tokens: the host's guess of all; None clears it.
-            input_tokens: tokens that were read.
-            output_tokens: tokens that were written.
+            expected_tokens: the host's estimate of the total; None clears it.
+            input_tokens: tokens that the model read.
+            output_tokens: tokens that the model wrote.
             cache_read_tokens: input tokens from the provider's cache; None clears it.
-            cache_write_tokens: input tokens that were put into it; None clears it.
+            cache_write_tokens: input tokens that were put into the cache; None clears it.
             input_cost: cost of the input, in the host's currency.
             output_cost: cost of the output, in the host's currency.
             model: the model that answers; None clears it.
-            expected_revision: the revision the turn must still have.
+            expected_revision: the revision that the turn must still have.
 
         Returns:
             The turn as it is now.
@@ -677,11 +677,11 @@ class ManagerFace(_ManagerCalls):
         return _write(handle, unit, "update_turn")
 
     def delete_turn(self, id: str, *, missing_ok: bool = False) -> bool:
-        """Delete a turn; its index is not given again.
+        """Delete a turn; its index is never given again.
 
         Args:
             id: the id of the turn.
-            missing_ok: whether to return False, rather than raise, if there is none.
+            missing_ok: whether to return False instead of raising if there is none.
 
         Returns:
             Whether there was one.
@@ -724,7 +724,7 @@ class ManagerFace(_ManagerCalls):
             last: how many of the last rounds, 1 to 10,000; all of them when None.
 
         Returns:
-            The session, its rounds and their turns, as they were at one moment.
+            The session, its rounds and their turns, all of one snapshot.
 
         Raises:
             InvalidArgumentError: an argument has the wrong type or is out of range.
@@ -743,7 +743,7 @@ class ManagerFace(_ManagerCalls):
             session_id: the id of the session.
 
         Returns:
-            The totals; deleted turns are not among them.
+            The totals, without deleted turns.
 
         Raises:
             InvalidArgumentError: the id is not a string.

@@ -64,11 +64,11 @@ class ReaderFace(_ReaderCalls[_R]):
     def list_sessions(
         self, *, limit: int = 100, offset: int = 0, after: Session | None = None
     ) -> list[Session]:
-        """Return a page of sessions, the one that changed last first, ties by id descending.
+        """Return a page of sessions, the last changed one first, ties by id descending.
 
         Args:
             limit: sessions of the page, 1 to 10,000.
-            offset: sessions left out in front; each costs a step, ``after`` costs none.
+            offset: sessions to skip; each costs a step, ``after`` costs none.
             after: the last session of the page before, as it was returned then.
 
         Returns:
@@ -111,7 +111,7 @@ class ReaderFace(_ReaderCalls[_R]):
         return unit(self._database)
 
     def get_round_by_response(self, response_id: str) -> Round:
-        """Return the round that a response belongs to.
+        """Return the round of a response.
 
         Args:
             response_id: the id of the response.
@@ -158,7 +158,7 @@ class ReaderFace(_ReaderCalls[_R]):
         Args:
             session_id: the id of the session.
             limit: rounds of the page, 1 to 10,000; all of them when None.
-            offset: rounds left out in front; each costs a step, ``after`` costs none.
+            offset: rounds to skip; each costs a step, ``after`` costs none.
             after: the index of the last round of the page before.
 
         Returns:
@@ -190,7 +190,7 @@ class ReaderFace(_ReaderCalls[_R]):
         return unit(self._database)
 
     def get_response(self, id: str) -> Response:
-        """Return a response; ``list_turns`` returns what it consists of.
+        """Return a response; ``list_turns`` returns its turns.
 
         Args:
             id: the id of the response.
@@ -254,7 +254,7 @@ class ReaderFace(_ReaderCalls[_R]):
         Args:
             response_id: the id of the response.
             limit: turns of the page, 1 to 10,000; all of them when None.
-            offset: turns left out in front; each costs a step, ``after`` costs none.
+            offset: turns to skip; each costs a step, ``after`` costs none.
             after: the index of the last turn of the page before.
 
         Returns:
@@ -293,7 +293,7 @@ class ReaderFace(_ReaderCalls[_R]):
             last: how many of the last rounds, 1 to 10,000; all of them when None.
 
         Returns:
-            The session, its rounds and their turns, as they were at one moment.
+            The session, its rounds and their turns, all of one snapshot.
 
         Raises:
             InvalidArgumentError: an argument has the wrong type or is out of range.
@@ -310,7 +310,7 @@ class ReaderFace(_ReaderCalls[_R]):
             session_id: the id of the session.
 
         Returns:
-            The totals; deleted turns are not among them.
+            The totals, without deleted turns.
 
         Raises:
             InvalidArgumentError: the id is not a string.

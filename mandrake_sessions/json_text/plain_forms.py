@@ -1,6 +1,6 @@
-"""What stands for a value that JSON does not have; to read that may raise whatever its code does.
+"""Plain forms of values that JSON lacks; reading a value may raise whatever its code raises.
 
-Kinds are told by what they are or what they offer, so that no other library is imported for them.
+A kind is recognized by its class or its methods, so that no other library is imported for it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 MAX_FOREIGN: Final = 100_000
-"""Objects and values that are read of what is no list, tuple, dict or set of Python's, in all.
-
-Only such can be without end. It takes about a second to find that one is.
+"""Objects and values in all that are read from containers other than Python's list, tuple, dict and
+set. Only these can be endless; about a second shows that one is.
 """
 
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class PlainForm(NamedTuple):
-    """What stands for a value.
+    """The plain form of a value.
 
     Attributes:
-        name: what it is.
-        value: it; it may need another form itself.
+        name: what the form is, for the change.
+        value: the form; it may need another form itself.
         is_cut: whether it is only the beginning.
     """
 
@@ -43,16 +42,16 @@ class PlainForm(NamedTuple):
 
 
 def pass_on_ending(error: BaseException) -> None:
-    """Raise again what shall end the program: Ctrl-C, and an exit.
+    """Raise an error again if it ends the program: Ctrl-C, or an exit.
 
-    Whatever else the code of a value raises, of any class, is a fact of that value.
+    Any other exception from the code of a value, of any class, is a property of that value.
     """
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         raise error
 
 
 def is_finite(value: object) -> bool:
-    """Return whether a container is read by Python's own code, and so comes to an end."""
+    """Return whether Python's own code iterates a container, so that it has an end."""
     return getattr(type(value), "__iter__", None) in _FINITE
 
 
@@ -73,23 +72,23 @@ _FINITE_MEMBERS: Final[set[Any]] = {dict.items, collections.OrderedDict.items}
 
 
 def as_str(value: object) -> str | None:
-    """Return the text that a string is, of whatever class; None for what is none."""
+    """Return a string of any subclass as plain text; None for another object."""
     if type(value) is str:
         return value
-    # Not isinstance(): an object may say that it is of a class that it is not of.
+    # Not isinstance(): an object may claim a class that it does not have.
     return str.__str__(value) if issubclass(type(value), str) else None
 
 
 def as_int(value: object) -> int | None:
-    """Return the number that an integer is, of whatever class; None for what is none."""
+    """Return an integer of any subclass as a plain one; None for another object."""
     kind = type(value)
     if kind is int:
-        return value  # type: ignore[return-value]  # as the line above says
+        return value  # type: ignore[return-value]  # the line above has checked it
     return int.__int__(value) if issubclass(kind, int) and kind is not bool else None  # type: ignore[arg-type]
 
 
 def as_float(value: object) -> float | None:
-    """Return the number that a float is, of whatever class; None for what is none."""
+    """Return a float of any subclass as a plain one; None for another object."""
     return float.__float__(value) if issubclass(type(value), float) else None  # type: ignore[arg-type]
 
 
@@ -105,12 +104,12 @@ def type_name(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a text, which is UTF-8, as JSON."""
+    """Return a text without lone surrogates as JSON."""
     return msgspec.json.encode(text).decode()
 
 
 def paired(text: str) -> str:
-    """Return a text with its surrogate pairs joined; what stays alone becomes U+FFFD."""
+    """Return a text with its surrogate pairs joined; lone ones become U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -119,15 +118,15 @@ def paired(text: str) -> str:
 
 
 def plain_form(value: Any, most: int) -> PlainForm:
-    """Return what stands for a value that is no mapping, list, tuple, text, number or constant.
+    """Return the plain form of a value other than mapping, list, tuple, text, number or constant.
 
     Args:
-        value: it.
-        most: how many values are read of one that may be without end.
+        value: the value.
+        most: how many items are read of a container that may be endless.
     """
     try:
         found = _scalar(value) or _container(value, most)
-    except BaseException as error:  # noqa: BLE001  # a host's own: their text may still be there
+    except BaseException as error:  # noqa: BLE001  # from a host's class: its text may still work
         pass_on_ending(error)
         found = None
     return found or _other(value)
@@ -159,7 +158,7 @@ def _container(value: Any, most: int) -> PlainForm | None:  # noqa: PLR0911  # o
     if isinstance(value, msgspec.Struct):
         return PlainForm("an object", _attributes(value, value.__struct_fields__))
     if hasattr(type(value), "__dataclass_fields__"):
-        # Late: whoever has one has imported it.
+        # Late: a host that has a dataclass has imported this.
         import dataclasses
 
         names = [field.name for field in dataclasses.fields(value)]
@@ -181,7 +180,7 @@ def _container(value: Any, most: int) -> PlainForm | None:  # noqa: PLR0911  # o
 
 
 def _attributes(value: Any, names: Any) -> dict[str, Any]:
-    # One that is not set, of a dataclass with slots, is left out.
+    # A dataclass with slots may lack an attribute that was never set.
     return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
@@ -197,13 +196,13 @@ def _other(value: Any) -> PlainForm:
 
 
 def _order(value: Any) -> tuple[str, float, str]:
-    """Return what gives the values of a set the same order in each process."""
+    """Return a sort key that gives the values of a set the same order in each process."""
     try:
         if isinstance(value, (int, float)) and not math.isnan(value):
             return "", float(value), ""
         if isinstance(value, Set):
             return type_name(value), 0.0, ",".join(sorted(map(repr, value)))
         return type_name(value), 0.0, value if isinstance(value, str) else repr(value)
-    except BaseException as error:  # noqa: BLE001  # a host's own, or an integer that is no float
+    except BaseException as error:  # noqa: BLE001  # from a host's class, or of a huge integer
         pass_on_ending(error)
         return type_name(value), 0.0, ""

@@ -1,7 +1,7 @@
-"""JSON values: those that are, taken as they are; and any other, made one.
+"""JSON values, copied unchanged, and other values, converted to JSON.
 
-What a tool returns is not asked for again: nothing that it may be raises in ``storable``, or is
-left out without a word.
+A tool may not be run again for its result. So ``storable`` raises for no value, and reports each
+part that it leaves out.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from mandrake_sessions.json_text.writer import (
 
 
 class Storable(msgspec.Struct, frozen=True):
-    """A value as it can be stored.
+    """A value in its stored form.
 
     Attributes:
         value: plain dicts, lists, texts, numbers, booleans and None.
-        changes: what was changed, in its order; the first 100 of them.
+        changes: the changes in their order; the first 100 of them.
     """
 
     value: Any
@@ -48,11 +48,11 @@ class Storable(msgspec.Struct, frozen=True):
 
 
 def storable(value: Any) -> Storable:
-    """Return a value as it can be stored in a tool call or in metadata, and what was changed.
+    """Return a value as a tool call or metadata can store it, and the changes that this needed.
 
     It never raises, whatever the value and its methods do; only ``KeyboardInterrupt`` and
-    ``SystemExit`` pass. Of what is no list, tuple, dict or set of Python's, 100,000 objects and
-    values are read in all (``MAX_FOREIGN``): such may be without end.
+    ``SystemExit`` pass. Of containers other than Python's list, tuple, dict and set, 100,000
+    objects and values are read in all (``MAX_FOREIGN``), because such a container may be endless.
 
     =====================================  =====================================================
     a lone surrogate                       U+FFFD; two halves of a pair are joined
@@ -65,14 +65,14 @@ def storable(value: Any) -> Storable:
     ``Decimal``, ``UUID``, a path          text
     a member of an enumeration             its value
     dataclasses, Structs, attrs, Pydantic  an object of their fields
-    numpy's scalars and arrays             what ``tolist()`` gives
+    numpy's scalars and arrays             the result of ``tolist()``
     nested deeper than 198 levels          JSON text of the rest
     a value inside itself                  the text ``(contains itself)``
-    everything else                        its text; or, where it has none, its attributes
-    what raises, or is without end         a text in its place, which says so
+    everything else                        its text; or its attributes, if it has no text
+    a value that raises, or is endless     a text in its place that says so
     =====================================  =====================================================
 
-    A tuple is stored as a list, as JSON has it, and is no change.
+    A tuple is stored as a list, as in JSON, and counts as no change.
 
     Args:
         value: anything.
@@ -84,18 +84,18 @@ def storable(value: Any) -> Storable:
 
 
 def converted(value: Any, depth: int, longest: int = MAX_TEXT_BYTES) -> tuple[Storable, str]:
-    """Return a value as it can be stored, and its JSON text.
+    """Return a value in its stored form, and its JSON text.
 
     Args:
         value: anything.
         depth: levels that it may have.
-        longest: bytes that the text may have; of a longer one the beginning is kept, as a text.
+        longest: bytes that the text may have; of a longer one the beginning is stored, as a text.
     """
     writer = JsonWriter(depth, longest, is_strict=False)
     try:
         return _converted(writer, value, longest)
     except (MemoryError, RecursionError):
-        # There was no memory, or no stack, for it as a whole: the turn and its text go on.
+        # Memory or stack did not suffice for the whole value: the turn and its text go on.
         name = type_name(value)
         change = ValueChange("", f"{name} for which there was no memory became text")
         kept = f"({name} for which there was no memory)"
@@ -111,7 +111,7 @@ def _converted(writer: JsonWriter, value: Any, longest: int) -> tuple[Storable, 
     try:
         plain = msgspec.json.decode(text)
     except RecursionError:
-        # The host has left no room on the stack for what is nested at all.
+        # The host has left no room on the stack for any nested value.
         writer.note(DEEP)
         plain, text = text, quoted(text)
     return Storable(plain, tuple(writer.changes)), text
@@ -125,10 +125,10 @@ def json_value(
     Args:
         name: of the argument.
         value: anything, or a JSON value if ``strict``.
-        strict: whether a value that JSON does not have is refused, and not changed.
+        strict: whether to refuse a value that JSON lacks, instead of changing it.
 
     Returns:
-        The value, its text, and what was changed so that it can be stored.
+        The value, its text, and the changes that made it storable.
     """
     if strict:
         plain = plain_json(name, value, VALUE_DEPTH)
@@ -136,27 +136,27 @@ def json_value(
     try:
         plain = _copy(value, VALUE_DEPTH, iter(range(MAX_CONTAINERS)))
         return plain, encoded_json(name, plain, VALUE_DEPTH), ()
-    except BaseException as error:  # noqa: BLE001  # whatever is in the way, a host's own too
+    except BaseException as error:  # noqa: BLE001  # any obstacle, a host's own code too
         pass_on_ending(error)
         changed, text = converted(value, VALUE_DEPTH)
         return changed.value, text, changed.changes
 
 
 def plain_json(name: str, value: Any, depth: int) -> Any:
-    """Copy a JSON value into plain types, so that the text made of it comes back equal.
+    """Copy a JSON value into plain types, so that its JSON text decodes to an equal value.
 
-    msgspec alone would write NaN as null and the key 1 as "1", and take datetimes and sets.
+    msgspec alone would write NaN as null and the key 1 as "1", and accept datetimes and sets.
     """
     try:
         return _copy(value, depth, iter(range(MAX_CONTAINERS)))
-    except BaseException as error:  # noqa: BLE001  # what JSON does not have, or a host's raises
+    except BaseException as error:  # noqa: BLE001  # no JSON value, or an error of a host's class
         pass_on_ending(error)
-    # What a dict holds is there, though a method of its own raises.
+    # The items of a dict can be read even if a method of its own raises.
     return msgspec.json.decode(_strict_text(name, value, depth))
 
 
 def _copy(value: Any, depth: int, containers: Iterator[int]) -> Any:
-    """Return what ``plain_json`` does, or raise ``Unstorable`` without saying where.
+    """Return the copy for ``plain_json``, or raise ``Unstorable`` without the place.
 
     Args:
         value: the value.
@@ -172,7 +172,7 @@ def _copy(value: Any, depth: int, containers: Iterator[int]) -> Any:
     if whole is not None:
         if -MAX_INTEGER - 1 <= whole <= MAX_INTEGER:
             return whole
-        # Other readers of the file, SQLite's JSON functions first, would make a float of it.
+        # Other readers of the file, such as SQLite's JSON functions, would make a float of it.
         raise Unstorable
     number = as_float(value)
     if number is not None:
@@ -181,7 +181,7 @@ def _copy(value: Any, depth: int, containers: Iterator[int]) -> Any:
         raise Unstorable
     if depth == 0 or next(containers, None) is None:
         raise Unstorable
-    # What a host's own code reads may be without end.
+    # A container that a host's own code iterates may be endless.
     if isinstance(value, (list, tuple)) and is_finite(value):
         return [_copy(item, depth - 1, containers) for item in value]
     if isinstance(value, Mapping) and are_finite_members(value):
@@ -192,7 +192,7 @@ def _copy(value: Any, depth: int, containers: Iterator[int]) -> Any:
 
 
 def _strict_text(name: str, value: object, depth: int) -> str:
-    """Return a value as JSON text, or raise what says where in it there is what JSON lacks."""
+    """Return a value as JSON text, or raise an error with the place of the part that JSON lacks."""
     try:
         return JsonWriter(depth, MAX_TEXT_BYTES, is_strict=True).write(value)
     except Unstorable as found:
@@ -202,11 +202,11 @@ def _strict_text(name: str, value: object, depth: int) -> str:
 
 
 def encoded_json(name: str, plain: Any, depth: int) -> str:
-    """Return a plain value as JSON text; ``depth`` is for saying where in it something is wrong."""
+    """Return a plain value as JSON text; an error gives the place, down to ``depth`` levels."""
     try:
         encoded = msgspec.json.encode(plain)
     except UnicodeEncodeError:
-        # Raised below: this exception holds the text, and would hang on ours as its context.
+        # Raised below: this exception holds the text, and would be the context of the other one.
         encoded = None
     if encoded is None:
         encoded = _strict_text(name, plain, depth).encode()

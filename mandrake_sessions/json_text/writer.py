@@ -1,6 +1,6 @@
 """Writes any value as JSON text, piece by piece and without recursion.
 
-So depth costs nothing, and a value that contains itself, or grows as it is read, comes to an end.
+So depth costs no stack, and the writing ends even if a value contains itself or grows meanwhile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_JSON_DEPTH: Final = 200
 """Levels of a JSON value; SQLite's JSON functions stop at 1,000."""
 
 VALUE_DEPTH: Final = MAX_JSON_DEPTH - 2
-"""Levels of a value inside a tool call: two are the list's and the object's around it."""
+"""Levels of a value inside a tool call: the list and the object around it take two."""
 
 MAX_TEXT_BYTES: Final = 256 * 1024 * 1024
 """Bytes of one text in UTF-8; SQLite's own limit is 1e9 for a whole row."""
@@ -37,7 +37,7 @@ MAX_INTEGER: Final = 2**63 - 1
 """The largest integer that SQLite stores; its JSON functions make a float of a larger one."""
 
 MAX_CONTAINERS: Final = 1_000_000
-"""Lists and objects of a value: one that holds a few of them again and again has no end."""
+"""Lists and objects of a value: one that repeats a few of them may be endless."""
 
 _MOST_VALUES: Final = 4_000_000
 _DEEPEST: Final = 10_000
@@ -47,7 +47,7 @@ _LONGEST_KEY: Final = 10_000
 _LONGEST_WHERE: Final = 200
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
 _CONSTANTS: Final = {None: "null", True: "true", False: "false"}
-DEEP: Final = "what is nested too deep became JSON text"
+DEEP: Final = "a part that is nested too deep became JSON text"
 _TOO_DEEP: Final = f"must not be nested deeper than {MAX_JSON_DEPTH}"
 _NO_SURROGATES: Final = "must not contain lone surrogates"
 _ENDLESS: Final = "must not be without end"
@@ -55,12 +55,12 @@ _CUT: Final = "(cut: it goes on)"
 
 
 class ValueChange(msgspec.Struct, frozen=True):
-    """What was changed in a value so that it could be stored.
+    """A change that made a value storable.
 
     Attributes:
-        where: the way to it, such as ``items[3].when``; empty for the value itself. A key that is
-            no name of at most 32 letters, digits and ``_`` is given by its position, as in ``{2}``.
-        what: what became what, such as ``datetime became ISO 8601 text``; nothing of the value.
+        where: the path to it, such as ``items[3].when``; empty for the value itself. A key other
+            than a name of at most 32 letters, digits and ``_`` appears as its position: ``{2}``.
+        what: the old and the new kind, such as ``datetime became ISO 8601 text``; no content.
     """
 
     where: str
@@ -71,11 +71,11 @@ class ValueChange(msgspec.Struct, frozen=True):
 
 
 class Unstorable(Exception):  # noqa: N818  # caught where the argument has a name
-    """A value is not as JSON has it.
+    """A value has a part that JSON lacks.
 
     Attributes:
-        where: the way to what is not; see ``ValueChange``.
-        rule: what it must be.
+        where: the path to that part; see ``ValueChange``.
+        rule: the rule that it breaks.
     """
 
     def __init__(self, where: str = "", rule: str = "") -> None:
@@ -88,9 +88,9 @@ class _Frame:
     """A list or an object that is being written.
 
     Attributes:
-        children: what is still to be written: its place, its key as JSON, itself.
-        step: the place of the one that is being written.
-        outer: what was written before, where its own text becomes a text in that.
+        children: the parts to be written: the place of each, its key as JSON, itself.
+        step: the place of the part that is being written.
+        outer: the text before it, if its own text becomes a text inside that.
     """
 
     __slots__ = ("children", "closing", "identity", "is_empty", "outer", "step")
@@ -105,7 +105,7 @@ class _Frame:
 
 
 class _Instead(NamedTuple):
-    """Another value, to be written in the place of the one that was given."""
+    """Another value, to be written in the place of the given one."""
 
     value: Any
 
@@ -116,10 +116,10 @@ class JsonWriter:
     Args:
         depth: levels that it may have.
         longest: about how many characters are written before the rest is left out.
-        is_strict: whether what would have to be changed is refused.
+        is_strict: whether a value that needs a change is refused.
 
     Attributes:
-        changes: what was changed.
+        changes: the changes so far.
     """
 
     def __init__(self, depth: int, longest: int, *, is_strict: bool) -> None:
@@ -139,7 +139,7 @@ class JsonWriter:
         """Return the JSON text of a value.
 
         Raises:
-            Unstorable: something would have to be changed, and nothing may be.
+            Unstorable: a part needs a change, and the writer is strict.
         """
         self._put(value)
         while self._frames:
@@ -157,12 +157,12 @@ class JsonWriter:
         return "".join(self._parts)
 
     def note(self, what: str, rule: str = "must hold JSON values only", step: str = "") -> None:
-        """Note a change where the writer stands, or refuse it.
+        """Note a change at the present place, or refuse it.
 
         Args:
-            what: what became what.
-            rule: what would need no change.
-            step: from where it stands to what it is about.
+            what: the old and the new kind.
+            rule: the rule that the part breaks.
+            step: from the present place to the part.
         """
         if not self._is_strict and len(self.changes) >= _MOST_CHANGES:
             return
@@ -191,7 +191,7 @@ class JsonWriter:
                 found = self._read(present, is_given=present is value)
             except Unstorable:
                 raise
-            except BaseException as error:  # noqa: BLE001  # a host's own, or the stack is used up
+            except BaseException as error:  # noqa: BLE001  # from a host's class, or a full stack
                 pass_on_ending(error)
                 break
             if isinstance(found, str):
@@ -207,15 +207,15 @@ class JsonWriter:
         self._add(quoted(f"({name} that cannot be read)"))
 
     def _read(self, value: Any, *, is_given: bool) -> str | _Frame | _Instead:  # noqa: PLR0911  # one for each kind
-        """Return the text of a value, what is in it, or what stands for it.
+        """Return the text of a value, a frame with its parts, or another value in its place.
 
         Args:
-            value: whatever is done with it may raise.
-            is_given: whether it does not stand for another one.
+            value: any operation on it may raise.
+            is_given: whether it is the given value, and not its plain form.
         """
         if value is None or value is True or value is False:
             return _CONSTANTS[value]
-        # Not isinstance(): an object may say that it is of a class that it is not of.
+        # Not isinstance(): an object may claim a class that it does not have.
         kind = type(value)
         if issubclass(kind, str):
             return self._text(str.__str__(value))
@@ -246,12 +246,12 @@ class JsonWriter:
         return _Frame(((f"[{at}]", "", item) for at, item in enumerate(items)), "]")
 
     def _some(self, values: Iterable[Any], name: str, *, is_finite: bool) -> list[Any]:
-        """Return what a container holds; not all of it, if it has no end or raises.
+        """Return the items of a container; not all of them if it is endless or raises.
 
         Args:
             values: the container.
             name: of its type, for the note.
-            is_finite: whether it is read by Python's own code.
+            is_finite: whether Python's own code iterates it.
         """
         found: list[Any] = []
         most = max(0, self._values_left if is_finite else self._foreign_left)
@@ -259,7 +259,7 @@ class JsonWriter:
         try:
             found.extend(itertools.islice(values, most + 1))
             is_whole = len(found) <= most
-        except BaseException as error:  # noqa: BLE001  # a host's own: what it gave before is kept
+        except BaseException as error:  # noqa: BLE001  # the items before the error are kept
             pass_on_ending(error)
         del found[most:]
         self._values_left -= len(found)
@@ -274,20 +274,20 @@ class JsonWriter:
         self.note(f"{name} that does not end became its beginning", _ENDLESS)
 
     def _members(self, value: Mapping[Any, Any]) -> list[tuple[str, str, Any]]:
-        """Return the members of an object as a frame has them, each key once."""
+        """Return the members of an object in the form of a frame, each key once."""
         members = []
         taken: set[str] = set()
         last: dict[str, int] = {}
         try:
             items = value.items()
-        except BaseException as error:  # a host's own mapping: what a dict holds is there
+        except BaseException as error:  # the items of a dict can be read all the same
             pass_on_ending(error)
             if not isinstance(value, dict):
                 raise
             items = dict.items(value)
         are_finite = are_finite_members(value)
         for at, member in enumerate(self._some(items, type_name(value), is_finite=are_finite)):
-            # What stands for the rest of a mapping without end has no key.
+            # The mark for the rest of an endless mapping has no key.
             key, child = member if isinstance(member, tuple) else ("…", member)
             text = self._key(key, at)
             name = text
@@ -314,7 +314,7 @@ class JsonWriter:
             )
         return whole
 
-    # -- what has no parts ------------------------------------------------------------------
+    # -- values without parts ---------------------------------------------------------------
 
     def _text(self, text: str) -> str:
         whole = paired(text)
@@ -332,7 +332,7 @@ class JsonWriter:
         try:
             return quoted(str(value))
         except ValueError:
-            # Python refuses to write so many decimal digits: they take quadratic time.
+            # Python refuses to write so many decimal digits: that takes quadratic time.
             return quoted(hex(value))
 
     def _float(self, value: float) -> str:
@@ -341,7 +341,7 @@ class JsonWriter:
         self.note("NaN or infinity became text", "must not hold NaN or infinity")
         return quoted("NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity")
 
-    # -- what has ---------------------------------------------------------------------------
+    # -- values with parts ------------------------------------------------------------------
 
     def _open(self, frame: _Frame) -> None:
         if len(self._frames) == self._depth:

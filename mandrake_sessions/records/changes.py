@@ -8,7 +8,7 @@ from mandrake_sessions.models import ChangeOp, Entity
 from mandrake_sessions.records import sql
 
 KEPT_CHANGES = 10_000
-"""How many rows stay: who is further behind reads the sessions anew."""
+"""How many rows stay: a follower that is further behind reads the sessions anew."""
 
 TRIM_EVERY = 1_000
 """Rows between two trimmings, so that 999 changes of 1,000 delete nothing."""
@@ -17,27 +17,27 @@ TRIM_EVERY = 1_000
 def record_change(
     tx: WriteTransaction, entity: Entity, id: str, op: ChangeOp, *, parent_id: str
 ) -> str:
-    """Write the change row of one entity, and now and then delete the oldest ones.
+    """Write the change row of one entity; every ``TRIM_EVERY`` rows, delete the oldest ones.
 
     Args:
         tx: the transaction of the change.
-        entity: what was changed.
+        entity: the kind of the changed row.
         id: its id.
-        op: what was done to it.
+        op: the kind of the change.
         parent_id: the session of a session or round, the round of a request, the response of a
             turn.
 
     Returns:
-        The id of the session it belongs to; empty where that is not known, and no change row is
-        written then.
+        The id of the session it belongs to; empty if that is unknown, and then no change row is
+        written.
     """
     if entity is Entity.REQUEST or entity is Entity.TURN:
-        # Changed under the parent that its own row names; SQLite finds the session of it.
+        # SQLite finds the session through the parent that the changed row names.
         is_request = entity is Entity.REQUEST
         insert = sql.INSERT_CHANGE_OF_ROUND if is_request else sql.INSERT_CHANGE_OF_RESPONSE
         row = tx.row(insert, {"parent_id": parent_id, "entity": entity, "id": id, "op": op})
         if row is None:
-            # The row names a parent that there is none of: its text is damaged, or the parent's.
+            # There is no such parent: its id is damaged in this row, or in its own.
             return ""
         seq, session_id = row
     else:
@@ -48,17 +48,17 @@ def record_change(
 
 
 def change_insert(entity: Entity, id: str, op: ChangeOp, *, session_id: str) -> Bound:
-    """Return what stores a change row whose session is known."""
+    """Return the INSERT of a change row whose session is known."""
     values = {"session_id": session_id, "entity": entity, "id": id, "op": op}
     return sql.INSERT_CHANGE.bound(values)
 
 
 def trim_changes(tx: WriteTransaction, seq: int) -> None:
-    """Delete the oldest change rows, now and then.
+    """Delete the oldest change rows, every ``TRIM_EVERY`` rows.
 
     Args:
-        tx: the transaction that has added one.
-        seq: the number of that.
+        tx: the transaction that has added a row.
+        seq: the number of that row.
     """
     if seq % TRIM_EVERY == 0:
         tx.run(sql.TRIM_CHANGES, {"last": seq - KEPT_CHANGES})

@@ -1,4 +1,4 @@
-"""What followers read: the change rows, and where and how the rows stand that they name."""
+"""The reads of followers: change rows, and the present rows they refer to."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class Change(NamedTuple):
 
     @property
     def is_damaged(self) -> bool:
-        """Whether it does not say what was changed: a text of it was damaged in the file."""
+        """Whether a text of it is damaged in the file, so that it names no row."""
         is_known = self.entity in _ENTITIES and self.op in _OPS
         return not is_known or "\ufffd" in self.id or "\ufffd" in self.session_id
 
 
 NO_CHANGE = Change(0, "", "", "", "")
-"""What stands before the first change of a database."""
+"""The change before the first one of a database."""
 
 
 class StoredTurn(NamedTuple):
     """A turn as one statement found it.
 
     Attributes:
-        owner: the claim of the process that streams it; None for nobody.
-        last_chunk: the number of the last chunk in its text; None where no writer streams it.
+        owner: the claim of the process that streams it; None for none.
+        last_chunk: the number of the last chunk in its text; None if no writer streams it.
     """
 
     turn: Turn
@@ -57,7 +57,7 @@ class StoredTurn(NamedTuple):
 
 
 class StoredResponse(NamedTuple):
-    """Where a response belongs, and its turns in index order."""
+    """The session and round of a response, and its turns in index order."""
 
     session_id: str
     round_id: str
@@ -84,7 +84,7 @@ def last_change() -> ReadUnit[Change]:
 def changes_from(seq: int, limit: int) -> ReadUnit[list[Change]]:
     """Return the changes from number ``seq`` on, that one included, oldest first.
 
-    Who knows the change ``seq`` sees in the first row whether others were trimmed away, or the
+    The first row shows a caller that knows the change ``seq`` whether others were trimmed, or the
     numbers went back.
     """
     values = {"seq": seq, "limit": limit}
@@ -92,7 +92,7 @@ def changes_from(seq: int, limit: int) -> ReadUnit[list[Change]]:
 
 
 def find_turns(ids: Iterable[str]) -> ReadUnit[list[StoredTurn]]:
-    """Return those of these turns that exist."""
+    """Return the existing turns among these ids."""
     return _of_ids(sql.TURNS_BY_ID, ids)
 
 
@@ -120,7 +120,7 @@ def turns_of_rounds(round_ids: Iterable[str]) -> ReadUnit[list[StoredTurn]]:
 
 
 def response_with_turns(response_id: str) -> ReadUnit[StoredResponse]:
-    """Return where a response belongs, and all its turns.
+    """Return the session and round of a response, and all its turns.
 
     Raises:
         ResponseNotFoundError: there is no such response.
@@ -139,7 +139,7 @@ def response_with_turns(response_id: str) -> ReadUnit[StoredResponse]:
 
 
 def find_rounds(ids: Iterable[str]) -> ReadUnit[list[Round]]:
-    """Return those of these rounds that exist."""
+    """Return the existing rounds among these ids."""
     return _rounds_of_ids(sql.ROUNDS_BY_ID, ids)
 
 
@@ -171,7 +171,7 @@ def rounds_from(session_id: str, index: int, limit: int) -> ReadUnit[list[Round]
 
 
 def chunks_after(turn_id: str, seq: int) -> ReadUnit[list[StoredChunk]]:
-    """Return what was stored of a turn's text after chunk ``seq``."""
+    """Return the chunks of a turn's text after chunk ``seq``."""
     values = {"turn_id": turn_id, "seq": seq}
     return lambda tx: [StoredChunk(*row) for row in tx.rows(sql.CHUNKS_AFTER, values)]
 

@@ -16,7 +16,7 @@ from mandrake_sessions.records.sessions import get_session, require_session
 from mandrake_sessions.records.turn_rows import turn_from
 
 _RESPONSE_ID: Final = itemgetter(Turn.__struct_fields__.index("response_id"))
-"""Takes the response from a row of ``turn_columns``."""
+"""Returns the response's id of a row of ``turn_columns``."""
 
 
 def render_session_history(session_id: str, *, last: int | None = None) -> ReadUnit[SessionHistory]:
@@ -27,7 +27,7 @@ def render_session_history(session_id: str, *, last: int | None = None) -> ReadU
         last: how many of the last rounds, 1 to 10,000; all of them when None.
 
     Returns:
-        The session, its rounds and their turns, as they were at one moment.
+        The session, its rounds and their turns, all of one snapshot.
 
     Raises:
         InvalidArgumentError: an argument has the wrong type or is out of range.
@@ -88,8 +88,8 @@ def _exchanges(tx: ReadTransaction, session_id: str, rows: list[Row]) -> list[Ex
     if not rows:
         return []
     values = {"session_id": session_id, "first": rows[0][2], "last": rows[-1][2]}
-    # Nothing is kept that the garbage collector tracks: with a list for each round, every third
-    # rendering of 10,000 rounds made it look through the whole heap, and all threads waited.
+    # No list is kept for each round: the garbage collector tracks lists, so that every third
+    # rendering of 10,000 rounds made it scan the whole heap, and all threads waited.
     turns = {
         response_id: tuple(map(turn_from, of_response))
         for response_id, of_response in groupby(tx.rows(sql.TURNS_BETWEEN, values), _RESPONSE_ID)

@@ -1,7 +1,7 @@
-"""How a registry names directories: below its own one as seen from there, others by their path.
+"""How a registry stores directories: those below its own one relative to it, others absolutely.
 
 So a root that is moved finds its workspaces, and a copy of it finds its copies. A directory outside
-is the same one for both, and belongs to the registry that registered it: that one is noted with it.
+is the same one for both, and belongs to the registry that registered it; a note records which.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Registry:
 
     Args:
         database: its real path.
-        identity: its device and inode, whatever it is called; None where that is not known.
+        identity: its device and inode, which no rename changes; None if unknown.
 
     Attributes:
         root: the directory that the registry lies in.
@@ -28,31 +28,31 @@ class Registry:
         self.database = database
         self.identity = identity
         self.root: Path = database.parent
-        # Of every workspace that is looked up a path is made: by names alone.
+        # Every query of a workspace makes a path: of the names alone.
         self._root_name = str(self.root)
 
     def stored(self, path: str) -> str:
-        """Return how the registry stores the real path of a directory."""
+        """Return the stored form of the real path of a directory."""
         folder = Path(path)
         if folder.is_relative_to(self.root):
             return folder.relative_to(self.root).as_posix()
-        # Mounted in two places, or written in other letters, it has two real paths.
+        # A directory mounted in two places, or spelled in another case, has two real paths.
         for each in (folder, *folder.parents):
             if _is_same(each, self.root):
                 return folder.relative_to(each).as_posix()
         return path
 
     def workspace(self, row: tuple[Any, ...]) -> Workspace:
-        """Return a workspace of the registry, with the path it has now."""
+        """Return a workspace of the registry with its present path."""
         id, name, stored, *rest = row
         return Workspace(id, name, self.path(stored), *rest)
 
     def path(self, stored: str) -> str:
-        """Return the path that a stored one stands for now."""
+        """Return the present path for a stored one."""
         return self._root_name if stored == os.curdir else os.path.join(self._root_name, stored)
 
     def document(self) -> str:
-        """Return what is noted with a directory outside that is registered here."""
+        """Return the note for a directory outside that is registered here."""
         device, inode = self._names()
         return f"{device}:{inode}:{self.database}"
 
@@ -61,13 +61,13 @@ class Registry:
         return str(device), str(inode)
 
     def has_moved_since(self, document: str) -> bool:
-        """Return whether a note names this database where it does not lie any more."""
+        """Return whether a note names this database at a former path."""
         device, _, rest = document.partition(":")
         inode, _, path = rest.partition(":")
         return (device, inode) == self._names() and not _is_same(Path(path), self.database)
 
     def other(self, document: str | None) -> Path | None:
-        """Return the database that a note names, None if it is this one under whatever name."""
+        """Return the database that a note names; None if it is this one under any name."""
         if document is None:
             return None
         device, _, rest = document.partition(":")

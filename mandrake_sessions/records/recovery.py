@@ -1,4 +1,4 @@
-"""Turns that stream though nobody writes them any more: who owned them, and their end."""
+"""Turns that are still streaming after their writer is gone: their owners, and their end."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mandrake_sessions.records.turn_rows import marked_as_interrupted, turn_from
 
 
 def streaming_owners() -> ReadUnit[list[str | None]]:
-    """Return the owners of the turns that are streaming, each once; None is nobody.
+    """Return the owners of the streaming turns, each once; None for turns without an owner.
 
     Returns:
-        The owners, as the rows have them: a text may be anything.
+        The owners as the rows have them: any text.
     """
 
     def work(tx: ReadTransaction) -> list[str | None]:
@@ -36,20 +36,20 @@ def streaming_owners() -> ReadUnit[list[str | None]]:
 def interrupt_turns_of(
     owners: Sequence[str | None], turn_ids: Sequence[str] = ()
 ) -> WriteUnit[list[Turn]]:
-    """End the streaming turns of owners that are gone, with the text that was stored.
+    """End the streaming turns of owners that are gone; their stored text is kept.
 
-    A tool call without a result is marked so.
+    A tool call without a result is marked as interrupted.
 
     Args:
-        owners: whose turns; None for those of nobody.
-        turn_ids: further turns, of whomever; those that do not stream are left alone.
+        owners: the owners; None for turns without one.
+        turn_ids: further turns, of any owner; those that are not streaming do not change.
 
     Returns:
         The turns that were ended, those of a response in index order.
     """
     moment = now()
     values = {"owners": msgspec.json.encode(list(owners)).decode()}
-    # A text that is not UTF-8 is equal to none that a statement can be given.
+    # No parameter of a statement can equal a text that is not UTF-8.
     damaged = {name for name in owners if name is not None and "\ufffd" in name}
 
     def work(tx: WriteTransaction) -> list[Turn]:
@@ -66,7 +66,7 @@ def interrupt_turns_of(
 
 
 def _interrupt(tx: WriteTransaction, id: str, stored_calls: str, moment: int) -> Turn | None:
-    """End a turn; None where its id is damaged, so that it cannot be named."""
+    """End a turn; None if its id is damaged, so that no statement finds it."""
     values = {
         "id": id,
         "tool_calls": marked_as_interrupted(stored_calls) or stored_calls,

@@ -46,7 +46,7 @@ def update_request(id: str, *, content: str | Unset = UNSET) -> WriteUnit[Reques
 
     Args:
         id: the id of the request.
-        content: the new text of what the user asked.
+        content: the new text of the user.
 
     Returns:
         The request as it is now.
@@ -72,7 +72,7 @@ def update_request(id: str, *, content: str | Unset = UNSET) -> WriteUnit[Reques
 
 
 def get_response(id: str) -> ReadUnit[Response]:
-    """Return a response; ``list_turns`` returns what it consists of.
+    """Return a response; ``list_turns`` returns its turns.
 
     Args:
         id: the id of the response.

@@ -45,7 +45,7 @@ from mandrake_sessions.records.turn_rows import prepare_turn, turn_insert
 
 def round_fields(row: Row) -> tuple[str, str, int, Request, Response, int, int]:
     """Return the fields of a round, in their order, from a row of ``select_rounds``."""
-    # All named: slices and stars take twice as long, and a history has thousands.
+    # Each by name: slices and stars take twice as long, and a history has thousands.
     (
         id,
         session_id,
@@ -74,9 +74,9 @@ def create_round(
 
     Args:
         session_id: the session it belongs to.
-        content: what the user asked.
-        id: the id the round shall have, 1 to 255 characters; a new UUIDv7 when None.
-        expected_index: the index the round must get; refuses a conversation that grew meanwhile.
+        content: the user's text.
+        id: the id of the round, 1 to 255 characters; a new UUIDv7 when None.
+        expected_index: the index that the round must get; refuses a conversation that has grown.
 
     Returns:
         The new round.
@@ -112,10 +112,10 @@ def record_round(
 
     Args:
         session_id: the session it belongs to.
-        content: what the user asked.
+        content: the user's text.
         turns: the turns of the response in their order, all of them finished.
-        id: the id the round shall have, 1 to 255 characters; a new UUIDv7 when None.
-        expected_index: the index the round must get; refuses a conversation that grew meanwhile.
+        id: the id of the round, 1 to 255 characters; a new UUIDv7 when None.
+        expected_index: the index that the round must get; refuses a conversation that has grown.
 
     Returns:
         The new round with its turns.
@@ -158,12 +158,12 @@ def record_round(
 def _prepare_round(
     session_id: str, content: str, id: str | None, moment: int, ids: Sequence[str]
 ) -> Round:
-    """Return the round as it will be, but for its index.
+    """Return the new round, complete but for its index.
 
     Args:
         session_id: the session it belongs to.
         content: of the request.
-        id: of the round, where the caller names one.
+        id: of the round, if the caller gives one.
         moment: the present time.
         ids: new ones for the round, its request and its response.
     """
@@ -190,12 +190,12 @@ def _take_index(
 def round_inserts(
     round_: Round, turns: Iterable[Bound] = (), *, next_turn_index: int
 ) -> list[Bound]:
-    """Return what stores all of a round that needs no index; the last is its change row.
+    """Return the INSERTs of a round that need no index; the last one is its change row.
 
     Args:
-        round_: the round; its index does not count.
-        turns: what stores turns of its response.
-        next_turn_index: the one that the response gives next.
+        round_: the round; its index is not used.
+        turns: the INSERTs of its response's turns.
+        next_turn_index: the next index of the response.
     """
     return [
         sql.INSERT_REQUEST.of(round_.request),
@@ -208,13 +208,13 @@ def round_inserts(
 def add_round(
     tx: WriteTransaction, round_: Round, inserts: Iterable[Bound], turns: Sequence[Turn] = ()
 ) -> None:
-    """Insert a round with what hangs on it, and its change row.
+    """Insert a round, its dependent rows and its change row.
 
     Args:
         tx: the transaction.
         round_: with its index.
         inserts: of ``round_inserts``.
-        turns: whose inserts are among them, in their order.
+        turns: the turns among the inserts, in their order.
     """
     insert_round = sql.INSERT_ROUND.bound(
         {
@@ -248,7 +248,7 @@ def _taken(
             message=f"The session has a round of the index {round_.index}."
         )
     if sql.TURN_ID in violation.columns and violation.position is not None:
-        # Three inserts come before those of the turns: the round's, request's and response's own.
+        # The INSERTs of the round, the request and the response come before those of the turns.
         return TurnAlreadyExistsError(turns[violation.position - 3].id)
     return None
 
@@ -279,7 +279,7 @@ def get_round(id: str) -> ReadUnit[Round]:
 
 
 def get_round_by_response(response_id: str) -> ReadUnit[Round]:
-    """Return the round that a response belongs to.
+    """Return the round of a response.
 
     Args:
         response_id: the id of the response.
@@ -338,7 +338,7 @@ def list_rounds(
     Args:
         session_id: the id of the session.
         limit: rounds of the page, 1 to 10,000; all of them when None.
-        offset: rounds left out in front; each costs a step, ``after`` costs none.
+        offset: rounds to skip; each costs a step, ``after`` costs none.
         after: the index of the last round of the page before.
 
     Returns:
@@ -365,11 +365,11 @@ def list_rounds(
 
 
 def delete_round(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
-    """Delete a round with its request, response and turns; its index is not given again.
+    """Delete a round with its request, response and turns; its index is never given again.
 
     Args:
         id: the id of the round.
-        missing_ok: whether to return False, rather than raise, if there is none.
+        missing_ok: whether to return False instead of raising if there is none.
 
     Returns:
         Whether there was one.

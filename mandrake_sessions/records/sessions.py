@@ -43,7 +43,7 @@ def _read_metadata(stored: str, session_id: str) -> dict[str, Any]:
     try:
         return _metadata_decoder.decode(stored)
     except (msgspec.MsgspecError, RecursionError):
-        # Another program's writing. One such row must not make every list of sessions fail.
+        # Another program wrote it. One such row must not make every list of sessions fail.
         get_logger(__name__).warning("metadata_unreadable", session_id=session_id)
         return {}
 
@@ -58,10 +58,10 @@ def create_session(
     """Create a session.
 
     Args:
-        title: what a list shows.
+        title: its name in lists.
         description: what it is about.
         metadata: the host's own facts, a mapping of JSON values.
-        id: the id it shall have, 1 to 255 characters; a new UUIDv7 when None.
+        id: the id of the session, 1 to 255 characters; a new UUIDv7 when None.
 
     Returns:
         The new session.
@@ -151,11 +151,11 @@ def find_session(id: str) -> ReadUnit[Session | None]:
 def list_sessions(
     *, limit: int = 100, offset: int = 0, after: Session | None = None
 ) -> ReadUnit[list[Session]]:
-    """Return a page of sessions, the one that changed last first, ties by id descending.
+    """Return a page of sessions, the last changed one first, ties by id descending.
 
     Args:
         limit: sessions of the page, 1 to 10,000.
-        offset: sessions left out in front; each costs a step, ``after`` costs none.
+        offset: sessions to skip; each costs a step, ``after`` costs none.
         after: the last session of the page before, as it was returned then.
 
     Returns:
@@ -170,7 +170,7 @@ def list_sessions(
         "limit": arguments.limit("limit", limit),
         "offset": arguments.offset("offset", offset),
         "before_time": arguments.MAX_COUNT if after is None else after.updated_us,
-        # A damaged id is not the one that is stored: what begins as it does is behind the page.
+        # A damaged id differs from the stored one: rows that begin with its valid part come later.
         "before_id": "" if after is None else after.id.partition("\ufffd")[0],
     }
 
@@ -181,13 +181,13 @@ def list_sessions(
 
 
 def find_session_ids(part: str, limit: int) -> ReadUnit[list[str]]:
-    """Return the ids that begin or end with a text, in their order; ``limit`` of them at most."""
+    """Return at most ``limit`` ids that begin or end with a text, in their order."""
     values = {"part": arguments.lookup_id("part", part), "limit": arguments.limit("limit", limit)}
     return lambda tx: [str(row[0]) for row in tx.rows(sql.IDS_WITH_PART, values)]
 
 
 def ids_ending_as(ids: Iterable[str], length: int) -> ReadUnit[list[str]]:
-    """Return the ids of all sessions whose last characters, so many, are those of one of these."""
+    """Return the ids of all sessions whose last ``length`` characters end one of these ids."""
     endings = sorted({id[-length:] for id in ids})
     values = {"endings": msgspec.json.encode(endings).decode(), "length": length}
     return lambda tx: [str(row[0]) for row in tx.rows(sql.IDS_ENDING_AS, values)]
@@ -223,7 +223,7 @@ def update_session(
         title: the new title; None clears it.
         description: the new description; None clears it.
         metadata: the new metadata, which replaces the old; None clears it.
-        expected_revision: the revision the session must still have.
+        expected_revision: the revision that the session must still have.
 
     Returns:
         The session as it is now.
@@ -267,7 +267,7 @@ def delete_session(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
 
     Args:
         id: the id of the session.
-        missing_ok: whether to return False, rather than raise, if there is none.
+        missing_ok: whether to return False instead of raising if there is none.
 
     Returns:
         Whether there was one.
@@ -298,5 +298,5 @@ def require_session(tx: ReadTransaction, id: str) -> None:
 
 
 def touch_session(tx: WriteTransaction, id: str, moment: int) -> None:
-    """Move ``updated_at`` on: a round or turn of the session has begun, ended or gone."""
+    """Advance ``updated_at``: a round or turn of the session has begun, ended or been deleted."""
     tx.run(sql.TOUCH_SESSION, {"id": id, "now": moment})

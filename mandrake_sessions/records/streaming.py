@@ -1,6 +1,6 @@
-"""A turn that is streamed: its beginning, the chunks of its text, its end.
+"""A streaming turn: its beginning, the chunks of its text, its end.
 
-What is stored again after an unknown outcome adds nothing: a chunk has a number, and an end its
+Storing anything again after an unknown outcome adds nothing: a chunk has a number, and an end its
 time.
 """
 
@@ -26,22 +26,22 @@ from mandrake_sessions.records.turn_rows import turn_from
 from mandrake_sessions.records.turns import create_turn
 
 FIRST_SEQ: Final = 1
-"""The number of a stream's first text; the empty chunk, 0, tells that a turn is streamed."""
+"""The number of a stream's first text; the empty chunk, 0, marks a turn with a TurnWriter."""
 
 _ROWS: Final = 32
 """Chunks of one INSERT: SQLite takes 500, and few different statements stay prepared.
 
-Not one INSERT for each: beside threads that never wait, each return from SQLite can cost the switch
-interval of the interpreter for every one of them.
+Not one INSERT for each chunk: with threads that never wait, each return from SQLite can cost the
+switch interval of the interpreter, and that for every chunk.
 """
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
-    """Text that is stored behind what a turn has already.
+    """Text that is appended to a turn.
 
     Attributes:
         seq: its number; the same number is stored once.
-        fields: other columns of the turn that changed, as they are stored.
+        fields: other changed columns of the turn, in their stored form.
         moment: when it was taken, microseconds UTC.
     """
 
@@ -58,9 +58,9 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
     """How a turn ends.
 
     Attributes:
-        content: text behind the last chunk; ``raw_response`` likewise.
-        fields: other columns of the turn that change, as they are stored.
-        moment: when it ended, microseconds UTC; the same each time it is tried.
+        content: text after the last chunk; ``raw_response`` likewise.
+        fields: other changed columns of the turn, in their stored form.
+        moment: when it ended, microseconds UTC; the same in each attempt.
     """
 
     turn_id: str
@@ -73,10 +73,10 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
 
 
 class Remainder(msgspec.Struct, frozen=True, gc=False):
-    """Text for a turn that somebody else has ended, if it has exactly so much before it.
+    """Text for a turn that another caller has ended, if it has exactly so much before it.
 
     Attributes:
-        content_bytes: what the turn must hold, in UTF-8; ``raw_bytes`` likewise.
+        content_bytes: the UTF-8 bytes that the turn must hold; ``raw_bytes`` likewise.
     """
 
     content_bytes: int
@@ -86,11 +86,11 @@ class Remainder(msgspec.Struct, frozen=True, gc=False):
 
 
 class Outcome(msgspec.Struct):
-    """What became of chunks and ends.
+    """The outcome for chunks and ends.
 
     Attributes:
         ended: the turns that have ended, by their id.
-        failed: why a turn's chunk or end was not stored, by its id.
+        failed: the error that kept a turn's chunk or end from being stored, by its id.
     """
 
     ended: dict[str, Turn]
@@ -102,8 +102,8 @@ def start_stream(response_id: str, *, id: str, **fields: Any) -> WriteUnit[Turn]
 
     Args:
         response_id: the response.
-        id: of the turn, as it will be stored.
-        fields: others of ``create_turn``'s, whose errors these are too.
+        id: of the turn, in its stored form.
+        fields: other arguments of ``create_turn``, which also documents the errors.
     """
     create = create_turn(response_id, id=id, **fields)
     first = sql.INSERT_FIRST_CHUNK.bound(
@@ -121,7 +121,7 @@ def start_stream(response_id: str, *, id: str, **fields: Any) -> WriteUnit[Turn]
 def store_streams(
     owner: str, chunks: Sequence[Chunk], endings: Sequence[Ending]
 ) -> WriteUnit[Outcome]:
-    """Store chunks of turns and end turns; what fails for one turn hurts no other.
+    """Store chunks of turns and end turns; a failure of one turn does not affect the others.
 
     Args:
         owner: the claim under which the turns are streaming.
@@ -152,16 +152,16 @@ def store_streams(
 def append_remainder(
     turn_id: str, candidates: Sequence[Remainder], fields: Mapping[str, Any], moment: int
 ) -> WriteUnit[bool]:
-    """Add what was not stored to a turn that somebody else has ended.
+    """Add the unstored text to a turn that another caller has ended.
 
     Args:
         turn_id: the turn.
-        candidates: tried in this order; the first one that fits what is stored is added.
-        fields: other columns of the turn, as they are stored.
+        candidates: tried in this order; the first one that fits the stored text is added.
+        fields: other columns of the turn, in their stored form.
         moment: microseconds UTC.
 
     Returns:
-        Whether one of them fitted, if there are any; if not, somebody has changed the text.
+        Whether one of them fitted, or there are none; if not, another caller has changed the text.
 
     Raises:
         TurnNotFoundError: the turn was deleted.
@@ -187,7 +187,7 @@ def append_remainder(
 def _append_fitting(
     tx: WriteTransaction, turn_id: str, candidates: Sequence[Remainder], moment: int
 ) -> str | None:
-    """Add the first text that fits; return the response of the turn, None if none did."""
+    """Add the first text that fits; return the response of the turn, None if none fits."""
     for candidate in candidates:
         values = {
             "id": turn_id,
@@ -227,7 +227,7 @@ def _bound_ending(owner: str, ending: Ending) -> tuple[Statement, dict[str, Any]
 
 
 def _note_lost(tx: WriteTransaction, owner: str, chunks: Sequence[Chunk], outcome: Outcome) -> None:
-    """Note whose turn is gone or not ours any more; the others' chunks were stored before."""
+    """Record turns that are deleted or have another owner; the other chunks are stored."""
     for chunk in chunks:
         row = tx.row(sql.STANDING, {"id": chunk.turn_id})
         if row is None:
@@ -268,7 +268,7 @@ def _end(
                 touch_session(tx, session_id, ending.moment)
             else:
                 outcome.ended[id] = _ended_before(tx, ending)
-                # With this very end its chunk was stored too.
+                # The attempt that stored this end has stored its chunk too.
                 outcome.failed.pop(id, None)
     except MandrakeSessionsError as error:
         outcome.ended.pop(id, None)

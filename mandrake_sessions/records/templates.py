@@ -1,4 +1,4 @@
-"""Statements beside the plain ones: a record's INSERT, and those whose text varies."""
+"""Templates: a record's INSERT, and texts that vary."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mandrake_sessions.engine.statement import Bound, Row, Statement
 
 
 class RecordInsert(Statement):
-    """The INSERT of a record: each column from the field that carries it.
+    """The INSERT of a record: each column gets the field that carries it.
 
     Args:
         name: as of any statement.
         sql: the text.
         parameters: the columns, in its order.
-        fields: the fields of the record that go into them, those given beside left out.
-        beside: columns whose values are given beside the record, in the order of giving.
+        fields: the fields of the record for the other columns.
+        extra: columns whose values are given separately, in that order.
     """
 
     def __init__(
@@ -29,15 +29,15 @@ class RecordInsert(Statement):
         sql: str,
         parameters: tuple[str, ...],
         fields: tuple[str, ...],
-        beside: tuple[str, ...] = (),
+        extra: tuple[str, ...] = (),
     ) -> None:
         super().__init__(name, sql, parameters)
         self._fields: Callable[[msgspec.Struct], Row] = attrgetter(*fields)
-        given = [*(name for name in parameters if name not in beside), *beside]
+        given = [*(name for name in parameters if name not in extra), *extra]
         self._in_order: Callable[[Row], Row] = itemgetter(*map(given.index, parameters))
 
     def of(self, record: msgspec.Struct, *extra: object) -> Bound:
-        """Return the statement with a record's values and those beside it, ready to run."""
+        """Return the statement with a record's values and the extra ones, ready to run."""
         row = self._fields(record)
         return self, self._in_order((*row, *extra)) if extra else row
 
@@ -47,8 +47,8 @@ class Piece(NamedTuple):
 
     Attributes:
         parameters: the names of its values, in their order.
-        when: it stands there only if one of these columns is set; always if there are none.
-        unless: it does not stand there if one of these columns is set.
+        when: it is included only if one of these columns is set; always if there are none.
+        unless: it is left out if one of these columns is set.
     """
 
     text: str
@@ -58,14 +58,14 @@ class Piece(NamedTuple):
 
 
 class UpdateSome:
-    """An UPDATE of the columns that are named; each combination is put together once.
+    """An UPDATE of the named columns; the statement of each combination is built once.
 
     Args:
         name: of its statements, before the colon.
         head: the text up to the assignments.
         assignments: in the order of the table's columns.
         conditions: all of them must hold.
-        tail: the text behind the conditions.
+        tail: the text after the conditions.
         settable: the columns that may be named.
     """
 
@@ -89,7 +89,7 @@ class UpdateSome:
 
     def of(self, names: Iterable[str]) -> Statement:
         """Return the statement that sets the named columns, each from the value of its name."""
-        # Whatever their order: a host that names ten in another one each time would fill it.
+        # In any order: else a host that varies the order of ten names would fill the cache.
         key = frozenset(names)
         statement = self._made.get(key)
         if statement is None:
@@ -112,14 +112,14 @@ class UpdateSome:
 
 
 class InsertMany:
-    """An INSERT of several rows, each from a SELECT of its own.
+    """An INSERT of several rows, each from its own SELECT.
 
     Args:
-        name: of its statements, before the colon; the number of rows stands behind it.
+        name: of its statements, before the colon; the number of rows comes after it.
         head: the text up to the first SELECT.
         source: the text of a SELECT.
         parameters: its values; ``{at}`` stands for the position of the row.
-        tail: the text behind the last SELECT.
+        tail: the text after the last SELECT.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class InsertMany:
         self._made: dict[int, Statement] = {}
 
     def of(self, count: int) -> Statement:
-        """Return the statement for so many rows."""
+        """Return the statement for a number of rows."""
         statement = self._made.get(count)
         if statement is None:
             statement = self._made[count] = Statement(

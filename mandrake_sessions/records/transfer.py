@@ -1,4 +1,4 @@
-"""Complete records put in as they are, with their ids, indexes and times: for importers."""
+"""Inserts complete records unchanged, with their ids, indexes and times: for importers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from mandrake_sessions.records.turn_rows import FIELD_CHECKS, checked_fields, tu
 
 
 def find_exchange_index(exchange: Exchange, *, by_parts: bool = False) -> ReadUnit[int | None]:
-    """Return the index under which a round is there already, or None if it is not.
+    """Return the index of an existing round, or None if there is none.
 
     Args:
-        exchange: the round asked for.
-        by_parts: whether a round that has its request or its response is the same one too.
+        exchange: the round.
+        by_parts: whether a round with its request or its response counts as the same one.
 
     Returns:
-        The index in the session it is in, or None.
+        The index in its session, or None.
     """
     values = {
         "id": exchange.id,
@@ -55,7 +55,7 @@ def is_index_free(session_id: str, index: int) -> ReadUnit[bool]:
 
     Args:
         session_id: the session.
-        index: the index asked for.
+        index: the index.
 
     Returns:
         Whether a round could be stored there.
@@ -69,10 +69,10 @@ def is_index_free(session_id: str, index: int) -> ReadUnit[bool]:
 
 
 def insert_session(session: Session) -> WriteUnit[Session]:
-    """Insert a session as it is, without its rounds.
+    """Insert a session unchanged, without its rounds.
 
     Args:
-        session: the session; its rounds raise ``next_round_index`` where it is too low.
+        session: the session; its rounds raise ``next_round_index`` if that is too low.
 
     Returns:
         The session that was stored.
@@ -101,9 +101,9 @@ def insert_session(session: Session) -> WriteUnit[Session]:
 
 
 def insert_exchange(exchange: Exchange) -> WriteUnit[Exchange]:
-    """Insert a round as it is, with its request, response and turns.
+    """Insert a round unchanged, with its request, response and turns.
 
-    The counters of the session and the response are raised above the indexes that come in.
+    The counters of the session and the response are raised above the inserted indexes.
 
     Args:
         exchange: the round with its turns in index order.

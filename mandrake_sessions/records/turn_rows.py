@@ -1,4 +1,4 @@
-"""A turn as it is stored: its row read, a new one checked and inserted."""
+"""A turn in its stored form: its row read, a new one checked and inserted."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mandrake_sessions.models import NewTurn, ToolCall, Turn, TurnStatus
 from mandrake_sessions.records import sql
 
 _STATUS: Final = {status.value: status for status in TurnStatus}
-"""Each status by what is stored; TurnStatus("completed") takes ten times as long."""
+"""Each status by its stored text; TurnStatus("completed") takes ten times as long."""
 _tool_calls_decoder = msgspec.json.Decoder(tuple[ToolCall, ...])
 _one_tool_call_decoder = msgspec.json.Decoder(ToolCall)
 
 
 class _StoredToolCall(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """A tool call as its JSON text has it, each value unread."""
+    """A tool call of the JSON text, its values not decoded."""
 
     call: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     response: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -32,7 +32,7 @@ class _StoredToolCall(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=
 
     @property
     def is_pending(self) -> bool:
-        """Whether it has no result, and does not say so yet."""
+        """Whether it has no result and is not marked as interrupted."""
         return (
             self.response is msgspec.UNSET and self.raw is msgspec.UNSET and not self.is_interrupted
         )
@@ -55,7 +55,7 @@ FIELD_CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "output_cost": arguments.cost,
     "model": arguments.optional_text,
 }
-"""The fields a caller may set and what may stand in them; ``tool_calls`` is the one besides."""
+"""The fields that a caller may set, with their checks; ``tool_calls`` is checked separately."""
 
 _fields: Final[Callable[[NewTurn | Turn], Row]] = attrgetter(*FIELD_CHECKS)
 _CHECKS: Final = tuple(
@@ -74,7 +74,7 @@ def turn_from(row: Row) -> Turn:
     try:
         fields[_STATUS_AT] = _STATUS[fields[_STATUS_AT]]
     except KeyError:
-        # The schema lets nothing else in: it is damaged. That the turn is complete is not known.
+        # The schema accepts no other text: it is damaged. Whether the turn is complete is unknown.
         get_logger(__name__).warning("status_unreadable", turn_id=row[0])
         fields[_STATUS_AT] = TurnStatus.INTERRUPTED
     return Turn(*fields)
@@ -83,8 +83,8 @@ def turn_from(row: Row) -> Turn:
 def read_tool_calls(stored: str, turn_id: str) -> tuple[ToolCall, ...]:
     """Return the tool calls of a stored text.
 
-    A single object is read as a list of one. Text that is something else is kept as ``raw`` of an
-    empty call, with a warning that names the turn and not the text.
+    A single object is read as a list of one. Any other text is kept as ``raw`` of an empty call,
+    with a warning that has the turn's id and not the text.
     """
     try:
         return _tool_calls_decoder.decode(stored)
@@ -100,7 +100,7 @@ def read_tool_calls(stored: str, turn_id: str) -> tuple[ToolCall, ...]:
 def marked_as_interrupted(stored: str) -> str | None:
     """Return the stored tool calls of a turn that has ended, those without a result marked.
 
-    None where nothing is to be marked, or where the text cannot be read: it stays as it is.
+    None if no call needs a mark, or if the text cannot be read: then it stays as it is.
     """
     try:
         found = _stored_tool_calls_decoder.decode(stored)
@@ -114,8 +114,8 @@ def marked_as_interrupted(stored: str) -> str | None:
 
 
 def checked_fields(turn: NewTurn | Turn) -> list[Any]:
-    """Return the fields of ``FIELD_CHECKS`` as they are stored, in that order."""
-    # Most fields are left as they are, and a default needs no check.
+    """Return the fields of ``FIELD_CHECKS`` in their stored form, in that order."""
+    # Most fields are not given, and a default needs no check.
     return [
         value if value is default else check(name, value)
         for value, (name, check, default) in zip(_fields(turn), _CHECKS, strict=True)
@@ -125,14 +125,14 @@ def checked_fields(turn: NewTurn | Turn) -> list[Any]:
 def prepare_turn(
     new: NewTurn, response_id: str, index: int, moment: int, new_id: str | None = None
 ) -> tuple[Turn, str]:
-    """Return the turn a caller describes, and its tool calls as JSON text.
+    """Return the turn that a caller describes, and its tool calls as JSON text.
 
     Args:
-        new: what the caller says.
+        new: the caller's description.
         response_id: the response it belongs to.
         index: its index there.
         moment: the present time.
-        new_id: its id where the caller names none; made here when None.
+        new_id: its id if the caller gives none; a new one when None.
     """
     calls, encoded_calls = arguments.tool_calls("tool_calls", new.tool_calls)
     content, raw_response, status, error_message, *rest = checked_fields(new)
@@ -158,18 +158,18 @@ def prepare_turn(
 
 
 def turn_insert(turn: Turn, encoded_calls: str, owner: str | None = None) -> Bound:
-    """Return what stores a complete turn.
+    """Return the INSERT of a complete turn.
 
     Args:
         turn: the turn.
         encoded_calls: its tool calls as JSON text.
-        owner: the id of the process that streams it; None for nobody.
+        owner: the id of the process that streams it; None for none.
     """
     return sql.INSERT_TURN.of(turn, encoded_calls, owner)
 
 
 def add_turn(tx: WriteTransaction, turn: Turn, insert_turn: Bound) -> None:
-    """Insert a turn; its change row, or its round's, is the caller's."""
+    """Insert a turn; the caller writes its change row, or that of its round."""
     try:
         tx.run_all((insert_turn,))
     except ConstraintViolationError as violation:

@@ -1,4 +1,4 @@
-"""Changes of a turn, and which status may follow which."""
+"""Changes of a turn, and the allowed transitions of its status."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MOVES: Final[dict[TurnStatus, frozenset[TurnStatus]]] = {
     TurnStatus.ERROR: frozenset({TurnStatus.ERROR}),
     TurnStatus.INTERRUPTED: frozenset({TurnStatus.INTERRUPTED}),
 }
-"""Which status may follow which: one that has ended stays as it is."""
+"""The allowed transitions: a turn that has ended keeps its status."""
 
 
 def update_turn(
@@ -60,28 +60,28 @@ def update_turn(
 ) -> WriteUnit[Turn]:
     """Change the given fields of a turn; with none given nothing changes.
 
-    A status other than ``streaming`` ends the turn, also one that a TurnWriter is writing. A tool
-    call without a result is marked as interrupted then, but for a turn without a TurnWriter that is
-    completed. The other fields of a turn that has ended may still be changed: usage often arrives
-    late.
+    A status other than ``streaming`` ends the turn, even while a TurnWriter writes it. Tool calls
+    without a result are then marked as interrupted, unless the turn has no TurnWriter and becomes
+    ``completed``. The other fields of a turn that has ended may still be changed: usage often
+    arrives late.
 
     Args:
         id: the id of the turn.
         content: the whole text.
-        raw_response: what the model sent, before the host took it apart.
+        raw_response: the model's output before the host parsed it.
         tool_calls: ``ToolCall``, or mappings with ``call`` and ``response``; they replace the old.
         status: ``streaming``, or how it ended.
-        error_message: what went wrong; None clears it.
+        error_message: the reason of an error; None clears it.
         current_tokens: tokens received so far.
-        expected_tokens: the host's guess of all; None clears it.
-        input_tokens: tokens that were read.
-        output_tokens: tokens that were written.
+        expected_tokens: the host's estimate of the total; None clears it.
+        input_tokens: tokens that the model read.
+        output_tokens: tokens that the model wrote.
         cache_read_tokens: input tokens from the provider's cache; None clears it.
-        cache_write_tokens: input tokens that were put into it; None clears it.
+        cache_write_tokens: input tokens that were put into the cache; None clears it.
         input_cost: cost of the input, in the host's currency.
         output_cost: cost of the output, in the host's currency.
         model: the model that answers; None clears it.
-        expected_revision: the revision the turn must still have.
+        expected_revision: the revision that the turn must still have.
 
     Returns:
         The turn as it is now.
@@ -155,7 +155,7 @@ def _prepare_update(
 def _with_marked_calls(tx: WriteTransaction, id: str, row: Row) -> Row:
     """Mark the tool calls of a turn that ends before their results came.
 
-    Not where a host without a TurnWriter completes it: the results may come with a later update.
+    A host without a TurnWriter that completes a turn may give the results with a later update.
     """
     marked = marked_as_interrupted(row[TOOL_CALLS_AT])
     if marked is None:
@@ -167,7 +167,7 @@ def _with_marked_calls(tx: WriteTransaction, id: str, row: Row) -> Row:
 def _require_changeable(
     turn: Turn, status: TurnStatus | None, expected_revision: int | None
 ) -> None:
-    """Raise what kept the UPDATE from finding its row."""
+    """Raise the reason why the UPDATE found no row."""
     if expected_revision is not None and turn.revision != expected_revision:
         raise StaleRevisionError(expected=expected_revision, actual=turn.revision)
     if status is not None and status not in MOVES[turn.status]:

@@ -69,29 +69,29 @@ def create_turn(
     Args:
         response_id: the response it belongs to.
         content: the text so far.
-        raw_response: what the model sent, before the host took it apart.
+        raw_response: the model's output before the host parsed it.
         tool_calls: ``ToolCall``, or mappings with ``call`` and ``response``.
-        status: ``streaming``, or how it ended if it has.
-        error_message: what went wrong.
-        index: the index it shall have; the next one when None. A later one leaves a gap.
+        status: ``streaming``, or how it ended.
+        error_message: the reason of an error.
+        index: the index of the turn; the next one when None. A later one leaves a gap.
         started_at: when streaming began, aware; now when None.
         current_tokens: tokens received so far.
-        expected_tokens: the host's guess of all.
-        input_tokens: tokens that were read.
-        output_tokens: tokens that were written.
-        cache_read_tokens: input tokens that came from the provider's cache.
-        cache_write_tokens: input tokens that were put into it.
+        expected_tokens: the host's estimate of the total.
+        input_tokens: tokens that the model read.
+        output_tokens: tokens that the model wrote.
+        cache_read_tokens: input tokens from the provider's cache.
+        cache_write_tokens: input tokens that were put into the cache.
         input_cost: cost of the input, in the host's currency.
         output_cost: cost of the output, in the host's currency.
         model: the model that answers.
-        id: the id the turn shall have, 1 to 255 characters; a new UUIDv7 when None.
+        id: the id of the turn, 1 to 255 characters; a new UUIDv7 when None.
 
     Returns:
         The new turn.
 
     Raises:
-        InvalidArgumentError: an argument has the wrong type or is out of range, or a turn that
-            was deleted had the index.
+        InvalidArgumentError: an argument has the wrong type or is out of range, or a deleted turn
+            had the index.
         ResponseNotFoundError: there is no such response.
         TurnAlreadyExistsError: the id or the index is taken.
     """
@@ -207,7 +207,7 @@ def list_turns(
     Args:
         response_id: the id of the response.
         limit: turns of the page, 1 to 10,000; all of them when None.
-        offset: turns left out in front; each costs a step, ``after`` costs none.
+        offset: turns to skip; each costs a step, ``after`` costs none.
         after: the index of the last turn of the page before.
 
     Returns:
@@ -235,11 +235,11 @@ def list_turns(
 
 
 def delete_turn(id: str, *, missing_ok: bool = False) -> WriteUnit[bool]:
-    """Delete a turn; its index is not given again.
+    """Delete a turn; its index is never given again.
 
     Args:
         id: the id of the turn.
-        missing_ok: whether to return False, rather than raise, if there is none.
+        missing_ok: whether to return False instead of raising if there is none.
 
     Returns:
         Whether there was one.

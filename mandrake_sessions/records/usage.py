@@ -1,4 +1,4 @@
-"""What a session used: totals made by SQLite."""
+"""The usage of a session: totals made by SQLite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def get_session_usage(session_id: str) -> ReadUnit[SessionUsage]:
         session_id: the id of the session.
 
     Returns:
-        The totals; deleted turns are not among them.
+        The totals, without deleted turns.
 
     Raises:
         InvalidArgumentError: the id is not a string.

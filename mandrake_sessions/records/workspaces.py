@@ -23,22 +23,22 @@ from mandrake_sessions.models import Workspace
 from mandrake_sessions.records import sql
 from mandrake_sessions.records.places import Registry, is_outside
 
-# In a row of a workspace.
+# Positions in a row of a workspace.
 _NAME_AT = 1
 _PATH_AT = 2
 _REGISTRAR = "registrar:"
-"""Before the id of a workspace outside: the key of what is noted with it."""
+"""The prefix of a key: the id of a workspace outside follows, and its note is the value."""
 
 
 def register_workspace(
     registry: Registry, name: str, path: str, description: str | None = None
 ) -> WriteUnit[Workspace]:
-    """Enter a workspace into the registry; no folder is made.
+    """Register a workspace; no folder is made.
 
     Args:
-        registry: where it is entered.
+        registry: the registry.
         name: 1 to 64 letters, digits, ``-`` and ``_``, starting with a letter or digit.
-        path: the absolute path of its directory, spelled in one way only.
+        path: the absolute path of its directory, in its one spelling.
         description: what it is for.
 
     Returns:
@@ -65,7 +65,7 @@ def register_workspace(
         except ConstraintViolationError as violation:
             if not violation.columns or violation.columns[0].split(".")[0] != sql.WORKSPACES:
                 raise
-            # SQLite names one column though both may be taken.
+            # SQLite names one column even if both are taken.
             taken = _taken(tx, registry, workspace.name, workspace.path)
             if taken is None:
                 raise
@@ -77,7 +77,7 @@ def register_workspace(
 
 
 def _note(tx: WriteTransaction, registry: Registry, id: str, stored: str) -> None:
-    """Note that a workspace is registered here; one below the root needs no note."""
+    """Record that a workspace is registered here; one below the root needs no note."""
     key = _REGISTRAR + id
     if is_outside(stored):
         tx.run(sql.PUT_REGISTRAR, {"key": key, "value": registry.document()})
@@ -86,15 +86,15 @@ def _note(tx: WriteTransaction, registry: Registry, id: str, stored: str) -> Non
 
 
 def require_free(registry: Registry, name: str, path: str) -> ReadUnit[None]:
-    """Make sure that no registered workspace has a name or path.
+    """Require that no registered workspace has a name or path.
 
     Args:
-        registry: where it is looked up.
+        registry: the registry.
         name: the name of a new workspace.
-        path: the absolute path of its directory, spelled in one way only.
+        path: the absolute path of its directory, in its one spelling.
 
     Raises:
-        WorkspaceAlreadyExistsError: one of both is taken.
+        WorkspaceAlreadyExistsError: the name or the path is taken.
     """
     place = registry.path(registry.stored(path))
 
@@ -109,7 +109,7 @@ def require_free(registry: Registry, name: str, path: str) -> ReadUnit[None]:
 def _taken(
     tx: ReadTransaction, registry: Registry, name: str, path: str
 ) -> WorkspaceAlreadyExistsError | None:
-    """Return the error that names the workspace with a name, otherwise that with a path."""
+    """Return the error with the id of the workspace that has the name, otherwise the path."""
     rows = tx.rows(sql.ALL_WORKSPACES)
     for row in rows:
         if row[_NAME_AT] == name:
@@ -128,7 +128,7 @@ def get_workspace_row(registry: Registry, id: str) -> ReadUnit[Workspace]:
     """Return a registered workspace.
 
     Args:
-        registry: where it is looked up.
+        registry: the registry.
         id: the id of the workspace.
 
     Returns:
@@ -154,7 +154,7 @@ def find_workspace_by_name(registry: Registry, name: str) -> ReadUnit[Workspace 
     """Return the registered workspace of a name, or None if there is none.
 
     Args:
-        registry: where it is looked up.
+        registry: the registry.
         name: the name of the workspace; case counts.
 
     Returns:
@@ -176,7 +176,7 @@ def list_workspace_rows(registry: Registry) -> ReadUnit[list[Workspace]]:
     """Return the registered workspaces by name.
 
     Args:
-        registry: which.
+        registry: the registry.
 
     Returns:
         All of them.
@@ -189,10 +189,10 @@ def list_workspace_rows(registry: Registry) -> ReadUnit[list[Workspace]]:
 
 
 def mark_workspace_opened(registry: Registry, id: str) -> WriteUnit[Workspace]:
-    """Note that the workspace's database is opened now, and where this registry is.
+    """Record that the workspace's database is opened now, and where this registry lies.
 
     Args:
-        registry: where it is looked up.
+        registry: the registry.
         id: the id of the workspace.
 
     Returns:
@@ -209,7 +209,7 @@ def mark_workspace_opened(registry: Registry, id: str) -> WriteUnit[Workspace]:
         row = tx.row(sql.WORKSPACE_BY_ID, values)
         if row is None:
             raise WorkspaceNotFoundError(id)
-        # Also what an earlier version has stored: each directory by its whole path.
+        # Earlier versions have stored each directory by its absolute path.
         stored = registry.stored(registry.workspace(row).path)
         opened = tx.rows(sql.OPEN_WORKSPACE, {**values, "path": stored})
         _note(tx, registry, id, stored)
@@ -221,13 +221,13 @@ def mark_workspace_opened(registry: Registry, id: str) -> WriteUnit[Workspace]:
 def move_workspace_row(
     registry: Registry, id: str, path: str, description: str | None = None
 ) -> WriteUnit[Workspace]:
-    """Enter another directory for a workspace; no file is moved.
+    """Register another directory for a workspace; no file is moved.
 
     Args:
-        registry: where it is looked up.
+        registry: the registry.
         id: the id of the workspace.
-        path: the absolute path of its directory, spelled in one way only.
-        description: what it is for; None leaves that as it is.
+        path: the absolute path of its directory, in its one spelling.
+        description: what it is for; None leaves it unchanged.
 
     Returns:
         The workspace as it is now.
@@ -263,11 +263,11 @@ def find_registrar(registry: Registry, id: str) -> ReadUnit[Path | None]:
     """Return the other database that has registered a workspace outside.
 
     Args:
-        registry: a copy of it, perhaps.
+        registry: the registry, which may be a copy of that.
         id: the id of the workspace.
 
     Returns:
-        Its path, as it was called then; None if it was this one, or for a workspace below the root.
+        Its path at that time; None if it was this one, or for a workspace below the root.
     """
     id = arguments.lookup_id("id", id)
     values = {"key": _REGISTRAR + id}
@@ -280,15 +280,15 @@ def find_registrar(registry: Registry, id: str) -> ReadUnit[Path | None]:
 
 
 def find_outdated_notes(registry: Registry) -> ReadUnit[list[str]]:
-    """Return the notes of workspaces outside that name the registry where it lay before.
+    """Return the notes of workspaces outside that name a former path of the registry.
 
     Args:
-        registry: which may have been moved.
+        registry: the registry, which may have been moved.
 
     Returns:
         Their keys.
     """
-    # Behind the last key that begins so: a colon is followed by a semicolon.
+    # The end is after the last key with the prefix: in ASCII, a semicolon follows the colon.
     values = {"first": _REGISTRAR, "end": _REGISTRAR[:-1] + ";"}
 
     def work(tx: ReadTransaction) -> list[str]:
@@ -299,10 +299,10 @@ def find_outdated_notes(registry: Registry) -> ReadUnit[list[str]]:
 
 
 def note_move(registry: Registry) -> WriteUnit[None]:
-    """Note where a registry that was moved lies now, so that a copy of it knows its original.
+    """Record where a moved registry lies now, so that a copy of it knows its original.
 
     Args:
-        registry: as it is now.
+        registry: the registry at its present place.
     """
     find = find_outdated_notes(registry)
 
@@ -314,10 +314,10 @@ def note_move(registry: Registry) -> WriteUnit[None]:
 
 
 def unregister_workspace_row(registry: Registry, id: str) -> WriteUnit[Workspace]:
-    """Take a workspace out of the registry; its files stay as they are.
+    """Remove a workspace from the registry; its files stay.
 
     Args:
-        registry: where it is looked up.
+        registry: the registry.
         id: the id of the workspace.
 
     Returns:

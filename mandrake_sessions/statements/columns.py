@@ -1,4 +1,4 @@
-"""What statements are made of: a record's columns, ``updated_at``, the UPDATE of some columns."""
+"""Parts of statements: a record's columns, ``updated_at``, the UPDATE of some columns."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def columns_of(record: type[msgspec.Struct], table: Table) -> tuple[Column[Any],
 
 def column_of(field: str) -> str:
     """Return the column of a record's field."""
-    # A time is called ..._us where it is a number of microseconds and ..._at where it is a time.
+    # A field that counts microseconds ends in ``_us``, the column of a time in ``_at``.
     return f"{field[:-3]}_at" if field.endswith("_us") else field
 
 
 def later(table: Table) -> ColumnElement[int]:
-    """Return what moves ``updated_at`` on to ``:now``, and never back.
+    """Return the expression that advances ``updated_at`` to ``:now``, and never back.
 
     Units take their time before they queue, so they may run in another order.
     """
@@ -34,8 +34,8 @@ def later(table: Table) -> ColumnElement[int]:
 def update_row(table: Table, names: Iterable[str]) -> Update:
     """Return the UPDATE of the row ``:id`` that sets the named columns and moves ``updated_at``.
 
-    Each column is set from the parameter of its name. Where the table counts revisions, it counts
-    this one, and no row is changed unless ``:expected_revision`` is None or the row's.
+    Each column is set from the parameter of its name. If the table counts revisions, the UPDATE
+    adds one, and changes no row unless ``:expected_revision`` is None or the row's.
     """
     changed = update(table).where(table.c.id == bindparam("id"))
     changed = changed.values({name: bindparam(name) for name in names})

@@ -1,4 +1,4 @@
-"""What followers read: the change rows, and where and how the rows stand that they name."""
+"""The reads of followers: change rows, and the present rows they refer to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _chunk = schema.turn_chunks.c
 
 
 def _ids() -> Select[Any]:
-    """The ids of the JSON array ``:ids``."""
+    """Return the ids of the JSON array ``:ids``."""
     return select(elements_of("ids").c.value)
 
 
@@ -41,7 +41,7 @@ _last_chunk = (
     .correlate(schema.turns)
     .scalar_subquery()
 )
-# The text and the number of its last chunk in one statement: of one moment.
+# The text and the number of its last chunk come from one statement, so from one snapshot.
 _turns = select(
     *turn_columns, _turn.owner, _last_chunk.label("last_chunk"), _round.session_id, _round.id
 ).select_from(

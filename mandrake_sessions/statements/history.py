@@ -22,8 +22,8 @@ ROUNDS_AFTER: Select[Any] = (
 LAST_ROUNDS: Select[Any] = (
     select_rounds.where(_of_session).order_by(_round.index.desc()).limit(bindparam("limit"))
 )
-# The order is that of two indexes walked one inside the other; nothing is sorted. So the turns of a
-# response come one after the other.
+# Two nested index scans give this order, without sorting. So the turns of a response follow each
+# other.
 TURNS_BETWEEN = (
     select(*turn_columns)
     .select_from(schema.rounds.join(schema.responses).join(schema.turns))

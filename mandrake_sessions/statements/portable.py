@@ -1,6 +1,6 @@
 """Functions that SQLite and PostgreSQL write differently, each with its text for both.
 
-A statement uses one of these where a function of ``sqlalchemy.func`` would compile for SQLite only.
+A statement uses one of these if a function of ``sqlalchemy.func`` would compile for SQLite only.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def elements_of(name: str) -> TableValuedAlias:
 
 
 def insert_or(table: Table) -> Insert:
-    """Return an INSERT that can be given an ON CONFLICT.
+    """Return an INSERT that accepts an ON CONFLICT.
 
-    It is PostgreSQL's: SQLite's compiler writes its ON CONFLICT too, and PostgreSQL's does not
-    write that of SQLite.
+    It is that of the PostgreSQL dialect: SQLite's compiler writes its ON CONFLICT too, while
+    PostgreSQL's compiler does not write that of SQLite.
     """
     return Insert(table)
 

@@ -1,4 +1,4 @@
-"""Statements about turns that stream though nobody writes them any more."""
+"""Statements about turns that are still streaming after their writer is gone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mandrake_sessions.statements.portable import elements_of, greater_of
 
 _c = schema.turns.c
 
-# Not DISTINCT: every opening prepares it, and to make a table of the distinct ones ready took 24 of
+# Not DISTINCT: every opening prepares it, and preparing a table of distinct values took 24 of
 # 31 µs.
 STREAMING_OWNERS = select(_c.owner).where(is_streaming)
 _gone = elements_of("owners")
-# Not sorted here: for the order SQLite would walk another index, and through all turns.
+# Not sorted here: for the order SQLite would scan another index, and all turns.
 ABANDONED_TURNS = (
     select(_c.response_id, _c.index, _c.id, _c.tool_calls)
-    # IS, so that nobody, NULL, is found like any other owner.
+    # IS, so that NULL, for no owner, is found like any other owner.
     .where(is_streaming, select(_gone).where(_gone.c.value.is_not_distinct_from(_c.owner)).exists())
 )
 STREAMING_TURNS = select(_c.owner, _c.response_id, _c.index, _c.id, _c.tool_calls).where(

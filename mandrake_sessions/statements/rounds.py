@@ -35,7 +35,7 @@ TAKE_ROUND_INDEX = (
 NEXT_ROUND_INDEX = select(_session.next_round_index).where(_session.id == bindparam("session_id"))
 INSERT_ROUND = insert(schema.rounds)
 INSERT_REQUEST = RecordInsert(Request, schema.requests)
-INSERT_RESPONSE = RecordInsert(Response, schema.responses, beside=(_response.next_turn_index,))
+INSERT_RESPONSE = RecordInsert(Response, schema.responses, extra=(_response.next_turn_index,))
 
 # The columns in the order of records.rounds.round_fields().
 select_rounds: Select[Any] = select(

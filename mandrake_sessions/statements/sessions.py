@@ -27,7 +27,7 @@ _c = schema.sessions.c
 _columns = columns_of(Session, schema.sessions)
 
 SESSION_ID = _c.id
-INSERT_SESSION = RecordInsert(Session, schema.sessions, beside=(_c.metadata,))
+INSERT_SESSION = RecordInsert(Session, schema.sessions, extra=(_c.metadata,))
 SESSION_BY_ID = select(*_columns).where(_c.id == bindparam("id"))
 SESSION_EXISTS = select(_c.id).where(_c.id == bindparam("id"))
 _part = bindparam("part", type_=Text)
@@ -43,7 +43,7 @@ IDS_ENDING_AS = select(_c.id).where(
     end_of(_c.id, bindparam("length", type_=Integer)).in_(select(_endings.c.value))
 )
 COUNT_SESSIONS = select(func.count()).select_from(schema.sessions)
-# A row value and not an OR of two comparisons: SQLite then starts in the index where the page does.
+# A row value and not an OR of two comparisons: so SQLite starts in the index where the page does.
 SESSION_PAGE = (
     select(*_columns)
     .where(

@@ -1,4 +1,4 @@
-"""Statements about a turn that is streamed: the chunks of its text, its end."""
+"""Statements about a streaming turn: the chunks of its text, its end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _is_ours = (_c.owner == bindparam("owner"), is_streaming)
 
 
 def _source(at: int) -> Select[Any]:
-    """Return a chunk, if its turn is still ours and streaming."""
+    """Return a chunk, if its turn is still streaming with the same owner."""
     given = [bindparam(f"{c.name}_{at}", type_=c.type).label(c.name) for c in _columns]
     of_turn = _c.id == bindparam(f"{_chunk.turn_id.name}_{at}")
     return select(*given).select_from(schema.turns).where(of_turn, *_is_ours)
@@ -95,6 +95,6 @@ def _finish(names: Sequence[str]) -> Update:
     )
 
 
-_beside_text = [column for column in settable if column.name not in (*texts, _c.status.name)]
-UPDATE_STREAMED = UpdateSome(_update_fields, _beside_text)
-FINISH_STREAMED = UpdateSome(_finish, _beside_text)
+_other_columns = [column for column in settable if column.name not in (*texts, _c.status.name)]
+UPDATE_STREAMED = UpdateSome(_update_fields, _other_columns)
+FINISH_STREAMED = UpdateSome(_finish, _other_columns)

@@ -1,6 +1,6 @@
-"""Statements beside the plain ones: a record's INSERT, and those whose text varies.
+"""Templates: a record's INSERT, and texts that vary.
 
-Each is compiled into what has the same name in ``records.templates``.
+Each is compiled into the class of the same name in ``records.templates``.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from mandrake_sessions.statements.columns import column_of
 
 @dataclass(frozen=True)
 class RecordInsert:
-    """The INSERT of a record: each column from the field that carries it.
+    """The INSERT of a record: each column gets the field that carries it.
 
     Args:
         record: the kind of record.
-        table: where it is stored.
-        beside: columns whose values are given beside the record.
+        table: its table.
+        extra: columns whose values are given separately.
     """
 
     record: type[msgspec.Struct]
     table: Table
-    beside: Sequence[Column[Any]] = ()
+    extra: Sequence[Column[Any]] = ()
 
     def core(self) -> Insert:
         """Return the statement; its parameters are named as the columns."""
-        names = {column.name for column in self.beside} | self.fields().keys()
+        names = {column.name for column in self.extra} | self.fields().keys()
         ordered = [column.name for column in self.table.columns if column.name in names]
         return insert(self.table).values({name: bindparam(name) for name in ordered})
 
@@ -55,12 +55,12 @@ class UpdateSome:
 
 @dataclass(frozen=True)
 class InsertMany:
-    """An INSERT of several rows, each from a SELECT of its own.
+    """An INSERT of several rows, each from its own SELECT.
 
     Args:
         source: makes the SELECT of the row at a position; a parameter that differs from row to row
-            has the position behind its name, as in ``seq_0``.
-        core: makes the statement of a SELECT, or of several behind each other.
+            has the position as a suffix, as in ``seq_0``.
+        core: makes the statement of a SELECT, or of several in a row.
     """
 
     source: Callable[[int], Select[Any]]

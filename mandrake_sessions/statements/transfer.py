@@ -1,4 +1,4 @@
-"""Statements for importers, who put in complete records."""
+"""Statements for importers, which insert complete records."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ _c = schema.turns.c
 _response = schema.responses.c
 
 TURN_ID = _c.id
-INSERT_TURN = RecordInsert(Turn, schema.turns, beside=(_c.tool_calls, _c.owner))
+INSERT_TURN = RecordInsert(Turn, schema.turns, extra=(_c.tool_calls, _c.owner))
 
-# One statement takes the next index or a later one that was asked for, and moves the counter on.
+# One statement takes the next index, or the given later one, and advances the counter.
 _wanted_index = func.coalesce(bindparam("index", type_=schema.INTEGER), _response.next_turn_index)
 TAKE_TURN_INDEX = (
     update(schema.responses)
@@ -79,7 +79,7 @@ settable: Final = [
 def _changed(names: Sequence[str]) -> Update:
     changed = update_row(schema.turns, names)
     if _c.status.name in names:
-        # Who streams may become anything; who has ended stays so (records.turn_updates.MOVES).
+        # A streaming turn may get any status; an ended one keeps it (records.turn_updates.MOVES).
         changed = changed.where(or_(is_streaming, _c.status == bindparam(_c.status.name)))
     if not set(texts).isdisjoint(names):
         changed = changed.where(not_(has_chunks))
@@ -87,8 +87,8 @@ def _changed(names: Sequence[str]) -> Update:
 
 
 def _ended(names: Sequence[str]) -> Update:
-    # The end is the first one: a turn that is finished again keeps it. And a clock that went back
-    # does not let a turn end before it began.
+    # The first end counts: a turn that is finished again keeps its time. And if the clock went
+    # back, the turn does not end before it began.
     ended = greater_of(_c.stream_started_at, "now")
     return (
         _changed([*names, _c.status.name])
@@ -99,8 +99,8 @@ def _ended(names: Sequence[str]) -> Update:
 
 UPDATE_TURN = UpdateSome(_changed, settable)
 END_TURN = UpdateSome(_ended, settable)
-"""With a status other than ``streaming``."""
+"""For a status other than ``streaming``."""
 MARK_TOOL_CALLS = (
     update(schema.turns).where(_c.id == bindparam("id")).values(tool_calls=bindparam("tool_calls"))
 )
-"""With its end, of which the revision tells."""
+"""Runs in the transaction of the end, which counts the revision."""

@@ -1,4 +1,4 @@
-"""Totals of a session, made by SQLite."""
+"""Totals of a session, computed by SQLite."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ SESSION_USAGE = (
         schema.sessions.outerjoin(schema.rounds).outerjoin(schema.responses).outerjoin(schema.turns)
     )
     .where(schema.sessions.c.id == bindparam("session_id"))
-    # Without it an unknown session would have a row of zeros.
+    # Without this an unknown session would have a row of zeros.
     .group_by(schema.sessions.c.id)
 )

@@ -35,7 +35,7 @@ MOVE_WORKSPACE = (
 )
 DELETE_WORKSPACE = delete(schema.workspaces).where(_c.id == bindparam("id"))
 
-# Which file registered a workspace outside its root (records.places).
+# The registries of workspaces outside their roots (records.places).
 _meta = schema.meta.c
 _put = insert_or(schema.meta).values(key=bindparam("key"), value=bindparam("value"))
 REGISTRAR = select(_meta.value).where(_meta.key == bindparam("key"))

@@ -92,14 +92,14 @@ def _source(name: str, value: object) -> str:
 
 def _record_insert(name: str, insert: RecordInsert) -> str:
     made = compiled(insert.core())
-    beside = [column.name for column in insert.beside]
+    extra = [column.name for column in insert.extra]
     fields = insert.fields()
     arguments = [
         f'"{name}"',
         *_text_and_parameters(made),
-        tuple_source(fields[column] for column in made.parameters if column not in beside),
+        tuple_source(fields[column] for column in made.parameters if column not in extra),
     ]
-    return call("RecordInsert", [*arguments, tuple_source(beside)] if beside else arguments)
+    return call("RecordInsert", [*arguments, tuple_source(extra)] if extra else arguments)
 
 
 def _insert_many(name: str, insert: InsertMany) -> str:
