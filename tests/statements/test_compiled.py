@@ -76,7 +76,7 @@ def test_a_record_is_inserted_by_position_as_it_would_be_by_name(name):
     source = SOURCES[name]
     by_name = compiled(source.core())
     columns = {column: f"the {field}" for column, field in source.fields().items()}
-    beside = {column.name: f"extra {column.name}" for column in source.beside}
+    beside = {column.name: f"extra {column.name}" for column in source.extra}
     record = source.record(**{field: f"the {field}" for field in source.record.__struct_fields__})
 
     statement, row = getattr(sql, name).of(record, *beside.values())
