@@ -265,7 +265,9 @@ def test_a_value_that_is_nested_too_deep_is_kept_as_text() -> None:
     for _ in range(5_000):
         deep = [deep]
     found = storable(deep)
-    assert [change.what for change in found.changes] == ["a part that is nested too deep became JSON text"]
+    assert [change.what for change in found.changes] == [
+        "a part that is nested too deep became JSON text"
+    ]
     value = found.value
     for _ in range(writer.VALUE_DEPTH):
         (value,) = value
