@@ -1,4 +1,4 @@
-"""The command as a whole: its parts, its log, and how every error of theirs ends it."""
+"""The command: its parts, its log, and the exit code and message of each error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mandrake_sessions.visible import visible
 PROGRAM = "mandrake-sessions"
 TRACEBACK_VARIABLE = "MANDRAKE_TRACEBACK"
 
-# Where Typer's own usage errors descend from; it does not export the class by a name of its own.
+# The base class of Typer's own usage errors; Typer does not export it under its own name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
@@ -37,15 +37,15 @@ class Program(Group):
         try:
             code = super().main(given, *rest, **options) or ExitCode.OK
         except typer.Abort:
-            code = _tell(CommandError("Not done.", ExitCode.FAILED), given)
+            code = _report(CommandError("Not done.", ExitCode.FAILED), given)
         except _UsageError as error:
-            code = _tell_usage(error, given)
+            code = _report_usage(error, given)
         except KeyboardInterrupt:
             code = _interrupted(given)
         sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command, and turn what it raises into its exit code."""
+        """Run a command, and turn its exceptions into exit codes."""
         try:
             super().invoke(ctx)
             sys.stdout.flush()
@@ -59,7 +59,7 @@ class Program(Group):
         except Exception as error:
             if os.environ.get(TRACEBACK_VARIABLE):
                 raise
-            raise typer.Exit(_tell(error, _arguments(ctx))) from None
+            raise typer.Exit(_report(error, _arguments(ctx))) from None
 
 
 def _arguments(ctx: Any) -> list[str]:
@@ -67,8 +67,8 @@ def _arguments(ctx: Any) -> list[str]:
     return given
 
 
-def _tell(error: BaseException, given: Sequence[str]) -> int:
-    """Say what went wrong, in JSON on stdout or in one line on stderr; return the exit code."""
+def _report(error: BaseException, given: Sequence[str]) -> int:
+    """Print an error, as JSON on stdout or as one line on stderr; return the exit code."""
     failure = Failure(error)
     try:
         if not _wants_json(given):
@@ -82,39 +82,39 @@ def _tell(error: BaseException, given: Sequence[str]) -> int:
     return failure.code
 
 
-def _tell_usage(error: Exception, given: Sequence[str]) -> int:
+def _report_usage(error: Exception, given: Sequence[str]) -> int:
     context = getattr(error, "ctx", None)
     path = PROGRAM if context is None else context.command_path
-    # A group of commands without a command says nothing of itself.
+    # The error of a group of commands without a command has no message.
     message = getattr(error, "format_message", error.__str__)() or "A command is missing."
-    return _tell(CommandError(message, ExitCode.USAGE, f"See {path} --help."), given)
+    return _report(CommandError(message, ExitCode.USAGE, f"See {path} --help."), given)
 
 
 def _interrupted(given: Sequence[str]) -> int:
-    return _tell(CommandError("Interrupted.", ExitCode.INTERRUPTED), given)
+    return _report(CommandError("Interrupted.", ExitCode.INTERRUPTED), given)
 
 
 def _wants_json(given: Sequence[str]) -> bool:
-    # Not from the parsed options: an error in them must be told as JSON too.
+    # Not from the parsed options: an error in them must be printed as JSON too.
     options = given[: given.index("--")] if "--" in given else given
     return "--json" in options
 
 
 def _wants_lines(given: Sequence[str]) -> bool:
-    """Return whether the command prints a document a line: then an error of it is one too."""
+    """Return whether the command prints one document on each line: then its errors are such too."""
     words = [each for each in given if not each.startswith("-")]
     return words[:2] == ["sessions", "tail"]
 
 
 def _require_streams() -> None:
-    """Have something to print to, also where the caller has closed it."""
+    """Provide a stream to print to if the caller has closed it."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as we run
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # for the process
 
 
 def _mute_output() -> None:
-    """Let the interpreter's last flush go nowhere instead of complaining."""
+    """Discard the interpreter's last flush, so that it does not complain."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -168,12 +168,12 @@ def _version() -> str:
 
 
 def _without_controls(_: object, __: str, event: Any) -> Any:
-    """Let no stored id or path steer the terminal."""
+    """Remove control characters: no stored id or path may steer the terminal."""
     return {key: visible(it) if isinstance(it, str) else it for key, it in event.items()}
 
 
 def _configure_log(level: int) -> None:
-    """Send the library's events to stderr; stdout is for what was asked for."""
+    """Send the library's events to stderr; stdout is for the output of the command."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -186,7 +186,7 @@ def _configure_log(level: int) -> None:
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # Looked up for each logger: tests replace the stream.
+        # A new one for each logger: tests replace the stream.
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
 

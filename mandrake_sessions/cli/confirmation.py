@@ -1,4 +1,4 @@
-"""Asks before something is lost."""
+"""Asks before anything is lost."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mandrake_sessions.cli.output import printable
 
 
 def confirm(question: str, *, yes: bool, as_json: bool) -> None:
-    """Return if the person agrees, or has agreed with ``--yes``.
+    """Return if the user agrees, or has agreed with ``--yes``.
 
     Raises:
-        CommandError: there is nobody to ask.
+        CommandError: there is no terminal to ask on.
         typer.Abort: the answer was no.
     """
     if yes:

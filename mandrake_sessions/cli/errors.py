@@ -1,4 +1,4 @@
-"""What a command's exit code means, and what a person can do about an error."""
+"""The exit codes of commands, and what a user can do about an error."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class ExitCode(enum.IntEnum):
     USAGE = 2, "wrong arguments, a missing --yes, or the extra 'cli' is not installed"
     NOT_FOUND = 3, "no such session, workspace, database or file"
     BUSY = 4, "the database stayed busy until the deadline"
-    UNUSABLE = 5, "damaged, no database of ours, newer schema, not writable, disk full"
+    UNUSABLE = 5, "damaged, no database of this library, newer schema, not writable, disk full"
     EXISTS = 6, "the name, path or file is taken"
     INTERRUPTED = 130, "SIGINT (Ctrl-C)"
     BROKEN_PIPE = 141, "the reader of the output went away"
 
 
 EXIT_CODES: Final = "; ".join(f"{code.value} {code.meaning}" for code in ExitCode)
-"""All of them in a sentence, for ``--help``."""
+"""All codes in a sentence, for ``--help``."""
 
 
 class CommandError(Exception):
-    """A command cannot do what it was asked; for what the library itself would not refuse."""
+    """A command cannot do what was requested; for requests that the library would not refuse."""
 
     def __init__(self, message: str, code: ExitCode, hint: str = "") -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class CommandError(Exception):
 
 
 class AdvisedError(Exception):
-    """An error with what a person can do about it in this command; ``error`` counts otherwise."""
+    """An error with what a user can do about it in this command; ``error`` decides the rest."""
 
     def __init__(self, error: Exception, hint: str) -> None:
         super().__init__(str(error))
@@ -64,7 +64,7 @@ class AdvisedError(Exception):
 
 @contextlib.contextmanager
 def advising(hints: Mapping[type[Exception], str]) -> Iterator[None]:
-    """Give the errors of a block other hints than the usual, which speak of other options."""
+    """Give the errors of a block other hints than the usual ones, which name other options."""
     try:
         yield
     except tuple(hints) as error:
@@ -72,21 +72,21 @@ def advising(hints: Mapping[type[Exception], str]) -> Iterator[None]:
         raise AdvisedError(error, hint) from error
 
 
-# What SQLite's primary result code says of a file: CORRUPT, CONSTRAINT, NOTADB.
+# SQLite's primary error codes for a damaged or foreign file: CORRUPT, CONSTRAINT, NOTADB.
 _UNSOUND: Final = {11, 19, 26}
-# What only a program of Python's can do; a person has --timeout and --allow-other-names.
+# Advice for programs only; a user has --timeout and --allow-other-names.
 _FOR_PROGRAMS: Final = (
     "; raise busy_timeout or find who holds it",
     " DatabaseOptions(allow_other_names=True) opens it nevertheless.",
 )
 _OF_FILE: Final = re.compile(r"(mandrake-sessions (?:doctor|salvage)) FILE")
-"""Where a hint names the file that the error is about."""
+"""The place in a hint for the file of the error."""
 _RESCUE: Final = (
     "`mandrake-sessions doctor FILE` says what is wrong, `mandrake-sessions salvage FILE NEW` "
     "reads what is left."
 )
 
-# The first that fits counts, so a kind stands before the kind it descends from.
+# The first match counts, so a class stands before its base class.
 _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
     (errors.InvalidArgumentError, ExitCode.USAGE, "See --help."),
     (
@@ -148,7 +148,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
     ),
     (errors.StaleLogError, ExitCode.UNUSABLE, ""),
     (errors.LostLogError, ExitCode.UNUSABLE, ""),
-    (errors.DatabaseFolderError, ExitCode.UNUSABLE, "Check the folder and who may write it."),
+    (errors.DatabaseFolderError, ExitCode.UNUSABLE, "Check the folder and its permissions."),
     (
         errors.DatabaseNamesError,
         ExitCode.UNUSABLE,
@@ -158,7 +158,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
         ),
     ),
     (errors.DatabasePathError, ExitCode.USAGE, "Name a file."),
-    (errors.ReadOnlyDatabaseError, ExitCode.UNUSABLE, "Check who may write the file."),
+    (errors.ReadOnlyDatabaseError, ExitCode.UNUSABLE, "Check the permissions of the file."),
     (errors.StorageFullError, ExitCode.UNUSABLE, "Free some space and try again."),
     (
         errors.ImportSourceError,
@@ -169,7 +169,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
     (errors.DatabaseOpenError, ExitCode.UNUSABLE, ""),
     (errors.DatabaseIOError, ExitCode.UNUSABLE, "Check the disk."),
     (errors.DatabaseMovedError, ExitCode.UNUSABLE, "Try again."),
-    (errors.CommitOutcomeUnknownError, ExitCode.FAILED, "Look whether it is there first."),
+    (errors.CommitOutcomeUnknownError, ExitCode.FAILED, "Check first whether it was stored."),
     (errors.MandrakeSessionsError, ExitCode.FAILED, ""),
     (FileNotFoundError, ExitCode.NOT_FOUND, ""),
     (FileExistsError, ExitCode.EXISTS, ""),
@@ -178,17 +178,17 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
 
 
 class Failure:
-    """An error as a person and a script are told of it.
+    """An error as users and scripts get it.
 
     Attributes:
         type: the name of its class, or of its kind.
-        message: what went wrong, on one line.
-        hint: what to do, on one line, or nothing.
+        message: the message, on one line.
+        hint: the advice, on one line, or empty.
         code: the exit code.
     """
 
     def __init__(self, error: BaseException) -> None:
-        # Of several, as closing may give, the first; the others are in the log.
+        # Of several, as closing may raise, the first; the others are in the log.
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         hint = None
@@ -198,7 +198,7 @@ class Failure:
         self.type: str = error.type if isinstance(error, CommandError) else type(error).__name__
         message = str(error)
         if isinstance(error, errors.MigrationError) and error.__cause__ is not None:
-            # Which revision is unknown, which step failed: only Alembic says so.
+            # Only Alembic's message names the unknown revision, or the step that failed.
             message = f"{message}: {str(error.__cause__).partition(chr(10))[0]}"
         if isinstance(error, errors.DatabaseBusyError | errors.DatabaseNamesError):
             for each in _FOR_PROGRAMS:

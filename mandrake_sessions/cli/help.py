@@ -1,4 +1,4 @@
-"""How help is shown: a flag without a type, and a docstring wrapped for the terminal."""
+"""Help texts: a flag without a type, and a docstring wrapped for the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class Command(TyperCommand):
-    """A command whose help shows a flag as what it is: Typer writes ``--json <bool>``."""
+    """A command whose help shows a flag without a type: Typer writes ``--json <bool>``."""
 
     def get_params(self, ctx: Any) -> Any:
         """Return the parameters, for parsing and for help."""
@@ -33,7 +33,7 @@ def _without_types(parameters: Any) -> Any:
 
 
 def polish(part: typer.Typer) -> None:
-    """Have the help of each command wrapped, where Typer keeps a docstring's lines."""
+    """Wrap the help of each command, where Typer keeps a docstring's lines."""
     for command in part.registered_commands:
         paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
         command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)

@@ -1,4 +1,4 @@
-"""``import``: a database of the original system read into a workspace."""
+"""``import``: reads a database of the original system into a workspace."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mandrake_sessions.manager import SessionManager
 if TYPE_CHECKING:
     from mandrake_sessions.importers import ImportProgress, ImportReport
 
-# What the report says in any case; of the rest it tells what did happen.
+# The report always has these counts; of the others, those that are not 0.
 _ALWAYS = (
     "sessions",
     "rounds",
@@ -67,14 +67,14 @@ def import_(
 
     source = source.expanduser()
     if not source.exists():
-        # Before anything is made for it.
+        # Before a system or workspace is made for it.
         raise CommandError("There is no file to import.", ExitCode.NOT_FOUND, "Check FILE.")
     with (
         open_mandrake(root, timeout, create=True) as mandrake,
         _target(mandrake, workspace) as sessions,
-        _progress(as_json=as_json) as told,
+        _progress(as_json=as_json) as show,
     ):
-        report = import_mandrake(source, sessions, recover_orphans=recover_orphans, progress=told)
+        report = import_mandrake(source, sessions, recover_orphans=recover_orphans, progress=show)
         database = sessions.path
     if as_json:
         print_json(
@@ -91,7 +91,7 @@ def import_(
 
 @contextlib.contextmanager
 def _target(mandrake: MandrakeManager, workspace: str | None) -> Iterator[SessionManager]:
-    """Lend what to import into; a workspace made for it goes away again if it stays empty."""
+    """Lend the sessions to import into; a workspace made for it is deleted if it stays empty."""
     if workspace is None:
         yield mandrake.sessions
         return
@@ -110,7 +110,7 @@ def _target(mandrake: MandrakeManager, workspace: str | None) -> Iterator[Sessio
 
 @contextlib.contextmanager
 def _progress(*, as_json: bool) -> Iterator[Callable[[ImportProgress], None] | None]:
-    """Show a bar on the terminal, if there is one and a person before it."""
+    """Show a progress bar, if stderr is a terminal."""
     if as_json or not sys.stderr.isatty():
         yield None
         return
@@ -125,11 +125,11 @@ def _progress(*, as_json: bool) -> Iterator[Callable[[ImportProgress], None] | N
     )
     with bar:
         task = bar.add_task("sessions", total=None)
-        yield lambda told: bar.update(task, completed=told.done, total=told.total)
+        yield lambda progress: bar.update(task, completed=progress.done, total=progress.total)
 
 
 def _print_report(report: ImportReport, workspace: str | None, database: Path) -> None:
-    told: list[tuple[str, object]] = [
+    fields: list[tuple[str, object]] = [
         ("source", report.source),
         ("workspace", "(the system's)" if workspace is None else workspace),
         ("database", database),
@@ -137,8 +137,8 @@ def _print_report(report: ImportReport, workspace: str | None, database: Path) -
     for name in report.__struct_fields__:
         value = getattr(report, name)
         if name != "source" and (value or name in _ALWAYS):
-            told.append((name.replace("_", " "), value))
-    told.append(("orphans found", report.orphans_found))
-    print_fields(told)
+            fields.append((name.replace("_", " "), value))
+    fields.append(("orphans found", report.orphans_found))
+    print_fields(fields)
     if report.orphans_found and not report.orphans_recovered and not report.recovery_session_id:
         print_text("\nOrphans belong to no session; --recover-orphans keeps them in one.")

@@ -1,4 +1,4 @@
-"""``health``, ``backup``, ``migrate``: looking after a database."""
+"""``health``, ``backup``, ``migrate``: maintenance of a database."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from mandrake_sessions.errors import DatabaseMissingError
 from mandrake_sessions.options import DatabaseOptions
 
 _COPY_SECONDS = 3600.0
-"""What a copy of a large database may take; ``--timeout`` is for waiting, not for copying."""
+"""Seconds that the copy of a large database may take; ``--timeout`` is for waiting only."""
 
 
 class Level(enum.StrEnum):
-    """How far ``health`` looks."""
+    """How thorough ``health`` is."""
 
     QUICK = HealthLevel.QUICK
     THOROUGH = HealthLevel.THOROUGH
@@ -73,7 +73,7 @@ def health(
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
-    """Look at a database, say what is wrong and what to do; exit code 5 if it cannot be used."""
+    """Check a database, say what is wrong and what to do; exit code 5 if it cannot be used."""
     with open_sessions(root, workspace, database, timeout, read_only=read_only) as sessions:
         report = sessions.health(HealthLevel(level.value), _COPY_SECONDS)
     print_report(report, as_json=as_json)
@@ -96,7 +96,7 @@ def backup(
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
-    """Copy a database to a file while work goes on, and check the copy."""
+    """Copy a database to a file during other work, and check the copy."""
     if os.path.lexists(target) and not overwrite:
         raise CommandError(
             f"There is already something at {target}.",
@@ -183,7 +183,7 @@ def _print_sql(revision: str | None, *, downgrade: bool, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _opened_as_it_is(path: Path, timeout: float, budget: Budget) -> Iterator[Connection]:
-    """Open a database with the schema it has: a pool would bring it to the newest first."""
+    """Open a database with its present schema: a pool would migrate it to the newest first."""
     identity = identify(path)
     if identity is None:
         raise DatabaseMissingError(path=path, operation="migrate")

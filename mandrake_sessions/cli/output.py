@@ -1,6 +1,6 @@
-"""What commands print: one JSON document for machines, tables and plain text for people.
+"""The output of commands: one JSON document for programs, tables and plain text for users.
 
-Titles and answers are somebody's text: no markup in them is read, and no control character in
+Titles and answers are users' text: markup in them is not interpreted, and no control character in
 them reaches the terminal.
 """
 
@@ -40,21 +40,21 @@ _UNITS: Final = (
 
 
 def is_terminal() -> bool:
-    """Whether a person reads the output as it comes."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
 def document_of(record: Any) -> Any:
     """Return a record as plain values for JSON; its times as ISO 8601, UTC."""
     if isinstance(record, msgspec.Struct):
-        told: dict[str, Any] = {}
+        document: dict[str, Any] = {}
         for name in record.__struct_fields__:
             value = getattr(record, name)
             if name.endswith("_us"):
-                told[f"{name[:-3]}_at"] = None if value is None else to_datetime(value)
+                document[f"{name[:-3]}_at"] = None if value is None else to_datetime(value)
             else:
-                told[name] = document_of(value)
-        return told
+                document[name] = document_of(value)
+        return document
     if isinstance(record, list | tuple):
         return [document_of(each) for each in record]
     return record
@@ -66,22 +66,22 @@ def print_json(document: Any) -> None:
 
 
 def print_json_line(document: Any) -> None:
-    """Print one of many documents, in a line of its own."""
+    """Print one of many documents, on its own line."""
     _write_json(msgspec.json.encode(document, enc_hook=_encoded))
 
 
 def as_json(value: Any) -> str:
-    """Return a stored value in one line of JSON, for people."""
+    """Return a stored value in one line of JSON, for users."""
     return msgspec.json.encode(value).decode()
 
 
 def _write_json(encoded: bytes) -> None:
-    """Write a document; a control character of JSON's strings reaches no terminal."""
+    """Write a document; no control character of JSON's strings reaches a terminal."""
     _write(f"{escaped(encoded.decode())}\n".encode())
 
 
 def _write(encoded: bytes) -> None:
-    """Write all of it: with PYTHONUNBUFFERED one write, and print(), stops where a pipe is full."""
+    """Write all of it: with PYTHONUNBUFFERED one write, and print(), stops when a pipe is full."""
     sys.stdout.flush()
     left = memoryview(encoded)
     while left:
@@ -91,7 +91,7 @@ def _write(encoded: bytes) -> None:
 
 def _encoded(value: object) -> object:
     if isinstance(value, Path):
-        # A name that is no UTF-8 cannot be said in JSON but roughly.
+        # JSON can only approximate a name that is not UTF-8.
         return os.fsencode(value).decode(errors="replace")
     raise NotImplementedError(type(value).__name__)
 
@@ -106,25 +106,25 @@ def print_text(text: str = "", *, style: str = "") -> None:
 
 
 def print_piece(text: str) -> None:
-    """Print a piece of a text that grows; its line is not ended."""
+    """Print a piece of a growing text, without ending its line."""
     _write(printable(text, lines=True).encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
 
 
 def print_line(text: str, *, style: str = "") -> None:
-    """Print one line, whatever breaks there are in the text."""
+    """Print one line; line breaks in the text become spaces."""
     print_text(printable(text), style=style)
 
 
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, cut: str | None = None
 ) -> None:
-    """Print a table; columns in which every value is a number stand to the right.
+    """Print a table; columns with only numbers are aligned to the right.
 
     Args:
         columns: the heads.
-        rows: a value for each column; a time is shown by how long ago it is.
-        cut: the column that gives way, so that each row is one line of the terminal, or of 80
-            columns where there is none.
+        rows: a value for each column; a time is shown as how long ago it is.
+        cut: the column to shorten, so that each row is one line of the terminal, or of 80
+            columns without a terminal.
     """
     values = [tuple(row) for row in rows]
     cells = [[_shown_in_table(value) for value in row] for row in values]
@@ -155,7 +155,7 @@ def print_table(
 
 
 def line_width() -> int:
-    """Return how many columns a line may have; 80 where no terminal says so."""
+    """Return how many columns a line may have; 80 without a terminal."""
     given = os.environ.get("COLUMNS", "")
     if given.isdecimal() and int(given):
         return int(given)
@@ -163,7 +163,7 @@ def line_width() -> int:
 
 
 def _padded(cell: str, width: int, *, is_number: bool) -> str:
-    """Return a cell as wide as its column, by the columns of a terminal that its signs take."""
+    """Return a cell padded to the width of its column, counted in columns of a terminal."""
     if cell_len(cell) > width:
         mark = printable("…") if len(printable("…")) == 1 else "..."
         cell = f"{set_cell_size(cell, width - len(mark)).rstrip()}{mark}"
@@ -172,10 +172,10 @@ def _padded(cell: str, width: int, *, is_number: bool) -> str:
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
-    """Print names and values below each other, each in a line."""
+    """Print names and values below each other, each on one line."""
     shown = [(printable(name), _shown(value)) for name, value in fields]
     lengths = [cell_len(name) for name, _ in shown]
-    # One name without end does not push all values away.
+    # One very long name does not shift all values.
     width = max((length for length in lengths if length <= _LONGEST_NAME), default=0)
     for name, value in shown:
         padding = " " * max(width - cell_len(name), 0)
@@ -196,14 +196,14 @@ def console() -> Console:
 
 
 def printable(text: str, *, lines: bool = False, encoding: str | None = None) -> str:
-    """Return text with which nobody can steer the terminal.
+    """Return text that cannot steer the terminal.
 
     Args:
-        text: somebody's text.
-        lines: whether line breaks and tabs are left in.
-        encoding: of what it is printed to; stdout's when None.
+        text: any text.
+        lines: whether to keep line breaks and tabs.
+        encoding: of the stream; stdout's when None.
     """
-    # What the output cannot show becomes an escape, not an error: LC_ALL=C is common in scripts.
+    # A character that the output cannot show becomes an escape: LC_ALL=C is common in scripts.
     encoding = encoding or sys.stdout.encoding or "utf-8"
     return visible(text, lines=lines).encode(encoding, "backslashreplace").decode(encoding)
 
@@ -219,12 +219,12 @@ def counted_of(count: int, total: int, noun: str) -> str:
     return counted(total, noun) if count == total else f"{count} of {counted(total, noun)}"
 
 
-def told_call(call: ToolCall) -> str:
-    """Return a tool call with what came back, as JSON."""
+def call_with_result(call: ToolCall) -> str:
+    """Return a tool call and its result, as JSON."""
     if call.raw is not None:
         return call.raw
-    came = "interrupted" if call.is_interrupted else as_json(call.response)
-    return f"{as_json(call.call)} → {came}"
+    result = "interrupted" if call.is_interrupted else as_json(call.response)
+    return f"{as_json(call.call)} → {result}"
 
 
 def ago(moment: datetime) -> str:

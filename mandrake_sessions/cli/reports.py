@@ -1,4 +1,4 @@
-"""Shows what a look at a database found, and what a person can do about it."""
+"""Prints the findings of a health check, and what a user can do about them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def print_report(report: HealthReport, *, as_json: bool) -> None:
     """Print a report with its advice.
 
     Args:
-        report: what was found.
-        as_json: whether for machines.
+        report: the findings.
+        as_json: whether to print JSON.
     """
     if as_json:
         print_json({**document_of(report), "status": report.status, "is_usable": report.is_usable})

@@ -48,9 +48,9 @@ _SALVAGE_HINTS: dict[type[Exception], str] = {
 _LEGEND = """
 kept      as they were
 mended    a part of it was lost or could not be right
-rebuilt   lost, and needed by others: something stands in its place
+rebuilt   lost, and needed by other rows: a new row stands in its place
 lost      known to have been there, and nothing is in its place
-          (or more, unknown: what would tell is damaged too)
+          (or more, unknown: the pages that would show it are damaged too)
 Each row is counted once: the new database has those kept, mended and rebuilt."""
 
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="A database file.")]
@@ -102,7 +102,7 @@ def restore(
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
-    """Check a backup and put it in the place of a database that nobody has open.
+    """Check a backup and put it in the place of a database that no program has open.
 
     `workspaces list --json` names the database of each workspace.
     """
@@ -138,7 +138,7 @@ def salvage(
 ) -> None:
     """Read what can be read of a damaged database into a new one, and say what was lost.
 
-    FILE and the -wal beside it are only read.
+    FILE and its -wal are only read.
     """
     from mandrake_sessions.rescue.salvage import salvage as run
 
@@ -170,7 +170,7 @@ def _print_salvage(report: SalvageReport) -> None:
     )
     if not report.is_complete:
         print_text(_LEGEND)
-    told: list[tuple[str, object]] = [
+    fields: list[tuple[str, object]] = [
         ("source", report.source),
         ("new database", report.target),
         ("pages", report.pages),
@@ -178,11 +178,11 @@ def _print_salvage(report: SalvageReport) -> None:
         ("damaged log frames", report.lost_frames),
     ]
     if report.left_out:
-        told.append(("tables left out", ", ".join(report.left_out)))
+        fields.append(("tables left out", ", ".join(report.left_out)))
     if report.may_hold_deleted:
-        told.append(("note", "what was deleted before may be back"))
+        fields.append(("note", "rows that were deleted before may be back"))
     print_text()
-    print_fields(told)
+    print_fields(fields)
 
 
 def _lost(table: TableSalvage) -> str:

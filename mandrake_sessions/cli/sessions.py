@@ -10,6 +10,7 @@ from mandrake_sessions.cli import tail
 from mandrake_sessions.cli.confirmation import confirm
 from mandrake_sessions.cli.help import Group
 from mandrake_sessions.cli.output import (
+    call_with_result,
     counted_of,
     document_of,
     print_fields,
@@ -17,7 +18,6 @@ from mandrake_sessions.cli.output import (
     print_line,
     print_table,
     print_text,
-    told_call,
 )
 from mandrake_sessions.cli.short_ids import shortened, whole_id
 from mandrake_sessions.cli.target import (
@@ -140,7 +140,7 @@ def _print_round(exchange: Exchange) -> None:
         if turn.content:
             print_text(turn.content)
         for call in turn.tool_calls:
-            print_line(f"   tool call {told_call(call)}", style="dim")
+            print_line(f"   tool call {call_with_result(call)}", style="dim")
 
 
 def _about(turn: Turn) -> str:

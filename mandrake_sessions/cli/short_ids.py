@@ -1,6 +1,6 @@
 """Short ids: the ending of an id that no other session has, long enough to be typed safely.
 
-The ending, because ids that are made at the same time begin alike (UUIDv7).
+The ending and not the beginning: ids made at the same time begin alike (UUIDv7).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from mandrake_sessions.records.sessions import find_session_ids, ids_ending_as
 
 _SHORTEST: Final = 8
 _WHOLE: Final = 12
-"""An id of at most so many characters is not shortened."""
+"""An id of at most this many characters is not shortened."""
 _LEAST_GIVEN: Final = 4
 _MOST_NAMED: Final = 5
 
 
 def shortened(sessions: SessionManager, ids: Iterable[str]) -> dict[str, str]:
-    """Return what ``whole_id`` takes for each id: its ending, or itself."""
+    """Return the short form of each id, which ``whole_id`` accepts: its ending, or itself."""
     long = [id for id in ids if len(id) > _WHOLE]
     short = {id: id for id in ids}
     if not long:
         return short
-    # Read from the end and sorted, each id stands beside the one that has most in common with it.
+    # Sorted by reversed text, each id is next to the one with the longest common ending.
     known = sorted(
         id[::-1]
         for id in file_handle(sessions.handle).fetch(ids_ending_as(long, _SHORTEST), "short ids")
@@ -43,17 +43,17 @@ def shortened(sessions: SessionManager, ids: Iterable[str]) -> dict[str, str]:
 
 
 def _alike(one: str, other: str) -> int:
-    """Return how many characters two texts have in common from their beginning."""
+    """Return the length of the common beginning of two texts."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def whole_id(sessions: SessionManager, given: str) -> str:
-    """Return the id of the session that is meant: by it, or by its ending or its beginning.
+    """Return the id of the session with this id, or with this ending or beginning.
 
     Raises:
         SessionNotFoundError: there is none.
-        CommandError: several are meant.
+        CommandError: there are several.
     """
     if len(given) < _LEAST_GIVEN or sessions.find_session(given) is not None:
         return given

@@ -1,4 +1,4 @@
-"""``sessions tail``: follows one conversation live, whichever process writes it."""
+"""``sessions tail``: follows one conversation live, in whichever process it is written."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import typer
 
 from mandrake_sessions.cli.errors import CommandError, ExitCode
 from mandrake_sessions.cli.output import (
+    call_with_result,
     document_of,
     print_json_line,
     print_piece,
     print_text,
     printable,
-    told_call,
 )
 from mandrake_sessions.cli.short_ids import whole_id
 from mandrake_sessions.cli.target import (
@@ -74,20 +74,20 @@ def _document(event: SessionEvent) -> dict[str, Any]:
     match event:
         case TurnUpdate():
             turn = document_of(event.turn)
-            # What is new, and where it belongs; the whole text would come again each time.
+            # Only the new text, with its offset; the whole text would repeat each time.
             del turn["content"], turn["raw_response"]
-            told = {"turn": {**turn, "offset": event.offset, "text": event.text}}
-            return {**told, "deleted": event.is_deleted}
+            document = {"turn": {**turn, "offset": event.offset, "text": event.text}}
+            return {**document, "deleted": event.is_deleted}
         case RoundUpdate():
-            told = {"round": document_of(event.round) or {"id": event.id}}
-            return {**told, "deleted": event.round is None}
+            document = {"round": document_of(event.round) or {"id": event.id}}
+            return {**document, "deleted": event.round is None}
         case SessionUpdate():
-            told = {"session": document_of(event.session) or {"id": event.id}}
-            return {**told, "deleted": event.session is None}
+            document = {"session": document_of(event.session) or {"id": event.id}}
+            return {**document, "deleted": event.session is None}
 
 
 class _Page:
-    """Prints what is new for people; turns that grow at once take turns, each under its head."""
+    """Prints new text for users; turns that grow at once alternate, each under its head."""
 
     def __init__(self) -> None:
         self._shown_turn: str | None = None
@@ -96,7 +96,7 @@ class _Page:
         # The index of the round of each response.
         self._indexes: dict[str, int] = {}
         self._ended: set[str] = set()
-        # Line breaks at the end of what was printed; 2 leave an empty line, and none is needed
+        # Line breaks at the end of the output so far; 2 leave an empty line, and none is needed
         # above the first line.
         self._breaks = 2
 
@@ -152,7 +152,7 @@ class _Page:
 
     def _show_end(self, turn: Turn) -> None:
         for call in turn.tool_calls:
-            self._line(printable(f"   tool call {told_call(call)}"), style="dim")
+            self._line(printable(f"   tool call {call_with_result(call)}"), style="dim")
         error = f" · {turn.error_message}" if turn.error_message else ""
         self._line(printable(f"   {turn.status.value}{error}"), style="dim")
 
@@ -162,7 +162,7 @@ class _Page:
         self._line(printable(text), style=style)
 
     def _line(self, text: str, *, style: str = "") -> None:
-        """Print text that begins a line and ends one."""
+        """Print text on its own lines."""
         if not self._breaks:
             self._piece("\n")
         print_text(text, style=style)

@@ -1,4 +1,4 @@
-"""Which database a command is about, and how it is opened."""
+"""The database of a command, and how it is opened."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ ALLOWS_OTHER_NAMES: Final = ContextVar("allows_other_names", default=False)
 
 
 def new_pool(timeout: float) -> ConnectionPool:
-    """Return a pool for one command: nobody comes back, so nothing lingers."""
+    """Return a pool for one command: it closes files at once, as no later call uses them."""
     options = DatabaseOptions(busy_timeout=timeout, allow_other_names=ALLOWS_OTHER_NAMES.get())
     return ConnectionPool(PoolOptions(database=options, linger=0.0))
 
@@ -85,7 +85,7 @@ def open_mandrake(
     Args:
         root: its directory; None for the default one.
         timeout: seconds to wait for a busy database.
-        create: whether a system that is not there is made.
+        create: whether a missing system is made.
         read_only: whether nothing is written.
     """
     with new_pool(timeout) as pool:
@@ -111,7 +111,7 @@ def open_sessions(
     *,
     read_only: bool = False,
 ) -> Iterator[SessionManager]:
-    """Open the database a command is about for a block; one that is not there is not made."""
+    """Open the database of a command for a block; a missing one is not made."""
     options = target_options(root, workspace, database)
     hints: dict[type[Exception], str] = {
         SessionNotFoundError: f"`mandrake-sessions sessions list{options}` shows those there are."
@@ -132,7 +132,7 @@ def open_sessions(
 def target_options(
     root: Path | None, workspace: str | None = None, database: Path | None = None
 ) -> str:
-    """Return the options that name a target, as they are typed: what a hint says keeps them."""
+    """Return the options that name a target, in the form of a command line, for hints."""
     given = (("--root", root), ("-w", workspace), ("--database", database))
     return "".join(
         f" {option} {shlex.quote(str(value))}" for option, value in given if value is not None
@@ -140,7 +140,7 @@ def target_options(
 
 
 def _first_use(mandrake: MandrakeManager) -> str:
-    """Return what to do where nothing was stored yet."""
+    """Return the advice for a system in which nothing was stored yet."""
     is_named = mandrake.root != MandrakeManager().root
     options = target_options(mandrake.root if is_named else None)
     return (
@@ -158,7 +158,7 @@ def database_path(
     *,
     read_only: bool = False,
 ) -> Path:
-    """Return the file a command is about."""
+    """Return the database file of a command."""
     if database is not None:
         if root is not None or workspace is not None:
             raise CommandError(

@@ -97,9 +97,9 @@ def create(
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
-    """Register a workspace and make its database; the system is made if it is not there."""
+    """Register a workspace and make its database; a missing system is made too."""
     with open_mandrake(root, timeout, create=True) as mandrake:
-        _tell("Created", mandrake.create_workspace(name, description, path), as_json=as_json)
+        _print_made("Created", mandrake.create_workspace(name, description, path), as_json=as_json)
 
 
 @app.command()
@@ -114,12 +114,12 @@ def adopt(
 ) -> None:
     """Register a directory with the conversations it holds, as from another machine."""
     with open_mandrake(root, timeout, create=True) as mandrake:
-        _tell("Adopted", mandrake.adopt_workspace(name, path, description), as_json=as_json)
+        _print_made("Adopted", mandrake.adopt_workspace(name, path, description), as_json=as_json)
 
 
-def _tell(what: str, made: WorkspaceManager, *, as_json: bool) -> None:
+def _print_made(what: str, made: WorkspaceManager, *, as_json: bool) -> None:
     workspace = made.workspace
-    assert workspace is not None  # one that was registered has its entry
+    assert workspace is not None  # a registered workspace has its entry
     if as_json:
         print_json({"workspace": workspace_document(workspace)})
     else:
@@ -148,7 +148,7 @@ def move(
 def unregister(
     name: Name, *, root: Root = None, timeout: Timeout = TIMEOUT, as_json: Json = False
 ) -> None:
-    """Take a workspace out of the registry; its files stay as they are."""
+    """Remove a workspace from the registry; its files stay."""
     with open_mandrake(root, timeout) as mandrake:
         workspace = mandrake.unregister_workspace(require_workspace(mandrake, name).id)
     if as_json:
@@ -169,13 +169,13 @@ def delete(
     *,
     root: Root = None,
     keep_files: Annotated[
-        bool, typer.Option("--keep-files", help="Only take it out of the registry.")
+        bool, typer.Option("--keep-files", help="Only remove it from the registry.")
     ] = False,
     yes: Yes = False,
     timeout: Timeout = TIMEOUT,
     as_json: Json = False,
 ) -> None:
-    """Delete a workspace's database and take it out of the registry."""
+    """Delete a workspace's database and remove it from the registry."""
     with open_mandrake(root, timeout) as mandrake:
         workspace = require_workspace(mandrake, name)
         database = workspace_database(workspace.path)
@@ -196,7 +196,9 @@ def delete(
     elif keep_files:
         print_line(_unregistered(workspace))
     elif is_kept:
-        print_line(f"Workspace {name} is out of the registry; {database} is not ours and stays.")
+        print_line(
+            f"Workspace {name} is out of the registry; {database} is another program's and stays."
+        )
     elif was_there:
         print_line(f"Workspace {name} is deleted with {database}.")
     else:

@@ -1,4 +1,4 @@
-"""Other systems' databases read into ours: the source stays as it is, to the byte."""
+"""Imports other systems' databases; the source does not change by one byte."""
 
 from mandrake_sessions.importers.mandrake import import_mandrake
 from mandrake_sessions.importers.report import ImportProgress, ImportReport

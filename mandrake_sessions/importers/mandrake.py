@@ -1,9 +1,8 @@
 """Imports a database of the origin, Mandrake's SessionManager in TypeScript.
 
-The source is copied and read from the copy (``source``), its rows become our records (``origin``,
-which repairs what it must and counts it), and these are stored where they are not there yet
-(``placement``). Times are read as UTC text, seconds, milliseconds or microseconds, whichever a
-column holds.
+The source is copied and read from the copy (``source``). Its rows become records of this library
+(``origin``, which makes and counts the needed repairs), and the missing ones are stored
+(``placement``). Times are read as UTC text, seconds, milliseconds or microseconds, in any mixture.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from mandrake_sessions.records.sessions import find_session
 _OPERATION = "import_mandrake"
 
 CHUNK_ROUNDS = 200
-"""Rounds stored in one transaction, so that no other writer waits long for one."""
+"""Rounds stored in one transaction, so that no other caller waits long for one."""
 
 CHUNK_CHARACTERS = 8 * 1024 * 1024
 """Characters of text after which a transaction ends earlier."""
@@ -46,21 +45,21 @@ def import_mandrake(
 ) -> ImportReport:
     """Import the sessions of an origin's database, with their ids, contents and times.
 
-    The source and its folder stay as they are. What is in the target already is skipped and never
-    changed, so a run that was interrupted is completed by another, and a run after that adds
-    nothing. A session is stored with its rounds in one transaction, a long one in several, each of
-    them whole rounds.
+    The source and its folder do not change. Rows that the target has already are skipped and never
+    changed, so another run completes one that was interrupted, and a run after that adds nothing.
+    A session is stored with its rounds in one transaction, a long one in several, each of them with
+    whole rounds.
 
-    What a deleted session left behind is counted in the report. With ``recover_orphans`` it is also
-    put into a session of its own, "Recovered from" and the file's name, one round for each request
-    with what answered it; where that cannot be told, requests and responses come in rounds of their
-    own.
+    The rows that deleted sessions have left are counted in the report. With ``recover_orphans``
+    they are also stored in one session, "Recovered from" and the file's name, with one round for
+    each request and its response. If their relation is unknown, requests and responses come in
+    separate rounds.
 
     Args:
-        source: the origin's database file, not in use by anybody.
-        sessions: where to, open.
+        source: the origin's database file, which no program uses.
+        sessions: the target, open.
         recover_orphans: whether orphans are stored, too.
-        progress: told after each session; what it raises stops the import.
+        progress: called after each session; an exception from it stops the import.
 
     Returns:
         What was found, stored and repaired.
@@ -70,13 +69,13 @@ def import_mandrake(
             than ``json_writer.MAX_TEXT_BYTES``.
         NotInitializedError: the target is not open.
         ImportSourceError: the source is in use, is not a database of the origin, or cannot be
-            read; nothing was stored, as with the next four.
+            read; nothing was stored, as with the next four errors.
         DatabaseMissingError: there is no such file.
         DatabasePathError: the path does not name a file.
         NotADatabaseError: it is not a SQLite database.
         CorruptDatabaseError: it is damaged.
         StorageFullError: there is no room for the copy of the source, or for its rows.
-        DatabaseError: the target failed; what was stored before stands.
+        DatabaseError: the target failed; the rows stored before stay.
     """
     source = arguments.path("source", source)
     if not arguments.is_one(sessions, SessionManager):
@@ -89,7 +88,7 @@ def import_mandrake(
     if identify(path) == identify(sessions.path) is not None:
         raise ImportSourceError(f"{path} is the database to import into.")
     with private_copy(path) as copy, open_foreign(copy, path) as database:
-        # The time for what has none that is usable, nor belongs to anything that has.
+        # The time for rows that have no usable one, nor belong to a row that has.
         origin = Origin(database, str(path), _changed_us(path))
         orphans = origin.count_orphans()
         is_recovering = recover_orphans and orphans.total() > 0
@@ -98,7 +97,7 @@ def import_mandrake(
             run.store(session, repairs, origin.rounds(rowid, session))
         recovery_id = None
         if is_recovering:
-            # A name need not be text either.
+            # The name of a file need not be UTF-8 either.
             name = os.fsencode(path.name).decode(errors="replace")
             recovery = _recovery_session(origin.recovery_session_id(), name)
             run.recover(recovery, origin.orphans(recovery))
@@ -110,7 +109,7 @@ def import_mandrake(
 def _changed_us(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns // 1000
-    except OSError:  # moved away since it was copied
+    except OSError:  # moved away since the copy
         return now()
 
 
@@ -132,7 +131,7 @@ class _Run:
     """One import under way.
 
     Attributes:
-        counts: what was done so far, by the names of ``ImportReport``.
+        counts: the counts so far, by the names of ``ImportReport``.
     """
 
     def __init__(
@@ -157,8 +156,8 @@ class _Run:
         self.counts["sessions" if is_new else "sessions_already_there"] += 1
 
     def recover(self, session: Session, drafts: Iterable[Draft]) -> None:
-        """Store orphans in a session made for them, and count them apart from the others."""
-        # One whose session was imported while it was still there is no orphan of ours.
+        """Store orphans in a session made for them, and count them separately."""
+        # An orphan whose session was imported before its deletion is in the target already.
         _, found = self._place(session, drafts, by_parts=True)
         self.counts["rounds_recovered"] += found.pop("stored", 0)
         for already_counted in ("rounds_already_there", "rounds_appended"):
@@ -170,7 +169,7 @@ class _Run:
     def _place(
         self, session: Session, drafts: Iterable[Draft], *, by_parts: bool
     ) -> tuple[bool, Counter[str]]:
-        """Store what is not there; return whether the session was not, and the counts."""
+        """Store missing rounds; return whether the session was missing, and the counts."""
         counts: Counter[str] = Counter()
         is_new = is_displaced = False
         for chunk in _chunks(drafts):

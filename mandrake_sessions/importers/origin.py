@@ -1,4 +1,4 @@
-"""The rows of the origin as our records, read session by session."""
+"""The rows of the origin as records of this library, read session by session."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PAIRED_WITHIN_US: Final = 1_000_000
 
 
 class Draft(NamedTuple):
-    """An exchange ready to be stored, and what it holds and needed, for the report."""
+    """An exchange ready to be stored, with the counts for the report."""
 
     exchange: Exchange
     counts: Counter[str]
@@ -32,11 +32,11 @@ class Origin:
 
     Args:
         database: the copy.
-        name: what errors call the source.
-        moment: the time for what has none, in microseconds.
+        name: the name of the source in errors.
+        moment: the time for rows without one, in microseconds.
 
     Raises:
-        ImportSourceError: it is a database of something else.
+        ImportSourceError: it is a database of another kind.
         CorruptDatabaseError: it is damaged.
     """
 
@@ -96,7 +96,7 @@ class Origin:
             yield self._draft(RoundRow(*row), session, index, session.created_us)
 
     def orphans(self, session: Session) -> Iterator[Draft]:
-        """Yield what belongs to no session as rounds of the given one, numbered from 0."""
+        """Yield the rows without a session as rounds of the given one, numbered from 0."""
         for index, row in enumerate(self._orphan_rows()):
             yield self._draft(row, session, index, self._moment)
 
@@ -123,11 +123,11 @@ class Origin:
             yield RoundRow(*row)
 
     def _is_pair(self, row: RoundRow, is_even: bool) -> bool:
-        """Return whether a request and a response of one rowid were made for each other.
+        """Return whether a request and a response of one rowid belong together.
 
-        The origin inserts one right after the other and deletes neither, so that their rowids go
-        side by side. That is relied on only if no round of the file shows otherwise and the two
-        were made at the same time.
+        The origin inserts one right after the other and deletes neither, so that their rowids stay
+        equal. This relies on that only if no round of the file contradicts it and both were made
+        at the same time.
         """
         values = Values(self._database.codec)
         asked = values.time(row.request_created)
@@ -142,7 +142,7 @@ class Origin:
     # -- records ----------------------------------------------------------------------------
 
     def _draft(self, row: RoundRow, session: Session, index: int, parent: int) -> Draft:
-        """Return a round ready to be stored; ``parent`` is the time for what has none."""
+        """Return a round ready to be stored; ``parent`` is the time for parts without one."""
         values = Values(self._database.codec)
         round_id, request_id, response_id = _ids(row, values)
         times = _times(row, values, parent)
@@ -196,7 +196,7 @@ class Origin:
 def _ids(row: RoundRow, values: Values) -> tuple[str, str, str]:
     """Return the ids of the round, the request and the response.
 
-    What is not there, and not named by a round either, gets an id made from what is.
+    A missing part that no round names gets an id derived from the others.
     """
     known = (row.request_id, row.response_id, row.turn if row.response_id is None else None)
     ids = []
@@ -211,7 +211,7 @@ def _ids(row: RoundRow, values: Values) -> tuple[str, str, str]:
 
 
 def _times(row: RoundRow, values: Values, parent: int) -> dict[str, tuple[int, int]]:
-    """Return when the parts that are there were made and last changed, the round first."""
+    """Return when the existing parts were made and last changed, the round first."""
     times = {}
     if row.round is not None:
         times["round"] = values.times(row.created, row.updated, parent)
@@ -227,7 +227,7 @@ def _times(row: RoundRow, values: Values, parent: int) -> dict[str, tuple[int, i
 def _turn(
     cells: tuple[Cell, ...], place: int, response_id: str, parent: int, values: Values
 ) -> tuple[int | None, Turn]:
-    """Return a turn with the index it had, None for one that is not usable."""
+    """Return a turn with its index in the source, None for an unusable one."""
     column = dict(zip(tables.TURN_COLUMNS, cells, strict=True))
     index = column["index"]
     made, changed = values.times(column["createdAt"], column["updatedAt"], parent)
@@ -273,11 +273,11 @@ def _turn(
 
 
 def _in_order(found: list[tuple[int | None, Turn]], values: Values) -> tuple[Turn, ...]:
-    """Return the turns of a response by their indexes, numbered anew if two have the same.
+    """Return the turns of a response by their indexes, renumbered if two have the same.
 
-    Eight turns that were made at the same time all have the index 0 in the origin.
+    Eight turns made at the same time all have the index 0 in the origin.
     """
-    # sort() keeps the order of insertion where indexes are the same.
+    # sort() keeps the order of insertion of turns with equal indexes.
     found.sort(key=lambda item: arguments.MAX_INDEX + 1 if item[0] is None else item[0])
     old = [index for index, _ in found]
     if None in old or len(set(old)) < len(old):

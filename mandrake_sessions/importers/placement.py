@@ -1,4 +1,4 @@
-"""Puts rounds of a source into a session of ours, each at most once, and overwrites nothing."""
+"""Stores rounds of a source in a session, each at most once, and overwrites nothing."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from mandrake_sessions.records.transfer import (
 
 
 class Placement(NamedTuple):
-    """What became of a session and some of its rounds.
+    """The result for a session and some of its rounds.
 
     Attributes:
         is_new_session: whether the session was stored, too.
         stored: the positions of the rounds that were stored.
         appended: how many of these did not get their own index.
         ids_replaced: how many ids of their parts were taken.
-        is_displaced: whether rounds that follow must be appended to stay behind these.
+        is_displaced: whether the following rounds must be appended to stay after these.
     """
 
     is_new_session: bool
@@ -49,20 +49,20 @@ def place_rounds(
     is_displaced: bool = False,
     by_parts: bool = False,
 ) -> WriteUnit[Placement]:
-    """Store the rounds that are not there yet, and the session if it is not.
+    """Store the missing rounds, and the session if it is missing.
 
-    A round gets its own index where that is free. From the first one on whose index is taken, all
-    are appended behind what the session has, so that they stay in their order.
+    A round gets its own index if that is free. From the first taken index on, all rounds are
+    appended after the session's last one, so that they stay in their order.
 
     Args:
-        session: the session; one that is there keeps its fields.
+        session: the session; an existing one keeps its fields.
         exchanges: rounds of the session in their order.
         is_displaced: whether earlier rounds of this session were appended already.
-        by_parts: whether a round is there already if its request or its response is; a session
-            is then stored only for rounds that are not.
+        by_parts: whether a round exists if its request or its response does; a session is then
+            stored only for missing rounds.
 
     Returns:
-        What became of them.
+        The result.
     """
 
     def work(tx: WriteTransaction) -> Placement:
@@ -72,7 +72,7 @@ def place_rounds(
         stored: list[int] = []
         appended = ids_replaced = 0
         found = [find_exchange_index(exchange, by_parts=by_parts)(tx) for exchange in exchanges]
-        # Orphans that are all there already need no session.
+        # Orphans that all exist already need no session.
         if is_missing and not (by_parts and None not in found):
             insert_session(session)(tx)
             is_new = True
@@ -110,7 +110,7 @@ def _insert(tx: WriteTransaction, exchange: Exchange) -> int:
             ResponseAlreadyExistsError,
             TurnAlreadyExistsError,
         ) as error:
-            # Two rounds of the source share a part, or the target has it for something else.
+            # Two rounds of the source share a part, or the target uses its id elsewhere.
             exchange = _with_other_id(exchange, error)
             replaced += 1
         else:

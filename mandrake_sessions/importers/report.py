@@ -1,4 +1,4 @@
-"""What an import tells: how far it is, and what it did."""
+"""The report of an import: its progress, and its result."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import msgspec
 
 
 class ImportProgress(msgspec.Struct, frozen=True):
-    """How far an import is; told after each session.
+    """The progress of an import, after each session.
 
     Attributes:
-        done: sessions that are through.
-        total: sessions of the source, the one for recovered orphans among them.
-        session_id: the one that was done last.
+        done: sessions that are done.
+        total: sessions of the source, and the one for recovered orphans.
+        session_id: the last session that was done.
     """
 
     done: int
@@ -20,10 +20,10 @@ class ImportProgress(msgspec.Struct, frozen=True):
 
 
 class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What an import found, stored and repaired.
+    """The result of an import: what it found, stored and repaired.
 
-    All but the ``orphaned_…`` counts are about what this run stored: a run that finds everything
-    there already reports no repairs.
+    All but the ``orphaned_…`` counts are about rows that this run stored: a run that finds all of
+    them in the target reports no repairs.
 
     Attributes:
         source: the path of the source.
@@ -32,30 +32,30 @@ class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
         requests: requests stored.
         responses: responses stored.
         turns: turns stored.
-        sessions_already_there: sessions whose id was in the target; their fields were left alone.
-        rounds_already_there: rounds whose id was in the target; they were left alone whole.
-        rounds_appended: rounds that came behind the session's last one, because their own index
-            was taken by a round that is not from the source.
+        sessions_already_there: sessions whose id was in the target; their fields did not change.
+        rounds_already_there: rounds whose id was in the target; they did not change at all.
+        rounds_appended: rounds that came after the session's last one, because a round that is not
+            from the source had their index.
         orphaned_rounds: rounds in the source whose session is gone.
         orphaned_requests: requests in the source that belong to no session.
         orphaned_responses: responses in the source that belong to no session.
         orphaned_turns: turns in the source that belong to no session.
         orphans_recovered: rows of the four kinds that were stored in the recovery session. They
             are not in the counts above.
-        rounds_recovered: the rounds they make up there.
-        recovery_session_id: the session they were put into, also by an earlier run; None without
+        rounds_recovered: the rounds that they form there.
+        recovery_session_id: the session for the orphans, also of an earlier run; None without
             recovery or without orphans.
         turns_interrupted: turns left streaming, now interrupted, with an end.
         turns_renumbered: turns that got another index, because two of their response had the same
-            one or one was not usable.
+            one or one was unusable.
         times_converted: times that were UTC text, seconds or milliseconds.
         times_repaired: times that could not be read, lay outside the years 2000 to 2099, or
             contradicted another (changed before made, ended before begun); they took the time of
-            what they belong to.
+            the row they belong to.
         texts_repaired: texts that were not valid Unicode, or blobs, or numbers.
         numbers_repaired: token counts and costs of a wrong type or below 0.
-        json_kept_raw: metadata and tool calls that are not the JSON they should be, kept as text.
-        statuses_replaced: turns of a status the origin does not have, now ``error``.
+        json_kept_raw: metadata and tool calls that are not the expected JSON, kept as text.
+        statuses_replaced: turns with a status that the origin does not know, now ``error``.
         ids_replaced: ids that were unusable or taken, and were made anew from the old ones.
         parts_missing: requests and responses that a round names and the source does not have;
             the round got an empty one.

@@ -1,13 +1,13 @@
-"""Copies a database that is not ours, with what belongs to it, and leaves no trace at it.
+"""Copies another program's database with its sidecar files, and leaves no trace.
 
-Opening it where it is would leave one: read-only, a crashed WAL database gets a ``-shm``;
-read-write, its ``-wal`` goes; immutable, the rows in the ``-wal`` are missed.
+Opening it in its place would leave one: read-only, a crashed WAL database gets a ``-shm``;
+read-write, its ``-wal`` is removed; immutable, the rows in the ``-wal`` are missed.
 
-Whether somebody has it open is asked of the operating system, and no lock is taken for it. What
-cannot be seen: a connection in a rollback-journal mode that is idle, and one in any mode that was
-opened and has not read yet, hold no lock; their next write changes the file, and is noticed if it
-falls between the two looks at sizes and times around the copying. Locks are seen on Linux; on other
-systems only the changes are.
+Whether a process has it open is read from the operating system, without taking a lock. Two
+connections hold no lock and so stay unseen: an idle one in a rollback-journal mode, and one in any
+mode that has not read yet. Their next write changes the file, and is noticed if it falls between
+the two checks of sizes and times around the copying. Locks are visible on Linux; on other systems
+only the changes are.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _OPERATION: Final = "import"
 _ATTEMPTS: Final = 3
 _BLOCK: Final = 1024 * 1024
 
-# Where SQLite locks (os_unix.c): PENDING, RESERVED and the 510 SHARED bytes of the database, the
-# eight WAL locks and the "dead man's switch" of the -shm. A WAL connection that has read once
-# holds a SHARED byte of the database for as long as it is open.
+# The places of SQLite's locks (os_unix.c): PENDING, RESERVED and the 510 SHARED bytes of the
+# database, the eight WAL locks and the "dead man's switch" of the -shm. A WAL connection that has
+# read once holds a SHARED byte of the database for as long as it is open.
 _DATABASE_LOCKS: Final = (LOCK_BYTE, 512)
 _SHM_LOCKS: Final = (120, 9)
 
@@ -44,13 +44,13 @@ _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINAR
 
 @contextlib.contextmanager
 def private_copy(path: Path) -> Iterator[Path]:
-    """Copy a database into a private temporary folder, which goes when the block ends.
+    """Copy a database into a private temporary folder, which is removed when the block ends.
 
-    The folder is made where ``tempfile`` makes it (``TMPDIR``) and needs room for the whole
+    ``tempfile`` chooses the place of the folder (``TMPDIR``), which needs room for the whole
     database.
 
     Args:
-        path: the database, as ``real_path`` gave it.
+        path: the database, as ``real_path`` returned it.
 
     Returns:
         The path of the copy.
@@ -72,19 +72,19 @@ def private_copy(path: Path) -> Iterator[Path]:
 
 
 def find_user(path: Path) -> str | None:
-    """Return who has a database open, as far as that can be seen without disturbing them.
+    """Return the user of a database, as far as this is visible without disturbing it.
 
     Args:
-        path: the database, as ``real_path`` gave it.
+        path: the database, as ``real_path`` returned it.
 
     Returns:
         A phrase such as ``process 4711``, or None.
 
     Raises:
-        OSError: a file of it cannot be opened.
+        OSError: one of its files cannot be opened.
     """
-    # First, because the file may be opened only if this process has not: closing it again would
-    # drop the locks that SQLite holds for this process.
+    # First, because this process may open the file only if it does not use it: closing it again
+    # would drop the locks that SQLite holds for this process.
     if _is_open_here(path):
         return "this process"
     for suffix, (start, length) in (("", _DATABASE_LOCKS), (SHM, _SHM_LOCKS)):
@@ -107,7 +107,7 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _copy_once(path: Path, copy: Path) -> bool:
-    """Copy the files; return whether they stayed as they were meanwhile."""
+    """Copy the files; return whether they stayed unchanged meanwhile."""
     if identify(path) is None:
         raise DatabaseMissingError(path=path, operation=_OPERATION)
     try:
@@ -122,7 +122,7 @@ def _copy_once(path: Path, copy: Path) -> bool:
         _require_unused(path)
         return before == states_of(path)
     except FileNotFoundError:
-        # Gone between two looks: a process that ended took its -wal with it.
+        # Removed between two checks: a process that ended has removed its -wal.
         return False
     except OSError as error:
         reason = os.strerror(error.errno or 0)
@@ -167,7 +167,7 @@ def _is_open_here(path: Path) -> bool:
 
 
 def _lock_holder(file: int, start: int, length: int) -> int | None:
-    """Return the process that holds a lock in a range of bytes, or None; it is only asked."""
+    """Return the process that holds a lock in a range of bytes, or None; takes no lock."""
     if not sys.platform.startswith("linux") or struct.calcsize("P") != 8:
         return None
     import fcntl

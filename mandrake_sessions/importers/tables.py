@@ -1,8 +1,8 @@
 """The tables of the origin, Mandrake's SessionManager in TypeScript, and how they are read.
 
-Rows are found by their rowid and never by an id that went through Python: an id may be a text that
-is no text. The rowid is also the order of insertion, the only order the origin's rounds have: all
-of them have the index 0.
+Rows are found by their rowid and never by an id that Python has decoded: an id may be bytes that
+are no text. The rowid is also the order of insertion, the only order of the origin's rounds: all of
+them have the index 0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COLUMNS: Final = {
     "responses": {"id", *_TIMES},
     "turns": {*TURN_COLUMNS, "responseId"},
 }
-# The origin has these indexes; a copy that lost one would be read in quadratic time.
+# The origin has these indexes; without one, reading the copy would take quadratic time.
 INDEXES: Final = (
     "CREATE INDEX IF NOT EXISTS idx_rounds_sessionId ON rounds (sessionId)",
     "CREATE INDEX IF NOT EXISTS rounds_requestId_unique ON rounds (requestId)",
@@ -49,7 +49,7 @@ INDEXES: Final = (
 
 
 def _fetch(alias: str, *columns: str) -> str:
-    # With its table's name a quoted column that is missing is an error and not a text.
+    # With its table's name, a quoted column that is missing is an error instead of a text.
     return ", ".join(fetchable(f'{alias}."{column}"') for column in columns)
 
 
@@ -79,8 +79,8 @@ ORPHANS: Final = {
     f"WHERE NOT EXISTS (SELECT 1 FROM {_LIVE} WHERE l.responseId = t.responseId)",
 }
 
-# Three kinds of orphans: rounds whose session is gone, requests and responses that no round names,
-# turns of which even the response is gone.
+# Three kinds of orphans: rounds without their session, requests and responses without a round, and
+# turns without even a response.
 LOST_ROUNDS: Final = (
     f"{_ROUNDS} WHERE NOT EXISTS (SELECT 1 FROM sessions s WHERE s.id = r.sessionId) "
     "ORDER BY r.rowid"
@@ -103,12 +103,12 @@ LOST_TURNS: Final = (
     "AND NOT EXISTS (SELECT 1 FROM rounds r WHERE r.responseId = t.responseId) "
     "GROUP BY t.responseId ORDER BY min(t.rowid)"
 )
-# Whether some round pairs a request and a response that were not inserted side by side.
+# Whether any round pairs a request and a response that were not inserted one after the other.
 HAS_UNEVEN_ROUND: Final = (
     "SELECT EXISTS (SELECT 1 FROM rounds r JOIN requests q ON q.id = r.requestId "
     "JOIN responses a ON a.id = r.responseId WHERE q.rowid <> a.rowid)"
 )
-# The origin never deletes a request, so the first one tells one source from another by any name.
+# The origin never deletes a request, so the first one identifies a source under any name.
 FIRST_ID: Final = (
     f"SELECT {_fetch('x', 'id')} FROM (SELECT coalesce("
     "(SELECT id FROM requests ORDER BY rowid LIMIT 1), "
@@ -127,17 +127,17 @@ def _turns_of(table: str, column: str, equals: str = "=") -> str:
 
 TURNS_OF_ROUND: Final = _turns_of("rounds", "responseId")
 TURNS_OF_RESPONSE: Final = _turns_of("responses", "id")
-# These may have lost even the id of their response.
+# Even the id of their response may be lost.
 TURNS_OF_TURN: Final = _turns_of("turns", "responseId", "IS")
 
 
 class RoundRow(NamedTuple):
-    """A round, a request and a response as they were found; each may be missing.
+    """The found parts of a round; each may be missing.
 
     Attributes:
         round: its rowid, as ``request``, ``response`` and ``turn`` are theirs; None if it is
             missing.
-        turn: one of the turns, where nothing else of the four is there.
+        turn: one of the turns, if the other three are missing.
     """
 
     round: Cell

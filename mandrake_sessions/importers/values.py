@@ -1,4 +1,4 @@
-"""Reads what the origin's columns hold, whatever that is, and counts what it had to repair."""
+"""Reads the values of the origin's columns, of any type, and counts the needed repairs."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _NAMESPACE: Final = uuid.UUID("6d616e64-7261-4b65-8f69-6d706f727401")
 _SHOWN_STATUS: Final = 100
 _STATUSES: Final = {status.value: status for status in TurnStatus}
 
-# Any one number is a time in only one of the three units: the window is narrow enough.
+# The window is narrow enough that a number is a time in only one of the three units.
 _EARLIEST: Final = to_microseconds(datetime(2000, 1, 1, tzinfo=UTC))
 _LATEST: Final = to_microseconds(datetime(2100, 1, 1, tzinfo=UTC))
 _SCALES: Final = (1_000_000, 1_000, 1)
 
-# What the origin writes for "no tool calls", besides {"call":null,"response":null}.
+# The origin's texts for "no tool calls", in addition to {"call":null,"response":null}.
 _NO_CALLS: Final = frozenset({"", "{}", "[]", "null"})
 _NO_METADATA: Final = frozenset({"", "{}", "null"})
 
 
 def derived_id(kind: str, *names: object) -> str:
-    """Return an id that is the same each time it is made from the same names."""
+    """Return an id that is always the same for the same names."""
     return str(uuid.uuid5(_NAMESPACE, repr((kind, *names))))
 
 
@@ -45,7 +45,7 @@ class Values:
         codec: the encoding of the source's text.
 
     Attributes:
-        repairs: how often what was done, by the names of ``ImportReport``'s counts.
+        repairs: how many repairs of each kind, by the names of ``ImportReport``'s counts.
     """
 
     def __init__(self, codec: str) -> None:
@@ -63,7 +63,7 @@ class Values:
         return found
 
     def optional_text(self, cell: Cell) -> str | None:
-        """Return a text or None; bytes that are no text become U+FFFD."""
+        """Return a text or None; bytes that are not valid become U+FFFD."""
         if cell is None:
             return None
         if isinstance(cell, bytes):
@@ -79,7 +79,7 @@ class Values:
         return str(cell)
 
     def id(self, kind: str, cell: Cell, rowid: Cell) -> str:
-        """Return an id as it is, or, where we could not store it, one derived from it."""
+        """Return an id unchanged, or one derived from it if this library cannot store it."""
         if isinstance(cell, bytes):
             try:
                 return arguments.fresh_id("id", cell.decode(self._codec))
@@ -91,14 +91,14 @@ class Values:
     # -- numbers ----------------------------------------------------------------------------
 
     def count(self, cell: Cell) -> int:
-        """Return a whole number of at least 0; what is none is 0."""
+        """Return a whole number of at least 0; any other value becomes 0."""
         found = self._whole(cell)
         if found is None:
             self.repairs["numbers_repaired"] += 1
         return found or 0
 
     def optional_count(self, cell: Cell) -> int | None:
-        """Return a whole number of at least 0, or None; what is none is None."""
+        """Return a whole number of at least 0, or None; any other value becomes None."""
         if cell is None:
             return None
         found = self._whole(cell)
@@ -118,7 +118,7 @@ class Values:
         return int(number)
 
     def cost(self, cell: Cell) -> float:
-        """Return an amount of money; what is none is 0."""
+        """Return an amount of money; any other value becomes 0."""
         number = self._number(cell)
         if number is None or not 0 <= number < math.inf:
             self.repairs["numbers_repaired"] += 1
@@ -128,7 +128,7 @@ class Values:
         return float(number)
 
     def _number(self, cell: Cell) -> int | float | None:
-        """Return the number that a cell holds, also as text."""
+        """Return the number of a cell, also from a text."""
         if isinstance(cell, int | float):
             return cell
         if isinstance(cell, bytes):
@@ -164,16 +164,16 @@ class Values:
             moment = datetime.fromisoformat(cell.decode(self._codec).strip())
         except ValueError:
             return None
-        # SQLite's CURRENT_TIMESTAMP is UTC and does not say so.
+        # SQLite's CURRENT_TIMESTAMP is UTC and has no offset.
         return to_microseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
     def times(self, created: Cell, updated: Cell, parent: int) -> tuple[int, int]:
-        """Return when a row was made and last changed, in that order also where it says otherwise.
+        """Return when a row was made and last changed, in that order even if it says otherwise.
 
         Args:
             created: its column.
             updated: its column.
-            parent: when what it belongs to was made.
+            parent: when the row it belongs to was made.
         """
         made, changed = self.time(created), self.time(updated)
         if made is None:
@@ -191,7 +191,7 @@ class Values:
             ended: its column.
             made: when the turn's row was made.
             changed: when it was last changed.
-            was_streaming: whether it never ended; its last change is then the last that is known.
+            was_streaming: whether it never ended; its last change is then its end.
         """
         begun, over = self.time(started), self.time(ended)
         if begun is None:
@@ -213,7 +213,7 @@ class Values:
     # -- the rest ---------------------------------------------------------------------------
 
     def status(self, cell: Cell) -> tuple[TurnStatus, str | None]:
-        """Return a turn's status, and an error message where the origin does not have it."""
+        """Return a turn's status, and an error message for one that the origin does not know."""
         written = self.optional_text(cell)
         found = _STATUSES.get(written or "")
         if found is not None:
@@ -223,7 +223,7 @@ class Values:
         return TurnStatus.ERROR, f"The origin's status {shown!r} is unknown."
 
     def metadata(self, cell: Cell) -> dict[str, Any]:
-        """Return a session's metadata; what is no JSON object is kept as text."""
+        """Return a session's metadata; any other value than a JSON object is kept as text."""
         written = self.optional_text(cell) or ""
         if written.strip() in _NO_METADATA:
             return {}
@@ -234,7 +234,7 @@ class Values:
             return {RAW_METADATA: written}
 
     def tool_calls(self, cell: Cell) -> tuple[ToolCall, ...]:
-        """Return a turn's tool calls; what are none are kept as the text of an empty one."""
+        """Return a turn's tool calls; any other value is kept as the text of an empty call."""
         written = self.optional_text(cell) or ""
         if written.strip() in _NO_CALLS:
             return ()

@@ -1,4 +1,4 @@
-"""Tools to test a host with: a disk that fails, power that is cut, a process that is killed.
+"""Tools for testing a host: a disk that fails, power that is cut, a process that is killed.
 
 The library proves its own promises with them (docs/guarantees.md).
 """

@@ -1,7 +1,7 @@
-"""CrashRunner: a workload in a process of its own that is killed, and what it had acknowledged.
+"""CrashRunner: runs a workload in another process, kills it, and knows its acknowledgements.
 
-The workload runs in a new interpreter and tells, over a pipe, what is done and what begins. What
-it told before it died is read to the end: an acknowledgement that was written counts.
+The workload runs in a new interpreter and reports finished calls and phases through a pipe. The
+pipe is read to its end after the kill, so a written acknowledgement counts.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _START: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from mandrake_sessions.testing.workload import _main; _main()"
 )
-# Windows has one way to end a process, and its status is the number it is given.
+# Windows has one way to end a process; the exit status is the given number.
 _SIGKILL: Final = signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM
 _KILLED: Final = -_SIGKILL if sys.platform != "win32" else _SIGKILL
 _FAULTS: Final = (signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
 _PATIENCE: Final = 5.0
 _MOST_UNREAD: Final = 10_000
-_LOOK_AT_END: Final = 0.1
+_POLL: Final = 0.1
 
 
 class WorkloadError(Exception):
@@ -41,14 +41,13 @@ class WorkloadError(Exception):
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
-    """When a workload is killed: when all that is asked for has come, and then some time later.
+    """When a workload is killed: after the given events, and then some time later.
 
     Args:
         phase: the phase it must be in; None for any.
         acknowledged: how many acknowledgements must have come.
-        after: seconds to wait then. Without a phase and acknowledgements, from the moment at
-            which the workload is called.
-        within: seconds of a further wait, of random length up to this.
+        after: seconds to wait then. Without a phase and acknowledgements, from the start of the
+            workload.
     """
 
     phase: str | None = None
@@ -66,11 +65,11 @@ class CrashReport(msgspec.Struct, frozen=True, kw_only=True):
     """How a workload ended.
 
     Attributes:
-        acknowledged: what it acknowledged, in the order in which that was written.
+        acknowledged: its acknowledgements, in the order of writing.
         phase: the last phase it announced, None for none.
         phases: every phase it announced, with the second of its life at which that began.
-        seconds: how long it lived, from the moment at which the workload was called.
-        exit_status: what its process ended with; negative for a signal.
+        seconds: how long it lived, from the start of the workload.
+        exit_status: the exit status of its process; negative for a signal.
     """
 
     acknowledged: tuple[Any, ...]
@@ -86,7 +85,7 @@ class CrashReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Process(Protocol):
-    """What a ``Life`` needs of its process, which leads a process group; Popen has it."""
+    """The process of a ``Life``, which leads a process group; Popen fits."""
 
     pid: int
     stdout: IO[bytes] | None
@@ -97,12 +96,12 @@ class Process(Protocol):
 
 
 class Life:
-    """A workload that runs; made by ``CrashRunner.start``.
+    """A running workload; made by ``CrashRunner.start``.
 
-    It belongs to one thread. Leaving the ``with`` block kills what still runs.
+    It belongs to one thread. Leaving the ``with`` block kills the processes that still run.
 
     Attributes:
-        acknowledged: what has been read so far of what it acknowledged.
+        acknowledged: the acknowledgements read so far.
         phase: the last phase it announced so far, None for none.
     """
 
@@ -117,9 +116,9 @@ class Life:
         self._phases: list[tuple[str, float]] = []
         self._failure: str | None = None
         self._is_silent = False
-        self._heard_at = monotonic()
-        # When something was read, and what. Bounded: who tells without end must wait for who
-        # listens, and not fill the memory.
+        self._received_at = monotonic()
+        # The events with the times of their reading. Bounded: a workload that reports without end
+        # must wait for the reader, and not fill the memory.
         self._events: queue.Queue[tuple[float, tuple[str, Any]]] = queue.Queue(_MOST_UNREAD)
         self._is_over = False
         self._reader = threading.Thread(target=self._read, name="crash-runner", daemon=True)
@@ -131,25 +130,25 @@ class Life:
         return self._process.pid
 
     def wait_for(self, moment: Moment) -> bool:
-        """Read what it reports until a moment has come; False if it ended before.
+        """Read its reports until a moment has come; False if it ended before.
 
         Args:
             moment: when to return.
 
         Raises:
-            TimeoutError: the time of its life is over; it was killed.
+            TimeoutError: its time is over; it was killed.
         """
         since = monotonic()
         while not self._is_at(moment):
             if self._is_silent:
                 return False
-            if not self._hear(self._deadline):
-                raise self._gave_up()
-            since = self._heard_at
+            if not self._receive(self._deadline):
+                raise self._timed_out()
+            since = self._received_at
         goal = since + moment.after + self._chance.uniform(0.0, moment.within)
         while monotonic() < goal and not self._is_silent:
-            if not self._hear(min(goal, self._deadline)) and goal > self._deadline:
-                raise self._gave_up()
+            if not self._receive(min(goal, self._deadline)) and goal > self._deadline:
+                raise self._timed_out()
         return not self._is_silent
 
     def kill(self) -> None:
@@ -158,34 +157,34 @@ class Life:
             return
         with contextlib.suppress(ProcessLookupError):
             if sys.platform != "win32":
-                # The process was not waited for yet: its id cannot be another one's.
+                # The process was not waited for yet, so no other one can have its id.
                 os.killpg(self._process.pid, _SIGKILL)
             else:
                 os.kill(self._process.pid, _SIGKILL)
 
     def finish(self) -> CrashReport:
-        """Wait for its end, read what it still told, and return how it ended.
+        """Wait for its end, read its last reports, and return how it ended.
 
         Raises:
             WorkloadError: it failed by itself.
             TimeoutError: it did not end in its time; it was killed.
         """
         while not self._is_silent:
-            if not self._hear(self._deadline):
-                raise self._gave_up()
-        # What it has started goes with it. Its own end is on its way, and its status fixed.
+            if not self._receive(self._deadline):
+                raise self._timed_out()
+        # The processes it has started are killed too. It ends itself, and its status is fixed.
         self.kill()
         status = self._wait()
         if self._failure is not None:
             raise WorkloadError(f"The workload raised:\n{self._failure}")
         if status != _KILLED and (status > 0 or -status in _FAULTS):
             raise WorkloadError(f"The workload ended with status {status}, in {self._where()}.")
-        begun = self._heard_at if self._begun_at is None else self._begun_at
+        begun = self._received_at if self._begun_at is None else self._begun_at
         return CrashReport(
             acknowledged=tuple(self.acknowledged),
             phase=self.phase,
             phases=tuple((name, at - begun) for name, at in self._phases),
-            seconds=self._heard_at - begun,
+            seconds=self._received_at - begun,
             exit_status=status,
         )
 
@@ -200,13 +199,13 @@ class Life:
         if not self._reader.is_alive() and self._process.stdout is not None:
             self._process.stdout.close()
 
-    # -- what it tells ----------------------------------------------------------------------
+    # -- reports ----------------------------------------------------------------------------
 
     def _read(self) -> None:
-        """Read, in a thread of its own, until nobody is left who could write."""
+        """Read, in another thread, until no process has the pipe open for writing."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            # A write of one line is never cut, so what is no line is somebody else's.
+            # A write of one line is never cut, so an incomplete line is another writer's.
             if line.endswith(b"\n"):
                 self._put(json.loads(line))
             if self._is_over:
@@ -216,23 +215,23 @@ class Life:
     def _put(self, event: tuple[str, Any]) -> None:
         while not self._is_over:
             with contextlib.suppress(queue.Full):
-                self._events.put((monotonic(), event), timeout=_LOOK_AT_END)
+                self._events.put((monotonic(), event), timeout=_POLL)
                 return
 
-    def _hear(self, until: float) -> bool:
-        """Take note of the next thing it tells; False if there was none until then."""
+    def _receive(self, until: float) -> bool:
+        """Process its next report; False if none came in time."""
         if self._is_silent:
             return False
         try:
-            self._heard_at, event = self._events.get(timeout=max(0.0, until - monotonic()))
+            self._received_at, event = self._events.get(timeout=max(0.0, until - monotonic()))
         except queue.Empty:
             return False
         kind, value = event
         if kind == "begun":
-            self._begun_at = self._heard_at
+            self._begun_at = self._received_at
         elif kind == "phase":
             self.phase = value
-            self._phases.append((value, self._heard_at))
+            self._phases.append((value, self._received_at))
         elif kind == "acknowledged":
             self.acknowledged.append(value)
         elif kind == "failed":
@@ -255,10 +254,10 @@ class Life:
         try:
             return self._process.wait(max(_PATIENCE, self._deadline - monotonic()))
         except subprocess.TimeoutExpired:
-            raise self._gave_up() from None
+            raise self._timed_out() from None
 
-    def _gave_up(self) -> TimeoutError:
-        """Kill it, after it has shown on stderr where each of its threads is."""
+    def _timed_out(self) -> TimeoutError:
+        """Kill it, after it has printed the stack of each of its threads to stderr."""
         if sys.platform != "win32" and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGABRT)
@@ -271,14 +270,14 @@ class Life:
 
 
 class CrashRunner:
-    """Runs a workload in processes of its own, and kills them.
+    """Runs a workload in other processes, and kills them.
 
-    A workload is a function of a module, or a script. It calls ``acknowledge(value)`` when a call
-    of its has returned, and ``phase(name)`` to say what begins. What it prints goes to stderr.
+    A workload is a function of a module, or a script. It calls ``acknowledge(value)`` after a call
+    has returned, and ``phase(name)`` when a phase begins. Its output goes to stderr.
 
     Args:
         workload: ``module:function``, or the path of a script, which ends in ``.py``. The module
-            is looked for where this process looks.
+            is found through this process's ``sys.path``.
         timeout: seconds after which a life is ended and counts as stuck.
         environment: environment variables to add.
         seed: for the random part of moments; None for another one in every run.
@@ -300,19 +299,19 @@ class CrashRunner:
     def run(self, *arguments: Any, kill: Moment | None = None) -> CrashReport:
         """Run the workload, kill it at a moment, and return how it ended.
 
-        If it ends before that moment comes, it was not killed, and the report says so.
+        If it ends before that moment comes, it is not killed, and the report says so.
 
         Args:
-            arguments: of the workload, as JSON can hold them. A script finds them in
-                ``sys.argv``, as they are if they are strings, else as JSON.
-            kill: when it is killed; None to let it live to its end.
+            arguments: of the workload, as JSON values. A script gets them in ``sys.argv``, strings
+                unchanged and other values as JSON.
+            kill: when to kill it; None to let it run to its end.
 
         Returns:
-            What it acknowledged, and how it ended. Nothing of it runs any more.
+            Its acknowledgements, and how it ended. None of its processes runs any more.
 
         Raises:
             WorkloadError: it failed by itself.
-            TimeoutError: it did not come to the moment, or to its end, in time.
+            TimeoutError: it did not reach the moment, or its end, in time.
         """
         with self.start(*arguments) as life:
             if kill is not None and life.wait_for(kill):
@@ -323,7 +322,7 @@ class CrashRunner:
         """Start the workload and return it while it runs; use it in a ``with`` block.
 
         Args:
-            arguments: of the workload, as JSON can hold them; as for ``run``.
+            arguments: of the workload, as for ``run``.
         """
         order = {"workload": self._workload, "arguments": arguments}
         return Life(self._start_process(order), self._timeout, self._chance)

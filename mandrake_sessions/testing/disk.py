@@ -1,4 +1,4 @@
-"""What a disk holds: what was synced, what is still on its way, and what of that a cut leaves.
+"""A simulated disk: synced bytes, pending writes, and the part of them that a power cut leaves.
 
 A write that is not synced may be there after the cut, or not, or some of its sectors only, and in
 any order. So may a new length, and a name that was made or removed.
@@ -19,7 +19,7 @@ _CHANCES: Final = (0.0, 0.1, 0.5, 0.9, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A name was given to a file, new or found; None takes the name away."""
+    """A name was given to a file, new or found; None removes the name."""
 
     path: str
     file: int | None
@@ -62,7 +62,7 @@ class FolderSynced:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """The one who tests noted something, such as the id of what was acknowledged."""
+    """The test noted a value, such as the id of an acknowledged row."""
 
     value: object
 
@@ -77,10 +77,10 @@ class _File:
 
 
 class Disk:
-    """Follows the events of a ``PowerLossVFS`` in their order.
+    """Applies the events of a ``PowerLossVFS`` in their order.
 
     Attributes:
-        notes: what was noted.
+        notes: the noted values.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Disk:
         self._pending_names: dict[str, list[tuple[int, int | None]]] = {}
 
     def follow(self, index: int, event: Event) -> None:
-        """Take the next event; ``index`` is its place among all."""
+        """Apply the next event; ``index`` is its place among all."""
         match event:
             case Noted():
                 self.notes.append(event.value)
@@ -124,16 +124,16 @@ class Disk:
                     self._names[path] = pending.pop(0)[1]
 
     def survivors(self, random: Random | None) -> dict[str, bytes]:
-        """Return what a cut now could leave: the contents of the files that are there, by path.
+        """Return what a cut now could leave: the contents of the existing files, by path.
 
         Args:
-            random: decides about what was not synced; None where all of it is there.
+            random: decides about changes that were not synced; None keeps all of them.
         """
         found = {}
         for path in sorted(self._names.keys() | self._pending_names.keys()):
             number = self._names.get(path)
             pending = self._pending_names.get(path, [])
-            # Names of one path reach the disk in their order, those of two in any.
+            # Changes of one path reach the disk in their order, those of two in any.
             reached = len(pending) if random is None else random.randint(0, len(pending))
             if reached:
                 number = pending[reached - 1][1]
@@ -145,8 +145,8 @@ class Disk:
 def _survivor(file: _File, random: Random | None) -> bytes:
     """Return what a cut could leave of one file."""
     content = bytearray(file.content)
-    # All lost and all kept are as telling as a mixture: a log that is gone beside a database
-    # that has its pages.
+    # All lost and all kept show as much as a mixture: a WAL that is gone, and a database that has
+    # its pages.
     kept = 1.0 if random is None else random.choice(_CHANCES)
     for _, event in file.pending:
         if random is None or random.random() < kept:
@@ -159,7 +159,7 @@ def _survivor(file: _File, random: Random | None) -> bytes:
 
 
 def _sectors(event: Written) -> Iterator[Written]:
-    """Yield a write sector by sector; one that lies within a sector is not torn."""
+    """Yield a write sector by sector; a write within one sector is not torn."""
     position = 0
     while position < len(event.data):
         end = position + SECTOR - (event.offset + position) % SECTOR

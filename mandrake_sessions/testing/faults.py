@@ -1,6 +1,6 @@
-"""A file system that fails where it is told to: at the n-th write, at each sync, once or for good.
+"""A file system with injected faults: at the n-th write, at each sync, once or from then on.
 
-What fails is what SQLite asks of the disk, so everything above it is real:
+The faults are in SQLite's calls to the disk, so everything above them is real:
 ``DatabaseOptions(vfs=…)`` takes the name of a ``FaultVFS``.
 """
 
@@ -18,7 +18,7 @@ import msgspec
 from mandrake_sessions.errors import InvalidArgumentError
 
 KINDS: Final = ("db", "wal", "journal", "other")
-"""What files are to SQLite; ``other`` are its temporary ones."""
+"""SQLite's kinds of files; ``other`` are its temporary ones."""
 
 CODES: Final = {
     "open": apsw.SQLITE_CANTOPEN,
@@ -33,7 +33,7 @@ CODES: Final = {
 """The operations that can fail, and the extended result code each fails with by default."""
 
 Look = Callable[[], apsw.Error | None]
-"""Called at an operation, in the thread that asks for it; what it returns is raised."""
+"""Called at an operation, in the thread that requests it; a returned error is raised."""
 
 _numbers = itertools.count(1)
 
@@ -68,7 +68,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Injection:
-    """A fault that is waiting for its operation, or has struck.
+    """An injected fault, with its counts.
 
     Attributes:
         met: how many matching operations there were.
@@ -91,17 +91,17 @@ class Injection:
 
 
 class FaultVFS(apsw.VFS):
-    """A file system that fails where it is told to; otherwise it is the one it stands on.
+    """A file system with injected faults; otherwise it behaves like its base.
 
     It may be used by many threads and connections. Keep it as long as a file is open through it.
 
     Args:
         name: under which it is registered, for ``DatabaseOptions(vfs=…)``; None for a new one.
-        base: the VFS it stands on; ``""`` for the default one.
+        base: the VFS below it; ``""`` for the default one.
 
     Attributes:
         name: under which it is registered.
-        met: how often each operation was asked for, such as ``("wal", "sync")``.
+        met: how often each operation was requested, by keys such as ``("wal", "sync")``.
     """
 
     def __init__(self, name: str | None = None, base: str = "") -> None:
@@ -115,13 +115,13 @@ class FaultVFS(apsw.VFS):
 
     @contextmanager
     def injecting(self, fault: Fault) -> Iterator[Injection]:
-        """Let a fault strike as long as the block lasts.
+        """Inject a fault for the duration of the block.
 
         Args:
             fault: where and how.
 
         Returns:
-            What tells whether it has struck.
+            The injection, which counts the failures.
         """
         injection = Injection(fault)
         with self._mutex:
@@ -134,7 +134,7 @@ class FaultVFS(apsw.VFS):
 
     @contextmanager
     def failing(self, kind: str, operation: str, code: int | None = None) -> Iterator[None]:
-        """Let every such operation fail as long as the block lasts.
+        """Make every such operation fail for the duration of the block.
 
         Args:
             kind: of the files.
@@ -146,11 +146,11 @@ class FaultVFS(apsw.VFS):
 
     @contextmanager
     def watching(self, kind: str, operation: str, look: Look) -> Iterator[None]:
-        """Have a function called at each such operation as long as the block lasts.
+        """Call a function at each such operation for the duration of the block.
 
         Args:
             kind: of the files.
-            operation: that is watched.
+            operation: the operation.
             look: called before the operation, in its thread, and perhaps in several at once. It
                 may wait; it may return an error, such as ``failure(apsw.SQLITE_FULL)``.
         """
@@ -171,8 +171,8 @@ class FaultVFS(apsw.VFS):
 
         Args:
             kind: of the file.
-            operation: that is asked for.
-            write: does a part of it that fails.
+            operation: the requested one.
+            write: writes the given share of a failing write.
         """
         torn = 0.0
         with self._mutex:
@@ -193,12 +193,12 @@ class FaultVFS(apsw.VFS):
             write(torn)
         raise error
 
-    # -- what SQLite asks -------------------------------------------------------------------
+    # -- called by SQLite -------------------------------------------------------------------
 
     def xOpen(  # noqa: N802  # SQLite's name
         self, name: str | apsw.URIFilename | None, flags: list[int]
     ) -> apsw.VFSFile:
-        """Open a file that asks before each operation."""
+        """Open a file that checks for faults before each operation."""
         kind = file_kind(flags[0])
         self._meet(kind, "open")
         return _FaultFile(self, kind, name, flags)
@@ -211,7 +211,7 @@ class FaultVFS(apsw.VFS):
 
 
 class _FaultFile(apsw.VFSFile):
-    """A file of the base whose operations are counted."""
+    """A file of the base with counted operations."""
 
     def __init__(
         self, vfs: FaultVFS, kind: str, name: str | apsw.URIFilename | None, flags: list[int]
@@ -251,7 +251,7 @@ class _FaultFile(apsw.VFSFile):
 
 
 def failure(code: int) -> apsw.Error:
-    """Return the error that makes SQLite see an extended result code.
+    """Return the error that gives SQLite an extended result code.
 
     Args:
         code: the code, such as ``apsw.SQLITE_IOERR_READ``.
@@ -262,7 +262,7 @@ def failure(code: int) -> apsw.Error:
 
 
 def file_kind(flags: int) -> str:
-    """Return what a file is to SQLite, by the flags it is opened with."""
+    """Return SQLite's kind of a file, by the flags with which it is opened."""
     if flags & apsw.SQLITE_OPEN_MAIN_DB:
         return "db"
     if flags & apsw.SQLITE_OPEN_WAL:
@@ -273,7 +273,7 @@ def file_kind(flags: int) -> str:
 
 
 def _require(kind: str | None, operation: str) -> None:
-    """Refuse what would never be met."""
+    """Refuse a kind or operation that does not exist."""
     if kind is not None and kind not in KINDS:
         raise InvalidArgumentError(f"kind is one of {', '.join(KINDS)}, or None.")
     if operation not in CODES:

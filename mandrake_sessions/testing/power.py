@@ -1,7 +1,7 @@
-"""A file system whose power can be cut at any moment, without stopping what runs on it.
+"""A file system whose power can be cut at any moment, without stopping the programs on it.
 
-It keeps a record of every write and sync. What a cut at a moment would have left on the disk is
-made of the record afterwards, so one run gives thousands of cuts.
+It records every write and sync. The content of the disk after a cut is computed from the record
+afterwards, so one run gives thousands of cuts.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _numbers = itertools.count(1)
 
 
 class PowerCut:
-    """What is on the disk after the power was cut at one moment.
+    """The content of the disk after a power cut at one moment.
 
     Attributes:
-        at: how many events the cut was after.
-        notes: what was noted before it, in its order.
-        during: what came last before it: a file and an operation, such as ``wal write``.
-        files: the contents of the files that are there, by their path.
+        at: the number of events before the cut.
+        notes: the values noted before it, in their order.
+        during: the last event before it: a file and an operation, such as ``wal write``.
+        files: the contents of the existing files, by their path.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class PowerCut:
         self.files = files
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write the files into a folder, which is made; each by its name alone.
+        """Write the files into a folder, each under its own name, without its path.
 
-        The index of the log, ``-shm``, is not among them: SQLite makes it anew.
+        The index of the WAL, ``-shm``, is left out: SQLite makes a new one.
 
         Args:
-            folder: where they are written; it is made where it is missing.
+            folder: the target; it is made if it is missing.
 
         Raises:
             InvalidArgumentError: two of the files have the same name.
@@ -69,15 +69,15 @@ class PowerCut:
 
 
 class PowerLossVFS(apsw.VFS):
-    """A file system that remembers what was on the disk at each moment.
+    """A file system that records the content of the disk at each moment.
 
-    Nothing waits for a disk: a sync only draws the line between what a cut takes and what it
-    leaves. Everything that is written is kept in memory, so a run may be some hundred megabytes
-    long. It sees what SQLite does; renaming and removing files by other means it does not.
+    No call waits for a disk: a sync only separates what a cut takes from what it leaves. All writes
+    are kept in memory, so a run may write some hundred megabytes. It records SQLite's calls, and
+    does not see files renamed or removed by other means.
 
     Args:
         name: under which it is registered, for ``DatabaseOptions(vfs=…)``; None for a new one.
-        base: the VFS it stands on; ``""`` for the default one.
+        base: the VFS below it; ``""`` for the default one.
 
     Attributes:
         name: under which it is registered.
@@ -98,10 +98,10 @@ class PowerLossVFS(apsw.VFS):
         return len(self._events)
 
     def note(self, value: object) -> None:
-        """Note something at this moment; a cut tells what was noted before it.
+        """Note a value at this moment; a cut has the values noted before it.
 
         Args:
-            value: such as the id of a row, once the call that stored it has returned.
+            value: such as the id of a row, after the call that stored it has returned.
         """
         self._events.append(Noted(value))
 
@@ -111,7 +111,7 @@ class PowerLossVFS(apsw.VFS):
         Args:
             count: how many.
             seed: the same one gives the same cuts of the same record.
-            since: the ``position`` before which none is made.
+            since: the ``position`` before which no cut is made.
         """
         random = Random(seed)
         now = self.position
@@ -119,10 +119,10 @@ class PowerLossVFS(apsw.VFS):
         return self._cuts(moments, random)
 
     def cut(self, *, seed: int = 0) -> PowerCut:
-        """Return a cut at this moment; another seed gives another chance of what was not synced.
+        """Return a cut at this moment; the seed decides which unsynced writes it keeps.
 
         Args:
-            seed: of the chance with which unsynced writes are kept.
+            seed: of the random choice of unsynced writes.
         """
         return next(self._cuts([self.position], Random(seed)))
 
@@ -141,7 +141,7 @@ class PowerLossVFS(apsw.VFS):
             yield PowerCut(at, tuple(disk.notes), self._during(at), files)
 
     def _during(self, at: int) -> str:
-        """Say what happened to a file last."""
+        """Return the last event of a file, as text."""
         for index in range(at - 1, -1, -1):
             match self._events[index]:
                 case Written(file=file):
@@ -152,7 +152,7 @@ class PowerLossVFS(apsw.VFS):
                     return f"{self._kinds[file]} sync"
         return ""
 
-    # -- what SQLite asks -------------------------------------------------------------------
+    # -- called by SQLite -------------------------------------------------------------------
 
     def xOpen(  # noqa: N802  # SQLite's name
         self, name: str | apsw.URIFilename | None, flags: list[int]
@@ -169,12 +169,12 @@ class PowerLossVFS(apsw.VFS):
             file = _RecordedFile(self, name, flags)
             file.number = self._number(path, kind, file, was_there=was_there)
         if kind != "db" and flags[0] & apsw.SQLITE_OPEN_CREATE:
-            # SQLite syncs the folder with the first sync of a log or journal.
+            # SQLite syncs the folder with the first sync of a WAL or journal.
             file.folder = os.path.dirname(path)
         return file
 
     def _find_wals(self, path: str) -> None:
-        """Take note of what was left beside a database: SQLite may be kept from opening it."""
+        """Record the WAL and journal next to a database: SQLite may be kept from opening them."""
         for kind, flag in (
             ("wal", apsw.SQLITE_OPEN_WAL),
             ("journal", apsw.SQLITE_OPEN_MAIN_JOURNAL),
@@ -186,7 +186,7 @@ class PowerLossVFS(apsw.VFS):
                 file.xClose()
 
     def _number(self, path: str, kind: str, file: _RecordedFile, *, was_there: bool) -> int:
-        """Return the number of a file that is opened, a new one if it is not the one we know."""
+        """Return the number of a file that is opened; a new one unless it is the known file."""
         found = os.stat(path)
         identity = found.st_dev, found.st_ino
         known = self._open.get(path)
@@ -196,7 +196,7 @@ class PowerLossVFS(apsw.VFS):
         self._kinds.append(kind)
         self._open[path] = number, identity
         content = file.whole()
-        # An empty one was made a moment ago, and its name is not on the disk yet.
+        # An empty file was just made, and its name is not on the disk yet.
         self._events.append(Named(path, number, content, is_found=bool(content)))
         return number
 
@@ -224,7 +224,7 @@ class _RecordedFile(apsw.VFSFile):
         self.folder: str | None = None
 
     def whole(self) -> bytes:
-        """Return what the file holds."""
+        """Return the content of the file."""
         size = super().xFileSize()
         return super().xRead(size, 0) if size else b""
 

@@ -1,7 +1,7 @@
-"""What a workload of a CrashRunner calls, and how it is started in its process.
+"""The functions that a workload of a CrashRunner calls, and its start in its process.
 
-A line of JSON for each event, written by one ``write``: whole or not at all, whoever kills when,
-and however many threads and forked children write.
+Each event is a line of JSON, written by one ``write``: whole or not at all, at any moment of the
+kill, and with any number of threads and forked children that write.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ _pipe: int | None = None
 
 
 def acknowledge(value: Any = None) -> None:
-    """Tell the ``CrashRunner`` that something is done: call it when the call has returned.
+    """Report a finished call to the ``CrashRunner``; call this after the call has returned.
 
     Args:
-        value: what is done, such as an id; anything that JSON can hold, about 4,000 bytes at most.
+        value: the fact, such as an id; any JSON value, about 4,000 bytes at most.
 
     Raises:
         RuntimeError: this process is not the workload of a runner.
-        ValueError: the value is too long to be told in one piece.
+        ValueError: the value is too long to be sent in one piece.
     """
-    _tell("acknowledged", value)
+    _send("acknowledged", value)
 
 
 def phase(name: str) -> None:
-    """Tell the ``CrashRunner`` what begins now, so that it can kill in the midst of it.
+    """Report the beginning of a phase to the ``CrashRunner``, so that it can kill during it.
 
     Args:
-        name: of what begins.
+        name: of the phase.
 
     Raises:
         RuntimeError: this process is not the workload of a runner.
     """
-    _tell("phase", name)
+    _send("phase", name)
 
 
-def _tell(kind: str, value: Any) -> None:
+def _send(kind: str, value: Any) -> None:
     if _pipe is None:
         raise RuntimeError("This process is not the workload of a CrashRunner.")
     line = json.dumps([kind, value]).encode() + b"\n"
     if len(line) > LONGEST_LINE:
-        raise ValueError(f"What is told must be shorter than {LONGEST_LINE} bytes of JSON.")
+        raise ValueError(f"A report must be shorter than {LONGEST_LINE} bytes of JSON.")
     try:
         os.write(_pipe, line)
     except BrokenPipeError:
-        # The test is gone, and nobody else would end a workload without an end.
+        # The test is gone, and no other process would end a workload without an end.
         os._exit(1)
 
 
 def begin(order: dict[str, Any], pipe: int) -> None:
-    """Run a workload in this process; what it raises is told, and raised.
+    """Run a workload in this process; an exception is reported, and raised.
 
     Args:
         order: its ``workload`` and the ``arguments``.
@@ -75,11 +75,11 @@ def begin(order: dict[str, Any], pipe: int) -> None:
     faulthandler.enable()
     try:
         run = _find(order["workload"], order["arguments"])
-        _tell("begun", None)
+        _send("begun", None)
         run()
     except Exception:
-        told = traceback.format_exc().encode("ascii", "replace").decode()
-        _tell("failed", told[-_LONGEST_TRACEBACK:])
+        failure = traceback.format_exc().encode("ascii", "replace").decode()
+        _send("failed", failure[-_LONGEST_TRACEBACK:])
         raise
 
 
@@ -97,8 +97,8 @@ def _find(workload: str, arguments: list[Any]) -> Callable[[], object]:
 
 def _main() -> None:
     order = json.loads(sys.stdin.readline())
-    # What the workload prints, also from C, must not come between the lines. Not inherited: a
-    # program that the workload starts must not keep the pipe open.
+    # The workload's output, also from C, must not come between the lines. Not inherited: a program
+    # that the workload starts must not keep the pipe open.
     pipe = os.dup(1)
     os.dup2(2, 1)
     begin(order, pipe)

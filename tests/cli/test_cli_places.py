@@ -74,7 +74,7 @@ def test_deleting_says_what_became_of_the_database(run: Run, tmp_path: Path) -> 
     for name, said in (
         ("whole", "is deleted with"),
         ("gone", "gone already"),
-        ("foreign", "is not ours and stays"),
+        ("foreign", "is another program's and stays"),
         ("damaged", "is deleted with"),
     ):
         ended = run("workspaces", "delete", name, "--yes")

@@ -451,7 +451,7 @@ def test_salvage_keeps_the_readable_rows_and_reports_the_lost_ones(
     ended = run("salvage", database, new)
 
     assert ended.code == 0
-    assert "what was deleted before may be back" in ended.stdout
+    assert "rows that were deleted before may be back" in ended.stdout
     assert "Each row is counted once" in ended.stdout
     assert "Kept" in run("sessions", "list", "--database", new).stdout
 
