@@ -1,10 +1,10 @@
 """This checkout against another commit of it: ``python -m benchmarks.against COMMIT``.
 
-Each round starts new processes of both versions. At each measure they take turns, of a tenth of a
-second, and who begins changes from turn to turn: what else the machine does meets both. The
-measuring code is this checkout's for both, the library is each one's own. What counts is the median
-of the ratios of all turns, of wall-clock time and of processor time, which says more on a machine
-that others share.
+Each round starts new processes of both versions. At each measure they alternate, a tenth of a
+second each, and the first one changes from turn to turn: other load of the machine affects both.
+The measuring code is this checkout's for both, the library is each one's own. The result is the
+median of the ratios of all turns, of wall-clock time and of processor time; the latter is more
+reliable on a shared machine.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SIDES = ("ours", "base")
 
 
 class Measured(msgspec.Struct):
-    """What a measure gave, a run for each turn.
+    """The result of a measure, a run for each turn.
 
     Attributes:
-        measure: what was measured.
+        measure: the measure.
         runs: of both sides.
     """
 
@@ -60,7 +60,7 @@ def wall(measure: Measure, run: Run) -> float:
 
 
 def processor(_measure: Measure, run: Run) -> float:
-    """Return the microseconds that a call had the processor."""
+    """Return the microseconds of processor time of a call."""
     return run.processor / len(run.latencies) * 1e6
 
 
@@ -81,7 +81,7 @@ class Round:
         self._processes: dict[str, list[WorkerProcess]] = {side: [] for side in versions}
 
     def run(self, name: str, measure: Measure, turns: int, seconds: float) -> dict[str, list[Run]]:
-        """Let both versions do a measure's piece in turns; return what each did.
+        """Alternate a measure's piece between both versions; return the runs of each.
 
         Raises:
             WorkerError: one of them failed.
@@ -144,7 +144,7 @@ def compare(
 
     Args:
         ours: the version in question.
-        base: what it is held against.
+        base: the version to compare it with.
         names: of the measures.
         rounds: how many.
         turns: of each version at each measure in a round.
@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.against",
         description="Measure this checkout against another commit of it, in turns.",
     )
-    parser.add_argument("commit", help="what it is held against")
+    parser.add_argument("commit", help="the version to compare with")
     parser.add_argument("--rounds", type=int, default=9, help="the default is 9")
     parser.add_argument("--turns", type=int, default=5, help="of each version in a round")
     parser.add_argument("--seconds", type=float, default=0.1, help="of a turn")
@@ -207,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", metavar="NAME,...", default=",".join(MEASURES), help="some of %(default)s"
     )
     parser.add_argument(
-        "--at-least", type=float, metavar="RATIO", help="exit with 1 where a measure is below it"
+        "--at-least", type=float, metavar="RATIO", help="exit with 1 if a measure is below it"
     )
     parser.add_argument(
         "--by", choices=CLOCKS, default="wall", help="the clock of that limit; wall by default"

@@ -1,4 +1,4 @@
-"""What a benchmark is given: comparisons of stores, of pieces of ours, and its results' place."""
+"""The fixture of a benchmark: comparisons of stores, of parts of this library, and the results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Filled(msgspec.Struct, frozen=True):
 
 
 class Bench:
-    """Begins what a test measures.
+    """Begins the comparisons of a test.
 
     Args:
         benchmark: of the test.
@@ -80,14 +80,14 @@ class Bench:
         Args:
             id: of the scenario.
             title: of the scenario, without the durability.
-            unit: what is counted, in the plural.
+            unit: the unit of the count, in the plural.
             stores: their classes; one may come several times, with a worker each.
             durability: of all stores.
             metric: the figure by which they are compared.
             processes: of each store.
             files: of each store, in each process.
             conversations: begun in each process.
-            names: what they are called here, where that is not the store's own name.
+            names: their names in this comparison, if not the store's own name.
             is_stored: whether the timed calls store anything, so that the durability matters.
             longer: how many times as long as others its pieces are.
             filled: files that several comparisons read, which are filled here if they are not yet.
@@ -122,7 +122,7 @@ class Bench:
     def compare_runs(
         self, id: str, title: str, *, unit: str, names: Sequence[str], metric: Metric = "per_second"
     ) -> Comparison:
-        """Return a comparison of what is measured in this process, ours first."""
+        """Return a comparison of calls in this process, this library's first."""
         comparison = self._begin(
             Scenario(
                 id=id,
@@ -138,7 +138,7 @@ class Bench:
         return comparison
 
     def record(self, id: str, title: str, *, unit: str) -> Record:
-        """Return a scenario, new or begun before, whose lines are parts of ours, not rivals."""
+        """Return a scenario, new or begun before, with lines for parts of this library alone."""
         scenario = next((each for each in self._results.scenarios if each.id == id), None)
         if scenario is None:
             scenario = Scenario(id=id, title=title, unit=unit, metric="median", rounds=1)
@@ -164,7 +164,7 @@ class Bench:
         processes: int,
         folder: Path,
     ) -> None:
-        """Let the stores take part that can be measured here, and name the others."""
+        """Add the stores that can be measured here, and name the others."""
         shares: dict[int, list[tuple[str, int]]] = {}
         for place, where in enumerate(stores):
             known = rivals()[where]

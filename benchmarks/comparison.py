@@ -1,9 +1,8 @@
-"""Stores measured side by side, in turns, and what their figures are to each other.
+"""Compares stores that are measured alternately.
 
-The machine's speed changes from second to second, and other programs share it. So the stores take
-turns, round by round, and what counts is the ratio of two stores in the same round: the median of
-these ratios is what a limit is held against. The lowest and the highest stand beside it, to show
-how far to trust it.
+The machine's speed changes from second to second, and other programs share it. So the stores
+alternate, round by round, and the result is the ratio of two stores in the same round. The median
+of these ratios is compared with the limit; the lowest and the highest show how far to trust it.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ Piece = Callable[[Contestant, float], Run]
 
 
 class Comparison:
-    """Measures stores in turns.
+    """Measures stores alternately.
 
     Args:
-        benchmark: takes our times as its own.
-        scenario: what is measured; the figures are put there.
+        benchmark: gets this library's times as its own.
+        scenario: the scenario, which gets the figures.
         are_limits_held: whether a missed limit fails.
     """
 
@@ -51,7 +50,7 @@ class Comparison:
         self._missing: dict[str, str] = {}
 
     def enter(self, contestant: Contestant) -> None:
-        """Let a store take part; the first one is ours."""
+        """Add a store; the first one is this library."""
         self._contestants[contestant.label] = contestant
 
     def leave_out(self, label: str, name: str, reason: str) -> None:
@@ -81,7 +80,7 @@ class Comparison:
             )
 
     def prepare(self, command: AnyCommand) -> None:
-        """Have every store do something untimed."""
+        """Have every store run a command untimed."""
         self._ask_all(self._racing(), lambda _: command, 0)
 
     def conversations(self) -> dict[str, str]:
@@ -89,7 +88,7 @@ class Comparison:
         return {each.label: each.conversation for each in self._racing()}
 
     def prepare_each(self, commands: Mapping[str, AnyCommand]) -> None:
-        """Have every store do something of its own, untimed, by its label."""
+        """Have every store run its own command, untimed, by its label."""
         self._ask_all(
             self._racing(), lambda contestant: commands[contestant.label], 0, timeout=GROWING
         )
@@ -116,7 +115,7 @@ class Comparison:
                 self._drop(each, error)
 
     def measure(self, piece: Piece) -> None:
-        """Let every store do its piece, ours last, again and again."""
+        """Have every store run its piece, this library last, again and again."""
         seconds = self.scenario.seconds
         for contestant in self._racing():
             self._try(contestant, piece, max(SHORTEST_WARM_UP, seconds / 4), is_warm_up=True)
@@ -126,7 +125,7 @@ class Comparison:
 
         def rivals_first() -> None:
             rivals = [each for each in self._racing() if each is not ours]
-            # Nobody always comes after the same one, and what that has left the disk to do.
+            # The order changes, because a store leaves work to the disk for the next one.
             first = next(rounds) % max(1, len(rivals))
             for contestant in rivals[first:] + rivals[:first]:
                 self._try(contestant, piece, seconds)
@@ -152,7 +151,7 @@ class Comparison:
             contestant.failed = f"every call failed: {run.errors}"
 
     def check(self) -> None:
-        """Look for what every store has acknowledged."""
+        """Check for the acknowledged exchanges of every store."""
         for contestant in self._racing():
             try:
                 contestant.checked = [
@@ -171,12 +170,12 @@ class Comparison:
                     self._drop(contestant, error)
 
     def hold_at_most(self, limit: str, value: float, bound: float) -> None:
-        """Hold a value that was not measured in rounds against a limit."""
+        """Compare a value that was not measured in rounds with a limit."""
         if self._are_limits_held:
             self.scenario.verdicts.append(at_most(limit, value, bound))
 
     def judge(self, *limits: Limit) -> None:
-        """Print the table, and fail if ours lost something, raised, or missed a limit."""
+        """Print the table; fail if this library lost an exchange, raised, or missed a limit."""
         self.scenario.figures += [self._figures(each) for each in self._contestants.values()]
         if self._are_limits_held:
             self.scenario.verdicts += [self._verdict(each) for each in limits]

@@ -1,4 +1,4 @@
-"""Where the databases live, how long is measured, and where the results go."""
+"""The places of databases and results, and the durations."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
     pace = _pace(config)
     if pace.holds_limits and pace.rounds < FEWEST_ROUNDS:
         raise pytest.UsageError(f"--rounds must be at least {FEWEST_ROUNDS}")
-    # pytest-benchmark's own table shows our rounds only, without who they are compared with.
+    # pytest-benchmark's own table shows this library's rounds only, without the rivals.
     config.option.benchmark_quiet = True
 
 
@@ -109,7 +109,7 @@ def pace(pytestconfig: pytest.Config) -> Pace:
 
 @pytest.fixture(scope="session")
 def databases(pytestconfig: pytest.Config) -> Iterator[Path]:
-    """A folder on the disk that is measured, gone afterwards."""
+    """A folder on the measured disk, removed afterwards."""
     # Not in the report header, which the project's -q leaves out.
     print("\n" + "\n".join(_description(_chosen_folder(pytestconfig))))
     with TemporaryDirectory(
@@ -127,7 +127,7 @@ def folder(databases: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def results(pytestconfig: pytest.Config, pace: Pace) -> Iterator[Results]:
-    """What was measured; kept in a file at the end, also of a run in which limits were missed."""
+    """The figures; saved to a file at the end, also of a run in which limits were missed."""
     results = Results(
         began=datetime.now(UTC).isoformat(timespec="seconds"),
         mode=pace.mode,

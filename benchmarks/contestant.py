@@ -1,4 +1,4 @@
-"""A store that takes part in a comparison, and the worker processes it is measured in."""
+"""A store in a comparison, and the worker processes that run it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Contestant:
     """A store in one comparison.
 
     Args:
-        label: who it is in this comparison.
-        name: how the tables call it.
+        label: its key in this comparison.
+        name: its name in the tables.
         processes: its workers.
         folder: of its files.
 
     Attributes:
-        failed: why it takes part no more; "" while it does.
+        failed: why it has dropped out; "" while it takes part.
         conversation: the first that it has begun.
     """
 
@@ -51,7 +51,7 @@ class Contestant:
 
     @property
     def remark(self) -> str:
-        """What a reader should know of it."""
+        """A note on it for readers."""
         alive = [each for each in self.processes if each.is_alive]
         return alive[0].facts().remark if alive else ""
 
@@ -72,7 +72,7 @@ class Contestant:
 
 
 def together(runs: Sequence[Run]) -> Run:
-    """Return what several processes did at once as one round."""
+    """Return the pieces of several processes as one round."""
     errors: Counter[str] = sum((Counter(run.errors) for run in runs), Counter())
     return Run(
         began=min(run.began for run in runs),
@@ -106,6 +106,6 @@ class Workers:
         return which in self._processes and self._processes[which].is_alive
 
     def end_from(self, number: int) -> None:
-        """End all but the first so many of each class."""
+        """End all workers of each class but the first ``number``."""
         for which in [each for each in self._processes if each[1] >= number]:
             self._processes.pop(which).kill()

@@ -1,4 +1,4 @@
-"""What our figures are held against, and what comes of it."""
+"""The limits for this library's figures, and the verdicts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _WORDS: dict[Metric, str] = {
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """How our figure may stand to a rival's, or to a number of milliseconds.
+    """The allowed ratio of this library's figure to a rival's, or the allowed milliseconds.
 
     Attributes:
-        metric: which figure.
-        bound: of which kind ``value`` is.
+        metric: the figure.
+        bound: the kind of ``value``.
         value: how many times the rival's figure, or milliseconds.
-        against: labels of contestants, of whom the best one in this figure counts; none for
+        against: labels of contestants, the best of which in this figure counts; none for
             milliseconds.
     """
 
@@ -43,12 +43,12 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     def judge(
         self, mine: Sequence[Run], theirs: dict[str, Sequence[Run]], names: dict[str, str]
     ) -> Verdict:
-        """Hold the rounds of ours against it.
+        """Compare the rounds of this library with it.
 
         Args:
-            mine: the rounds of ours.
-            theirs: the rounds of each of ``against`` that was measured.
-            names: how they are called.
+            mine: the rounds of this library.
+            theirs: the rounds of each measured store of ``against``.
+            names: their names.
         """
         what = f"{_WORDS[self.metric]} {self.bound}"
         if not self.against:
@@ -58,7 +58,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
             limit = f"{what} {self.value:g} times {several}"
             return Verdict(limit=limit, bound=self.value, note="it was not measured")
         all_ratios = {label: ratios_of(mine, runs, self.metric) for label, runs in theirs.items()}
-        # The best of them is who leaves us the least.
+        # The best of them is the one that leaves the least room.
         least = max if self.metric in _SMALLER_IS_BETTER else min
         best = least(all_ratios, key=lambda each: statistics.median(all_ratios[each]))
         ratios = all_ratios[best]
@@ -84,12 +84,12 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def at_least(value: float, *rivals: str) -> Limit:
-    """Limit our throughput by the best one of these."""
+    """Return a limit for this library's throughput by the best of these rivals."""
     return Limit(metric="per_second", bound="at least", value=value, against=rivals)
 
 
 def at_most(limit: str, value: float, bound: float) -> Verdict:
-    """Return what comes of a value that is held against a limit by itself."""
+    """Return the verdict on a single value."""
     verdict = Verdict(
         limit=f"{limit}: at most {bound:g}",
         value=value,
@@ -125,7 +125,7 @@ def rounds_of(runs: Sequence[Run], metric: Metric) -> list[float]:
 
 
 def ratios_of(mine: Sequence[Run], theirs: Sequence[Run], metric: Metric) -> list[float]:
-    """Return our figure divided by theirs, round by round."""
+    """Return this library's figure divided by the rival's, round by round."""
     return [
         figure_of(one, metric) / max(figure_of(other, metric), 1e-9)
         for one, other in zip(mine, theirs, strict=True)

@@ -1,4 +1,4 @@
-"""What the figures were measured on; they mean nothing without it."""
+"""The machine and the versions of a run; the figures mean nothing without them."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what is measured, and of the two SQLite libraries."""
+    """Return the versions of the measured stores, and of the two SQLite libraries."""
     found = {name: _version(name) or "not installed" for name in _MEASURED}
-    # Asked of another process: a second SQLite library has no place in one that measures ours.
+    # From another process: a second SQLite library must not be in the one that measures this one.
     program = "import sqlite3; print(sqlite3.sqlite_version, end='')"
     answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     return found | {
@@ -70,7 +70,7 @@ def _version(name: str) -> str | None:
 
 
 def file_system(folder: Path) -> str | None:
-    """Return the type of the file system that holds ``folder``, where the system tells."""
+    """Return the type of the file system that holds ``folder``, None if it is unknown."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text("utf-8").splitlines()
     except OSError:
@@ -85,8 +85,8 @@ def file_system(folder: Path) -> str | None:
 
 
 def usual_folder(project: Path) -> Path:
-    """Return where databases are measured if no folder is named: a place on a disk."""
-    # A temporary folder in memory would make `durable` free: the checkout is on a disk, then.
+    """Return the folder to measure in if none is named: on a disk."""
+    # A temporary folder in memory would make `durable` free; then the checkout, on a disk, is used.
     places = [Path(gettempdir()).resolve(), project]
     return next((place for place in places if not is_in_memory(place)), places[0])
 

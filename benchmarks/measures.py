@@ -1,6 +1,6 @@
-"""What two versions of the library are compared by: one measure for each way that a host feels.
+"""The measures by which two versions of the library are compared: one for each kind of call.
 
-A version is asked by the public names alone, so that the other one may be laid out differently.
+Only public names of a version are used, so that the other one may be laid out differently.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Piece = Callable[[Contestant, float], Run]
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that is measured, of an open store.
+    """One measure of an open store.
 
     Attributes:
         title: what it is.

@@ -1,4 +1,4 @@
-"""What the measuring process says to a store's worker, and what it answers: one JSON line each."""
+"""The messages between the measuring process and a store's worker: one JSON line each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Reading = Literal["whole", "last", "turn", "sessions"]
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Asked of a worker; it answers each with one ``Reply``."""
+    """A request to a worker, which answers each with one ``Reply``."""
 
 
 class Open(Command, frozen=True):
-    """Open the store, close what was open before.
+    """Open the store, and first close the one that is open.
 
     Attributes:
         folder: where its files are; they are made if they are not there.
@@ -114,7 +114,7 @@ class Visit(Command, frozen=True):
 
 
 class Check(Command, frozen=True):
-    """Look for everything that was acknowledged since ``Open``, and say what the store says."""
+    """Check for every exchange acknowledged since ``Open``, and return the store's own figures."""
 
 
 class Close(Command, frozen=True):
@@ -139,7 +139,7 @@ AnyCommand = (
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What a worker answers."""
+    """An answer of a worker."""
 
 
 class Ready(Reply, frozen=True):
@@ -166,7 +166,7 @@ class Done(Reply, frozen=True):
 
 
 class Run(Reply, frozen=True):
-    """What one store did in one timed piece.
+    """The result of one timed piece of a store.
 
     Attributes:
         began: by ``time.monotonic()``, when its threads began together.
@@ -196,10 +196,10 @@ class Run(Reply, frozen=True):
 
 
 class Checked(Reply, frozen=True):
-    """What was acknowledged, and how much of it is in the file.
+    """How many exchanges were acknowledged, and how many of them are in the file.
 
     Attributes:
-        figures: what the store says about itself, such as how many units share a COMMIT.
+        figures: the store's own figures, such as how many units share a COMMIT.
     """
 
     acknowledged: int
@@ -211,7 +211,7 @@ class Failed(Reply, frozen=True):
     """The command failed.
 
     Attributes:
-        is_offered: False where the store's API has no such thing.
+        is_offered: False if the store's API lacks it.
         reason: one line.
         traceback: all of it.
     """

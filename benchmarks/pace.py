@@ -1,4 +1,4 @@
-"""How long is measured."""
+"""The durations of a run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from mandrake_sessions import Durability
 
 FEWEST_ROUNDS = 5
 LONGER = {Durability.DURABLE: 1.6, Durability.FAST: 0.6}
-"""How much longer the pieces are in which several wait for each other.
+"""How much longer the pieces with waiting threads are.
 
-A wait cannot show longer than its piece lasts. Where nothing waits for the disk, a short piece has
-calls enough.
+A wait cannot show longer than its piece lasts. Where no thread waits for the disk, a short piece
+has calls enough.
 """
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """How long is measured.
+    """The durations of a run.
 
     Attributes:
-        mode: which of the three it is.
+        mode: the mode of the run.
         rounds: of each comparison.
         seconds: of each store's piece of a round.
         turns: the sizes of a growing file.
         paced: seconds of a stream at a model's pace.
-        updates: that watchers are told of.
-        idle: seconds in which nothing happens.
+        updates: how many updates watchers get.
+        idle: seconds without an event.
     """
 
     mode: Literal["bench", "full", "brief"]
@@ -40,7 +40,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def holds_limits(self) -> bool:
-        """Whether a missed limit fails; a brief run is too short to say."""
+        """Whether a missed limit fails; a brief run is too short to show it."""
         return self.mode != "brief"
 
 

@@ -1,4 +1,4 @@
-"""The measuring process's end of a worker: starts it, asks it, and kills one that hangs."""
+"""The measuring process's end of a worker: starts it, sends commands, and kills one that hangs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ R = TypeVar("R", bound=Reply)
 
 
 class WorkerError(Exception):
-    """A worker could not do what it was asked.
+    """A worker could not run its command.
 
     Attributes:
-        is_offered: False where the store's API has no such thing.
+        is_offered: False if the store's API lacks it.
     """
 
     def __init__(self, message: str, *, is_offered: bool = True) -> None:
@@ -40,9 +40,9 @@ class WorkerProcess:
 
     Args:
         where: the store's class, ``module:class``.
-        log: where its prints and warnings go.
+        log: the file for its prints and warnings.
         python: the interpreter.
-        path: where modules are looked for before all else; the process works in the first one.
+        path: the first places to look for modules; the process works in the first one.
 
     Attributes:
         python, path: as above.
@@ -89,7 +89,7 @@ class WorkerProcess:
         return self._process.poll() is None
 
     def facts(self) -> Ready:
-        """Return what its store is; waits for the import."""
+        """Return the facts about its store; waits for the import."""
         if self._ready is None:
             self._ready = self._receive(Ready, STARTING)
         return self._ready
@@ -115,7 +115,7 @@ class WorkerProcess:
             raise WorkerError(f"its process is gone: {self._last_words()}") from error
 
     def receive(self, kind: type[R], timeout: float) -> R:
-        """Return the answer to what was sent; raises what ``ask`` does."""
+        """Return the answer to the last command; raises the errors of ``ask``."""
         return self._receive(kind, timeout)
 
     def _receive(self, kind: type[R], timeout: float) -> R:
@@ -140,7 +140,7 @@ class WorkerProcess:
         return lines[-1] if lines else "it said nothing"
 
     def kill(self) -> None:
-        """End it, whatever it does."""
+        """End it in any state."""
         self._process.kill()
         self._process.wait()
         self._listener.join()

@@ -1,4 +1,4 @@
-"""A scenario of ours alone: what its parts took, and the limits of each."""
+"""A scenario of this library alone: the times of its parts, and the limits of each."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Record:
     """Collects a scenario's lines and verdicts.
 
     Args:
-        benchmark: takes them as its ``extra_info``.
-        scenario: where the figures are put.
+        benchmark: gets them as its ``extra_info``.
+        scenario: gets the figures.
         are_limits_held: whether a missed limit fails.
     """
 
@@ -54,7 +54,7 @@ class Record:
         )
 
     def at_most(self, limit: str, value: float, bound: float) -> None:
-        """Hold a value against a limit."""
+        """Compare a value with a limit."""
         if self._are_limits_held:
             self._verdicts.append(at_most(limit, value, bound))
 

@@ -1,6 +1,6 @@
 """Writes docs/benchmarks.md and its plots: ``python -m benchmarks.report RESULTS.json``.
 
-Only the part of the page between the marks is written; what stands around it is by hand.
+It writes the part of the page between the marks; the rest is by hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run of the benchmarks measured, as it is kept in a JSON file."""
+"""The results of a benchmark run, as kept in a JSON file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 import msgspec
 
 NOT_OFFERED = "not offered"
-"""Why a store has no figures whose API has no such thing."""
+"""The reason for a store without figures whose API lacks the call."""
 
 Metric = Literal["per_second", "median", "p99", "longest"]
 
 
 class Figures(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What one store did in all rounds. Times are in milliseconds.
+    """The figures of one store in all rounds. Times are in milliseconds.
 
     Attributes:
         per_second: median of the rounds.
@@ -23,12 +23,12 @@ class Figures(msgspec.Struct, kw_only=True, omit_defaults=True):
         longest: median of the rounds' longest calls.
         worst: the longest call of all rounds.
         errors: how often which exception came.
-        acknowledged: how many were; 0 where nothing is stored.
-        found_again: how many of those, afterwards, by a connection of its own.
-        rounds: the figure that is compared, round by round.
-        ratios: ours to this store's, of that figure, round by round.
+        acknowledged: how many exchanges were acknowledged; 0 if none is stored.
+        found_again: how many of those another connection found afterwards.
+        rounds: the compared figure, round by round.
+        ratios: this library's to this store's, of that figure, round by round.
         failed: why there are no figures, or none of the later rounds.
-        remark: what a reader should know of this store.
+        remark: a note on this store for readers.
         more: figures that only this scenario or store has.
     """
 
@@ -49,17 +49,17 @@ class Figures(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Verdict(msgspec.Struct, kw_only=True):
-    """Ours against a limit.
+    """The result for a limit.
 
     Attributes:
-        limit: in words, without the value that was measured.
-        against: the rival it was held against; "" for a limit in milliseconds.
-        value: what was measured: the median of the rounds.
+        limit: in words, without the measured value.
+        against: the rival; "" for a limit in milliseconds.
+        value: the measured value: the median of the rounds.
         lowest: of the rounds.
         highest: of the rounds.
         bound: the limit's number.
-        is_met: None where there was nothing to hold it against.
-        note: by how much it was missed, or why it was not held.
+        is_met: None if there was no rival to compare with.
+        note: by how much it was missed, or why it was not compared.
     """
 
     limit: str
@@ -84,19 +84,19 @@ class Verdict(msgspec.Struct, kw_only=True):
 
 
 class Scenario(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What was measured side by side.
+    """The stores of one comparison.
 
     Attributes:
         id: for the report.
         title: for people.
-        unit: what one call is, in the plural.
-        durability: "" where nothing is stored, or it makes no difference.
+        unit: the unit of one call, in the plural.
+        durability: "" if nothing is stored, or it makes no difference.
         metric: the figure by which the stores are compared.
         rounds: how many.
         seconds: of each timed piece.
-        figures: ours first.
-        verdicts: the limits, and what came of them.
-        skipped: the stores that are not installed, and why.
+        figures: this library's first.
+        verdicts: the limits and their results.
+        skipped: the stores that are not installed, with the reason.
         remark: a sentence below the table.
     """
 
@@ -113,7 +113,7 @@ class Scenario(msgspec.Struct, kw_only=True, omit_defaults=True):
     remark: str = ""
 
     def find(self, store: str) -> Figures | None:
-        """Return what a store did, or None."""
+        """Return the figures of a store, or None."""
         return next((each for each in self.figures if each.store == store), None)
 
 
@@ -123,8 +123,8 @@ class Results(msgspec.Struct, kw_only=True):
     Attributes:
         began: when, UTC, ISO 8601.
         mode: ``bench``, ``full`` or ``brief``; a brief one holds no limit and proves nothing.
-        machine: what it was measured on.
-        versions: of everything that was measured.
+        machine: the machine of the run.
+        versions: of every measured package.
     """
 
     began: str
@@ -140,5 +140,5 @@ class Results(msgspec.Struct, kw_only=True):
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Read what ``save`` wrote."""
+        """Read a file of ``save``."""
         return msgspec.json.decode(path.read_bytes(), type=cls)

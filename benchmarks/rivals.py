@@ -1,4 +1,4 @@
-"""Which stores there are, and which of them can be measured here.
+"""The known stores, and which of them can be measured here.
 
 A new rival is a module in ``benchmarks/stores/`` and its line here.
 """
@@ -62,12 +62,12 @@ ALL: Final = (
 
 
 class Rival(msgspec.Struct, frozen=True):
-    """What is known of a store before its worker runs.
+    """The facts about a store before its worker runs.
 
     Attributes:
         where: its class, ``module:class``.
-        name: as the tables call it.
-        missing: the distributions that it requires and that are not installed.
+        name: its name in the tables.
+        missing: its required distributions that are not installed.
     """
 
     where: str
@@ -82,9 +82,9 @@ class Rival(msgspec.Struct, frozen=True):
 
 @functools.cache
 def rivals() -> dict[str, Rival]:
-    """Return what is known of every store.
+    """Return the facts about every store.
 
-    Asked of a process of its own: the modules import a second SQLite library.
+    Another process collects them: the modules import a second SQLite library.
     """
     answer = subprocess.run(
         [sys.executable, "-m", "benchmarks.rivals"],
@@ -97,7 +97,7 @@ def rivals() -> dict[str, Rival]:
 
 
 def look(where: str) -> Rival:
-    """Return what is known of a store; its module does not import what it requires."""
+    """Return the facts about a store; its module does not import the required packages."""
     module, _, name = where.partition(":")
     store = getattr(importlib.import_module(module), name)
     return Rival(where, store.name, tuple(each for each in store.requires if not _has(each)))

@@ -1,4 +1,4 @@
-"""What the figures of a scenario mean, in sentences made from the figures."""
+"""The meaning of a scenario's figures, in sentences made from the figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MEANINGS = {
     "growth-page": "Whether the list of conversations gets slower when there are many.",
     "workspaces": "A host with many workspaces, none of which stays open.",
     "stream-flat-out": "Tokens as fast as eight threads can write them.",
-    "stream-age": "What another process sees of a turn that is being written.",
+    "stream-age": "How much of a turn another process sees while it is written.",
     "update-token": "A host that stores each token by itself, without a TurnWriter.",
     "stream-readers": "Tokens at the pace of a model, during reads of a history.",
     "stream-foreign-lock": "Whether a slow neighbour holds up those who write tokens.",
@@ -40,13 +40,13 @@ _MOST_NAMED = 3
 
 
 def meaning(scenario: Scenario) -> str:
-    """Return what is measured, in words."""
+    """Return the description of a scenario."""
     fitting = [each for each in _MEANINGS if scenario.id.startswith(each)]
     return _MEANINGS[max(fitting, key=len)] if fitting else ""
 
 
 def is_ours(figures: Figures) -> bool:
-    """Return whether these are figures of ours."""
+    """Return whether these are figures of this library."""
     return "mandrake_sessions" in figures.store
 
 
@@ -56,13 +56,13 @@ def is_bare(figures: Figures) -> bool:
 
 
 def faster_by(scenario: Scenario, rival: Figures) -> float:
-    """Return how many times as fast as ours a rival is: the median of the rounds."""
+    """Return how many times as fast as this library a rival is: the median of the rounds."""
     ratio = statistics.median(rival.ratios)
     return 1 / max(ratio, 1e-9) if scenario.metric == "per_second" else ratio
 
 
 def standing(scenario: Scenario) -> list[str]:
-    """Return sentences on how ours stands."""
+    """Return sentences on the rank of this library."""
     if scenario.id.startswith("growth"):
         return _growth(scenario)
     if scenario.id == "import":

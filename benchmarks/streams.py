@@ -1,4 +1,4 @@
-"""Streams of tokens: written flat out or at a pace, and looked at by another process."""
+"""Streams of tokens: written flat out or at a pace, and sampled by another process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mandrake_sessions import DatabaseOptions, Durability, SessionManager, Turn
 from mandrake_sessions.database.connection.settings import pragmas
 
 TOKEN = "%020d"
-"""A token is the time at which it was written, so whoever reads it knows how old it is."""
+"""A token is the time of its writing, so that a reader knows its age."""
 
 _SAMPLER = """
 import apsw, json, select, sys, time
@@ -52,14 +52,14 @@ connection.execute("ROLLBACK")
 
 
 class Streamed(msgspec.Struct):
-    """What one stream did.
+    """The result of one stream.
 
     Attributes:
         turn: as it ended.
         calls: nanoseconds of each ``write()``.
         written: when each token was written, monotonic nanoseconds.
-        delays: seconds from when a token was due to when the thread came to write it; empty where
-            there was no pace.
+        delays: seconds from when a token was due to when the thread wrote it; empty without a
+            pace.
     """
 
     turn: Turn
@@ -71,7 +71,7 @@ class Streamed(msgspec.Struct):
 def stream_from_threads(
     sessions: SessionManager, responses: Sequence[str], tokens: int, pace: float = 0.0
 ) -> tuple[float, list[Streamed]]:
-    """Write one turn from a thread for each response; return the seconds, and what each did.
+    """Write one turn from a thread for each response; return the seconds, and each stream.
 
     Args:
         sessions: the manager.
@@ -120,12 +120,12 @@ def _write_often(
 
 
 def update_each_token(path: Path, turns: Sequence[str], tokens: int) -> Run:
-    """Return what one UPDATE per token takes on bare APSW, turn after turn in one thread.
+    """Return the run of one UPDATE per token on bare APSW, turn after turn in one thread.
 
-    Its best case: nobody else wants the lock, and the texts are short.
+    Its best case: no other thread needs the lock, and the texts are short.
     """
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-    # A checkpoint of ours that is just finishing has the lock for a moment.
+    # A checkpoint of the library that is about to end holds the lock for a moment.
     connection.set_busy_timeout(10_000)
     try:
         options = DatabaseOptions(durability=Durability.DURABLE)
@@ -148,10 +148,10 @@ def update_each_token(path: Path, turns: Sequence[str], tokens: int) -> Run:
 
 @contextlib.contextmanager
 def sampled(path: Path) -> Iterator[list[tuple[str, int, int]]]:
-    """Have another process look at the file while a block runs.
+    """Have another process sample the file while a block runs.
 
     Yields:
-        Filled at the end of the block: the turn, when it was looked at, its last token's time.
+        Filled at the end of the block: the turn, the time of the sample, its last token's time.
     """
     found: list[tuple[str, int, int]] = []
     command = [sys.executable, "-c", _SAMPLER, str(path)]
@@ -180,7 +180,7 @@ def foreign_lock(path: Path, seconds: float) -> Iterator[None]:
 
 
 def ages(samples: Sequence[tuple[str, int, int]], streams: Sequence[Streamed]) -> list[float]:
-    """Return how old the oldest text was that a look did not find, milliseconds, in order.
+    """Return the age of the oldest text that each sample lacked, milliseconds, in order.
 
     Until the first stream ends, so that all of them still write.
     """
@@ -196,7 +196,7 @@ def ages(samples: Sequence[tuple[str, int, int]], streams: Sequence[Streamed]) -
 
 
 def require_whole(streams: Sequence[Streamed], sessions: SessionManager) -> None:
-    """Make sure that the turns hold what was written."""
+    """Require that the turns have all that was written."""
     for each in streams:
         expected = "".join(TOKEN % moment for moment in each.written)
         assert sessions.get_turn(each.turn.id).content == expected

@@ -22,7 +22,7 @@ DASH = "-"
 
 
 def significant(value: float) -> str:
-    """Return a number with three digits that count."""
+    """Return a number with three significant digits."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
@@ -39,7 +39,7 @@ def times(ratios: Sequence[float]) -> str:
 
 
 def lines(scenario: Scenario) -> list[tuple[str, ...]]:
-    """Return headings and a line for each store; columns that nobody fills are left out."""
+    """Return headings and a line for each store; columns without a value are left out."""
     rows = [_line(each) for each in scenario.figures if each.failed != NOT_OFFERED]
     kept = [
         column
@@ -66,14 +66,14 @@ def _line(figures: Figures) -> tuple[str, ...]:
 
 
 def found_again(figures: Figures) -> str:
-    """Return how much of what was acknowledged was found again."""
+    """Return how many of the acknowledged exchanges were found again."""
     if figures.found_again == figures.acknowledged:
         return f"all {figures.acknowledged:,}"
     return f"{figures.found_again:,} of {figures.acknowledged:,}"
 
 
 def not_offering(scenario: Scenario) -> list[str]:
-    """Return the stores whose API has no such thing."""
+    """Return the stores whose API lacks the call."""
     return [each.store for each in scenario.figures if each.failed == NOT_OFFERED]
 
 

@@ -1,4 +1,4 @@
-"""Streaming turns: tokens a second, how old stored text gets, and who is held up by it."""
+"""Streaming turns: tokens a second, the age of stored text, and the delays it causes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ READERS_SLOWER = 3.0
 QUICK_CALL = 1.0
 LONGEST_CALL = 50.0
 COMMIT = 50.0
-"""Milliseconds: what a commit may take beside eight threads that never wait."""
+"""Milliseconds that a commit may take with eight threads that never wait."""
 
 WRITER = "mandrake_sessions, stream_turn"
 BARE_UPDATES = "bare APSW, one UPDATE per token"
@@ -97,8 +97,8 @@ def add_delays(record: Record, delays: list[float]) -> None:
     """Add how late the tokens of a pace came, for which no limit is set.
 
     A thread that sleeps notices a pause of the whole process here, and hardly ever in ``write()``,
-    which takes a microsecond. What is left are the 5 ms for which a thread that renders keeps the
-    others from running, several times when several others are waiting too.
+    which takes a microsecond. The rest are the 5 ms for which a thread that renders keeps the
+    others from running, several times if several others are waiting too.
     """
     record.add("a token came late by", delays)
 
@@ -143,7 +143,7 @@ def test_flat_out(bench: Bench, sessions: SessionManager, pace: Pace) -> None:
     )
     ages_found.add("text not yet found", oldest or [0.0])
     ages_found.add("write()", calls, {"99.9 % ms": quantile(calls, 0.999)})
-    # No limit for the longest: threads that only count hold each other up for as long.
+    # No limit for the longest: threads that only count delay each other as long.
     ages_found.at_most("write(): 99.9 % in ms", quantile(calls, 0.999), QUICK_CALL)
     limit = 2 * sessions.handle.options.flush_interval * 1000 + COMMIT
     ages_found.at_most("99 % of the looks in ms", quantile(oldest or [0.0], 0.99), limit)
@@ -165,7 +165,7 @@ def test_update_turn_for_each_token(bench: Bench) -> None:
     comparison.judge(at_least(0.8, BARE, BARE_AUTO))
 
 
-def test_readers_beside_paced_streams(
+def test_readers_with_paced_streams(
     benchmark: BenchmarkFixture, bench: Bench, sessions: SessionManager, pace: Pace
 ) -> None:
     lines = bench.record(
@@ -201,7 +201,7 @@ def test_readers_beside_paced_streams(
     lines.judge()
 
 
-def test_writing_beside_a_long_history_and_a_foreign_lock(
+def test_writing_with_a_long_history_and_a_foreign_lock(
     benchmark: BenchmarkFixture, bench: Bench, sessions: SessionManager, pace: Pace
 ) -> None:
     lines = bench.record(

@@ -1,4 +1,4 @@
-"""How soon watchers are told of a COMMIT, and what watching costs while nothing happens."""
+"""How soon watchers get a COMMIT, and the cost of watching files that do not change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.pace import Pace
 from mandrake_sessions import ConnectionPool, PoolOptions, SessionManager, TurnUpdate, Watch
 
 PAUSE = 0.003
-"""Seconds from one update to the next, so that every one is told by itself."""
+"""Seconds from one update to the next, so that each is delivered separately."""
 WATCHERS = 100
 PATIENCE = 30.0
 IN_PROCESS = 1.0
@@ -46,27 +46,27 @@ with SessionManager(sys.argv[1]) as sessions:
 
 
 class Arrivals:
-    """When each watcher was told of each update.
+    """The times at which each watcher got each update.
 
     Args:
-        watchers: how many are told of each.
+        watchers: how many watchers get each update.
     """
 
     def __init__(self, watchers: int) -> None:
         self.times: list[list[float]] = [[] for _ in range(watchers)]
         self._numbers = itertools.count(1)
-        self._all_told = threading.Event()
+        self._all_notified = threading.Event()
 
     def note(self, watcher: int) -> None:
-        """Note that a watcher is told now; the last of all lets ``wait`` return."""
+        """Note that a watcher got an update now; the last watcher lets ``wait`` return."""
         self.times[watcher].append(time.monotonic())
         if not next(self._numbers) % len(self.times):
-            self._all_told.set()
+            self._all_notified.set()
 
     def wait(self) -> None:
-        """Wait until everybody was told of the same update."""
-        assert self._all_told.wait(PATIENCE), "a watcher was not told"
-        self._all_told.clear()
+        """Wait until every watcher got the same update."""
+        assert self._all_notified.wait(PATIENCE), "a watcher got no update"
+        self._all_notified.clear()
 
 
 Watching = Callable[[SessionManager, str, Arrivals], contextlib.AbstractContextManager[None]]
@@ -137,7 +137,7 @@ def new_response(sessions: SessionManager) -> str:
 
 
 class Way(NamedTuple):
-    """A way to watch, how many do so, and the milliseconds that the median may take, if limited.
+    """A way to watch, the number of watchers, and the limit of the median in ms, if there is one.
 
     A hundred threads have none: waking them takes Python 1.5 ms, whatever they wait for.
     """
@@ -180,7 +180,7 @@ def test_delivery_inside_a_process(
                 time.sleep(PAUSE)
 
     benchmark.pedantic(measure, rounds=1)  # type: ignore[no-untyped-call]
-    # What came before update_turn() had returned came at once.
+    # An update that came before update_turn() had returned counts as immediate.
     waits = [
         max(0.0, at - since) * 1000
         for each in arrivals.times
@@ -207,7 +207,7 @@ def test_delivery_between_processes(
         unit="updates",
     )
     response = new_response(sessions)
-    told: dict[int, float] = {}
+    delivered: dict[int, float] = {}
     written: list[float] = []
 
     def measure() -> None:
@@ -218,13 +218,13 @@ def test_delivery_between_processes(
             subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
         ):
             for update in watch:
-                told.setdefault(update.turn.current_tokens, time.monotonic())
+                delivered.setdefault(update.turn.current_tokens, time.monotonic())
             assert process.stdout is not None
             written.extend(map(float, process.stdout))
 
     benchmark.pedantic(measure, rounds=1)  # type: ignore[no-untyped-call]
-    # Two that follow each other closely may be told as one.
-    later = [min(at for number, at in told.items() if number > n) for n in range(pace.updates)]
+    # Two updates in quick succession may be delivered as one.
+    later = [min(at for number, at in delivered.items() if number > n) for n in range(pace.updates)]
     waits = [max(0.0, at - since) * 1000 for at, since in zip(later, written, strict=True)]
     figures = lines.add("1 watcher in another process", waits)
     if sys.platform.startswith("linux"):
@@ -244,7 +244,7 @@ def test_idle_files(benchmark: BenchmarkFixture, bench: Bench, folder: Path, pac
                 path = folder / f"{number}.sqlite"
                 manager = stack.enter_context(SessionManager(path, pool=pool))
                 stack.enter_context(manager.watch_response(new_response(manager)))
-            # The followers look a few times more after the last change.
+            # The followers read a few times more after the last change.
             time.sleep(2.0)
             cpu, since = time.process_time(), time.monotonic()
             time.sleep(pace.idle)

@@ -32,7 +32,7 @@ def test_many_workspaces(bench: Bench, pace: Pace) -> None:
     def visit(store: Contestant, seconds: float) -> Run:
         if store.label not in folders:
             folders[store.label] = _copies(store.folder, files)
-        # From where the piece before has stopped.
+        # From the folder at which the piece before has stopped.
         known = folders[store.label]
         run = store.ask(
             Visit(
@@ -53,7 +53,7 @@ def test_many_workspaces(bench: Bench, pace: Pace) -> None:
 
 
 def _copies(folder: Path, count: int) -> list[Path]:
-    """Copy a store's files, which nobody has open, and return all folders."""
+    """Copy a store's files, which no process has open, and return all folders."""
     folders = [folder.with_name(f"{folder.name}-{number}") for number in range(count)]
     for each in folders:
         shutil.copytree(folder, each)

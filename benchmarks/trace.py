@@ -1,8 +1,8 @@
-"""The SQL of ours, traced, as a script that anything else can run.
+"""The library's SQL, traced, as a script that any other program can run.
 
-"The same statements on bare APSW" is taken at its word: whatever ours sends to SQLite for a call,
-BEGIN and COMMIT too, is what the bare one runs. Two calls are traced; a parameter that differs
-between them is one the bare one must make itself, all others are constants.
+"The same statements on bare APSW" is meant literally: the bare store runs everything that the
+library sends to SQLite for a call, BEGIN and COMMIT too. Two calls are traced; a parameter that
+differs between them is one that the bare store must make itself, all others are constants.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _store() -> Iterator[MandrakeStore]:
 
 @functools.cache
 def trace_append() -> Script:
-    """Return what one ``record_round`` with one finished turn sends to SQLite.
+    """Return the statements of one ``record_round`` with one finished turn.
 
     The variables are, in this order: the ids of session, round, request, response and turn, the
     time, and the round's index, which the first statement gives back, the next one's.
@@ -109,7 +109,7 @@ def _variables(made: Exchange) -> Bindings:
 
 @functools.cache
 def trace_update() -> Script:
-    """Return what one ``update_turn`` of the content sends to SQLite.
+    """Return the statements of one ``update_turn`` of the content.
 
     The variables are, in this order: the ids of response and turn, the text, and the time.
     """
@@ -157,7 +157,7 @@ def _step(sql: str, order: list[int]) -> Step:
 
 
 def trace_reading(store: MandrakeStore, read: Read) -> Traced:
-    """Return what a reading sends to SQLite, parameters included."""
+    """Return the statements of a read, with their parameters."""
     read()  # opens the connection it reads with
     with traced(store.connections()) as seen:
         read()

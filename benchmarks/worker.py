@@ -1,7 +1,7 @@
 """One store in a process of its own: ``python -m benchmarks.worker MODULE:CLASS``.
 
 It reads commands from stdin and answers on stdout, a JSON line each (``benchmarks/messages.py``).
-What the store imports, starts and prints stays in here; the measuring process can kill it.
+The store's imports, threads and output stay in here; the measuring process can kill it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def load(where: str) -> Any:
 
 
 class Worker:
-    """Does what it is told with one class of stores."""
+    """Runs commands with one class of stores."""
 
     def __init__(self, where: str) -> None:
         self._class = load(where)
@@ -79,7 +79,7 @@ class Worker:
         )
 
     def do(self, command: AnyCommand) -> Reply:
-        """Do what was asked, and return the answer."""
+        """Run a command, and return the answer."""
         ways: dict[type, Callable[[Any], Reply]] = {
             Open: self._open,
             Fill: self._fill,
@@ -195,7 +195,7 @@ class Worker:
         return run
 
     def _settle(self) -> None:
-        """Wait until what was closed is closed, where a store closes in the background."""
+        """Wait until closed files are closed, if the store closes them in the background."""
         if hasattr(self._class, "settle"):
             self._class.settle()
 
@@ -206,7 +206,7 @@ class Worker:
             found |= self._run(store.keys())
             figures |= getattr(store, "figures", dict)()
         for folder in self._visited:
-            # The durability makes no difference to what is read.
+            # The durability makes no difference to reading.
             store = self._class(Path(folder, "0"), Durability.DURABLE)
             self._run(store.open())
             found |= self._run(store.keys())
@@ -252,7 +252,7 @@ class Worker:
 def _answer(worker: Worker, command: AnyCommand) -> Reply:
     try:
         return worker.do(command)
-    except Exception as error:  # noqa: BLE001  # told to the measuring process, whatever it is
+    except Exception as error:  # noqa: BLE001  # of any kind; the measuring process gets it
         return Failed(
             is_offered=not isinstance(error, NotOffered),
             reason=f"{type(error).__name__}: {error}".splitlines()[0][:200],
@@ -277,6 +277,6 @@ if __name__ == "__main__":
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
         main(sys.argv[1], sys.stdin.buffer, answers)
-        # A store's own threads may hold up the end for ever; nothing is left to be said.
+        # A store's own threads may delay the exit without end; no answer is left to be sent.
         answers.flush()
         os._exit(0)

@@ -22,10 +22,10 @@ AsyncCall = Callable[[], Awaitable[Any]]
 
 
 class Calls(msgspec.Struct, kw_only=True):
-    """What one thread or task did; the times are seconds.
+    """The calls of one thread or task; the times are seconds.
 
     Attributes:
-        values: what the calls gave back.
+        values: the results of the calls.
     """
 
     began: float = 0.0
@@ -80,7 +80,7 @@ def measure_threads(
         start.wait()
     faults = [each.exception() for each in working]
     for fault in faults:
-        # Broken: another one could not begin, and says why.
+        # Broken: another thread could not begin, and raises why.
         if fault is not None and not isinstance(fault, threading.BrokenBarrierError):
             raise fault
     return _together([each.result() for each in working], process_time() - since)

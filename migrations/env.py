@@ -1,4 +1,4 @@
-"""Where the ``alembic`` command meets the library; opening a database does not come by here.
+"""The entry of the ``alembic`` command; opening a database does not use it.
 
 There is never an engine on ``sqlite://``: it is a second SQLite library in the process, and when
 it closes a file that a pool has open, data is lost. A connection comes from the caller, in

@@ -1,13 +1,13 @@
-"""Bare APSW running the statements of ours: the limit that ours is measured against.
+"""Bare APSW with the statements of this library: the limit for comparisons.
 
-It is as fast as we could make it: one cursor for each connection, APSW's statement cache, ids
-from one clock and one random number for each append, no check of any argument, no typed result,
-no deadline. What it shares with ours is what decides over the file: the schema (our migrated
-file), the pragmas, and how checkpoints are made: PASSIVE above the same number of frames, TRUNCATE
-above the same size, on a second connection in a thread, so that neither pays for them in its
-COMMIT. With ``autocheckpoint`` it leaves them to SQLite, inside the COMMIT, as it is out of the
-box: no thread beside it, and a WAL that begins anew and stays small, where fsyncs are cheaper.
-Either can be the faster one, so ours is held against the one that is.
+It is as fast as possible: one cursor for each connection, APSW's statement cache, ids from one
+clock and one random number for each append, no check of any argument, no typed result, no deadline.
+It shares with this library what determines the cost of the file: the schema (the migrated file),
+the pragmas, and the checkpoints: PASSIVE above the same number of frames, TRUNCATE above the same
+size, on a second connection in a thread, so that neither pays for them in its COMMIT. With
+``autocheckpoint`` it leaves them to SQLite, inside the COMMIT, which is SQLite's default: without
+another thread, and with a WAL that begins anew and stays small, where fsyncs are cheaper. Either
+can be faster, so this library is compared with the faster one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FRAME_BYTES = 4096 + 24
 
 
 class BareStore:
-    """Bare APSW on a file of our schema, a connection for each thread.
+    """Bare APSW on a file with the library's schema, a connection for each thread.
 
     Attributes:
         is_shared: whether one connection behind a ``threading.Lock`` is used by all threads.
@@ -72,18 +72,18 @@ class BareStore:
         if not self._path.exists():
             self._ours()
             self._let_go()
-        # At head, as ours makes sure when it opens; and the WAL stays while threads come.
+        # At head, as the library ensures when it opens; and the WAL stays while threads come.
         self._connect().execute("SELECT version_num FROM alembic_version").fetchall()
 
     def _ours(self) -> MandrakeStore:
-        """Return ours on the file: to make it, to fill it, to trace what it reads."""
+        """Return the library on the file: to make it, to fill it, to trace its reads."""
         if self._maker is None:
             self._maker = MandrakeStore(self._folder, self._durability)
             self._maker.open()
         return self._maker
 
     def _let_go(self) -> None:
-        """Close ours, before anything is measured."""
+        """Close the library before anything is measured."""
         if self._maker is not None:
             self._maker.close()
             self._maker = None
@@ -99,7 +99,7 @@ class BareStore:
         return connection
 
     def _writer(self) -> apsw.Connection:
-        """Return this thread's connection, or that of all threads, warm."""
+        """Return this thread's connection, or the shared one, warm."""
         with self._lock:
             self._let_go()
             if self._shared is not None:
@@ -133,7 +133,7 @@ class BareStore:
         return append_locked
 
     def updater(self, conversation: str) -> Append:
-        """Return what lengthens a streaming turn by a token, and says which turn."""
+        """Return a function that appends a token to a streaming turn, and returns the turn."""
         turns = iter(self._new_turns(conversation))
         script = trace_update()
         run = _runner(self._writer(), script)
@@ -170,7 +170,7 @@ class BareStore:
         return self._replay(lambda ours: ours.sessions_reader(limit))
 
     def _replay(self, reader: Callable[[MandrakeStore], Read]) -> Read:
-        """Return what runs the statements of one reading of ours, and fetches and counts rows."""
+        """Return a function that runs the statements of one read, and fetches and counts rows."""
         ours = self._ours()
         statements: Traced = trace_reading(ours, reader(ours))
         self._let_go()
@@ -298,7 +298,7 @@ def _new_ids(count: int) -> list[str]:
 
 
 class _Checkpoints:
-    """Makes checkpoints in a thread of its own, by the rule of ours."""
+    """Makes checkpoints in another thread, by the library's rule."""
 
     def __init__(self, connection: apsw.Connection, options: DatabaseOptions) -> None:
         self.connection = connection

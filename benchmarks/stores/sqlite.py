@@ -1,9 +1,9 @@
-"""Python's own sqlite3, tuned: what a careful person writes by hand for five tables.
+"""Python's own sqlite3, tuned: the code that a careful person writes for five tables.
 
 WAL, ``synchronous`` by the durability, a busy timeout of 30 s, ``BEGIN IMMEDIATE``, foreign keys, a
 connection for each thread, one script of prepared statements, ids that grow with time so that an
-insert goes to the end of its index. The tables have the columns, keys and indexes of ours, without
-the checks. A conversation is read by one join, so that it is of one moment, into named tuples.
+insert goes to the end of its index. The tables have the columns, keys and indexes of this library,
+without the checks. A conversation is read by one join, in one snapshot, into named tuples.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a benchmark asks of a store, and the payload that every store is given.
+"""The protocol of a store in a benchmark, and the payload for every store.
 
 A rival is a module of this folder with a class that has these methods, and its line in
 ``benchmarks/rivals.py``. The class is used in a worker process of its own and nowhere else
@@ -19,9 +19,9 @@ The worker, for every store:
 5. calls ``keys()`` at the end, with the store still open;
 6. calls ``close()``.
 
-A store may be made more than once in a worker, each with a folder of its own ("8 files"). Some
-have more than the protocol, which the worker then uses: ``updater`` (a token at a time),
-``figures`` (what it says of itself) and ``settle`` (wait until what was closed is closed).
+A store may be made more than once in a worker, each in another folder ("8 files"). Some have more
+than the protocol, which the worker then uses: ``updater`` (a token at a time), ``figures`` (its own
+figures) and ``settle`` (wait until closed files are closed).
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ AsyncAppend = Callable[[], Awaitable[str]]
 AsyncRead = Callable[[], Awaitable[int]]
 
 
-class NotOffered(NotImplementedError):  # noqa: N818  # it is an answer, not a fault
-    """The store's API has no such thing; the tables show a dash."""
+class NotOffered(NotImplementedError):  # noqa: N818  # it is an answer, not an error
+    """The store's API lacks it; the tables show a dash."""
 
 
 class Store(Protocol):
-    """A store for threads, used as its documentation tells its users to.
+    """A store for threads, used as its documentation advises.
 
     Attributes:
         name: in tables and plots: the distribution and the class, as in ``agno SqliteDb``.

@@ -1,4 +1,4 @@
-"""What a store is given that lengthens a turn token by token: ours, and bare APSW beside it."""
+"""The tokens for stores that append to a turn token by token: this library, and bare APSW."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agents and readers of the demo: threads that do what a host's would."""
+"""The agents and readers of the demo: threads that do the work of a host."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WORDS = _PROSE.split()
 _READ_LAST = 20
 _TOKEN_SECONDS = 0.002
 _TOKENS_A_FLUSH = 50
-# What a call raises that comes while, or after, everything is closed; it has written nothing.
+# The errors of a call during or after the closing; it has written nothing.
 _REFUSALS = (PoolClosedError, NotInitializedError, HandleReleasedError, TurnInterruptedError)
 _MANY_ERRORS = 100
 
@@ -55,12 +55,12 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Stage:
-    """What agents and readers share.
+    """The state that agents and readers share.
 
     Args:
         places: the databases.
-        ledger: where acknowledgements go.
-        is_closing: whether the shutdown has begun: only then a refusal is none of our errors.
+        ledger: gets the acknowledgements.
+        is_closing: whether the shutdown has begun: only then a refusal is no error.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Stage:
         self.errors: list[str] = []
 
     def fail(self, who: str, problem: BaseException | str) -> None:
-        """Note an error, which the demo promises not to see."""
-        told = problem if isinstance(problem, str) else f"{type(problem).__name__}: {problem}"
+        """Note an error, of which the demo promises none."""
+        text = problem if isinstance(problem, str) else f"{type(problem).__name__}: {problem}"
         if len(self.errors) < _MANY_ERRORS:
-            self.errors.append(f"{who}: {told}")
+            self.errors.append(f"{who}: {text}")
 
 
 class RefusedError(Exception):
@@ -83,7 +83,7 @@ class RefusedError(Exception):
 
 
 class FailedError(Exception):
-    """A call failed, and the stage knows."""
+    """A call failed, and the stage has noted it."""
 
 
 class Agent(threading.Thread):
@@ -151,7 +151,7 @@ class Agent(threading.Thread):
             self.updates += 1
 
     def _write(self, place: Place, writer: TurnWriter) -> str:
-        """Write an answer's tokens; what is flushed now and then counts as acknowledged."""
+        """Write an answer's tokens; text that is flushed now and then counts as acknowledged."""
         text = ""
         *_, answer = self._growing_answer()
         for number, token in enumerate(answer.split(" "), 1):
@@ -250,13 +250,13 @@ class Agent(threading.Thread):
         )
 
     def _call(self, place: Place, call: str, intent: Entry, work: Callable[[], T]) -> T:
-        """Make a call, and note what came of it."""
+        """Make a call, and note its outcome."""
         began = monotonic()
         try:
             made = work()
         except _REFUSALS as error:
             self._refuse(intent, error)
-        except Exception as error:  # whatever it is, it is one too many
+        except Exception as error:  # of any kind: the demo promises none
             self._stage.fail(f"{self.name} {call}", error)
             raise FailedError from error
         self.longest_call = max(self.longest_call, monotonic() - began)
@@ -312,7 +312,7 @@ class Reader(threading.Thread):
         except _REFUSALS as error:
             if not self._stage.is_closing():
                 self._stage.fail(self.name, error)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is one too many
+        except Exception as error:  # noqa: BLE001  # of any kind: the demo promises none
             self._stage.fail(self.name, error)
 
     def _check(self, history: SessionHistory) -> None:
@@ -344,7 +344,7 @@ class Watcher(threading.Thread):
     """Follows a session until everything is closed, and puts its turns together from the pieces.
 
     Attributes:
-        updates: states and pieces it was told.
+        updates: states and pieces that it got.
     """
 
     def __init__(self, stage: Stage, place: Place) -> None:
@@ -355,7 +355,7 @@ class Watcher(threading.Thread):
         self._texts: dict[str, str] = {}
 
     def run(self) -> None:
-        """Watch: what was told piece by piece must be the turn's text in the end."""
+        """Watch: the pieces must make up the turn's text in the end."""
         try:
             with self._place.sessions.watch_session(self._place.session_ids[0]) as watch:
                 for event in watch:
@@ -365,7 +365,7 @@ class Watcher(threading.Thread):
         except _REFUSALS as error:
             if not self._stage.is_closing():
                 self._stage.fail(self.name, error)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is one too many
+        except Exception as error:  # noqa: BLE001  # of any kind: the demo promises none
             self._stage.fail(self.name, error)
 
     def _add(self, update: TurnUpdate) -> None:
@@ -373,4 +373,4 @@ class Watcher(threading.Thread):
         text = self._texts.get(turn.id, "")[: update.offset] + update.text
         self._texts[turn.id] = text
         if turn.status.is_finished and text != turn.content:
-            self._stage.fail(self.name, f"turn {turn.id} was told with another text")
+            self._stage.fail(self.name, f"a watcher got another text of turn {turn.id}")

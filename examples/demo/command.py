@@ -1,4 +1,4 @@
-"""Agents write, a signal ends them, and a fresh process checks what is left.
+"""Agents write, a signal ends them, and another process checks the databases.
 
 ::
 
@@ -25,7 +25,7 @@ import msgspec
 from examples.demo.figures import Figures
 from examples.demo.ledger import DemoError
 from examples.demo.screen import Screen, milliseconds
-from examples.demo.stage import perform
+from examples.demo.stage import run
 from examples.demo.verification import verify
 from mandrake_sessions import Durability
 
@@ -58,7 +58,7 @@ def show(
         with Screen(seconds, is_silent=as_json) as screen:
             closing = _run_agents(place, seconds, agents, durability, screen)
         if not as_json:
-            print("shut down at their work; a fresh process looks for what was acknowledged")
+            print("shut down during the work; a new process checks for every acknowledgement")
         verification = _run_verification(place)
     except KeyboardInterrupt:
         raise DemoError(f"Interrupted; what there is stays in {place}") from None
@@ -77,7 +77,7 @@ def show(
 
 def let_agents_work(directory: Path, agents: int, durability: Durability) -> int:
     """Let the agents work until a signal comes; ``show`` starts this as a process of its own."""
-    perform(directory, agents, durability)
+    run(directory, agents, durability)
     return 0
 
 

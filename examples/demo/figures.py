@@ -1,4 +1,4 @@
-"""What the process with the agents tells the one that shows it: one line of JSON each time."""
+"""The progress that the process with the agents reports: one line of JSON each time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Figures(msgspec.Struct, kw_only=True):
-    """How far the demo is. Times are in seconds.
+    """The progress of the demo. Times are in seconds.
 
     Attributes:
         seconds: since the agents began.
@@ -14,17 +14,17 @@ class Figures(msgspec.Struct, kw_only=True):
         turns: turns acknowledged.
         updates: flushes and ends of streams acknowledged.
         tokens: tokens written to streams.
-        watched: states and pieces of text that watchers were told.
+        watched: states and pieces of text that watchers got.
         histories: histories that the readers rendered and checked.
         acknowledged: entries that are in the log and fsynced.
         refused: calls that were refused at the shutdown.
         longest_call: the longest call of an agent, all of it.
         longest_wait: the longest wait in a database's queue.
-        retries: looks at a lock of another process, and units that ran again.
+        retries: attempts to get a lock of another process, and units that ran again.
         commits: transactions that carried the writes; fewer, because threads share them.
-        errors: what went wrong; must stay empty.
+        errors: the errors; must stay empty.
         shutdown: seconds that closing took, once it is over.
-        signal: the signal that asked for it.
+        signal: the signal that requested it.
         is_last: whether this is the closing line.
     """
 

@@ -1,7 +1,7 @@
-"""The log of what the store acknowledged, in a file of its own that is fsynced.
+"""The log of the store's acknowledgements, in its own file, which is fsynced.
 
 A call counts as acknowledged once its line is on disk. One thread writes the lines of all agents
-and fsyncs them in groups, so that the log does not hold up what it watches.
+and fsyncs them in groups, so that the log does not delay the calls it records.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _GROUP_SECONDS: Final = 0.05
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The first line: what the log is about.
+    """The first line: the subject of the log.
 
     Attributes:
         databases: the databases' names, with their paths below the log's folder.
@@ -40,7 +40,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One call that returned, or was refused: what must, or must not, be in the database.
+    """One call that returned, or was refused: the row that must, or must not, be in the database.
 
     Attributes:
         database: its name in the header.
@@ -83,7 +83,7 @@ def entries_of(database: str, call: str, made: Session | Round | Turn) -> list[E
     if isinstance(made, Turn):
         return [_turn_entry(database, call, made)]
     asked = made.request.content.encode()
-    told = [
+    entries = [
         Entry(
             database=database,
             call=call,
@@ -96,8 +96,8 @@ def entries_of(database: str, call: str, made: Session | Round | Turn) -> list[E
         )
     ]
     if isinstance(made, Exchange):
-        told += [_turn_entry(database, call, turn) for turn in made.turns]
-    return told
+        entries += [_turn_entry(database, call, turn) for turn in made.turns]
+    return entries
 
 
 def _turn_entry(database: str, call: str, turn: Turn) -> Entry:
@@ -183,7 +183,7 @@ def read_ledger(folder: Path) -> tuple[Header, list[Entry]]:
     """Return a log; a last line that was never finished was never acknowledged.
 
     Raises:
-        DemoError: there is no log, or it is not one of ours.
+        DemoError: there is no log, or it is of another program.
     """
     path = folder / FILE_NAME
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Shows how far the demo is, and how it came out."""
+"""Shows the progress of the demo, and its result."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Screen:
             self._live.stop()
 
     def show(self, figures: Figures) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         if self._is_silent:
             return
         if self._live is not None:

@@ -1,4 +1,4 @@
-"""The process in which the agents work, until a signal ends it while they do."""
+"""The process in which the agents work until a signal ends it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _PATIENCE = 8.0
 
 
 class _Step:
-    """A part of the shutdown, as the hook wants it: something with ``close()``."""
+    """A part of the shutdown in the form for the hook: an object with ``close()``."""
 
     def __init__(self, close: Callable[[], None]) -> None:
         self.close = close
@@ -89,32 +89,34 @@ class Performance:
             thread.start()
 
     def figures(self) -> Figures:
-        """Return how far it is."""
+        """Return the progress."""
         with self._mutex:
-            told = self._figures
-            told.seconds = monotonic() - self._began
-            told.rounds = sum(agent.rounds for agent in self._agents)
-            told.turns = sum(agent.turns for agent in self._agents)
-            told.updates = sum(agent.updates for agent in self._agents)
-            told.tokens = sum(agent.tokens for agent in self._agents)
-            told.watched = sum(watcher.updates for watcher in self._watchers)
-            told.longest_call = max(agent.longest_call for agent in self._agents)
-            told.histories = sum(reader.histories for reader in self._readers)
-            told.acknowledged = self._ledger.acknowledged
-            told.refused = self._ledger.refused
-            told.errors = self._stage.errors
-            return msgspec.structs.replace(told)
+            figures = self._figures
+            figures.seconds = monotonic() - self._began
+            figures.rounds = sum(agent.rounds for agent in self._agents)
+            figures.turns = sum(agent.turns for agent in self._agents)
+            figures.updates = sum(agent.updates for agent in self._agents)
+            figures.tokens = sum(agent.tokens for agent in self._agents)
+            figures.watched = sum(watcher.updates for watcher in self._watchers)
+            figures.longest_call = max(agent.longest_call for agent in self._agents)
+            figures.histories = sum(reader.histories for reader in self._readers)
+            figures.acknowledged = self._ledger.acknowledged
+            figures.refused = self._ledger.refused
+            figures.errors = self._stage.errors
+            return msgspec.structs.replace(figures)
 
     def take_pool_figures(self) -> None:
         """Ask the pool for its figures; those of a closed file are gone."""
         databases = self._pool.stats().databases
         with self._mutex:
-            told = self._figures
+            figures = self._figures
             for each in databases:
-                told.longest_wait = max(told.longest_wait, each.longest_wait)
+                figures.longest_wait = max(figures.longest_wait, each.longest_wait)
             # Never less than before: a pool that is closed meanwhile has no databases to ask.
-            told.retries = max(told.retries, sum(each.retries + each.replays for each in databases))
-            told.commits = max(told.commits, sum(each.commits for each in databases))
+            figures.retries = max(
+                figures.retries, sum(each.retries + each.replays for each in databases)
+            )
+            figures.commits = max(figures.commits, sum(each.commits for each in databases))
 
     # -- in the shutdown's own thread --------------------------------------------------------
 
@@ -132,17 +134,17 @@ class Performance:
             self._stage.fail("the log", self._ledger.failure)
 
 
-def perform(directory: Path, agents: int, durability: Durability) -> None:
-    """Let the agents work until a signal comes, and tell stdout how far they are.
+def run(directory: Path, agents: int, durability: Durability) -> None:
+    """Let the agents work until a signal comes, and print their progress to stdout.
 
-    Ends in the same way when stdin does: whoever started it is gone.
+    Ends in the same way when stdin does: then the process that started it is gone.
     """
     is_over = threading.Event()
 
     def former(_number: int, _frame: FrameType | None) -> None:
         is_over.set()
 
-    # What the hook calls when everything is closed; a host's own handler would stand here.
+    # The hook calls this after everything is closed; a host's own handler would stand here.
     signal.signal(signal.SIGTERM, former)
     signal.signal(signal.SIGINT, former)
     performance = Performance(directory, agents, durability)
@@ -152,7 +154,7 @@ def perform(directory: Path, agents: int, durability: Durability) -> None:
     while not is_over.wait(_TICK):
         if hook.is_installed:
             performance.take_pool_figures()
-        _tell(performance.figures())
+        _print(performance.figures())
     report = hook.wait()
     closing = performance.figures()
     if report is not None:
@@ -161,10 +163,10 @@ def perform(directory: Path, agents: int, durability: Durability) -> None:
             f"shutdown: {type(failure).__name__}: {failure}" for failure in report.failures
         ]
     closing.is_last = True
-    _tell(closing)
+    _print(closing)
 
 
-def _tell(figures: Figures) -> None:
+def _print(figures: Figures) -> None:
     # Unbuffered: with the reader gone, nothing may be left to be flushed at exit.
     with contextlib.suppress(BrokenPipeError):
         line = msgspec.json.encode(figures) + b"\n"

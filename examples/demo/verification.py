@@ -1,7 +1,7 @@
-"""Compares the databases of a demo with its log; run by a process that saw nothing of it.
+"""Compares the databases of a demo with its log, in another process than the agents'.
 
-Every row that was acknowledged must be there, as it was acknowledged or further; what was refused
-must not be; indexes must have no gaps, and nothing may be there twice.
+Every acknowledged row must be there, as acknowledged or in a later state; refused rows must not;
+indexes must have no gaps, and no row may be there twice.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _TOLD_PROBLEMS = 20
 
 
 class DatabaseFindings(msgspec.Struct, kw_only=True):
-    """What was found in one database.
+    """The findings in one database.
 
     Attributes:
         unacknowledged: rows, and states of turns, that are there without a line in the log: their
             call had not returned, or its line was not on disk yet.
-        integrity: ``ok``, or what a whole look at the file found wrong.
+        integrity: ``ok``, or the findings of a full check of the file.
     """
 
     name: str
@@ -50,14 +50,14 @@ class DatabaseFindings(msgspec.Struct, kw_only=True):
 
 
 class Verification(msgspec.Struct, kw_only=True):
-    """How databases and log compare.
+    """The result of comparing databases and log.
 
     Attributes:
         acknowledged: lines of calls that returned.
-        found: those of them that the databases bear out.
+        found: those of them that the databases confirm.
         refused: lines of refused calls.
-        refused_but_stored: those of them that were carried out all the same.
-        problems: the first of what is wrong, in words.
+        refused_but_stored: those of them that were stored all the same.
+        problems: the first problems, in words.
         problem_count: how many there are.
     """
 
@@ -73,7 +73,7 @@ class Verification(msgspec.Struct, kw_only=True):
 
     @property
     def is_ok(self) -> bool:
-        """Whether the databases hold what was promised."""
+        """Whether the databases keep the promises."""
         return self.found == self.acknowledged and self.problem_count == 0
 
 
@@ -118,19 +118,19 @@ class _Check:
         self._contents: dict[str, bytes] = {}
 
     def complain(self, problem: str) -> None:
-        """Note what is wrong."""
+        """Note a problem."""
         self._result.problem_count += 1
         if len(self._result.problems) < _TOLD_PROBLEMS:
             self._result.problems.append(f"{self.findings.name}: {problem}")
 
     def run(self, entries: list[Entry]) -> None:
-        """Read the database from its files, and look for every line of the log in it."""
+        """Read the database from its files, and check it for every line of the log."""
         self.findings.acknowledged = sum(not entry.refused for entry in entries)
         pool = ConnectionPool(PoolOptions(linger=0.0))
         with pool, SessionManager(self._path, pool=pool, create=False) as sessions:
             for session in _all_sessions(sessions):
                 self._read_session(session, sessions)
-        # Nobody has the file open now, so it can be looked at as it lies there.
+        # No process has the file open now, so it can be checked in its place.
         checks = diagnose(self._path, full=True).checks
         complaints = [
             f"{it.name}: {it.detail}" for it in checks if it.status is HealthStatus.FAILED
@@ -203,7 +203,7 @@ class _Check:
             self.complain(f"{entry.call} {entry.kind} {entry.id}: refused, and stored all the same")
 
     def _what_is_missing(self, entry: Entry) -> str | None:
-        """Return how the database falls short of what was acknowledged, or None."""
+        """Return how the database differs from an acknowledgement, or None."""
         if entry.kind == "session":
             return None if entry.id in self._sessions else "is not there"
         exchange, turn = self._rounds.get(entry.id), self._turns.get(entry.id)
@@ -215,7 +215,7 @@ class _Check:
             return "is not there"
         if place != (entry.parent, entry.index):
             return "is at another place"
-        # Text only grows: a later state begins with what was acknowledged.
+        # Text only grows: a later state begins with the acknowledged text.
         content = self._contents[entry.id]
         if len(content) < entry.size or digest_of(content[: entry.size]) != entry.digest:
             return "has another content"
@@ -227,8 +227,8 @@ def _turn_difference(turn: Turn, entry: Entry) -> str | None:
         return f"is at revision {turn.revision}, acknowledged was {entry.revision}"
     if turn.revision > entry.revision:
         return None
-    told = (turn.status.value, turn.output_tokens, len(turn.content.encode()))
-    if told != (entry.status, entry.output_tokens, entry.size):
+    stored = (turn.status.value, turn.output_tokens, len(turn.content.encode()))
+    if stored != (entry.status, entry.output_tokens, entry.size):
         return "has the acknowledged revision and other fields"
     return None
 

@@ -1,4 +1,4 @@
-"""From a Core statement to the text that is run, and the order of its parameters."""
+"""Compiles a Core statement into its text and the order of its parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mandrake_sessions.engine.statement import Statement
 
 
 class _ConstantsInText(SQLCompiler):
-    """Writes what is constant into the text, so that every parameter is a named one."""
+    """Writes constants into the text, so that every parameter is a named one."""
 
     def visit_bindparam(self, bindparam: BindParameter[Any], *args: Any, **options: Any) -> str:
         if not bindparam.required:
@@ -65,7 +65,7 @@ POSTGRESQL: Dialect = _PostgreSQL(paramstyle="numeric_dollar")  # type: ignore[n
 
 
 def compiled(core: ClauseElement, name: str = "", *, dialect: Dialect = SQLITE) -> Statement:
-    """Return a Core statement as it is run; what varies in it is a ``bindparam`` with a name."""
+    """Return the compiled form of a Core statement; its variables are ``bindparam``s with names."""
     compiler = core.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     assert isinstance(compiler, SQLCompiler)
     parameters = tuple(compiler.positiontup or ())

@@ -37,11 +37,11 @@ def _ddl() -> Iterator[str]:
 
 
 def _creations() -> Iterator[str]:
-    """Return what makes the tables, in the order in which migrations make those of ``0001``."""
+    """Return the CREATE statements, in the order in which migrations run those of ``0001``."""
     # Alembic's own table has no other name in public.
     version = MigrationContext.configure(dialect_name="sqlite")._version
     for table in (version, *schema.metadata.tables.values()):
-        # What stands behind the last word is kept by SQLite, what stands before the first is not.
+        # SQLite stores the text up to its last word, and drops the space before the first one.
         yield str(CreateTable(table).compile(dialect=SQLITE)).lstrip()
         for index in sorted(table.indexes, key=lambda each: str(each.name)):
             yield str(CreateIndex(index).compile(dialect=SQLITE)).lstrip()

@@ -1,4 +1,4 @@
-"""Which files are generated, and what belongs into each; a test compares it with the files."""
+"""The generated files and their texts; a test compares these with the files."""
 
 from __future__ import annotations
 

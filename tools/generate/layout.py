@@ -1,4 +1,4 @@
-"""How values look in a generated module: Python source that fits its lines."""
+"""The layout of values in a generated module: Python source that fits its lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 WIDTH = 100
-# What is nested is moved to the right, up to five times.
+# Nested values are indented, up to five times.
 _LINE = WIDTH - 20
 
 
@@ -50,7 +50,7 @@ def _filled(quoted: list[str]) -> str:
 
 
 def several(sources: Iterable[str]) -> str:
-    """Return a tuple of what has a source already, each on lines of its own."""
+    """Return a tuple of sources, each on its own lines."""
     return "(\n" + "".join(f"{_indented(source)},\n" for source in sources) + ")"
 
 

@@ -1,4 +1,4 @@
-"""What belongs into ``mandrake_sessions/records/sql.py``: every statement as it is run."""
+"""The text of ``mandrake_sessions/records/sql.py``: every statement in its compiled form."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _modules() -> Iterator[ModuleType]:
 
 
 def _source(name: str, value: object) -> str:
-    """Return what makes the compiled form of a value, under its name."""
+    """Return the source of the compiled form of a value, under its name."""
     match value:
         case Column() | Table():
             return f'"{value}"'
@@ -124,7 +124,7 @@ def _insert_many(name: str, insert: InsertMany) -> str:
 
 def _update_some(name: str, update: UpdateSome) -> str:
     names = [column.name for column in update.settable]
-    # What each column alone changes: a piece that others share appears under several of them.
+    # The columns are compiled one by one: a piece that several share appears under each of them.
     with_none = _Pieces(compiled(update.core(())))
     with_one = {name: _Pieces(compiled(update.core((name,)))) for name in names}
     with_all = _Pieces(compiled(update.core(names)))

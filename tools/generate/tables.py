@@ -1,4 +1,4 @@
-"""What belongs into ``mandrake_sessions/tables.py``: names and kinds of columns."""
+"""The text of ``mandrake_sessions/tables.py``: names and kinds of columns."""
 
 from __future__ import annotations
 
@@ -57,5 +57,5 @@ def _column(column: Column[Any]) -> str:
         "is_key": column.primary_key,
         "is_reference": bool(column.foreign_keys),
     }
-    told = "".join(f", {name}=True" for name, is_so in facts.items() if is_so)
-    return f'Column("{column.name}", "{column.type}"{told})'
+    options = "".join(f", {name}=True" for name, is_so in facts.items() if is_so)
+    return f'Column("{column.name}", "{column.type}"{options})'
