@@ -48,6 +48,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
         acknowledged: how many acknowledgements must have come.
         after: seconds to wait then. Without a phase and acknowledgements, from the start of the
             workload.
+        within: seconds of a further wait, of random length up to this.
     """
 
     phase: str | None = None

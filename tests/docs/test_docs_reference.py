@@ -19,7 +19,7 @@ PACKAGES = (mandrake_sessions, aio, importers, testing)
 REFERENCE = [page for page in PAGES if page.path.parent == DOCS / "reference"]
 
 _SECTION = re.compile(r"^(?:Args|Attributes):\n(?P<fields>(?:(?: .*)?\n)*)", re.MULTILINE)
-_REFERS = re.compile(r"(?:as|are those of|does|raises what) ``[\w.]+``|``[\w.]+`` does")
+_REFERS = re.compile(r"(?:as|are those of|does|errors of) ``[\w.]+``|``[\w.]+`` does")
 _ENTRY = re.compile(
     r"^\.\. (?:auto(?:class|exception|function)|py:data):: (?P<name>\w+).*\n"
     r"(?P<options>(?:   .*\n)*)",
