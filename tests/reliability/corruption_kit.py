@@ -167,7 +167,7 @@ def contents(path: Path) -> dict[str, set[tuple[Any, ...]]]:
         "responses": "id, round_id",
         "turns": 'id, response_id, "index", content, tool_calls',
     }
-    # Two processes read the sound one at once, and each would leave WAL mode's files beside it.
+    # Two processes read the sound one at once, and each would leave the sidecars of WAL mode.
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     raw = apsw.Connection(f"{path.as_uri()}?immutable=1", flags=flags)
     with contextlib.closing(raw):

@@ -35,7 +35,7 @@ def many() -> None:
     all_have_written = multiprocessing.get_context("fork").Barrier(6)
     os.fork()
 
-    def tell(number: int) -> None:
+    def write(number: int) -> None:
         text = [f"{os.getpid()}.{number}", "x" * 2000]
         acknowledge(text)
         all_have_written.wait()
@@ -43,8 +43,8 @@ def many() -> None:
             acknowledge(text)
 
     for number in range(2):
-        threading.Thread(target=tell, args=(number,)).start()
-    tell(2)
+        threading.Thread(target=write, args=(number,)).start()
+    write(2)
 
 
 def with_children() -> None:

@@ -1,7 +1,7 @@
 """A stage on which threads are moved step by step, so that every order of their steps is tried.
 
 Real methods of real objects are wrapped: an actor that comes to one stops there until it is moved
-on. What is no actor passes. Who waits for somebody else says so, and is not moved meanwhile.
+on. Other threads pass. An actor that waits for another one is marked so, and stays meanwhile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 from waiting_kit import PATIENCE
 
 _UNANNOUNCED = 0.03
-# An actor that does not come to its next step by then may wait for a lock that tells nobody. On a
+# An actor that does not come to its next step by then may wait for a lock that is not watched. On a
 # machine under load it may only be slow: it waits if its thread sleeps, and was not run meanwhile.
 _PAUSE = 0.004
 _LONGEST = 1.0
@@ -52,7 +52,7 @@ class Actor:
 
     @property
     def is_settled(self) -> bool:
-        """Whether it does nothing by itself: over, before a step, or waiting for somebody."""
+        """Whether it does nothing by itself: over, before a step, or waiting for another."""
         waits = self.waits_until is not None and not self.waits_until()
         return self.is_over or self.place is not None or waits
 
@@ -106,7 +106,7 @@ class Stage:
         """Add a thread; its first step is to begin.
 
         Args:
-            name: for the order that is told when a test fails.
+            name: for the order that is printed when a test fails.
             work: what it does.
             lines_of: functions of which each line is a step, for this actor.
         """
@@ -124,17 +124,17 @@ class Stage:
             self._wrap(owner, each, after=f"{each} done")
 
     def watch_event(self, owner: type, name: str) -> None:
-        """Have the stage know who waits for the Event that new instances of a class keep."""
+        """Show the stage each actor that waits for the Event that new instances of a class keep."""
         self._replace(owner, name, self.event)
 
     def event(self, real: threading.Event) -> Any:
-        """Return an Event that tells the stage who waits for it."""
+        """Return an Event that shows the stage each actor that waits for it."""
         return _Event(self, real)
 
     def watch_lock(
         self, owner: type, name: str, *, interrupted: str = "", has_lock: bool = False
     ) -> None:
-        """Have the stage know who waits for the lock that new instances of a class keep, held.
+        """Show the stage each actor that waits for the lock that new instances of a class keep.
 
         Args:
             owner: the class.
@@ -258,7 +258,7 @@ class Stage:
             return [a for a in self._cast if a.place is not None] or None
 
     def _wait_until_settled(self) -> None:
-        """Wait until each actor is settled, or waits for a lock that tells nobody."""
+        """Wait until each actor is settled, or waits for a lock that is not watched."""
 
         def is_settled() -> bool:
             return all(actor.is_settled for actor in self._cast)
@@ -279,7 +279,7 @@ class Stage:
         number = len(self.decisions)
         wanted = self._plan[number] if number < len(self._plan) else 0
         actor = ready[min(wanted, len(ready) - 1)]
-        # What was wanted, so that the next plan is another one, also if it could not be had.
+        # The wanted number, so that the next plan is another one, also if it was not possible.
         self.decisions.append((wanted, max(wanted + 1, len(ready))))
         with self._condition:
             self.order.append(f"{actor.name} {actor.place}")
@@ -331,7 +331,7 @@ class _Lock:
 
 @dataclass(frozen=True)
 class Orders:
-    """What was tried.
+    """The orders that were tried.
 
     Attributes:
         tried: each order, as the steps one after the other.
@@ -385,7 +385,7 @@ def explore(story: Callable[[Stage], None]) -> Orders:
 
 
 class Thread:
-    """A function in a thread of its own, beside the stage."""
+    """A function in a thread of its own, next to the stage."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
@@ -464,7 +464,7 @@ def interrupted_at(
 
     Args:
         number: of the call.
-        work: what is interrupted.
+        work: the call that is interrupted.
         keeps: whether the error keeps its traceback, and so all that its frames refer to.
 
     Returns:

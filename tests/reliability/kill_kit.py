@@ -221,7 +221,7 @@ class _KillingFile(apsw.VFSFile):
         super().xLock(level)
 
 
-# -- texts that tell whether they are whole -----------------------------------------------------
+# -- texts that show whether they are whole -----------------------------------------------------
 
 
 def text_of(key: str) -> str:

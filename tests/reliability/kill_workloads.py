@@ -79,7 +79,7 @@ class Stage:
         self.killer.arm()
 
     def end(self) -> None:
-        """End that phase, and tell how many operations it had."""
+        """End that phase, and acknowledge how many operations it had."""
         acknowledge(["operations", self.fatal, self.killer.disarm()])
         phase("after")
 
@@ -186,9 +186,9 @@ def opening(plan: Plan) -> None:
     names = iter([] if stage.path.exists() else ["migrating", "opening"])
 
     def announce(connection: apsw.Connection) -> None:
-        connection.exec_trace = told
+        connection.exec_trace = trace
 
-    def told(_cursor: object, sql: str, _values: object) -> bool:
+    def trace(_cursor: object, sql: str, _values: object) -> bool:
         if sql in {"BEGIN IMMEDIATE", "COMMIT"} and (name := next(names, None)):
             phase(name)
         return True
@@ -232,7 +232,7 @@ def writing_together(plan: Plan) -> None:
 
 
 def writing_blocks(plan: Plan) -> None:
-    """``transaction()`` blocks beside other writers."""
+    """``transaction()`` blocks among other writers."""
     stage = Stage(plan)
     stage.open()
     stage.begin("writing")
@@ -286,7 +286,7 @@ def closing(plan: Plan) -> None:
 
 def shutting_down(plan: Plan) -> None:
     """The shutdown hook, while a thread writes."""
-    # What the signal does after the shutdown: nothing, so that there is somebody left to kill.
+    # After the shutdown the signal does nothing, so that there is a process left to kill.
     signal.signal(signal.SIGTERM, lambda *_: None)
     stage = Stage(plan)
     stage.open()
@@ -324,10 +324,10 @@ def deleting(plan: Plan) -> None:
     stage.over()
 
 
-def beside_others(plan: Plan) -> None:
+def among_others(plan: Plan) -> None:
     """A process of several on the same file."""
     stage = Stage(plan, checkpoint_frames=50)
-    stage.begin("beside others")
+    stage.begin("among others")
     stage.open()
     write_without_end(stage, UNITS, threads=2)
 

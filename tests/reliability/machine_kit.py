@@ -1,4 +1,4 @@
-"""What the state machine draws, and what must be stored after it: a dict beside the database."""
+"""The choices of the state machine, and a dict of what must be stored after them."""
 
 import copy
 
@@ -32,8 +32,8 @@ class Model:
     def turns(self):
         return [each for round_ in self.rounds() for each in round_["turns"]]
 
-    def add_told(self, session, text, ids):
-        """Add a session of one round with one turn, which somebody else has made."""
+    def add_stored(self, session, text, ids):
+        """Add a session of one round with one turn, which another process has made."""
         round_, request, response, turn = ids
         self.sessions[session] = {
             "title": text,
@@ -131,7 +131,7 @@ class Work:
         id = pick(self.model.sessions, number)
         if id is None:
             with pytest.raises(NotFoundError):
-                self.store.update_session("nobody", title=title)
+                self.store.update_session("unknown", title=title)
             return
         self.store.update_session(id, title=title)
         self.model.sessions[id]["title"] = title
@@ -139,7 +139,7 @@ class Work:
 
     def delete_session(self, number):
         id = pick(self.model.sessions, number)
-        assert self.store.delete_session(id or "nobody", missing_ok=True) is (id is not None)
+        assert self.store.delete_session(id or "unknown", missing_ok=True) is (id is not None)
         self.model.sessions.pop(id, None)
 
     def record_round(self, number, content, turns):
@@ -147,7 +147,7 @@ class Work:
         new = [NewTurn(content=text, tool_calls=calls) for text, calls in turns]
         if id is None:
             with pytest.raises(NotFoundError):
-                self.store.record_round("nobody", content, new)
+                self.store.record_round("unknown", content, new)
             return
         session = self.model.sessions[id]
         made = self.store.record_round(id, content, new, expected_index=session["next"])
@@ -177,7 +177,7 @@ class Work:
 
     def delete_round(self, number):
         round_ = pick(self.model.rounds(), number)
-        id = "nobody" if round_ is None else round_["id"]
+        id = "unknown" if round_ is None else round_["id"]
         assert self.store.delete_round(id, missing_ok=True) is (round_ is not None)
         for session in self.model.sessions.values():
             session["rounds"] = [each for each in session["rounds"] if each is not round_]
@@ -186,7 +186,7 @@ class Work:
         round_ = pick(self.model.rounds(), number)
         if round_ is None:
             with pytest.raises(NotFoundError):
-                self.store.create_turn("nobody", content=content)
+                self.store.create_turn("unknown", content=content)
             return
         index = round_["next"] + gap
         made = self.store.create_turn(
@@ -202,7 +202,7 @@ class Work:
         turn = pick(self.model.turns(), number)
         if turn is None:
             with pytest.raises(NotFoundError):
-                self.store.update_turn("nobody", content=content)
+                self.store.update_turn("unknown", content=content)
         elif turn["status"] not in {"streaming", status}:
             with pytest.raises(TurnFinishedError):
                 self.store.update_turn(turn["id"], content=content, status=status)
@@ -213,7 +213,7 @@ class Work:
 
     def delete_turn(self, number):
         turn = pick(self.model.turns(), number)
-        id = "nobody" if turn is None else turn["id"]
+        id = "unknown" if turn is None else turn["id"]
         assert self.store.delete_turn(id, missing_ok=True) is (turn is not None)
         for round_ in self.model.rounds():
             round_["turns"] = [each for each in round_["turns"] if each is not turn]

@@ -1,7 +1,7 @@
 """Revisions of the tests' own after the library's, data in every table, and how both are looked at.
 
 A rebuild of ``sessions`` is among them: with foreign keys on it would delete everything below by
-cascade, so whoever compares what is there has a canary.
+cascade, so a comparison of the rows has a canary.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ INSERT INTO responses (id, round_id, next_turn_index, created_at, updated_at)
 INSERT INTO turns (id, response_id, "index", status, owner, stream_started_at, stream_ended_at,
         current_tokens, input_tokens, output_tokens, input_cost, output_cost, revision,
         created_at, updated_at, tool_calls, content, raw_response)
-    SELECT 't' || id, id, 0, iif(round_id = 'r3', 'streaming', 'completed'), 'somebody', 1,
+    SELECT 't' || id, id, 0, iif(round_id = 'r3', 'streaming', 'completed'), 'someone', 1,
         iif(round_id = 'r3', NULL, 2), 0, 1, 2, 0.5, 0.25, 1, 1, 1, '[]', 'answer', ''
     FROM responses;
 INSERT INTO turn_chunks (turn_id, seq, content, raw_response)
@@ -208,12 +208,12 @@ def is_whole(connection: Connection) -> bool:
 
 
 def trace_everything(connection: Connection, trace: Any, patch: pytest.MonkeyPatch) -> None:
-    """Have ``trace`` told each statement before it runs, SQLAlchemy's too."""
+    """Call ``trace`` with each statement before it runs, SQLAlchemy's too."""
     connection.raw.exec_trace = trace
     really_look = LentCursor._about_to_run
 
-    def look(self: LentCursor, *told: Any) -> bool:
-        trace(*told)
-        return really_look(self, *told)
+    def look(self: LentCursor, *arguments: Any) -> bool:
+        trace(*arguments)
+        return really_look(self, *arguments)
 
     patch.setattr(LentCursor, "_about_to_run", look)

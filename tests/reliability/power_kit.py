@@ -72,7 +72,7 @@ def stored(raw: apsw.Connection) -> set[Unit]:
 
 @dataclass
 class Findings:
-    """What was found in the images.
+    """The findings in the images.
 
     Attributes:
         images: how many were looked at.

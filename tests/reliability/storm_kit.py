@@ -173,17 +173,17 @@ class Outcome:
 
     Attributes:
         waits: seconds of each write of the processes that are measured, in order.
-        counts: by writer, the writes it was told are stored; the foreign one's too.
+        counts: by writer, its acknowledged writes; the foreign one's too.
         errors: what callers saw, as text.
         wrong: what readers saw that cannot be.
-        told: everything each process told.
+        reports: everything that each process sent.
     """
 
     waits: list[float]
     counts: dict[str, int]
     errors: list[str]
     wrong: list[int]
-    told: list[dict[str, Any]]
+    reports: list[dict[str, Any]]
 
     @property
     def longest(self) -> float:
@@ -198,7 +198,7 @@ class Outcome:
 
     def show(self, name: str) -> str:
         """Return the figures as a line for people."""
-        foreign = [one for one in self.told if one["name"] == "foreign"]
+        foreign = [one for one in self.reports if one["name"] == "foreign"]
         others = max(chain.from_iterable(one["waits"] for one in foreign))
         return (
             f"{name}: {len(self.waits)} writes,"
@@ -207,8 +207,8 @@ class Outcome:
             f" longest {self.longest * 1e3:.0f} ms; max/min {self.unfairness:.2f};"
             f" foreign: {sum(count for key, count in self.counts.items() if 'foreign' in key)}"
             f" writes, longest {others * 1e3:.0f} ms;"
-            f" {sum(one['openings'] for one in self.told)} openings,"
-            f" longest {max(one['longest_opening'] for one in self.told) * 1e3:.0f} ms"
+            f" {sum(one['openings'] for one in self.reports)} openings,"
+            f" longest {max(one['longest_opening'] for one in self.reports) * 1e3:.0f} ms"
         )
 
 
@@ -219,7 +219,7 @@ def writers() -> list[str]:
 
 
 def storm(start_child: Callable[..., Any], script: str, path: Path, seconds: float) -> Outcome:
-    """Let processes write for some seconds, and a foreign one beside them.
+    """Let processes write for some seconds, and a foreign one with them.
 
     Args:
         start_child: the fixture.
@@ -239,15 +239,15 @@ def storm(start_child: Callable[..., Any], script: str, path: Path, seconds: flo
     sleep(seconds)
     for child in children:
         child.send()
-    told = [child.receive() for child in children]
+    reports = [child.receive() for child in children]
     for child in children:
         child.finish()
     return Outcome(
-        waits=sorted(chain.from_iterable(one["waits"] for one in told[:PROCESSES])),
-        counts={key: count for one in told for key, count in one["counts"].items()},
-        errors=_all(one["errors"] for one in told),
-        wrong=_all(one["wrong"] for one in told),
-        told=told,
+        waits=sorted(chain.from_iterable(one["waits"] for one in reports[:PROCESSES])),
+        counts={key: count for one in reports for key, count in one["counts"].items()},
+        errors=_all(one["errors"] for one in reports),
+        wrong=_all(one["wrong"] for one in reports),
+        reports=reports,
     )
 
 

@@ -41,7 +41,7 @@ CODES = {
     "lock": (),
     "delete": (),
 }
-"""The operations that are swept, and the codes they fail with beside their own."""
+"""The operations that are swept, and the codes they fail with besides their own."""
 
 
 OLD_TURNS = "SELECT count(*) FROM turns WHERE id IN ('turn-1', 'turn-2')"
@@ -65,7 +65,7 @@ class Trial:
     Args:
         folder: an empty one.
         start: the folder whose files are copied into it.
-        options: of the database, beside the name of the file system.
+        options: of the database, besides the name of the file system.
     """
 
     def __init__(self, folder: Path, start: Path, **options: Any) -> None:
@@ -94,12 +94,12 @@ class Trial:
 
 
 class Work:
-    """What is swept: something public that stores something, all of it or nothing."""
+    """The work that is swept: a public call that stores all of something, or nothing."""
 
     name = ""
     options: ClassVar[dict[str, Any]] = {}
     units: tuple[str, ...] = ("",)
-    """What is done at once, each in a thread of its own."""
+    """The units that run at once, each in a thread of its own."""
     stride = 1
     """How many points the bounded form takes one of."""
     goes_on = False
@@ -108,7 +108,7 @@ class Work:
     starts_with_talk = True
     """Whether the database is filled before, with what must never be lost."""
     served = "SELECT count(*) FROM sessions WHERE id = 'after'"
-    """Tells whether what ``serve`` stored is there."""
+    """Whether the row that ``serve`` stored is there."""
     is_repeated = False
     """Whether ``serve`` does the same once more."""
 
@@ -167,7 +167,7 @@ def sweep(
     """Let each operation of a work fail, one after the other, until none is left to fail.
 
     Args:
-        work: what is swept.
+        work: the work that is swept.
         folder: for the trials.
         start: the folder every trial begins from.
         tally: counts the points.
@@ -184,7 +184,7 @@ def sweep(
 
 
 def _ways(*, briefly: bool) -> Iterator[tuple[str, int | None, float, bool]]:
-    """Yield the ways to fail: the operation, its code, what is written all the same, for good."""
+    """Yield the ways to fail: the operation, its code, the part written all the same, for good."""
     if briefly:
         yield from (("read", None, 0.0, False), ("write", None, 0.5, True))
         yield from (("write", apsw.SQLITE_FULL, 0.0, False), ("sync", None, 0.0, False))
@@ -227,7 +227,7 @@ def try_fault(work: Work, fault: Fault, folder: Path, start: Path, tally: Tally)
         assert raw.execute(work.served).get == 1, f"what came after it is lost: {place}"
     left = set(descriptors()) - set(before)
     if fault.code == apsw.SQLITE_CORRUPT:
-        # Who cannot look whether turns of this process still stream keeps its claim.
+        # A process that cannot read whether its turns still stream keeps its claim.
         left = {each for each in left if "-owner-" not in each}
     assert not left, f"{place}: {left}"
     shutil.rmtree(folder)

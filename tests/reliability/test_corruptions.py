@@ -110,7 +110,7 @@ def test_random_damage_is_survived_or_named(folder: Path, campaign: Any) -> None
     assert len(found) == count
     assert [each for each in found if each["outcome"].startswith("raised")] == []
     assert [each for each in found if each["detail"] and each["detail"] not in RIGHT] == []
-    # What does not work is told by the doctor.
+    # The doctor names each part that does not work.
     unseen = [each for each in found if each["outcome"] != "works" and not each["failed"]]
     assert unseen == [], unseen
     assert [each for each in found if not each["is_untouched"]] == []

@@ -143,7 +143,7 @@ def test_a_moment_beyond_the_end_of_its_time_is_not_waited_for(runner: ForkingRu
 
 
 @pytest.mark.parametrize(
-    ("workload", "told"),
+    ("workload", "message"),
     [
         ("crash_workloads:fail", "RuntimeError: as it should"),
         ("no_such_module:count", "No module named"),
@@ -153,9 +153,9 @@ def test_a_moment_beyond_the_end_of_its_time_is_not_waited_for(runner: ForkingRu
     ],
 )
 def test_a_workload_that_fails_by_itself_is_an_error(
-    runner: ForkingRunner, workload: str, told: str
+    runner: ForkingRunner, workload: str, message: str
 ) -> None:
-    with pytest.raises(WorkloadError, match=told):
+    with pytest.raises(WorkloadError, match=message):
         runner.use(workload).run(kill=Moment(acknowledged=1))
 
 

@@ -120,7 +120,7 @@ with ConnectionPool(PoolOptions(database=DatabaseOptions(durability=Durability.F
     for line in sys.stdin:
         try:
             if line == "write\\n":
-                sessions.create_session("beside")
+                sessions.create_session("elsewhere")
             elif line == "checkpoint\\n":
                 sessions.handle.file.checkpoint()
             elif line == "read\\n":
@@ -502,7 +502,7 @@ options = DatabaseOptions(
 with ConnectionPool(PoolOptions(database=options)) as pool:
     with SessionManager(sys.argv[1], pool=pool) as sessions:
         for number in range(300):
-            sessions.create_session("beside", description="x" * (number % 7) * 3000)
+            sessions.create_session("elsewhere", description="x" * (number % 7) * 3000)
             if number % 50 == 0:
                 sessions.handle.file.checkpoint()
 """
@@ -523,7 +523,7 @@ def test_checkpoints_of_other_processes_are_no_damage(sessions: SessionManager) 
     assert sessions.health().is_usable
     assert sessions.handle.file.refusal.damage is None
     titles = [each.title for each in sessions.list_sessions(limit=10_000)]
-    assert (titles.count("here"), titles.count("beside")) == (written, 900)
+    assert (titles.count("here"), titles.count("elsewhere")) == (written, 900)
 
 
 KILLED = """

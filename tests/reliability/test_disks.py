@@ -1,4 +1,4 @@
-"""The disks that tests use: one that fails where it is told to, one whose power is cut."""
+"""The disks that tests use: one that fails where a test asks for it, one whose power is cut."""
 
 from __future__ import annotations
 

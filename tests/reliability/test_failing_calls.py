@@ -1,8 +1,8 @@
 """System calls of every public call fail, one by one, once and from then on.
 
-A library that is loaded before the C library fails them, so that SQLite's own are among them. What
-a caller gets is a typed error that is true; what was acknowledged is there when the file is opened
-without the library, nothing else is but what a caller was not sure of, and the file is healthy.
+A library that is loaded before the C library fails them, so that SQLite's own are among them. A
+caller gets a typed error that is true. All that was acknowledged is there when the file is opened
+without the library, nothing else is but rows of unknown outcome, and the file is healthy.
 """
 
 from __future__ import annotations

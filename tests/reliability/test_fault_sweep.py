@@ -1,8 +1,8 @@
-"""The fault sweep: each read, write, sync and truncate of what is public fails, in turn.
+"""The fault sweep: each read, write, sync and truncate of the public calls fails, in turn.
 
-After each: the file is whole, what was acknowledged is there, what is there without having been
-acknowledged was reported as unknown, every error was one of the library's, the pool still serves,
-and no descriptor is left open.
+After each: the file is whole, all acknowledged rows are there, each row that is there without
+an acknowledgement was reported as unknown, every error was one of the library's, the pool still
+serves, and no descriptor is left open.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class Backup(Work):
 
     def is_stored(self, trial: Trial, raw: apsw.Connection, unit: str) -> bool:
         assert raw.execute("SELECT count(*) FROM turns").get == 3
-        # Beside the database and its own two files there is the whole copy, or nothing.
+        # Besides the database and its own two files there is the whole copy, or nothing.
         found = {each.name for each in trial.folder.iterdir()} - {
             "db.sqlite",
             "db.sqlite-wal",
@@ -253,7 +253,7 @@ class Recovery(Work):
 
 
 class Checkpoint(Work):
-    """A checkpoint that truncates the log, whose failure is nobody's error."""
+    """A checkpoint that truncates the log, whose failure is no caller's error."""
 
     name = "checkpoint"
     options: ClassVar[dict[str, Any]] = {"wal_limit_bytes": 1}
@@ -421,7 +421,7 @@ def left_behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "cut"
 
 
-# Some failures SQLite lets pass, such as that of removing a journal nobody needs; APSW tells.
+# Some failures SQLite lets pass, such as that of removing a journal of no use; APSW warns.
 let_pass = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
 )

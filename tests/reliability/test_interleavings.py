@@ -1,4 +1,4 @@
-"""The races by name, each in every order of its steps (RULES 7, 8, 10, 18, 21 to 23)."""
+"""The races by name, each in every order of its steps."""
 
 from __future__ import annotations
 
@@ -91,14 +91,14 @@ def make_pool(**options: Any) -> ConnectionPool:
 
 @pytest.fixture
 def fresh(tmp_path: Path, ready_database: Any) -> Callable[[], Path]:
-    """Makes a new database, which nobody has open."""
+    """Makes a new database, which no process has open."""
     numbers = itertools.count()
     return lambda: ready_database.lay(tmp_path / f"{next(numbers)}.sqlite")
 
 
 @pytest.fixture
 def every_order(request: pytest.FixtureRequest) -> Play:
-    """Plays a story in every order of its steps, and tells how many there are."""
+    """Plays a story in every order of its steps, and returns how many there are."""
 
     def play(story: Callable[[Stage], None]) -> Orders:
         began = monotonic()
@@ -147,7 +147,7 @@ class Living:
 def test_an_acquire_and_the_last_release_may_come_in_either_order(
     every_order: Play, fresh: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever comes first: one connection at a time, and the handle works.
+    """In either order: one connection at a time, and the handle works.
 
     ::
 
@@ -195,7 +195,7 @@ def test_a_failing_opening_gives_its_waiter_the_error_in_either_order(
     ready_database: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each is told why, by an error of its own, and nobody waits for ever.
+    """Each thread gets the cause in its own error, and none waits without end.
 
     ::
 
@@ -283,7 +283,7 @@ def test_two_first_openers_share_one_opening(
 def test_closing_lets_a_waiter_of_the_lease_work_and_refuses_later_ones(
     every_order: Play, fresh: Callable[[], Path]
 ) -> None:
-    """Who waits already gets its turn, who comes later is refused; what is told is what is stored.
+    """An earlier waiter works, a later one is refused; each answer agrees with the stored rows.
 
     ::
 
@@ -328,11 +328,11 @@ def test_closing_lets_a_waiter_of_the_lease_work_and_refuses_later_ones(
 def test_ctrl_c_between_hand_off_and_acceptance_leaves_the_lease_free(
     every_order: Play, fresh: Callable[[], Path], has_lock: bool, delegable: bool
 ) -> None:
-    """The lease is given, or the work taken, to somebody who has just been interrupted.
+    """The lease goes to a thread that was just interrupted, or its work is taken.
 
     ::
 
-        holder   works ─ takes the waiter's work? ─ COMMIT ─ lease to the waiter ─ tells the outcome
+        holder   works ─ takes the waiter's work? ─ COMMIT ─ lease to the waiter ─ sets the outcome
         waiter   (in the queue) .... Ctrl-C, at each of these places ─ raises
 
     Work that was taken is waited for, a lease that was given is given back. The signal comes before
@@ -390,7 +390,7 @@ def no_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("company", ["nobody", "before it", "behind it"])
+@pytest.mark.parametrize("company", ["alone", "before it", "behind it"])
 def test_ctrl_c_at_any_call_leaves_the_lease_free(
     fresh: Callable[[], Path], company: str, fails: bool
 ) -> None:
@@ -399,7 +399,7 @@ def test_ctrl_c_at_any_call_leaves_the_lease_free(
     ::
 
         holder       (in its block) ─ ends ─ lease to the one who waits
-        interrupted  comes ─ waits ─ woken ─ BEGIN ─ work ─ member's work ─ COMMIT ─ tells it
+        interrupted  comes ─ waits ─ woken ─ BEGIN ─ work ─ member's work ─ COMMIT ─ wakes it
                      Ctrl-C at each call of it
         member              waits .................................................. woken
     """
@@ -422,7 +422,7 @@ def test_ctrl_c_at_any_call_leaves_the_lease_free(
         store("first of all")
         for number in itertools.count():
             key, other = f"{number}", f"member {number}"
-            holding = None if company == "nobody" else Holding(handle.write)
+            holding = None if company == "alone" else Holding(handle.write)
             interrupted = Thread(lambda n=number, k=key: interrupted_at(n, lambda: store(k, fails)))
             member = None
             if holding is not None:
@@ -491,7 +491,7 @@ def test_ctrl_c_at_any_call_of_a_scope_leaves_the_lease_free(
 
 @pytest.mark.usefixtures("no_collector")
 def test_ctrl_c_at_any_call_of_an_acquire_leaves_no_thread_waiting(tmp_path: Path) -> None:
-    """Whoever was to open the file is interrupted: the next one opens it, and waits for nobody.
+    """The thread that opens the file is interrupted: the next one opens it, without a wait.
 
     ::
 
@@ -533,17 +533,17 @@ def test_ctrl_c_at_any_call_of_an_acquire_leaves_no_thread_waiting(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "moment", ["before it begins", "in its work", "stored, not told", "told, not woken"]
+    "moment", ["before it begins", "in its work", "stored, not notified", "notified, not woken"]
 )
 def test_an_await_that_is_cancelled_after_the_outcome_loses_nothing(
     fresh: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Whenever it is cancelled: what ``cancelled_call`` tells is what is stored.
+    """At each moment of a cancellation ``cancelled_call`` agrees with the stored rows.
 
     ::
 
         worker      begins ─ work ─ COMMIT ─ outcome kept ─ wakes the loop
-        event loop                                          told: future done ─ task woken ─ returns
+        event loop                                          future done ─ task woken ─ returns
         cancel()   ↑        ↑                              ↑                   ↑
     """
     begun, may_go = threading.Event(), threading.Event()
@@ -557,10 +557,10 @@ def test_an_await_that_is_cancelled_after_the_outcome_loses_nothing(
 
     async def main() -> None:
         def notify(call: calls_module.Call[Any]) -> None:
-            if moment == "stored, not told" and call.operation == "transact":
+            if moment == "stored, not notified" and call.operation == "transact":
                 task.cancel()
             really_notify(call)
-            if moment == "told, not woken" and call.operation == "transact":
+            if moment == "notified, not woken" and call.operation == "transact":
                 task.cancel()
 
         monkeypatch.setattr(calls_module.Call, "notify", notify)
@@ -582,11 +582,11 @@ def test_an_await_that_is_cancelled_after_the_outcome_loses_nothing(
                     await task
                 if holding is not None:
                     holding.let_go()
-                told = cancelled_call(raised.value)
+                outcome = cancelled_call(raised.value)
                 stored = [session.id for session in await sessions.list_sessions()]
-                assert told is not None
-                assert told.is_committed is (moment != "before it begins")
-                assert stored == ([told.result] if told.is_committed else [])
+                assert outcome is not None
+                assert outcome.is_committed is (moment != "before it begins")
+                assert stored == ([outcome.result] if outcome.is_committed else [])
                 assert sessions.sync.handle.file.writer.queue.holder == 0
                 await sessions.create_session("next")
 
@@ -635,7 +635,7 @@ def test_an_interrupt_at_a_deadline_never_hits_the_next_holder(
 def test_the_interrupt_of_a_closing_hits_the_holder_of_the_lease_and_no_later_one(
     every_order: Play, fresh: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever is hit is told that the pool is closed; who was not hit is stored.
+    """An interrupted thread learns that the pool is closed; the work of the others is stored.
 
     ::
 
@@ -746,7 +746,7 @@ send("forked" in rows)
 def test_a_child_works_that_is_forked_at_any_step_of_a_lease(
     fresh: Callable[[], Path], start_child: Callable[..., Any]
 ) -> None:
-    """The child takes nothing from its parent and waits for nobody; the parent goes on.
+    """The child takes nothing from its parent and waits for no thread; the parent goes on.
 
     ::
 
@@ -755,9 +755,9 @@ def test_a_child_works_that_is_forked_at_any_step_of_a_lease(
     """
     path = fresh()
     child = start_child(FORKS, path)
-    told = [child.receive() for _ in range(5)]
+    answers = [child.receive() for _ in range(5)]
     # In use at the fork: what SQLite knows of the file is the parent's. Afterwards it opens anew.
-    assert told == [["refused"]] * 4 + [["opened", True]]
+    assert answers == [["refused"]] * 4 + [["opened", True]]
     assert child.receive() is True
     child.finish()
     with make_pool() as pool, pool.acquire(path) as handle:
@@ -835,7 +835,7 @@ def test_a_checkpoint_and_a_long_reader_do_not_harm_each_other(
 def test_a_retirement_during_a_commit_loses_no_acknowledged_row(
     every_order: Play, fresh: Callable[[], Path], tmp_path: Path
 ) -> None:
-    """What was acknowledged is in the file that went away, and nothing is in the new one.
+    """Acknowledged rows are in the file that went away, and nothing is in the new one.
 
     ::
 
@@ -876,8 +876,8 @@ def test_a_retirement_during_a_commit_loses_no_acknowledged_row(
             handle.release()
             with pool.acquire(path) as new:
                 assert keys(new) == set()
-        beside = [each.name for each in tmp_path.iterdir() if each.name.startswith(path.name)]
-        assert sorted(beside) == [path.name, away.name]
+        family = [each.name for each in tmp_path.iterdir() if each.name.startswith(path.name)]
+        assert sorted(family) == [path.name, away.name]
         raw = apsw.Connection(str(away), flags=apsw.SQLITE_OPEN_READONLY)
         stored = raw.execute("SELECT count(*) FROM meta WHERE key = 'a'").get
         raw.close()
@@ -891,7 +891,7 @@ def test_a_retirement_during_a_commit_loses_no_acknowledged_row(
 def test_a_handle_on_a_retired_file_says_so_also_after_it_is_closed(
     fresh: Callable[[], Path],
 ) -> None:
-    """Who comes late is told to open it again, and not that the pool is closed: it is not."""
+    """The error of a late caller says to open it again, not that the pool is closed: it is not."""
     path = fresh()
     with make_pool() as pool, pool.acquire(path) as handle:
         path.rename(path.with_name("away"))
@@ -966,7 +966,7 @@ def test_two_threads_may_close_a_manager_at_once(
 def test_two_threads_may_release_a_handle_at_once(
     every_order: Play, fresh: Callable[[], Path]
 ) -> None:
-    """One gives the claim back, the other is told that it was; each line is a step.
+    """One gives the handle back, the other gets an error that it was; each line is a step.
 
     ::
 
@@ -1062,7 +1062,7 @@ def test_a_host_may_be_closed_while_a_workspace_is_opened(
 
 
 def test_a_group_whose_error_cannot_be_made_leaves_no_thread_asleep() -> None:
-    """Each member is woken with what went wrong; the one who settles does not try for ever."""
+    """Each member is woken with the error; the thread that settles does not try without end."""
 
     def cannot(_waiter: Waiter) -> BaseException:
         raise ValueError("no such error")

@@ -38,7 +38,7 @@ def monitors() -> list[threading.Thread]:
 
 
 class Stand:
-    """An open database, and what is done with it."""
+    """An open database, and the calls that are made on it."""
 
     def __init__(self, path: Path) -> None:
         database = DatabaseOptions(durability=Durability.FAST, busy_timeout=PATIENCE)
@@ -85,16 +85,16 @@ class Stand:
     def look(self) -> None:
         self.sessions.health("thorough")
 
-    def require_free(self, told: object) -> None:
+    def require_free(self, why: object) -> None:
         """Make sure that this thread, another one and another program can write at once."""
         connections = self.sessions.handle.file.leased_connections()
         self.sessions.create_session()
         self.sessions.count_sessions()
         Thread(self.sessions.create_session).result()
         # A checkpoint of the pool's thread may have one.
-        assert get_ident() not in [leased.queue.holder for leased in connections], told
-        assert not any(leased.queue._pins for leased in connections), told
-        assert self.sessions.handle.file.state is FileState.OPEN, told
+        assert get_ident() not in [leased.queue.holder for leased in connections], why
+        assert not any(leased.queue._pins for leased in connections), why
+        assert self.sessions.handle.file.state is FileState.OPEN, why
         raw = apsw.Connection(str(self.path))
         raw.set_busy_timeout(int(PATIENCE * 1000))
         raw.execute("BEGIN IMMEDIATE")
@@ -233,7 +233,7 @@ receive()
 def test_signals_at_random_moments_of_blocks_leave_the_lease_free(
     tmp_path: Path, ready_database: Any, start_child: Callable[..., Any], campaign: Any
 ) -> None:
-    """What was acknowledged is stored; each interrupt may have stored what it did not tell."""
+    """Acknowledged rows are stored; each interrupt may have stored one without an answer."""
     path = ready_database.lay(tmp_path / "db.sqlite")
     most = campaign.pick(200, 2_000, 10_000)
     child = start_child(STORM, path, most, campaign.pick(30, 120, 600))
@@ -332,7 +332,7 @@ def test_ctrl_c_at_any_call_of_a_living_object_leaves_every_later_call_free(
     work = partial(LIVE[doing], stand)
     work()
     kept, lost = [], 0
-    # Whoever opens files makes thousands of calls.
+    # Opening a file makes thousands of calls.
     step = campaign.pick(13, 3, 1) * (37 if doing in OPENING else 1)
     with stand.pool:
         for number in itertools.count(0, step):
@@ -349,7 +349,7 @@ def test_ctrl_c_at_any_call_of_a_living_object_leaves_every_later_call_free(
             flusher = Hub.of(stand.sessions.handle.file).flusher
             until(lambda: not flusher.writers, error)  # noqa: B023
             until(lambda: stand.pool.stats().handles == 1, error)
-            # A listener that comes to nobody goes on, as one whose subscription is not kept.
+            # A listener that comes to no variable goes on, as one whose subscription is not kept.
             is_begun = any(place in str(error) for place in ("Statement", "__enter__", "__get__"))
             lost += doing == "a listener" and is_begun
             until(lambda: stand.sessions.subscriptions <= lost, error)  # noqa: B023

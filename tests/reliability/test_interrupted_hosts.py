@@ -32,7 +32,7 @@ from mandrake_sessions import (
 
 
 class Stand:
-    """A root with one workspace, and a database beside it with a backup."""
+    """A root with one workspace, and a database elsewhere with a backup."""
 
     def __init__(self, folder: Path) -> None:
         database = DatabaseOptions(durability=Durability.FAST, busy_timeout=PATIENCE)

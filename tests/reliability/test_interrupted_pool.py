@@ -1,4 +1,4 @@
-"""Ctrl-C at any call of what opens, parks and closes files leaves nobody waiting (RULES 18, 21)."""
+"""Ctrl-C at any call that opens, parks or closes files leaves no thread waiting."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def interrupted_in(
 
 MOMENTS = {
     "the slot was forgotten": ("return", Slots.forget.__code__),
-    "others are told": ("call", Gate.set.__code__),
+    "others are woken": ("call", Gate.set.__code__),
 }
 
 
@@ -181,10 +181,10 @@ MOMENTS = {
     [
         ("closes", "the slot was forgotten"),
         ("fails to open", "the slot was forgotten"),
-        ("closes", "others are told"),
-        ("fails to open", "others are told"),
-        ("parks", "others are told"),
-        ("opens", "others are told"),
+        ("closes", "others are woken"),
+        ("fails to open", "others are woken"),
+        ("parks", "others are woken"),
+        ("opens", "others are woken"),
     ],
 )
 def test_ctrl_c_while_a_file_is_closed_or_opened_leaves_no_thread_waiting(
@@ -230,7 +230,7 @@ def test_ctrl_c_while_a_file_is_closed_or_opened_leaves_no_thread_waiting(
             monkeypatch.setattr(OpenFiles, "_open_new", stopping(OpenFiles._open_new))
         else:
             monkeypatch.setattr(FileLifecycle, "close", stopping(FileLifecycle.close))
-        # Kept: a handle that came to nobody lives on in its traceback.
+        # Kept: a handle that no variable got lives on in its traceback.
         error = interrupted_in(work, event, code, ending.__code__)
         began = monotonic()
         waiting[0].result()

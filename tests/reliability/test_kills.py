@@ -91,7 +91,7 @@ def table() -> Iterator[Table]:
     before = len(os.listdir("/proc/self/fd"))
     yield table
     assert len(os.listdir("/proc/self/fd")) == before
-    print(f"\n{table.show()}")  # for who runs it with -s
+    print(f"\n{table.show()}")  # shown with -s
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def check_whole(rounds: Any) -> None:
         kind, _, rest = key.partition("/")
         statuses = [turn.status for turn in found.turns]
         indexes.append(found.index)
-        assert TurnStatus.STREAMING not in statuses, f"nobody streams {key}"
+        assert TurnStatus.STREAMING not in statuses, f"no process streams {key}"
         if kind in {"recorded", "block"}:
             assert statuses == [TurnStatus.COMPLETED] * (2 if kind == "recorded" else 1)
         else:
@@ -374,7 +374,7 @@ def test_kills_while_a_table_is_rebuilt_lose_nothing(
         kills.row.found += was_acknowledged
         kills.row.unknown += revision == "next" and not was_acknowledged
         for backup in path.parent.glob("*.before-*"):
-            # What is half done is called partial, and is no backup.
+            # A half-made copy is called partial, and is no backup.
             assert ".partial-" in backup.name or verify(backup) == []
 
 
@@ -415,10 +415,10 @@ def test_kills_while_a_process_writes_lose_nothing_acknowledged(  # noqa: PLR091
 
 
 def check_still_there(path: Path, stored: dict[str, set[str]]) -> None:
-    """What was there after one kill is there after all that followed."""
+    """Rows that were there after one kill are there after all that followed."""
     with ConnectionPool() as pool, SessionManager(path, pool=pool) as sessions:
         for session, ids in stored.items():
-            # Who was killed while it opened has made no session.
+            # A process that was killed while it opened has made no session.
             if ids:
                 assert {each.id for each in sessions.iter_session_history(session)} == ids
 
@@ -531,19 +531,19 @@ def test_kills_while_workspaces_are_made_and_deleted_leave_them_whole(
 
 def check_workspaces(host: MandrakeManager, report: CrashReport, name: str, row: Row) -> None:
     """Each is there with its session, or gone; and each name can be had."""
-    told: dict[str, set[str]] = {
+    reported: dict[str, set[str]] = {
         kind: set() for kind in ("made", "filled", "leaving", "left", "operations")
     }
     for kind, _, key in report.acknowledged:
-        told[kind].add(str(key))
+        reported[kind].add(str(key))
     there = {each.name: each for each in host.list_workspaces() if each.name.startswith(f"{name}-")}
-    assert told["made"] - told["leaving"] <= there.keys()
-    assert not told["left"] & there.keys()
-    row.acknowledged += len(told["made"] - told["leaving"]) + len(told["left"])
-    row.found += len(told["made"] - told["leaving"]) + len(told["left"])
-    row.unknown += len(there.keys() - told["made"])
+    assert reported["made"] - reported["leaving"] <= there.keys()
+    assert not reported["left"] & there.keys()
+    row.acknowledged += len(reported["made"] - reported["leaving"]) + len(reported["left"])
+    row.found += len(reported["made"] - reported["leaving"]) + len(reported["left"])
+    row.unknown += len(there.keys() - reported["made"])
     for key, workspace in there.items():
-        if key in told["leaving"] and not workspace_database(workspace.path).exists():
+        if key in reported["leaving"] and not workspace_database(workspace.path).exists():
             # Its database is deleted, and deleting it again does the rest.
             with pytest.raises(DatabaseMissingError):
                 host.get_workspace(workspace.id)
@@ -551,12 +551,12 @@ def check_workspaces(host: MandrakeManager, report: CrashReport, name: str, row:
             host.create_workspace(key)
         else:
             sessions = host.get_workspace(workspace.id).sessions
-            assert sessions.find_session(key) is not None or key not in told["filled"]
-    for key in told["left"]:
+            assert sessions.find_session(key) is not None or key not in reported["filled"]
+    for key in reported["left"]:
         host.create_workspace(key)
 
 
-# -- beside others ------------------------------------------------------------------------------
+# -- among others ------------------------------------------------------------------------------
 
 
 def test_kills_of_one_process_among_several_harm_no_other(
@@ -564,11 +564,11 @@ def test_kills_of_one_process_among_several_harm_no_other(
 ) -> None:
     """Three processes write; one is killed and another takes its place, while two go on."""
     path = tmp_path / "db.sqlite"
-    row = table.row("beside others")
+    row = table.row("among others")
     chance = random.Random(7)
     numbers = itertools.count()
     stored: dict[str, set[str]] = {}
-    runner.use("kill_workloads:beside_others")
+    runner.use("kill_workloads:among_others")
 
     def start(stack: contextlib.ExitStack) -> tuple[str, Life]:
         session = f"life-{next(numbers)}"

@@ -46,7 +46,7 @@ def functions() -> list[str]:
 
 
 class World:
-    """An open database with a bit of everything, and another one that is nobody's."""
+    """An open database with a bit of everything, and another one that no manager has."""
 
     def __init__(self, sessions: SessionManager, pool: ConnectionPool, folder: Path) -> None:
         self.sessions = sessions
@@ -92,7 +92,7 @@ def unchanged(world: World) -> Iterator[None]:
     before = locks(world.sessions.path)
     assert len(before) >= 2, "SQLite holds one on the file and one on the index"
     yield
-    # What is shortly held, by a thread that still reads, is none of this.
+    # A lock that a thread holds shortly, while it still reads, is none of these.
     patience = threading.Event()
     for _ in range(2000):
         if (after := locks(world.sessions.path)) == before:
@@ -107,13 +107,13 @@ def drain(iterator: Any) -> None:
 
 
 def listened(world: World, start: Callable[[Any], Any]) -> None:
-    """Have a listener told of one change."""
-    told = threading.Event()
+    """Have a listener called for one change."""
+    called = threading.Event()
     with world.writer() as writer:
         writer.write("text")
-        subscription = start(writer)(lambda _: told.set())
+        subscription = start(writer)(lambda _: called.set())
         writer.write(" and more")
-        assert told.wait(60)
+        assert called.wait(60)
         subscription.close()
 
 
@@ -130,7 +130,7 @@ def allowed(work: Callable[[], Any]) -> None:
 
 MANAGER: dict[str, Callable[[World], Any]] = {
     "add_turn_update_listener": lambda w: listened(
-        w, lambda writer: lambda tell: w.sessions.add_turn_update_listener(writer.id, tell)
+        w, lambda writer: lambda listener: w.sessions.add_turn_update_listener(writer.id, listener)
     ),
     "backup": lambda w: w.sessions.backup(w.folder / "again.sqlite"),
     "close": lambda w: w.manager().close(),
@@ -166,7 +166,7 @@ MANAGER: dict[str, Callable[[World], Any]] = {
     "record_round": lambda w: w.sessions.record_round(w.session.id, "More"),
     "recover_interrupted": lambda w: w.sessions.recover_interrupted(),
     "render_session_history": lambda w: w.sessions.render_session_history(w.session.id),
-    # Of ours it is refused, for it is open; the other one is restored.
+    # The open one is refused; the other one is restored.
     "restore": lambda w: [
         allowed(
             lambda: SessionManager(w.sessions.path, pool=w.pool).restore(
@@ -179,7 +179,8 @@ MANAGER: dict[str, Callable[[World], Any]] = {
     "stream_turn": lambda w: in_scope(w.writer(), lambda writer: writer.write("text")),
     "subscriptions": lambda w: w.sessions.subscriptions,
     "track_streaming_turns": lambda w: listened(
-        w, lambda _: lambda tell: w.sessions.track_streaming_turns(w.second.response.id, tell)
+        w,
+        lambda _: lambda listener: w.sessions.track_streaming_turns(w.second.response.id, listener),
     ),
     "transact": lambda w: w.sessions.transact(lambda tx: tx.create_round(w.session.id, "More")),
     "transaction": lambda w: in_scope(

@@ -150,7 +150,7 @@ open(path + "-wal.new", "wb").close()
 os.replace(path + "-wal.new", path + "-wal")
 """,
         "log",
-        # Another log has begun: ours is kept beside, and not written into the file.
+        # Another WAL has begun: the former one is kept elsewhere, and not written into the file.
         again={"ours"},
     ),
 }
@@ -191,7 +191,7 @@ def titles(sessions: SessionManager) -> set[str]:
 
 @pytest.fixture
 def other(tmp_path: Path, ready_database: Any) -> Path:
-    """Another database of ours, complete in its file."""
+    """Another database of the library, complete in its file."""
     path: Path = ready_database.lay(tmp_path / "other.sqlite")
     with ConnectionPool(FAST) as pool, SessionManager(path, pool=pool) as sessions:
         sessions.create_session("other")
@@ -280,7 +280,7 @@ def test_damage_is_named_answered_and_not_made_worse(
 def test_a_cut_is_seen_though_the_wal_has_more_frames_than_pages_are_missing(
     lost: SessionManager, other: Path
 ) -> None:
-    """The frames are of other pages: what was cut off is in none of them."""
+    """The frames are of other pages: the pages that were cut off are in none of them."""
     monitor = monitor_of(lost)
     for _ in range(OURS):
         lost.create_session("small")
@@ -412,33 +412,33 @@ if os.geteuid() == 0:
         send(str(error))
         sys.exit()
 send("ready")
-told = {}
+seen = {}
 with ConnectionPool() as pool, SessionManager(path, pool=pool) as sessions, capture_logs() as logs:
     monitor = HealthMonitor(pool)
     monitor.look()
     os.chmod(path, 0o400)
-    told["bad"] = [check.name for check in sessions.health().checks if check.status == "failed"]
+    seen["bad"] = [check.name for check in sessions.health().checks if check.status == "failed"]
     monitor.look()
     try:
         sessions.create_session("lost")
     except ReadOnlyDatabaseError as error:
-        told["error"] = type(error).__name__
-    told["reads"] = sessions.count_sessions()
+        seen["error"] = type(error).__name__
+    seen["reads"] = sessions.count_sessions()
     os.chmod(path, 0o600)
     sessions.create_session("second")
-    told["after"] = sessions.count_sessions()
+    seen["after"] = sessions.count_sessions()
     sessions.handle.file.checkpoint()
-    told["backlog"] = sessions.handle.file.checkpointer.backlog
-    told["status"] = sessions.health().status
-    told["events"] = [log["event"] for log in logs]
-send(told)
+    seen["backlog"] = sessions.handle.file.checkpointer.backlog
+    seen["status"] = sessions.health().status
+    seen["events"] = [log["event"] for log in logs]
+send(seen)
 """
 
 
 def test_a_file_whose_mode_is_changed_takes_no_writes_until_it_may(
     start_child: Callable[..., Any],
 ) -> None:
-    # Not in tmp_path, whose parents nobody else may enter.
+    # Not in tmp_path, whose parents no other user may enter.
     folder = Path(tempfile.mkdtemp(prefix="mandrake-"))
     try:
         with (
@@ -447,18 +447,18 @@ def test_a_file_whose_mode_is_changed_takes_no_writes_until_it_may(
         ):
             sessions.create_session("first")
         child = start_child(READ_ONLY, folder)
-        told = child.receive()
-        if told != "ready":
-            pytest.skip(f"root, and cannot become another user here: {told}")
-        told = child.receive()
+        answer = child.receive()
+        if answer != "ready":
+            pytest.skip(f"root, and cannot become another user here: {answer}")
+        seen = child.receive()
         child.finish()
     finally:
         shutil.rmtree(folder)
-    assert told["bad"] == ["writing"]
-    assert told["error"] == "ReadOnlyDatabaseError"
-    assert (told["reads"], told["after"]) == (1, 2)
-    assert (told["backlog"], told["status"]) == (0, "ok")
-    assert told["events"] == ["health_changed", "writes_refused", "writes_resumed"]
+    assert seen["bad"] == ["writing"]
+    assert seen["error"] == "ReadOnlyDatabaseError"
+    assert (seen["reads"], seen["after"]) == (1, 2)
+    assert (seen["backlog"], seen["status"]) == (0, "ok")
+    assert seen["events"] == ["health_changed", "writes_refused", "writes_resumed"]
 
 
 # -- the disk -------------------------------------------------------------------------------

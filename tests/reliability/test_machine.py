@@ -32,7 +32,7 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.testing import Fault, FaultVFS
 
-# Mostly what a COMMIT asks of the disk: there the outcome is hardest to tell.
+# Mostly what a COMMIT asks of the disk: there the outcome is hardest to know.
 FAULT = st.builds(
     Fault,
     operation=st.sampled_from(["write", "write", "write", "sync", "sync", "read", "truncate"]),
@@ -84,7 +84,7 @@ class Conversations(RuleBasedStateMachine):
         self.path = self.ready_database.lay(Path(self.folder.name) / "db.sqlite")
         self.vfs = FaultVFS()
         self.numbers = itertools.count()
-        # What was written to a stream is stored when it is asked for, and not before.
+        # Text that was written to a stream is stored on request, and not before.
         options = DatabaseOptions(vfs=self.vfs.name, flush_interval=60.0)
         self.pool = ConnectionPool(PoolOptions(database=options, linger=0, max_open=1))
         self.stream: Any = None
@@ -215,7 +215,7 @@ class Conversations(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """The files as they are this moment, opened by somebody else: everything is there."""
+        """The files as they are this moment, opened by another process: everything is there."""
         image = self.path.with_name(f"image-{next(self.numbers)}.sqlite")
         self.copier.send([str(self.path), str(image)])
         assert self.copier.receive() == str(image)
@@ -226,7 +226,7 @@ class Conversations(RuleBasedStateMachine):
     def another_process_writes(self, title: str) -> None:
         self.writer.send([str(self.path), title])
         session, *ids = self.writer.receive()
-        self.model.add_told(session, title, ids)
+        self.model.add_stored(session, title, ids)
 
     @rule(fault=FAULT, operation=OPERATION)
     def the_disk_fails_in_a_call(self, fault: Fault, operation: Any) -> None:
@@ -263,7 +263,7 @@ class Conversations(RuleBasedStateMachine):
             self.manager.count_sessions()
             self.manager.update_session(self.talk, title="streams")
         except MandrakeSessionsError:
-            # A stream of a file that is not used any more has told its host what was not stored.
+            # A stream of a file that is not used any more has returned what was not stored.
             self.stream = None
             with contextlib.suppress(MandrakeSessionsError, ExceptionGroup):
                 self.life.close()
@@ -271,7 +271,7 @@ class Conversations(RuleBasedStateMachine):
         self.compare()
 
     def look_which(self, before: Any, after: Any) -> None:
-        """Follow what is stored after an outcome that nobody knew: all of it, or nothing."""
+        """Follow the stored rows after an unknown outcome: all of them, or none."""
         stored = self.stored()
         self.model.sessions = before if stored == Model.expected(before) else after
         assert stored == Model.expected(self.model.sessions)

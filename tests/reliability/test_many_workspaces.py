@@ -1,7 +1,7 @@
-"""A thousand workspaces in turn, all held open, with far fewer files than that (issue 4).
+"""A thousand workspaces in turn, all held open, with far fewer files than that.
 
-The managers are never closed. What is busy - streamed into, watched, written to again and again -
-is opened once; everything else gives way and comes back, and nobody sees an error.
+The managers are never closed. A busy file - streamed into, watched, written to repeatedly - is
+opened once; every other file gives way and comes back, and no caller sees an error.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ WAYS = [(BASE, NEWEST), (HEAD, NEWEST), (NEWEST, HEAD)]
 
 
 class Matrix:
-    """A database for each revision, and what is in it."""
+    """A database for each revision, and its content."""
 
     def __init__(self, folder: Path) -> None:
         self.scripts = write_scripts(folder / "scripts")

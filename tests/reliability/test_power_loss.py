@@ -1,7 +1,7 @@
-"""Power cuts: what was acknowledged at ``durable`` is there after each, and nothing is half there.
+"""Power cuts: rows acknowledged at ``durable`` are there after each, and nothing is half there.
 
-The cuts are made of the record of one run: what was not synced is kept, lost or torn by chance.
-That the harness sees is shown by what must fail: ``fast`` loses what was acknowledged last, and
+The cuts are made of the record of one run: unsynced bytes are kept, lost or torn by chance.
+Two runs show that the harness sees: ``fast`` loses rows that were acknowledged last, and
 SQLite without any sync corrupts its file.
 """
 
@@ -48,7 +48,7 @@ def older(tmp_path: Path) -> Path:
 
 
 def show(what: str, findings: object) -> None:
-    print(f"\n{what}: {findings}")  # for who runs it with -s
+    print(f"\n{what}: {findings}")  # shown with -s
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_power_cut_takes_nothing_that_was_acknowledged_at_durable(
     assert found.acknowledged > images
     assert found.lost == 0
     if images > 500 and checkpoint_frames == 30:
-        # It was in the midst of checkpoints, too.
+        # Some cuts came during checkpoints, too.
         assert found.during["db write"] + found.during["db sync"] > 10
 
 

@@ -46,7 +46,7 @@ def counted(path: Path) -> tuple[dict[str, int], int]:
 
 
 def require_whole(outcome: Outcome, path: Path) -> None:
-    """Make sure that what was told is what is stored, and that nobody met an error."""
+    """Make sure that each acknowledged write is stored, and that no caller met an error."""
     assert outcome.errors == []
     assert outcome.wrong == []
     stored, total = counted(path)
@@ -62,7 +62,7 @@ def test_a_storm_of_processes_is_fair_and_loses_nothing(
     ours = storm(start_child, OURS, ours_path, campaign.pick(1, 20, 60))
     sys.stdout.write(f"\n{ours.show('ours')}\n")
     require_whole(ours, ours_path)
-    for one in ours.told:
+    for one in ours.reports:
         before, after = one["descriptors"]
         assert after == before, f"{one['name']} has left {after - before} files open"
         assert one["threads"] == 1

@@ -70,7 +70,7 @@ def test_a_renamed_file_has_what_was_acknowledged(
     renames = 0
     while monotonic() < until or not renames:
         sleep(0.05 + 0.3 * chance.random())
-        # An empty one is being made: its maker would be told that it has gone.
+        # An empty one is being made: its maker would get an error that it is missing.
         if path.exists() and path.stat().st_size:
             renames += 1
             path.rename(tmp_path / f"away {renames}.sqlite")

@@ -1,8 +1,8 @@
-"""A second SQLite library in the process: reported, and what it does to a file of ours survived.
+"""A second SQLite library in the process: it is reported, and the library survives its harm.
 
 The standard library's ``sqlite3`` has a lock table of its own. Closing a file that APSW has open,
 it drops APSW's locks, because the kernel gives them to a process; taking itself for the last one,
-it deletes the log underneath, and what is committed from then on goes to a file without a name.
+it deletes the WAL underneath, and later commits go to a file without a name.
 
 Each test is a child process: what it shows would harm this one.
 """
@@ -65,7 +65,7 @@ connection.close()
 
 @pytest.fixture
 def path(ready_path: Path, ready_database: Any) -> Path:
-    """A database that is there, with another one beside it."""
+    """A database that is there, with another one in its folder."""
     ready_database.lay(ready_path.with_name("other.sqlite"))
     return ready_path
 
@@ -128,10 +128,10 @@ os._exit(0)
     )
     assert child.receive() == "DatabaseMovedError"
     assert child.receive() == "stored"
-    told = child.receive()
+    events = child.receive()
     child.finish()
-    assert {"database_retired", "second_sqlite"} <= set(told)
-    assert "database_log_set_aside" not in told
+    assert {"database_retired", "second_sqlite"} <= set(events)
+    assert "database_log_set_aside" not in events
     # As after a crash: nothing was closed.
     assert titles(path) == {"before", "after"}
 

@@ -1,4 +1,4 @@
-"""Monitors beside busy processes: what only looks wrong for a moment is never healed.
+"""Monitors of busy files: a state that only looks wrong for a moment is never healed.
 
 A checkpoint of another process writes the first page before the last ones, and the system lists
 locks in pieces: a monitor that believed one look gave healthy files up, or refused writes to them.
@@ -65,12 +65,12 @@ def test_a_healthy_file_is_never_retired(
     with ConnectionPool(PoolOptions(linger=0)) as pool, SessionManager(path, pool=pool):
         pass
     children = [start_child(BUSY, path, seconds) for _ in range(PROCESSES)]
-    told = [child.receive() for child in children]
+    reports = [child.receive() for child in children]
     for child in children:
         child.finish()
-    assert [failures for failures, _, _ in told] == [[]] * PROCESSES
-    looks, stored = (sum(each[place] for each in told) for place in (1, 2))
+    assert [failures for failures, _, _ in reports] == [[]] * PROCESSES
+    looks, stored = (sum(each[place] for each in reports) for place in (1, 2))
     assert looks > PROCESSES
     with ConnectionPool(PoolOptions(linger=0)) as pool, SessionManager(path, pool=pool) as sessions:
         assert sessions.count_sessions() == stored
-    print(f"{PROCESSES} processes, {seconds} s: {looks} looks beside {stored} writes")
+    print(f"{PROCESSES} processes, {seconds} s: {looks} looks during {stored} writes")
