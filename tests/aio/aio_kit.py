@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TypeVar
 
-from waiting_kit import PATIENCE
+from kits.waiting import PATIENCE
 
 from mandrake_sessions.aio import AsyncSessionManager
 from mandrake_sessions.database.leasing.queue import LeaseQueue
@@ -105,8 +104,3 @@ class Ticker:
 def threads() -> list[str]:
     """Return the names of the threads of the asyncio face."""
     return [each.name for each in threading.enumerate() if each.name.startswith("mandrake-async ")]
-
-
-def descriptors() -> int:
-    """Return how many files this process has open."""
-    return len(os.listdir("/proc/self/fd"))

@@ -11,7 +11,7 @@ import threading
 import apsw
 import pytest
 from aio_kit import Ticker, lease_held, queue_of, run, soon, threads
-from waiting_kit import until
+from kits.waiting import until
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -20,8 +20,9 @@ import threading
 
 import apsw
 import pytest
-from aio_kit import descriptors, lease_held, queue_of, run, soon, threads
-from waiting_kit import PATIENCE, until
+from aio_kit import lease_held, queue_of, run, soon, threads
+from kits.descriptors import descriptors
+from kits.waiting import PATIENCE, until
 
 from mandrake_sessions import SessionManager
 from mandrake_sessions.aio import CancelledCall, cancelled_call
@@ -258,7 +259,7 @@ def test_a_loop_that_is_closed_leaves_its_calls_to_end(manager):
 def test_random_cancellations_lose_nothing(managers, pool):
     """1,000 tasks append to 50 files, and 200 of them are cancelled at random moments."""
     until(lambda: not threads())  # those of the test before
-    before_files = descriptors()
+    before_files = len(descriptors())
     dice = random.Random(3)
 
     cancelled = set(dice.sample(range(1_000), 200))
@@ -309,4 +310,4 @@ def test_random_cancellations_lose_nothing(managers, pool):
     assert 0 < run(main()) < 200
     until(lambda: not threads())
     until(lambda: not pool.stats().databases)
-    until(lambda: descriptors() <= before_files)
+    until(lambda: len(descriptors()) <= before_files)

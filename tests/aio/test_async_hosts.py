@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from aio_kit import run, threads
-from waiting_kit import until
+from kits.waiting import until
 
 from mandrake_sessions import (
     DatabaseFolderError,

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from aio_kit import Ticker, lease_held, queue_of, run, soon, threads
-from waiting_kit import SOON, until
+from kits.waiting import SOON, until
 
 from mandrake_sessions import DatabaseMissingError, InvalidArgumentError, NotInitializedError
 from mandrake_sessions.aio import AsyncSessionManager

@@ -10,8 +10,8 @@ import time
 import apsw
 import pytest
 from aio_kit import Ticker, lease_held, queue_of, run, soon
+from kits.waiting import SOON
 from structlog.testing import capture_logs
-from waiting_kit import SOON
 
 from mandrake_sessions import (
     ConnectionPool,

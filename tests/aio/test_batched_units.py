@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from waiting_kit import PATIENCE, until
+from kits.waiting import PATIENCE, until
 
 from mandrake_sessions import DatabaseBusyError, PoolClosedError, StatementError
 from mandrake_sessions.database.leasing.queue import LeaseQueue

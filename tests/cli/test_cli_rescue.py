@@ -12,7 +12,7 @@ from typing import Any
 import apsw
 import pytest
 from cli_kit import Ended
-from waiting_kit import SOON
+from kits.waiting import SOON
 
 from mandrake_sessions import (
     ConnectionPool,

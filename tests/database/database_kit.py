@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import apsw
 import pytest
-from sqlalchemy import bindparam, func, insert, literal, select
-from waiting_kit import PATIENCE, until, until_set
+from kits.waiting import PATIENCE, until, until_set
+from sqlalchemy import func, insert, literal, select
 
 from mandrake_sessions import DatabaseBusyError, ids, schema
 from mandrake_sessions.database.connection.transaction import WriteTransaction
@@ -24,15 +22,10 @@ from tools.generate.compiler import compiled
 
 T = TypeVar("T")
 
-_meta = schema.meta.c
-ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=bindparam("value")))
 _counter = select(literal(1).label("n")).cte("counter", recursive=True)
 _counter = _counter.union_all(select(_counter.c.n + 1).where(_counter.c.n < 10**9))
 ENDLESS = compiled(select(func.count()).select_from(_counter))
 """A SELECT that runs for minutes."""
-# Not the mark of the log, which comes with the first transaction, nor where the file is at home.
-KEYS = compiled(select(_meta.key).where(_meta.key.not_in(["log", "home"])))
-_FACTS = {"stamp", "created_by", "created_at", "home"}
 
 
 def endless_insert() -> Statement:
@@ -41,22 +34,6 @@ def endless_insert() -> Statement:
     numbers = numbers.union_all(select(numbers.c.n + 1).where(numbers.c.n < 10**9))
     rows = select(func.hex(func.randomblob(8)), literal("x")).select_from(numbers)
     return compiled(insert(schema.meta).from_select(["key", "value"], rows))
-
-
-def add(tx: WriteTransaction, key: str, value: str = "") -> str:
-    """Store a row and return its key."""
-    tx.run(ADD, {"key": key, "value": value})
-    return key
-
-
-def adding(key: str, value: str = "") -> Callable[[WriteTransaction], str]:
-    """Return a unit that stores a row."""
-    return lambda tx: add(tx, key, value)
-
-
-def keys(handle: DatabaseHandle) -> set[str]:
-    """Return the keys that are stored."""
-    return {row[0] for row in handle.query(lambda tx: tx.rows(KEYS))} - _FACTS
 
 
 def file_of(handle: DatabaseHandle) -> DatabaseFile:
@@ -196,19 +173,3 @@ class Held:
     def __exit__(self, *_: object) -> None:
         self.let_go()
         self.task.join()
-
-
-def descriptors(path: Path | None = None) -> list[str]:
-    """Return what this process has open, or what of it belongs to a database file."""
-    found = []
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{number}"))
-        except FileNotFoundError:
-            continue
-    return sorted(each for each in found if path is None or each.startswith(str(path)))
-
-
-def open_connections(path: Path) -> int:
-    """Return how many connections of this process have a database file open."""
-    return sum(1 for each in descriptors(path) if each == str(path))

@@ -9,10 +9,11 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from database_kit import ADD, Held, Task, adding, keys, queue_of, queued
+from database_kit import Held, Task, queue_of, queued
+from kits.entries import ADD, adding, keys
+from kits.waiting import until_set
 from sqlalchemy import text
 from structlog.testing import capture_logs
-from waiting_kit import until_set
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError, PoolClosedError
 from mandrake_sessions.database.open_file.file import DatabaseFile

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from database_kit import KEYS, Held, Task, adding, ends_in_time, keys, open_connections, queue_of
-from waiting_kit import until_set
+from database_kit import Held, Task, ends_in_time, queue_of
+from kits.descriptors import open_connections
+from kits.entries import KEYS, adding, keys
+from kits.waiting import until_set
 
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import Task, add, keys
-from waiting_kit import until_set
+from database_kit import Task
+from kits.entries import add, keys
+from kits.waiting import until_set
 
 from mandrake_sessions.database.connection import backup as module
 from mandrake_sessions.database.connection.backup import backup, verify

@@ -15,19 +15,10 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import (
-    KEYS,
-    Held,
-    Task,
-    adding,
-    descriptors,
-    file_of,
-    keys,
-    queue_of,
-    queued,
-    raw_of,
-)
-from waiting_kit import PATIENCE, SOON, until, until_set
+from database_kit import Held, Task, file_of, queue_of, queued, raw_of
+from kits.descriptors import descriptors
+from kits.entries import KEYS, adding, keys
+from kits.waiting import PATIENCE, SOON, until, until_set
 
 from mandrake_sessions import ConnectionPool, DatabaseIOError, HealthStatus
 from mandrake_sessions.database.connection import checkpoint

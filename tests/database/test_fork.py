@@ -8,7 +8,7 @@ from typing import Any
 
 import kernel_locks
 import pytest
-from database_kit import keys
+from kits.entries import keys
 
 from mandrake_sessions import ConnectionPool
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from database_kit import keys
+from kits.entries import keys
 
 from mandrake_sessions import ConnectionPool
 

@@ -11,21 +11,12 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from database_kit import (
-    Held,
-    Task,
-    add,
-    adding,
-    descriptors,
-    file_of,
-    keys,
-    open_connections,
-    queued,
-    raw_of,
-)
+from database_kit import Held, Task, file_of, queued, raw_of
 from kernel_locks import own_lock_lines
+from kits.descriptors import descriptors, open_connections
+from kits.entries import add, adding, keys
+from kits.waiting import PATIENCE, SOON, until
 from structlog.testing import capture_logs
-from waiting_kit import PATIENCE, SOON, until
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError, PoolClosedError
 from mandrake_sessions.concurrency.callers import caller_outside

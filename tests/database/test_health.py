@@ -15,22 +15,12 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import (
-    ENDLESS,
-    KEYS,
-    Held,
-    Task,
-    add,
-    adding,
-    descriptors,
-    file_of,
-    keys,
-    open_connections,
-    raw_of,
-)
+from database_kit import ENDLESS, Held, Task, file_of, raw_of
+from kits.descriptors import descriptors, open_connections
+from kits.entries import KEYS, add, adding, keys
+from kits.waiting import SOON, until, until_set
 from sqlalchemy import bindparam, delete
 from structlog.testing import capture_logs
-from waiting_kit import SOON, until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -13,8 +13,8 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import adding
-from waiting_kit import SOON, until
+from kits.entries import adding
+from kits.waiting import SOON, until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, diagnose
 from mandrake_sessions.database.files.rhythm import Rhythm

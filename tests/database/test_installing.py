@@ -16,7 +16,8 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import adding, open_connections
+from kits.descriptors import open_connections
+from kits.entries import adding
 
 import mandrake_sessions
 from mandrake_sessions import ConnectionPool, DatabaseOptions, MigrationError, SchemaTooNewError

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from database_kit import Task, ends_in_time
-from waiting_kit import until, until_set
+from kits.waiting import until, until_set
 
 from mandrake_sessions.database.leasing import queue as queue_module
 from mandrake_sessions.database.leasing.queue import Group, LeaseQueue

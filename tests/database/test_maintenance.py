@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 import structlog
-from waiting_kit import PATIENCE, SOON, until, until_set
+from kits.waiting import PATIENCE, SOON, until, until_set
 
 from mandrake_sessions.concurrency import threads
 from mandrake_sessions.database.maintenance import Maintenance

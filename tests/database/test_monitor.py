@@ -11,9 +11,10 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import add, adding, file_of, keys, raw_of
+from database_kit import file_of, raw_of
+from kits.entries import add, adding, keys
+from kits.waiting import PATIENCE, until, until_set
 from structlog.testing import capture_logs
-from waiting_kit import PATIENCE, until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from database_kit import Task, add, adding, file_of, keys
-from waiting_kit import until
+from database_kit import Task, file_of
+from kits.entries import add, adding, keys
+from kits.waiting import until
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError
 from mandrake_sessions.database.connection.connection import Connection

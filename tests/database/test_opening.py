@@ -13,18 +13,11 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import (
-    Task,
-    adding,
-    descriptors,
-    ends_in_time,
-    file_of,
-    keys,
-    open_connections,
-    raw_of,
-)
+from database_kit import Task, ends_in_time, file_of, raw_of
+from kits.descriptors import descriptors, open_connections
+from kits.entries import adding, keys
+from kits.waiting import until, until_set
 from structlog.testing import capture_logs
-from waiting_kit import until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -12,7 +12,8 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import open_connections, until
+from kits.descriptors import open_connections
+from kits.waiting import until
 
 from mandrake_sessions import (
     ConnectionPool,

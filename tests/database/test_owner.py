@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from database_kit import Task, descriptors, file_of
-from waiting_kit import until
+from database_kit import Task, file_of
+from kits.descriptors import descriptors
+from kits.waiting import until
 
 from mandrake_sessions import ConnectionPool, PoolClosedError
 from mandrake_sessions.database.files import owner, owner_signs

@@ -13,20 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from database_kit import (
-    KEYS,
-    Held,
-    Task,
-    adding,
-    descriptors,
-    file_of,
-    keys,
-    open_connections,
-    queued,
-)
+from database_kit import Held, Task, file_of, queued
+from kits.descriptors import descriptors, open_connections
+from kits.entries import KEYS, adding, keys
+from kits.waiting import until, until_set
 from sqlalchemy import text
 from structlog.testing import capture_logs
-from waiting_kit import until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -18,22 +18,11 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import (
-    ENDLESS,
-    KEYS,
-    Held,
-    Task,
-    adding,
-    descriptors,
-    ends_in_time,
-    file_of,
-    keys,
-    open_connections,
-    queue_of,
-    queued,
-)
+from database_kit import ENDLESS, Held, Task, ends_in_time, file_of, queue_of, queued
+from kits.descriptors import descriptors, open_connections
+from kits.entries import KEYS, adding, keys
+from kits.waiting import PATIENCE, SOON, until, until_set
 from sqlalchemy import text
-from waiting_kit import PATIENCE, SOON, until, until_set
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -14,25 +14,21 @@ import apsw
 import pytest
 import sqlalchemy
 from database_kit import (
-    ADD,
     ENDLESS,
-    KEYS,
     Held,
     Task,
-    add,
-    adding,
     endless_insert,
     ends_in_time,
     file_of,
-    keys,
-    open_connections,
     queue_of,
     queued,
     raw_of,
 )
+from kits.descriptors import open_connections
+from kits.entries import ADD, KEYS, add, adding, keys
+from kits.waiting import PATIENCE, until
 from sqlalchemy import bindparam, select, text, union_all
 from structlog.testing import capture_logs
-from waiting_kit import PATIENCE, until
 
 from mandrake_sessions import (
     ConnectionPool,

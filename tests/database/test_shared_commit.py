@@ -12,21 +12,10 @@ from typing import Any
 
 import apsw
 import pytest
-from database_kit import (
-    KEYS,
-    Held,
-    Task,
-    add,
-    adding,
-    endless_insert,
-    file_of,
-    keys,
-    queue_of,
-    queued,
-    raw_of,
-)
+from database_kit import Held, Task, endless_insert, file_of, queue_of, queued, raw_of
+from kits.entries import KEYS, add, adding, keys
+from kits.waiting import until, until_set
 from sqlalchemy import bindparam, insert
-from waiting_kit import until, until_set
 
 from mandrake_sessions import (
     CommitOutcomeUnknownError,

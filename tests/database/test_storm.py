@@ -11,8 +11,9 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from database_kit import Task, add, adding, file_of, keys, new_key, queue_of, raw_of
-from waiting_kit import until
+from database_kit import Task, file_of, new_key, queue_of, raw_of
+from kits.entries import add, adding, keys
+from kits.waiting import until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, Durability, TransactionLostError
 from mandrake_sessions.database.connection.transaction import WriteTransaction

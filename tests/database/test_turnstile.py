@@ -17,9 +17,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from database_kit import KEYS, Task, add, adding, descriptors, file_of, keys, queue_of
+from database_kit import Task, file_of, queue_of
 from kernel_locks import lock_lines
-from waiting_kit import SOON, until
+from kits.descriptors import descriptors
+from kits.entries import KEYS, add, adding, keys
+from kits.waiting import SOON, until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, PoolClosedError
 from mandrake_sessions.database.files import turnstile

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from waiting_kit import SOON
+from kits.waiting import SOON
 
 from mandrake_sessions import (
     DatabaseBusyError,

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from waiting_kit import PATIENCE
+from kits.waiting import PATIENCE
 
 import mandrake_sessions
 from mandrake_sessions import (

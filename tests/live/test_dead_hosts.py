@@ -13,9 +13,9 @@ from typing import Any
 
 import apsw
 import pytest
+from kits.waiting import SOON, until
 from stream_kit import lock_held
 from structlog.testing import capture_logs
-from waiting_kit import SOON, until
 
 from mandrake_sessions import (
     ConnectionPool,

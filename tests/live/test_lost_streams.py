@@ -11,8 +11,8 @@ from pathlib import Path
 
 import apsw
 import pytest
+from kits.waiting import PATIENCE, SOON, until
 from stream_kit import flusher_of, lock_held, rows, stream
-from waiting_kit import PATIENCE, SOON, until
 
 from mandrake_sessions import (
     ConnectionPool,

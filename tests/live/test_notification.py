@@ -6,7 +6,7 @@ import sys
 import threading
 
 import pytest
-from waiting_kit import PATIENCE, until
+from kits.waiting import PATIENCE, until
 from watching_kit import Watching
 
 from mandrake_sessions.database.files.notification import Inotify, Notifier

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting_kit import SOON
+from kits.waiting import SOON
 
 PRELUDE = """
 import asyncio, os, resource, threading, time

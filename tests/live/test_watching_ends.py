@@ -5,7 +5,7 @@ import sys
 import threading
 
 import pytest
-from waiting_kit import PATIENCE, until
+from kits.waiting import PATIENCE, until
 from watching_kit import Heard, Watching, nothing_more, take_until, threads_of
 
 from mandrake_sessions import PoolClosedError, ThreadStartError, TurnStatus

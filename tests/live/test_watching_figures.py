@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from waiting_kit import PATIENCE, until
+from kits.waiting import PATIENCE, until
 from watching_kit import Watching, threads_of
 
 from mandrake_sessions import ConnectionPool, PoolOptions, SessionManager

@@ -5,8 +5,8 @@ import gc
 import threading
 
 import pytest
+from kits.waiting import PATIENCE, until
 from structlog.testing import capture_logs
-from waiting_kit import PATIENCE, until
 from watching_kit import Heard, Watching, nothing_more, shown, take_until, threads_of
 
 from mandrake_sessions import (

@@ -10,8 +10,8 @@ from itertools import pairwise
 
 import pytest
 import structlog.testing
+from kits.waiting import until
 from stream_kit import flusher_of, lock_held, rows, stream
-from waiting_kit import until
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -2,7 +2,7 @@
 
 import threading
 
-from waiting_kit import PATIENCE
+from kits.waiting import PATIENCE
 
 from mandrake_sessions import SessionManager
 from mandrake_sessions.live.hub import Hub

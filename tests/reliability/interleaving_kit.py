@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from waiting_kit import PATIENCE
+from kits.waiting import PATIENCE
 
 _UNANNOUNCED = 0.03
 # An actor that does not come to its next step by then may wait for a lock that is not watched. On a

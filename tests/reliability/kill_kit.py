@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import apsw
-from waiting_kit import PATIENCE
+from kits.waiting import PATIENCE
 
 from mandrake_sessions.testing import CrashRunner
 from mandrake_sessions.testing.crash import Process

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import shutil
 import threading
 from collections import Counter
@@ -14,7 +13,8 @@ from time import monotonic
 from typing import Any, ClassVar
 
 import apsw
-from waiting_kit import PATIENCE
+from kits.descriptors import descriptors
+from kits.waiting import PATIENCE
 
 from mandrake_sessions import (
     CommitOutcomeUnknownError,
@@ -299,15 +299,6 @@ def require_whole(raw: apsw.Connection, place: str = "") -> None:
     """Fail if SQLite finds anything wrong with a file."""
     assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)], place
     assert raw.execute("PRAGMA foreign_key_check").fetchall() == [], place
-
-
-def descriptors() -> list[str]:
-    """Return what this process has open."""
-    found = []
-    for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(f"/proc/self/fd/{number}"))
-    return sorted(found)
 
 
 def talk(sessions: SessionManager) -> None:

@@ -9,7 +9,7 @@ from time import monotonic
 
 import pytest
 from kill_kit import ForkingRunner
-from waiting_kit import SOON, until
+from kits.waiting import SOON, until
 
 from mandrake_sessions import InvalidArgumentError
 from mandrake_sessions.testing import CrashRunner, Moment, WorkloadError, acknowledge, phase

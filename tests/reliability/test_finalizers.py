@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting_kit import SOON
+from kits.waiting import SOON
 
 COLLECTED = """
 import faulthandler, gc, threading, time, warnings

@@ -16,8 +16,8 @@ from typing import Any
 import apsw
 import pytest
 from interleaving_kit import Holding, Orders, Stage, Thread, explore, interrupted_at
+from kits.waiting import PATIENCE
 from sqlalchemy import bindparam, insert, select
-from waiting_kit import PATIENCE
 
 from mandrake_sessions import (
     CommitOutcomeUnknownError,

@@ -17,8 +17,8 @@ from typing import Any
 import apsw
 import pytest
 from interleaving_kit import Thread, interrupted_at
+from kits.waiting import PATIENCE, until
 from sqlalchemy import text
-from waiting_kit import PATIENCE, until
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from interleaving_kit import Thread, interrupted_at
-from waiting_kit import PATIENCE, until
+from kits.waiting import PATIENCE, until
 
 from mandrake_sessions import (
     ConnectionPool,

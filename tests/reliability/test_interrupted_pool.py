@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from interleaving_kit import Thread, interrupted_at
+from kits.waiting import PATIENCE, SOON, until
 from sqlalchemy import bindparam, insert, select
-from waiting_kit import PATIENCE, SOON, until
 
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
 from mandrake_sessions.concurrency.gate import Gate

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from interleaving_kit import Thread, interrupted_at
 from kernel_locks import lock_lines
+from kits.waiting import PATIENCE, until
 from sqlalchemy import bindparam, insert, select
-from waiting_kit import PATIENCE, until
 
 from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
 from mandrake_sessions.database.files import turnstile

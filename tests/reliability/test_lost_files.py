@@ -20,8 +20,8 @@ from typing import Any
 
 import apsw
 import pytest
+from kits.waiting import SOON
 from structlog.testing import capture_logs
-from waiting_kit import SOON
 
 from mandrake_sessions import (
     ConnectionPool,

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 from interleaving_kit import Thread
+from kits.waiting import until
 from sqlalchemy import bindparam, insert, select
-from waiting_kit import until
 
 from mandrake_sessions import ConnectionPool, HealthStatus, SessionManager, schema
 from mandrake_sessions.database.connection.transaction import WriteTransaction

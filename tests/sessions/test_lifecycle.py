@@ -6,8 +6,8 @@ import threading
 import apsw
 import pytest
 import structlog
+from kits.waiting import SOON
 from sqlalchemy import text
-from waiting_kit import SOON
 
 from mandrake_sessions import (
     ConnectionPool,

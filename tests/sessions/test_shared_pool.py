@@ -10,8 +10,8 @@ import time
 
 import apsw
 import pytest
+from kits.waiting import SOON
 from sqlalchemy import text
-from waiting_kit import SOON
 
 from mandrake_sessions import (
     BackupError,

@@ -14,8 +14,8 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 import structlog
+from kits.waiting import PATIENCE
 from structlog.testing import capture_logs
-from waiting_kit import PATIENCE
 
 from mandrake_sessions import (
     DatabaseOptions,

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import structlog.testing
-from waiting_kit import PATIENCE
+from kits.waiting import PATIENCE
 
 from mandrake_sessions import (
     InvalidArgumentError,

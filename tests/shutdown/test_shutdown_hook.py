@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from waiting_kit import PATIENCE, SOON
+from kits.waiting import PATIENCE, SOON
 
 from mandrake_sessions import (
     ConnectionPool,
