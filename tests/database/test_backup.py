@@ -518,7 +518,7 @@ def test_verify_names_a_row_without_an_id(target: Path) -> None:
         )
         raw.execute("INSERT INTO children VALUES ('a', 'gone')")
 
-    assert verify(target) == ["a row of children refers to a row of parents that is not there"]
+    assert verify(target) == ["a row of children refers to a missing row of parents"]
 
 
 def test_verify_wants_a_file(target: Path) -> None:

@@ -566,9 +566,9 @@ def test_a_half_finished_checkpoint_is_no_damage(
             file_of(handle).checkpoint()
         size = check(handle.health(), "size")
         assert size.status is HealthStatus.OK
-        assert "the log holds" in size.detail
+        assert "the WAL has" in size.detail
         settle(handle)
-        assert "the log holds" not in check(handle.health(), "size").detail
+        assert "the WAL has" not in check(handle.health(), "size").detail
 
 
 @pytest.mark.parametrize("reader", [False, True], ids=["alone", "a reader holds frames back"])
@@ -597,7 +597,7 @@ def test_the_size_is_right_at_every_step_of_a_checkpoint(
                 file_of(handle).checkpoint()
             size = check(handle.health(), "size")
             assert size.status is HealthStatus.OK, size
-            short += "the log holds" in size.detail
+            short += "the WAL has" in size.detail
             beside.close()
             if place % 5 == 0:
                 settle(handle)

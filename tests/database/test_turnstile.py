@@ -430,7 +430,7 @@ def test_a_stopped_process_at_the_turnstile_is_passed_by(
         assert not ours.is_held
     assert ours.stalls == 1
     (check,) = [each for each in handle.health().checks if each.name == "turnstile"]
-    assert (check.status, check.detail) == ("ok", "passed by, as it did not move: 1")
+    assert (check.status, check.detail) == ("ok", "passed, as it did not move: 1")
     child.process.send_signal(signal.SIGCONT)
     child.receive()
     child.send()

@@ -1,1 +1,1 @@
-"""What is wrong with a database: an open one in use, or any file, looked at from outside."""
+"""Health checks of an open database, and of the place of any database file."""

@@ -1,4 +1,4 @@
-"""The checks of a look at a database, one function each. A check never writes and never retries."""
+"""The health checks, one function each. A check never writes and never retries."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ _BACKLOG_FACTOR = 10
 
 DAMAGED: Final = (CorruptDatabaseError, NotADatabaseError)
 DAMAGE: Final = ("size", "pages", "integrity")
-"""Checks that fail only for damage: once one has failed, the file takes no writes any more."""
+"""Checks that fail only for damage: after a failure the file takes no more writes."""
 
 OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
 
 _OPEN_AGAIN = "Close the manager or handle and open it again."
-_RESCUE = "Restore a backup, or rescue what can be read: mandrake-sessions salvage FILE NEW."
+_RESCUE = "Restore a backup, or rescue the readable rows: mandrake-sessions salvage FILE NEW."
 _MOVED: Final = f"Find out what moved or replaced it. {_OPEN_AGAIN}"
 _MAKE_SPACE: Final = "Free space on the file system."
 _ADVICE: Final = {
@@ -75,53 +75,53 @@ _ADVICE: Final = {
     "schema": "Use one version of the package for every process; open the file again.",
     "settings": "Set no pragma on a lent connection; a HealthMonitor sets them again.",
     "settings_auxiliary": "Set no pragma on a lent connection; a HealthMonitor sets them again.",
-    "turnstile": "Look at the permissions of the folder; waiting processes are served less evenly.",
+    "turnstile": "Check the permissions of the folder; waiting processes are served less evenly.",
     "reading": f"If it stays so: {_OPEN_AGAIN[0].lower()}{_OPEN_AGAIN[1:]}",
     "writing": "Wait; if it stays so, find who writes: mandrake-sessions doctor FILE.",
     "pages": _RESCUE,
     "references": f"{ORPHANS}.",
     "integrity": _RESCUE,
 }
-# Of an error that kept a check from being made, its cause says what helps.
+# The advice for an error that prevented a check.
 _ADVICE_ON: Final[tuple[tuple[type[DatabaseError], str], ...]] = (
     (DatabaseMovedError, _MOVED),
     (CorruptDatabaseError, _RESCUE),
     (NotADatabaseError, _RESCUE),
     (StorageFullError, _MAKE_SPACE),
-    (ReadOnlyDatabaseError, "Let the file be written again: look at its mode and owner."),
+    (ReadOnlyDatabaseError, "Make the file writable again: check its mode and owner."),
     (DatabaseBusyError, "Wait; if it stays so, find the call that holds it for long."),
     (DatabaseIOError, "Check the disk."),
 )
 
 
 def found(name: str, status: HealthStatus, detail: str = "") -> HealthCheck:
-    """Return a check with the advice that goes with it."""
+    """Return a result with the advice of its check."""
     return HealthCheck(name, status, detail, "" if status is OK else _ADVICE[name])
 
 
 def found_error(name: str, status: HealthStatus, error: DatabaseError) -> HealthCheck:
-    """Return a check that an error decides, with the advice that goes with the error."""
+    """Return the result for an error, with the advice for that error."""
     detail = f"{type(error).__name__}: {error.message}"
     causes = (advice for kind, advice in _ADVICE_ON if isinstance(error, kind))
     return HealthCheck(name, status, detail, next(causes, _ADVICE[name]))
 
 
 def guarded(
-    name: str, look: Callable[[], HealthCheck], path: Path, raw: apsw.Connection | None = None
+    name: str, check: Callable[[], HealthCheck], path: Path, raw: apsw.Connection | None = None
 ) -> HealthCheck:
-    """Make one check; what it raises is its outcome.
+    """Run one check; an error of it becomes its result.
 
     Args:
         name: of the check.
-        look: makes it.
+        check: runs it.
         path: of the database.
-        raw: the connection that it asks, if it asks one.
+        raw: the connection that it uses, if any.
 
     Raises:
-        PoolClosedError: the file is being closed, or is parked: there is nothing to look at.
+        PoolClosedError: the file is being closed, or is parked.
     """
     try:
-        return look()
+        return check()
     except apsw.InterruptError:
         return found(name, DEGRADED, "not finished in time")
     except apsw.Error as error:
@@ -133,12 +133,12 @@ def guarded(
 
 
 def failed(name: str, error: DatabaseError) -> HealthCheck:
-    """Return a check that could not be made; busy is degraded, not failed."""
+    """Return the result of a check that raised an error; busy is degraded, not failed."""
     if isinstance(error, PoolClosedError | HandleReleasedError | ForkedPoolError):
         raise error
     status = DEGRADED if isinstance(error, DatabaseBusyError) else FAILED
     if name in DAMAGE and status is FAILED and not isinstance(error, DAMAGED):
-        # No descriptor is left, or the disk did not answer: that says nothing of the file.
+        # No descriptor is left, or the disk did not answer, which shows no damage of the file.
         name = "reading"
     return found_error(name, status, error)
 
@@ -147,7 +147,7 @@ def failed(name: str, error: DatabaseError) -> HealthCheck:
 
 
 def check_file(file: DatabaseFile) -> HealthCheck:
-    """Whether the path still names the file that was opened, and it is in use."""
+    """Check that the path still names the open file, and that the file is not retired."""
     identity = identify(file.path)
     if identity is None:
         return found("file", FAILED, "it was deleted or renamed")
@@ -159,7 +159,7 @@ def check_file(file: DatabaseFile) -> HealthCheck:
 
 
 def check_wal(file: DatabaseFile) -> HealthCheck:
-    """Whether the log that SQLite writes to is the one that others find beside the file."""
+    """Check that the WAL that SQLite writes still has its name, where other processes find it."""
     lost = file.logs.lost()
     if lost:
         names = ", ".join(each.name for each in lost)
@@ -168,7 +168,7 @@ def check_wal(file: DatabaseFile) -> HealthCheck:
 
 
 def check_locks(file: DatabaseFile) -> HealthCheck:
-    """Whether other processes still see that this one has the file open."""
+    """Check that other processes still see this one's lock on the file."""
     if file.options.vfs is not None:
         return found("locks", OK, "the locks of another VFS are not known")
     has = has_lock(file.path)
@@ -177,16 +177,16 @@ def check_locks(file: DatabaseFile) -> HealthCheck:
     if has is not False:
         return found("locks", OK, "" if has else "the system does not show them")
     if identify(file.path) != file.identity:
-        # Found by its name: what has that now is another file, or none.
+        # The check finds the file by its name, which another file or none has now.
         return found("locks", OK, "the file was moved or replaced")
     if file.was_locked:
-        return found("locks", FAILED, "the file was opened and closed beside SQLite, here")
-    # Perhaps it is the file system that shows other numbers than it lists.
+        return found("locks", FAILED, "this process has opened and closed the file without SQLite")
+    # The file system may list other inodes than it shows.
     return found("locks", DEGRADED, "no lock of this process is seen")
 
 
 def check_second_opener(file: DatabaseFile) -> HealthCheck:
-    """Whether something in this process has the file open beside our SQLite."""
+    """Check that no second SQLite library in this process has the file open."""
     descriptors = descriptors_on((file.identity,))
     if descriptors is None:
         return found("second_opener", OK, "the system does not show descriptors")
@@ -195,13 +195,13 @@ def check_second_opener(file: DatabaseFile) -> HealthCheck:
     others = len(descriptors) - len(ours) - file.inspections.most
     library = second_sqlite() if others > 0 else None
     if library is not None and others > other_connections_on(file.path, ours):
-        detail = f"{others} descriptors beside ours, and {library} is loaded"
+        detail = f"{others} descriptors besides SQLite's, and {library} is loaded"
         return found("second_opener", FAILED, detail)
     return found("second_opener", OK)
 
 
 def check_sqlite() -> HealthCheck:
-    """Whether a second SQLite library is in the process, which could lose data silently."""
+    """Check that the process has no second SQLite library, which could lose data silently."""
     library = second_sqlite()
     if library is None:
         return found("sqlite", OK, apsw.sqlite_lib_version())
@@ -209,7 +209,7 @@ def check_sqlite() -> HealthCheck:
 
 
 def check_disk(file: DatabaseFile) -> HealthCheck:
-    """Whether there is space for what comes."""
+    """Check that the disk has space for further writes."""
     free = free_bytes(file.path)
     if free is None:
         return found("disk", DEGRADED, "the file system does not answer")
@@ -217,7 +217,7 @@ def check_disk(file: DatabaseFile) -> HealthCheck:
 
 
 def check_checkpoints(file: DatabaseFile) -> HealthCheck:
-    """Whether the file keeps up with its log."""
+    """Check that WAL checkpoints succeed and leave few frames behind."""
     pointer = file.checkpointer
     if pointer.failure is not None:
         return found("checkpoints", DEGRADED, f"failed with result code {pointer.failure}")
@@ -227,7 +227,7 @@ def check_checkpoints(file: DatabaseFile) -> HealthCheck:
 
 
 def check_damage(file: DatabaseFile) -> HealthCheck:
-    """Whether SQLite has met damage since the file was opened."""
+    """Check that SQLite has met no damage since the file was opened."""
     damage = file.refusal.damage
     if damage is None:
         return found("damage", OK)
@@ -235,26 +235,26 @@ def check_damage(file: DatabaseFile) -> HealthCheck:
 
 
 def check_turnstile(file: DatabaseFile) -> HealthCheck:
-    """Whether processes that write take turns."""
+    """Check that the turnstile works."""
     turnstile = file.writer.turnstile
     if turnstile.failure is not None:
         return found("turnstile", DEGRADED, os.strerror(turnstile.failure.errno or 0))
-    # A process that is stopped holds it up; passing it by is what there is to do.
-    passed_by = f"passed by, as it did not move: {turnstile.stalls}" if turnstile.stalls else ""
-    return found("turnstile", OK, passed_by)
+    # A stopped process blocks it; passing it is the right reaction.
+    passed = f"passed, as it did not move: {turnstile.stalls}" if turnstile.stalls else ""
+    return found("turnstile", OK, passed)
 
 
-# -- through a connection whose lease is ours -----------------------------------------------------
+# -- through a leased connection ------------------------------------------------------------------
 
 
 def check_header(connection: Connection, stamp: int) -> HealthCheck:
-    """Whether the file on disk, not the cached pages, is still the database that was opened."""
+    """Check that the file on disk, not in the cache, is still the database that was opened."""
     strange = difference(connection.header(), stamp)
     return found("header", OK) if strange is None else found("header", FAILED, strange)
 
 
 def check_size(connection: Connection) -> HealthCheck:
-    """Whether the file has the pages it should have, or its log does."""
+    """Check that the file or its WAL has all pages."""
     length = measure(connection, connection.deadline)
     if length.is_cut is None:
         return found("size", DEGRADED, "not finished in time")
@@ -262,12 +262,12 @@ def check_size(connection: Connection) -> HealthCheck:
         return found("size", FAILED, str(length))
     size = readable_size(length.size)
     if length.lacking:
-        return found("size", OK, f"{size}; the log holds {counted(length.lacking, 'page')} more")
+        return found("size", OK, f"{size}; the WAL has {counted(length.lacking, 'page')} more")
     return found("size", OK, size)
 
 
 def check_schema(connection: Connection) -> HealthCheck:
-    """Whether the database has the schema of this version."""
+    """Check that the database has the schema of this version."""
     revision = head.current(connection)
     if revision != tables.HEAD:
         return found("schema", FAILED, f"revision {revision}")
@@ -279,16 +279,16 @@ def check_schema(connection: Connection) -> HealthCheck:
 
 
 def check_settings(connection: Connection, file: DatabaseFile, *, auxiliary: bool) -> HealthCheck:
-    """Whether a connection has the settings it was opened with."""
+    """Check that a connection still has its settings."""
     lost = lost_settings(connection, file.options, auxiliary=auxiliary)
     name = "settings_auxiliary" if auxiliary else "settings"
     return found(name, FAILED, f"lost: {', '.join(lost)}") if lost else found(name, OK)
 
 
 def check_writing(connection: Connection, file: DatabaseFile) -> HealthCheck:
-    """Whether a write could begin now: BEGIN IMMEDIATE and ROLLBACK."""
+    """Check that a write could begin: BEGIN IMMEDIATE and ROLLBACK."""
     if file.options.read_only:
-        return found("writing", OK, "not asked: the file was opened to be read only")
+        return found("writing", OK, "not checked: the file was opened with read_only")
     reason = file.refusal.reason
     if reason is not None:
         return found_error("writing", FAILED, reason)
@@ -303,18 +303,18 @@ def check_writing(connection: Connection, file: DatabaseFile) -> HealthCheck:
         if holder is None:
             return found("writing", DEGRADED, "another process holds the write lock")
         return HealthCheck("writing", DEGRADED, holder.deed, holder.advice)
-    # What is open could still be written, and must not be.
+    # The open descriptor could still write a file that this user must not write.
     if not may_write(connection.path):
         refused = ReadOnlyDatabaseError(path=connection.path, operation="write")
         return found_error("writing", FAILED, refused)
     return found("writing", OK)
 
 
-# -- through a connection of its own, and for long ------------------------------------------------
+# -- through a connection of its own: may take long -----------------------------------------------
 
 
 def check_pages(connection: Connection) -> HealthCheck:
-    """Whether every page is what it should be, as far as SQLite's quick check looks."""
+    """Check all pages by SQLite's quick check."""
     problems = [str(row[0]) for row in connection.query_all("PRAGMA quick_check")]
     if problems != ["ok"]:
         return found("pages", FAILED, listed(problems, "; "))
@@ -322,7 +322,7 @@ def check_pages(connection: Connection) -> HealthCheck:
 
 
 def check_references(connection: Connection) -> HealthCheck:
-    """Whether every row refers to rows that are there."""
+    """Check that every reference leads to an existing row."""
     broken = connection.query_all("PRAGMA foreign_key_check")
     if broken:
         return found("references", DEGRADED, orphans(broken))

@@ -1,8 +1,7 @@
-"""Looks at a database without changing it, and says what it found.
+"""Runs the health checks of a level without changing the database, and returns a report.
 
-A probe never writes, never retries and never opens the file directly. Busy is degraded, not
-broken. What a check raises is its outcome: a look always ends with a report, as long as the file
-is open.
+A check never writes, never retries and never opens the file directly. Busy is degraded, not broken.
+An error of a check becomes its result, so that there is a report as long as the file is open.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ from mandrake_sessions.errors import (
 )
 
 _LONG = 600.0
-"""Seconds that a check of every page may take."""
+"""Seconds that a check of all pages may take."""
 
-Look = Callable[[], HealthCheck]
+Check = Callable[[], HealthCheck]
 
 
 def check_health(
@@ -47,34 +46,34 @@ def check_health(
     timeout: float | None = None,
     stop: Gate | None = None,
 ) -> HealthReport:
-    """Look at an open database.
+    """Check an open database.
 
     Args:
         file: the open file.
-        level: how far to look.
+        level: the checks to run.
         timeout: seconds that the long checks may take; None for ten minutes.
-        stop: interrupts those of ``THOROUGH`` when it is set.
+        stop: interrupts the checks of ``THOROUGH`` when it is set.
 
     Raises:
         PoolClosedError: it is closed, or closing.
         ReentrantScopeError: this thread holds its lease.
     """
-    report = _look(file, level, FileBudget(_LONG if timeout is None else timeout), stop)
+    report = _run_checks(file, level, FileBudget(_LONG if timeout is None else timeout), stop)
     _note_damage(file, report)
     return report
 
 
-def _look(
+def _run_checks(
     file: DatabaseFile, level: HealthLevel, budget: Budget, stop: Gate | None
 ) -> HealthReport:
-    looks = [("file", partial(checks.check_file, file))]
+    named = [("file", partial(checks.check_file, file))]
     if level is HealthLevel.LEASE:
-        looks.append(("lease", partial(_check_lease, file)))
-    made = [guarded(name, look, file.path) for name, look in looks]
+        named.append(("lease", partial(_check_lease, file)))
+    made = [guarded(name, check, file.path) for name, check in named]
     if level is not HealthLevel.LEASE:
         made += _quick(file)
     if level in (HealthLevel.THOROUGH, HealthLevel.FULL) and _is_other(made):
-        # To open a file that was emptied deletes its log, and one whose log is gone makes another.
+        # Opening an emptied file deletes its WAL, and a file without its WAL gets another one.
         return HealthReport(file.path, tuple(made), level)
     if level is HealthLevel.THOROUGH:
         made += _thorough(file, budget, stop)
@@ -84,7 +83,7 @@ def _look(
 
 
 def _note_damage(file: DatabaseFile, report: HealthReport) -> None:
-    """Have a file that was found damaged take no writes any more."""
+    """Refuse further writes to a file that was found damaged."""
     for check in report.checks:
         if check.name in checks.DAMAGE and check.status is HealthStatus.FAILED:
             file.refusal.note(
@@ -98,28 +97,28 @@ def _note_damage(file: DatabaseFile, report: HealthReport) -> None:
 
 
 def _is_other(made: list[HealthCheck]) -> bool:
-    """Whether a connection that is opened now would not see what those that are open see."""
+    """Return whether a new connection would see another content than the open ones."""
     failed = {check.name for check in made if check.status is HealthStatus.FAILED}
     return bool(failed & {"file", "log", "header"})
 
 
 def _check_lease(file: DatabaseFile) -> HealthCheck:
-    """Whether the lease could be had this moment, and its holder found all in order."""
+    """Check that the lease is free, and run the checks of a lease."""
     if file.is_lease_free("health"):
         return found("lease", HealthStatus.OK)
     return found("lease", HealthStatus.DEGRADED, f"held for {file.writer.queue.operation}")
 
 
 def _quick(file: DatabaseFile) -> list[HealthCheck]:
-    looks: dict[str, Look] = {}
+    named: dict[str, Check] = {}
     if file.state is FileState.OPEN:
-        # What SQLite keeps beside a file and on it goes when it closes.
-        looks = {
+        # A closed file has neither sidecars nor locks of SQLite.
+        named = {
             "log": partial(checks.check_wal, file),
             "locks": partial(checks.check_locks, file),
             "second_opener": partial(checks.check_second_opener, file),
         }
-    looks |= {
+    named |= {
         "sqlite": checks.check_sqlite,
         "disk": partial(checks.check_disk, file),
         "file_system": partial(check_file_system, file.path),
@@ -127,8 +126,8 @@ def _quick(file: DatabaseFile) -> list[HealthCheck]:
         "damage": partial(checks.check_damage, file),
         "turnstile": partial(checks.check_turnstile, file),
     }
-    made = [guarded(name, look, file.path) for name, look in looks.items()]
-    # The auxiliary connection is not opened for this: a file that only idles does not need it.
+    made = [guarded(name, check, file.path) for name, check in named.items()]
+    # A check does not open the auxiliary connection, which an idle file does not need.
     if file.has_auxiliary:
         with (
             _noting(file, made, "reading"),
@@ -155,31 +154,31 @@ def _read(file: DatabaseFile, connection: Connection) -> list[HealthCheck]:
         "header", partial(checks.check_header, connection, file.stamp), file.path, connection.raw
     )
     if header.status is HealthStatus.FAILED:
-        # What it says of the size, and what the cache says of the schema, means nothing.
+        # Its size, and the schema in the cache, mean nothing then.
         return [header]
-    looks: dict[str, Look] = {
+    named: dict[str, Check] = {
         "size": partial(checks.check_size, connection),
         "schema": partial(checks.check_schema, connection),
     }
-    made = (guarded(name, look, file.path, connection.raw) for name, look in looks.items())
+    made = (guarded(name, check, file.path, connection.raw) for name, check in named.items())
     return [header, *made]
 
 
 def _settings(file: DatabaseFile, connection: Connection, *, auxiliary: bool) -> HealthCheck:
     name = "settings_auxiliary" if auxiliary else "settings"
-    look = partial(checks.check_settings, connection, file, auxiliary=auxiliary)
-    return guarded(name, look, file.path, connection.raw)
+    check = partial(checks.check_settings, connection, file, auxiliary=auxiliary)
+    return guarded(name, check, file.path, connection.raw)
 
 
 @contextlib.contextmanager
 def _noting(file: DatabaseFile, made: list[HealthCheck], name: str) -> Iterator[None]:
-    """Let a connection that cannot be had be the outcome of a check."""
+    """Turn the error of a connection that cannot be leased or opened into a result."""
     try:
         yield
     except DatabaseError as error:
         check = checks.failed(name, error)
         if file.condition is FileCondition.OVERWRITTEN:
-            # The lease has found out what the check of the header was to find.
+            # The check of the lease has found the problem before the check of the header.
             check = found("header", HealthStatus.FAILED, FileCondition.OVERWRITTEN.value)
         if check not in made:
             made.append(check)
@@ -190,21 +189,21 @@ def _thorough(file: DatabaseFile, budget: Budget, stop: Gate | None) -> list[Hea
     with _noting(file, made, "pages"), file.inspecting(budget) as connection:
         if stop is not None:
             observe(connection, stop)
-        for name, look in {
+        for name, check in {
             "pages": checks.check_pages,
             "references": checks.check_references,
         }.items():
-            made.append(guarded(name, partial(look, connection), file.path, connection.raw))
+            made.append(guarded(name, partial(check, connection), file.path, connection.raw))
     return made
 
 
 def _check_integrity(file: DatabaseFile, budget: Budget) -> HealthCheck:
-    """Whether a copy of the database passes SQLite's integrity check; the copy is removed."""
+    """Check a temporary copy of the database by SQLite's integrity check."""
     free = free_bytes(file.path)
     size = file.path.stat().st_size
     if free is not None and free < size + LOW_DISK:
         detail = (
-            f"not looked at: a copy of {readable_size(size)} needs more than the "
+            f"not checked: a copy of {readable_size(size)} needs more than the "
             f"{readable_size(free)} that are free"
         )
         return found("integrity", HealthStatus.DEGRADED, detail)
@@ -217,7 +216,7 @@ def _check_integrity(file: DatabaseFile, budget: Budget) -> HealthCheck:
             return found("integrity", HealthStatus.DEGRADED, "not finished in time")
         if isinstance(cause, DatabaseError) and not isinstance(cause, checks.DAMAGED):
             # The copy failed, not the database: no space, no permission, no descriptor.
-            return found("integrity", HealthStatus.DEGRADED, f"not looked at: {error.message}")
+            return found("integrity", HealthStatus.DEGRADED, f"not checked: {error.message}")
         if error.result_code == apsw.SQLITE_CONSTRAINT_FOREIGNKEY:
             # The pages are sound; a row without its parent is no damage.
             return found("references", HealthStatus.DEGRADED, error.message)

@@ -1,4 +1,4 @@
-"""Where a file lies, under how many names, and whether it is a database of ours at all."""
+"""Checks of a file's place and names, and whether it is a database of this library."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from mandrake_sessions.tables import APPLICATION_ID
 OK, DEGRADED, FAILED = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILED
 
 _LOOKED_AT: Final = 1024 * 1024
-# Stands in the schema of every database of ours, which is on its first pages or in its log.
+# Texts in the schema of each database of this library, on its first pages or in its WAL.
 _MARKS: Final = (b"CREATE TABLE turn_chunks", b"CREATE TABLE alembic_version")
 _ID_AT: Final = slice(68, 72)
-# What these checks say holds for a file of any program.
+# The checks whose results hold for a file of any program.
 _ABOUT_ANY: Final = ("sqlite", "disk", "locks", "journal", "file_system")
 _NOT_OURS: Final = "Check the path: this is not known to be a database of mandrake_sessions."
 
 
 def check_file_system(path: Path) -> HealthCheck:
-    """Whether the file system is one of those that share no memory maps or locks."""
+    """Check that the file system shares memory maps and locks."""
     mount = mount_of(path)
     if mount is None or not mount.is_unshared:
         return found("file_system", OK, "" if mount is None else mount.kind)
@@ -42,12 +42,12 @@ def check_file_system(path: Path) -> HealthCheck:
 
 
 def check_place(path: Path) -> list[HealthCheck]:
-    """Make both checks of where a file lies."""
+    """Return the results of both checks of a file's place."""
     return [check_file_system(path), _check_names(path)]
 
 
 def _check_names(path: Path) -> HealthCheck:
-    """Whether the file would be refused because it has another name."""
+    """Check that the file would not be refused for another name."""
     try:
         require_home(path, DatabaseOptions())
         require_one_view(path)
@@ -65,7 +65,7 @@ def _check_names(path: Path) -> HealthCheck:
 def _is_ours(path: Path) -> bool:
     """Return whether a file is, or has been, a database of this library.
 
-    The mark in its header says so; where that is damaged, the texts of its schema do.
+    The application id in its header shows it, or the texts of its schema if the header is damaged.
     """
     for each in (path, wal_of(path)):
         try:
@@ -81,7 +81,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def advised(checks: list[HealthCheck], path: Path) -> list[HealthCheck]:
-    """Return checks of a file without the advice to change or replace one that is not ours."""
+    """Return results without the advice to change or replace another program's file."""
     if not path.is_file() or _is_ours(path):
         return checks
     return [

@@ -1,1 +1,1 @@
-"""Who uses a connection next: the queue, the leased connection, the writer."""
+"""The exclusive use of a connection: the queue, the leased connection, the writer."""

@@ -1,4 +1,4 @@
-"""A connection behind its queue: reads, snapshots, and the lease by itself."""
+"""A connection with its queue: short reads, snapshots, and the plain lease."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ _NONE = apsw.SQLITE_TXN_NONE
 
 
 class LeasedConnection:
-    """A connection behind its queue.
+    """A connection with its queue.
 
     Args:
-        connection: what the lease is for.
-        check: called by every new holder before anything else; raises if the file is not usable.
-        on_unclean: told of a connection that was not given back clean; it must not be used again.
-        on_fault: told of what may keep later calls from writing: damage, no space.
+        connection: the connection to lease.
+        check: called first by every new holder; raises if the file is not usable.
+        on_unclean: called if a lease is released with an open transaction; the connection must not
+            be used again.
+        on_fault: called with an error that may keep later calls from writing: damage, no space.
 
     Attributes:
-        is_closed: whether the connection was closed; the lease is never given back then.
+        is_closed: whether the connection was closed; its lease is never released then.
     """
 
     def __init__(
@@ -63,13 +64,13 @@ class LeasedConnection:
             work: called with a transaction that reads.
             budget: of the call.
             operation: for errors.
-            waits: whether to wait for the connection; otherwise it must be free this moment.
-            even_refused: for the last look of what closes with the file.
+            waits: whether to wait for the connection; otherwise it must be free.
+            even_refused: also while new work is refused, for the last reads of the attachment.
 
         Returns:
             Whether the work has run, and its result.
         """
-        owner = get_ident()
+        thread = get_ident()
         try:
             if waits:
                 self.queue.acquire(budget, operation, even_refused=even_refused)
@@ -77,13 +78,13 @@ class LeasedConnection:
                 return False, None
             return True, self._fetch(work, budget, operation)
         finally:
-            # Written out here and below: a signal at the entry of a helper would skip it.
+            # signal-safe release, inline: a signal at the entry of a function would skip it.
             try:
-                if self.queue.holder == owner:
+                if self.queue.holder == thread:
                     self._release()
             finally:
-                # A signal in the midst of it must not keep the lease for ever.
-                if self.queue.holder == owner:
+                # signal-safe release
+                if self.queue.holder == thread:
                     self._release()
 
     def _fetch(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
@@ -97,7 +98,7 @@ class LeasedConnection:
         except BaseException as error:
             if isinstance(error, DatabaseError):
                 self._on_fault(error)
-            # A signal's handler that raises when a statement has run leaves it unfinished.
+            # A signal handler that raises after a statement has run leaves it unfinished.
             rollback(connection)
             raise
         finally:
@@ -106,7 +107,7 @@ class LeasedConnection:
     @block
     def snapshot(self, budget: Budget, operation: str) -> Iterator[ReadTransaction]:
         """Hold the lease and one read transaction: all statements see the same state."""
-        owner = get_ident()
+        thread = get_ident()
         try:
             self.queue.acquire(budget, operation)
             connection = self.connection
@@ -124,19 +125,19 @@ class LeasedConnection:
                 tx.end()
         finally:
             try:
-                if self.queue.holder == owner:
+                if self.queue.holder == thread:
                     rollback(self.connection)
                     self._release()
             finally:
-                # A signal in the midst of it must not keep the lease for ever.
-                if self.queue.holder == owner:
+                # signal-safe release
+                if self.queue.holder == thread:
                     rollback(self.connection)
                     self._release()
 
     @block
     def exclusive(self, budget: Budget, operation: str) -> Iterator[Connection]:
-        """Hold the lease with no transaction, for what brings its own: migrations, checkpoints."""
-        owner = get_ident()
+        """Hold the lease without a transaction, for migrations, WAL checkpoints and the like."""
+        thread = get_ident()
         try:
             self.queue.acquire(budget, operation)
             self._check(self.connection, operation)
@@ -144,30 +145,29 @@ class LeasedConnection:
             self.connection.interruptible = True
             yield self.connection
         except BaseException:
-            # A signal between a BEGIN and its end, whatever its handler raises: that alone must
-            # not retire the file.
-            if self.queue.holder == owner:
+            # A signal handler that raises between BEGIN and COMMIT must not have the file retired.
+            if self.queue.holder == thread:
                 rollback(self.connection)
             raise
         finally:
             try:
-                if self.queue.holder == owner:
+                if self.queue.holder == thread:
                     self._release()
             finally:
-                # A signal in the midst of it must not keep the lease for ever.
-                if self.queue.holder == owner:
+                # signal-safe release
+                if self.queue.holder == thread:
                     self._release()
 
     def _release(self) -> None:
-        """Give the lease back clean: with a transaction open nobody else may have it."""
+        """Release the lease; retire a connection with an open transaction."""
         connection = self.connection
         try:
-            # An unfinished SELECT shows in the one only, an empty BEGIN in the other.
+            # Only txn_state shows an unfinished SELECT, only in_transaction an empty BEGIN.
             is_open = connection.raw.in_transaction or connection.txn_state() != _NONE
             if is_open and not connection.is_forked:
                 rollback(connection)
                 self._on_unclean(
-                    "a transaction was open when its lease was given back",
+                    "a transaction was open when its lease was released",
                     operation=self.queue.operation,
                     recent_sql=connection.recent_sql(),
                 )

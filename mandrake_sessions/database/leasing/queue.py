@@ -1,9 +1,9 @@
 """The FIFO queue in front of a connection, and the group that shares one COMMIT.
 
-Nothing here knows SQL. The queue decides who may use the connection. A waiter may bring work that
-the holder of the lease can do for it: then the holder takes the waiter out of the queue, runs the
-work in its own transaction, and wakes it when the outcome is known. An unit is such work without
-a thread that waits: the holder itself brings it along.
+This module runs no SQL. The queue decides which thread may use the connection. A waiter may have
+work that the holder of the lease can run for it. Then the holder takes the waiter out of the queue,
+runs the work in its own transaction, and wakes the waiter when the outcome is known. A batched unit
+is such work without a waiting thread: the holder itself adds it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class LeaseQueue:
     """Gives the exclusive right to a connection, first come, first served, with a deadline.
 
     Attributes:
-        holder: the thread that has the lease, 0 for none. A thread may ask without a lock whether
-            it is the holder itself: only it can change that answer.
-        operation: what the holder does, or the last one did.
-        longest_wait: seconds the longest wait took, for the lease or for an outcome.
+        holder: the thread that has the lease, 0 for none. A thread may check without a lock whether
+            it is the holder itself, because only that thread can change the answer.
+        operation: that of the present holder, or of the last one.
+        longest_wait: seconds of the longest wait, for the lease or for an outcome.
         timeouts: how many waiters gave up at their deadline.
     """
 
@@ -43,12 +43,12 @@ class LeaseQueue:
         self.longest_wait: float = 0.0
         self.timeouts: int = 0
         self._path = path
-        # Re-entrant, so that a finalizer or a signal's handler that comes here sees it.
+        # Re-entrant, so that a finalizer or a signal handler can detect that its thread is in here.
         self._mutex = threading.RLock()
         self._is_owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]
         self._waiters: deque[Waiter] = deque()
         self._refusal: MakeError | None = None
-        # Keys and not a number: what a signal has interrupted can be done again.
+        # Keys and not a number, so that a step that a signal has interrupted can be repeated.
         self._pins: set[object] = set()
 
     @property
@@ -58,7 +58,7 @@ class LeaseQueue:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nobody has the lease, waits for it or has pinned it, this moment."""
+        """Whether no thread has the lease, waits for it or has pinned the queue."""
         return not (self.holder or self._waiters or self._pins)
 
     def pin(self, key: object) -> None:
@@ -68,7 +68,7 @@ class LeaseQueue:
             key: for ``unpin``.
 
         Raises:
-            PoolClosedError: or what else the queue refuses work with.
+            PoolClosedError: or another error with which the queue refuses work.
         """
         with self._mutex:
             if self._refusal is not None:
@@ -76,11 +76,11 @@ class LeaseQueue:
             self._pins.add(key)
 
     def unpin(self, key: object) -> None:
-        """Undo a ``pin``; it may have been undone before."""
+        """Undo a ``pin``, which may have been undone before."""
         self._pins.discard(key)
 
     def shut(self, make_error: MakeError) -> bool:
-        """Refuse who comes from now on, if it is quiet and takes work; return whether it was."""
+        """Refuse new calls if the queue is quiet and takes work; return whether it was and did."""
         with self._mutex:
             if self._refusal is not None or not self.is_quiet:
                 return False
@@ -88,13 +88,13 @@ class LeaseQueue:
             return True
 
     def unshut(self, make_error: MakeError) -> None:
-        """Undo ``shut``, unless the queue refuses work for another reason by now."""
+        """Undo ``shut``, unless the queue now refuses work for another reason."""
         with self._mutex:
             if self._refusal == make_error:
                 self._refusal = None
 
     def try_acquire(self, operation: str, *, even_refused: bool = False) -> bool:
-        """Take the lease if it is free and nobody waits for it."""
+        """Take the lease if it is free and no thread waits for it; return whether it was taken."""
         if self._is_owned():
             raise self._reentrant(operation)
         with self._mutex:
@@ -116,21 +116,21 @@ class LeaseQueue:
     ) -> Waiter | None:
         """Wait for the lease, at most until the budget's deadline.
 
-        If a signal's handler raises while it waits, and the lease came in the same moment, the
-        lease stays with this thread: the caller sees it in ``holder``.
+        If a signal handler raises during the wait, and the lease came at the same time, this thread
+        keeps the lease: the caller sees it in ``holder``.
 
         Args:
-            budget: the deadline; the time spent here is noted in it as ``queue``.
+            budget: the deadline; the time of the wait counts there as ``queue``.
             operation: for the error.
-            work: what the holder of the lease may run for this thread while it waits.
-            even_refused: for who closes the queue, and must get the lease all the same.
+            work: the unit that the holder of the lease may run for this thread while it waits.
+            even_refused: for the thread that closes the queue, and must get the lease nevertheless.
 
         Returns:
             None with the lease; the waiter, with its outcome, if a holder has run the work.
 
         Raises:
-            DatabaseBusyError: the deadline passed; this waiter will never be given the lease.
-            PoolClosedError: or what else the queue refuses work with.
+            DatabaseBusyError: the deadline passed; this waiter will never get the lease.
+            PoolClosedError: or another error with which the queue refuses work.
         """
         if self._is_owned():
             raise self._reentrant(operation)
@@ -153,7 +153,7 @@ class LeaseQueue:
                 if self._withdraw(waiter):
                     self.timeouts += 1
                     raise budget.exceeded("queue", self._path, operation)
-                # The lease, a refusal or a holder came in the same moment.
+                # The lease, a refusal or a holder came at the same time.
                 waiter.wait_for_outcome()
         except BaseException:
             if (
@@ -171,12 +171,12 @@ class LeaseQueue:
         return waiter if waiter.is_taken else None
 
     def take_work(self, group: Group) -> Waiter | None:
-        """Move the first waiter into ``group`` if its work can be done for it now."""
+        """Move the first waiter into ``group`` if the holder can run its work now."""
         with self._mutex:
             first = self._first()
             if first is None or first.work is None or monotonic() >= first.budget.deadline:
                 return None
-            # In this order: whatever interrupts us, the group wakes whom the queue has lost.
+            # In this order: after an interruption the group wakes a waiter that the queue has lost.
             group.members.append(first)
             first.is_taken = True
             return self._waiters.popleft()
@@ -184,17 +184,17 @@ class LeaseQueue:
     def release(self) -> None:
         """Give the lease to the first waiter, or make it free. No transaction may be open."""
         with self._mutex:
-            # Asked here first, for most leases have nobody behind them.
+            # Checked here first, because most leases have no waiter.
             first = self._first() if self._waiters else None
             if first is None:
                 self.holder = 0
             else:
-                # In this order: a signal in between must not lose anybody from the queue.
+                # In this order: a signal in between must not lose a waiter.
                 self._grant(first)
                 self._waiters.popleft()
 
     def refuse(self, make_error: MakeError, *, waiters_too: bool) -> None:
-        """Refuse who comes from now on, and those who wait already if ``waiters_too``."""
+        """Refuse new calls, and the waiting ones too if ``waiters_too``."""
         with self._mutex:
             self._refusal = make_error
             if waiters_too:
@@ -206,7 +206,7 @@ class LeaseQueue:
                 self._waiters = deque(stay)
 
     def give_up(self, thread: int) -> bool:
-        """End the waiting of a thread now, as if its deadline had passed; return if it waited."""
+        """End the wait of a thread as at its deadline; return whether it waited."""
         with self._mutex:
             for waiter in self._waiters:
                 if waiter.thread == thread:
@@ -220,12 +220,12 @@ class LeaseQueue:
 
     def _reentrant(self, operation: str) -> ReentrantScopeError:
         return ReentrantScopeError(
-            f"{operation} was called by a finalizer or by a signal's handler while this thread "
+            f"{operation} was called by a finalizer or by a signal handler while this thread "
             "was about to get the database for another call. Call it from outside."
         )
 
     def _first(self) -> Waiter | None:
-        """Return who is next; a signal can have left somebody here who waits no more."""
+        """Return the first waiter; a signal may have left one here that no longer waits."""
         waiters = self._waiters
         while waiters and (waiters[0].is_granted or waiters[0].refusal is not None):
             waiters.popleft()
@@ -238,18 +238,18 @@ class LeaseQueue:
         waiter.wake.release()
 
     def _withdraw(self, waiter: Waiter) -> bool:
-        """Leave the queue; False if the lease, a refusal or a holder came in the same moment."""
+        """Leave the queue; False if the lease, a refusal or a holder came at the same time."""
         with self._mutex:
             if waiter.is_granted or waiter.is_taken or waiter.refusal is not None:
                 return False
-            # It is not there if the interruption came before it stood in the queue.
+            # It is missing if the interruption came before it entered the queue.
             with contextlib.suppress(ValueError):
                 self._waiters.remove(waiter)
             return True
 
 
 class Group:
-    """The waiters whose work ran in one transaction; they all learn how it ended."""
+    """The waiters whose work ran in one transaction; all of them get its outcome."""
 
     __slots__ = ("_closes_at", "_failure", "_is_decided", "_most", "members")
 
@@ -262,11 +262,11 @@ class Group:
 
     @property
     def is_full(self) -> bool:
-        """Whether it must end now: groups are bounded in count and in time."""
+        """Whether the group takes no more members: it is limited in number and time."""
         return len(self.members) + 1 >= self._most or monotonic() >= self._closes_at
 
     def decide(self, failure: Callable[[Waiter], BaseException] | None) -> None:
-        """Note how the transaction ended, None for committed; what was noted first stands."""
+        """Record how the transaction ended, None for committed; only the first call counts."""
         if not self._is_decided:
             self._failure, self._is_decided = failure, True
 
@@ -279,10 +279,10 @@ class Group:
                     if waiter.failure is None and self._failure is not None:
                         waiter.failure = self._make_failure(self._failure, waiter)
                     waiter.is_settled = True
-                    # Again after an interruption: it may have been woken before.
+                    # May wake it a second time, after an interruption.
                     waiter.notify()
                 break
-            except BaseException as error:  # noqa: BLE001  # a signal: nobody may be left asleep
+            except BaseException as error:  # noqa: BLE001  # a signal: wake every thread first
                 interruption = error
         if interruption is not None:
             raise interruption
@@ -291,5 +291,5 @@ class Group:
     def _make_failure(make: Callable[[Waiter], BaseException], waiter: Waiter) -> BaseException:
         try:
             return make(waiter)
-        except Exception as error:  # noqa: BLE001  # an outcome too; trying again would be for ever
+        except Exception as error:  # noqa: BLE001  # the outcome; a retry would never end
             return error

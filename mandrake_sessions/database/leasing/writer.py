@@ -1,16 +1,16 @@
-"""One lease, one transaction: how units and blocks of work run on a connection.
+"""Runs units and blocks on the read-write connection: one lease, one transaction.
 
-A unit that finds others waiting when its own work is done runs theirs too, each behind a savepoint,
-and commits once for all; nobody is acknowledged before::
+A thread that finds others waiting after its own unit runs their units too, each behind a savepoint,
+and commits once for all. No call returns before the COMMIT::
 
     thread A   lease ─ BEGIN ─ A's work ─ (savepoint) B's work ─ C's work ─ COMMIT ─ returns
     thread B   queue ............................................................... returns
     thread C   queue ............................................................... returns
 
-Only the library's own work is run for another thread. A host's code could want a lock that its
-caller holds, so it runs in its caller's thread, as the first of a transaction. A thread that works
-for many callers (that of the asyncio face) batches their further units: these run behind savepoints
-like those of others, but no thread waits in the queue for them.
+Only the library's own units run in another thread. Code of a host could need a lock that its caller
+holds, so it runs in its caller's thread, as the first unit of a transaction. A thread that works
+for many callers (that of the asyncio face) batches their further units. These run behind savepoints
+too, but no thread waits in the queue for them.
 """
 
 from __future__ import annotations
@@ -53,19 +53,20 @@ from mandrake_sessions.options import DatabaseOptions
 T = TypeVar("T")
 
 _REPLAYS = 2
-_GATHERING = 0.001
+_WAIT_FOR_COMPANY = 0.001
 
 
 class WriterConnection(LeasedConnection):
     """The read-write connection, whose transactions may be shared.
 
     Args:
-        connection: what the lease is for.
-        options: how groups are bounded.
-        check: called by every new holder before anything else; raises if the file is not usable.
+        connection: the connection to lease.
+        options: give the limits of groups.
+        check: called first by every new holder; raises if the file is not usable.
         check_write: called instead by a holder that is going to write.
-        on_unclean: told of a connection that was not given back clean; it must not be used again.
-        on_fault: told of what may keep later calls from writing: damage, no space.
+        on_unclean: called if a lease is released with an open transaction; the connection must not
+            be used again.
+        on_fault: called with an error that may keep later calls from writing: damage, no space.
         on_commit: called after each COMMIT, with the lease still held.
     """
 
@@ -87,7 +88,7 @@ class WriterConnection(LeasedConnection):
         self.turnstile: Turnstile = Turnstile(connection.path)
         self._beginning = threading.Lock()
         self._is_beginning = False
-        # How many threads shared the last COMMIT with the one that made it.
+        # How many other threads shared the last COMMIT.
         self._company = 0
         self.commits: int = 0
         self.units: int = 0
@@ -111,17 +112,17 @@ class WriterConnection(LeasedConnection):
             budget: for the queue, BEGIN and the body.
             operation: for errors.
             delegable: whether the thread that holds the lease may run it for this one.
-            even_refused: for the last writes of a file that closes and takes no more work.
-            batch: asked for further work of this thread's callers once the transaction is open;
-                not when another thread has run ``work``, nor at the last try.
-            replays: how often the work may run again after its transaction was lost, the last
-                time alone.
+            even_refused: also while new work is refused, for the last writes of the attachment.
+            batch: gives further units once the transaction is open; not called if another thread
+                has run ``work``, nor at the last try.
+            replays: how often the work may run again after its transaction was lost; the last time
+                it runs in a transaction of its own.
 
         Raises:
             TransactionLostError: SQLite ended its transaction each time.
         """
         connection = self.connection
-        owner = get_ident()
+        thread = get_ident()
         group: Group | None = None
         try:
             waiter = self.queue.acquire(
@@ -134,7 +135,7 @@ class WriterConnection(LeasedConnection):
                 done: T = waiter.outcome()
                 return done
             if batch is None and self._company:
-                self._gather()
+                self._wait_for_company()
             self._check_write(connection, operation, budget)
             self._begin(budget, operation)
             result = self._run(work, budget, operation)
@@ -151,10 +152,10 @@ class WriterConnection(LeasedConnection):
             return result
         except BaseException as error:
             try:
-                self._end(error, owner, operation, group)
+                self._end(error, thread, operation, group)
             except BaseException:
-                # A signal in the midst of it: neither the lease nor a member may be left behind.
-                self._end(error, owner, operation, group)
+                # signal-safe release, of the lease and of the group's members
+                self._end(error, thread, operation, group)
                 raise
             if not replays or not isinstance(error, TransactionLostError):
                 raise
@@ -170,34 +171,34 @@ class WriterConnection(LeasedConnection):
         )
 
     def give_up(self, thread: int) -> None:
-        """Have a thread stop waiting, in the queue or for another process, as at its deadline.
+        """End a thread's wait, in the queue or for another process, as at its deadline.
 
-        Only for a thread whose own work has come to nothing: what it runs is not stopped.
+        Only for a thread whose work has not begun: running work is not stopped.
         """
         if not self.queue.give_up(thread):
             with self._beginning:
                 if self._is_beginning and self.queue.holder == thread:
                     self.connection.deadline = 0.0
 
-    def _gather(self) -> None:
-        """Give way to those who shared the last COMMIT, for their next work to share this one.
+    def _wait_for_company(self) -> None:
+        """Wait up to 1 ms for the threads of the last COMMIT, so that they share this one.
 
-        They are awake and prepare it. If we begin at once, each of them takes the interpreter
-        between two of our statements.
+        These threads are awake and prepare their next units. If this thread begins at once, each of
+        them takes the interpreter between two of its statements.
         """
-        until = monotonic() + _GATHERING
+        until = monotonic() + _WAIT_FOR_COMPANY
         for _ in range(self._company):
             if self.queue.waiting >= self._company or monotonic() >= until:
                 return
             time.sleep(0)
 
     def _begin(self, budget: Budget, operation: str) -> None:
-        """Begin the transaction; ``give_up`` may end the waiting for other processes."""
+        """Begin the transaction; ``give_up`` may end the wait for other processes."""
         self._is_beginning = True
         try:
             begin_immediate(self.connection, budget, operation, self.turnstile)
         finally:
-            # Under the mutex: what is set from here on is the deadline of the work.
+            # Under the mutex: a deadline that is set after this is that of the work.
             with self._beginning:
                 self._is_beginning = False
 
@@ -216,14 +217,15 @@ class WriterConnection(LeasedConnection):
         """Run the units of the batch and of the queue, as long as the group takes them.
 
         Raises:
-            TransactionLostError: SQLite ended the transaction; everybody's work is undone.
+            TransactionLostError: SQLite ended the transaction; all its units are undone.
         """
         while not group.is_full and (waiter := self._next_work(group, batch)) is not None:
             try:
                 self._run_for(waiter)
             except Exception as error:
                 if is_of_a_handler(error):
-                    # It is for our caller; the others' work is run again, by their own threads.
+                    # A signal handler's error is for this caller; other threads run their own units
+                    # again.
                     raise
                 waiter.failure = error
                 if isinstance(error, DatabaseError):
@@ -245,7 +247,7 @@ class WriterConnection(LeasedConnection):
     def _run_for(self, waiter: Waiter) -> None:
         connection = self.connection
         connection.deadline = waiter.budget.body_deadline
-        # An interrupted statement would end the transaction for everybody.
+        # An interrupted statement would end the transaction of all units.
         connection.interruptible = False
         connection.execute("SAVEPOINT unit")
         assert waiter.work is not None
@@ -256,7 +258,7 @@ class WriterConnection(LeasedConnection):
         self.units += 1
 
     def _require_whole_references(self, operation: str) -> None:
-        """Find a broken deferred reference now: at the COMMIT it would undo everybody's work."""
+        """Raise for a broken deferred reference, which would fail the COMMIT of all units."""
         if self.connection.has_broken_references():
             raise ConstraintViolationError(
                 "FOREIGN KEY constraint failed", path=self.connection.path, operation=operation
@@ -264,9 +266,9 @@ class WriterConnection(LeasedConnection):
 
     @block
     def scope(self, budget: Budget, operation: str) -> Iterator[WriteTransaction]:
-        """Hold the lease and one write transaction that commits alone when the block ends."""
+        """Hold the lease and one write transaction, which commits at the end of the block."""
         connection = self.connection
-        owner = get_ident()
+        thread = get_ident()
         try:
             self.queue.acquire(budget, operation)
             self._check_write(connection, operation, budget)
@@ -280,15 +282,15 @@ class WriterConnection(LeasedConnection):
             self._commit(operation)
         except BaseException as error:
             try:
-                self._end(error, owner, operation)
+                self._end(error, thread, operation)
             except BaseException:
-                self._end(error, owner, operation)
+                self._end(error, thread, operation)
                 raise
             raise
 
     @block
     def alone(self, budget: Budget, operation: str) -> Iterator[None]:
-        """Hold the lease and the write lock, with nothing to store: no process writes meanwhile."""
+        """Hold the lease and an empty write transaction: no process writes meanwhile."""
         with self.exclusive(budget, operation) as connection:
             try:
                 begin_unmarked(connection, budget, operation, self.turnstile)
@@ -298,17 +300,16 @@ class WriterConnection(LeasedConnection):
                     rollback(connection)
                     self.turnstile.leave()
                 finally:
-                    # A signal in the midst of it: with a transaction open the file would be
-                    # retired.
+                    # signal-safe release: an open transaction would have the file retired.
                     rollback(connection)
                     self.turnstile.leave()
 
     def _commit(self, operation: str, group: Group | None = None) -> None:
-        """Commit for every unit of the group, and give the lease back."""
+        """Commit for every unit of the group, and release the lease."""
         try:
             commit(self.connection, operation)
             if group is not None:
-                # At once: whatever interrupts this thread from here on, it is committed.
+                # At once: an interruption after this does not change that it is committed.
                 group.decide(None)
         except DatabaseError as error:
             self._on_fault(error)
@@ -316,7 +317,7 @@ class WriterConnection(LeasedConnection):
             raise
         except BaseException:
             # A signal, before or after the COMMIT: the transaction may still be open, and units
-            # that are perhaps stored must not be run again.
+            # that may be stored must not run again.
             rollback(self.connection)
             unknown = CommitOutcomeUnknownError(path=self.connection.path, operation=operation)
             self._release_and_settle(group, unknown)
@@ -327,10 +328,10 @@ class WriterConnection(LeasedConnection):
         self._release_and_settle(group, None)
 
     def _end(
-        self, error: BaseException, owner: int, operation: str, group: Group | None = None
+        self, error: BaseException, thread: int, operation: str, group: Group | None = None
     ) -> None:
-        """Undo what an error has ended, unless it ended the work after the lease was given back."""
-        if self.queue.holder == owner:
+        """Undo the transaction after an error, unless the lease was released already."""
+        if self.queue.holder == thread:
             self._undo(error, operation, group)
         elif group is not None:
             group.settle()
@@ -350,7 +351,7 @@ class WriterConnection(LeasedConnection):
         try:
             self.turnstile.leave()
         except BaseException:
-            # A signal: who has left may do so again.
+            # signal-safe release: leaving a second time is harmless.
             self.turnstile.leave()
             raise
         finally:
@@ -361,7 +362,7 @@ class WriterConnection(LeasedConnection):
                     group.settle()
 
     def _undo_to_savepoint(self) -> bool:
-        """Return whether only this unit was undone: not if SQLite has ended the transaction."""
+        """Undo the last unit; return False if SQLite has ended the whole transaction."""
         if not self.connection.raw.in_transaction:
             return False
         try:
@@ -373,7 +374,7 @@ class WriterConnection(LeasedConnection):
 
 
 def _again(error: DatabaseError, waiter: Waiter) -> DatabaseError:
-    """Return the error anew for a waiter: each thread raises one of its own."""
+    """Return a copy of the error for a waiter: each thread raises its own one."""
     again = copy.copy(error)
     again.__cause__ = error.__cause__
     if isinstance(again, CommitOutcomeUnknownError):

@@ -1,1 +1,1 @@
-"""One open database file: its connections, how it was when it was whole, and how it ends."""
+"""One open database file: its connections, its checks, and how it is retired and closed."""

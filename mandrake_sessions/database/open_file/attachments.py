@@ -1,4 +1,4 @@
-"""What hangs on an open file: its attachment from the layers above, and this process's claim."""
+"""Keeps the attachment of an open file from the layers above, and this process's claim."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Attached:
         self._mutex = threading.Lock()
 
     def attach(self, make: Callable[[], C], require_usable: Callable[[], None]) -> C:
-        """Return the attachment; it is made now if there is none, and the file is usable."""
+        """Return the attachment; make it if there is none and the file is usable."""
         with self._mutex:
             if self.attachment is None:
                 require_usable()
@@ -43,7 +43,7 @@ class Attached:
             return self.attachment  # type: ignore[return-value]  # there is one kind for a file
 
     def claimed(self, require_open: Callable[[], None]) -> str:
-        """Return the id of the claim, which is made now if there is none."""
+        """Return the id of the claim; make the claim if there is none."""
         with self._mutex:
             require_open()
             self.is_claim_over = False
@@ -53,17 +53,17 @@ class Attached:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing is live in the attachment this moment."""
+        """Whether the attachment has no live stream or watcher."""
         attachment = self.attachment
         return attachment is None or attachment.is_quiet
 
     def can_rest(self) -> bool:
-        """Return whether the file may be closed for a while, as far as the attachment goes."""
+        """Return whether the attachment allows the file to be parked."""
         attachment = self.attachment
         return attachment is None or attachment.can_rest()
 
     def committed(self) -> None:
-        """Tell the attachment; it is committed whatever happens here."""
+        """Notify the attachment of a commit; log its error, because the COMMIT has succeeded."""
         attachment = self.attachment
         if attachment is not None:
             try:
@@ -72,7 +72,7 @@ class Attached:
                 get_logger(__name__).exception("commit_not_told")
 
     def retired(self) -> None:
-        """Tell the attachment; the file is retired whatever happens here."""
+        """Notify the attachment of the retirement; log its error, which changes nothing."""
         attachment = self.attachment
         if attachment is not None:
             try:
@@ -81,23 +81,23 @@ class Attached:
                 get_logger(__name__).exception("retirement_not_told")
 
     def close_attachment(self, deadline: float) -> list[Exception]:
-        """Close the attachment and return what failed."""
+        """Close the attachment and return its errors."""
         attachment = self.attachment
         try:
             if attachment is not None:
                 attachment.close(deadline)
         except ExceptionGroup as group:
             return list(group.exceptions)
-        except Exception as error:  # noqa: BLE001  # the file is closed all the same
+        except Exception as error:  # noqa: BLE001  # the file is closed nevertheless
             return [error]
         return []
 
     def end(self, note_closed: Callable[[], None], *, is_moved: bool) -> None:
-        """Let go of both: the file is closed.
+        """Drop the attachment and release the claim, when the file is closed.
 
         Args:
-            note_closed: makes the file unusable, so that nothing is attached any more.
-            is_moved: whether the file went away: what streams into it is not ours to write.
+            note_closed: makes the file unusable, so that no attachment is made afterwards.
+            is_moved: whether the file is gone, so that this process no longer writes its turns.
         """
         with self._mutex:
             note_closed()
@@ -107,7 +107,7 @@ class Attached:
             claim.release(keep=not self.is_claim_over and not is_moved)
 
     def forget_after_fork(self) -> None:
-        """Leave both to the parent, whose the owner's file and the attachment's threads are."""
+        """Leave both to the parent, which has the owner's file and the attachment's threads."""
         self.claim = None
         if self.attachment is not None:
             keep_alive(self.attachment)

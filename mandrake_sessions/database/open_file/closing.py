@@ -1,4 +1,4 @@
-"""How the connections of a file end: work under way is waited for, then interrupted."""
+"""Closes the connections of a file: waits for the present work, then interrupts it."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _LAST_PATIENCE = 0.25
 def take_for_closing(
     leased: LeasedConnection, half: Budget, whole: Budget, refusal: MakeError, on_stuck: OnStuck
 ) -> None:
-    """Get a leased's lease for good: wait for work under way, then interrupt it.
+    """Take the lease of a connection permanently: wait for the present work, then interrupt it.
 
     Args:
-        leased: it refuses new work already.
+        leased: the connection, which refuses new work already.
         half: the time for work to end by itself.
         whole: the time for all.
-        refusal: what those who still wait are refused with after the first half.
-        on_stuck: told the thread that holds the lease when it is interrupted.
+        refusal: makes the error of the calls that still wait after the first half.
+        on_stuck: called with the thread that holds the lease when its work is interrupted.
 
     Raises:
-        DatabaseBusyError: the holder did not let go.
+        DatabaseBusyError: the holder did not release the lease.
     """
     try:
         leased.queue.acquire(half, "close", even_refused=True)
@@ -51,13 +51,13 @@ def take_for_closing(
         leased.queue.acquire(patience, "close", even_refused=True)
 
 
-def close_lane(
+def close_leased(
     leased: LeasedConnection, budget: Budget, options: DatabaseOptions, *, abandon: bool
 ) -> None:
-    """Close a connection whose lease the caller holds; the lease is never given back."""
+    """Close a connection whose lease the caller holds; the lease is never released."""
     connection = leased.connection
     if not abandon and isinstance(leased, WriterConnection):
-        _leave_in_order(connection, budget, options)
+        _finish(connection, budget, options)
     connection.deadline = budget.deadline
     try:
         connection.close(abandon=abandon)
@@ -67,15 +67,15 @@ def close_lane(
         ) from error
 
 
-def _leave_in_order(connection: Connection, budget: Budget, options: DatabaseOptions) -> None:
-    """Do what the writer's connection does last; none of it may keep the file from being closed."""
+def _finish(connection: Connection, budget: Budget, options: DatabaseOptions) -> None:
+    """Optimize, write the last mark and copy a long WAL; no failure keeps the file open."""
     has_written = connection.pages_written() > 0
-    # Of a file that was only read the query planner knows what it knew before: looking costs as
-    # much as closing does, and takes the write lock.
+    # For a file that was only read the statistics are unchanged: optimizing takes as long as
+    # closing, and needs the write lock.
     if has_written:
         connection.deadline = FileBudget(min(budget.left(), _OPTIMIZE_PATIENCE)).deadline
         connection.interruptible = True
-        # What it would improve can wait for another day; what blocks it must not block closing.
+        # A lock that blocks the optimization must not block closing; a later closing repeats it.
         with contextlib.suppress(apsw.Error):
             connection.query_all("PRAGMA optimize")
     if connection.wal_mark is not None:

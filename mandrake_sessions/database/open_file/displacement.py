@@ -1,6 +1,6 @@
-"""What became of the file under an open connection, and so how its log must end.
+"""The condition of the file of an open connection, and the end of its WAL.
 
-SQLite finds a log by its name: it would replay ours into whatever file is there by then.
+SQLite finds a WAL by its name. It would replay this file's WAL into another file of the name.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from mandrake_sessions.errors import DatabaseBusyError, DatabaseError
 
 _BLOCK = 1024 * 1024
 _COPYING = 1.0
-"""Seconds for others that write into a file that was moved, or copy its log as well."""
+"""Seconds to wait for processes that write into a moved file, or copy its WAL too."""
 
 
 class FileCondition(enum.Enum):
-    """What became of an open file; the value says it to people."""
+    """The condition of an open file; the value is a sentence for people."""
 
     OURS = "it is the file that was opened"
     MOVED = "the file was moved, replaced or deleted"
@@ -57,35 +57,36 @@ class Logs:
     """
 
     def __init__(self, path: Path) -> None:
-        # Names and not paths, which take longer to make than a look.
+        # Texts, because making a Path takes longer than a check.
         self._known: list[tuple[str, Identity]] = []
         self.size: int = 0
         self.index: Identity | None = None
-        log, index = f"{path}{WAL}", f"{path}{SHM}"
+        wal, index = f"{path}{WAL}", f"{path}{SHM}"
         with contextlib.suppress(FileNotFoundError):
-            found = os.stat(log)
+            found = os.stat(wal)
             self.size = found.st_size
-            self._known.append((log, (found.st_dev, found.st_ino)))
+            self._known.append((wal, (found.st_dev, found.st_ino)))
         self.index = identify(index)
         if self.index is not None:
             self._known.append((index, self.index))
 
     def lost(self) -> list[Path]:
-        """Return those whose name is not theirs any more."""
-        return [Path(log) for log, identity in self._known if _look(log, identity) is not True]
+        """Return the files that have lost their names."""
+        return [Path(log) for log, identity in self._known if _has_name(log, identity) is not True]
 
     def ours(self) -> list[Path]:
-        """Return those that still have their names."""
-        return [Path(log) for log, identity in self._known if _look(log, identity) is True]
+        """Return the files that still have their names."""
+        return [Path(log) for log, identity in self._known if _has_name(log, identity) is True]
 
     def are_replaced(self) -> bool:
         """Return whether another file has the name of one of them."""
-        return any(_look(log, identity) is False for log, identity in self._known)
+        return any(_has_name(log, identity) is False for log, identity in self._known)
 
     def save_copy(self) -> Path | None:
-        """Copy the log that lost its name to a new file beside; None if it has nothing.
+        """Copy the WAL that has lost its name to a new file next to it; None if it is empty.
 
-        Read through SQLite's own descriptor: to open and close one more would drop its locks.
+        It is read through SQLite's own descriptor: opening and closing another one would drop the
+        locks.
         """
         log, identity = self._known[0]
         descriptors = descriptors_on((identity,))
@@ -103,20 +104,20 @@ class Logs:
         return aside
 
 
-def _look(log: str, identity: Identity) -> bool | None:
-    """Return whether a name is still that of a file; None if it names nothing."""
+def _has_name(log: str, identity: Identity) -> bool | None:
+    """Return whether a file still has a name; None if no file has it."""
     try:
         found = os.stat(log)
     except FileNotFoundError:
         return None
     except OSError:
-        # What cannot be looked at is not judged.
+        # A name that the system cannot examine counts as unchanged.
         return True
     return (found.st_dev, found.st_ino) == identity
 
 
 def is_emptied(path: Path) -> bool:
-    """Return whether a database file that is open has no bytes any more."""
+    """Return whether an open database file was emptied."""
     try:
         return path.stat().st_size == 0
     except OSError:
@@ -126,19 +127,19 @@ def is_emptied(path: Path) -> bool:
 def end_wal(
     connection: Connection, logs: Logs, condition: FileCondition, budget: Budget, *, may_copy: bool
 ) -> None:
-    """Bring what the log holds to where it belongs, and keep it from every other file.
+    """Save the commits of the WAL, in their file or aside, and keep the WAL from other files.
 
     Args:
-        connection: the last one on the file; its lease is the caller's.
-        logs: that the file was opened with.
-        condition: what became of the file; not ``OURS``.
+        connection: the last one on the file; the caller must hold its lease.
+        logs: the sidecars with which the file was opened.
+        condition: of the file; not ``OURS``.
         budget: the time it may take.
-        may_copy: whether the log may go into the file: not into one that is damaged.
+        may_copy: whether the WAL may be copied into the file, which must not be damaged.
     """
     path = connection.path
     connection.deadline = budget.deadline
     if condition is FileCondition.LOG_LOST:
-        # Where another log has begun, pages of ours would undo what it says of the file.
+        # If another WAL has begun, copying this one would undo changes that the other builds on.
         is_saved = may_copy and not logs.are_replaced() and _copy_into_file(connection, budget)
         try:
             aside = None if is_saved else logs.save_copy()
@@ -148,7 +149,7 @@ def end_wal(
             log_set_aside(path, aside)
         return
     is_saved = may_copy and condition is FileCondition.MOVED and _copy_into_file(connection, budget)
-    # Between a look and what follows from it nobody may make a new file, whose log it would be.
+    # No process may make a new file between a check and its consequence: the WAL would be its WAL.
     with folder_lock(path.parent):
         for log in logs.ours():
             if is_saved:
@@ -165,10 +166,10 @@ def end_wal(
 
 
 def _copy_into_file(connection: Connection, budget: Budget) -> bool:
-    """Checkpoint into the file that is open, whatever its name; return whether all of it is in.
+    """Copy the WAL into the open file, whatever its name; return whether all of it was copied.
 
-    Other processes have it open too. What one of them has begun is waited for, so that it is not
-    stored in a log which is gone; and each of them copies, perhaps at the same moment.
+    Other processes have the file open too. The thread waits for a transaction that one of them has
+    begun, so that it is not stored in a WAL that is gone. Each of them copies, perhaps at once.
     """
     within = FileBudget(min(budget.left(), _COPYING))
     while True:

@@ -1,4 +1,4 @@
-"""One open database file: what is read and written through it, and what hangs on it."""
+"""One open database file: its reads, writes and WAL checkpoints, its attachment and claim."""
 
 from __future__ import annotations
 
@@ -52,16 +52,18 @@ from mandrake_sessions.options import DatabaseOptions
 T = TypeVar("T")
 
 _CHECKPOINT_BUDGET = 5.0
-# Seconds. Only the pool's one thread waits so long, for a queue that moves or a process that writes
-# on. Writers wait no longer than they would for what it waits for, and reads do not wait.
+# Seconds. Only the pool's one thread waits this long, for a queue that moves or a process that
+# continues to write. Writers wait no longer than for the same queue or process without it, and
+# reads do not wait.
 _FINISH_BUDGET = 0.25
-# Seconds after which a short read goes on beside a checkpoint: to open a connection takes about one
-# thousandth, and most checkpoints are over by then; a slow disk may take seconds to sync.
+# Seconds after which a short read opens its own connection during a WAL checkpoint. Opening one
+# takes about a millisecond, and most WAL checkpoints have ended by then; a slow disk may take
+# seconds to sync.
 _CHECKPOINT_PATIENCE = 0.02
-# Seconds that nobody writes, in any process, while it waits for a read that is under way.
+# Seconds during which no process writes while the last WAL checkpoint waits for a present read.
 _FINISH_PAUSE = 0.005
-# Seconds between two looks at a log that is too long, which a reader may hold back: at first, and
-# at most. A look waits for a read of this process that has the connection for so long.
+# Seconds between two checks of a WAL that is too long because of a reader: at first, and at most. A
+# check waits for ``_CUT_BUDGET`` for a read of this process that has the connection.
 _CUT_PAUSE = 0.1
 _LONGEST_CUT_PAUSE = 2.0
 _CUT_BUDGET = 0.05
@@ -72,14 +74,14 @@ class DatabaseFile(FileLifecycle):
 
     Args:
         main: the open read-write connection.
-        options: how the file is used.
-        maintenance: runs its checkpoints.
-        on_retired: told, perhaps by a holder of the lease, that it must be closed.
+        options: of the file.
+        maintenance: runs its WAL checkpoints.
+        on_retired: called when the file must be closed, perhaps by a holder of the lease.
 
     Attributes:
         checkpointer: decides when the WAL is copied into the database.
-        was_locked: whether a look has seen the lock that SQLite keeps on it.
-        others: what it learns of other processes.
+        was_locked: whether a health check has seen the lock that SQLite keeps on the file.
+        others: the other processes that use the file.
     """
 
     def __init__(
@@ -92,11 +94,11 @@ class DatabaseFile(FileLifecycle):
         super().__init__(main, options, on_retired)
         self.was_locked = False
         self.others: OtherProcesses = OtherProcesses(self.path, self.identity)
-        # Closed while a checkpoint has the auxiliary connection, or waits for it.
+        # Cleared while a WAL checkpoint has the auxiliary connection, or waits for it.
         self._no_checkpoint = Gate()
         self._no_checkpoint.set()
-        # Held by the one short read that goes on beside it.
-        self._beside = threading.Lock()
+        # Held by the one short read that runs at the same time on a connection of its own.
+        self._apart = threading.Lock()
         self._maintenance = maintenance
         self._make_attachment: Callable[[DatabaseFile], Attachment] | None = None
         self.checkpointer: Checkpointer = Checkpointer(
@@ -123,17 +125,17 @@ class DatabaseFile(FileLifecycle):
 
         Args:
             path: as ``real_path`` gave it.
-            identity: what the file must still be when it is open.
-            options: how the file is used.
-            maintenance: runs its checkpoints.
-            on_retired: told that it must be closed.
-            stamp: what it must carry, for one that was open before.
+            identity: the identity that the file must still have when it is open.
+            options: of the file.
+            maintenance: runs its WAL checkpoints.
+            on_retired: called when the file must be closed.
+            stamp: the stamp that a file that was open before must have.
             budget: the time it may take; None for the ``busy_timeout``.
         """
         budget = budget or FileBudget(options.busy_timeout)
         warn_of_second_sqlite(path)
         if stamp is None:
-            # Who opens another name of a file that was open here is refused there.
+            # For a file that was open here before, opening another name of it is refused elsewhere.
             require_home(path, options)
         main = open_connection(path, identity, options, budget)
         has_wal = main.had_wal or main.had_index
@@ -150,14 +152,14 @@ class DatabaseFile(FileLifecycle):
             return file
         except BaseException as error:
             with contextlib.suppress(apsw.Error):
-                # A log that was there is not copied into a file which cannot be opened.
+                # A WAL that existed is not copied into a file that cannot be opened.
                 main.close(abandon=has_wal)
             if isinstance(error, apsw.Error | OSError | DatabaseError) and leads_elsewhere(
                 path, identity
             ):
                 raise DatabaseMovedError(path=path, operation="open") from error
             if isinstance(error, apsw.Error | OSError):
-                # What is asked of the file after the migration can fail too.
+                # The reads after the migration can fail too.
                 raise translate(error, path, "open") from error
             raise
 
@@ -179,15 +181,15 @@ class DatabaseFile(FileLifecycle):
         *,
         even_refused: bool = False,
     ) -> T:
-        """Run a short read: on the main connection if it is free this moment.
+        """Run a short read, on the main connection if it is free.
 
-        A connection that is free has no transaction open, so nothing uncommitted is ever seen.
+        A free connection has no open transaction, so the read never sees uncommitted changes.
 
         Args:
             work: called with a transaction that reads.
             operation: for errors.
             timeout: seconds; None for the ``busy_timeout``.
-            even_refused: for the last look of what closes with the file.
+            even_refused: also while new work is refused, for the last reads of the attachment.
         """
         self._admit(operation, even_refused=even_refused)
         budget = self.budget(timeout)
@@ -201,7 +203,7 @@ class DatabaseFile(FileLifecycle):
         return result  # type: ignore[return-value]  # T itself may be None
 
     def peek(self, work: ReadUnit[T], operation: str, timeout: float) -> T:
-        """Run a short read that is no use of the file: it gives way to others no later for it."""
+        """Run a short read that does not count as a use of the file for parking."""
         self._admit(operation)
         budget = FileBudget(timeout)
         was_run, result = self._main.fetch(work, budget, operation, waits=False)
@@ -212,24 +214,24 @@ class DatabaseFile(FileLifecycle):
     def _fetch_waiting(
         self, work: ReadUnit[T], budget: Budget, operation: str, *, even_refused: bool = False
     ) -> T | None:
-        """Run a short read where the main connection is in use."""
+        """Run a short read while the main connection is in use."""
         leased = self._reading_connection(budget)
         patience = min(_CHECKPOINT_PATIENCE, budget.left())
         waits = even_refused or self._no_checkpoint.wait(patience)
         was_run, result = leased.fetch(
             work, budget, operation, waits=waits, even_refused=even_refused
         )
-        return result if was_run else self._fetch_beside(work, budget, operation)
+        return result if was_run else self._fetch_apart(work, budget, operation)
 
-    def _fetch_beside(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
-        """Run a short read on a connection of its own: a checkpoint has the auxiliary one."""
-        if not self._beside.acquire(timeout=budget.left()):
+    def _fetch_apart(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
+        """Run a short read on a new connection while a WAL checkpoint has the auxiliary one."""
+        if not self._apart.acquire(timeout=budget.left()):
             raise budget.exceeded("queue", self.path, operation)
         try:
             with self.inspections.connection(budget, self._closed_error) as connection:
                 return work(ReadTransaction(connection, budget, operation))
         finally:
-            self._beside.release()
+            self._apart.release()
 
     def read(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
         """Run a long read in one snapshot on the auxiliary connection; no writer waits for it."""
@@ -242,7 +244,7 @@ class DatabaseFile(FileLifecycle):
         return result
 
     def _reading_connection(self, budget: Budget) -> LeasedConnection:
-        """Return the auxiliary leased, or the writer's where no descriptor is left to open it."""
+        """Return the auxiliary connection, or the writer if no descriptor is left to open it."""
         try:
             return self._auxiliary_connection(budget)
         except TooManyFilesError:
@@ -265,8 +267,8 @@ class DatabaseFile(FileLifecycle):
             operation: for errors.
             timeout: seconds; None for the ``busy_timeout``.
             delegable: whether the thread that holds the lease may run it for this one.
-            even_refused: for the last writes of what closes with the file.
-            batch: gives further work of this thread's callers for the same COMMIT.
+            even_refused: also while new work is refused, for the last writes of the attachment.
+            batch: gives further units for the same COMMIT.
         """
         budget = self._admit_write(operation, timeout, even_refused=even_refused)
         return self._main.transact(
@@ -300,7 +302,7 @@ class DatabaseFile(FileLifecycle):
     def _admit_write(
         self, operation: str, timeout: float | None, *, even_refused: bool = False
     ) -> Budget:
-        """Let a writing call in, and return its budget."""
+        """Admit a writing call, and return its budget."""
         self._admit(operation, even_refused=even_refused)
         self.refusal.require_writable()
         budget = self.budget(timeout)
@@ -310,7 +312,7 @@ class DatabaseFile(FileLifecycle):
 
     @block
     def exclusive(self, operation: str, budget: Budget) -> Iterator[Connection]:
-        """Lend the main connection with no transaction open."""
+        """Lend the main connection without an open transaction."""
         self._admit(operation)
         self.refusal.require_writable()
         with self._main.exclusive(budget, operation) as connection:
@@ -318,23 +320,23 @@ class DatabaseFile(FileLifecycle):
             try:
                 yield connection
             finally:
-                # What is committed with a lent connection is not seen one by one.
+                # Commits on a lent connection are not noticed one by one.
                 self._attached.committed()
 
     @block
     def exclusive_auxiliary(self, operation: str, budget: Budget) -> Iterator[Connection]:
-        """Lend the auxiliary connection with no transaction open."""
+        """Lend the auxiliary connection without an open transaction."""
         self._admit(operation)
         with self._auxiliary_connection(budget).exclusive(budget, operation) as connection:
             yield connection
 
-    # -- looking at it ----------------------------------------------------------------------
+    # -- for checks -------------------------------------------------------------------------
 
     def is_lease_free(self, operation: str) -> bool:
-        """Take the writer's lease for a moment, with its checks, if it is free; return if it was.
+        """Take and release the writer's lease, with its checks, if it is free; return if it was.
 
         Raises:
-            DatabaseMovedError: or what else its checks say of the file.
+            DatabaseMovedError: or another error of these checks.
         """
         self._admit(operation)
         was_free, _ = self._main.fetch(lambda _: None, FileBudget(0.0), operation, waits=False)
@@ -347,17 +349,17 @@ class DatabaseFile(FileLifecycle):
 
     @block
     def probing(self, operation: str, budget: Budget) -> Iterator[Connection]:
-        """Lend the main connection for looking, also while writes are refused."""
+        """Lend the main connection for checks, also while writes are refused."""
         self._admit(operation)
         with self._main.exclusive(budget, operation) as connection:
             yield connection
 
     def inspecting(self, budget: Budget) -> contextlib.AbstractContextManager[Connection]:
-        """Lend a connection of its own, which only reads; nobody waits for it."""
+        """Lend a new connection, which only reads; no other thread waits for it."""
         self._admit("health")
         return self.inspections.connection(budget, self._closed_error)
 
-    # -- checkpoints ------------------------------------------------------------------------
+    # -- WAL checkpoints --------------------------------------------------------------------
 
     def checkpoint(self) -> None:
         """Copy the WAL into the database as far as readers allow; no caller waits for it."""
@@ -370,27 +372,28 @@ class DatabaseFile(FileLifecycle):
             with self.exclusive_auxiliary("checkpoint", budget) as connection:
                 if not self.may_checkpoint(connection, budget):
                     return
-                # It was opened while the file was read-only, and stays so.
+                # A connection that was opened while the file was read-only stays read-only.
                 is_readonly = connection.raw.readonly("main")
                 is_shared = self._main.turnstile.has_met_others
                 if not is_readonly:
                     self.checkpointer.run(connection, budget.deadline, is_shared=is_shared)
-                    self.witness.look(connection)
+                    self.witness.refresh(connection)
                 is_pieced, is_held = self.checkpointer.is_pieced, self.checkpointer.is_held_back
                 is_to_finish = is_pieced or self.checkpointer.is_worth_finishing
-            # Who waits for the writer must not have this one: reads would have none.
+            # This thread must not hold the auxiliary lease while it waits for the writer: reads
+            # would have no connection.
             if is_readonly:
                 budget = FileBudget(_FINISH_BUDGET)
                 with self._main.exclusive(budget, "checkpoint") as main:
                     self.checkpointer.run(main, budget.deadline)
-                    self.witness.look(main)
+                    self.witness.refresh(main)
             elif is_to_finish:
                 if not is_held:
                     self._grow_number(even_copied=is_pieced)
                 self._finish_checkpoint(is_shared=is_shared)
         except DatabaseError as error:
-            # Readers need the connection, it cannot be opened, or it is going away: the next
-            # commit asks again.
+            # Readers have the connection, it cannot be opened, or the file is closing: the next
+            # commit requests the WAL checkpoint again.
             if not isinstance(error, DatabaseBusyError | DatabaseMovedError | PoolClosedError):
                 self.checkpointer.failure = error.result_code or 0
             self.checkpointer.postpone()
@@ -402,9 +405,9 @@ class DatabaseFile(FileLifecycle):
             self._cut_later(_CUT_PAUSE)
 
     def _grow_number(self, *, even_copied: bool = False) -> None:
-        """Let the number of the log's mark grow before more of the log is copied.
+        """Raise the number of the mark before more of the WAL is copied.
 
-        Where a transaction is under way for long, it is copied all the same.
+        If a long transaction prevents that, the WAL is copied nevertheless.
         """
         mark = self._main.connection.wal_mark
         if mark is None or self.refusal.reason is not None:
@@ -418,7 +421,7 @@ class DatabaseFile(FileLifecycle):
             self.checkpointer.written = connection.pages_written()
 
     def _cut_later(self, seconds: float) -> None:
-        """Have a log that is too long looked at again, for its reader may end and no write come."""
+        """Schedule another check of a long WAL: its reader may end without a later write."""
         if self.state is FileState.OPEN and self._has_long_wal():
             self._maintenance.call_later(("cut", self), seconds, partial(self._cut, seconds))
 
@@ -427,22 +430,22 @@ class DatabaseFile(FileLifecycle):
             return
         try:
             if self._copying_at_rest(self.checkpointer.copy):
-                # The reader has gone, and what it held back was copied in two pieces.
+                # The reader has ended, and the frames that it held back were copied in two pieces.
                 self._grow_number(even_copied=True)
                 self._copying_at_rest(self.checkpointer.cut)
         except DatabaseError:
-            # A reader of this process has the connection, or the file goes away.
+            # A reader of this process has the connection, or the file is closing.
             pass
         self._cut_later(min(2 * paused, _LONGEST_CUT_PAUSE))
 
     def _copying_at_rest(self, step: Callable[[Connection], bool]) -> bool:
-        """Make a step of cutting the log, if the file may be written and no read is under way."""
+        """Run one step of truncating the WAL, if the file may be written and no read is running."""
         budget = FileBudget(_CUT_BUDGET)
         with self.exclusive_auxiliary("checkpoint", budget) as connection:
             if not self.may_checkpoint(connection, budget) or connection.raw.readonly("main"):
                 return False
             is_done = step(connection)
-            self.witness.look(connection)
+            self.witness.refresh(connection)
             return is_done
 
     def _has_long_wal(self) -> bool:
@@ -453,9 +456,9 @@ class DatabaseFile(FileLifecycle):
         return size > self.options.wal_limit_bytes
 
     def _finish_checkpoint(self, *, is_shared: bool) -> None:
-        """Copy what came during a checkpoint while nobody writes, in no process.
+        """Copy the frames that were written during a WAL checkpoint, while no process writes.
 
-        Otherwise it would keep the WAL from beginning anew.
+        These frames would keep SQLite from restarting the WAL.
         """
         with self._main.alone(FileBudget(_FINISH_BUDGET), "checkpoint"):
             pause = FileBudget(_FINISH_PAUSE)
@@ -463,15 +466,15 @@ class DatabaseFile(FileLifecycle):
                 self.checkpointer.run(
                     connection, pause.deadline, finishes=True, is_shared=is_shared
                 )
-                self.witness.look(connection)
+                self.witness.refresh(connection)
 
     def may_checkpoint(self, connection: Connection, budget: Budget) -> bool:
-        """Return whether the log belongs into the file that is there, and that is whole.
+        """Return whether the WAL may be copied: the file is the opened one, and not damaged.
 
-        A checkpoint is what writes into the file itself; commits go to the log only.
+        Only a WAL checkpoint writes into the file itself; commits go to the WAL.
 
         Args:
-            connection: one on the file; its lease is the caller's.
+            connection: one on the file; the caller must hold its lease.
             budget: the time it may take.
         """
         condition = self.witness.examine(connection, self._inspect, budget)
@@ -480,21 +483,21 @@ class DatabaseFile(FileLifecycle):
         return condition is FileCondition.OURS and self.refusal.damage is None
 
     def require_writable(self) -> None:
-        """Raise the typed error for which the file takes no writes, as far as is known."""
+        """Raise the typed error if the file is known to take no writes."""
         self.refusal.require_writable()
 
     # -- attachment and claim ----------------------------------------------------------------
 
     @property
     def attachment(self) -> Attachment | None:
-        """What the layers above keep with the open file; None until it is made."""
+        """The object of the layers above that lives with the file; None until it is made."""
         return self._attached.attachment
 
     def attach(self, make: Callable[[DatabaseFile], C]) -> C:
-        """Return the file's attachment, made now if it has none.
+        """Return the file's attachment; make it if there is none.
 
         Args:
-            make: called once in the life of the open file; it takes no lease.
+            make: called once in the life of the open file; it must take no lease.
 
         Raises:
             PoolClosedError: there is none, and the file is closed or closing.
@@ -505,10 +508,10 @@ class DatabaseFile(FileLifecycle):
         return attachment
 
     def succeed(self, parked: DatabaseFile) -> None:
-        """Take over what hung on a file that was parked: an attachment of the same kind.
+        """Take over from a parked file: make an attachment of the same kind.
 
-        What was written into the file meanwhile is no damage if another process of this library
-        has had it open: that has raised the number of the log's mark.
+        Writes into the file meanwhile are no damage if another process of this library has had it
+        open, which has raised the number of the mark.
         """
         rested, mark = parked.witness.at_rest, parked._main.connection.wal_mark
         if rested is not None and mark is not None and rested != self.witness.seen:
@@ -518,7 +521,7 @@ class DatabaseFile(FileLifecycle):
             self.attach(parked._make_attachment)
 
     def _number(self) -> int | None:
-        """Return the number of the log's mark; None where there is none, or it cannot be read."""
+        """Return the number of the mark; None if there is none, or it cannot be read."""
         budget = FileBudget(self.options.busy_timeout)
         with (
             contextlib.suppress(apsw.Error, DatabaseError),
@@ -529,9 +532,9 @@ class DatabaseFile(FileLifecycle):
         return None
 
     def claim(self) -> str:
-        """Return the id of this process's claim on the file, which is made the first time.
+        """Return the id of this process's claim on the file; the first call makes the claim.
 
-        It may make a file, so it is called before a lease is taken.
+        It may make a file, so a thread calls it before it takes a lease.
 
         Raises:
             PoolClosedError: the file is closed.
@@ -540,21 +543,21 @@ class DatabaseFile(FileLifecycle):
         """
         if self.options.read_only:
             self.refusal.require_writable()
-        # Also while the file closes: a transaction under way goes on.
+        # Also while the file closes, because a present transaction may need the claim.
         id = self._attached.claimed(self._require_open)
         for leased in self.leased_connections():
             leased.connection.owner = id
         return id
 
     def release_claim(self) -> None:
-        """Let the claim end with the file: no turn of this process is streaming in it any more.
+        """Let the claim end with the file: no turn of this process is still streaming in it.
 
-        Otherwise it stays until the process ends, so that nobody takes those turns for dead.
+        Otherwise the claim stays until the process ends, so that no process recovers these turns.
         """
         self._attached.is_claim_over = True
 
     def _note_commit(self) -> None:
-        """Count towards the next checkpoint; the COMMIT has succeeded whatever happens here."""
+        """Count towards the next WAL checkpoint; an error is logged: the COMMIT has succeeded."""
         try:
             self.checkpointer.note(self._main.connection.pages_written())
         except Exception:  # noqa: BLE001  # as the docstring says

@@ -26,7 +26,7 @@ from mandrake_sessions.database.files.paths import Identity, leads_elsewhere
 from mandrake_sessions.database.leasing.leased import LeasedConnection
 from mandrake_sessions.database.leasing.writer import WriterConnection
 from mandrake_sessions.database.open_file.attachments import Attached
-from mandrake_sessions.database.open_file.closing import OnStuck, close_lane, take_for_closing
+from mandrake_sessions.database.open_file.closing import OnStuck, close_leased, take_for_closing
 from mandrake_sessions.database.open_file.displacement import (
     FileCondition,
     Logs,
@@ -54,13 +54,13 @@ from mandrake_sessions.options import DatabaseOptions
 
 _modules = sys.modules
 _COMPARE_EVERY = 0.1
-"""Seconds between two reads that look for more than that the file was moved: half a microsecond."""
-_LOOKING = 10.0
-"""Seconds for a look that no call waits for; half of them for every page, as for a write."""
+"""Seconds between two reads that compare the file's status; others check only for a move."""
+_CHECK_BUDGET = 10.0
+"""Seconds for a check that no call waits for; half of them for all pages, as for a write."""
 
 
 class FileState(enum.Enum):
-    """Where an open file stands; it moves down only."""
+    """The state of an open file; it never goes back to an earlier one."""
 
     OPEN = "open"
     RETIRED = "retired"
@@ -68,30 +68,30 @@ class FileState(enum.Enum):
 
 
 class FileLifecycle(abc.ABC):
-    """The connections of an open file: each lease is checked, and in the end they are closed.
+    """The connections of an open file: opened, checked at each lease, and closed.
 
     ::
 
-        OPEN ─► RETIRED (moved, overwritten, its log lost, not given back clean) ─► CLOSED
-          └───► CLOSED (no handle any more, parked, or the pool is closing)
+        OPEN ─► RETIRED (moved, overwritten, WAL lost, lease not released clean) ─► CLOSED
+          └───► CLOSED (without a handle, parked, or the pool is closing)
 
     Args:
         main: the open read-write connection.
-        options: how the file is used.
-        on_retired: told, perhaps by a holder of the lease, that it must be closed.
+        options: of the file.
+        on_retired: called when the file must be closed, perhaps by a holder of the lease.
 
     Attributes:
         state: whether new work is taken.
-        is_refusing: set, without any lock, by a signal's handler: no new call is let in.
-        stamp: the random number in the file's header that tells it from other databases.
-        refusal: why writes are refused, if they are.
-        logs: the files that SQLite keeps beside this one.
-        condition: what has become of it, as far as that was noticed.
-        witness: knows how it was when it was last whole.
-        inspections: further connections that only look.
+        is_refusing: set by a signal handler, without a lock: new calls are refused.
+        stamp: the random number in the file's header that distinguishes it from other databases.
+        refusal: decides whether writes are refused.
+        logs: the sidecars that SQLite has open.
+        condition: of the file, as far as a check has noticed it.
+        witness: judges changes of the file.
+        inspections: additional connections for checks.
         used_at: when the last call began (``time.monotonic``).
-        keeps_wal: whether the log is left as it is when the file closes.
-        is_parked: whether it is closed, or about to be, only because too many files are open.
+        keeps_wal: whether the WAL stays unchanged when the file closes.
+        is_parked: whether it is closed, or being closed, only because too many files are open.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class FileLifecycle(abc.ABC):
             main, self.stamp, self.logs, self.refusal, has_vfs=options.vfs is not None
         )
         if main.wal_mark is not None:
-            main.wal_mark.on_copied = self.witness.look
-        if self.witness.look(main) is FileCondition.MOVED:
-            # Moved since it was opened, and what has these names may be another file's.
+            main.wal_mark.on_copied = self.witness.refresh
+        if self.witness.refresh(main) is FileCondition.MOVED:
+            # The file was moved since it was opened, so its sidecars may be another file's.
             raise DatabaseMovedError(path=main.path, operation="open")
         self.inspections: Inspections = Inspections(main.path, main.identity, options)
         self.condition: FileCondition = FileCondition.OURS
@@ -141,7 +141,7 @@ class FileLifecycle(abc.ABC):
 
     @abc.abstractmethod
     def _note_commit(self) -> None:
-        """Take note of a COMMIT that has succeeded; the lease is still held."""
+        """Record a COMMIT that has succeeded; the lease is still held."""
 
     # -- connections ------------------------------------------------------------------------------
 
@@ -151,17 +151,17 @@ class FileLifecycle(abc.ABC):
 
     @property
     def writer(self) -> WriterConnection:
-        """The leased of the read-write connection, for its figures."""
+        """The read-write connection, for its figures."""
         return self._main
 
     @property
     def owner(self) -> str | None:
-        """The id under which this process has claimed the file, None before it has."""
+        """The id under which this process has claimed the file, None before the claim."""
         claim = self._attached.claim
         return None if claim is None else claim.id
 
     def _auxiliary_connection(self, budget: Budget) -> LeasedConnection:
-        """Return the auxiliary leased, opening its connection when it is first needed."""
+        """Return the auxiliary connection; open it at the first use."""
         if self._auxiliary is None:
             if not self._auxiliary_mutex.acquire(timeout=budget.left()):
                 raise budget.exceeded("open", self.path, "open")
@@ -186,7 +186,7 @@ class FileLifecycle(abc.ABC):
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation="open")
         if self.options.vfs is None and is_emptied(self.path):
-            # SQLite would take it for a new database, and delete the log of the old one.
+            # SQLite would treat it as a new database, and delete the WAL of the old one.
             self.retire_as(FileCondition.OVERWRITTEN)
             raise self._closed_error()
         try:
@@ -209,16 +209,16 @@ class FileLifecycle(abc.ABC):
     # -- checks -----------------------------------------------------------------------------
 
     def _note_fault(self, error: DatabaseError) -> None:
-        """Take note of a fault that a leased has met."""
+        """Record an error that a connection has met."""
         if error.result_code == apsw.SQLITE_IOERR_CORRUPTFS:
-            # Its connection cannot tell damage from it any more; another one looks.
+            # The connection cannot distinguish damage from it any more, so another one checks.
             self.witness.is_doubted = True
         self.refusal.note(error)
 
     def _check(self, connection: Connection, operation: str) -> None:
-        """Make sure, at every lease, that this is still our file, and open.
+        """Check, at every lease, that the path still leads to the open file.
 
-        A live connection does not notice a dead file: with the file gone, INSERT still succeeded.
+        A connection itself does not notice that: INSERT succeeded in a file that was removed.
         """
         if self._closed_with is not None:
             raise self._closed_with()
@@ -234,7 +234,7 @@ class FileLifecycle(abc.ABC):
             self._require_wal()
 
     def _check_write(self, connection: Connection, operation: str, budget: Budget) -> None:
-        """Make sure, at every lease for writing, that what is written will be found again."""
+        """Check, at every lease for writing, that the changes will be found again."""
         if self._closed_with is not None:
             raise self._closed_with()
         self._compare(connection, operation, budget.started)
@@ -244,15 +244,15 @@ class FileLifecycle(abc.ABC):
             self.witness.require_whole(self._inspect, budget)
 
     def _require_wal(self) -> None:
-        # Closing the file, the standard library's SQLite removes the log that ours writes to.
+        # When the standard library's SQLite closes the file, it removes the WAL that is in use.
         if self.logs.lost():
             self.retire_as(FileCondition.LOG_LOST)
             raise self._closed_error()
 
     def _compare(self, connection: Connection, operation: str, now: float) -> None:
-        """Look at the file if its path says anything else of it than before.
+        """Examine the file if its status has changed.
 
-        Reads do it now and then, so that little is to be explained when a write comes.
+        Reads do it now and then, so that a later write has few changes to explain.
         """
         after_pause = now >= self._compare_at
         self._compare_at = now + _COMPARE_EVERY
@@ -262,7 +262,7 @@ class FileLifecycle(abc.ABC):
         except OSError:
             self.require_ours(connection, operation, after_pause=after_pause)
             return
-        # Written out, for it is done at every write: whatever changes a file changes one of these.
+        # Written inline, because each write runs it: every change of a file changes one of these.
         if (
             found.st_ctime_ns != seen[4]
             or found.st_mtime_ns != seen[3]
@@ -274,17 +274,17 @@ class FileLifecycle(abc.ABC):
     def require_ours(
         self, connection: Connection, operation: str, *, after_pause: bool = False
     ) -> None:
-        """Find out what has changed the file, and give it up if it is not ours any more.
+        """Find out what has changed the file, and retire it if it is another file now.
 
         Args:
-            connection: one on the file; its lease is the caller's.
+            connection: one on the file; the caller must hold its lease.
             operation: for errors.
-            after_pause: whether it was not compared for a while.
+            after_pause: whether the file was not compared for a while.
 
         Raises:
-            DatabaseMovedError: it is not.
+            DatabaseMovedError: it is another file now.
         """
-        condition = self.witness.look(connection, after_pause=after_pause)
+        condition = self.witness.refresh(connection, after_pause=after_pause)
         if condition is FileCondition.MOVED:
             self.retire_moved()
             raise DatabaseMovedError(path=self.path, operation=operation)
@@ -293,17 +293,17 @@ class FileLifecycle(abc.ABC):
             raise self._closed_error()
 
     def find_damage(self) -> DatabaseError | None:
-        """Look at the file though no call uses it, and return the damage that is known by then.
+        """Check the file while no call uses it, and return its known damage.
 
-        That is one ``stat`` while nothing has changed it; after a change it is what a write does.
+        Without a change that is one ``stat``; after a change it is the check of a write.
 
         Raises:
-            DatabaseMovedError: it is not ours any more.
-            PoolClosedError: it closes.
+            DatabaseMovedError: the path leads to another file.
+            PoolClosedError: the file is being closed.
         """
         is_due = self.witness.is_doubted or self.witness.has_changed()
         if self.refusal.damage is None and is_due and not self.options.read_only:
-            budget = FileBudget(_LOOKING)
+            budget = FileBudget(_CHECK_BUDGET)
             known = (DatabaseBusyError, CorruptDatabaseError, NotADatabaseError)
             with (
                 contextlib.suppress(*known),
@@ -316,7 +316,7 @@ class FileLifecycle(abc.ABC):
         return self.inspections
 
     def _require_still(self) -> None:
-        """Make sure that a file which is read without the shared index has not changed."""
+        """Check that a file that is read without a shared index has not changed."""
         unshared = self._main.connection.unshared
         if unshared is not None and unshared.has_changed():
             self.retire(
@@ -336,7 +336,7 @@ class FileLifecycle(abc.ABC):
             raise self._closed_with()
 
     def _admit(self, operation: str, *, even_refused: bool = False) -> None:
-        """Let a new call in, unless it can only wait for itself."""
+        """Admit a new call, unless it would wait for a lease of its own thread."""
         if (self.is_refusing and not even_refused) or self.state is FileState.CLOSED:
             raise self._closed_error()
         me = get_ident()
@@ -346,14 +346,14 @@ class FileLifecycle(abc.ABC):
             self.require_no_lease(operation)
 
     def require_no_lease(self, operation: str) -> None:
-        """Make sure that this thread can wait for the file: not while it holds its lease.
+        """Check that this thread holds no lease of the file, so that it can wait for one.
 
         Raises:
-            ReentrantScopeError: it does.
+            ReentrantScopeError: it holds a lease.
         """
         me = get_ident()
         for leased in self.leased_connections():
-            # Perhaps it has left the block, interrupted at its end.
+            # A signal may have interrupted the end of a block that the thread has left.
             if leased.queue.holder == me and not (
                 end_what_was_left() and leased.queue.holder != me
             ):
@@ -362,7 +362,7 @@ class FileLifecycle(abc.ABC):
     # -- the end ----------------------------------------------------------------------------
 
     def retire(self, reason: str, **details: object) -> None:
-        """Take no more work: the next acquire opens the file that is there then.
+        """Refuse all further work; the next acquire opens the file that the path then names.
 
         Args:
             reason: for people.
@@ -383,16 +383,16 @@ class FileLifecycle(abc.ABC):
         )
 
     def retire_moved(self) -> None:
-        """Retire because the path does not name the open file any more."""
+        """Retire because the path no longer names the open file."""
         self.retire_as(FileCondition.MOVED)
 
     def retire_as(self, condition: FileCondition) -> None:
-        """Retire because of what became of the file."""
+        """Retire because of the file's condition."""
         self.condition = condition
         self.retire(condition.value)
 
     def refuse_new_work(self) -> None:
-        """Refuse who comes from now on; who waits or works already goes on."""
+        """Refuse new calls; present and waiting ones continue."""
         if self.state is FileState.OPEN:
             for leased in self.leased_connections():
                 leased.queue.refuse(self._closed_error, waiters_too=False)
@@ -408,7 +408,7 @@ class FileLifecycle(abc.ABC):
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nobody does anything with it this moment; no lock is taken for the answer."""
+        """Whether no thread uses the file at the moment; it takes no lock."""
         return self._attached.is_quiet and all(
             leased.queue.is_quiet for leased in self.leased_connections()
         )
@@ -420,29 +420,29 @@ class FileLifecycle(abc.ABC):
             key: for ``unpin``.
 
         Raises:
-            FileParkedError: it is parked, or about to be.
-            DatabaseError: why else it takes no more work.
+            FileParkedError: the file is parked, or being parked.
+            DatabaseError: another reason why the file takes no more work.
         """
         self._main.queue.pin(key)
 
     def unpin(self, key: object) -> None:
-        """Undo a ``pin``; it may have been undone before."""
+        """Undo a ``pin``, which may have been undone before."""
         self._main.queue.unpin(key)
 
     def park(self, timeout: float) -> bool:
-        """Close the file if nobody does anything with it, so that it can be opened again.
+        """Close the file if no thread uses it, so that it can be opened again.
 
         Args:
             timeout: seconds that closing may take.
 
         Returns:
-            Whether it is closed; what comes from now on gets ``FileParkedError``.
+            Whether it is closed; later calls get ``FileParkedError``.
 
         Raises:
             DatabaseError: it is closed, and not cleanly.
             ExceptionGroup: several parts failed.
         """
-        # Ending: a signal's handler raised in the midst of it.
+        # If it is ending already, a signal handler has raised during an earlier call.
         if not self._is_ending and not self._shut_to_rest(timeout):
             return False
         self.close(timeout)
@@ -454,10 +454,10 @@ class FileLifecycle(abc.ABC):
         if not self._shut():
             return False
         try:
-            # A lease like any other: it tells whether this is still our file.
+            # A lease checks that the path still leads to the open file.
             self._main.fetch(lambda _: None, FileBudget(timeout), "park", even_refused=True)
-            # What takes no writes can still be read, and could perhaps not be opened again. It is
-            # asked first: whoever can rest has let its claim go.
+            # A file that takes no writes can still be read, and could perhaps not be opened again.
+            # This comes first, because the attachment releases its claim when it can rest.
             can_rest = self.refusal.reason is None and self._attached.can_rest()
         except DatabaseError:
             can_rest = False
@@ -465,19 +465,19 @@ class FileLifecycle(abc.ABC):
             self._unshut()
             raise
         if not can_rest:
-            # Not asked again at once: others have waited as long.
+            # Other files come first then, because they have been idle as long.
             self.used_at = monotonic()
             self._unshut()
         return can_rest
 
     def _shut(self) -> bool:
-        """Refuse new work if nothing is under way, nobody waits and nobody has pinned the file."""
+        """Refuse new work if no call runs or waits and the file is not pinned."""
         if self.is_parked:
-            # A signal's handler raised when it was shut.
+            # A signal handler has raised after an earlier call had shut the file.
             self._unshut()
         if self.state is not FileState.OPEN or self.is_refusing or self._is_closing:
             return False
-        # Held: somebody opens the auxiliary connection this moment.
+        # If the mutex is held, a thread is opening the auxiliary connection.
         if not self._auxiliary_mutex.acquire(blocking=False):
             return False
         try:
@@ -497,14 +497,14 @@ class FileLifecycle(abc.ABC):
         self.is_parked = False
 
     def close(self, timeout: float, on_stuck: OnStuck = None) -> None:
-        """Let what is under way end, interrupt what does not, and close both connections.
+        """Wait for the present work, interrupt it after a time, and close both connections.
 
         Args:
             timeout: seconds; the first half is for the work to end by itself.
-            on_stuck: told the thread that holds a lease when it is interrupted.
+            on_stuck: called with the thread that holds a lease when its work is interrupted.
 
         Raises:
-            DatabaseBusyError: a holder did not let go; its connection is left open.
+            DatabaseBusyError: a holder did not release its lease; its connection stays open.
             ExceptionGroup: several parts failed.
         """
         if self.state is FileState.CLOSED:
@@ -513,18 +513,19 @@ class FileLifecycle(abc.ABC):
         failures: list[Exception] = []
         half = FileBudget(timeout / 2)
         whole = FileBudget(timeout)
-        # First: it stores what is in memory, and its threads would be in the way.
+        # The attachment first: it stores its texts in memory, and its threads use the connections.
         self._is_ending = True
         failures.extend(self._attached.close_attachment(half.deadline))
-        # Whoever opens the auxiliary connection this moment is waited for, or closes it again.
+        # Wait for a thread that is opening the auxiliary connection; if it is late, that thread
+        # closes the connection itself.
         was_opened = self._auxiliary_mutex.acquire(timeout=half.left())
         self._is_closing = True
         if was_opened:
             self._auxiliary_mutex.release()
-        # Also the auxiliary leased that came since the first time.
+        # Again, for an auxiliary connection that was opened since the first call.
         self.refuse_new_work()
         self.inspections.end(half.left())
-        # All of them, unless a signal's handler has raised in an earlier call.
+        # Some may be closed already, if a signal handler has raised in an earlier call.
         for leased in [
             leased for leased in reversed(self.leased_connections()) if not leased.is_closed
         ]:
@@ -533,15 +534,15 @@ class FileLifecycle(abc.ABC):
                 if leased is self._main and not self.options.read_only:
                     self._end_wal(leased.connection, whole)
                 abandon = self._is_wal_kept or self._has_foreign_wal(leased.connection)
-                close_lane(leased, whole, self.options, abandon=abandon)
+                close_leased(leased, whole, self.options, abandon=abandon)
                 leased.is_closed = True
             except MandrakeSessionsError as error:
                 failures.append(error)
             except apsw.ConnectionClosedError:
-                # A signal's handler raised in an earlier call, when it had just been closed.
+                # A signal handler raised in an earlier call, just after the connection was closed.
                 leased.is_closed = True
             except BaseException:
-                # Whoever closes the file instead needs the lease, and others the write lock.
+                # Another thread that closes the file needs the lease, and processes the write lock.
                 if leased.queue.holder == get_ident():
                     with contextlib.suppress(apsw.ConnectionClosedError):
                         rollback(leased.connection)
@@ -558,7 +559,7 @@ class FileLifecycle(abc.ABC):
 
     @property
     def _is_wal_kept(self) -> bool:
-        """Whether the log must not go into the file when it closes."""
+        """Whether the WAL must not be copied into the file when it closes."""
         if self.keeps_wal:
             return True
         return (
@@ -567,19 +568,19 @@ class FileLifecycle(abc.ABC):
         )
 
     def _has_foreign_wal(self, connection: Connection) -> bool:
-        """Whether a file that was only read has a log, which other processes have written."""
+        """Whether a file that was only read has a WAL, which other processes have written."""
         if not self.options.read_only:
             return False
         try:
             return connection.wal_backlog()[0] > 0
         except apsw.ReadOnlyError:
-            # This user may not write the log, so it is another's.
+            # This user may not write the WAL, so another user's process has written it.
             return True
 
     def _end_wal(self, connection: Connection, budget: Budget) -> None:
-        """Keep the log from a file that is not ours; nobody may have noticed until now."""
+        """Check the file a last time, and keep its WAL from another file of its name."""
         if self.condition in (FileCondition.OURS, FileCondition.LOCKS_LOST, FileCondition.LOG_LOST):
-            # Those that there were have ended.
+            # New inspections, because the file's own have ended.
             inspections = partial(Inspections, self.path, self.identity, self.options)
             self.condition = self.witness.examine(connection, inspections, budget)
         if self.condition is not FileCondition.OURS:
@@ -590,18 +591,18 @@ class FileLifecycle(abc.ABC):
         self.state = FileState.CLOSED
 
     def drop_after_fork(self) -> bool:
-        """Let go of the parent's connections in a child; return whether they can be closed there.
+        """Make the parent's connections unusable in a child; return whether it can close them.
 
-        SQLite knows open files by inode, with the locks it believes to hold. A file opened anew
-        beside an inherited connection would join that entry and take no lock of its own: so what
-        no thread used at the fork is closed before that, by ``close_inherited``, which drops none
-        of the parent's locks. What was in use is kept alive and untouched, because its state is
-        that of the parent's transaction.
+        SQLite keeps open files by inode, with the locks that it believes to hold. A new connection
+        next to an inherited one would share that entry and take no lock of its own. So
+        ``close_inherited`` closes the connections that no thread used at the fork before the child
+        opens a file; that releases none of the parent's locks. A connection in use stays alive and
+        untouched, because its state is that of the parent's transaction.
         """
         self.state = FileState.CLOSED
         self._main.turnstile.forget_after_fork()
         self._attached.forget_after_fork()
-        # Held: another thread was just opening the auxiliary connection.
+        # If the mutex is held, another thread was opening the auxiliary connection.
         is_clean = not self._auxiliary_mutex.locked() and not self.inspections.is_used
         for leased in self.leased_connections():
             leased.connection.forget_after_fork()

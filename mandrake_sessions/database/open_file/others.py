@@ -1,4 +1,4 @@
-"""What an open file learns of other processes: their writes, and which of them live."""
+"""The other processes that use an open file: their writes, and which of them live."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class OtherProcesses:
     def __init__(self, path: Path, identity: Identity) -> None:
         self._path = path
         self._identity = identity
-        # A name and not a path, which takes longer to make than a look.
+        # A text, because making a Path takes longer than the call.
         self._wal = f"{path}{WAL}"
 
     def watch(self, key: Hashable, notify: Callable[[], None]) -> None:
-        """Have ``notify`` called, in the notifier's thread, when the file was perhaps written.
+        """Let the notifier's thread call ``notify`` when the file may have been written.
 
         Args:
             key: for ``unwatch``.
             notify: must be quick and must not raise.
 
         Raises:
-            ThreadStartError: no thread can be started that hears of writes.
+            ThreadStartError: the notifier's thread cannot be started.
         """
         notifier.watch(key, self._path, notify)
 
     def unwatch(self, key: Hashable) -> None:
-        """Call that ``notify`` no more."""
+        """End the calls for this key."""
         notifier.forget(key)
 
     def last_write(self) -> tuple[int, ...] | None:
-        """Return what changes with every COMMIT of any process; None where that is not known."""
+        """Return time, size and inode of the WAL, which each COMMIT changes; None if unknown."""
         try:
             found = os.stat(self._wal)
         except OSError:
@@ -51,11 +51,11 @@ class OtherProcesses:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def is_elsewhere(self) -> bool:
-        """Return whether the path leads to another file by now."""
+        """Return whether the path now leads to another file."""
         return leads_elsewhere(self._path, self._identity)
 
     def is_alive(self, name: str) -> bool:
-        """Return whether the process with this claim lives, as far as can be seen."""
+        """Return whether the process with this claim lives, as far as the system shows it."""
         return owner.is_alive(self._path, name)
 
     def forget_dead(self) -> None:

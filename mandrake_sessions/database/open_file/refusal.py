@@ -1,7 +1,7 @@
-"""Why an open file takes no writes: damage, for good; no space or no permission, until it passes.
+"""Refuses writes to an open file: permanently for damage, temporarily without space or permission.
 
-Reading goes on in each case. What passes is looked at again by every write that is refused, and
-once a second one is let through: a log that begins anew needs no space.
+Reads continue in each case. Every refused write checks a temporary obstacle again, and once a
+second one write is tried nevertheless, because a WAL that restarts needs no space.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.log import get_logger
 
 _ENOUGH = 1024 * 1024
-"""Free bytes above which a full disk is full no more."""
+"""Free bytes from which a disk no longer counts as full."""
 _TRY_EVERY = 1.0
 
 
 class Refusal:
-    """Decides whether an open file may be written, from the faults it has met.
+    """Decides whether an open file may be written, from the errors that were met.
 
     Args:
         path: the real path of the file.
-        is_read_only: whether it was opened to be read only.
+        is_read_only: whether the file was opened with ``read_only``.
 
     Attributes:
-        damage: the first sign that the file is corrupt; it stays.
-        obstacle: why writes are refused for now.
+        damage: the first error that shows that the file is corrupt; it stays.
+        obstacle: the error with which writes are refused at present.
     """
 
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
@@ -49,14 +49,14 @@ class Refusal:
 
     @property
     def reason(self) -> DatabaseError | None:
-        """What a write is refused with this moment."""
+        """The error with which a write is refused at present, None if it is not."""
         return self.damage or self.obstacle
 
     def require_writable(self) -> None:
-        """Let a write go on, or raise why it cannot.
+        """Raise an error if the file may not be written.
 
         Raises:
-            CorruptDatabaseError: the file is damaged, or is no database any more.
+            CorruptDatabaseError: the file is damaged, or is no longer a database.
             StorageFullError: the disk is still full.
             ReadOnlyDatabaseError: the file still cannot be written, or was opened with
                 ``read_only``.
@@ -72,9 +72,9 @@ class Refusal:
             raise copy.copy(obstacle)
 
     def note(self, error: DatabaseError) -> None:
-        """Take note of a fault that was met, if it says something of the writes to come."""
+        """Record an error, if later writes would meet it too."""
         if error.path != self._path:
-            # A host's work may use other databases too.
+            # A unit of a host may use other databases too.
             return
         if isinstance(error, CorruptDatabaseError | NotADatabaseError):
             self._latch(error)
@@ -82,7 +82,7 @@ class Refusal:
             self._refuse(error)
 
     def note_success(self) -> None:
-        """Take note of a COMMIT: whatever was in the way is not there any more."""
+        """Record a COMMIT: the obstacle is gone."""
         with self._mutex:
             before, self.obstacle = self.obstacle, None
         if before is not None:
@@ -90,8 +90,8 @@ class Refusal:
                 "writes_resumed", path=str(self._path), error=type(before).__name__
             )
 
-    def look(self) -> None:
-        """Take writes again if nothing is in their way any more."""
+    def refresh(self) -> None:
+        """Accept writes again if the obstacle is gone."""
         obstacle = self.obstacle
         if obstacle is not None and not self._is_there(obstacle):
             self.note_success()
@@ -106,7 +106,7 @@ class Refusal:
         )
 
     def _refuse(self, error: StorageFullError | ReadOnlyDatabaseError) -> None:
-        # A quota, or a fault of one write alone: each write finds out by itself.
+        # A quota, or an error of a single write: each write has to be tried.
         if not self._is_there(error):
             return
         with self._mutex:
@@ -121,7 +121,7 @@ class Refusal:
     def _may_try(self, obstacle: StorageFullError | ReadOnlyDatabaseError) -> bool:
         if not self._is_there(obstacle):
             return True
-        # The descriptor that is open could still write a file that must not be written.
+        # The open descriptor could still write a file that this user must not write.
         if isinstance(obstacle, ReadOnlyDatabaseError):
             return False
         with self._mutex:
@@ -132,7 +132,7 @@ class Refusal:
             return True
 
     def _is_there(self, obstacle: StorageFullError | ReadOnlyDatabaseError) -> bool:
-        """Look, in about two microseconds, whether an obstacle is in the way."""
+        """Return whether an obstacle exists; takes about two microseconds."""
         if isinstance(obstacle, ReadOnlyDatabaseError):
             return not may_write(self._path)
         free = free_bytes(self._path)

@@ -7,7 +7,7 @@ from mandrake_sessions.engine.stats import DatabaseStats
 
 
 def database_stats(file: DatabaseFile) -> DatabaseStats:
-    """Return the figures of an open file; read without its lease, each is true by itself."""
+    """Return the figures of an open file; read without its lease, so only each one is exact."""
     connections = file.leased_connections()
     writer = file.writer
     return DatabaseStats(

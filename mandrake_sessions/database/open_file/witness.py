@@ -1,10 +1,10 @@
-"""Knows how an open file was when it was last whole, and judges what has changed it since.
+"""Keeps the state of an open file when it was last sound, and judges later changes.
 
-Commits go to the log; only a checkpoint writes into the file itself. Each lease asks the path what
-the file looks like (``seen``). A change is nothing if a checkpoint explains it, of this or another
-process: the log's index tells how far it was copied. What no checkpoint explains was written by
-something else: other bytes in the header are another file's, pages that are gone were cut off, and
-for the rest every page has to be looked at before the next write.
+Commits go to the WAL; only a WAL checkpoint writes into the file itself. Each lease compares the
+file's status with the last one (``seen``). A change is harmless if a WAL checkpoint of any process
+explains it: the WAL index shows how far the WAL was copied. Other programs have made the remaining
+changes. Other bytes in the header belong to another file, missing pages were cut off, and after any
+other change all pages are checked before the next write.
 """
 
 from __future__ import annotations
@@ -41,61 +41,60 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.log import get_logger
 
 MakeInspections = Callable[[], Inspections]
-Look = tuple[int, int, int, int, int]
-"""What a path says of its file: device, inode, size, and when it was written and changed last."""
+FileView = tuple[int, int, int, int, int]
+"""The status of a file: device, inode, size, and the times of its last write and change."""
 
-UNSEEN: Final[Look] = (-1, -1, -1, -1, -1)
-"""What no file looks like."""
+UNSEEN: Final[FileView] = (-1, -1, -1, -1, -1)
+"""A status that no file has."""
 
 _PATIENCE: Final = 1.0
-"""Seconds for looking through the log for pages that the file lacks; and those after which looking
-at every page is given up."""
+"""Seconds for searching missing pages in the WAL, and the total after which checks of all pages
+stop."""
 _PAGES_PATIENCE: Final = 5.0
-"""Seconds for looking at every page: some 10 GB of a file that the system has in memory."""
+"""Seconds for checking all pages: about 10 GB of a file that the system has in memory."""
 _SMALL: Final = 8 * 1024 * 1024
-"""Bytes of a file whose pages are looked at in some 3 ms, so that it is done after a pause."""
+"""Bytes of a file whose pages are checked in about 3 ms, so that they are checked after a pause."""
 _OPERATION: Final = "look"
 _CHECK: Final = "PRAGMA quick_check(1)"
-_FOREIGN: Final = "something has written to it beside SQLite"
+_FOREIGN: Final = "another program has written to it without SQLite"
 _HEAD: Final = 4096
-"""Bytes that are compared where no checkpoint explains a change: the first page."""
+"""Bytes that are compared if no WAL checkpoint explains a change: the first page."""
 
 
-def _look_at(found: os.stat_result) -> Look:
-    """Return what is compared of a file's state."""
+def _view_of(found: os.stat_result) -> FileView:
+    """Return the compared part of a file's status."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 class _Known(NamedTuple):
-    """The file when it was looked at last.
+    """The file at its last check.
 
     Attributes:
-        look: what its path said.
+        view: its status.
         head: its first bytes.
-        log: how far the log was copied before that, with no checkpoint under way; whatever one
-            writes into the file later, it changes this first. None if that was not known.
+        wal: the state of the WAL before that, without a running WAL checkpoint, which changes this
+            state before it writes into the file. None if it was not known.
     """
 
-    look: Look
+    view: FileView
     head: bytes
-    log: WalState | None
+    wal: WalState | None
 
 
 class Witness:
-    """Judges the changes of one open file; what damage it finds, ``refusal`` remembers.
+    """Judges the changes of one open file, and records its damage in ``refusal``.
 
     Args:
         connection: one on the file.
-        stamp: the random number that its header carries.
-        logs: the files that SQLite keeps beside it.
-        refusal: refuses writes once there is damage.
-        has_vfs: whether the file is opened through a VFS of the host's.
+        stamp: the random number in its header.
+        logs: the sidecars that SQLite has open.
+        refusal: refuses writes after damage.
+        has_vfs: whether the file is opened through a VFS of the host.
 
     Attributes:
-        seen: the state of the file that has been judged; ``UNSEEN`` if it must be looked at again.
-        is_doubted: whether something has written to it that is no checkpoint, so that its pages
-            have to be looked at.
-        at_rest: what its path said when it was closed for a while; None if it was not.
+        seen: the status of the file at the last check; ``UNSEEN`` if it must be checked again.
+        is_doubted: whether a change was no WAL checkpoint, so that all pages must be checked.
+        at_rest: the status of the file when it was parked; None if it was not.
     """
 
     def __init__(
@@ -107,9 +106,9 @@ class Witness:
         *,
         has_vfs: bool,
     ) -> None:
-        self.seen: Look = UNSEEN
+        self.seen: FileView = UNSEEN
         self.is_doubted: bool = False
-        self.at_rest: Look | None = None
+        self.at_rest: FileView | None = None
         self._path = connection.path
         self._name = str(connection.path)
         self._identity = connection.identity
@@ -119,37 +118,37 @@ class Witness:
         self._refusal = refusal
         self._index = WalIndex(logs.index)
         self._known: _Known | None = None
-        # Seconds that looking at the pages has taken in vain.
+        # Seconds that unfinished checks of all pages have taken.
         self._spent = 0.0
-        # Salts of the log, and how much of it was copied when that was all.
+        # Salts of the WAL, and the number of its copied frames when these were all.
         self._whole_at: tuple[bytes, int] | None = None
 
     def rest(self) -> None:
-        """Remember the file as it is when it has been closed, to be opened again."""
+        """Store the status of the file after it was parked."""
         with contextlib.suppress(OSError):
-            self.at_rest = _look_at(os.stat(self._name))
+            self.at_rest = _view_of(os.stat(self._name))
 
-    def wake(self, rested: Look, *, is_explained: bool) -> None:
-        """Doubt the pages of a file that was changed while it was closed.
+    def wake(self, rested: FileView, *, is_explained: bool) -> None:
+        """Doubt the pages of a file that was changed while it was parked.
 
         Args:
-            rested: what its path said then.
-            is_explained: whether another process has used it as we do; then its pages are looked
-                at only if that takes no time.
+            rested: its status when it was parked.
+            is_explained: whether another process of this library has used it; if so, its pages are
+                checked only if the file is small.
         """
         if self.seen != rested and (not is_explained or self.seen[2] <= _SMALL):
             self.is_doubted = True
 
-    def look(
+    def refresh(
         self, connection: Connection, *, may_be_under_way: bool = True, after_pause: bool = False
     ) -> FileCondition:
-        """Look what has become of the file since it was looked at last; about ten microseconds.
+        """Judge the changes of the file since the last check; takes about ten microseconds.
 
         Args:
-            connection: one on the file; its lease is the caller's.
-            may_be_under_way: whether pages may be missing while a checkpoint seems under way.
-            after_pause: whether it was not looked at for a while, so that something may have
-                written to it after a checkpoint, or before one.
+            connection: one on the file; the caller must hold its lease.
+            may_be_under_way: whether pages may be missing while a WAL checkpoint seems to run.
+            after_pause: whether it was not checked for a while, so that another program may have
+                written to it before or after a WAL checkpoint.
 
         Returns:
             ``MOVED``, ``OVERWRITTEN`` or ``OURS``.
@@ -159,7 +158,7 @@ class Witness:
             found = os.stat(self._name)
         except OSError as error:
             pass_on_timeout(error)
-            # What cannot be looked at is not judged: the next lease looks again.
+            # A file that the system cannot examine counts as unchanged: the next lease checks it.
             self.seen = UNSEEN
             return (
                 FileCondition.MOVED
@@ -168,14 +167,14 @@ class Witness:
             )
         if (found.st_dev, found.st_ino) != self._identity:
             return FileCondition.MOVED
-        look = _look_at(found)
-        is_changed = self._known is not None and self._known.look != look
+        view = _view_of(found)
+        is_changed = self._known is not None and self._known.view != view
         try:
-            condition = self._judge(connection, before, look, may_be_under_way)
+            condition = self._judge(connection, before, view, may_be_under_way)
         except (apsw.Error, OSError) as error:
             if isinstance(error, OSError):
                 pass_on_timeout(error)
-            # What cannot be read is not judged: the next lease looks again.
+            # A file that cannot be read counts as unchanged: the next lease checks it again.
             self.seen = UNSEEN
             return FileCondition.OURS
         if is_changed and after_pause and found.st_size <= _SMALL:
@@ -183,17 +182,17 @@ class Witness:
         return condition
 
     def require_whole(self, inspections: MakeInspections, budget: Budget) -> None:
-        """Make sure, before a write, that what is written will be found again.
+        """Check, before a write, that the file is sound.
 
         Args:
-            inspections: returns what lends a connection that sees what is on disk.
-            budget: of the call; half of what is left is taken at most.
+            inspections: returns the inspections, which lend a connection past every cache.
+            budget: of the call; the check takes at most half of the remaining time.
 
         Raises:
             CorruptDatabaseError: the file is damaged.
-            DatabaseBusyError: there was no time to look; after several calls it is given up.
+            DatabaseBusyError: there was no time for the check; after several calls it is skipped.
         """
-        if self.is_doubted and not self._look_at_pages(inspections, budget):
+        if self.is_doubted and not self._check_pages(inspections, budget):
             raise budget.exceeded("body", self._path, _OPERATION)
         if self._refusal.damage is not None:
             raise copy.copy(self._refusal.damage)
@@ -201,60 +200,60 @@ class Witness:
     def examine(
         self, connection: Connection, inspections: MakeInspections, budget: Budget
     ) -> FileCondition:
-        """Find out, before anything is written into the file itself, what has become of it.
+        """Return the condition of the file, before a write into the file itself.
 
         Args:
-            connection: one on the file; its lease is the caller's.
-            inspections: returns what lends a connection that sees what is on disk.
+            connection: one on the file; the caller must hold its lease.
+            inspections: returns the inspections, which lend a connection past every cache.
             budget: the time it may take.
         """
         condition = FileCondition.OURS
         if not self._is_as_seen(connection):
-            condition = self.look(connection, may_be_under_way=False)
+            condition = self.refresh(connection, may_be_under_way=False)
         if condition is FileCondition.OURS and self._logs.lost():
-            # Asked after it: the log is lost as well where another process has set it aside.
+            # Checked last: the WAL of a moved file is lost too if another process set it aside.
             return FileCondition.LOG_LOST
         if condition is FileCondition.OURS and self.is_doubted:
-            self._look_at_pages(inspections, budget)
+            self._check_pages(inspections, budget)
         return condition
 
     def has_changed(self) -> bool:
-        """Return whether the path says anything else of the file than when it was looked at."""
+        """Return whether the status of the file differs from that of the last check."""
         try:
-            return _look_at(os.stat(self._name)) != self.seen
+            return _view_of(os.stat(self._name)) != self.seen
         except OSError:
             return True
 
     def _is_as_seen(self, connection: Connection) -> bool:
-        """Whether nothing has changed the file since it was looked at."""
+        """Return whether the file is unchanged since the last check."""
         try:
             is_same = not self.has_changed()
             return is_same and difference(connection.header(), self._stamp) is None
         except apsw.Error:
             return False
 
-    def _look_at_pages(self, inspections: MakeInspections, budget: Budget) -> bool:
-        """Look at every page of a file that is doubted; return whether there was the time for it.
+    def _check_pages(self, inspections: MakeInspections, budget: Budget) -> bool:
+        """Check all pages of a doubted file; return False if there was no time for it.
 
-        What could not be looked at for another reason is looked at by the next write.
+        If the check fails for another reason, the next write repeats it.
         """
         if self._logs.lost():
-            # To open the file would make another log.
+            # Opening the file would make another WAL.
             return True
         within = FileBudget(min(max(budget.left() / 2, LEAST_BODY), _PAGES_PATIENCE))
         try:
             is_sound = self._is_sound(inspections(), within)
         except apsw.Error as error:
-            self._heed(translate(error, self._path, _OPERATION))
+            self._note_error(translate(error, self._path, _OPERATION))
         except DatabaseBusyError:
             self._spent += monotonic() - within.started
             if self._spent < _PATIENCE:
                 return False
-            # There are too many, and would be for the next write: health takes longer.
+            # There are too many pages, also for the next write; health checks have more time.
             get_logger(__name__).warning("database_pages_not_looked_at", path=self._name)
             self.is_doubted = False
         except DatabaseError as error:
-            self._heed(error)
+            self._note_error(error)
         else:
             self.is_doubted = False
             if not is_sound:
@@ -263,12 +262,12 @@ class Witness:
             self._spent = 0.0
         return True
 
-    def _heed(self, error: DatabaseError) -> None:
+    def _note_error(self, error: DatabaseError) -> None:
         if isinstance(error, CorruptDatabaseError | NotADatabaseError):
             self._refusal.note(error)
 
     def _is_sound(self, inspections: Inspections, within: Budget) -> bool:
-        """Whether every page is what it should be, also those that the log has written anew."""
+        """Return whether all pages are sound, also those that newer ones in the WAL hide."""
         with self._connection(inspections, within, with_wal=True) as lent:
             if lent.value(_CHECK) != "ok":
                 return False
@@ -280,7 +279,7 @@ class Witness:
                 is_sound = lent.value(_CHECK) == "ok"
         except (apsw.CorruptError, apsw.NotADBError):
             is_sound = False
-        # A checkpoint that has begun meanwhile may have been met half way.
+        # A WAL checkpoint that has begun meanwhile may explain unsound pages.
         after = self._index.state()
         return is_sound or after is None or after[:3] != before[:3]
 
@@ -292,14 +291,14 @@ class Witness:
         )
 
     def _is_whole(self, state: WalState) -> bool:
-        """Whether the file alone is the database as some COMMIT has left it."""
+        """Return whether the file without its WAL is the database after some COMMIT."""
         is_whole = state.copied == 0 or self._whole_at == (state.salts, state.copied)
         return is_whole and state.is_at_rest
 
     def _note_damage(self, detail: str) -> None:
         self._refusal.note(
             CorruptDatabaseError(
-                f"The database file is damaged: {detail}. Nothing more is written into it: "
+                f"The database file is damaged: {detail}. The library writes to it no more: "
                 "close it, and restore a backup or salvage it.",
                 path=self._path,
                 operation=_OPERATION,
@@ -308,58 +307,62 @@ class Witness:
         )
 
     def _judge(
-        self, connection: Connection, before: WalState | None, look: Look, may_be_under_way: bool
+        self,
+        connection: Connection,
+        before: WalState | None,
+        view: FileView,
+        may_be_under_way: bool,
     ) -> FileCondition:
         known, head = self._known, connection.head(_HEAD)
-        # At first there is nothing to compare.
+        # The first check has no earlier state to compare.
         after = before if known is None else self._index.state()
         header = head[:HEADER_BYTES]
         if difference(header, self._stamp) is not None:
-            # Once more from the beginning, should a checkpoint have been met half way.
+            # The next lease checks again, because a WAL checkpoint may have been under way.
             self.seen = UNSEEN
             is_strange = is_overwritten(connection, self._stamp)
             return FileCondition.OVERWRITTEN if is_strange else FileCondition.OURS
         is_foreign = (
             known is not None
-            and known.look != look
-            and self._is_unexplained(connection, known.log, after)
+            and known.view != view
+            and self._is_unexplained(connection, known.wal, after)
         )
         if is_foreign and known is not None and head != known.head and _is_at_rest(after):
             if header != known.head[:HEADER_BYTES]:
                 return FileCondition.OVERWRITTEN
             self._note_damage(_FOREIGN)
         if known is not None and _lacks_what_was_copied(before, after, header):
-            # An older copy, which came after a checkpoint of another process.
+            # An older copy replaced the content after a WAL checkpoint of another process.
             return FileCondition.OVERWRITTEN
         is_under_way = self._is_under_way(before) or (
             after is not before and self._is_under_way(after)
         )
-        if lacking_pages(header, look[2]) and not (is_under_way and may_be_under_way):
+        if lacking_pages(header, view[2]) and not (is_under_way and may_be_under_way):
             length = measure(connection, monotonic() + _PATIENCE)
             if length.is_cut:
                 self._note_damage(str(length))
-        # No checkpoint makes a file shorter, and one that is under way would make it long again:
-        # but for one that follows a VACUUM, whose pages are sound.
-        is_cut = known is not None and look[2] < known.look[2]
+        # A WAL checkpoint makes a file shorter only after a VACUUM, and the pages are sound then.
+        # A WAL checkpoint that is under way would make a cut file long again.
+        is_cut = known is not None and view[2] < known.view[2]
         self.is_doubted = self.is_doubted or is_foreign or is_cut
-        self._known = _Known(look, head, None if is_under_way else before)
+        self._known = _Known(view, head, None if is_under_way else before)
         if before is not None and before.is_copied and before.is_at_rest:
             self._whole_at = before.salts, before.copied
-        # What a checkpoint writes last may have the same time.
-        self.seen = UNSEEN if is_under_way else look
+        # The last writes of a WAL checkpoint may have the same time.
+        self.seen = UNSEEN if is_under_way else view
         return FileCondition.OURS
 
     def _is_unexplained(
         self, connection: Connection, known: WalState | None, after: WalState | None
     ) -> bool:
-        """Whether no checkpoint can have written into the file between two states of the log."""
+        """Return whether no WAL checkpoint can have written between two states of the WAL."""
         if known is None or after is None:
             return False
         if after.salts == known.salts:
             is_same = (after.copied, after.begun) == (known.copied, known.begun)
             return is_same and not self._is_under_way(after)
-        # It has begun anew. All was copied then, and if it has every commit since, a checkpoint
-        # had nothing to copy before, and has not begun since.
+        # The WAL was restarted. All its frames had been copied then, and if the new WAL has every
+        # commit since, no WAL checkpoint had frames to copy before, and none has begun since.
         if not (known.is_copied and known.is_at_rest) or after.copied or after.begun:
             return False
         commits = (after.commits - known.commits) % (1 << 32)
@@ -369,12 +372,12 @@ class Witness:
         return commits == commits_in_wal(connection, page_size, after.frames)
 
     def _is_under_way(self, state: WalState | None) -> bool:
-        """Whether a checkpoint is; one that was killed is not, though it has not ended."""
+        """Return whether a WAL checkpoint is running; a killed one, which has not ended, is not."""
         return state is not None and not state.is_at_rest and self._index.is_copying()
 
 
 def _lacks_what_was_copied(before: WalState | None, after: WalState | None, header: bytes) -> bool:
-    """Whether the whole log is in the file, by its index, and not by the file's first page."""
+    """Return whether the WAL is copied completely by its index, but not by the first page."""
     if after is None or before != after or not (after.is_copied and after.is_at_rest):
         return False
     return 0 < after.pages != pages_of(header)

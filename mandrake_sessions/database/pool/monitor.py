@@ -246,7 +246,7 @@ def heal(file: DatabaseFile, report: HealthReport) -> None:
     for name in ("settings", "settings_auxiliary"):
         if name in failed:
             _restore(file, auxiliary=name == "settings_auxiliary")
-    file.refusal.look()
+    file.refusal.refresh()
     if "writing" in failed and file.refusal.reason is None:
         # Asked of the file system again: only a file that is read-only is refused.
         file.refusal.note(ReadOnlyDatabaseError(path=file.path, operation="write"))
