@@ -78,11 +78,11 @@ def measure_threads(
     since = process_time()
     with contextlib.suppress(threading.BrokenBarrierError):
         start.wait()
-    faults = [each.exception() for each in working]
-    for fault in faults:
+    failures = [each.exception() for each in working]
+    for failure in failures:
         # Broken: another thread could not begin, and raises why.
-        if fault is not None and not isinstance(fault, threading.BrokenBarrierError):
-            raise fault
+        if failure is not None and not isinstance(failure, threading.BrokenBarrierError):
+            raise failure
     return _together([each.result() for each in working], process_time() - since)
 
 

@@ -358,11 +358,11 @@ class UnsupportedSQLiteError(DatabaseOpenError):
 
 
 class OptionsConflictError(DatabaseOpenError):
-    __doc__ = """The database is open with other options than those asked for."""
+    __doc__ = """The database is open with other options than the requested ones."""
 
 
 class MigrationError(DatabaseError):
-    __doc__ = """The schema could not be brought to the revision asked for; nothing was changed."""
+    __doc__ = """The schema could not be brought to the requested revision; nothing was changed."""
 
 
 class SchemaTooNewError(MigrationError):
@@ -429,7 +429,7 @@ class DatabaseIOError(DatabaseError):
 
 
 class NoMemoryError(DatabaseError):
-    __doc__ = """There was no memory for it; nothing of it was stored."""
+    __doc__ = """There was no memory for the call; nothing of it was stored."""
 
 
 class DatabaseMovedError(DatabaseError):

@@ -66,7 +66,7 @@ class MandrakeManager(Resource):
         pool: where connections come from; None for the process's ``default_pool()``.
         options: how its databases are opened; None for the pool's.
         read_only: whether its databases are only read, as ``DatabaseOptions.read_only`` says.
-        logger: a structlog logger of the host's.
+        logger: a structlog logger of the host.
 
     Attributes:
         root: its directory.

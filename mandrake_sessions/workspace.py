@@ -1,4 +1,4 @@
-"""One workspace: its directory, its manager, and whether it is what was registered."""
+"""One workspace: its directory, its manager, and the check of its place against the registry."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ Root = str | os.PathLike[str]
 
 
 def workspace_database(path: Root) -> Path:
-    """Return where the database of the workspace at ``path`` lives."""
+    """Return the path of the database of the workspace at ``path``."""
     return Path(at_home(str(Path(path))), _WORKSPACE_FOLDER, DATABASE)
 
 
 def directory(path: object) -> Path:
-    """Return a directory by a name that stays the same wherever the process goes."""
+    """Return a directory as an absolute path, which a later ``chdir()`` does not change."""
     given = arguments.path("path", path)
     if not os.fspath(given):
-        # It would be the present directory, as it comes of a variable that is not set.
+        # It would be the present directory, and often comes from a variable that is not set.
         raise InvalidArgumentError("path must not be empty.")
     return Path(from_here(str(Path(given))))
 
@@ -61,12 +61,12 @@ def registry_of(handle: Handle) -> Registry:
     try:
         return Registry(handle.path, identify(handle.path))
     except DatabaseError:
-        # The file has gone away: the next statement finds out.
+        # The file is gone: the next statement raises.
         return Registry(handle.path, None)
 
 
 def spelled(folder: Path, registered: Iterable[Workspace]) -> str:
-    """Return the one spelling of a directory, or two workspaces could share a database.
+    """Return the one spelling of a directory; with two, workspaces could share a database.
 
     Raises:
         DatabasePathError: its database is a link to one that is called otherwise.
@@ -88,11 +88,11 @@ def spelled(folder: Path, registered: Iterable[Workspace]) -> str:
 
 
 def require_in_place(handle: Handle, registry: Registry, workspace: Workspace) -> None:
-    """Make sure that a workspace is what was registered, and this registry's.
+    """Require that a workspace is in its registered place, and belongs to this registry.
 
     Args:
         handle: on the system database.
-        registry: which is in it.
+        registry: the registry in it.
         workspace: its entry.
 
     Raises:
@@ -118,7 +118,7 @@ def require_in_place(handle: Handle, registry: Registry, workspace: Workspace) -
 
 
 def _may_be_there(database: Path) -> bool:
-    """Return whether there is a file, as far as this process may look."""
+    """Return whether the file exists; True if this process cannot determine it."""
     try:
         return identify(database) is not None
     except DatabaseError:
@@ -128,7 +128,7 @@ def _may_be_there(database: Path) -> bool:
 def remove_files(
     pool: ConnectionPool, workspace: Workspace, seconds: float, *, made_in: Path
 ) -> None:
-    """Remove a workspace's database, and the folders that are empty then.
+    """Remove a workspace's database, and then the folders that are empty.
 
     Args:
         pool: where it may be open.
@@ -151,7 +151,7 @@ def remove_files(
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a folder that holds nothing, reached through no link."""
+    """Remove an empty folder; links are not followed."""
     with contextlib.suppress(OSError, DatabasePathError), opened_folder(folder.parent) as above:
         above.rmdir(folder.name)
 
@@ -165,8 +165,8 @@ class WorkspaceManager(Resource):
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a database that is not there.
         read_only: whether the database is only read, as ``DatabaseOptions.read_only`` says.
-        workspace: its entry in the registry, where it has one.
-        logger: a structlog logger of the host's.
+        workspace: its entry in the registry, if it has one.
+        logger: a structlog logger of the host.
 
     Attributes:
         path: the directory.
@@ -196,7 +196,7 @@ class WorkspaceManager(Resource):
             read_only=read_only,
             logger=logger,
         )
-        # A registered one is what was registered, or it is refused.
+        # A registered workspace is used in its registered place, or refused.
         self.sessions.follow_links = workspace is None
 
     @property
@@ -205,12 +205,12 @@ class WorkspaceManager(Resource):
         return None if self.workspace is None else self.workspace.id
 
     def init(self) -> Self:
-        """Open the workspace's database; raises what ``SessionManager.init`` does."""
+        """Open the workspace's database; raises the errors of ``SessionManager.init``."""
         self.sessions.init()
         return self
 
     def close(self) -> None:
-        """Give the workspace's database back; does nothing when it is closed."""
+        """Release the workspace's database; does nothing if it is closed."""
         self.sessions.close()
 
     def _on_enter(self) -> Self:

@@ -35,8 +35,8 @@ class AsyncWorkspaceManager:
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a missing database.
         read_only: whether the database is only read, as ``DatabaseOptions.read_only`` says.
-        workspace: its entry in the registry, where it has one.
-        logger: a structlog logger of the host's.
+        workspace: its entry in the registry, if it has one.
+        logger: a structlog logger of the host.
 
     Attributes:
         sync: the WorkspaceManager behind it, for threads.
@@ -117,7 +117,7 @@ class AsyncMandrakeManager:
         pool: where connections come from; None for the process's ``default_pool()``.
         options: how its databases are opened; None for the pool's.
         read_only: whether its databases are only read, as ``DatabaseOptions.read_only`` says.
-        logger: a structlog logger of the host's.
+        logger: a structlog logger of the host.
 
     Attributes:
         sync: the MandrakeManager behind it, for threads.

@@ -63,7 +63,7 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a missing file.
         read_only: whether the file is only read, as ``DatabaseOptions.read_only`` says.
-        logger: a structlog logger of the host's.
+        logger: a structlog logger of the host.
 
     Attributes:
         sync: the SessionManager behind it, for threads.

@@ -175,7 +175,7 @@ def _print_salvage(report: SalvageReport) -> None:
         ("new database", report.target),
         ("pages", report.pages),
         ("damaged pages", report.damaged_pages),
-        ("damaged log frames", report.lost_frames),
+        ("damaged WAL frames", report.lost_frames),
     ]
     if report.left_out:
         fields.append(("tables left out", ", ".join(report.left_out)))

@@ -1,1 +1,1 @@
-"""Threads, forks and signals: blocks that end, waits without locks, calls that come unforeseen."""
+"""Threads, forks and signals: blocks that end, waits without locks, unforeseen calls."""

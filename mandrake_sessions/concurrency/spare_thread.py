@@ -48,7 +48,7 @@ class SpareThread:
         return has_ended.wait(max(0.0, seconds))
 
     def end(self) -> None:
-        """End the thread when it has run what it was given; takes no lock and does not wait."""
+        """End the thread after the given functions; takes no lock and does not wait."""
         self._given.put(None)
 
     def join(self) -> None:

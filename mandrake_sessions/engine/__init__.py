@@ -1,1 +1,1 @@
-"""What an engine is to the layers above it: the same for SQLite and for a server."""
+"""The interface of an engine for the layers above: the same for SQLite and for a server."""

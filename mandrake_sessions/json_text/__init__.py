@@ -1,1 +1,1 @@
-"""Values as JSON text: those that JSON has, and a form for every other."""
+"""Values as JSON text: JSON values, and a plain form for every other value."""

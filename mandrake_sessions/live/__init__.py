@@ -1,1 +1,1 @@
-"""Streams that are being written, and those who watch them."""
+"""Streams that are being written, and their watchers."""

@@ -179,10 +179,10 @@ class PowerLossVFS(apsw.VFS):
             ("wal", apsw.SQLITE_OPEN_WAL),
             ("journal", apsw.SQLITE_OPEN_MAIN_JOURNAL),
         ):
-            log = f"{path}-{kind}"
-            if os.path.exists(log) and log not in self._open:
-                file = _RecordedFile(self, log, [apsw.SQLITE_OPEN_READONLY | flag, 0])
-                self._number(log, kind, file, was_there=True)
+            sidecar = f"{path}-{kind}"
+            if os.path.exists(sidecar) and sidecar not in self._open:
+                file = _RecordedFile(self, sidecar, [apsw.SQLITE_OPEN_READONLY | flag, 0])
+                self._number(sidecar, kind, file, was_there=True)
                 file.xClose()
 
     def _number(self, path: str, kind: str, file: _RecordedFile, *, was_there: bool) -> int:

@@ -1,1 +1,1 @@
-"""Watchers and listeners: what they watch, the thread that reads for them, their mailboxes."""
+"""Watchers and listeners: their targets, the thread that reads for them, their mailboxes."""
