@@ -11,13 +11,14 @@ INSTALLED := .venv/.installed
 PEERS     := .cache/bench/.installed
 SPHINX    := .cache/docs/.installed
 SITE      ?= .cache/docs/site
+SEED      ?= 1
 RESULTS   ?= .benchmarks/results.json
 TYPED     := $(wildcard mandrake_sessions migrations tests/typing benchmarks examples tools)
 PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-long check lint types public-types layers words format docs bench \
+.PHONY: help install demo test test-long check lint types docstrings public-types layers words format docs bench \
 	bench-full bench-brief bench-against bench-report lock wheel clean
 
 help: ## list the targets
@@ -50,6 +51,9 @@ lint: $(INSTALLED) ## ruff: rules and format
 types: $(INSTALLED) ## mypy --strict; pyright, strict, of the methods and of a host's own code
 	@$(BIN)/mypy $(TYPED)
 	@out=$$($(BIN)/pyright) || { echo "$$out"; exit 1; }
+
+docstrings: $(INSTALLED) ## print twenty docstrings, drawn at random: SEED=number
+	@$(BIN)/python -m tools.docstrings $(SEED)
 
 public-types: $(INSTALLED) ## pyright: the types of all public names are complete
 	@$(BIN)/python -m tools.public_types
