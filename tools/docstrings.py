@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import random
 import sys
 from collections.abc import Iterator
@@ -22,11 +21,14 @@ def docstrings() -> Iterator[tuple[str, str]]:
     """Yield the place and the text of each docstring of the package."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            named = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-            text = ast.get_docstring(node) if isinstance(node, named) else None
+            if not isinstance(
+                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ):
+                continue
+            text = ast.get_docstring(node)
             if text:
-                name = getattr(node, "name", "")
-                yield f"{path.relative_to(PACKAGE)} {name}".strip(), inspect.cleandoc(text)
+                name = "" if isinstance(node, ast.Module) else node.name
+                yield f"{path.relative_to(PACKAGE)} {name}".strip(), text
 
 
 if __name__ == "__main__":
