@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kits.pools import quick_pool
 
-from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions
+from mandrake_sessions import ConnectionPool
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.testing import FaultVFS
 
@@ -31,9 +32,7 @@ def make_pool() -> Iterator[Callable[..., ConnectionPool]]:
     pools = []
 
     def make(*, database: dict[str, Any] | None = None, **options: Any) -> ConnectionPool:
-        asked = {"durability": Durability.FAST, "busy_timeout": 60.0, **(database or {})}
-        pool_options = {"linger": 0, "close_timeout": 5.0, **options}
-        pools.append(ConnectionPool(PoolOptions(database=DatabaseOptions(**asked), **pool_options)))
+        pools.append(quick_pool(database=database, **{"close_timeout": 5.0, **options}))
         return pools[-1]
 
     yield make

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,26 +15,24 @@ from typing import Any
 import apsw
 import pytest
 from interleaving_kit import Holding, Orders, Stage, Thread, explore, interrupted_at
+from kits.descriptors import open_connections
+from kits.entries import KEYS, add, adding, keys
+from kits.pools import quick_pool
 from kits.waiting import PATIENCE
-from sqlalchemy import bindparam, insert, select
 
 from mandrake_sessions import (
     CommitOutcomeUnknownError,
     ConnectionPool,
     DatabaseBusyError,
     DatabaseMovedError,
-    DatabaseOptions,
-    Durability,
     HandleReleasedError,
     MandrakeManager,
     MandrakeSessionsError,
     NotADatabaseError,
     NotInitializedError,
     PoolClosedError,
-    PoolOptions,
     SessionManager,
     TransactionLostError,
-    schema,
 )
 from mandrake_sessions.aio import AsyncSessionManager, cancelled_call
 from mandrake_sessions.aio import calls as calls_module
@@ -51,42 +48,8 @@ from mandrake_sessions.database.pool.slots import Slot, SlotState
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.waiters import Waiter
 from mandrake_sessions.live.hub import Hub
-from tools.generate.compiler import compiled
-
-_meta = schema.meta.c
-ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
-_FACTS = ["stamp", "created_by", "created_at", "home", "log"]
-KEYS = compiled(select(_meta.key).where(_meta.key.not_in(_FACTS)))
 
 Play = Callable[[Callable[[Stage], None]], Orders]
-
-
-def add(tx: WriteTransaction, key: str) -> None:
-    tx.run(ADD, {"key": key})
-
-
-def adding(key: str) -> Callable[[WriteTransaction], None]:
-    return lambda tx: add(tx, key)
-
-
-def keys(handle: DatabaseHandle) -> set[str]:
-    return {row[0] for row in handle.query(lambda tx: tx.rows(KEYS))}
-
-
-def open_connections(path: Path) -> int:
-    """How many connections of this process have the file open."""
-    found = 0
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            found += os.readlink(f"/proc/self/fd/{number}") == str(path)
-        except FileNotFoundError:
-            continue
-    return found
-
-
-def make_pool(**options: Any) -> ConnectionPool:
-    database = DatabaseOptions(durability=Durability.FAST, busy_timeout=PATIENCE)
-    return ConnectionPool(PoolOptions(database=database, **{"linger": 0, **options}))
 
 
 @pytest.fixture
@@ -159,7 +122,7 @@ def test_an_acquire_and_the_last_release_may_come_in_either_order(
 
     def story(stage: Stage) -> None:
         path = fresh()
-        with make_pool() as pool:
+        with quick_pool() as pool:
             handle = pool.acquire(path)
             living.opened = 0
             stage.watch_event(Slot, "changed")
@@ -209,7 +172,7 @@ def test_a_failing_opening_gives_its_waiter_the_error_in_either_order(
     def story(stage: Stage) -> None:
         path = fresh()
         path.write_bytes(b"no database" * 100)
-        with make_pool() as pool:
+        with quick_pool() as pool:
             living.opened = 0
             stage.watch_event(Slot, "changed")
             stage.stop_after(pool_module, "identify")
@@ -254,7 +217,7 @@ def test_two_first_openers_share_one_opening(
         path = fresh()
         if not is_there:
             path.unlink()
-        with make_pool() as pool:
+        with quick_pool() as pool:
             stage.watch_event(Slot, "changed")
             stage.stop_after(pool_module, "identify")
             stage.stop_before(DatabaseFile, "open")
@@ -295,7 +258,7 @@ def test_closing_lets_a_waiter_of_the_lease_work_and_refuses_later_ones(
 
     def story(stage: Stage) -> None:
         path = fresh()
-        pool = make_pool()
+        pool = quick_pool()
         handle = pool.acquire(path)
         holding = Holding(handle.write, adding("holder"))
         stage.watch_lock(Waiter, "wake")
@@ -312,7 +275,7 @@ def test_closing_lets_a_waiter_of_the_lease_work_and_refuses_later_ones(
         conditions.add(waiter.error is None)
         handle.release()
         assert open_connections(path) == 0
-        with make_pool() as other, other.acquire(path) as again:
+        with quick_pool() as other, other.acquire(path) as again:
             assert keys(again) == ({"holder", "waiter"} if waiter.error is None else {"holder"})
 
     orders = every_order(story)
@@ -341,7 +304,7 @@ def test_ctrl_c_between_hand_off_and_acceptance_leaves_the_lease_free(
     conditions = set()
 
     def story(stage: Stage) -> None:
-        with make_pool() as pool, pool.acquire(fresh()) as handle:
+        with quick_pool() as pool, pool.acquire(fresh()) as handle:
             queue = handle.file.writer.queue
             stage.watch_lock(Waiter, "wake", interrupted="waiter", has_lock=has_lock)
             stage.stop_before(scope_module, "commit")
@@ -403,7 +366,7 @@ def test_ctrl_c_at_any_call_leaves_the_lease_free(
                      Ctrl-C at each call of it
         member              waits .................................................. woken
     """
-    with make_pool() as pool, pool.acquire(fresh()) as handle:
+    with quick_pool() as pool, pool.acquire(fresh()) as handle:
         queue, connection = handle.file.writer.queue, handle.file.writer.connection
 
         def store(key: str, fails: bool = False) -> None:
@@ -459,7 +422,7 @@ def test_ctrl_c_at_any_call_of_a_scope_leaves_the_lease_free(
     fresh: Callable[[], Path], way: str
 ) -> None:
     """As above, for a block, a snapshot and a read."""
-    with make_pool() as pool, pool.acquire(fresh()) as handle:
+    with quick_pool() as pool, pool.acquire(fresh()) as handle:
         keys(handle)
         connections = handle.file.leased_connections()
 
@@ -506,7 +469,7 @@ def test_ctrl_c_at_any_call_of_an_acquire_leaves_no_thread_waiting(tmp_path: Pat
             # Each in a folder of its own: an opening calls for every name that it finds there.
             path = tmp_path / f"{number}" / "db.sqlite"
             path.parent.mkdir()
-            pool = make_pool()
+            pool = quick_pool()
             taken: list[DatabaseHandle] = []
 
             def take(
@@ -564,7 +527,7 @@ def test_an_await_that_is_cancelled_after_the_outcome_loses_nothing(
                 task.cancel()
 
         monkeypatch.setattr(calls_module.Call, "notify", notify)
-        with make_pool() as pool:
+        with quick_pool() as pool:
             async with AsyncSessionManager(fresh(), pool=pool) as sessions:
                 holding = None
                 if moment == "before it begins":
@@ -610,7 +573,7 @@ def test_an_interrupt_at_a_deadline_never_hits_the_next_holder(
     conditions = set()
 
     def story(stage: Stage) -> None:
-        with make_pool() as pool, pool.acquire(fresh()) as handle:
+        with quick_pool() as pool, pool.acquire(fresh()) as handle:
             writer = handle.file.writer
             stage.watch_lock(Waiter, "wake")
             stage.stop_after(scope_module, "begin_immediate")
@@ -648,7 +611,7 @@ def test_the_interrupt_of_a_closing_hits_the_holder_of_the_lease_and_no_later_on
 
     def story(stage: Stage) -> None:
         path = fresh()
-        pool = make_pool()
+        pool = quick_pool()
         handle = pool.acquire(path)
         stage.watch_lock(Waiter, "wake")
         stage.stop_before(Connection, "cancel")
@@ -670,7 +633,7 @@ def test_the_interrupt_of_a_closing_hits_the_holder_of_the_lease_and_no_later_on
         conditions.add((holder.error is None, following.error is None))
         handle.release()
         assert open_connections(path) == 0
-        with make_pool() as other, other.acquire(path) as again:
+        with quick_pool() as other, other.acquire(path) as again:
             stored = {"holder", "holder too"} if holder.error is None else set()
             assert keys(again) == stored | ({"next"} if following.error is None else set())
 
@@ -760,7 +723,7 @@ def test_a_child_works_that_is_forked_at_any_step_of_a_lease(
     assert answers == [["refused"]] * 4 + [["opened", True]]
     assert child.receive() is True
     child.finish()
-    with make_pool() as pool, pool.acquire(path) as handle:
+    with quick_pool() as pool, pool.acquire(path) as handle:
         assert keys(handle) == {"forked"}
 
 
@@ -782,7 +745,7 @@ def test_a_checkpoint_and_a_long_reader_do_not_harm_each_other(
 
     def story(stage: Stage) -> None:
         path = fresh()
-        with make_pool() as pool, pool.acquire(path) as handle:
+        with quick_pool() as pool, pool.acquire(path) as handle:
             file = handle.file
             handle.transact(adding("before"))
             stage.watch_lock(Waiter, "wake")
@@ -847,7 +810,7 @@ def test_a_retirement_during_a_commit_loses_no_acknowledged_row(
     def story(stage: Stage) -> None:
         path = fresh()
         away = path.with_name(f"{path.name}.away")
-        with make_pool() as pool:
+        with quick_pool() as pool:
             handle = pool.acquire(path)
             keys(handle)
             stage.watch_lock(Waiter, "wake")
@@ -893,7 +856,7 @@ def test_a_handle_on_a_retired_file_says_so_also_after_it_is_closed(
 ) -> None:
     """The error of a late caller says to open it again, not that the pool is closed: it is not."""
     path = fresh()
-    with make_pool() as pool, pool.acquire(path) as handle:
+    with quick_pool() as pool, pool.acquire(path) as handle:
         path.rename(path.with_name("away"))
         for _ in range(2):
             with pytest.raises(DatabaseMovedError):
@@ -919,7 +882,7 @@ def test_two_threads_may_close_a_pool_at_once(
 
     def story(stage: Stage) -> None:
         path = fresh()
-        pool = make_pool(linger=3600.0)
+        pool = quick_pool(linger=3600.0)
         pool.acquire(path).release()
         slot = pool._slots[path]
         slot.changed = stage.event(slot.changed)
@@ -948,7 +911,7 @@ def test_two_threads_may_close_a_manager_at_once(
 
     def story(stage: Stage) -> None:
         path = fresh()
-        with make_pool() as pool, pool.acquire(path) as handle:
+        with quick_pool() as pool, pool.acquire(path) as handle:
             manager = SessionManager(path, pool=pool).init()
             stage.stop_before(Hub, "leave")
             stage.stop_before(DatabaseHandle, "release")
@@ -976,7 +939,7 @@ def test_two_threads_may_release_a_handle_at_once(
 
     def story(stage: Stage) -> None:
         path = fresh()
-        with make_pool() as pool, pool.acquire(path) as other:
+        with quick_pool() as pool, pool.acquire(path) as other:
             handle = pool.acquire(path)
             lines = (DatabaseHandle.release,)
             actors = [
@@ -1008,7 +971,7 @@ def test_health_during_a_closing_is_a_report_or_a_typed_error(
 
     def story(stage: Stage) -> None:
         path = fresh()
-        pool = make_pool()
+        pool = quick_pool()
         handle = pool.acquire(path)
         keys(handle)
         stage.watch_lock(Waiter, "wake")
@@ -1043,7 +1006,7 @@ def test_a_host_may_be_closed_while_a_workspace_is_opened(
         root = tmp_path / f"root {next(numbers)}"
         for folder in (root, root / "workspaces" / "w" / ".ws"):
             ready_database.lay(folder / "db.sqlite")
-        with make_pool() as pool:
+        with quick_pool() as pool:
             host = MandrakeManager(root, pool=pool).init()
             id = host.create_workspace("w").id
             assert id is not None

@@ -17,16 +17,13 @@ from typing import Any
 import apsw
 import pytest
 from interleaving_kit import Thread, interrupted_at
+from kits.pools import quick_pool
 from kits.waiting import PATIENCE, until
 from sqlalchemy import text
 
 from mandrake_sessions import (
-    ConnectionPool,
-    DatabaseOptions,
-    Durability,
     HealthMonitor,
     MandrakeManager,
-    PoolOptions,
     SessionManager,
 )
 from mandrake_sessions.database.open_file.lifecycle import FileState
@@ -41,9 +38,8 @@ class Stand:
     """An open database, and the calls that are made on it."""
 
     def __init__(self, path: Path) -> None:
-        database = DatabaseOptions(durability=Durability.FAST, busy_timeout=PATIENCE)
         self.path = path
-        self.pool = ConnectionPool(PoolOptions(database=database, close_timeout=5.0))
+        self.pool = quick_pool(linger=1.0, close_timeout=5.0)
         self.sessions = SessionManager(path, pool=self.pool).init()
         self.session = self.sessions.create_session("first")
         self.response = self.sessions.create_round(self.session.id, "text").response

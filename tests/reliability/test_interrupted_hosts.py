@@ -16,14 +16,12 @@ from typing import Any
 
 import pytest
 from interleaving_kit import Thread, interrupted_at
-from kits.waiting import PATIENCE, until
+from kits.pools import quick_pool
+from kits.waiting import until
 
 from mandrake_sessions import (
     ConnectionPool,
-    DatabaseOptions,
-    Durability,
     MandrakeManager,
-    PoolOptions,
     SessionManager,
     WorkspaceAlreadyExistsError,
     WorkspaceNotFoundError,
@@ -35,8 +33,7 @@ class Stand:
     """A root with one workspace, and a database elsewhere with a backup."""
 
     def __init__(self, folder: Path) -> None:
-        database = DatabaseOptions(durability=Durability.FAST, busy_timeout=PATIENCE)
-        self.pool = ConnectionPool(PoolOptions(database=database, linger=0, close_timeout=5.0))
+        self.pool = quick_pool(close_timeout=5.0)
         self.folder = folder
         self.host = MandrakeManager(folder / "root", pool=self.pool).init()
         self.first = self.host.create_workspace("first")

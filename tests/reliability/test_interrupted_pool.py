@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import os
 import sys
 import threading
 import warnings
@@ -17,30 +16,16 @@ from typing import Any
 
 import pytest
 from interleaving_kit import Thread, interrupted_at
+from kits.descriptors import open_connections
+from kits.entries import KEYS, adding
+from kits.pools import quick_pool
 from kits.waiting import PATIENCE, SOON, until
-from sqlalchemy import bindparam, insert, select
 
-from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.database.open_file.lifecycle import FileLifecycle, FileState
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.open_files import OpenFiles
 from mandrake_sessions.database.pool.slots import Slots, SlotState
-from tools.generate.compiler import compiled
-
-ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
-KEYS = compiled(select(schema.meta.c.key))
-
-
-def open_connections(path: Path) -> int:
-    """How many connections of this process have the file open."""
-    found = 0
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            found += os.readlink(f"/proc/self/fd/{number}") == str(path)
-        except FileNotFoundError:
-            continue
-    return found
 
 
 class Stand:
@@ -49,10 +34,7 @@ class Stand:
     def __init__(self, folder: Path, ready_database: Any) -> None:
         self.folder = folder
         self.ready_database = ready_database
-        database = DatabaseOptions(durability=Durability.FAST, busy_timeout=PATIENCE)
-        self.pool = ConnectionPool(
-            PoolOptions(database=database, linger=0, max_open=1, close_timeout=0.5)
-        )
+        self.pool = quick_pool(max_open=1, close_timeout=0.5)
         self.first, self.second = self.acquire("first"), self.acquire("second")
 
     def new(self, name: str) -> Path:
@@ -247,12 +229,10 @@ def test_ctrl_c_at_any_call_of_a_checkpoint_retires_nothing(
     tmp_path: Path, ready_database: Any, campaign: Any
 ) -> None:
     """A monitor's look makes one in its caller's thread."""
-    database = DatabaseOptions(
-        durability=Durability.FAST, busy_timeout=PATIENCE, checkpoint_frames=1
-    )
     path = ready_database.lay(tmp_path / "first.sqlite")
     may_go = threading.Event()
-    with ConnectionPool(PoolOptions(database=database)) as pool, pool.acquire(path) as handle:
+    pool = quick_pool(linger=1.0, database={"checkpoint_frames": 1})
+    with pool, pool.acquire(path) as handle:
         file = handle._file
         # The commits' own checkpoints wait until it is over.
         pool._files.maintenance.call_later("busy", 0.0, partial(may_go.wait, PATIENCE))
@@ -262,7 +242,7 @@ def test_ctrl_c_at_any_call_of_a_checkpoint_retires_nothing(
         for number in itertools.count(0, step):
             # So many that it is finished, however long copying takes.
             for part in range(4):
-                handle.transact(lambda tx, key=f"{number} {part}": tx.run(ADD, {"key": key}))
+                handle.transact(adding(f"{number} {part}"))
             error = Thread(partial(interrupted_at, number, file.checkpoint)).result()
             gc.collect()
             assert file.state is FileState.OPEN, error

@@ -13,21 +13,12 @@ from typing import Any
 import pytest
 from interleaving_kit import Thread, interrupted_at
 from kernel_locks import lock_lines
-from kits.waiting import PATIENCE, until
-from sqlalchemy import bindparam, insert, select
+from kits.entries import KEYS, adding
+from kits.pools import quick_pool
+from kits.waiting import until
 
-from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
 from mandrake_sessions.database.files import turnstile
 from mandrake_sessions.database.files.turnstile import turnstile_path
-from mandrake_sessions.database.pool.handle import DatabaseHandle
-from tools.generate.compiler import compiled
-
-ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
-KEYS = compiled(select(schema.meta.c.key))
-
-
-def add(handle: DatabaseHandle, key: str) -> None:
-    handle.transact(lambda tx: tx.run(ADD, {"key": key}))
 
 
 def in_line(path: Path) -> tuple[int, int]:
@@ -52,8 +43,7 @@ def test_ctrl_c_at_any_call_of_a_transaction_that_waits_leaves_the_turnstile_in_
         interrupted   asks for it: a thread starts ─ Ctrl-C, at each call of it
         the same      holds nothing; then asks for it again: the thread is there
     """
-    database = DatabaseOptions(durability=Durability.FAST, busy_timeout=PATIENCE)
-    pool = ConnectionPool(PoolOptions(database=database))
+    pool = quick_pool(linger=1.0)
     with pool:
         for number in itertools.count(0, campaign.pick(5, 2, 1)):
             path = ready_database.lay(tmp_path / f"{number}.sqlite")
@@ -63,13 +53,13 @@ def test_ctrl_c_at_any_call_of_a_transaction_that_waits_leaves_the_turnstile_in_
                 other = os.open(turnstile_path(path), os.O_RDWR | os.O_CREAT, 0o600)
                 fcntl.flock(other, fcntl.LOCK_EX)
                 mine.checks_at = 0.0
-                error = interrupted_at(number, partial(add, handle, "first"))
+                error = interrupted_at(number, partial(handle.transact, adding("first")))
                 fcntl.flock(other, fcntl.LOCK_UN)
                 until_in_line(path, (0, 0), error)
                 fcntl.flock(other, fcntl.LOCK_EX)
                 monkeypatch.setattr(turnstile, "PATIENCE", 60.0)
                 mine.checks_at = 0.0
-                waiting = Thread(partial(add, handle, "second"))
+                waiting = Thread(partial(handle.transact, adding("second")))
                 until_in_line(path, (1, 1), error)
                 os.close(other)
                 waiting.result()
@@ -93,19 +83,18 @@ def test_ctrl_c_at_any_call_that_ends_a_hold_lets_the_next_process_in(
         another                          waits ............................... has it
     """
     monkeypatch.setattr(turnstile, "PATIENCE", 60.0)
-    database = DatabaseOptions(durability=Durability.FAST, busy_timeout=PATIENCE)
-    pool = ConnectionPool(PoolOptions(database=database))
+    pool = quick_pool(linger=1.0)
     with pool:
         for number in itertools.count(0, campaign.pick(5, 2, 1)):
             path = ready_database.lay(tmp_path / f"{number}.sqlite")
             with pool.acquire(path) as handle:
                 mine = handle.file.writer.turnstile
                 other = os.open(turnstile_path(path), os.O_RDWR | os.O_CREAT, 0o600)
-                add(handle, "before")
+                handle.transact(adding("before"))
                 # It is free: taken at once, and kept for a transaction that follows at once.
                 mine.checks_at = 0.0
                 mine._left_at = monotonic() + 1
-                error = interrupted_at(number, partial(add, handle, "first"))
+                error = interrupted_at(number, partial(handle.transact, adding("first")))
                 until_in_line(path, (0, 0), error)
                 assert not mine.is_entered, error
                 assert not mine.is_held, error
