@@ -68,7 +68,7 @@ format: $(INSTALLED) ## mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(PEERS) ## measure ours beside bare APSW and its peers; at most 10 minutes
+bench: $(PEERS) ## compare with bare APSW and the peers; at most 10 minutes
 	@.cache/bench/bin/python -m pytest -s benchmarks --results $(RESULTS)
 
 bench-full: $(PEERS) ## the same with more and longer rounds, and a million turns
