@@ -13,7 +13,8 @@ SPHINX    := .cache/docs/.installed
 SITE      ?= .cache/docs/site
 SEED      ?= 1
 RESULTS   ?= .benchmarks/results.json
-TYPED     := $(wildcard mandrake_sessions migrations tests/typing benchmarks examples tools)
+TYPED     := $(wildcard mandrake_sessions migrations benchmarks examples tools) \
+	$(wildcard $(addprefix tests/,*.py bench cli docs examples importers kits shutdown statements tools typing))
 PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory

@@ -176,11 +176,13 @@ class ReadyDatabase:
         with ConnectionPool(PoolOptions(linger=0)) as pool, SessionManager(path, pool=pool):
             pass
         with contextlib.closing(apsw.Connection(str(path))) as connection:
-            (stamp,) = connection.execute("SELECT value FROM meta WHERE key = 'stamp'").fetchall()
+            ((stamp,),) = connection.execute(
+                "SELECT value FROM meta WHERE key = 'stamp'"
+            ).fetchall()
             # As before there was such a mark: to put a new file into use takes one more COMMIT,
             # and tests count their own. What has the mark is tested with files of its own.
             connection.execute("DELETE FROM meta WHERE key = 'log'")
-        self._stamp = stamp[0].encode()
+        self._stamp = str(stamp).encode()
         self._content = path.read_bytes()
         assert self._content.count(self._stamp) == 1
 
@@ -206,8 +208,9 @@ def dump_database(path: Path) -> dict[str, list[tuple[Any, ...]]]:
         schema = "SELECT * FROM sqlite_schema WHERE tbl_name NOT LIKE 'sqlite_stat_' ORDER BY name"
         entries = connection.execute(schema).fetchall()
         names = [name for kind, name, *_ in entries if kind == "table"]
-        found = {"sqlite_schema": entries} | {
-            name: sorted(connection.execute(f'SELECT * FROM "{name}"').fetchall(), key=repr)
+        found: dict[str, list[tuple[Any, ...]]] = {"sqlite_schema": [*entries]}
+        found |= {
+            str(name): sorted(connection.execute(f'SELECT * FROM "{name}"').fetchall(), key=repr)
             for name in names
         }
         if "meta" in found:

@@ -1,6 +1,7 @@
 """The classes of each engine have what the protocols of ``engine/`` ask."""
 
 import inspect
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from mandrake_sessions.database.connection import transaction
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.open_file.others import OtherProcesses
 from mandrake_sessions.database.pool.file_handle import FileHandle
-from mandrake_sessions.engine import protocols
+from mandrake_sessions.engine import attachment, protocols
 from mandrake_sessions.engine import transaction as units
 from mandrake_sessions.live.hub import Hub
 
@@ -18,13 +19,13 @@ SQLITE = {
     protocols.OtherProcesses: OtherProcesses,
     protocols.Database: DatabaseFile,
     protocols.Handle: FileHandle,
-    protocols.Attachment: Hub,
+    attachment.Attachment: Hub,
 }
 
 
 def members(protocol):
     """The methods and properties that a protocol and its bases name."""
-    found = {}
+    found: dict[str, Any] = {}
     for kind in reversed(protocol.__mro__):
         if getattr(kind, "_is_protocol", False):
             found |= {name: each for name, each in vars(kind).items() if name[0] != "_"}

@@ -17,7 +17,8 @@ def imports():
 
 def reachable(imports, start):
     """Every module that is imported by ``start``, directly or by another one."""
-    found, waiting = set(), [start]
+    found: set[str] = set()
+    waiting = [start]
     while waiting:
         for module in imports[waiting.pop()] - found:
             found.add(module)

@@ -10,7 +10,7 @@ import pytest
 from cli_kit import Ended
 
 from mandrake_sessions import MandrakeManager, Session, SessionManager
-from mandrake_sessions.hosts import workspace_database
+from mandrake_sessions.workspace import workspace_database
 
 Run = Callable[..., Ended]
 

@@ -156,8 +156,8 @@ def test_a_damaged_page_is_reported(copy: Path, capsys: pytest.CaptureFixture[st
     connection = apsw.Connection(str(copy / SHOP))
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     index = "SELECT rootpage FROM sqlite_schema WHERE name = 'ix_turns_streaming'"
-    page = connection.execute(index).fetchall()[0][0]
-    size = connection.pragma("page_size")
+    page: Any = connection.execute(index).fetchall()[0][0]
+    size: Any = connection.pragma("page_size")
     connection.close()
     with open(copy / SHOP, "r+b") as file:
         file.seek((page - 1) * size)

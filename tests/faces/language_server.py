@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Self
 
 LANGUAGE_SERVER = Path(sys.executable).with_name("pyright-langserver")
 
@@ -15,11 +16,11 @@ class LanguageServer:
         folder: the project that it looks at.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._asked = 0
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._process = subprocess.Popen(
             [LANGUAGE_SERVER, "--stdio"],
             cwd=self._folder,
@@ -42,12 +43,12 @@ class LanguageServer:
         self._send({"method": "initialized", "params": {}})
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.ask("shutdown", None)
         self._send({"method": "exit"})
         self._process.communicate()
 
-    def open(self, path):
+    def open(self, path: Path) -> None:
         """Have it read a Python file as an editor shows it."""
         document = {
             "uri": path.as_uri(),
@@ -57,7 +58,7 @@ class LanguageServer:
         }
         self._send({"method": "textDocument/didOpen", "params": {"textDocument": document}})
 
-    def ask(self, method, params):
+    def ask(self, method: str, params: Any) -> Any:
         """Send a request and return the result of its answer."""
         self._asked += 1
         self._send({"id": self._asked, "method": method, "params": params})
@@ -70,18 +71,20 @@ class LanguageServer:
                 assert "error" not in message, message
                 return message["result"]
 
-    def _answer(self, message):
+    def _answer(self, message: dict[str, Any]) -> Any:
         """Return what an editor without settings answers."""
         if message["method"] == "workspace/configuration":
             return [None for _ in message["params"]["items"]]
         return None
 
-    def _send(self, message):
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
         body = json.dumps({"jsonrpc": "2.0", **message}).encode()
         self._process.stdin.write(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
         self._process.stdin.flush()
 
-    def _receive(self):
+    def _receive(self) -> Any:
+        assert self._process.stdout is not None
         length = 0
         while line := self._process.stdout.readline().strip():
             name, _, value = line.partition(b":")

@@ -17,7 +17,7 @@ from mandrake_sessions import (
     SessionManager,
     TurnStatus,
 )
-from mandrake_sessions.importers import ImportProgress, import_mandrake, mandrake
+from mandrake_sessions.importers import ImportProgress, import_mandrake, mandrake, placement
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "origin"
 
@@ -195,7 +195,7 @@ def test_a_run_that_was_interrupted_inside_a_session_goes_on_there(
         origin.exchange("s", f"r{number:02}")
     origin.write(source)
     monkeypatch.setattr(mandrake, "CHUNK_ROUNDS", 4)
-    place, calls = mandrake.place_rounds, []
+    place, calls = placement.place_rounds, []
 
     def fail_at_the_third(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)

@@ -129,7 +129,7 @@ def test_the_copy_goes_when_the_import_ends(
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    seen = []
+    seen: list[Path] = []
     import_mandrake(source, target, progress=lambda _: seen.extend(folder.iterdir()))
     (copy,) = seen
     assert copy.name.startswith("mandrake-import-")

@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, insert, select
 
 from mandrake_sessions import schema
 from mandrake_sessions.database.connection.transaction import WriteTransaction
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle
 from tools.generate.compiler import compiled
 
 _meta = schema.meta.c
@@ -29,6 +29,6 @@ def adding(key: str, value: str = "") -> Callable[[WriteTransaction], str]:
     return lambda tx: add(tx, key, value)
 
 
-def keys(handle: DatabaseHandle) -> set[str]:
+def keys(handle: FileHandle) -> set[str]:
     """Return the keys that are stored."""
     return {row[0] for row in handle.query(lambda tx: tx.rows(KEYS))} - _FACTS

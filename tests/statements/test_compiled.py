@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from tools.generate.files import generated
 from tools.generate.sql import named
 
 RECORDS = Path(mandrake_sessions.__file__).parent / "records"
-SOURCES = named()
+SOURCES: dict[str, Any] = named()
 INSERTS = [name for name, source in SOURCES.items() if isinstance(source, templates.RecordInsert)]
 UPDATES = [name for name, source in SOURCES.items() if isinstance(source, templates.UpdateSome)]
 

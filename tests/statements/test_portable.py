@@ -4,6 +4,7 @@ A server is not asked: what it would accept and read in another way is looked fo
 """
 
 import re
+from typing import Any
 
 import pytest
 from sqlalchemy import Column, Table
@@ -139,7 +140,8 @@ def test_no_integer_of_four_bytes_is_asked_of_postgresql(name):
 
 
 def test_a_negative_limit_is_none_on_both_databases():
-    text = compiled(named()["ROUND_PAGE"], dialect=POSTGRESQL).sql
+    page: Any = named()["ROUND_PAGE"]
+    text = compiled(page, dialect=POSTGRESQL).sql
 
     assert "LIMIT nullif(CAST($3 AS BIGINT), -1) OFFSET CAST($4 AS BIGINT)" in text
 
