@@ -131,7 +131,9 @@ class Child:
     )
 
     def __init__(self, script: str, *arguments: object, **environment: str) -> None:
-        variables = os.environ | {"PYTHONPATH": str(PROJECT)} | environment
+        variables = (
+            os.environ | {"PYTHONPATH": f"{PROJECT}{os.pathsep}{PROJECT / 'tests'}"} | environment
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", self.PRELUDE + script, *map(str, arguments)],
             stdin=subprocess.PIPE,

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kits.locks import hold_lock
 from kits.pools import quick_pool
 
 from mandrake_sessions import ConnectionPool
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.testing import FaultVFS
-
-FOREIGN = """
-import apsw, select
-connection = apsw.Connection(sys.argv[1])
-connection.execute("BEGIN IMMEDIATE")
-send("held")
-# For so many seconds, or until it receives a line.
-select.select([sys.stdin], [], [], float(sys.argv[2]) or None)
-connection.execute("ROLLBACK")
-connection.close()
-send("gone")
-"""
 
 
 @pytest.fixture
@@ -69,9 +59,4 @@ def vfs() -> Iterator[FaultVFS]:
 def hold_write_lock(start_child: Callable[..., Any]) -> Callable[..., Any]:
     """Has another process hold the write lock: for some seconds, or until it gets a line."""
 
-    def hold(path: Path, seconds: float = 0) -> Any:
-        child = start_child(FOREIGN, path, seconds)
-        assert child.receive() == "held"
-        return child
-
-    return hold
+    return partial(hold_lock, start_child)

@@ -13,8 +13,8 @@ from typing import Any
 
 import apsw
 import pytest
+from kits.locks import lock_held
 from kits.waiting import SOON, until
-from stream_kit import lock_held
 from structlog.testing import capture_logs
 
 from mandrake_sessions import (

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import apsw
 import pytest
+from kits.locks import lock_held
 from kits.waiting import PATIENCE, SOON, until
-from stream_kit import flusher_of, lock_held, rows, stream
+from stream_kit import flusher_of, rows, stream
 
 from mandrake_sessions import (
     ConnectionPool,

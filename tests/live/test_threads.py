@@ -17,6 +17,7 @@ import asyncio, os, resource, threading, time
 from mandrake_sessions import *
 from mandrake_sessions.aio import AsyncMandrakeManager, AsyncSessionManager
 from mandrake_sessions.live.hub import Hub
+from kits.waiting import until
 
 path, response_id, turn_id = sys.argv[1:4]
 limit = resource.getrlimit(resource.RLIMIT_NPROC)
@@ -50,11 +51,6 @@ def turns():
     with sessions.transaction() as tx:
         return len(tx.list_turns(response_id))
 
-def until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 """
 
 CALLS = {

@@ -10,8 +10,9 @@ from itertools import pairwise
 
 import pytest
 import structlog.testing
+from kits.locks import lock_held
 from kits.waiting import until
-from stream_kit import flusher_of, lock_held, rows, stream
+from stream_kit import flusher_of, rows, stream
 
 from mandrake_sessions import (
     ConnectionPool,
