@@ -254,12 +254,8 @@ class AsyncMandrakeManager:
             DatabaseMissingError: it holds no workspace's database.
             WorkspaceAlreadyExistsError: another workspace has the path.
         """
-        id = await self._close_known(id, "move_workspace")
-        workspace = await in_thread(
-            "move_workspace", functools.partial(self.sync.move_workspace, id, path)
-        )
-        self._forget(id)
-        return workspace
+        move = functools.partial(self.sync.move_workspace, path=path)
+        return await self._end_known(id, "move_workspace", move)
 
     async def database_of(self, id: str) -> Path:
         """Return the path of a workspace's database, for tools that work on the file itself.
@@ -344,12 +340,7 @@ class AsyncMandrakeManager:
         Raises:
             WorkspaceNotFoundError: no workspace has this id.
         """
-        id = await self._close_known(id, "unregister_workspace")
-        workspace = await in_thread(
-            "unregister_workspace", functools.partial(self.sync.unregister_workspace, id)
-        )
-        self._forget(id)
-        return workspace
+        return await self._end_known(id, "unregister_workspace", self.sync.unregister_workspace)
 
     async def delete_workspace(self, id: str, *, timeout: float | None = None) -> Workspace:
         """Delete a workspace's database and remove its entry from the registry.
@@ -370,25 +361,22 @@ class AsyncMandrakeManager:
         """
         if timeout is not None:
             timeout = arguments.seconds("timeout", timeout)
-        id = await self._close_known(id, "delete_workspace")
-        workspace = await in_thread(
-            "delete_workspace", functools.partial(self.sync.delete_workspace, id, timeout=timeout)
-        )
-        self._forget(id)
-        return workspace
+        delete = functools.partial(self.sync.delete_workspace, timeout=timeout)
+        return await self._end_known(id, "delete_workspace", delete)
 
-    async def _close_known(self, id: str, operation: str) -> str:
-        """Close the face of a workspace, so that its calls end, and return the registered id."""
+    async def _end_known(
+        self, id: str, operation: str, work: Callable[[str], Workspace]
+    ) -> Workspace:
+        """Close the face of a workspace, so that its calls end, work on its id, and forget it."""
         unit = workspaces.get_workspace_row(self._registry(), id)
-        workspace = await self._read(unit, operation, "fetch")
-        known = self._known.get(workspace.id)
+        id = (await self._read(unit, operation, "fetch")).id
+        known = self._known.get(id)
         if known is not None:
             await known.close()
-        return workspace.id
-
-    def _forget(self, id: str) -> None:
+        workspace = await in_thread(operation, functools.partial(work, id))
         with self._mutex:
             self._known.pop(id, None)
+        return workspace
 
     async def sessions_for(self, workspace_id: str | None) -> AsyncSessionManager:
         """Return the system's sessions for None, otherwise that workspace's.

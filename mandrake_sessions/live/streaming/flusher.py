@@ -51,11 +51,9 @@ from mandrake_sessions.records.streaming import (
 )
 from mandrake_sessions.records.turns import get_turn
 
+# Seconds until the next attempt after the disk was full, and at most while the file closes.
 _FULL_DISK_PAUSE: Final = 1.0
-"""Seconds until the next attempt after the disk was full."""
-
 _CLOSING_PAUSE: Final = 0.05
-"""The longest time in seconds between two attempts to store while the file closes."""
 
 
 class Flusher:
@@ -71,14 +69,12 @@ class Flusher:
         self.texts = texts
         self._mutex = threading.Lock()
         self._streams: dict[str, Stream] = {}
-        # The streams that are being begun: the thread runs before they are stored.
-        # Keys and not a counter: a step that a signal has interrupted can be repeated.
+        # The streams that are being begun. Keys, so that a step that a signal cut can be repeated.
         self._beginnings: set[object] = set()
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._is_retired = False
-        # Held from the beginning; releasing it wakes the thread. That takes no other lock, so a
-        # writer, a finalizer or a signal's handler may do it at any time.
+        # Releasing it wakes the thread without a lock: writers, finalizers and handlers may do so.
         self._wake = threading.Lock()
         self._wake.acquire()
         self._abandoned: deque[Stream] = deque()
@@ -115,15 +111,14 @@ class Flusher:
             ThreadStartError: no thread can be started to store the text; the turn is not made.
             MandrakeSessionsError: any other error of ``create_turn``.
         """
-        operation = "stream_turn"
         turn_id = arguments.fresh_id("id", id)
         unit = start_stream(response_id, id=turn_id, **fields)
         file = self._file
-        file.require_no_lease(operation)
+        file.require_no_lease("stream_turn")
         if id is not None:
             # Watchers can read the text before the turn exists: it must not hide another text.
             with contextlib.suppress(TurnNotFoundError):
-                file.fetch(get_turn(turn_id), operation, timeout)
+                file.fetch(get_turn(turn_id), "stream_turn", timeout)
                 raise TurnAlreadyExistsError(turn_id)
         with self._thread_kept():
             file.claim()
@@ -267,8 +262,7 @@ class Flusher:
         error = ForkedPoolError(path=self._file.path)
         for stream in self._streams.values():
             stream.forget_after_fork(error)
-        self._mutex = threading.Lock()
-        self._wake = threading.Lock()
+        self._mutex, self._wake = threading.Lock(), threading.Lock()
         self._streams = {}
         self._beginnings = set()
         self.texts.clear()
