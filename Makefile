@@ -10,6 +10,7 @@ BIN       := .venv/bin
 INSTALLED := .venv/.installed
 PEERS     := .cache/bench/.installed
 SPHINX    := .cache/docs/.installed
+COVERAGE  := .cache/coverage/.installed
 SITE      ?= .cache/docs/site
 SEED      ?= 1
 RESULTS   ?= .benchmarks/results.json
@@ -19,7 +20,7 @@ PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-long check lint types docstrings public-types layers words format docs bench \
+.PHONY: help install demo test test-long coverage check lint types docstrings public-types layers words format docs bench \
 	bench-full bench-brief bench-against bench-report lock wheel clean
 
 help: ## list the targets
@@ -42,6 +43,20 @@ test: $(INSTALLED) ## run the tests
 
 test-long: $(INSTALLED) ## run all tests, the reliability tests at full length
 	@$(BIN)/python -m pytest -m "long or not long" --campaign full
+
+coverage: $(COVERAGE) ## run the tests with the newest Python, and print which lines they reach
+	@.cache/coverage/bin/python -m tools.coverage .cache/coverage/bin/python -m pytest
+
+$(COVERAGE): requirements.lock pyproject.toml | $(INSTALLED)
+	@newest=$$($(BIN)/python -m tools.newest_python 3.12); \
+	test -n "$$newest" || { echo "make: coverage needs Python 3.12 or newer" >&2; exit 1; }; \
+	echo "make: installing the locked tools for $$newest into .cache/coverage, about half a minute" >&2; \
+	rm -rf .cache/coverage && "$$newest" -m venv .cache/coverage
+	@.cache/coverage/bin/python -m pip install --quiet --disable-pip-version-check \
+		--require-hashes --no-deps -r requirements.lock
+	@.cache/coverage/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation -e .
+	@touch $@
 
 check: lint types layers ## lint, format, types, layers
 
