@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -340,15 +339,6 @@ def test_ctrl_c_between_hand_off_and_acceptance_leaves_the_lease_free(
 
 class UndoError(Exception):
     """What a unit raises."""
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Let no finalizer of an earlier test run amidst, and be what is interrupted."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("no_collector")

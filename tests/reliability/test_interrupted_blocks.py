@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import get_ident
@@ -28,6 +26,8 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.live.hub import Hub
+
+pytestmark = pytest.mark.usefixtures("no_finalizers")
 
 
 def monitors() -> list[threading.Thread]:
@@ -108,16 +108,6 @@ DOING: dict[str, Callable[[Stand], Any]] = {
     "a backup": Stand.copy,
     "a look at the health": Stand.look,
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_finalizers() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-    gc.enable()
 
 
 @pytest.mark.parametrize("doing", DOING)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import os
 import signal
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,8 @@ from mandrake_sessions import (
     WorkspaceNotFoundError,
     install_shutdown_hook,
 )
+
+pytestmark = pytest.mark.usefixtures("no_finalizers")
 
 
 class Stand:
@@ -132,16 +132,6 @@ DOING: dict[str, tuple[Callable[[Stand], None], Callable[[Stand, object], None]]
     "a restoring": (restore, after_copying),
     "a backup": (backup, after_copying),
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_finalizers() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-    gc.enable()
 
 
 @pytest.mark.parametrize("doing", DOING)

@@ -6,8 +6,7 @@ import gc
 import itertools
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -26,6 +25,8 @@ from mandrake_sessions.database.open_file.lifecycle import FileLifecycle, FileSt
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.open_files import OpenFiles
 from mandrake_sessions.database.pool.slots import Slots, SlotState
+
+pytestmark = pytest.mark.usefixtures("no_finalizers")
 
 
 class Stand:
@@ -64,18 +65,6 @@ DOING: dict[str, Callable[[Stand], Any]] = {
     "the last release": lambda stand: stand.second.release(),
     "the closing of the pool": lambda stand: stand.pool.close(),
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_finalizers() -> Iterator[None]:
-    """Let no finalizer of an earlier test run amidst, and be what is interrupted."""
-    gc.collect()
-    gc.disable()
-    with warnings.catch_warnings():
-        # A handle that was made, and never came to anybody, says so when it is collected.
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-    gc.enable()
 
 
 @pytest.mark.parametrize("doing", DOING)
