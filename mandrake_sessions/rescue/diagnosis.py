@@ -27,13 +27,8 @@ from mandrake_sessions.database.file_format import (
     page_size_of,
 )
 from mandrake_sessions.database.files import owner
-from mandrake_sessions.database.files.atomic import (
-    BEFORE,
-    BEFORE_BYTES,
-    DAMAGED,
-    DAMAGED_BYTES,
-    leftovers,
-)
+from mandrake_sessions.database.files.atomic import BEFORE, BEFORE_BYTES, leftovers
+from mandrake_sessions.database.files.kept import left_names, prefix_of
 from mandrake_sessions.database.files.pages import Pages, open_pages
 from mandrake_sessions.database.files.paths import ASIDE, identify, may_write, real_path
 from mandrake_sessions.database.files.raw import states_of
@@ -92,6 +87,7 @@ class _Diagnosis:
         self._full = full
         self._size = 0
         self._users = Users(frozenset(), None, False)
+        self._left_names: list[Path] = []
 
     def run(self) -> list[HealthCheck]:
         checks = [self._file()]
@@ -101,6 +97,7 @@ class _Diagnosis:
             return [*checks, *around, self._disk(), self._sqlite()]
         self._size = self._path.stat().st_size
         self._users = find_users(self._path)
+        self._left_names = left_names(self._path, remove=False)
         checks += [
             self._folder(),
             self._sqlite(),
@@ -220,8 +217,9 @@ class _Diagnosis:
 
     def _set_aside(self) -> HealthCheck:
         wal = wal_of(self._path)
-        marks = (sidecar(wal, ASIDE, 36).name, sidecar(self._path, DAMAGED, DAMAGED_BYTES).name)
-        names = self._names(lambda name: name.startswith(marks))
+        marks = (sidecar(wal, ASIDE, 36).name, prefix_of(self._path))
+        left = {each.name for each in self._left_names}
+        names = self._names(lambda name: name.startswith(marks) and name not in left)
         if not names:
             kept = [name for name in self._copies() if self._path.with_name(name).exists()]
             detail = f"kept from before a migration: {listed(kept)}" if kept else ""
@@ -242,14 +240,17 @@ class _Diagnosis:
 
     def _partials(self) -> HealthCheck:
         left = leftovers(self._path)
-        if not left:
-            return HealthCheck("partial_files", OK)
         size = readable_size(sum(each.size for each in left))
-        names = listed([each.path.name for each in left])
+        found = [f"{listed([each.path.name for each in left])}, {size}"] if left else []
+        if self._left_names:
+            names = listed([each.name for each in self._left_names])
+            found.append(f"{names}, the database itself under a second name")
+        if not found:
+            return HealthCheck("partial_files", OK)
         return HealthCheck(
             "partial_files",
             DEGRADED,
-            f"left by a process that was killed: {names}, {size}",
+            f"left by a process that was killed: {'; '.join(found)}",
             "Delete them, or open the database once: that deletes them too.",
         )
 

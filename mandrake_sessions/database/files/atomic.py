@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import apsw
 
 from mandrake_sessions.concurrency.blocks import block
-from mandrake_sessions.database.files import owner
+from mandrake_sessions.database.files import kept, owner
 from mandrake_sessions.database.files.creation import sync_folder
 from mandrake_sessions.database.sidecars import JOURNAL, SHM, WAL, sidecar, sidecar_name
 
@@ -29,12 +29,6 @@ BEFORE: Final = ".before-"
 
 BEFORE_BYTES: Final = 16 + len(_MARK) + _DIGITS + _OWNER_BYTES
 """The most bytes that follow it, while the copy is made."""
-
-DAMAGED: Final = ".damaged-"
-"""A part of the name under which a restore keeps a damaged file."""
-
-DAMAGED_BYTES: Final = 36 + len(JOURNAL)
-"""The bytes that follow it: an id, and the longest of SQLite's suffixes."""
 
 _PARTIAL: Final = re.compile(
     r"(.+\.partial-[0-9a-f]{16})(?:-wal|-shm|-journal|-owner-([0-9a-f-]{36}))?"
@@ -118,11 +112,6 @@ def is_partial(partial: Path, path: Path) -> bool:
     return partial.name.startswith(_prefix_of(path))
 
 
-def is_kept(kept: Path, path: Path) -> bool:
-    """Return whether a restore keeps the earlier file of ``path`` under a name."""
-    return kept.name.startswith(sidecar(path, DAMAGED, DAMAGED_BYTES).name)
-
-
 def _prefix_of(path: Path) -> str:
     return sidecar_name(path, _MARK, _DIGITS + _OWNER_BYTES)
 
@@ -135,7 +124,8 @@ def leftovers(path: Path) -> list[Leftover]:
 def tidy(path: Path) -> None:
     """Remove the leftovers of killed processes in the folder of a database.
 
-    These are unfinished files of any database in the folder, and the claims of this database.
+    These are unfinished files of any database in the folder, and the claims and the second names
+    of this database.
 
     Args:
         path: the real path of the database.
@@ -147,17 +137,18 @@ def tidy(path: Path) -> None:
         left.remove()
     for id in owner.ids_among(names, path):
         owner.forget(path, id)
+    kept.left_names(path, names, remove=True)
 
 
 def _candidate_names(path: Path) -> list[str]:
-    """Return the names in the folder that may be claims or unfinished files."""
-    owners = owner.prefix_of(path)
+    """Return the names in the folder that may be unfinished files, claims or kept files."""
+    others = (owner.prefix_of(path), kept.prefix_of(path))
     with contextlib.suppress(OSError):
         # One expression is the fastest form: a folder may hold ten thousand names.
         return [
             name
             for name in os.listdir(os.path.dirname(path))
-            if _MARK in name or name.startswith(owners)
+            if _MARK in name or name.startswith(others)
         ]
     return []
 

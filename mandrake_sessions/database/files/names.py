@@ -20,9 +20,9 @@ import apsw
 
 from mandrake_sessions.concurrency.blocks import closing
 from mandrake_sessions.database.error_codes import translate_os
-from mandrake_sessions.database.files.atomic import is_kept, is_partial, tidy
+from mandrake_sessions.database.files.atomic import is_partial, tidy
+from mandrake_sessions.database.files.kept import is_kept, renamed_sidecars
 from mandrake_sessions.database.files.mounts import naming_of
-from mandrake_sessions.database.files.own_wal import has_wal
 from mandrake_sessions.database.retry import FileBudget, pace, pause
 from mandrake_sessions.errors import DatabaseNamesError
 from mandrake_sessions.options import DatabaseOptions
@@ -43,12 +43,13 @@ _PLACING: Final = 1.0
 _OVERRIDE: Final = "DatabaseOptions(allow_other_names=True) opens it nevertheless"
 
 
-def require_home(path: Path, options: DatabaseOptions) -> None:
+def require_home(path: Path, options: DatabaseOptions, *, tidying: bool = True) -> None:
     """Check, before SQLite opens a file, that its WAL belongs to this name.
 
     Args:
         path: the real path of the file, which exists.
         options: the options of the opening.
+        tidying: whether names that killed processes have left are removed.
 
     Raises:
         DatabaseNamesError: the WAL belongs to another name, or that cannot be known.
@@ -69,14 +70,15 @@ def require_home(path: Path, options: DatabaseOptions) -> None:
         )
     if naming.links == 1:
         return
-    has_one_name = _has_one_name(path)
-    kept = _kept_with_its_wal(path)
-    if kept is not None:
+    has_one_name = _has_one_name(path, tidying=tidying)
+    renamed = renamed_sidecars(path, _other_names(path))
+    if renamed:
+        moves = " && ".join(f"mv {now.name} {was.name}" for now, was in renamed.items())
         raise DatabaseNamesError(
-            f"A restore was interrupted after it had renamed the WAL to {kept.name}-wal. Restore "
-            f"again; or, to keep the earlier content, mv {kept.name}-wal {path.name}-wal.",
+            f"A restore was interrupted after it had renamed the WAL to {min(renamed).name}. "
+            f"Restore again; or, to keep the earlier content, {moves}.",
             kind="interrupted restore",
-            others=(kept,),
+            others=tuple(each for each in _other_names(path) if is_kept(each, path)),
             path=path,
             operation="open",
         )
@@ -142,7 +144,7 @@ def _read_home(path: Path, options: DatabaseOptions) -> str | None:
     return None
 
 
-def _has_one_name(path: Path) -> bool:
+def _has_one_name(path: Path, *, tidying: bool) -> bool:
     """Return whether all other names of a file are temporary ones of this library.
 
     The thread waits for a process that gives the file its name, and removes the leftovers of a
@@ -150,26 +152,18 @@ def _has_one_name(path: Path) -> bool:
     it is kept.
     """
     budget = FileBudget(_PLACING)
-    tidy(path)
-    while _kept_with_its_wal(path) or any(is_partial(each, path) for each in _other_names(path)):
+    while True:
+        if tidying:
+            tidy(path)
+        others = _other_names(path)
+        is_placed = tidying and any(is_partial(each, path) for each in others)
+        if not (is_placed or renamed_sidecars(path, others)):
+            break
         if not pause(budget.deadline, pace(budget.started)):
             break
-        tidy(path)
-    kept = sum(is_kept(each, path) for each in _other_names(path))
-    return os.stat(path).st_nlink - kept == 1
-
-
-def _kept_with_its_wal(path: Path) -> Path | None:
-    """Return the name under which a restore keeps the file, if the restore has moved the WAL.
-
-    The restore is about to replace the file. If it was killed, the file without its WAL is older.
-    """
-    if has_wal(path):
-        return None
-    for each in _other_names(path):
-        if is_kept(each, path) and has_wal(each):
-            return each
-    return None
+    temporary = (is_kept,) if tidying else (is_kept, is_partial)
+    known = sum(any(each(other, path) for each in temporary) for other in _other_names(path))
+    return os.stat(path).st_nlink - known == 1
 
 
 def _other_names(path: Path) -> tuple[Path, ...]:

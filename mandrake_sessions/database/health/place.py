@@ -49,7 +49,7 @@ def check_place(path: Path) -> list[HealthCheck]:
 def _check_names(path: Path) -> HealthCheck:
     """Check that the file would not be refused for another name."""
     try:
-        require_home(path, DatabaseOptions())
+        require_home(path, DatabaseOptions(), tidying=False)
         require_one_view(path)
     except DatabaseNamesError as error:
         others = ", ".join(str(other) for other in error.others)

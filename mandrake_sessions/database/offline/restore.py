@@ -1,7 +1,7 @@
-"""Puts a backup in the place of a database: all of it or nothing, when nobody has it open.
+"""Puts a backup in the place of a database: all of it or nothing, when no process has it open.
 
-The copy is checked and stamped beside the target and then renamed. The database that was there is
-whole by then: SQLite finds a log by its name, and would replay an old one into the new file.
+The copy is checked and stamped next to the target and then renamed. The earlier database is whole
+by then: SQLite finds a WAL by its name, and would replay an old one into the new file.
 """
 
 from __future__ import annotations
@@ -21,15 +21,9 @@ from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.error_codes import primary_code, translate
 from mandrake_sessions.database.file_format import SMALLEST_PAGE
 from mandrake_sessions.database.files import owner
-from mandrake_sessions.database.files.atomic import (
-    DAMAGED,
-    is_kept,
-    merge_wal,
-    partial_file,
-    replace,
-    sync_file,
-)
+from mandrake_sessions.database.files.atomic import merge_wal, partial_file, replace, sync_file
 from mandrake_sessions.database.files.creation import clear_name, folder_lock, make_folder
+from mandrake_sessions.database.files.kept import KEPT_SUFFIXES, name_for
 from mandrake_sessions.database.files.names import HOME
 from mandrake_sessions.database.files.own_wal import has_wal, require_needed_wal, require_own_wal
 from mandrake_sessions.database.files.pages import open_pages
@@ -47,9 +41,7 @@ from mandrake_sessions.database.migrations.installing import marks
 from mandrake_sessions.database.offline.exclusive import DAMAGE, alone, alone_with_damaged
 from mandrake_sessions.database.retry import FileBudget
 from mandrake_sessions.database.sidecars import (
-    JOURNAL,
     SHM,
-    WAL,
     journal_of,
     shm_of,
     sidecar,
@@ -66,13 +58,11 @@ from mandrake_sessions.errors import (
     StaleLogError,
     UnrecognizedDatabaseError,
 )
-from mandrake_sessions.ids import new_id
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.tables import APPLICATION_ID
 
 _OPERATION: Final = "restore"
 _ATTEMPTS: Final = 3
-_LOGS: Final = (WAL, JOURNAL)
 
 
 def require_backup(backup: str | os.PathLike[str], path: Path) -> Path:
@@ -93,10 +83,10 @@ def require_backup(backup: str | os.PathLike[str], path: Path) -> Path:
 
 
 def restore(source: Path, path: Path, patience: float, *, overwrite: bool) -> None:
-    """Put a backup in the place of a database; nobody in this process has that open.
+    """Put a backup in the place of a database; no caller in this process has that open.
 
-    The backup stays as it is. The new file gets a stamp of its own, so that nobody takes it for
-    the one that was there.
+    The backup stays as it is. The new file gets a stamp of its own, so that no process takes
+    it for the earlier one.
 
     Args:
         source: as ``require_backup`` gave it.
@@ -124,7 +114,7 @@ def restore(source: Path, path: Path, patience: float, *, overwrite: bool) -> No
                 _require_room(path, overwrite=overwrite)
                 # Before the new file: afterwards another process could claim it.
                 owner.forget_all(path)
-                # What was not there is not ours to replace: it came this moment.
+                # A file that came after the check is not replaced.
                 replace(partial, path, overwrite=is_there)
     except FileExistsError:
         _require_room(path, overwrite=False)
@@ -245,7 +235,7 @@ def _alone(path: Path, budget: Budget) -> Iterator[bool]:
     identity = identify(path)
     if identity is None:
         with folder_lock(path.parent):
-            # Who has made one this moment keeps it, and its log: ours is refused.
+            # A process that has made one meanwhile keeps it, with its WAL.
             if identify(path) is None:
                 journal = journal_of(path)
                 set_aside(journal, aside_of(journal))
@@ -282,7 +272,7 @@ def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
             raise translate(error, path, _OPERATION, raw=connection.raw) from error
         if not _is_sound(connection):
             _keep(path)
-        for suffix in (*_LOGS, SHM):
+        for suffix in (*KEPT_SUFFIXES, SHM):
             sidecar(path, suffix).unlink(missing_ok=True)
         yield
 
@@ -298,7 +288,7 @@ def _require_own_wal(path: Path, connection: Connection) -> None:
 
 
 def _is_sound(connection: Connection) -> bool:
-    """Whether a database is one of ours, or empty, that this version can use.
+    """Return whether a database is the library's, or empty, and this version can use it.
 
     SQLite's quick check takes its time, and is not interrupted.
     """
@@ -326,7 +316,7 @@ def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
     """Lock a file that cannot be opened any more, and keep it with its log under another name."""
     with alone_with_damaged(path, identity, budget, _OPERATION):
         aside = _keep(path)
-        for suffix in _LOGS:
+        for suffix in KEPT_SUFFIXES:
             set_aside(sidecar(path, suffix), Path(f"{aside}{suffix}"))
         shm_of(path).unlink(missing_ok=True)
         yield
@@ -334,18 +324,12 @@ def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
 
 def _keep(path: Path) -> Path:
     """Give a damaged file another name, so that it stays when the new one gets this one."""
-    aside = sidecar(path, f"{DAMAGED}{new_id()}", len(JOURNAL))
+    aside = name_for(path)
     try:
-        os.link(path, aside)
+        if not aside.exists():
+            os.link(path, aside)
     except OSError:
         # A file system without links.
         os.rename(path, aside)
     get_logger(__name__).warning("database_set_aside", path=str(path), aside=str(aside))
     return aside
-
-
-def kept_files(path: Path) -> set[Path]:
-    """Return the damaged files that restoring has kept beside ``path``, with their logs."""
-    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
-        return {path.with_name(entry.name) for entry in entries if is_kept(Path(entry.name), path)}
-    return set()
