@@ -1,4 +1,4 @@
-"""Which revision a database is at, and whether that is this version's: two reads of first pages.
+"""Reads the revision of a database, and brings it to that of this version.
 
 A fresh file is installed from compiled texts. Alembic and SQLAlchemy are imported only for a
 database that is at another revision.
@@ -22,11 +22,11 @@ from mandrake_sessions.tables import APPLICATION_ID, HEAD
 _OPERATION = "migrate"
 
 STORED_REVISIONS: Final = "SELECT CAST(version_num AS BLOB) FROM alembic_version"
-"""Reads them as bytes, whatever these are; ``revision_of`` takes one."""
+"""Reads the revisions as bytes, also damaged ones; ``revision_of`` decodes one."""
 
 
 def revision_of(stored: object) -> str:
-    """Return a revision that ``STORED_REVISIONS`` has read; damage makes it an unknown one."""
+    """Return a revision that ``STORED_REVISIONS`` has read; a damaged one becomes unknown."""
     return stored.decode(errors="replace") if isinstance(stored, bytes) else str(stored)
 
 
@@ -37,7 +37,7 @@ def current(connection: Connection) -> str | None:
         DatabaseError: it cannot be read.
     """
     try:
-        # Both come in the same transaction: with our id there is the table.
+        # One transaction makes both, so a file with the application id has the table.
         if connection.value("PRAGMA application_id") != APPLICATION_ID:
             return None
         return _stored_revision(connection)
@@ -53,7 +53,7 @@ def _stored_revision(connection: Connection) -> str | None:
 def is_at_head(connection: Connection) -> bool:
     """Return whether an opened database has the schema of this version.
 
-    Its id is not asked again: opening it has found it to be ours, or without any table.
+    The application id was checked at the opening: the file is this library's, or has no table.
 
     Raises:
         DatabaseError: it cannot be read.
@@ -61,7 +61,7 @@ def is_at_head(connection: Connection) -> bool:
     try:
         return _stored_revision(connection) == HEAD
     except apsw.SQLError:
-        # No such table yet, or no more.
+        # The table does not exist, or no longer.
         return False
     except apsw.Error as error:
         raise translate(error, connection.path, _OPERATION, raw=connection.raw) from error
@@ -72,7 +72,7 @@ def bring_to_head(connection: Connection, budget: Budget) -> None:
 
     Raises:
         SchemaTooNewError: it is at a revision that this version does not know.
-        MigrationError: and what else ``install`` and ``migrate.upgrade`` raise.
+        MigrationError: or another error of ``install`` or ``migrate.upgrade``.
     """
     if not is_at_head(connection):
         _migrate(connection, budget)
@@ -82,7 +82,7 @@ def bring_to_head(connection: Connection, budget: Budget) -> None:
 def _migrate(connection: Connection, budget: Budget) -> None:
     if is_fresh(connection):
         install(connection, budget)
-    # Not what was installed: another process may have been first, and of another version.
+    # Read again: another process, perhaps of another version, may have installed its schema first.
     revision = current(connection)
     if revision == HEAD:
         return
@@ -95,7 +95,7 @@ def _migrate(connection: Connection, budget: Budget) -> None:
 
 
 def require_head(connection: Connection) -> None:
-    """Make sure that a database that is only read has the schema of this version.
+    """Check that a database that is only read has the schema of this version.
 
     Raises:
         SchemaTooNewError: it was written by a newer version.

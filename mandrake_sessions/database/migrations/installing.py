@@ -1,7 +1,7 @@
 """Makes a fresh file a database of this version from compiled texts, without Alembic.
 
-So a frozen program, a zip and a process that may not read its own folder any more make new files
-too. What migrations make is the same; ``revisions`` marks their new files with what stands here.
+So frozen programs, zip files and processes that may no longer read their own folder can make new
+files too. Migrations make the same schema; ``revisions`` marks their new files with ``marks``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _IS_FRESH: Final = (
 
 
 def is_fresh(connection: Connection) -> bool:
-    """Return whether a file has neither a table nor a mark: it never was a database.
+    """Return whether a file has neither a table nor a mark, so that it never was a database.
 
     Raises:
         DatabaseError: it cannot be read.
@@ -53,21 +53,21 @@ def is_fresh(connection: Connection) -> bool:
 
 
 def install(connection: Connection, budget: Budget) -> None:
-    """Give a fresh file the schema of this version; a file that another process has made stays.
+    """Give a fresh file the schema of this version; leave a file that another process has filled.
 
     Args:
-        connection: the read-write one, with no transaction open; its lease is the caller's.
-        budget: for what others hold.
+        connection: the writer, without an open transaction; the caller must hold its lease.
+        budget: limits the wait for others.
 
     Raises:
         DatabaseBusyError: others held the file until the deadline.
         DatabaseError: the disk is full or the like. Nothing was changed.
-        CommitOutcomeUnknownError: the last moment failed: open it again to see.
+        CommitOutcomeUnknownError: the COMMIT failed: open the file again to see the outcome.
     """
     begin_unmarked(connection, budget, _OPERATION)
     connection.interruptible = False
     try:
-        # Another process may have made it meanwhile.
+        # Another process may have filled it meanwhile.
         if not is_fresh(connection):
             return
         _fill(connection.execute, connection.path)
@@ -79,13 +79,13 @@ def install(connection: Connection, budget: Budget) -> None:
 
 
 def settle(connection: Connection, budget: Budget) -> None:
-    """Copy the schema from the log into the file, unless it is there.
+    """Copy the schema from the WAL into the file, unless the file has it.
 
-    A file without its log must never look like one that never had anything in it.
+    A file that has lost its WAL must never look like a fresh one.
 
     Args:
         connection: as for ``install``.
-        budget: for other processes that copy or read; one that reads for long is not waited for.
+        budget: limits the wait for other processes that copy or read, which is also at most 1 s.
 
     Raises:
         DatabaseError: the disk is full or the like.
@@ -104,7 +104,7 @@ def settle(connection: Connection, budget: Budget) -> None:
 
 
 def image(path: Path) -> bytes:
-    """Return the bytes of a whole new file at a path, each time with marks of its own."""
+    """Return the bytes of a whole new file for a path, each time with new marks."""
     template, marked = _template()
     content = bytearray(template)
     pragmas, facts = marks(path)
@@ -118,9 +118,9 @@ def image(path: Path) -> bytes:
 
 @functools.cache
 def _template() -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """Return the bytes of a new file, and where those facts stand that each file has anew.
+    """Return the bytes of a new file, and the positions of the facts that differ in each file.
 
-    They have a fixed length. To make the tables takes ten times as long as to write these.
+    These have a fixed length. Making the tables takes ten times as long as writing the facts.
     """
     raw = apsw.Connection(":memory:")
     try:
@@ -133,7 +133,7 @@ def _template() -> tuple[bytes, dict[str, tuple[int, int]]]:
     content[FORMAT_AT] = WAL_FORMAT
     marked = {}
     for key in ("stamp", "created_at", HOME, KEY):
-        # In a row of ``meta`` the value follows the key.
+        # In a row of ``meta`` the value follows the key directly.
         start = content.index(f"{key}{facts[key]}".encode()) + len(key)
         marked[key] = start, start + len(facts[key].encode())
     return bytes(content), marked
@@ -153,15 +153,15 @@ def _fill(execute: Callable[..., object], path: Path) -> dict[str, str]:
 
 
 def marks(path: Path | None, kept: int = 0) -> tuple[dict[str, int], dict[str, str]]:
-    """Return what makes a new file ours, and itself: pragmas, and the first rows of ``meta``.
+    """Return the marks of a new file: pragmas, and the first rows of ``meta``.
 
-    The stamp distinguishes this file from any other, also from one copied over it: whole in
-    ``meta``, and 31 bits of it in the header, which can be read without the cache.
+    The stamp distinguishes this file from any other, also from one that is copied over it. All of
+    it is in ``meta``, and 31 bits of it in the header, which can be read past the cache.
 
     Args:
-        path: of the file; None where it is not known.
-        kept: those 31 bits of a file that was at base again and stays the same file: until the
-            next checkpoint its header shows them.
+        path: of the file; None if it is not known.
+        kept: the 31 bits of a file that was reverted to base and stays the same file: its header
+            shows them until the next WAL checkpoint.
     """
     stamp = ids.new_stamp()
     in_header = kept or stamp & _HEADER_BITS or 1

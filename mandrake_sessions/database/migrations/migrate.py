@@ -1,6 +1,6 @@
-"""Brings a schema to a revision, inside one BEGIN IMMEDIATE: of eight openers one migrates.
+"""Brings a schema to a revision in one BEGIN IMMEDIATE: of eight processes one migrates.
 
-``head`` says whether there is something to do; only then is this imported.
+``head`` imports this module only if a migration is needed.
 """
 
 from __future__ import annotations
@@ -77,21 +77,21 @@ def upgrade(
     *,
     scripts: Path | None = None,
 ) -> None:
-    """Bring a database up to a revision; if it is there already, nothing happens.
+    """Bring a database up to a revision; do nothing if it has that revision already.
 
     Args:
-        connection: the read-write one, with no transaction open; its lease is the caller's.
-        budget: for what others hold. The steps themselves take the time they take: a large table
-            that is rebuilt for longer could otherwise never be opened again.
-        revision: as Alembic names it; ``head`` of our scripts is the one of this version.
-        scripts: the folder of the migration scripts; None for ours.
+        connection: the writer, without an open transaction; the caller must hold its lease.
+        budget: limits the wait for others. The steps themselves have no limit: otherwise a file
+            with a large table, whose rebuild takes longer, could never be opened again.
+        revision: as Alembic names it; ``head`` of the library's scripts is that of this version.
+        scripts: the folder of the migration scripts; None for the library's own.
 
     Raises:
         SchemaTooNewError: the database is at a revision that the scripts do not know.
-        MigrationError: a step failed; the ``__cause__`` says why. Nothing was changed.
+        MigrationError: a step failed; the ``__cause__`` is the reason. Nothing was changed.
         DatabaseBusyError: others held the database until the deadline.
-        DatabaseError: the disk is full, the file damaged or the like. Nothing was changed.
-        CommitOutcomeUnknownError: the last moment failed: open it again to see.
+        DatabaseError: the disk is full, the file is damaged or the like. Nothing was changed.
+        CommitOutcomeUnknownError: the COMMIT failed: open the file again to see the outcome.
     """
     _migrate(connection, budget, "upgrade", revision, scripts)
 
@@ -99,7 +99,7 @@ def upgrade(
 def downgrade(
     connection: Connection, budget: Budget, revision: str, *, scripts: Path | None = None
 ) -> None:
-    """Bring a database down to a revision, ``base`` for none; else as ``upgrade``."""
+    """Bring a database down to a revision, ``base`` for none; otherwise as ``upgrade``."""
     _migrate(connection, budget, "downgrade", revision, scripts)
 
 
@@ -111,7 +111,7 @@ def offline_sql(direction: Direction, revisions: str = "base:head") -> str:
         revisions: ``from:to``, as Alembic names them.
 
     Raises:
-        MigrationError: there are no such revisions, or a step needs a database to look at.
+        MigrationError: the revisions do not exist, or a step has to read a database.
     """
     start, _, end = revisions.partition(":")
     buffer = io.StringIO()
@@ -136,7 +136,7 @@ def _migrate(
     with migrating(connection, budget) as borrowed:
         if is_to_this_version:
             revision = HEAD
-        # Not by Alembic's commands: they put another global, ``alembic.context``, under us.
+        # Not by Alembic's commands, which replace the global ``alembic.context``.
         environment = make_environment(direction, revision, scripts)
         run_migrations(environment, borrowed, budget)
         if is_to_this_version:
@@ -144,10 +144,10 @@ def _migrate(
 
 
 def _require_schema(connection: Connection) -> None:
-    """Make sure, before the COMMIT, that what the scripts have made is what this code works with.
+    """Check, before the COMMIT, that the scripts have made the schema of this version.
 
     Raises:
-        MigrationError: they are those of another version.
+        MigrationError: the scripts are those of another version.
     """
     columns: dict[str, list[str]] = {table: [] for table in TABLES}
     for table, column in connection.query_all(_COLUMNS):
@@ -170,7 +170,7 @@ def _require_schema(connection: Connection) -> None:
 
 @block
 def migrating(connection: Connection, budget: Budget) -> Iterator[sqlalchemy.Connection]:
-    """Lend a connection for one migration, in one transaction; raises what ``upgrade`` does.
+    """Lend a connection for one migration, in one transaction; raise the errors of ``upgrade``.
 
     Foreign keys are off, and checked before COMMIT if a step was made.
     """
@@ -186,7 +186,7 @@ def migrating(connection: Connection, budget: Budget) -> Iterator[sqlalchemy.Con
                     raise_number(connection.execute)
     except BaseException as error:
         if run.backup is not None and not isinstance(error, CommitOutcomeUnknownError):
-            # The file is as it was: it is its own backup.
+            # The file is unchanged, so the backup is not needed.
             run.backup.unlink(missing_ok=True)
         if not isinstance(error, Exception):
             raise
@@ -200,10 +200,10 @@ def migrating(connection: Connection, budget: Budget) -> Iterator[sqlalchemy.Con
 def migrating_file(path: str, *, create: bool) -> Iterator[sqlalchemy.Connection]:
     """Lend a connection to the file at ``path`` for one migration, for the ``alembic`` command.
 
-    The connection is a new one, also when a pool of this process has the file open: APSW is the
-    only SQLite here, so its close takes nothing from the pool's connection, and the two meet in
-    SQLite as two processes do. The pool itself cannot lend a file at another revision: opening
-    brings it to head.
+    The connection is always a new one. If a pool of this process has the file open, closing the
+    new connection drops no lock of the pool's, because APSW is the only SQLite here; the two
+    connections exclude each other as those of two processes do. The pool itself cannot lend a file
+    at another revision, because opening a file brings it to head.
 
     Args:
         path: of the database.
@@ -211,7 +211,7 @@ def migrating_file(path: str, *, create: bool) -> Iterator[sqlalchemy.Connection
 
     Raises:
         DatabaseOpenError: the file cannot be opened.
-        MigrationError: and what else ``upgrade`` raises.
+        MigrationError: or another error of ``upgrade``.
     """
     options = DatabaseOptions()
     budget = FileBudget(options.busy_timeout)
@@ -225,7 +225,7 @@ def migrating_file(path: str, *, create: bool) -> Iterator[sqlalchemy.Connection
         with migrating(connection, budget) as borrowed:
             yield borrowed
     finally:
-        # The migration is stored or is not, whatever goes wrong with closing.
+        # An error of closing does not change the outcome of the migration.
         with contextlib.suppress(apsw.Error):
             connection.close()
 
@@ -243,9 +243,9 @@ def _require_references(connection: Connection, borrowed: sqlalchemy.Connection)
 
 
 def _meaning(error: Exception, connection: Connection) -> DatabaseError:
-    """Return the typed error for what ended a migration.
+    """Return the typed error for an error that ended a migration.
 
-    A full disk or a damaged file is not the migration's fault and keeps its own error.
+    A full disk or a damaged file is no failure of the migration and keeps its own error.
     """
     typed = typed_cause(error)
     if isinstance(typed, _NOT_THE_MIGRATIONS_FAULT):

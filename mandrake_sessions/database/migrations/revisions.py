@@ -1,6 +1,6 @@
-"""What Alembic runs and how: our scripts, looked at before the first step, one thread at a time.
+"""Runs Alembic with the library's scripts: checks the steps first, one thread at a time.
 
-``migrate`` brings the transaction; ``migrations/env.py`` comes by here too.
+``migrate`` makes the transaction; ``migrations/env.py`` uses this module too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OPERATION = "migrate"
 _PACKAGE = Path(__file__).parents[2]
 _PACKAGED_SCRIPTS = _PACKAGE / "migrations"
 _CHECKOUT_SCRIPTS = _PACKAGE.parent / "migrations"
-# Nobody writes meanwhile, so a backup before a migration ends; this is only not for ever.
+# No other process writes during a backup before a migration, so it ends long before this.
 _BACKUP_SECONDS = 3600.0
 # In the ``info`` of the SQLAlchemy connection.
 RUN = "mandrake_sessions.migration"
@@ -64,14 +64,14 @@ class _Environment(Protocol):
 
 
 class _Alembic:
-    """Whose turn it is: ``alembic.op`` is one for the process, and pools open files in parallel."""
+    """The lock for Alembic: pools open files in parallel, but a process has one ``alembic.op``."""
 
     def __init__(self) -> None:
-        self.turn = threading.Lock()
+        self.lock = threading.Lock()
 
     def in_child(self) -> None:
         # A thread that only the parent has may have held it.
-        self.turn = threading.Lock()
+        self.lock = threading.Lock()
 
 
 _alembic = _Alembic()
@@ -79,7 +79,7 @@ after_fork(_alembic.in_child)
 
 
 class Run:
-    """What one migration does, for who has to clean up after it.
+    """The progress of one migration, for the clean-up after it.
 
     Attributes:
         steps: how many scripts it runs.
@@ -94,7 +94,7 @@ class Run:
 def make_environment(
     direction: Direction, revision: str, scripts: Path | None, **context: Any
 ) -> EnvironmentContext:
-    """Return Alembic's environment for going to a revision, without Alembic's globals."""
+    """Return Alembic's environment for a migration to a revision, without Alembic's globals."""
     with late_import:
         from alembic.config import Config
         from alembic.runtime.environment import EnvironmentContext
@@ -110,16 +110,16 @@ def make_environment(
 
 
 def script_location() -> Path:
-    """Return the folder of our migration scripts: inside the package in a wheel, else beside it."""
-    # Not Path.is_dir: it raises where a process may not look any more.
+    """Return the folder of the migration scripts: in the package of a wheel, else next to it."""
+    # Not Path.is_dir, which raises if the process may no longer search the folder.
     return _PACKAGED_SCRIPTS if os.path.isdir(_PACKAGED_SCRIPTS) else _CHECKOUT_SCRIPTS
 
 
 def _complete_scripts() -> Path:
-    """Return the folder of our migration scripts, with one for each revision of this version.
+    """Return the folder of the migration scripts, which has one for each revision of this version.
 
     Raises:
-        MigrationError: they are not where this installation should have them.
+        MigrationError: this installation lacks scripts.
     """
     folder = script_location()
     found = set(scripts_in_order()) if os.path.isdir(folder / "versions") else set()
@@ -135,7 +135,7 @@ def _complete_scripts() -> Path:
 
 
 def scripts_in_order() -> list[str]:
-    """Return the revisions of the migration scripts, the first one first."""
+    """Return the revisions of the migration scripts, the oldest one first."""
     with late_import:
         from alembic.script import ScriptDirectory
 
@@ -144,18 +144,18 @@ def scripts_in_order() -> list[str]:
 
 
 def options() -> dict[str, Any]:
-    """Return how every migration context is configured."""
+    """Return the configuration of every migration context."""
     return {
         "target_metadata": metadata,
         "render_as_batch": True,
-        # True of SQLite, and of our dialect, which begins by itself.
+        # SQLite supports it, and the library's dialect begins the transaction itself.
         "transactional_ddl": True,
         "on_version_apply": _mark_new_file,
     }
 
 
 def write_sql(environment: _Environment, **configuration: Any) -> None:
-    """Write what an environment is for as SQL, instead of running it."""
+    """Write the steps of an environment as SQL, instead of running them."""
     environment.configure(
         dialect_name="mandrake",
         dialect_opts={"paramstyle": "named"},
@@ -163,53 +163,53 @@ def write_sql(environment: _Environment, **configuration: Any) -> None:
         **options(),
         **configuration,
     )
-    # Inside the transaction the pragma does nothing.
+    # Before the transaction, in which the pragma has no effect.
     environment.static_output("PRAGMA foreign_keys=OFF;")
-    with _alembic_turn(FileBudget(DatabaseOptions().busy_timeout)), environment.begin_transaction():
+    with _alembic_lock(FileBudget(DatabaseOptions().busy_timeout)), environment.begin_transaction():
         environment.run_migrations()
 
 
 def run_migrations(
     environment: _Environment, borrowed: sqlalchemy.Connection, budget: Budget | None = None
 ) -> None:
-    """Run what an environment is for, over a lent connection, whose transaction it joins.
+    """Run the steps of an environment in the transaction of a lent connection.
 
     Args:
-        environment: with the steps it is for.
-        borrowed: what ``migrating`` has lent.
-        budget: for other threads' migrations; None for the default of a database.
+        environment: has the steps.
+        borrowed: the connection that ``migrating`` has lent.
+        budget: limits the wait for migrations of other threads; None for a database's default.
 
     Raises:
-        DatabaseOpenError: the connection is not one of ours.
+        DatabaseOpenError: the connection is not one that this library lends.
         DatabaseBusyError: other threads took longer.
         SchemaTooNewError: the database is at a revision that the scripts do not know.
         MigrationError: a table would be rebuilt with foreign keys on.
     """
     lent_connection(borrowed)
     environment.configure(connection=borrowed, **options())
-    # Whoever made the environment, the steps are looked at before the first one is made.
+    # The steps of every environment, also of a host's, are checked before the first one runs.
     steps = environment.get_context().opts["fn"]
     environment.configure(connection=borrowed, fn=_checked(steps), **options())
     budget = budget or FileBudget(DatabaseOptions().busy_timeout)
-    with _alembic_turn(budget), environment.begin_transaction():
+    with _alembic_lock(budget), environment.begin_transaction():
         environment.run_migrations()
 
 
 @block
-def _alembic_turn(budget: Budget) -> Iterator[None]:
+def _alembic_lock(budget: Budget) -> Iterator[None]:
     """Wait until no other thread uses Alembic.
 
-    Taken inside the transaction, so that who waits for another process holds nobody else up.
+    Taken inside the transaction, so that a thread that waits for another process delays no other.
     """
-    turn = _alembic.turn
-    if not turn.acquire(timeout=budget.left()):
+    lock = _alembic.lock
+    if not lock.acquire(timeout=budget.left()):
         raise DatabaseBusyError(
             phase="queue", waited=monotonic() - budget.started, operation=_OPERATION
         )
     try:
         yield
     finally:
-        turn.release()
+        lock.release()
 
 
 def _checked(steps: _Steps) -> _Steps:
@@ -226,8 +226,8 @@ def _checked(steps: _Steps) -> _Steps:
         if heads and any(_rebuilds_tables(step) for step in planned):
             if connection.value("PRAGMA foreign_keys"):
                 raise MigrationError(
-                    "Foreign keys are on, and rebuilding a table would delete what refers to its "
-                    "rows; take the connection from migrate.migrating().",
+                    "Foreign keys are on, and rebuilding a table would delete the rows that refer "
+                    "to it; take the connection from migrate.migrating().",
                     path=connection.path,
                     operation=_OPERATION,
                 )
@@ -244,17 +244,17 @@ def _rebuilds_tables(step: StampStep) -> bool:
 
 
 def _back_up(connection: Connection, revision: str) -> Path:
-    """Copy the database as it was at BEGIN: nobody else can write now, and nothing is written yet.
+    """Copy the database in its state at BEGIN: no other process can write, and no step has run.
 
-    Before BEGIN, another process could migrate between the look at the revision and the copy. A
-    connection of its own, because SQLite does not copy from one that is writing. A copy that is
-    there already was made before a migration that was stored, and is kept.
+    Before BEGIN, another process could migrate between reading the revision and the copy. The copy
+    uses a connection of its own, because SQLite does not copy from one that is writing. An existing
+    copy was made before a migration that was stored, and is kept.
     """
     named = sidecar(connection.path, BEFORE, BEFORE_BYTES)
     target = Path(f"{named}{revision}")
     number = 1
     while target.exists():
-        # A process killed just when this copy had got its name has left the other name too.
+        # A process that was killed just after it named this copy has left the other name too.
         tidy(target)
         number += 1
         target = Path(f"{named}{revision}-{number}")
@@ -273,7 +273,7 @@ def _back_up(connection: Connection, revision: str) -> Path:
 
 
 def _mark_new_file(ctx: MigrationContext, step: MigrationInfo, **_: object) -> None:
-    """Make a file ours, in the transaction that creates its tables."""
+    """Write the marks of a new file, in the transaction that creates its tables."""
     if step.is_stamp or not step.is_upgrade or step.source_revision_ids:
         return
     kept, path = 0, None

@@ -1,4 +1,4 @@
-"""Opens a database that nobody else has open, and keeps everybody away from it for a block."""
+"""Opens a database that no process has open, and locks out all others for a block."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from mandrake_sessions.errors import (
 )
 
 DAMAGE: Final = (CorruptDatabaseError, NotADatabaseError, DatabaseIOError, StatementError)
-"""What a file that cannot be opened any more answers; the last to a format that SQLite has not."""
+"""The errors of a file that cannot be opened any more; the last one for an unknown format."""
 
 
 @block
 def alone(
     path: Path, identity: Identity, budget: Budget, operation: str, *, journal: str | None = None
 ) -> Iterator[Connection]:
-    """Lend the only connection there is to a database; it must not write but by its log.
+    """Lend the only connection to a database, which may write only through its WAL.
 
-    Every open connection to a WAL database holds a shared lock on it. So whoever gets the
-    exclusive lock is alone; one who opens the file in that moment finds, when the lock is free,
-    whether it has moved.
+    Every open connection to a WAL database holds a shared lock on it. So a connection with the
+    exclusive lock is the only one. A process that opens the file at the same time waits for the
+    lock, and then checks whether the file has moved.
 
     Args:
         path: the real path of the database.
-        identity: of the file that is meant.
+        identity: of the file.
         budget: the time to wait for others.
-        operation: what an error says was being done.
-        journal: the journal mode that it is brought into; None leaves it as it is.
+        operation: for errors.
+        journal: the journal mode to set; None leaves it unchanged.
 
     Raises:
         DatabaseBusyError: another process has it open.
         DatabaseNamesError: another process has it open by another mount.
-        DatabaseMovedError: another file is there by now.
+        DatabaseMovedError: another file has the name now.
         DatabaseError: it cannot be opened or locked; each reason has its own subclass.
     """
     refuse_planted(path)
@@ -64,8 +64,8 @@ def alone(
 
     def lock() -> None:
         connection.query_all("PRAGMA locking_mode=EXCLUSIVE")
-        # The first read opens the log by its name, and in this locking mode keeps the exclusive
-        # lock. The log must not be that of a folder which has come into this one's place.
+        # The first read opens the WAL by its name, and in this locking mode keeps the exclusive
+        # lock. The WAL must not be in a folder that has replaced this one.
         connection.require_in_place(operation)
         connection.query_all("SELECT count(*) FROM sqlite_schema")
         connection.require_in_place(operation)
@@ -78,7 +78,7 @@ def alone(
         connection.deadline = budget.deadline
         raw.set_busy_handler(connection.on_busy)
         retry_busy(lock, budget, path, operation, "open", raw=raw)
-        # Asked of the connection too: its file was found by name.
+        # The connection is checked too, because its file was found by name.
         if connection.has_moved() or identify(path) != identity:
             raise DatabaseMovedError(path=path, operation=operation)
         yield connection
@@ -95,7 +95,7 @@ def alone_with_damaged(
 
     Raises:
         DatabaseBusyError: another process has it open.
-        DatabaseMovedError: another file is there by now.
+        DatabaseMovedError: another file has the name now.
         DatabaseError: it cannot be locked; each reason has its own subclass.
     """
     try:

@@ -34,7 +34,7 @@ _OPERATION = "delete"
 
 
 def remove(path: Path, budget: Budget, *, even_damaged: bool = False) -> None:
-    """Remove a database with its sidecar files; nothing in this process has it open.
+    """Remove a database with its sidecars; this process must not have it open.
 
     Every file is removed from the folder that the database was found in, which stays open: a link
     that comes into its place meanwhile leads to nothing that is removed. A link, or
@@ -43,8 +43,8 @@ def remove(path: Path, budget: Budget, *, even_damaged: bool = False) -> None:
     Args:
         path: its real path.
         budget: the time to wait for other processes.
-        even_damaged: whether the name is known to be a database's: then a file that is
-            no database any more is removed too, and so are the sidecar files of one that is gone.
+        even_damaged: whether the name is known to be a database's; if so, a file that is no longer
+            a database is removed too, and so are the sidecars of a missing one.
 
     Raises:
         DatabaseBusyError: another process has it open; nothing was removed.
@@ -86,24 +86,24 @@ def _remove_from(folder: Folder, path: Path, budget: Budget, *, even_damaged: bo
 
 
 def _is_foreign(path: Path) -> bool:
-    """Return whether a file is marked as another program's; looked at before SQLite opens it."""
+    """Return whether a file is marked as another program's; called before SQLite opens it."""
     try:
         with RawFile(path) as file:
             header = file.read(0, 100)
     except apsw.Error:
         # The lock, taken next, finds the reason.
         return False
-    # One page: a database of this library whose schema is not made yet.
+    # A file with one page may be a database of this library without its schema yet.
     pages = int.from_bytes(header[PAGES_AT], "big")
     application = int.from_bytes(header[APPLICATION_ID_AT], "big")
     if header[:16] != MAGIC or pages <= 1 or application == APPLICATION_ID:
         return False
-    # The mark may be what is damaged: then it has all our tables.
+    # The mark may be damaged: a database of this library has all its tables.
     return not TABLES.keys() <= _tables_in(path)
 
 
 def _tables_in(path: Path) -> set[str]:
-    """Return the names of a database's tables, as far as they can be read and nothing changed."""
+    """Return the readable names of a database's tables, without a change of the file."""
     try:
         return _read_tables(path)
     except apsw.Error:
@@ -126,7 +126,7 @@ def _alone(
     with contextlib.ExitStack() as stack:
         try:
             _require_files(folder, path)
-            # In the mode that it is in: leaving WAL, SQLite would remove the WAL by its name.
+            # The journal mode stays: on leaving WAL mode, SQLite would remove the WAL by its name.
             stack.enter_context(alone(path, identity, budget, _OPERATION))
         except DatabasePathError:
             # Its users have no file open that was put there: SQLite follows no link.
@@ -170,7 +170,7 @@ def _remove_files(folder: Folder, path: Path) -> None:
         if stat.S_ISDIR(mode):
             message = f"{name} is a folder: move it away."
             raise DatabasePathError(message, path=path, operation=_OPERATION)
-    # First those that may be another user's, which the system may not let this process remove: then
+    # First those that may be another user's: if the system does not let this process remove them,
     # every file stays.
     for name, mode in kinds.items():
         if not stat.S_ISREG(mode):

@@ -66,7 +66,7 @@ _ATTEMPTS: Final = 3
 
 
 def require_backup(backup: str | os.PathLike[str], path: Path) -> Path:
-    """Return the real path of the backup that shall be put at ``path``.
+    """Return the real path of the backup for ``path``.
 
     Raises:
         DatabaseMissingError: there is no such file.
@@ -92,11 +92,11 @@ def restore(source: Path, path: Path, patience: float, *, overwrite: bool) -> No
         source: as ``require_backup`` gave it.
         path: the real path of the database; its folders are made if they are missing.
         patience: seconds to wait for other processes that have the database open.
-        overwrite: whether a file that is there is replaced. A damaged one is kept as
-            ``<name>.damaged-…``, with its log.
+        overwrite: whether an existing file is replaced. A damaged one is kept as
+            ``<name>.damaged-…``, with its WAL.
 
     Raises:
-        RestoreError: there is a file, or the backup is damaged or in use.
+        RestoreError: the file exists, or the backup is damaged or in use.
         NotADatabaseError: the backup is not a SQLite database.
         UnrecognizedDatabaseError: it is another program's.
         SchemaTooNewError: it was written by a newer version.
@@ -112,7 +112,7 @@ def restore(source: Path, path: Path, patience: float, *, overwrite: bool) -> No
             sync_file(partial)
             with _alone(path, FileBudget(patience)) as is_there:
                 _require_room(path, overwrite=overwrite)
-                # Before the new file: afterwards another process could claim it.
+                # Before the new file: later another process could claim it.
                 owner.forget_all(path)
                 # A file that came after the check is not replaced.
                 replace(partial, path, overwrite=is_there)
@@ -141,16 +141,16 @@ def _copy(source: Path, partial: Path) -> None:
 
 
 def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
-    """Make sure that the copy can be used, and make it a file of its own."""
+    """Check that the copy is usable, and give it a new stamp."""
     if partial.stat().st_size < SMALLEST_PAGE and not wal_of(partial).exists():
-        # SQLite would take it for an empty one.
+        # SQLite would treat it as empty.
         raise NotADatabaseError(path=source, operation=_OPERATION)
     try:
         raw = apsw.Connection(
             str(partial), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         )
         with closing(raw):
-            # The file may be anybody's.
+            # The file may come from any source, and a schema can run functions.
             raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
             _require_wal(raw, partial, source)
             _require_ours(raw, source)
@@ -165,8 +165,8 @@ def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
                     result_code=apsw.SQLITE_CORRUPT,
                 )
             _stamp(raw, path)
-            # Switched here, the one who opens it needs no rollback journal for that: a process
-            # that waits for the old file would find it by its name.
+            # Set here, so that the first opening needs no rollback journal for it: a process that
+            # waits for the old file would find the journal by its name.
             raw.execute("PRAGMA journal_mode=wal").fetchall()
             merge_wal(raw)
     except apsw.Error as error:
@@ -182,20 +182,23 @@ def _check_and_stamp(partial: Path, source: Path, path: Path) -> None:
 
 
 def _is_rebuilt(raw: apsw.Connection, source: Path, problems: list[str]) -> bool:
-    """Make indexes of the copy anew, as a backup does; two rows may have the same id by now."""
+    """Rebuild indexes of the copy, as a backup does; return whether they were rebuilt.
+
+    False if two rows now have the same id.
+    """
     with contextlib.suppress(apsw.ConstraintError):
         return rebuild_indexes(raw, problems, source)
     return False
 
 
 def _require_wal(raw: apsw.Connection, partial: Path, source: Path) -> None:
-    """Make sure, with the copy, that a log at the backup is its own, and that none is missing."""
+    """Check, with the copy, that the WAL of the backup is its own, and that none is missing."""
     try:
         if has_wal(partial):
             require_own_wal(partial, raw.execute, _OPERATION)
         require_needed_wal(partial, raw.execute, _OPERATION)
     except (StaleLogError, LostLogError) as error:
-        # What a person can do something about is the backup.
+        # The error names the backup, which the user knows, not the copy.
         message = error.message.replace(partial.name, source.name)
         found = type(error)(message, path=source, operation=_OPERATION)
         found.log = wal_of(source)
@@ -218,7 +221,7 @@ def _stamp(raw: apsw.Connection, path: Path) -> None:
     with raw:
         raw.execute(f"PRAGMA user_version = {pragmas['user_version']}")
         raw.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", own.items())
-        # Its log, if it had one, is in it now.
+        # The WAL of the backup, if it had one, is in the copy now.
         make_new(raw.execute)
 
 
@@ -227,10 +230,10 @@ def _stamp(raw: apsw.Connection, path: Path) -> None:
 
 @block
 def _alone(path: Path, budget: Budget) -> Iterator[bool]:
-    """Keep everybody away from the database for a block; nothing of it is in a log then.
+    """Keep every other process away from the database for a block, with an empty WAL.
 
-    Returns:
-        Whether there is one.
+    Yields:
+        Whether there is a database.
     """
     identity = identify(path)
     if identity is None:
@@ -257,14 +260,14 @@ def _alone(path: Path, budget: Budget) -> Iterator[bool]:
 
 @block
 def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
-    """Lock a database out for everybody, with its log in it and gone; a damaged one is kept."""
-    # It stays in WAL mode, or comes into it, for the same reason as the new file.
+    """Lock a database, copy its WAL into it and remove the WAL; a damaged database is kept."""
+    # It stays in WAL mode, or enters it, for the same reason as the new file.
     with alone(path, identity, budget, _OPERATION, journal="wal") as connection:
         if has_wal(path):
             _require_own_wal(path, connection)
         with open_pages(path) as pages:
             if pages.is_wal_damaged:
-                # SQLite would forget what stands behind the damage; salvage would not.
+                # SQLite would drop the frames after the damage; a salvage reads them.
                 raise CorruptDatabaseError(path=path, operation=_OPERATION)
         try:
             merge_wal(connection.raw)
@@ -278,7 +281,7 @@ def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
 
 
 def _require_own_wal(path: Path, connection: Connection) -> None:
-    """Refuse to copy a log into a file that it would damage: both are kept."""
+    """Raise CorruptDatabaseError for a WAL that would damage the file: both are kept."""
     try:
         require_own_wal(path, connection.execute, _OPERATION)
     except StaleLogError as error:
@@ -290,11 +293,11 @@ def _require_own_wal(path: Path, connection: Connection) -> None:
 def _is_sound(connection: Connection) -> bool:
     """Return whether a database is the library's, or empty, and this version can use it.
 
-    SQLite's quick check takes its time, and is not interrupted.
+    SQLite's quick check may take long, and is not interrupted.
     """
     connection.interruptible = False
     raw = connection.raw
-    # The file may be anybody's.
+    # The file may come from any source, and a schema can run functions.
     raw.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
     try:
         if connection.query_all("PRAGMA quick_check(1)") != [("ok",)]:
@@ -313,7 +316,7 @@ def _is_sound(connection: Connection) -> bool:
 
 @block
 def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
-    """Lock a file that cannot be opened any more, and keep it with its log under another name."""
+    """Lock a file that cannot be opened any more, and keep it with its WAL under another name."""
     with alone_with_damaged(path, identity, budget, _OPERATION):
         aside = _keep(path)
         for suffix in KEPT_SUFFIXES:

@@ -1,4 +1,4 @@
-"""A handle as the layers above use it: reads, units of work, claims, pins."""
+"""A handle for the layers above: reads, units, claims, pins."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class FileHandle(DatabaseHandle):
-    """What ``ConnectionPool.acquire`` makes; it implements ``engine.protocols.Handle``.
+    """The class behind ``ConnectionPool.acquire``; it implements ``engine.protocols.Handle``.
 
     Methods that read or write rows take a ``timeout`` in seconds, the budget of the call, and raise
     ``DatabaseBusyError`` when it is used up; None means the ``busy_timeout`` of the database.
@@ -29,7 +29,7 @@ class FileHandle(DatabaseHandle):
 
     @property
     def file(self) -> DatabaseFile:
-        """The open file itself; it stays open for certain only while it is ``pinned``."""
+        """The open file; only a ``pinned`` file is certain to stay open."""
         file = self._open_file()
         if file.is_parked:
             with self.pinned() as file:
@@ -38,23 +38,23 @@ class FileHandle(DatabaseHandle):
 
     @property
     def attachment(self) -> Attachment | None:
-        """What the layers above keep with the open file; None where nothing is open."""
+        """The object of the layers above that lives with the open file; None if there is none."""
         return self._file.attachment
 
     @property
     def owner(self) -> str | None:
-        """The id under which this process has claimed the open file, None before it has."""
+        """The id under which this process has claimed the open file, None before the claim."""
         return self._file.owner
 
     def give_up(self, thread: int) -> None:
-        """Have a thread stop waiting to write, as at its deadline; what it runs is not stopped."""
+        """End a thread's wait to write, as at its deadline; running work is not stopped."""
         self._file.writer.give_up(thread)
 
     def fetch(self, work: ReadUnit[T], operation: str = "fetch", timeout: float | None = None) -> T:
-        """Run a short read and return its result; each statement sees what is committed.
+        """Run a short read and return its result; each statement sees the last commit.
 
         Args:
-            work: called with what reads, in this thread.
+            work: called with a transaction that reads, in this thread.
             operation: names it in errors.
             timeout: seconds for the queue and the work.
         """
@@ -67,7 +67,7 @@ class FileHandle(DatabaseHandle):
             return file.fetch(work, operation, left)
 
     def query(self, work: ReadUnit[T], operation: str = "query", timeout: float | None = None) -> T:
-        """Run a long read in one snapshot, which no writer waits for; otherwise as ``fetch``."""
+        """Run a long read in one snapshot, for which no writer waits; otherwise as ``fetch``."""
         arguments.function("work", work)
         try:
             return self._open_file().read(work, operation, timeout)
@@ -86,10 +86,10 @@ class FileHandle(DatabaseHandle):
         claims: bool = False,
         batch: BatchSource | None = None,
     ) -> T:
-        """Run a unit of writing work and return its result once it is committed.
+        """Run a unit that writes, and return its result once it is committed.
 
-        It may share its COMMIT with units that wait for it, and is called again if that
-        transaction was lost; so it does database work only.
+        It may share its COMMIT with waiting units, and is called again if that transaction was
+        lost; so it must do database work only.
 
         Args:
             work: called with the open transaction; in this thread, unless it is delegable.
@@ -97,12 +97,12 @@ class FileHandle(DatabaseHandle):
             timeout: seconds for the queue, BEGIN and the work.
             delegable: whether the thread that holds the lease may run it for this one. Only for
                 work that takes no lock of its own: that thread's caller could hold it.
-            claims: whether this process's claim on the file must be made before.
-            batch: gives further work of this thread's callers for the same COMMIT.
+            claims: whether this process must claim the file before.
+            batch: gives further units for the same COMMIT.
 
         Raises:
-            DatabaseBusyError: the budget was used up; nothing was stored.
-            CommitOutcomeUnknownError: the COMMIT failed and may have stored it.
+            DatabaseBusyError: the budget was used up; no change was stored.
+            CommitOutcomeUnknownError: the COMMIT failed and may have stored the changes.
         """
         arguments.function("work", work)
         try:
@@ -122,9 +122,9 @@ class FileHandle(DatabaseHandle):
         return self._file.budget(timeout)
 
     def claim(self) -> str:
-        """Return the id of this process's claim on the file, which is made the first time.
+        """Return the id of this process's claim on the file; the first call makes the claim.
 
-        It holds as long as the file is open: for certain inside a scope, or while it is pinned.
+        The claim holds as long as the file is open, which is certain in a scope or while pinned.
         """
         try:
             return self._open_file().claim()
@@ -139,7 +139,7 @@ class FileHandle(DatabaseHandle):
         return PinnedScope(file, pin, timeout, DatabaseFile.read_scope)
 
     def write(self, timeout: float | None = None) -> Block[WriteTransaction]:
-        """Lend a write transaction for a block, which commits alone; else as ``transact``."""
+        """Lend a write transaction with a COMMIT of its own for a block; else as ``transact``."""
         file, pin = self._open_file(), self._pinned(timeout, "write")
         return PinnedScope(file, pin, timeout, DatabaseFile.write_scope)
 
@@ -151,7 +151,7 @@ class FileHandle(DatabaseHandle):
 
         Args:
             operation: for errors.
-            timeout: seconds that opening it may take, where it gave way to others.
+            timeout: seconds that opening a parked file may take.
         """
         with self._pinned(timeout, operation) as (file, _):
             yield file
@@ -170,16 +170,16 @@ class FileHandle(DatabaseHandle):
         return file
 
     def require_writable(self) -> None:
-        """Make sure that the database takes writes, as far as is known; it is not looked at.
+        """Raise an error if the database is known to take no writes; the file is not checked.
 
         Raises:
-            ReadOnlyDatabaseError: it was opened to be read only, or cannot be written.
-            DatabaseError: what else it refuses writes for.
+            ReadOnlyDatabaseError: it was opened with ``read_only``, or cannot be written.
+            DatabaseError: another reason why it refuses writes.
         """
         self._open_file().refusal.require_writable()
 
 
 def file_handle(handle: DatabaseHandle) -> FileHandle:
-    """Return a handle as the layers above use it."""
+    """Return a handle with the type for the layers above."""
     assert isinstance(handle, FileHandle)
     return handle

@@ -1,4 +1,4 @@
-"""One holder's claim on a pooled database: what the layers above work with."""
+"""A holder's access to a pooled database."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ T = TypeVar("T")
 
 
 class DatabaseHandle(Resource):
-    """A claim on an open database, which stays open as long as there is one.
+    """One holder's access to an open database, which stays open as long as it has a handle.
 
-    Where more files are open than may be, one that nobody works with is closed all the same; the
-    handle opens it again when it is used (see ``PoolOptions.max_open``).
+    If too many files are open, a file that no thread uses is closed nevertheless; the handle opens
+    it again at its next use (see ``PoolOptions.max_open``).
 
-    Made by ``ConnectionPool.acquire``. What reads or writes rows takes a ``timeout`` in seconds,
-    the budget of the call, and raises ``DatabaseBusyError`` when it is used up; None means the
-    ``busy_timeout`` of the database. Methods raise ``HandleReleasedError`` after ``release()``,
-    ``ForkedPoolError`` in a forked child, ``DatabaseMovedError`` when the file is not the one
-    that was opened.
+    Made by ``ConnectionPool.acquire``. Methods that read or write rows take a ``timeout`` in
+    seconds, the budget of the call, and raise ``DatabaseBusyError`` when it is used up; None means
+    the ``busy_timeout`` of the database. Methods raise ``HandleReleasedError`` after ``release()``,
+    ``ForkedPoolError`` in a forked child, and ``DatabaseMovedError`` if the path leads to another
+    file than the opened one.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class DatabaseHandle(Resource):
         reopen: Callable[[Slot, Budget, str, object], DatabaseFile],
         *,
         at: str,
-        claim: threading.Lock,
+        reference: threading.Lock,
     ) -> None:
         super().__init__()
         self._slot = slot
@@ -67,9 +67,9 @@ class DatabaseHandle(Resource):
         self._acquired_at = at
         self._pid = current_pid()
         self._is_released = False
-        # Our claim on the file; whoever gets this lock gives it back, once.
-        self._release = claim
-        slot.claims.add(claim)
+        # The reference to the file; the thread that gets this lock releases it, once.
+        self._release = reference
+        slot.references.add(reference)
 
     @property
     def path(self) -> Path:
@@ -78,7 +78,7 @@ class DatabaseHandle(Resource):
 
     @property
     def options(self) -> DatabaseOptions:
-        """How the database was opened."""
+        """The options with which the database was opened."""
         return self._file.options
 
     @property
@@ -108,7 +108,7 @@ class DatabaseHandle(Resource):
         self._file.unpin(key)
 
     def _require_mine(self, parked: FileParkedError) -> None:
-        """Make sure that it is this database that gave way, and not one that ``work`` uses."""
+        """Raise the error again if it is of another database, which ``work`` uses."""
         if parked.path != self._slot.path:
             raise parked
 
@@ -123,7 +123,7 @@ class DatabaseHandle(Resource):
 
         Args:
             timeout: seconds for the queue, BEGIN and the block.
-            read_only: use the connection that only reads, so that no writer waits.
+            read_only: whether to use the connection that only reads, so that no writer waits.
         """
         arguments.flag("read_only", read_only)
         with late_import:
@@ -150,14 +150,14 @@ class DatabaseHandle(Resource):
 
         Args:
             target: the file to make; its folder must exist.
-            overwrite: whether a file that is there is replaced.
+            overwrite: whether an existing file is replaced.
             timeout: seconds.
 
         Returns:
             The path of the copy.
 
         Raises:
-            BackupError: the target exists, or the copy did not pass its check; nothing is left.
+            BackupError: the target exists, or the copy did not pass its check; no copy is left.
         """
         from mandrake_sessions.database.connection.backup import back_up
 
@@ -177,15 +177,15 @@ class DatabaseHandle(Resource):
     def health(
         self, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
     ) -> HealthReport:
-        """Look at the database without changing it.
+        """Check the database without changing it.
 
         Args:
-            level: how far to look; ``QUICK`` takes about a millisecond.
+            level: the checks to run; ``QUICK`` takes about a millisecond.
             timeout: seconds that the checks of ``THOROUGH`` and ``FULL`` may take; None for ten
                 minutes.
 
         Returns:
-            What was found, also where the file is gone or damaged.
+            The report, also for a file that is gone or damaged.
 
         Raises:
             PoolClosedError: the pool is closed.
@@ -201,11 +201,11 @@ class DatabaseHandle(Resource):
             return check_health(file, level, seconds)
 
     def stats(self) -> DatabaseStats:
-        """Return the figures of the open file; those of a parked one are from before."""
+        """Return the figures of the open file; a parked file has its last figures."""
         return database_stats(self._open_file())
 
     def release(self) -> None:
-        """Give the claim back; the file closes some time after the last one.
+        """Release the handle; the file closes some time after its last handle is released.
 
         Raises:
             HandleReleasedError: it was released before.
@@ -213,19 +213,19 @@ class DatabaseHandle(Resource):
         try:
             if not self._release.acquire(blocking=False):
                 raise HandleReleasedError(path=self.path, operation="release")
-            self._return_claim()
+            self._return_reference()
         except Exception:
             raise
         except BaseException:
-            # A signal in the midst of it. What was done already may be done again.
+            # signal-safe release: a step that was done may be repeated.
             if self._release.locked():
                 self._is_released = True
                 self._forget(self._slot, self._release)
             raise
 
-    def _return_claim(self) -> None:
+    def _return_reference(self) -> None:
         self._is_released = True
-        # In a forked child the claim was the parent's: there is nothing to give back.
+        # In a forked child the reference is the parent's, so there is none to drop.
         if self._pid != current_pid():
             return
         if is_unforeseen():
@@ -245,12 +245,16 @@ class DatabaseHandle(Resource):
             self.release()
 
     def __del__(self) -> None:
-        # It may be half made, and a signal may have ended its release.
-        claim = getattr(self, "_release", None)
-        if claim is None or claim not in self._slot.claims or self._pid != current_pid():
+        # The handle may be incomplete, or a signal may have interrupted its release.
+        reference = getattr(self, "_release", None)
+        if (
+            reference is None
+            or reference not in self._slot.references
+            or self._pid != current_pid()
+        ):
             return
         if self._slot.state is SlotState.GONE:
-            # The pool was closed under it, as at a shutdown: nothing is left open.
+            # The pool was closed, as at a shutdown, so the file is not left open.
             return
         self._forget(self._slot, self._release)
         if self._is_released:

@@ -1,8 +1,8 @@
-"""Looks at every open database of a pool again and again, heals what can be healed, reports.
+"""Checks every open database of a pool periodically, heals some problems, and reports.
 
-What is healed: a file that is not ours any more is given up, and the next acquire opens the one
-that is there; lost settings are set again; a log that has grown is copied into the file; a file
-without space or permission takes no writes until it has them; a damaged one takes none any more.
+Healing: a file that was moved or replaced is retired, and the next acquire opens the present one;
+lost settings are restored; a long WAL is copied into the file; a file without space or permission
+takes no writes until it has them; a damaged file takes no more writes.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ _STOP_SECONDS = 10.0
 
 
 class HealthMonitor(Resource):
-    """A thread that looks after the databases of a pool.
+    """A thread that checks the databases of a pool.
 
-    It ends with the pool, and can be used as a context manager. A forked child has none.
+    It ends with the pool, and can be used as a context manager. A forked child has no such thread.
 
     Args:
-        pool: whose open databases it looks at.
+        pool: the pool whose open databases are checked.
         interval: seconds between two rounds at the level ``QUICK``.
         thorough_interval: seconds between two rounds at the level ``THOROUGH``; None for none.
-        on_report: told each report.
+        on_report: called with each report.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class HealthMonitor(Resource):
 
     def _reset(self) -> None:
         self._mutex = threading.Lock()
-        # Rounds of the thread and of ``look`` do not meet.
-        self._looking = threading.Lock()
+        # Rounds of the thread and of ``look`` exclude each other.
+        self._rounds = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop = Gate()
         self._last: dict[Path, dict[str, HealthStatus]] = {}
 
     def start(self) -> Self:
-        """Start the thread, if it does not run; the first round is made at once.
+        """Start the thread, if it does not run; the first round begins at once.
 
         Raises:
             PoolClosedError: the pool is closed.
@@ -104,7 +104,7 @@ class HealthMonitor(Resource):
                 thread = threading.Thread(
                     target=self._run, args=(self._stop,), name="mandrake-health", daemon=True
                 )
-                # First: after Ctrl-C it runs all the same.
+                # First: after Ctrl-C the thread may run nevertheless.
                 self._thread = thread
                 start(thread)
         return self
@@ -112,14 +112,14 @@ class HealthMonitor(Resource):
     def stop(self) -> None:
         """End the thread; it may be called again.
 
-        A check of every page is interrupted. What else is under way, ``on_report`` too, is waited
-        for, ten seconds at most.
+        A check of all pages is interrupted. The call waits up to ten seconds for other checks and
+        for ``on_report``.
         """
         with self._mutex:
             thread, self._thread = self._thread, None
             self._stop.set()
         if thread is not None and thread is not threading.current_thread():
-            # One that could not be started, or that Ctrl-C came before, does nothing any more.
+            # A thread that could not be started, or was interrupted before, raises RuntimeError.
             with contextlib.suppress(RuntimeError):
                 thread.join(_STOP_SECONDS)
 
@@ -130,13 +130,13 @@ class HealthMonitor(Resource):
         return thread is not None and thread.is_alive()
 
     def look(self, level: HealthLevel = HealthLevel.QUICK) -> tuple[HealthReport, ...]:
-        """Make one round now, in this thread: look, heal, tell; return what was found.
+        """Run one round in this thread: check, heal and report; return the reports.
 
         Args:
-            level: how far to look.
+            level: the checks to run.
 
         Raises:
-            InvalidArgumentError: it is none of the levels.
+            InvalidArgumentError: ``level`` is none of the levels.
             PoolClosedError: the pool is closed.
         """
         return self._round(level_of(level), Gate())
@@ -144,37 +144,37 @@ class HealthMonitor(Resource):
     def _round(self, level: HealthLevel, stop: Gate) -> tuple[HealthReport, ...]:
         reports = []
         files = self._pool.open_files()
-        with self._looking:
+        with self._rounds:
             for file in files:
                 if stop.is_set():
                     break
                 try:
                     report = check_health(file, level, stop=stop)
                     if stop.is_set() and level is HealthLevel.THOROUGH:
-                        # It was interrupted, which says nothing of the file.
+                        # The check was interrupted, which shows nothing about the file.
                         break
-                    self._tell_changes(report)
+                    self._log_changes(report)
                     heal(file, report)
                 except (PoolClosedError, ForkedPoolError):
-                    # It closes, or gave way to others.
+                    # The file is closing, or was parked.
                     continue
-                except Exception:  # noqa: BLE001  # one file must not end the watch over all
+                except Exception:  # noqa: BLE001  # one file must not end the checks of all
                     get_logger(__name__).exception("health_monitor_failed", path=str(file.path))
                     continue
                 reports.append(report)
             open_now = {file.path for file in files}
             self._last = {path: last for path, last in self._last.items() if path in open_now}
         for report in reports:
-            self._tell(report)
+            self._notify(report)
         return tuple(reports)
 
-    def _tell_changes(self, report: HealthReport) -> None:
+    def _log_changes(self, report: HealthReport) -> None:
         last = self._last.setdefault(report.path, {})
         for check in report.checks:
             before = last.get(check.name, HealthStatus.OK)
             last[check.name] = check.status
             if check.status is not before:
-                told = {
+                fields = {
                     "path": str(report.path),
                     "check": check.name,
                     "before": str(before),
@@ -182,15 +182,15 @@ class HealthMonitor(Resource):
                     "detail": check.detail,
                 }
                 if check.status is HealthStatus.OK:
-                    get_logger(__name__).info("health_changed", **told)
+                    get_logger(__name__).info("health_changed", **fields)
                 else:
-                    get_logger(__name__).warning("health_changed", **told)
+                    get_logger(__name__).warning("health_changed", **fields)
 
-    def _tell(self, report: HealthReport) -> None:
+    def _notify(self, report: HealthReport) -> None:
         if self._on_report is not None:
             try:
                 self._on_report(report)
-            except Exception:  # noqa: BLE001  # the host's own; the watch goes on
+            except Exception:  # noqa: BLE001  # an error of the host; the rounds go on
                 get_logger(__name__).exception("health_report_failed", path=str(report.path))
 
     def _run(self, stop: Gate) -> None:
@@ -231,31 +231,31 @@ def _interval(name: str, value: object) -> float:
 
 
 def heal(file: DatabaseFile, report: HealthReport) -> None:
-    """Do about a report what can be done without a person.
+    """Heal the problems of a report that need no person.
 
     Args:
-        file: the file that was looked at.
-        report: what was found.
+        file: the checked file.
+        report: of the file.
     """
     wrong = {check.name: check for check in report.checks if check.status is not HealthStatus.OK}
     failed = {name for name, check in wrong.items() if check.status is HealthStatus.FAILED}
     condition = _condition_of(failed)
     if condition is not None:
-        _give_up(file, condition)
+        _retire(file, condition)
         return
     for name in ("settings", "settings_auxiliary"):
         if name in failed:
             _restore(file, auxiliary=name == "settings_auxiliary")
     file.refusal.refresh()
     if "writing" in failed and file.refusal.reason is None:
-        # Asked of the file system again: only a file that is read-only is refused.
+        # ``note`` checks the file system again, and refuses writes only to a read-only file.
         file.refusal.note(ReadOnlyDatabaseError(path=file.path, operation="write"))
     if "checkpoints" in wrong:
         _checkpoint(file)
 
 
 def _condition_of(failed: set[str]) -> FileCondition | None:
-    """Return for what a file must be given up, if it must."""
+    """Return the condition for which a file must be retired, None if there is none."""
     conditions = {
         "file": FileCondition.MOVED,
         "header": FileCondition.OVERWRITTEN,
@@ -265,8 +265,8 @@ def _condition_of(failed: set[str]) -> FileCondition | None:
     return next((condition for name, condition in conditions.items() if name in failed), None)
 
 
-def _give_up(file: DatabaseFile, condition: FileCondition) -> None:
-    """Retire the file, having made sure: one look could have met a change half way."""
+def _retire(file: DatabaseFile, condition: FileCondition) -> None:
+    """Check the file once more, and retire it: a single check may fall into a change."""
     if condition is FileCondition.LOCKS_LOST:
         file.retire_as(condition)
         return
@@ -294,7 +294,7 @@ def _set_again(connection: Connection, file: DatabaseFile, *, auxiliary: bool) -
     try:
         return restore_settings(connection, file.options, auxiliary=auxiliary)
     except apsw.Error:
-        # The next round tries again, and says so meanwhile.
+        # The next round reports the problem, and tries again.
         return []
 
 

@@ -1,6 +1,6 @@
-"""Opens, parks and closes the files of a pool's slots; knows nothing of handles.
+"""Opens, parks and closes the files of a pool's slots, independently of handles.
 
-What happens to a slot is decided under the mutex; the opening and closing happen outside it.
+Decisions about a slot are made under the mutex; files are opened and closed outside it.
 """
 
 from __future__ import annotations
@@ -56,24 +56,24 @@ T = TypeVar("T")
 _IDLE: Final = "close idle files"
 _TOO_MANY: Final = "park files"
 
-_NEXT_LOOK: Final = 0.2
-"""Seconds until files that were all busy are looked at again while too many are open."""
+_NEXT_CHECK: Final = 0.2
+"""Seconds until the next check while too many files are open and all are busy."""
 
 
 class OpenFiles:
-    """The slots of a pool, and what is done with the files in them.
+    """The slots of a pool, and the operations on their files.
 
     Args:
         options: of the pool.
-        unusable: identities of files that this process must not open, being a forked child.
+        unusable: identities of files that this process, a forked child, must not open.
 
     Attributes:
-        mutex: what happens to a slot is decided under it; never held while a file is used.
+        mutex: held for decisions about slots, never while a file is used.
         slots: by real path.
         maintenance: the pool's background thread.
-        is_closed: whether nothing is opened any more.
-        opened: files opened in all, those that were opened again among them.
-        closed: files closed in all, those that were parked among them.
+        is_closed: whether further openings are refused.
+        opened: files opened in all, also again.
+        closed: files closed in all, also parked ones.
         parkings: files parked in all.
         reopenings: files opened again in all.
     """
@@ -94,18 +94,18 @@ class OpenFiles:
     # -- opening ----------------------------------------------------------------------------
 
     def open_no_more(self) -> None:
-        """Refuse every opening from now on, and be no more among the pools that openings look at.
+        """Refuse every further opening, and leave the pools that openings check for other names.
 
-        A pool that is closed lives on for a while, until the garbage collector finds it.
+        A closed pool lives until the garbage collector finds it.
         """
         self.is_closed = True
         _living.discard(self)
 
     def open_slot(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> None:
-        """Open the file of a new slot; everybody else who wants it waits for ``changed``.
+        """Open the file of a new slot; every other thread that wants it waits for ``changed``.
 
         Raises:
-            DatabaseOpenError: it cannot be opened, and the slot is gone.
+            DatabaseOpenError: the file cannot be opened, and the slot is gone.
             PoolClosedError: the pool was closed meanwhile.
         """
         try:
@@ -120,10 +120,10 @@ class OpenFiles:
     def _open_new(self, slot: Slot, options: DatabaseOptions, *, create: bool) -> DatabaseFile:
         require_room(slot.path)
         makes = create and not options.read_only
-        # What a VFS of the host's makes of the bytes of a file is not known here.
+        # A VFS of the host may store other bytes, so the file begins empty.
         content = None if options.vfs else partial(image, slot.path)
         identity = make_file(slot.path, content) if makes else identify(slot.path)
-        # An empty file is no database yet, and must not become one where none may be made.
+        # An empty file is no database yet, and must not become one without ``create``.
         if identity is None or (not makes and slot.path.stat().st_size == 0):
             raise DatabaseMissingError(path=slot.path, operation="open")
         self._claim(slot, identity)
@@ -137,13 +137,13 @@ class OpenFiles:
         One thread opens it, the others wait, and get its error if it fails.
 
         Args:
-            slot: whose handle the caller has.
+            slot: of a handle that the caller has.
             budget: of the call.
             operation: for errors.
-            key: what it is pinned with.
+            key: of the pin.
 
         Raises:
-            DatabaseMovedError: the file there is not the one that was open.
+            DatabaseMovedError: the present file is not the one that was open.
             DatabaseOpenError: it cannot be opened now; the next call tries again.
             DatabaseBusyError: the budget was used up.
             PoolClosedError: the pool is closed.
@@ -151,7 +151,7 @@ class OpenFiles:
         try:
             return self._reopen(slot, budget, operation, key)
         except BaseException as error:
-            self.give_up(error)
+            self.finish_interrupted(error)
             raise
 
     def _reopen(self, slot: Slot, budget: Budget, operation: str, key: object) -> DatabaseFile:
@@ -173,7 +173,7 @@ class OpenFiles:
                     break
             if not slot.changed.wait(budget.left()):
                 raise budget.exceeded("open", slot.path, operation)
-            # Who was too busy had another budget than we.
+            # A DatabaseBusyError belongs to the other thread's budget, so this one tries again.
             if slot.error is not None and not isinstance(slot.error, DatabaseBusyError):
                 raise copy.copy(slot.error)
         try:
@@ -190,7 +190,7 @@ class OpenFiles:
     def _open_parked(self, slot: Slot, budget: Budget) -> DatabaseFile:
         """Open a file again, if it is still the one that was open.
 
-        A number of a file that was deleted is soon another one's, so its stamp is compared too.
+        A system soon reuses the inode of a deleted file, so the stamp is compared too.
         """
         parked = slot.file
         assert parked is not None
@@ -199,7 +199,7 @@ class OpenFiles:
             if identity is None or identity != slot.identity or slot.path.stat().st_size == 0:
                 raise DatabaseMovedError(path=slot.path, operation="open")
             self._claim(slot, identity)
-            # At once: a signal must not leave it open where nobody knows of it.
+            # Assigned at once: a signal must not leave an open file that no slot has.
             slot.file = DatabaseFile.open(
                 slot.path,
                 identity,
@@ -214,33 +214,33 @@ class OpenFiles:
         slot.file.succeed(parked)
         return slot.file
 
-    def give_up(self, error: BaseException | None = None) -> None:
-        """Let go of what a signal left undone in this thread: nobody may wait for it.
+    def finish_interrupted(self, error: BaseException | None = None) -> None:
+        """Finish the steps that a signal has interrupted in this thread: others wait for them.
 
         Args:
-            error: what the thread raises, for those who wait.
+            error: the error that this thread raises, for the threads that wait.
         """
         me = get_ident()
         for slot in tuple(self.slots.values()):
             if slot.worker != me:
                 continue
             if slot.state is SlotState.OPENING:
-                self._give_up_opening(slot, error)
+                self._finish_opening(slot, error)
             elif slot.state is SlotState.CLOSING:
                 self._finish_later(slot)
 
-    def _give_up_opening(self, slot: Slot, error: BaseException | None) -> None:
+    def _finish_opening(self, slot: Slot, error: BaseException | None) -> None:
         if slot.file is None:
             self._note_failure(slot, error, SlotState.GONE)
         elif slot.file.is_parked:
             self._note_failure(slot, error, SlotState.PARKED)
         else:
-            # It is open; a handle that came to nobody gives its claim back.
+            # It is open; the reference of a handle that no caller got is dropped elsewhere.
             with contextlib.suppress(PoolClosedError, ExceptionGroup):
                 self._note_open(slot, "open")
 
     def _with_room(self, path: Path, attempt: Callable[[], T]) -> T:
-        """Open a file when others have given way; once more if descriptors run out all the same."""
+        """Make room and open a file; try once more if descriptors run out nevertheless."""
         self.make_room()
         try:
             try:
@@ -253,7 +253,7 @@ class OpenFiles:
             raise translate_os(error, path) from error
 
     def _claim(self, slot: Slot, identity: Identity) -> None:
-        """Make sure that no other name of the same file is open: each would have its own WAL."""
+        """Check that no other name of the same file is open: each would have its own WAL."""
         if identity in self._unusable:
             raise ForkedPoolError(
                 "The parent was using this file when it forked; this process cannot open it.",
@@ -274,7 +274,7 @@ class OpenFiles:
                 )
 
     def _is_closed_after_its_move(self, other: Slot) -> bool:
-        """Have a file closed that has not its name any more, which nobody has noticed yet."""
+        """Retire a file that has lost its name, and wait until it is closed."""
         if other.file is not None:
             other.file.retire_moved()
         since = monotonic()
@@ -289,7 +289,7 @@ class OpenFiles:
             if other is not None and other is not slot:
                 return other
             self.slots.identify(slot, identity)
-        # After it is set: of two pools in the same moment one sees the other at least.
+        # After the identity is set: of two pools at the same time at least one sees the other.
         for files in tuple(_living):
             other = None if files is self or files.is_closed else files.slots.of(identity)
             if other is not None and other.path != slot.path and _is_there(other):
@@ -305,11 +305,11 @@ class OpenFiles:
                 else:
                     slot.state = state
                     self.slots.rest(slot)
-                # Under the mutex: later, another thread could be opening it again, and who waits
-                # for that would look on and on.
+                # Under the mutex: later another thread could be opening it again, and a thread that
+                # waits for that would poll without a pause.
                 slot.changed.set()
             finally:
-                # Here and below: a signal in the midst of it must not leave anybody waiting.
+                # signal-safe release, here and below: no thread may be left waiting.
                 slot.changed.set()
 
     def _note_open(self, slot: Slot, operation: str) -> None:
@@ -326,28 +326,28 @@ class OpenFiles:
                 finally:
                     slot.changed.set()
         if is_late:
-            # The pool was closed meanwhile, and has perhaps not waited for this file.
+            # The pool was closed meanwhile, and may not have waited for this file.
             self.close([slot])
             raise PoolClosedError(path=slot.path, operation=operation)
 
     # -- parking ----------------------------------------------------------------------------
 
     def make_room(self) -> None:
-        """Close files until no more are open than may be, as far as they are quiet.
+        """Close quiet files until the limit of open files is kept.
 
-        What is busy stays open. Then it is looked at again a little later.
+        Busy files stay open, and are checked again later.
         """
         if not self._close_down_to(most_open(self._options)):
-            self.maintenance.call_later(_TOO_MANY, _NEXT_LOOK, self.make_room)
+            self.maintenance.call_later(_TOO_MANY, _NEXT_CHECK, self.make_room)
 
     def _close_one_more(self) -> bool:
-        """Close one file though there are not too many; return whether there was one."""
+        """Close one file even below the limit; return whether there was one."""
         with self.mutex:
             count = len(self.slots.counted())
         return self._close_down_to(count - 1)
 
     def _close_down_to(self, most: int) -> bool:
-        """Close what is idle or quiet; return whether no more than ``most`` files are open."""
+        """Close idle and quiet files; return whether at most ``most`` files are open."""
         tried: set[Slot] = set()
         while True:
             with self.mutex:
@@ -375,7 +375,7 @@ class OpenFiles:
             _log_failure(slot, error)
         with self.mutex:
             try:
-                # Not what park() returned: it may have raised.
+                # Not by the result of park(), which may have raised.
                 if file.is_parked:
                     self.parkings += 1
                     self.closed += 1
@@ -393,18 +393,18 @@ class OpenFiles:
             self.retire(slot)
 
     def drop_moved(self, slot: Slot) -> None:
-        """Let go of a parked slot whose file is not there any more; its handles are told."""
+        """Remove a parked slot whose file is gone; its handles raise DatabaseMovedError."""
         with self.mutex:
             if slot.state is SlotState.PARKED:
                 self.slots.forget(slot)
 
     # -- closing ----------------------------------------------------------------------------
 
-    def note_released(self, slot: Slot, claim: Hashable) -> list[Slot]:
-        """Count one handle less, and return which files to close now; they are marked."""
+    def note_released(self, slot: Slot, reference: Hashable) -> list[Slot]:
+        """Count one handle less; mark and return the files to close now."""
         with self.mutex:
-            slot.claims.discard(claim)
-            # A closed pool's close() closes it, and knows how to interrupt who is in the way.
+            slot.references.discard(reference)
+            # The close() of a closed pool closes it, and can interrupt threads that use it.
             if slot.refs or self.is_closed:
                 return []
             if slot.state is SlotState.PARKED:
@@ -415,18 +415,18 @@ class OpenFiles:
             slot.idle_since = monotonic()
             closing = too_many_idle(self.slots.awake(), self._options)
             begin_closing(closing)
-            # Nobody is woken for what is closed at once.
+            # After the marks, so that no task is scheduled for a file that is closed at once.
             self._note_idle(slot)
             return closing
 
     def _note_idle(self, slot: Slot) -> None:
-        """Have an open file closed later, if it has no handle. The mutex is held."""
+        """Schedule the closing of an open file without a handle. The mutex must be held."""
         if slot.is_idle:
             slot.idle_since = monotonic()
             self.maintenance.call_later(_IDLE, self._options.linger, self._close_idle)
 
     def _close_idle(self) -> None:
-        """Close what has lingered long enough, and come back for the rest."""
+        """Close the files that have lingered long enough, and schedule the next closing."""
         with self.mutex:
             if self.is_closed:
                 return
@@ -437,9 +437,9 @@ class OpenFiles:
         self.close_and_log(due)
 
     def retire(self, slot: Slot) -> None:
-        """Close a file that must not be used any more; the next acquire waits, and opens anew.
+        """Let the maintenance thread close a retired file; the next acquire waits, and opens anew.
 
-        Not here: this thread may hold the file's lease.
+        This thread may hold the file's lease, so it cannot close the file itself.
         """
         with self.mutex:
             if slot.state is SlotState.OPEN and not self.is_closed:
@@ -447,7 +447,7 @@ class OpenFiles:
                 begin_closing([slot])
 
     def _finish_later(self, slot: Slot) -> None:
-        """Have the maintenance thread close what this one has marked."""
+        """Let the maintenance thread close a slot that this thread has marked."""
         self.maintenance.call_later(slot, 0.0, lambda: self._finish_closing(slot))
 
     def _finish_closing(self, slot: Slot) -> None:
@@ -463,10 +463,10 @@ class OpenFiles:
     def close(
         self, slots: Iterable[Slot], timeout: float | None = None, on_stuck: OnStuck = None
     ) -> None:
-        """Close files that nobody else can reach any more.
+        """Close files that no other thread can reach any more.
 
         Raises:
-            ExceptionGroup: some did not close.
+            ExceptionGroup: the errors of files that did not close.
         """
         seconds = self._options.close_timeout if timeout is None else timeout
         failures: list[Exception] = []
@@ -476,7 +476,7 @@ class OpenFiles:
                     slot.file.close(seconds, on_stuck)
             except (MandrakeSessionsError, ExceptionGroup) as error:
                 failures.append(error)
-            # Not if a signal's handler has raised: then it is closed by the maintenance thread.
+            # Skipped if a signal handler has raised: the maintenance thread closes the file then.
             with self.mutex:
                 try:
                     self.slots.forget(slot)
@@ -488,7 +488,7 @@ class OpenFiles:
             raise ExceptionGroup("closing databases failed", failures)
 
     def close_and_log(self, slots: Iterable[Slot], timeout: float | None = None) -> None:
-        """Do what ``close`` does; what fails is nothing the present caller has asked for."""
+        """Close files, and log their errors, which do not concern the present caller."""
         for slot in slots:
             try:
                 self.close([slot], timeout)
@@ -496,7 +496,7 @@ class OpenFiles:
                 _log_failure(slot, group.exceptions[0])
 
     def forget_parked(self) -> None:
-        """Let go of all parked files: the pool is closing, and they are closed."""
+        """Remove the slots of all parked files, which are closed already."""
         with self.mutex:
             for slot in tuple(self.slots.values()):
                 if slot.state is SlotState.PARKED:
@@ -504,11 +504,11 @@ class OpenFiles:
 
 
 def _is_there(slot: Slot) -> bool:
-    """Whether a slot's file is there: one that is not open may be gone, its number another's."""
+    """Return whether a slot's file exists; the inode of a parked one may be another file's now."""
     return slot.state is not SlotState.PARKED or identify(slot.path) == slot.identity
 
 
-# Of all pools, because SQLite knows a log by its name, whoever asks for it.
+# Of all pools, because SQLite finds a WAL by its name, in every pool.
 _living: weakref.WeakSet[OpenFiles] = weakref.WeakSet()
 
 

@@ -1,4 +1,4 @@
-"""How many files a pool may have open, and how a handle learns that its file gave way to others."""
+"""The limit of open files of a pool."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ if sys.platform != "win32":
 
 
 def most_open(options: PoolOptions) -> int:
-    """Return how many files may be open: as the host wants, and as the system allows.
+    """Return how many files may be open, by the options and the limit of the system.
 
-    A quarter of the descriptors is left to the host. Asked each time: a host may raise its limit.
+    A quarter of the descriptors is left to the host. The limit is read each time, because a host
+    may raise it.
     """
     if sys.platform == "win32":
         return options.max_open

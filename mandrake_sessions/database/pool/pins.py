@@ -1,6 +1,6 @@
-"""Blocks during which a file stays open, however many others want its place.
+"""Blocks during which a file stays open and is not parked.
 
-Classes and not generators: a snapshot of one statement became a third dearer by those.
+Classes and not generators, which made a snapshot of one statement a third slower.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from mandrake_sessions.engine.protocols import FileParkedError
 T = TypeVar("T")
 
 Pinned = tuple[DatabaseFile, float | None]
-"""A file that stays open, and the seconds that are left to the call; None for its default."""
+"""A pinned file, and the seconds that are left to the call; None for its default."""
 
 
 class Pin(Block[Pinned]):
     """Keeps a file open for a block.
 
     Args:
-        pin: opens the file if need be, and pins it.
-        unpin: undoes that.
+        pin: opens the file if necessary, and pins it.
+        unpin: undoes the pin.
         timeout: of the call, in seconds.
         operation: for errors.
     """
@@ -49,11 +49,11 @@ class Pin(Block[Pinned]):
 
 
 class PinnedScope(Block[T]):
-    """A scope of a file: its lease keeps that open; one that is parked is pinned before.
+    """A scope of a file: its lease keeps the file open; a parked file is pinned before.
 
     Args:
-        file: the file as it is.
-        pin: opens it again.
+        file: the file, open or parked.
+        pin: opens a parked file again.
         timeout: of the call, in seconds.
         scope: begins the scope.
     """

@@ -1,7 +1,6 @@
-"""Hands out one connection per database file, whoever asks, and closes it after the last one.
+"""Hands out handles on one connection per database file, and closes it after the last handle.
 
-What happens to a slot is decided under the pool's lock; the opening and closing of ``open_files``
-happen outside it.
+The pool decides about a slot under its lock; ``open_files`` opens and closes files outside it.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ _TIDY_SHARE = 100
 
 
 class ConnectionPool(Resource):
-    """Maps database files to their one read-write connection, and counts who uses it.
+    """Maps database files to their one read-write connection, and counts its handles.
 
     Args:
         options: how long files stay open, and how databases are opened by default.
@@ -81,11 +80,11 @@ class ConnectionPool(Resource):
         self._waiting_for_end: weakref.WeakSet[Gate] = weakref.WeakSet()
 
     def _readers(self) -> _ReadingPool:
-        """Return the pool of the files that are only read, made when it is first needed."""
+        """Return the pool of the files that are only read; the first call makes it."""
         with self._mutex:
             self._require_open(None)
             if self._reading is None:
-                # Without a log of its own to end, such a file need not linger.
+                # Closing such a file ends no WAL, so it need not linger.
                 self._reading = _ReadingPool(msgspec.structs.replace(self.options, linger=0.0))
             return self._reading
 
@@ -99,23 +98,23 @@ class ConnectionPool(Resource):
         create: bool = True,
         follow_links: bool = True,
     ) -> DatabaseHandle:
-        """Return a handle on the database at ``path``, opening it if nobody has it open.
+        """Return a handle on the database at ``path``; open the file if it is not open.
 
         Args:
             path: of the database file; its folder is made if missing.
-            options: how to open it; None for the pool's. Where somebody has a handle on it, None
-                takes it as it is open; one that only lingers, open in another way, is closed and
-                opened as asked.
-            create: whether a file that is not there is made.
+            options: how to open it; None for the pool's. If the file has a handle, None accepts its
+                present options. A file that only lingers, with other options, is closed and opened
+                with these.
+            create: whether a missing file is made.
             follow_links: whether a symbolic link at ``path``, or on its way, is followed; if not,
                 it is a ``DatabasePathError``.
 
         Returns:
-            One claim on the open file; ``release()`` it, or use it as a context manager.
+            A handle on the open file; ``release()`` it, or use it as a context manager.
 
         Raises:
             PoolClosedError: the pool is closed.
-            OptionsConflictError: somebody else has it open with other options.
+            OptionsConflictError: another handle has it open with other options.
             DatabaseOpenError: the file cannot be opened; each reason has its own subclass.
             MigrationError: its schema cannot be brought to this version's.
             DatabaseBusyError: other processes held it until the deadline.
@@ -132,13 +131,13 @@ class ConnectionPool(Resource):
         self._reap_forgotten()
         if not self._only_reads:
             self._tidy(real)
-        claims: list[threading.Lock] = []
+        references: list[threading.Lock] = []
         try:
-            return self._acquire(real, options, budget, place, claims, create=create)
+            return self._acquire(real, options, budget, place, references, create=create)
         except BaseException as error:
-            # A signal between its steps: nobody may wait for us.
-            self._files.give_up(error)
-            self._take_back(real, claims)
+            # After a signal between its steps no thread may wait for this one.
+            self._files.finish_interrupted(error)
+            self._take_back(real, references)
             raise
 
     def _acquire(
@@ -147,7 +146,7 @@ class ConnectionPool(Resource):
         options: DatabaseOptions | None,
         budget: Budget,
         place: str,
-        claims: list[threading.Lock],
+        references: list[threading.Lock],
         *,
         create: bool,
     ) -> DatabaseHandle:
@@ -159,20 +158,20 @@ class ConnectionPool(Resource):
                 slot = self._slots.get(real)
                 if slot is None:
                     slot = self._slots[real] = Slot(real)
-                    handle = self._handle(slot, place, claims)
+                    handle = self._handle(slot, place, references)
                     break
                 state = slot.state
                 is_same = slot.file is not None and slot.identity == identity
                 if is_same and state is not SlotState.CLOSING:
                     self._require_same_options(slot, options)
-                    handle = self._handle(slot, place, claims)
+                    handle = self._handle(slot, place, references)
                     if state is SlotState.OPEN:
                         return handle
             if is_same and state is not SlotState.CLOSING:
                 if self._bring_back(slot, handle, budget):
                     return handle
             elif state in (SlotState.OPEN, SlotState.PARKED) and identify(real) == slot.identity:
-                # The look was older than the file: it was made, or made anew, meanwhile.
+                # The file was made, or made anew, since its identity was read.
                 continue
             elif state is SlotState.PARKED:
                 self._files.drop_moved(slot)
@@ -183,14 +182,14 @@ class ConnectionPool(Resource):
                     raise budget.exceeded("open", real, "acquire")
                 if slot.error is not None:
                     raise copy.copy(slot.error)
-            # It was opened, closed or given up: look again.
+            # Another thread has opened or closed it, or has failed: check again.
         self._files.open_slot(slot, options or self.options.database, create=create)
         return handle
 
     def _tidy(self, real: Path) -> None:
-        """Remove the leftovers of killed processes next to a file that is asked for.
+        """Remove the leftovers of killed processes next to a file.
 
-        For one that is open the looks take a hundredth of the time, however large its folder is.
+        For an open file this takes at most a hundredth of the time, also in a large folder.
         """
         now = monotonic()
         slot = self._slots.get(real)
@@ -202,7 +201,7 @@ class ConnectionPool(Resource):
             slot.tidy_at = then + _TIDY_SHARE * (then - now)
 
     def _bring_back(self, slot: Slot, handle: DatabaseHandle, budget: Budget) -> bool:
-        """Open a parked file for one handle more; False if it is not the one that was open."""
+        """Open a parked file for another handle; False if it is not the file that was open."""
         try:
             self._files.reopen(slot, budget, "acquire", handle).unpin(handle)
         except DatabaseMovedError:
@@ -213,36 +212,36 @@ class ConnectionPool(Resource):
             raise
         return True
 
-    def _handle(self, slot: Slot, place: str, claims: list[threading.Lock]) -> FileHandle:
-        """Return one handle more; the mutex is held."""
-        claims.append(threading.Lock())
+    def _handle(self, slot: Slot, place: str, references: list[threading.Lock]) -> FileHandle:
+        """Return a new handle; the mutex must be held."""
+        references.append(threading.Lock())
         return FileHandle(
             slot,
             self._give_back,
             self._note_forgotten,
             self._files.reopen,
             at=place,
-            claim=claims[-1],
+            reference=references[-1],
         )
 
-    def _take_back(self, real: Path, claims: list[threading.Lock]) -> None:
-        """Count handles less that came to nobody: a traceback may keep them for long."""
+    def _take_back(self, real: Path, references: list[threading.Lock]) -> None:
+        """Drop the references of handles that no caller got: a traceback may keep them for long."""
         slot = self._slots.get(real)
         if slot is None:
             return
-        for claim in claims:
-            if claim in slot.claims and claim.acquire(blocking=False):
-                slot.claims.discard(claim)
-                self._note_forgotten(slot, claim)
+        for reference in references:
+            if reference in slot.references and reference.acquire(blocking=False):
+                slot.references.discard(reference)
+                self._note_forgotten(slot, reference)
 
     def _require_open(self, path: Path | None) -> None:
         if self._files.is_closed:
             raise PoolClosedError(path=path, operation="acquire")
 
     def _close_other(self, real: Path, options: DatabaseOptions, budget: Budget) -> None:
-        """Close a file that nobody has a handle on, if it is open with other options.
+        """Close a file without a handle, if it is open with other options.
 
-        How a file is opened must not depend on how long ago somebody has closed it.
+        The options of a file must not depend on the time since its last handle was released.
         """
         with self._mutex:
             slot = self._slots.get(real)
@@ -267,30 +266,30 @@ class ConnectionPool(Resource):
                 operation="acquire",
             )
 
-    def _give_back(self, slot: Slot, claim: Hashable) -> None:
-        """Count one handle less; what fails to close is told to whom it concerns."""
+    def _give_back(self, slot: Slot, reference: Hashable) -> None:
+        """Count one handle less; raise for the handle's own file, log errors of other files."""
         try:
-            closing = self._files.note_released(slot, claim)
+            closing = self._files.note_released(slot, reference)
             self._files.close_and_log(each for each in closing if each is not slot)
             self._files.close(each for each in closing if each is slot)
         except BaseException as error:
-            self._files.give_up(error)
+            self._files.finish_interrupted(error)
             raise
 
-    def _note_forgotten(self, slot: Slot, claim: Hashable) -> None:
-        """Count a handle that was collected later: a finalizer must not take a lock."""
-        self._forgotten.append((slot, claim))
+    def _note_forgotten(self, slot: Slot, reference: Hashable) -> None:
+        """Count a collected handle less, later: a finalizer must not take a lock."""
+        self._forgotten.append((slot, reference))
         self._files.maintenance.call_for_finalizer(_FORGOTTEN, self._reap_forgotten)
 
     def _reap_forgotten(self) -> None:
         while True:
             try:
-                slot, claim = self._forgotten.popleft()
+                slot, reference = self._forgotten.popleft()
             except IndexError:
-                # Another thread may have taken the last one just now.
+                # Another thread may have taken the last one.
                 return
-            # Nobody here has asked for the files of others.
-            self._files.close_and_log(self._files.note_released(slot, claim))
+            # The present caller did not use these files, so their errors are only logged.
+            self._files.close_and_log(self._files.note_released(slot, reference))
 
     def remove(
         self,
@@ -300,18 +299,18 @@ class ConnectionPool(Resource):
         follow_links: bool = True,
         even_damaged: bool = False,
     ) -> None:
-        """Remove a database's files; a file that is not there is no error.
+        """Remove a database's files; a missing file is no error.
 
-        Closes what this process keeps open without a handle, and waits for handles to be released
-        and for other processes to close it. Who acquires it meanwhile waits, and then finds it
-        gone.
+        Closes the file if it lingers in this process, and waits for handles to be released and for
+        other processes to close it. A thread that acquires it meanwhile waits, and then finds it
+        missing.
 
         Args:
             path: of the database file.
             timeout: seconds; None for the ``busy_timeout`` of the pool's ``database``.
             follow_links: as for ``acquire``.
-            even_damaged: whether a file that is no database any more is removed too, and what one
-                that is gone has left: for a name that is known to be a database's.
+            even_damaged: for a name that is known to be a database's: whether a file that is no
+                longer a database is removed too, and the sidecars of a missing one.
 
         Raises:
             DatabaseBusyError: it was in use until the deadline; nothing was removed.
@@ -334,26 +333,26 @@ class ConnectionPool(Resource):
         timeout: float | None = None,
         follow_links: bool = True,
     ) -> Path:
-        """Put a backup in the place of a database, all of it or nothing.
+        """Replace a database with a backup, completely or not at all.
 
-        The backup is copied and the copy checked first; it may be of an older version, which is
-        migrated when it is opened. Who acquires the database meanwhile waits.
+        The backup is copied and the copy checked first. It may be of an older version, which is
+        migrated at its opening. A thread that acquires the database meanwhile waits.
 
         Args:
-            backup: the file to restore; it stays as it is.
+            backup: the file to restore; it stays unchanged.
             path: of the database; its folders are made if they are missing.
-            overwrite: whether a file that is there is replaced. A damaged one is kept as
-                ``<name>.damaged-…``, with its log.
+            overwrite: whether an existing file is replaced. A damaged one is kept as
+                ``<name>.damaged-…``, with its WAL.
             timeout: seconds to wait for handles to be released, and then for other processes to
                 close it; None for the ``busy_timeout`` of the pool's ``database``.
-            follow_links: as for ``acquire``, about ``path``.
+            follow_links: as for ``acquire``, for ``path``.
 
         Returns:
             The real path of the database.
 
         Raises:
             DatabaseMissingError: there is no backup.
-            RestoreError: there is a file already, or the backup is damaged or in use.
+            RestoreError: the file exists, or the backup is damaged or in use.
             NotADatabaseError: the backup is not a SQLite database.
             UnrecognizedDatabaseError: it is another program's.
             SchemaTooNewError: it was written by a newer version.
@@ -372,16 +371,16 @@ class ConnectionPool(Resource):
 
     @block
     def _reserved(self, real: Path, budget: Budget, operation: str) -> Iterator[None]:
-        """Put a slot in the way of every acquire for a block, once nobody has the file open."""
+        """Block every acquire of a file for a block of code, after all its handles are released."""
         try:
             self._reserve(real, budget, operation)
             yield
         finally:
             try:
-                self._files.give_up()
+                self._files.finish_interrupted()
             finally:
-                # A signal in the midst of it must not leave it there for ever.
-                self._files.give_up()
+                # signal-safe release: the slot must not stay reserved.
+                self._files.finish_interrupted()
 
     def _reserve(self, real: Path, budget: Budget, operation: str) -> None:
         while True:
@@ -403,7 +402,7 @@ class ConnectionPool(Resource):
                 busy.args = (f"Handles of this process that are not released: {handles}.",)
                 raise busy
 
-    # -- looking at it ----------------------------------------------------------------------
+    # -- figures and checks -----------------------------------------------------------------
 
     def stats(self) -> PoolStats:
         """Return figures of the pool and of each open database."""
@@ -434,14 +433,14 @@ class ConnectionPool(Resource):
     def health(
         self, level: HealthLevel = HealthLevel.QUICK, timeout: float | None = None
     ) -> tuple[HealthReport, ...]:
-        """Look at every open database without changing it; parked ones stay closed.
+        """Check every open database without changing it; parked ones stay closed.
 
         Args:
-            level: how far to look.
+            level: the checks to run.
             timeout: seconds that the long checks of each may take; None for ten minutes.
 
         Returns:
-            One report for each; none for one that closes meanwhile.
+            One report for each database; none for one that closes meanwhile.
 
         Raises:
             PoolClosedError: the pool is closed.
@@ -455,7 +454,7 @@ class ConnectionPool(Resource):
         return tuple(reports)
 
     def open_files(self) -> list[DatabaseFile]:
-        """Return the files that are open this moment.
+        """Return the files that are open at the moment.
 
         Raises:
             PoolClosedError: the pool is closed.
@@ -468,7 +467,7 @@ class ConnectionPool(Resource):
         return files if self._reading is None else files + self._reading.open_files()
 
     def wake_when_closed(self, event: Gate) -> None:
-        """Have an event set when the pool closes; it is not kept alive."""
+        """Set an event when the pool closes; the pool does not keep the event alive."""
         self._waiting_for_end.add(event)
         if self._files.is_closed:
             event.set()
@@ -476,9 +475,9 @@ class ConnectionPool(Resource):
     # -- closing ----------------------------------------------------------------------------
 
     def refuse_new_work(self) -> None:
-        """Refuse every acquire and every new lease from now on; takes no lock that can be held.
+        """Refuse every further acquire and lease; present work continues.
 
-        It may be called in a signal handler: what is under way goes on.
+        It takes no lock that another thread can hold, so a signal handler may call it.
         """
         self._files.is_closed = True
         for slot in tuple(self._slots.values()):
@@ -488,17 +487,17 @@ class ConnectionPool(Resource):
             self._reading.refuse_new_work()
 
     def close(self, timeout: float | None = None, *, on_stuck: OnStuck = None) -> None:
-        """Close every file: wait for work under way, interrupt what does not end.
+        """Close every file: wait for present work, and interrupt work that does not end.
 
         It may be called again; a closed pool stays closed.
 
         Args:
-            timeout: seconds in all; None for the pool's ``close_timeout``. Work under way gets
-                half of it to end by itself.
-            on_stuck: told the thread that still holds a lease when it is interrupted.
+            timeout: seconds in all; None for the pool's ``close_timeout``. Present work gets half
+                of it to end by itself.
+            on_stuck: called with the thread that still holds a lease when it is interrupted.
 
         Raises:
-            ExceptionGroup: what failed; everything else is closed all the same.
+            ExceptionGroup: the errors of files; all other files are closed nevertheless.
         """
         seconds = self.options.close_timeout if timeout is None else timeout
         deadline = monotonic() + arguments.seconds("timeout", seconds)
@@ -509,8 +508,8 @@ class ConnectionPool(Resource):
         try:
             self._close(deadline, on_stuck)
         finally:
-            # A signal between its steps: what is open is closed all the same.
-            self._files.give_up()
+            # After a signal between its steps the maintenance thread closes the remaining files.
+            self._files.finish_interrupted()
 
     def _close(self, deadline: float, on_stuck: OnStuck) -> None:
         with self._mutex:
@@ -518,7 +517,7 @@ class ConnectionPool(Resource):
             slots = list(self._slots.values())
         for event in tuple(self._waiting_for_end):
             event.set()
-        # One that is opening or closing this moment is somebody else's until it is done.
+        # Another thread is opening or closing such a slot, so this one waits for it.
         failures: list[Exception] = [
             DatabaseBusyError(phase="open", path=slot.path, operation="close")
             for slot in slots
@@ -560,7 +559,7 @@ class ConnectionPool(Resource):
         """Begin anew in a child; a file that was in use at the fork cannot be opened in it."""
         for slot in self._slots.values():
             if slot.state is SlotState.PARKED:
-                # The parent has nothing of it open.
+                # The parent has no connection to it.
                 continue
             keep_alive(slot)
             if slot.file is not None and slot.file.drop_after_fork():
@@ -581,19 +580,19 @@ def _close_inherited(slot: Slot) -> None:
 class _ReadingPool(ConnectionPool):
     """The files of a pool that are only read: each has connections of its own.
 
-    A manager that writes and one that only reads may have the same file open in one process, and
-    what the one must make, migrate or end, the other must not.
+    A manager that writes and one that only reads may have the same file open in one process. The
+    writing one makes, migrates and recovers; the reading one must not.
     """
 
     _only_reads = True
 
 
 def _named(path: str | os.PathLike[str], *, follow_links: bool) -> Path:
-    """Return the one spelling of a path, by which its slot is known."""
+    """Return the one spelling of a path, which is the key of its slot."""
     return real_path(path) if arguments.flag("follow_links", follow_links) else unlinked_path(path)
 
 
-# What a parent was using at the fork: SQLite's own state of it is the parent's, for ever.
+# The files that the parent was using at the fork: SQLite's state of them stays the parent's.
 _unusable_in_child: set[Identity] = set()
 _living: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 _default_mutex = threading.Lock()
@@ -601,7 +600,7 @@ _default: ConnectionPool | None = None
 
 
 def default_pool() -> ConnectionPool:
-    """Return the process's own pool; a closed one is replaced by a new one."""
+    """Return the default pool of the process; a new one replaces a closed one."""
     global _default  # noqa: PLW0603  # the one process-wide instance is the point
     with _default_mutex:
         if _default is None or _default.is_closed:

@@ -1,10 +1,10 @@
-"""A file's place in the pool, and what is decided about it under the pool's lock.
+"""A file's place in the pool, and the decisions about it under the pool's lock.
 
 ::
 
     OPENING ──► OPEN ──► CLOSING ──► GONE
        │ ▲       ▲          │ ▲
-       │ │       └──────────┘ │        somebody used it after all
+       │ │       └──────────┘ │        a thread used it after all
        │ └────── PARKED ◄─────┘        too many are open: its handles open it again
        │            └──► GONE          no handle is left, or it is not the file that was open
        └──► GONE, or PARKED again, with the error for everyone who waited
@@ -27,7 +27,7 @@ from mandrake_sessions.options import PoolOptions
 
 
 class SlotState(enum.Enum):
-    """Where a slot stands."""
+    """The state of a slot."""
 
     OPENING = "opening"
     OPEN = "open"
@@ -44,25 +44,25 @@ class Slot:
     """A file's place in the pool, from the first acquire to its closing.
 
     Attributes:
-        file: the open file; while it is parked, the one that was.
-        claims: one for each handle that is not released.
-        idle_since: when the last one was (``time.monotonic``).
-        error: why it could not be opened the last time, for everyone who waited.
+        file: the open file; of a parked slot, the file that was open.
+        references: one for each handle that is not released.
+        idle_since: when the last handle was released (``time.monotonic``).
+        error: the error of the last opening, for every thread that waited.
         worker: the thread that opens or closes it, or has it closed.
-        is_parking: whether it is closed for others; its handles open it again.
+        is_parking: whether it is closed to make room; its handles open it again.
         changed: set when it is open, parked or gone.
-        tidy_at: when its folder is looked at again for what killed processes leave.
+        tidy_at: when its folder is checked again for leftovers of killed processes.
     """
 
     __slots__ = (
         "changed",
-        "claims",
         "error",
         "file",
         "identity",
         "idle_since",
         "is_parking",
         "path",
+        "references",
         "state",
         "tidy_at",
         "worker",
@@ -75,8 +75,8 @@ class Slot:
         self.file: DatabaseFile | None = None
         self.error: MandrakeSessionsError | None = None
         self.worker: int = get_ident()
-        # A set and not a number: what a signal has interrupted can be done again.
-        self.claims: set[Hashable] = set()
+        # A set and not a number, so that a step that a signal has interrupted can be repeated.
+        self.references: set[Hashable] = set()
         self.idle_since: float = 0.0
         self.is_parking: bool = False
         self.tidy_at: float = 0.0
@@ -85,23 +85,23 @@ class Slot:
     @property
     def refs(self) -> int:
         """How many handles are not released."""
-        return len(self.claims)
+        return len(self.references)
 
     @property
     def is_idle(self) -> bool:
-        """Whether the file is open and nobody has a handle on it."""
-        return self.state is SlotState.OPEN and not self.claims
+        """Whether the file is open without a handle."""
+        return self.state is SlotState.OPEN and not self.references
 
 
 class Slots(dict[Path, Slot]):
     """The slots of a pool, by real path.
 
-    Of thousands all but a few may be parked. What is asked at each opening looks at the others
-    only, the awake ones, and finds a file by its identity without looking at any: with 1,000
-    files in turn, looking at all of them was a third of what each use took.
+    Of thousands of slots all but a few may be parked. Each opening visits only the others, the
+    awake ones, and finds a file by its identity in one step. With 1,000 files in turn, visiting all
+    slots was a third of the time of each use.
 
-    Whatever a signal interrupts, what is missing among the awake ones was just being made or was
-    going, and is given up; what is there too much is told by its state.
+    A signal may interrupt any step. A slot that is then missing among the awake ones was being made
+    or removed, and is dropped; the state of a surplus one shows that it is not awake.
     """
 
     def __init__(self) -> None:
@@ -118,33 +118,33 @@ class Slots(dict[Path, Slot]):
         return [slot for slot in self._awake if slot.state not in _WITHOUT_FILE]
 
     def counted(self) -> list[Slot]:
-        """Return the slots whose descriptors are in use, and nobody is giving them back."""
+        """Return the slots whose descriptors are in use and are not being closed."""
         return [slot for slot in self._awake if slot.state in _WITH_FILE]
 
     def wake(self, slot: Slot) -> None:
-        """Take note that a parked slot is opened again; before its state tells so."""
+        """Record that a parked slot is opened again, before its state changes."""
         self._awake[slot] = None
 
     def rest(self, slot: Slot) -> None:
-        """Take note that a slot is parked, after its state tells so, or that it goes."""
+        """Record that a slot is parked, after its state has changed, or that it is removed."""
         self._awake.pop(slot, None)
 
     def identify(self, slot: Slot, identity: Identity) -> None:
-        """Note what file a slot is for."""
+        """Record the identity of a slot's file."""
         self._lose_identity(slot)
         slot.identity = identity
         self._identified[identity] = slot
 
     def of(self, identity: Identity) -> Slot | None:
-        """Return the slot of a file, whatever its name; takes no lock."""
+        """Return the slot of a file by its identity; takes no lock."""
         slot = self._identified.get(identity)
         is_there = slot is not None and self.get(slot.path) is slot and slot.identity == identity
         return slot if is_there else None
 
     def forget(self, slot: Slot) -> None:
-        """Let go of a slot; it is gone."""
+        """Remove a slot, whose state becomes GONE."""
         self.rest(slot)
-        # In this order: after a signal in between nobody may find one that is gone.
+        # In this order: after a signal in between no thread may find a slot that is gone.
         if self.get(slot.path) is slot:
             del self[slot.path]
         slot.state = SlotState.GONE
@@ -156,14 +156,14 @@ class Slots(dict[Path, Slot]):
 
 
 def next_to_close(counted: Collection[Slot], spared: Collection[Slot]) -> Slot | None:
-    """Return what is to be closed because too many files are open; None if all are in use.
+    """Return the slot to close when too many files are open; None if all are in use.
 
-    Files without a handle come first, the longest idle one of them; then, of those that nobody
-    does anything with, the least recently used one.
+    Of the files without a handle the longest idle one comes first; then, of those that no thread
+    uses, the least recently used one.
 
     Args:
         counted: the slots whose files are open.
-        spared: slots that were tried in vain.
+        spared: slots that could not be closed.
     """
     idle = [slot for slot in counted if slot.is_idle]
     if idle:
@@ -173,7 +173,7 @@ def next_to_close(counted: Collection[Slot], spared: Collection[Slot]) -> Slot |
         for slot in counted
         if slot.state is SlotState.OPEN and slot.file is not None and slot not in spared
     ]
-    # Busy ones are never chosen, however long ago their call began.
+    # A busy file is never chosen, even if its call began long ago.
     for _, file, slot in sorted(quiet, key=itemgetter(0)):
         if file.is_quiet:
             return slot
@@ -181,10 +181,10 @@ def next_to_close(counted: Collection[Slot], spared: Collection[Slot]) -> Slot |
 
 
 def begin_closing(slots: Iterable[Slot], *, parks: bool = False) -> None:
-    """Mark slots: whoever wants one of these files from now on waits until it is closed.
+    """Mark open slots as closing: a thread that wants one of these files waits until it is closed.
 
     Args:
-        slots: they are open.
+        slots: the open slots.
         parks: whether their handles open them again.
     """
     for slot in slots:
@@ -194,7 +194,7 @@ def begin_closing(slots: Iterable[Slot], *, parks: bool = False) -> None:
 
 
 def too_many_idle(slots: Iterable[Slot], options: PoolOptions) -> list[Slot]:
-    """Return which idle files to close at once, the longest idle ones first."""
+    """Return the idle files to close at once, the longest idle ones first."""
     idle = sorted((slot for slot in slots if slot.is_idle), key=lambda slot: slot.idle_since)
     if options.linger == 0:
         return idle
@@ -202,7 +202,7 @@ def too_many_idle(slots: Iterable[Slot], options: PoolOptions) -> list[Slot]:
 
 
 def lingered_enough(slots: Iterable[Slot], options: PoolOptions) -> tuple[list[Slot], float | None]:
-    """Return which idle files have lingered long enough, and in how many seconds the next has."""
+    """Return the idle files that have lingered long enough, and the seconds until the next."""
     now = monotonic()
     left = {slot: slot.idle_since + options.linger - now for slot in slots if slot.is_idle}
     due = [slot for slot, seconds in left.items() if seconds <= 0]
