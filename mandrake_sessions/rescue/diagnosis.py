@@ -114,8 +114,8 @@ class _Diagnosis:
         before = states_of(self._path)
         inside = self._inside(in_use=in_use)
         if not in_use and states_of(self._path) != before:
-            # A process that the system does not show uses the file, or one has opened it since.
-            # The file was read as if no process used it, so the results may mix two states.
+            # A process that the system does not show uses the file, or has opened it since. The
+            # file was read as if unused, so the results may mix two states.
             inside = self._inside(in_use=True)
         return checks + inside
 
@@ -172,10 +172,7 @@ class _Diagnosis:
             return HealthCheck("folder", FAILED, "it is not there", f"mkdir -m 700 {quoted}")
         if not os.access(folder, os.W_OK | os.X_OK):
             return HealthCheck(
-                "folder",
-                FAILED,
-                "no file may be made next to the database",
-                f"chmod u+wx {quoted}",
+                "folder", FAILED, "no file may be made next to the database", f"chmod u+wx {quoted}"
             )
         return HealthCheck("folder", OK)
 
@@ -286,7 +283,7 @@ class _Diagnosis:
         return HealthCheck("locks", OK, f"open in process {who}" if who else "no process uses it")
 
     def _names(self, is_meant: Callable[[str], bool]) -> list[str]:
-        """Return the names in the file's folder for which ``is_meant`` is true, in order."""
+
         with contextlib.suppress(OSError), os.scandir(self._path.parent) as entries:
             return sorted(entry.name for entry in entries if is_meant(entry.name))
         return []
@@ -346,10 +343,7 @@ class _Diagnosis:
         return HealthCheck("header", OK)
 
     def _is_emptied(self) -> bool:
-        """Return whether the file is empty and has a WAL.
-
-        A new database is no such file: it gets its first page before its WAL gets a frame.
-        """
+        """Return whether it is empty with a WAL; a new database gets its first page before."""
         with contextlib.suppress(FileNotFoundError):
             # The WAL first: a WAL that grows after this belongs to a file with a first page.
             has_wal = wal_of(self._path).stat().st_size > 0
@@ -359,8 +353,7 @@ class _Diagnosis:
     def _length(self, pages: Pages) -> HealthCheck:
         first = pages.read(1)
         stated = 0 if first is None else int.from_bytes(first[PAGES_AT], "big")
-        # An open connection is checked against the page count in the file itself, which the first
-        # page in the WAL hides.
+        # An open file is checked against its own page count, which a first page in the WAL hides.
         stated = max(stated, int.from_bytes(pages.header[PAGES_AT], "big"))
         # Counted, not listed: a damaged header may state four thousand million pages.
         missing = pages.count_missing(stated)

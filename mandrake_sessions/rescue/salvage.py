@@ -76,7 +76,7 @@ def salvage(damaged: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
     if os.path.lexists(path):
         raise SalvageError("The target exists.", path=path, operation=_OPERATION)
     if not os.path.isdir(path.parent):
-        raise SalvageError("The folder of the target does not exist.", path=path)
+        raise SalvageError("The target's folder does not exist.", path=path)
     # With a stale WAL, pages of two files would be read as pages of one.
     find_stale_wal(source, _OPERATION)
     try:

@@ -20,7 +20,7 @@ import apsw
 from mandrake_sessions.concurrency.blocks import block, closing
 from mandrake_sessions.database.connection.bad_ids import (
     orphan,
-    rebuild_indexes,
+    reindex,
     unexplained_orphans,
 )
 from mandrake_sessions.database.connection.connection import Connection
@@ -112,8 +112,7 @@ def back_up(
     with errors, partial_file(path) as partial:
         with lend() as source:
             errors.source = source
-            # Inside the lease: its holder must not take a full disk of the copy for one of the
-            # database.
+            # Inside the lease: its holder must not see a full disk of the copy as the database's.
             with errors:
                 _copy(source, partial, budget, progress)
         # After the lease: readers need the connection, and the checks may take longer than copying.
@@ -201,15 +200,11 @@ def _require_whole(
 def _is_rebuilt(
     partial: Path, database: Path, must_stop: Callable[[], bool], problems: list[str]
 ) -> bool:
-    """Rebuild indexes of a copy if texts that are not UTF-8 are their only problem.
-
-    Returns:
-        Whether they were rebuilt.
-    """
+    """Rebuild indexes if texts that are not UTF-8 are their only problem; return whether."""
     # For a damaged copy the error has the problems that were found first.
     with contextlib.suppress(apsw.CorruptError, apsw.ConstraintError), _writable(partial) as raw:
         raw.set_progress_handler(must_stop, _CHECK_STEPS)
-        return rebuild_indexes(raw, problems, database)
+        return reindex(raw, problems, database)
     return False
 
 
@@ -342,13 +337,10 @@ def _require_free(database: Path, target: str | os.PathLike[str], *, overwrite: 
     if path == database or (there is not None and there == identify(database)):
         raise BackupError("The target is the database itself.", path=database, operation=_OPERATION)
     if not _is_folder(path.parent):
-        raise BackupError(
-            "The folder of the target does not exist.", path=path, operation=_OPERATION
-        )
+        raise BackupError("The target's folder does not exist.", path=path, operation=_OPERATION)
     if there is not None and not overwrite:
         raise BackupError("The target exists.", path=path, operation=_OPERATION)
     for suffix in _LEFTOVERS:
-        # SQLite would replay it into the copy, because it matches files by their names.
         if os.path.lexists(f"{path}{suffix}"):
             raise BackupError(
                 f"The target is in use, or was in use at a crash: its {suffix} exists.",

@@ -73,7 +73,7 @@ def _explains(raw: apsw.Connection, table: str, key: object) -> bool:
     return readable <= sum(not is_text(cell) for (cell,) in ids)
 
 
-def rebuild_indexes(raw: apsw.Connection, problems: Sequence[str], path: Path) -> bool:
+def reindex(raw: apsw.Connection, problems: Sequence[str], path: Path) -> bool:
     """Rebuild the indexes of a copy, if texts that are not UTF-8 are their only problem.
 
     Args:

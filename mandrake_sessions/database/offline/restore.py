@@ -16,7 +16,7 @@ import apsw
 
 from mandrake_sessions.concurrency.blocks import block, closing
 from mandrake_sessions.database.connection.backup import unexplained_problems_of
-from mandrake_sessions.database.connection.bad_ids import rebuild_indexes
+from mandrake_sessions.database.connection.bad_ids import reindex
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.error_codes import primary_code, translate
 from mandrake_sessions.database.file_format import SMALLEST_PAGE
@@ -187,7 +187,7 @@ def _is_rebuilt(raw: apsw.Connection, source: Path, problems: list[str]) -> bool
     False if two rows now have the same id.
     """
     with contextlib.suppress(apsw.ConstraintError):
-        return rebuild_indexes(raw, problems, source)
+        return reindex(raw, problems, source)
     return False
 
 
