@@ -256,7 +256,7 @@ def test_a_target_that_names_no_file_is_refused(source: Connection, path: str) -
 
 def test_a_missing_folder_is_refused(source: Connection, tmp_path: Path) -> None:
     missing = tmp_path / "nowhere" / "copy.sqlite"
-    with pytest.raises(BackupError, match="target.s folder") as caught:
+    with pytest.raises(BackupError, match="The target's folder") as caught:
         backup(source, missing, Budget(10))
 
     assert caught.value.path == missing
