@@ -25,6 +25,7 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.database.connection import backup
 from mandrake_sessions.database.files.turnstile import Turnstile, turnstile_path
+from mandrake_sessions.database.files.wal_index import WalIndex
 
 OTHER, ANOTHER = 65534, 65533
 ME = 65532
@@ -316,7 +317,7 @@ def test_a_turnstile_file_that_another_user_has_put_there_is_not_used(
     path = shared / "db.sqlite"
     with SessionManager(path, pool=pool) as sessions:
         plant(turnstile_path(path), victim)
-        turnstile = Turnstile(path)
+        turnstile = Turnstile(path, WalIndex(None))
         turnstile._open()
         assert turnstile.failure is not None
         # It is gone without.

@@ -9,7 +9,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -25,7 +25,12 @@ from kits.waiting import SOON, until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, PoolClosedError
 from mandrake_sessions.database.files import turnstile
-from mandrake_sessions.database.files.turnstile import Turnstile, turnstile_path
+from mandrake_sessions.database.files.turnstile import (
+    _SIGN_OF_LIFE,
+    PATIENCE,
+    Turnstile,
+    turnstile_path,
+)
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 
 PRELUDE = """
@@ -39,7 +44,7 @@ handle = pool.acquire(sys.argv[1])
 ADD = Statement("ADD", "INSERT INTO meta (key, value) VALUES (?, '')", ("key",))
 """
 WRITE_ONCE = """
-turnstile.PATIENCE = turnstile._SPIN_AFTER = 60
+turnstile.PATIENCE = 60
 def unit(tx):
     tx.run_all([(ADD, (sys.argv[2],))])
     return time.monotonic()
@@ -103,9 +108,8 @@ send(is_locked())
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets no thread of this process pass by a turnstile that does not move, or leave the front."""
+    """Lets no thread of this process pass by a turnstile that does not move."""
     monkeypatch.setattr(turnstile, "PATIENCE", 60.0)
-    monkeypatch.setattr(turnstile, "_SPIN_AFTER", 60.0)
 
 
 @pytest.fixture
@@ -352,53 +356,32 @@ def test_a_process_that_writes_without_a_pause_lets_others_in(
     assert median(turns) * 0.002 < 2 * turnstile.HOLD
 
 
-def test_a_restless_writer_without_turnstile_does_not_keep_others_out(
-    handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
-) -> None:
-    foreign = start_child(
-        """
-import apsw, os, time
-connection = apsw.Connection(sys.argv[1])
-connection.set_busy_timeout(60_000)
-connection.execute("PRAGMA synchronous=1; PRAGMA wal_autocheckpoint=0")
-send("ready")
-while os.getppid() != 1:
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute("INSERT INTO meta (key, value) VALUES (hex(randomblob(8)), '')")
-    time.sleep(0.002)
-    connection.execute("COMMIT")
-""",
-        path,
-    )
-    assert foreign.receive() == "ready"
-
-    def unit(tx: Any, key: str) -> int:
-        add(tx, key)
-        return len(tx.rows(KEYS))
-
-    written = [len(handle.query(lambda tx: tx.rows(KEYS)))]
-    written += [handle.transact(lambda tx, n=n: unit(tx, f"{n}"), "add") for n in range(20)]
-    waits = [later - before - 1 for before, later in pairwise(written)]
-    sys.stdout.write(f"\ntransactions of a foreign writer before each of this process: {waits}")
-    assert sum(waits) > 0
-    # It leaves 10 us between two transactions; at our usual pace many thousand of them went first.
-    assert max(waits) < 2500
-
-
-def test_a_process_that_fails_at_the_front_lets_the_next_one_try(
+def test_a_process_that_waits_at_the_front_is_not_taken_for_a_stopped_one(
     handle: DatabaseHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
-    hold_turnstile: Callable[[Path], Any],
+    start_child: Callable[..., Any],
 ) -> None:
+    """Otherwise the others would pass it by, in no order: the one in front shows that it lives."""
+    child = start_child(PRELUDE + WRITE_ONCE, path, "front")
+    assert child.receive() == "ready"
     other = hold_write_lock(path)
-    task = Task(lambda: handle.transact(adding("late"), "add"))
-    until(lambda: turnstile_path(path).exists() and in_line(path) == (0, 0))
-    hold_turnstile(path)
-    assert not task.is_over
+    child.send()
+    until(lambda: in_line(path) == (1, 0))
+    task = Task(lambda: handle.transact(adding("behind"), "add"))
+    until(lambda: in_line(path) == (1, 1))
+    mine = turnstile_of(handle)
+    shown: set[bytes] = set()
+    until(lambda: shown.add(mine._passes()) or len(shown) > 3 * PATIENCE / _SIGN_OF_LIFE)
+    assert mine.stalls == 0
+    assert in_line(path) == (1, 1)
     other.send()
+    assert child.receive()
     task.result()
-    assert in_line(path) == (1, 0)
+    assert mine.stalls == 0
+    child.send()
+    child.finish()
+    assert keys(handle) == {"front", "behind"}
 
 
 # -- one that does not move ---------------------------------------------------------------------

@@ -25,14 +25,15 @@ import time
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final
 
 from mandrake_sessions.concurrency.threads import start
 from mandrake_sessions.database.error_codes import pass_on_timeout
 from mandrake_sessions.database.files.flock import try_lock, unlock, wait_for_lock
-from mandrake_sessions.database.files.rhythm import Rhythm
-from mandrake_sessions.database.retry import PACE, pace
-from mandrake_sessions.database.sidecars import WAL, sidecar
+from mandrake_sessions.database.files.lock_wait import LockWait, WaitingConnection
+from mandrake_sessions.database.files.wal_index import WalIndex
+from mandrake_sessions.database.retry import pace, pause
+from mandrake_sessions.database.sidecars import sidecar
 from mandrake_sessions.errors import ThreadStartError
 
 HOLD: Final = 0.007
@@ -64,12 +65,12 @@ _FLAGS: Final = (
 # A writer without the turnstile polls the lock at its own times, and the lock must be free at some
 # of them. Without this gap such a writer got the lock a third as often.
 _GAP: Final = 0.0001
-# Such a writer that begins again at once leaves a few microseconds between two transactions, and
-# polls with pauses hardly ever meet them (at the usual pace it kept this process out for two
-# seconds). So a process that has waited this long at the front polls at the promising moments
-# (``rhythm``), lets the next process try as well, and leaves no gap for some seconds.
-_SPIN_AFTER: Final = 0.003
+# Such a writer that begins again at once leaves some ten microseconds between two transactions, and
+# polls with pauses hardly ever meet them. So after these seconds of polls the kernel waits
+# (``lock_wait``), and for some seconds this process leaves no gap and lets the kernel wait at once.
+_POLL_FOR: Final = 0.003
 _NO_GAP_FOR: Final = 10.0
+_SIGN_OF_LIFE: Final = PATIENCE / 4
 
 
 # Threads whose file is closed but that still wait for a process, which may be stopped. A file that
@@ -82,20 +83,6 @@ def turnstile_path(database: Path) -> Path:
     return sidecar(database, "-turnstile")
 
 
-class WaitingConnection(Protocol):
-    """The connection whose BEGIN waits.
-
-    Attributes:
-        deadline: when the wait ends (``time.monotonic``).
-        is_cancelled: whether the connection is being closed.
-        busy_waits: how often it waited for another process.
-    """
-
-    deadline: float
-    is_cancelled: bool
-    busy_waits: int
-
-
 class Turnstile:
     """The turnstile of one open file; only the holder of its writer's lease goes through.
 
@@ -105,6 +92,7 @@ class Turnstile:
 
     Args:
         database: the real path.
+        index: of its WAL; the write lock is in it.
 
     Attributes:
         checks_at: when the next check for waiting processes is due (``time.monotonic``).
@@ -114,7 +102,7 @@ class Turnstile:
         stalls: how often it did not move, and was passed.
     """
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, index: WalIndex) -> None:
         self._database = database
         self.checks_at: float = 0.0
         self.is_entered: bool = False
@@ -126,8 +114,8 @@ class Turnstile:
         self._left_at = self._hold_ends = 0.0
         self._gap_from = 0.0
         self._has_waited = self._is_through = False
-        # Of a wait at the front; None before its first poll.
-        self._rhythm: Rhythm | None = None
+        self._counts_at = 0.0
+        self._lock_wait = LockWait(database, index)
         # Whether it began soon after the last one.
         self._is_following = False
         self._descriptor: int | None = None
@@ -182,7 +170,6 @@ class Turnstile:
             if self.is_held and monotonic() >= self._gap_from:
                 time.sleep(_GAP)
         self._since = monotonic()
-        self._rhythm = None
         self._hold_ends = self.checks_at = self._since + HOLD
         self._is_through = self.is_held
         return self.is_held
@@ -196,20 +183,28 @@ class Turnstile:
         self._since = now
         return True
 
-    def pace(self) -> float:
-        """Return the seconds until the caller should poll the write lock again."""
-        if not self._is_through:
-            return pace(self._since)
-        self._has_waited = True
-        if self._rhythm is None:
-            self._rhythm = Rhythm(f"{self._database}{WAL}", self._since)
+    def pause(self, connection: WaitingConnection) -> bool:
+        """Wait until the write lock should be polled again; False once the deadline is over."""
         now = monotonic()
-        if now - self._since < _SPIN_AFTER:
-            return PACE
-        if self.is_held:
+        if now >= connection.deadline:
+            return False
+        self._has_waited = self._has_waited or self._is_through
+        if now - self._since >= _POLL_FOR or now < self._gap_from:
             self._gap_from = now + _NO_GAP_FOR
-            self._let_next_in()
-        return self._rhythm.pause()
+            if self._lock_wait.wait(connection, self._show_life):
+                return True
+        self._show_life()
+        return pause(connection.deadline, pace(self._since))
+
+    def _show_life(self) -> None:
+        """Show the processes that wait behind this one that it is not stopped."""
+        now = monotonic()
+        if self.is_held and now >= self._counts_at:
+            self._counts_at = now + _SIGN_OF_LIFE
+            try:
+                self._count()
+            except OSError as error:
+                pass_on_timeout(error)
 
     def leave(self) -> None:
         """End the transaction, and let the next process in if the hold is over."""
@@ -234,10 +229,6 @@ class Turnstile:
             self._is_hold_kept = True
             self._start_or_wake()
         return self._thread is not None and not self._is_closed
-
-    def _let_next_in(self) -> None:
-        with self._mutex:
-            self._end_hold()
 
     def _end_hold(self) -> None:
         self._is_hold_kept = False
@@ -453,14 +444,15 @@ class Turnstile:
         """Return the counter, which changes whenever a process that waited has gone through."""
         try:
             return b"" if (file := self._descriptor) is None else os.pread(file, _COUNTER_BYTES, 0)
-        except OSError:
+        except OSError as error:
+            pass_on_timeout(error)
             return b""
 
     def _count(self) -> None:
         """Raise the counter, which shows waiting processes that the turnstile moves."""
-        assert self._descriptor is not None
         number = (int.from_bytes(self._passes(), "little") + 1) % (1 << 8 * _COUNTER_BYTES)
-        os.pwrite(self._descriptor, number.to_bytes(_COUNTER_BYTES, "little"), 0)
+        if self._descriptor is not None:
+            os.pwrite(self._descriptor, number.to_bytes(_COUNTER_BYTES, "little"), 0)
 
     def _drop(self) -> None:
         """Close the file, and release the lock."""
@@ -493,6 +485,7 @@ class Turnstile:
                 self._remove_and_drop()
         if thread is not None:
             thread.join()
+        self._lock_wait.close()
 
     def _remove_and_drop(self) -> None:
         """Remove the file under its lock: a process that locks it later sees that it is gone."""
@@ -508,6 +501,7 @@ class Turnstile:
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
         self._is_closed = True
+        self._lock_wait.forget_after_fork()
         self._thread = self._taker = None
         self.is_held = self.is_entered = self._is_asking = self._is_hold_kept = False
         descriptor, self._descriptor = self._descriptor, None

@@ -37,6 +37,7 @@ from mandrake_sessions.database.connection.transaction import (
     rollback,
 )
 from mandrake_sessions.database.files.turnstile import Turnstile
+from mandrake_sessions.database.files.wal_index import WalIndex
 from mandrake_sessions.database.leasing.leased import LeasedConnection
 from mandrake_sessions.database.leasing.queue import Group
 from mandrake_sessions.engine.budget import Budget
@@ -62,6 +63,7 @@ class WriterConnection(LeasedConnection):
     Args:
         connection: the connection to lease.
         options: give the limits of groups.
+        index: of the WAL; the write lock is in it.
         check: called first by every new holder; raises if the file is not usable.
         check_write: called instead by a holder that is going to write.
         on_unclean: called if a lease is released with an open transaction; the connection must not
@@ -74,6 +76,7 @@ class WriterConnection(LeasedConnection):
         self,
         connection: Connection,
         options: DatabaseOptions,
+        index: WalIndex,
         *,
         check: Callable[[Connection, str], None],
         check_write: Callable[[Connection, str, Budget], None],
@@ -85,7 +88,7 @@ class WriterConnection(LeasedConnection):
         self._check_write = check_write
         self._options = options
         self._on_commit = on_commit
-        self.turnstile: Turnstile = Turnstile(connection.path)
+        self.turnstile: Turnstile = Turnstile(connection.path, index)
         self._beginning = threading.Lock()
         self._is_beginning = False
         # How many other threads shared the last COMMIT.

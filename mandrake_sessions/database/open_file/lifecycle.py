@@ -129,6 +129,7 @@ class FileLifecycle(abc.ABC):
         self._main = WriterConnection(
             main,
             options,
+            self.witness.index,
             check=self._check,
             check_write=self._check_write,
             on_unclean=self.retire,

@@ -93,6 +93,7 @@ class Witness:
 
     Attributes:
         seen: the status of the file at the last check; ``UNSEEN`` if it must be checked again.
+        index: the index of its WAL.
         is_doubted: whether a change was no WAL checkpoint, so that all pages must be checked.
         at_rest: the status of the file when it was parked; None if it was not.
     """
@@ -116,7 +117,7 @@ class Witness:
         self._logs = logs
         self._has_vfs = has_vfs
         self._refusal = refusal
-        self._index = WalIndex(logs.index)
+        self.index: WalIndex = WalIndex(logs.index)
         self._known: _Known | None = None
         # Seconds that unfinished checks of all pages have taken.
         self._spent = 0.0
@@ -153,7 +154,7 @@ class Witness:
         Returns:
             ``MOVED``, ``OVERWRITTEN`` or ``OURS``.
         """
-        before = self._index.state()
+        before = self.index.state()
         try:
             found = os.stat(self._name)
         except OSError as error:
@@ -271,7 +272,7 @@ class Witness:
         with self._connection(inspections, within, with_wal=True) as lent:
             if lent.value(_CHECK) != "ok":
                 return False
-        before = self._index.state()
+        before = self.index.state()
         if self._has_vfs or before is None or not self._is_whole(before):
             return True
         try:
@@ -280,7 +281,7 @@ class Witness:
         except (apsw.CorruptError, apsw.NotADBError):
             is_sound = False
         # A WAL checkpoint that has begun meanwhile may explain unsound pages.
-        after = self._index.state()
+        after = self.index.state()
         return is_sound or after is None or after[:3] != before[:3]
 
     def _connection(
@@ -315,7 +316,7 @@ class Witness:
     ) -> FileCondition:
         known, head = self._known, connection.head(_HEAD)
         # The first check has no earlier state to compare.
-        after = before if known is None else self._index.state()
+        after = before if known is None else self.index.state()
         header = head[:HEADER_BYTES]
         if difference(header, self._stamp) is not None:
             # The next lease checks again, because a WAL checkpoint may have been under way.
@@ -373,7 +374,7 @@ class Witness:
 
     def _is_under_way(self, state: WalState | None) -> bool:
         """Return whether a WAL checkpoint is running; a killed one, which has not ended, is not."""
-        return state is not None and not state.is_at_rest and self._index.is_copying()
+        return state is not None and not state.is_at_rest and self.index.is_copying()
 
 
 def _lacks_what_was_copied(before: WalState | None, after: WalState | None, header: bytes) -> bool:

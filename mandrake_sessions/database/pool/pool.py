@@ -24,10 +24,12 @@ from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.concurrency.fork import after_fork, close_inherited, close_later, keep_alive
 from mandrake_sessions.concurrency.gate import Gate
+from mandrake_sessions.concurrency.inherited import part_from_parent
 from mandrake_sessions.concurrency.reentry import do_elsewhere, is_unforeseen, refuse_unforeseen
 from mandrake_sessions.concurrency.resources import Resource
 from mandrake_sessions.database.files.atomic import tidy
 from mandrake_sessions.database.files.paths import Identity, identify, real_path, unlinked_path
+from mandrake_sessions.database.files.wal_index import WalIndex
 from mandrake_sessions.database.health.levels import check_health
 from mandrake_sessions.database.offline.removal import remove
 from mandrake_sessions.database.offline.restore import require_backup, restore
@@ -557,17 +559,22 @@ class ConnectionPool(Resource):
 
     def _drop_after_fork(self) -> None:
         """Begin anew in a child; a file that was in use at the fork cannot be opened in it."""
+        indexes: list[WalIndex] = []
         for slot in self._slots.values():
             if slot.state is SlotState.PARKED:
                 # The parent has no connection to it.
                 continue
             keep_alive(slot)
+            if slot.file is not None:
+                indexes.append(slot.file.witness.index)
             if slot.file is not None and slot.file.drop_after_fork():
                 close_later(partial(_close_inherited, slot))
             elif slot.identity is not None:
                 _unusable_in_child.add(slot.identity)
         self._slots.clear()
         keep_alive(self._files.maintenance)
+        descriptors = [index.descriptor_after_fork() for index in indexes]
+        part_from_parent(each for each in descriptors if each is not None)
         self._reset()
 
 
