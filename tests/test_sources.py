@@ -111,7 +111,6 @@ OWN_OPEN = {"DatabaseFile"}
 LONG_MODULES = {
     "mandrake_sessions/database/connection/backup.py": "a backup from its checks to its place",
     "mandrake_sessions/database/connection/transaction.py": "the two transactions of a connection",
-    "mandrake_sessions/live/streaming/flusher.py": "one thread: its rounds, its ends, its failures",
     "mandrake_sessions/rescue/diagnosis.py": "every check of a file that may be damaged",
     "mandrake_sessions/records/sql.py": "generated: every statement as it is run",
     "mandrake_sessions/database/pool/pool.py": "one lock and the table of slots behind it",
