@@ -89,6 +89,13 @@ ALLOWED = {
     "tools/generate/faces.py": {"write_text": "writes the modules of faces"},
     "tools/generate/signatures.py": {"read_text": "the sources of units"},
     "tools/docstrings.py": {"read_text": "the checkout"},
+    "tools/docstrings.py": {"read_text": "the sources"},
+    "tools/coverage.py": {
+        "read_text": "the sources",
+        "tempfile": "a folder for the records",
+        "write_text": "the settings of a run",
+    },
+    "tools/coverage_recorder.py": {"open": "the record of a process"},
     "tools/words.py": {"io": "StringIO for comments", "read_text": "the checkout"},
     "tools/generate/ddl.py": {"read_text": "the project's version"},
     "mandrake_sessions/testing/power.py": {

@@ -15,8 +15,8 @@ from typing import Any, Final
 import apsw
 
 from mandrake_sessions.concurrency.blocks import block, closing
-from mandrake_sessions.database.connection.backup import damage_of
 from mandrake_sessions.database.connection.bad_ids import is_text
+from mandrake_sessions.database.connection.verification import damage_of
 from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.own_wal import (

@@ -17,10 +17,10 @@ import apsw
 from mandrake_sessions import tables
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.fork import close_inherited
-from mandrake_sessions.database.connection.backup import verify
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.connection.settings import foreign_keys_off
+from mandrake_sessions.database.connection.verification import verify
 from mandrake_sessions.database.error_codes import translate, translate_os
 from mandrake_sessions.database.files.atomic import merge_wal, partial_file, replace, sync_file
 from mandrake_sessions.database.files.btree import Record, Value, parse

@@ -20,9 +20,10 @@ from kits.entries import add, keys
 from kits.waiting import until_set
 
 from mandrake_sessions.database.connection import backup as module
-from mandrake_sessions.database.connection.backup import backup, verify
+from mandrake_sessions.database.connection.backup import backup
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.opening import open_connection
+from mandrake_sessions.database.connection.verification import verify
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import real_path
 from mandrake_sessions.database.migrations import head

@@ -25,10 +25,10 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from mandrake_sessions.database.connection.backup import verify
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.dialect import lend
 from mandrake_sessions.database.connection.opening import open_connection
+from mandrake_sessions.database.connection.verification import verify
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.migrations import head, migrate, revisions

@@ -36,7 +36,7 @@ from mandrake_sessions import (
     salvage,
 )
 from mandrake_sessions.aio import AsyncSessionManager
-from mandrake_sessions.database.connection.backup import verify
+from mandrake_sessions.database.connection.verification import verify
 from mandrake_sessions.database.files.kept import kept_files
 from mandrake_sessions.models import TurnStatus
 

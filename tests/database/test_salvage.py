@@ -30,7 +30,7 @@ from mandrake_sessions import (
     diagnose,
     salvage,
 )
-from mandrake_sessions.database.connection.backup import verify
+from mandrake_sessions.database.connection.verification import verify
 from mandrake_sessions.database.files.btree import parse
 from mandrake_sessions.database.files.pages import open_pages
 from mandrake_sessions.models import TurnStatus

@@ -31,7 +31,7 @@ from mandrake_sessions import (
     diagnose,
     salvage,
 )
-from mandrake_sessions.database.connection.backup import verify
+from mandrake_sessions.database.connection.verification import verify
 
 PAGE = 4096
 TABLES = ("sessions", "rounds", "requests", "responses", "turns")

@@ -26,8 +26,8 @@ from mandrake_sessions import (
     PoolOptions,
     SessionManager,
 )
-from mandrake_sessions.database.connection.backup import verify
 from mandrake_sessions.database.connection.opening import open_connection
+from mandrake_sessions.database.connection.verification import verify
 from mandrake_sessions.database.files.paths import identify
 from mandrake_sessions.database.migrations import migrate
 from mandrake_sessions.engine.budget import Budget

@@ -33,9 +33,9 @@ from mandrake_sessions import (
     SessionManager,
     TurnStatus,
 )
-from mandrake_sessions.database.connection.backup import verify
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.opening import open_connection
+from mandrake_sessions.database.connection.verification import verify
 from mandrake_sessions.database.files.paths import identify
 from mandrake_sessions.database.files.turnstile import turnstile_path
 from mandrake_sessions.database.migrations import head, migrate, revisions

@@ -21,7 +21,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule
 from sqlalchemy.pool import NullPool, PoolProxiedConnection
 
 from mandrake_sessions.concurrency.blocks import block
-from mandrake_sessions.database.connection import damaged_text, transaction
+from mandrake_sessions.database.connection import begin_commit, damaged_text
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.error_codes import primary_code, translate
 from mandrake_sessions.engine.budget import Budget
@@ -142,7 +142,7 @@ class LentConnection:
             raise self._stopped()
         connection = self.connection
         if not self._is_reader:
-            transaction.begin_immediate(connection, self._budget, self._operation)
+            begin_commit.begin_immediate(connection, self._budget, self._operation)
             return
         connection.deadline = self._budget.deadline
         connection.interruptible = True
@@ -152,15 +152,15 @@ class LentConnection:
             raise translate(error, connection.path, self._operation, raw=connection.raw) from error
 
     def commit(self) -> None:
-        """Commit the open transaction; raise the errors of ``transaction.commit``."""
+        """Commit the open transaction; raise the errors of ``begin_commit.commit``."""
         if self._ended:
             raise self._stopped()
-        transaction.commit(self.connection, self._operation)
+        begin_commit.commit(self.connection, self._operation)
 
     def rollback(self) -> None:
         """Undo the open transaction, if there is one."""
         if not self._ended:
-            transaction.rollback(self.connection)
+            begin_commit.rollback(self.connection)
 
     def cursor(self) -> LentCursor:
         """Return a new cursor."""

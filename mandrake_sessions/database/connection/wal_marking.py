@@ -13,8 +13,8 @@ from typing import Final
 
 import apsw
 
+from mandrake_sessions.database.connection.begin_commit import begin_unmarked, commit, rollback
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.transaction import begin_unmarked, commit, rollback
 from mandrake_sessions.database.files.names import renew_home
 from mandrake_sessions.database.files.turnstile import Turnstile
 from mandrake_sessions.database.files.wal_mark import (

@@ -9,8 +9,9 @@ from typing import TypeVar
 import apsw
 
 from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.database.connection.begin_commit import rollback
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.transaction import ReadTransaction, rollback
+from mandrake_sessions.database.connection.transaction import ReadTransaction
 from mandrake_sessions.database.leasing.queue import LeaseQueue
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.engine.transaction import ReadUnit

@@ -28,14 +28,14 @@ import apsw
 
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.reentry import is_of_a_handler
-from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.transaction import (
-    WriteTransaction,
+from mandrake_sessions.database.connection.begin_commit import (
     begin_immediate,
     begin_unmarked,
     commit,
     rollback,
 )
+from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.transaction import WriteTransaction
 from mandrake_sessions.database.files.turnstile import Turnstile
 from mandrake_sessions.database.files.wal_index import WalIndex
 from mandrake_sessions.database.leasing.leased import LeasedConnection

@@ -15,8 +15,8 @@ from typing import Final
 import apsw
 
 from mandrake_sessions import ids
+from mandrake_sessions.database.connection.begin_commit import begin_unmarked, commit, rollback
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.transaction import begin_unmarked, commit, rollback
 from mandrake_sessions.database.error_codes import translate
 from mandrake_sessions.database.file_format import (
     APPLICATION_ID_AT,

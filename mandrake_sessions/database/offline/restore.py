@@ -15,9 +15,9 @@ from typing import Final
 import apsw
 
 from mandrake_sessions.concurrency.blocks import block, closing
-from mandrake_sessions.database.connection.backup import unexplained_problems_of
 from mandrake_sessions.database.connection.bad_ids import reindex
 from mandrake_sessions.database.connection.connection import Connection
+from mandrake_sessions.database.connection.verification import unexplained_problems_of
 from mandrake_sessions.database.error_codes import primary_code, translate
 from mandrake_sessions.database.file_format import SMALLEST_PAGE
 from mandrake_sessions.database.files import owner

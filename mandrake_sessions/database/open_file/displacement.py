@@ -12,8 +12,8 @@ from pathlib import Path
 
 import apsw
 
+from mandrake_sessions.database.connection.begin_commit import begin_unmarked, rollback
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.transaction import begin_unmarked, rollback
 from mandrake_sessions.database.error_codes import translate_os
 from mandrake_sessions.database.files.creation import folder_lock
 from mandrake_sessions.database.files.paths import (

@@ -18,10 +18,10 @@ import apsw
 
 from mandrake_sessions.concurrency.blocks import end_what_was_left
 from mandrake_sessions.concurrency.callers import reentrant_error
+from mandrake_sessions.database.connection.begin_commit import rollback
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.inspection import Inspections
 from mandrake_sessions.database.connection.opening import open_connection
-from mandrake_sessions.database.connection.transaction import rollback
 from mandrake_sessions.database.files.paths import Identity, leads_elsewhere
 from mandrake_sessions.database.leasing.leased import LeasedConnection
 from mandrake_sessions.database.leasing.writer import WriterConnection
