@@ -58,7 +58,7 @@ $(COVERAGE): requirements.lock pyproject.toml | $(INSTALLED)
 		--no-deps --no-build-isolation -e .
 	@touch $@
 
-check: lint types layers ## lint, format, types, layers
+check: lint types layers words ## lint, format, types, layers, words
 
 lint: $(INSTALLED) ## ruff: rules and format
 	@$(BIN)/ruff check --quiet .

@@ -26,7 +26,7 @@ COUNT = (
 COUNT_IT = Statement("COUNT_IT", COUNT, ("key",))
 
 
-def tell(line: str) -> None:
+def report(line: str) -> None:
     """Write a line at once."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
@@ -60,7 +60,7 @@ def ours(pool: ConnectionPool, path: str, hold: float) -> Callable[[str], None]:
 
 
 def run(kind: str, path: str, name: str, threads: int, hold: float) -> None:
-    """Be one of the processes: write until told to stop, then tell the waits of each thread."""
+    """Be one of the processes: write until the parent asks to stop, then report each wait."""
     stop = threading.Event()
     options = DatabaseOptions(durability=Durability.FAST, busy_timeout=60)
     pool = ConnectionPool(PoolOptions(database=options))
@@ -69,7 +69,7 @@ def run(kind: str, path: str, name: str, threads: int, hold: float) -> None:
 
     def write(number: int) -> None:
         unit = bare(path, hold) if kind == "bare" else ours(pool, path, hold)
-        tell("ready")
+        report("ready")
         go.wait()
         while not stop.is_set():
             since = time.monotonic()
@@ -90,7 +90,7 @@ def run(kind: str, path: str, name: str, threads: int, hold: float) -> None:
     for thread in crew:
         thread.join()
     pool.close()
-    tell(json.dumps({"waits": waits, "errors": errors}))
+    report(json.dumps({"waits": waits, "errors": errors}))
 
 
 def measure(kind: str, seconds: float, hold: float, threads: int, foreign: bool) -> None:
@@ -121,23 +121,23 @@ def measure(kind: str, seconds: float, hold: float, threads: int, foreign: bool)
                 child.stdin.write(word)
                 child.stdin.flush()
             time.sleep(pause)
-        told = [json.loads(child.communicate()[0]) for child in children]
+        reports = [json.loads(child.communicate()[0]) for child in children]
         reader = apsw.Connection(path)
         stored = sum(
             int(n) for (n,) in reader.execute("SELECT value FROM meta WHERE key GLOB '*-[0-9]'")
         )
         reader.close()
-    counts = [sum(map(len, each["waits"])) for each in told]
-    waits = sorted(each for one in told[:PROCESSES] for thread in one["waits"] for each in thread)
-    lines = [len(thread) for one in told[:PROCESSES] for thread in one["waits"]]
-    others = sorted(each for one in told[PROCESSES:] for thread in one["waits"] for each in thread)
-    tell(
+    counts = [sum(map(len, each["waits"])) for each in reports]
+    waits = sorted(each for one in reports[:PROCESSES] for thread in one["waits"] for each in thread)
+    lines = [len(thread) for one in reports[:PROCESSES] for thread in one["waits"]]
+    others = sorted(each for one in reports[PROCESSES:] for thread in one["waits"] for each in thread)
+    report(
         f"{kind:5} {sum(counts) / seconds:7.0f}/s  median {waits[len(waits) // 2] * 1e3:6.1f}"
         f"  99% {waits[len(waits) * 99 // 100] * 1e3:6.1f}  longest {waits[-1] * 1e3:7.1f} ms"
         f"  counts {counts}  threads max/min {max(lines) / max(1, min(lines)):.2f}"
         f"  processes max/min {max(counts[:PROCESSES]) / max(1, min(counts[:PROCESSES])):.2f}"
         f"  foreign longest {others[-1] * 1e3 if others else 0:.1f} ms"
-        f"  stored - counted {stored - sum(counts)}  errors {sum(len(e['errors']) for e in told)}",
+        f"  stored - counted {stored - sum(counts)}  errors {sum(len(e['errors']) for e in reports)}",
     )
 
 

@@ -1,4 +1,4 @@
-"""ADR 0003: how long appends take beside a long read, on one connection and on two."""
+"""ADR 0003: how long appends take during a long read, on one connection and on two."""
 
 import sys
 import tempfile
