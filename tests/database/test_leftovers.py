@@ -26,7 +26,7 @@ AT_IT = """
 from mandrake_sessions import *
 from mandrake_sessions.database import backup, restore
 from mandrake_sessions.database.salvage import salvaging
-def stop(*_):
+def stop(*_, **__):
     tell("at it")
     hear()
 backup._require_whole = restore._check_and_stamp = salvaging.verify = stop

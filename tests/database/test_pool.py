@@ -415,7 +415,8 @@ def test_rule_21_acquire_against_last_release(
         nonlocal most
         # It leaves the core to the others: a look takes the interpreter for itself.
         while not over.wait(0.001):
-            most = max(most, open_connections(path))
+            # One that is closed and opened again amidst a look is seen twice by it, and not again.
+            most = max(most, min(open_connections(path) for _ in range(3)))
 
     def come_and_go(number: int) -> None:
         chance = random.Random(number)
