@@ -228,12 +228,15 @@ class SessionManager(Resource):
     def delete(self, *, timeout: float | None = None) -> None:
         """Close, then remove the database file with its ``-wal`` and ``-shm``.
 
+        A link in the place of one of these two is removed itself.
+
         Args:
             timeout: seconds to wait for other holders, of this process and of others; None for
                 the ``busy_timeout``.
 
         Raises:
             DatabaseBusyError: somebody else had it open until the deadline; nothing was removed.
+            DatabasePathError: there is a folder in the place of one; nothing was removed.
         """
         pool = self._pool or default_pool()
         patience = seconds_to_wait(timeout, self._options, pool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -16,6 +17,7 @@ import pytest
 from mandrake_sessions import (
     BackupError,
     ConnectionPool,
+    DatabaseFolderError,
     DatabaseOpenError,
     DatabasePathError,
     MandrakeSessionsError,
@@ -251,6 +253,54 @@ def test_what_another_user_has_put_in_the_place_of_a_sidecar_is_not_used(
         planted_at.unlink()
         with SessionManager(path, pool=pool) as sessions:
             assert [each.title for each in sessions.list_sessions()] == ["kept"]
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("plant", [symbolic, dangling, second_name, anothers_file])
+def test_what_another_user_has_put_in_the_place_of_a_sidecar_goes_with_the_database(
+    shared: Path,
+    victim: Path,
+    pool: ConnectionPool,
+    suffix: str,
+    plant: Callable[[Path, Path], None],
+) -> None:
+    path = shared / "db.sqlite"
+    with SessionManager(path, pool=pool) as sessions:
+        sessions.create_session("ours")
+    with pool._reserved(path, _budget(), "delete"):
+        pass
+    plant(path.with_name(f"{path.name}{suffix}"), victim)
+
+    SessionManager(path, pool=pool).delete()
+
+    assert os.listdir(shared) == []
+    assert victim.read_bytes() == b"precious"
+    assert os.listdir(victim.parent) == [victim.name]
+
+
+def test_where_the_system_keeps_anothers_link_the_database_stays_whole(
+    shared: Path, victim: Path, tmp_path: Path, make_pool: Any
+) -> None:
+    path, log = shared / "db.sqlite", shared / "db.sqlite-wal"
+    with SessionManager(tmp_path / "ours.sqlite", pool=make_pool(linger=60)) as sessions:
+        sessions.create_session("in the log")
+        for suffix in ("", "-wal"):
+            made = shutil.copy(f"{sessions.path}{suffix}", f"{path}{suffix}")
+            os.chown(made, ME, ME)
+    planted = shared / "db.sqlite-journal"
+    symbolic(planted, victim)
+    before = log.read_bytes()
+
+    with acting_as(ME):
+        mine = make_pool()
+        with pytest.raises(DatabaseFolderError):
+            SessionManager(path, pool=mine).delete()
+        assert planted.is_symlink()
+        assert log.read_bytes() == before
+    planted.unlink()
+    with acting_as(ME), SessionManager(path, pool=mine) as sessions:
+        assert [each.title for each in sessions.list_sessions()] == ["in the log"]
+    assert victim.read_bytes() == b"precious"
 
 
 def _budget() -> Any:

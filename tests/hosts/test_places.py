@@ -576,6 +576,34 @@ def test_a_damaged_workspace_can_be_deleted(
     assert files_in(folder) == [".ws", ".ws/notes.txt", "code.py"]
 
 
+@pytest.mark.parametrize("damage", [lambda database: None, damage_garbage, damage_no_file])
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_a_link_in_the_place_of_a_sidecar_file_goes_with_its_workspace(
+    tmp_path: Path,
+    open_root: OpenRoot,
+    closed: Callable[[Path], None],
+    suffix: str,
+    damage: Callable[[Path], None],
+) -> None:
+    folder = tmp_path / "work"
+    ids = make(open_root, tmp_path / "root", work=folder, other=None)
+    closed(tmp_path)
+    with open_root(tmp_path / "root") as host:
+        other = workspace_database(host.get_workspace(ids["other"]).path)
+        before = other.read_bytes()
+        damage(workspace_database(folder))
+        place = workspace_database(folder).with_name(f"db.sqlite{suffix}")
+        place.unlink(missing_ok=True)
+        place.symlink_to(other)
+
+        host.delete_workspace(ids["work"])
+
+        assert files_in(folder) == []
+        assert other.read_bytes() == before
+        sessions = host.get_workspace(ids["other"]).sessions
+        assert [each.title for each in sessions.list_sessions()] == ["other"]
+
+
 def no_folder(folder: Path) -> None:
     shutil.rmtree(folder)
 
