@@ -18,8 +18,8 @@ from mandrake_sessions.cli.output import (
 )
 from mandrake_sessions.cli.reports import print_report
 from mandrake_sessions.cli.target import TIMEOUT, Json, Timeout, new_pool
+from mandrake_sessions.database.kept import kept_files
 from mandrake_sessions.database.paths import real_path
-from mandrake_sessions.database.restore import kept_files
 from mandrake_sessions.errors import (
     DatabaseBusyError,
     DatabaseMissingError,

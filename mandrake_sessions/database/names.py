@@ -20,9 +20,9 @@ import apsw
 
 from mandrake_sessions.database.blocks import closing
 from mandrake_sessions.database.faults import translate_os
+from mandrake_sessions.database.kept import is_kept, logs_kept
 from mandrake_sessions.database.mounts import naming_of
-from mandrake_sessions.database.own_log import has_log
-from mandrake_sessions.database.placing import is_kept, is_partial, tidy
+from mandrake_sessions.database.placing import is_partial, tidy
 from mandrake_sessions.database.waiting import Budget, pace, pause
 from mandrake_sessions.errors import DatabaseNamesError
 from mandrake_sessions.options import DatabaseOptions
@@ -43,12 +43,13 @@ _PLACING: Final = 1.0
 _OVERRIDE: Final = "DatabaseOptions(allow_other_names=True) opens it all the same"
 
 
-def require_home(path: Path, options: DatabaseOptions) -> None:
+def require_home(path: Path, options: DatabaseOptions, *, tidying: bool = True) -> None:
     """Make sure, before SQLite opens a file, that this is the name its log has.
 
     Args:
         path: the real path of the file, which is there.
         options: as it is to be opened.
+        tidying: whether names that killed processes have left are removed.
 
     Raises:
         DatabaseNamesError: it is not, or that cannot be known.
@@ -69,14 +70,15 @@ def require_home(path: Path, options: DatabaseOptions) -> None:
         )
     if naming.links == 1:
         return
-    is_alone = _is_alone(path)
-    kept = _kept_with_its_log(path)
-    if kept is not None:
+    is_alone = _is_alone(path, tidying=tidying)
+    renamed = logs_kept(path, _others_beside(path))
+    if renamed:
+        moves = " && ".join(f"mv {log.name} {was.name}" for log, was in renamed.items())
         raise DatabaseNamesError(
-            f"Restoring was broken off when it had renamed the log to {kept.name}-wal. Restore "
-            f"again; or, to have what was there, mv {kept.name}-wal {path.name}-wal.",
+            f"Restoring was broken off when it had renamed the log to {min(renamed).name}. Restore "
+            f"again; or, to have what was there, {moves}.",
             kind="interrupted restore",
-            others=(kept,),
+            others=tuple(each for each in _others_beside(path) if is_kept(each, path)),
             path=path,
             operation="open",
         )
@@ -141,33 +143,25 @@ def _read_home(path: Path, options: DatabaseOptions) -> str | None:
     return None
 
 
-def _is_alone(path: Path) -> bool:
+def _is_alone(path: Path, *, tidying: bool) -> bool:
     """Return whether all other names are those that this library gives a file for a while.
 
     One that is being given its own is waited for, and what a process that was killed in it has left
     is removed. One that is being replaced has a second name, under which it is kept.
     """
     budget = Budget(_PLACING)
-    tidy(path)
-    while _kept_with_its_log(path) or any(is_partial(each, path) for each in _others_beside(path)):
+    while True:
+        if tidying:
+            tidy(path)
+        others = _others_beside(path)
+        is_placed = tidying and any(is_partial(each, path) for each in others)
+        if not (is_placed or logs_kept(path, others)):
+            break
         if not pause(budget.deadline, pace(budget.started)):
             break
-        tidy(path)
-    kept = sum(is_kept(each, path) for each in _others_beside(path))
-    return os.stat(path).st_nlink - kept == 1
-
-
-def _kept_with_its_log(path: Path) -> Path | None:
-    """Return the name under which restoring keeps the file, if it has taken the log along.
-
-    It is about to replace the file. If it was killed, the file without its log is an older one.
-    """
-    if has_log(path):
-        return None
-    for each in _others_beside(path):
-        if is_kept(each, path) and has_log(each):
-            return each
-    return None
+    ours = (is_kept,) if tidying else (is_kept, is_partial)
+    known = sum(any(each(other, path) for each in ours) for other in _others_beside(path))
+    return os.stat(path).st_nlink - known == 1
 
 
 def _others_beside(path: Path) -> tuple[Path, ...]:

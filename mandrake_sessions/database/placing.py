@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import apsw
 
-from mandrake_sessions.database import owner
+from mandrake_sessions.database import kept, owner
 from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.creation import sync_folder
 from mandrake_sessions.database.sidecars import beside, name_beside
@@ -29,12 +29,6 @@ BEFORE: Final = ".before-"
 
 BEFORE_BYTES: Final = 16 + len(_MARK) + _DIGITS + _OWNER_BYTES
 """What follows that at most, while it is made."""
-
-DAMAGED: Final = ".damaged-"
-"""Stands in the name under which restoring keeps a damaged file."""
-
-DAMAGED_BYTES: Final = 36 + len("-journal")
-"""What follows that: an id, and the suffix of a log."""
 
 _PARTIAL: Final = re.compile(
     r"(.+\.partial-[0-9a-f]{16})(?:-wal|-shm|-journal|-owner-([0-9a-f-]{36}))?"
@@ -118,11 +112,6 @@ def is_partial(partial: Path, path: Path) -> bool:
     return partial.name.startswith(_prefix_of(path))
 
 
-def is_kept(kept: Path, path: Path) -> bool:
-    """Return whether a name is one of those under which restoring keeps what was at ``path``."""
-    return kept.name.startswith(beside(path, DAMAGED, DAMAGED_BYTES).name)
-
-
 def _prefix_of(path: Path) -> str:
     return name_beside(path, _MARK, _DIGITS + _OWNER_BYTES)
 
@@ -135,7 +124,8 @@ def leftovers(path: Path) -> list[Leftover]:
 def tidy(path: Path) -> None:
     """Remove the leftovers of killed processes in the folder of a database.
 
-    These are unfinished files, of any database in the folder, and owners' files of this one.
+    These are unfinished files, of any database in the folder, and of this one owners' files and
+    second names.
 
     Args:
         path: the real path of the database.
@@ -147,17 +137,18 @@ def tidy(path: Path) -> None:
         left.remove()
     for id in owner.ids_among(names, path):
         owner.forget(path, id)
+    kept.left_names(path, names, remove=True)
 
 
 def _names_beside(path: Path) -> list[str]:
-    """Return the names in the folder that may be owners' files, or unfinished ones."""
-    owners = owner.prefix_of(path)
+    """Return the names in the folder that may be unfinished files, owners' or kept ones."""
+    others = (owner.prefix_of(path), kept.prefix_of(path))
     with contextlib.suppress(OSError):
         # In one expression: a folder may hold ten thousand names.
         return [
             name
             for name in os.listdir(os.path.dirname(path))
-            if _MARK in name or name.startswith(owners)
+            if _MARK in name or name.startswith(others)
         ]
     return []
 

@@ -72,6 +72,18 @@ class RawFile:
                         code = extended_code(error)
                         raise budget.exceeded("open", self.path, operation, code=code) from error
 
+    def share(self) -> bool:
+        """Take a shared lock, and return whether nobody has the exclusive one.
+
+        Raises:
+            apsw.Error: the file system refuses.
+        """
+        try:
+            self._file.xLock(apsw.SQLITE_LOCK_SHARED)
+        except apsw.BusyError:
+            return False
+        return True
+
     def is_free(self) -> bool:
         """Take the exclusive lock if it is free this moment, and return if it was.
 

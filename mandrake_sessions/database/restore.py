@@ -25,6 +25,7 @@ from mandrake_sessions.database.faults import primary_code, translate
 from mandrake_sessions.database.head import STORED_REVISIONS, is_known, revision_of
 from mandrake_sessions.database.header import SMALLEST_PAGE
 from mandrake_sessions.database.installing import marks
+from mandrake_sessions.database.kept import LOGS, name_for
 from mandrake_sessions.database.mark import make_new
 from mandrake_sessions.database.names import HOME
 from mandrake_sessions.database.own_log import has_log, require_needed_log, require_own_log
@@ -37,8 +38,6 @@ from mandrake_sessions.database.paths import (
     set_aside,
 )
 from mandrake_sessions.database.placing import (
-    DAMAGED,
-    is_kept,
     making,
     merge_log,
     put_in_place,
@@ -58,13 +57,11 @@ from mandrake_sessions.errors import (
     StaleLogError,
     UnrecognizedDatabaseError,
 )
-from mandrake_sessions.ids import new_id
 from mandrake_sessions.log import get_logger
 from mandrake_sessions.tables import APPLICATION_ID
 
 _OPERATION: Final = "restore"
 _ATTEMPTS: Final = 3
-_LOGS: Final = ("-wal", "-journal")
 
 
 def require_backup(backup: str | os.PathLike[str], path: Path) -> Path:
@@ -274,7 +271,7 @@ def _merged(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
             raise translate(error, path, _OPERATION, raw=connection.raw) from error
         if not _is_sound(connection):
             _keep(path)
-        for suffix in (*_LOGS, "-shm"):
+        for suffix in (*LOGS, "-shm"):
             beside(path, suffix).unlink(missing_ok=True)
         yield
 
@@ -318,7 +315,7 @@ def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
     """Lock a file that cannot be opened any more, and keep it with its log under another name."""
     with alone_with_damaged(path, identity, budget, _OPERATION):
         aside = _keep(path)
-        for suffix in _LOGS:
+        for suffix in LOGS:
             set_aside(beside(path, suffix), Path(f"{aside}{suffix}"))
         Path(f"{path}-shm").unlink(missing_ok=True)
         yield
@@ -326,18 +323,12 @@ def _kept(path: Path, identity: Identity, budget: Budget) -> Iterator[None]:
 
 def _keep(path: Path) -> Path:
     """Give a damaged file another name, so that it stays when the new one gets this one."""
-    aside = beside(path, f"{DAMAGED}{new_id()}", len("-journal"))
+    aside = name_for(path)
     try:
-        os.link(path, aside)
+        if not aside.exists():
+            os.link(path, aside)
     except OSError:
         # A file system without links.
         os.rename(path, aside)
     get_logger(__name__).warning("database_set_aside", path=str(path), aside=str(aside))
     return aside
-
-
-def kept_files(path: Path) -> set[Path]:
-    """Return the damaged files that restoring has kept beside ``path``, with their logs."""
-    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
-        return {path.with_name(entry.name) for entry in entries if is_kept(Path(entry.name), path)}
-    return set()

@@ -1,6 +1,7 @@
 """One file under two names: SQLite keeps a log for each name, so a second name is refused."""
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -249,9 +250,26 @@ def test_what_a_killed_restore_has_kept_is_no_second_name(own, new_pool):
     os.link(moved, kept)
 
     assert titles(moved, new_pool) == ["first"]
-    assert kept.exists()
+    assert not kept.exists()
     os.link(moved, moved.with_name("link"))
     assert refused(moved, new_pool)
+
+
+def test_a_second_name_that_cannot_be_removed_is_none_all_the_same(own, new_pool, monkeypatch):
+    moved = own.rename(own.with_name("moved.sqlite"))
+    kept = moved.with_name(f"{moved.name}.damaged-0198c0de-0000-7000-8000-000000000000")
+    os.link(moved, kept)
+    unlink = os.unlink
+
+    def refusing(path, **options):
+        if os.fspath(path) == os.fspath(kept):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", refusing)
+
+    assert titles(moved, new_pool) == ["first"]
+    assert kept.exists()
 
 
 def test_a_copy_opens(own, new_pool, tmp_path):

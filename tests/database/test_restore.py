@@ -37,7 +37,7 @@ from mandrake_sessions import (
 )
 from mandrake_sessions.aio import AsyncSessionManager
 from mandrake_sessions.database.backup import verify
-from mandrake_sessions.database.restore import kept_files
+from mandrake_sessions.database.kept import kept_files
 from mandrake_sessions.models import TurnStatus
 
 PROJECT = Path(__file__).parents[2]
@@ -709,6 +709,9 @@ def test_a_kill_beside_a_damaged_file_leaves_it_what_it_was(
                 found.append(type(error).__name__)
         pool.restore(copy, path, overwrite=True)
         assert titles(path, pool) == ["old"]
+        # Whatever the killed one has left: the damaged file is kept, and once.
+        logs = ("-wal", "-journal")
+        assert len([kept for kept in kept_files(path) if not kept.name.endswith(logs)]) == 1
         step += stride
 
     assert "DatabaseNamesError" not in found

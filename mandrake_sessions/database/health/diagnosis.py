@@ -30,14 +30,9 @@ from mandrake_sessions.database.health.report import (
     HealthStatus,
 )
 from mandrake_sessions.database.health.wording import LOW_DISK, counted, listed, readable_size
+from mandrake_sessions.database.kept import left_names, prefix_of
 from mandrake_sessions.database.paths import ASIDE, companions, identify, may_write, real_path
-from mandrake_sessions.database.placing import (
-    BEFORE,
-    BEFORE_BYTES,
-    DAMAGED,
-    DAMAGED_BYTES,
-    leftovers,
-)
+from mandrake_sessions.database.placing import BEFORE, BEFORE_BYTES, leftovers
 from mandrake_sessions.database.raw import states_of
 from mandrake_sessions.database.salvage.pages import Pages, open_pages
 from mandrake_sessions.database.sidecars import beside
@@ -90,6 +85,7 @@ class _Diagnosis:
         self._full = full
         self._size = 0
         self._users = Users(frozenset(), None, False)
+        self._left_names: list[Path] = []
 
     def run(self) -> list[HealthCheck]:
         checks = [self._file()]
@@ -99,6 +95,7 @@ class _Diagnosis:
             return [*checks, *around, self._disk(), self._sqlite()]
         self._size = self._path.stat().st_size
         self._users = find_users(self._path)
+        self._left_names = left_names(self._path, remove=False)
         checks += [
             self._folder(),
             self._sqlite(),
@@ -215,8 +212,9 @@ class _Diagnosis:
 
     def _set_aside(self) -> HealthCheck:
         log = companions(self._path)[0]
-        marks = (beside(log, ASIDE, 36).name, beside(self._path, DAMAGED, DAMAGED_BYTES).name)
-        names = self._beside(lambda name: name.startswith(marks))
+        marks = (beside(log, ASIDE, 36).name, prefix_of(self._path))
+        left = {each.name for each in self._left_names}
+        names = self._beside(lambda name: name.startswith(marks) and name not in left)
         if not names:
             kept = [name for name in self._copies() if self._path.with_name(name).exists()]
             told = f"kept from before a migration: {listed(kept)}" if kept else ""
@@ -237,14 +235,17 @@ class _Diagnosis:
 
     def _partials(self) -> HealthCheck:
         left = leftovers(self._path)
-        if not left:
-            return HealthCheck("partial_files", OK)
         size = readable_size(sum(each.size for each in left))
-        names = listed([each.path.name for each in left])
+        found = [f"{listed([each.path.name for each in left])}, {size}"] if left else []
+        if self._left_names:
+            names = listed([each.name for each in self._left_names])
+            found.append(f"{names}, the database itself under a second name")
+        if not found:
+            return HealthCheck("partial_files", OK)
         return HealthCheck(
             "partial_files",
             DEGRADED,
-            f"left by a process that was killed: {names}, {size}",
+            f"left by a process that was killed: {'; '.join(found)}",
             "Delete them, or open the database once: that does it too.",
         )
 

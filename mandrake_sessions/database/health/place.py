@@ -48,7 +48,7 @@ def check_place(path: Path) -> list[HealthCheck]:
 def _check_names(path: Path) -> HealthCheck:
     """Whether the file would be refused because it has another name."""
     try:
-        require_home(path, DatabaseOptions())
+        require_home(path, DatabaseOptions(), tidying=False)
         require_one_view(path)
     except DatabaseNamesError as error:
         others = ", ".join(str(other) for other in error.others)
