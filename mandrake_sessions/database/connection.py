@@ -108,7 +108,7 @@ class Connection:
             return pause(self.deadline, pace(self._busy_since))
         if not turnstile.is_entered and turnstile.enter(self):
             return True
-        return pause(self.deadline, turnstile.pace())
+        return turnstile.pause(self)
 
     def on_progress(self) -> bool:
         """Return whether the running statement must stop."""

@@ -122,6 +122,7 @@ class FileLifecycle(abc.ABC):
         self._main = WriteLane(
             main,
             options,
+            self.witness.index,
             check=self._check,
             check_write=self._check_write,
             on_unclean=self.retire,

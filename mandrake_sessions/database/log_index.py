@@ -5,6 +5,7 @@ SQLite's processes share that in the first bytes of the ``-shm`` (https://sqlite
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import sys
@@ -24,7 +25,12 @@ _COPIED: Final = struct.Struct("=I")
 _COPIED_AT: Final = 96
 _BEGUN_AT: Final = 128
 _CHECKPOINT_LOCK: Final = 121
+_WRITE_LOCK: Final = 120
 _FLOCK: Final = struct.Struct("@hhqqi")
+# Locks of an open file itself, and not of the process; of 64-bit Linux, whose structure this is.
+_HAS_OWN_LOCKS: Final = (
+    sys.platform == "linux" and sys.maxsize > 1 << 32 and hasattr(fcntl, "F_OFD_SETLKW")
+)
 _LOOKS: Final = 3
 _NEAR: Final = 16
 """Descriptors that are looked at before all are listed."""
@@ -96,15 +102,42 @@ class LogIndex:
 
     def is_copying(self) -> bool:
         """Return whether a checkpoint may be under way, in any process: its lock is held."""
-        if not hasattr(fcntl, "F_OFD_GETLK") or sys.maxsize < 1 << 32 or not self._find():
+        if not _HAS_OWN_LOCKS or not self._find():
             return True
-        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _CHECKPOINT_LOCK, 1, 0)
         try:
-            found = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, wanted)
+            kind = _ask(self._descriptor, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, _CHECKPOINT_LOCK)
         except OSError as error:
             pass_on_timeout(error)
             return True
-        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+        return kind != fcntl.F_UNLCK
+
+    def wait_for_write_lock(self) -> int:
+        """Wait in the kernel for the write lock, without an end; SQLite finds it taken then.
+
+        It is another one than SQLite's own on the same byte: they exclude one another, within this
+        process too, and the end of the one is not that of the other.
+
+        Returns:
+            The descriptor that has it, for ``release_write_lock``.
+
+        Raises:
+            OSError: the system has no such locks, or SQLite no such descriptor.
+        """
+        if not _HAS_OWN_LOCKS or not self._find():
+            raise OSError(errno.ENOTSUP, "no lock to wait for")
+        descriptor = self._descriptor
+        _ask(descriptor, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, _WRITE_LOCK)
+        return descriptor
+
+    def descriptor_after_fork(self) -> int | None:
+        """Return the descriptor that a forked child has from its parent; None if there is none."""
+        if (
+            self._identity is None
+            or not _HAS_OWN_LOCKS
+            or not is_on(self._descriptor, (self._identity,))
+        ):
+            return None
+        return self._descriptor
 
     def _find(self) -> bool:
         if self._identity is None:
@@ -123,3 +156,17 @@ class LogIndex:
                 return False
         self._descriptor = LogIndex._found_last = each
         return True
+
+
+def release_write_lock(descriptor: int) -> None:
+    """Free what ``wait_for_write_lock`` has taken; the file may be closed meanwhile."""
+    try:
+        _ask(descriptor, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, _WRITE_LOCK)
+    except OSError as error:
+        pass_on_timeout(error)
+
+
+def _ask(descriptor: int, command: int, kind: int, byte: int) -> int:
+    """Ask for the lock on one byte, or about it; return its kind."""
+    wanted = _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+    return int(_FLOCK.unpack(fcntl.fcntl(descriptor, command, wanted))[0])

@@ -35,6 +35,8 @@ from mandrake_sessions.database.guard import (
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.health.levels import check_health
 from mandrake_sessions.database.health.report import HealthLevel, HealthReport, level_of
+from mandrake_sessions.database.inherited import part_from_parent
+from mandrake_sessions.database.log_index import LogIndex
 from mandrake_sessions.database.open_files import OpenFiles
 from mandrake_sessions.database.paths import Identity, identify, real_path, unlinked_path
 from mandrake_sessions.database.placing import tidy
@@ -560,17 +562,22 @@ class ConnectionPool(Resource):
 
     def _drop_after_fork(self) -> None:
         """Begin anew in a child; a file that was in use at the fork cannot be opened in it."""
+        indexes: list[LogIndex] = []
         for slot in self._slots.values():
             if slot.state is SlotState.PARKED:
                 # The parent has nothing of it open.
                 continue
             bury(slot)
+            if slot.file is not None:
+                indexes.append(slot.file.witness.index)
             if slot.file is not None and slot.file.drop_after_fork():
                 close_later(partial(_close_inherited, slot))
             elif slot.identity is not None:
                 _unusable_in_child.add(slot.identity)
         self._slots.clear()
         bury(self._files.maintenance)
+        descriptors = [index.descriptor_after_fork() for index in indexes]
+        part_from_parent(each for each in descriptors if each is not None)
         self._reset()
 
 

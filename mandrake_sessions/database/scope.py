@@ -30,6 +30,7 @@ from mandrake_sessions.database.blocks import block
 from mandrake_sessions.database.connection import Connection
 from mandrake_sessions.database.lane import Lane
 from mandrake_sessions.database.lease import Bring, Group, Waiter
+from mandrake_sessions.database.log_index import LogIndex
 from mandrake_sessions.database.transaction import (
     WriteTransaction,
     WriteUnit,
@@ -61,6 +62,7 @@ class WriteLane(Lane):
     Args:
         connection: what the lease is for.
         options: how groups are bounded.
+        index: of the log; the write lock is in it.
         check: called by every new holder before anything else; raises if the file is not usable.
         check_write: called instead by a holder that is going to write.
         on_unclean: told of a connection that was not given back clean; it must not be used again.
@@ -72,6 +74,7 @@ class WriteLane(Lane):
         self,
         connection: Connection,
         options: DatabaseOptions,
+        index: LogIndex,
         *,
         check: Callable[[Connection, str], None],
         check_write: Callable[[Connection, str, Budget], None],
@@ -83,7 +86,7 @@ class WriteLane(Lane):
         self._check_write = check_write
         self._options = options
         self._on_commit = on_commit
-        self.turnstile = Turnstile(connection.path)
+        self.turnstile = Turnstile(connection.path, index)
         self._beginning = threading.Lock()
         self._is_beginning = False
         # How many threads shared the last COMMIT with the one that made it.

@@ -28,14 +28,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from mandrake_sessions.database.faults import pass_on_timeout
-from mandrake_sessions.database.rhythm import Rhythm
+from mandrake_sessions.database.lock_wait import LockWait
 from mandrake_sessions.database.sidecars import beside
-from mandrake_sessions.database.waiting import PACE, pace
+from mandrake_sessions.database.waiting import pace, pause
 from mandrake_sessions.errors import ThreadStartError
 from mandrake_sessions.threads import start
 
 if TYPE_CHECKING:
     from mandrake_sessions.database.connection import Connection
+    from mandrake_sessions.database.log_index import LogIndex
 
 if sys.platform != "win32":
     import fcntl
@@ -69,12 +70,12 @@ _FLAGS: Final = (
 # Who knows nothing of the turnstile looks at the lock at moments of its own: in some of them it
 # must be free. Without this gap such a writer got in a third as often.
 _BREATH: Final = 0.0001
-# If it begins again at once, it leaves a few microseconds between two transactions: pauses hardly
-# ever meet them (at our usual pace it kept us out for two seconds). So who has waited at the front
-# for so long looks at the moments that matter (``rhythm``), lets the next one try as well, and
-# leaves no gap for some seconds.
-_ALONE: Final = 0.003
+# If it begins again at once, it leaves some ten microseconds between two transactions: pauses
+# hardly ever meet them. So after these looks the kernel waits (``lock_wait``), and for some seconds
+# we leave no gap, and have the kernel wait at once.
+_LOOKS: Final = 0.003
 _BREATHLESS: Final = 10.0
+_SIGN_OF_LIFE: Final = PATIENCE / 4
 
 
 # Threads that wait for a process that is perhaps stopped, though their file is closed. A file that
@@ -96,6 +97,7 @@ class Turnstile:
 
     Args:
         database: the real path.
+        index: of its log; the write lock is in it.
 
     Attributes:
         looks_at: from when on a process that need not wait looks (``time.monotonic``).
@@ -105,7 +107,7 @@ class Turnstile:
         stalls: how often it did not move, and was passed by.
     """
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, index: LogIndex) -> None:
         self._database = database
         self.looks_at = 0.0
         self.is_entered = False
@@ -117,8 +119,8 @@ class Turnstile:
         self._left_at = self._turn_ends = 0.0
         self._breathes_at = 0.0
         self._has_waited = self._is_through = False
-        # Of a wait at the front; None before its first look.
-        self._rhythm: Rhythm | None = None
+        self._counts_at = 0.0
+        self._lock_wait = LockWait(database, index)
         # Whether it began soon after the last one.
         self._is_following = False
         self._descriptor: int | None = None
@@ -172,7 +174,6 @@ class Turnstile:
             if self.is_held and monotonic() >= self._breathes_at:
                 time.sleep(_BREATH)
         self._since = monotonic()
-        self._rhythm = None
         self._turn_ends = self.looks_at = self._since + TURN
         self._is_through = self.is_held
         return self.is_held
@@ -186,20 +187,28 @@ class Turnstile:
         self._since = now
         return True
 
-    def pace(self) -> float:
-        """Return the seconds until the write lock should be looked at again."""
-        if not self._is_through:
-            return pace(self._since)
-        self._has_waited = True
-        if self._rhythm is None:
-            self._rhythm = Rhythm(f"{self._database}-wal", self._since)
+    def pause(self, connection: Connection) -> bool:
+        """Wait until the write lock should be looked at again; False once the deadline is over."""
         now = monotonic()
-        if now - self._since < _ALONE:
-            return PACE
-        if self.is_held:
+        if now >= connection.deadline:
+            return False
+        self._has_waited = self._has_waited or self._is_through
+        if now - self._since >= _LOOKS or now < self._breathes_at:
             self._breathes_at = now + _BREATHLESS
-            self._let_next_in()
-        return self._rhythm.pause()
+            if self._lock_wait.wait(connection, self._show_life):
+                return True
+        self._show_life()
+        return pause(connection.deadline, pace(self._since))
+
+    def _show_life(self) -> None:
+        """Show those who wait behind us that we are not the one that is stopped."""
+        now = monotonic()
+        if self.is_held and now >= self._counts_at:
+            self._counts_at = now + _SIGN_OF_LIFE
+            try:
+                self._count()
+            except OSError as error:
+                pass_on_timeout(error)
 
     def leave(self) -> None:
         """Let the next one in, at the end of our turn: the transaction has ended."""
@@ -224,10 +233,6 @@ class Turnstile:
             self._is_turn_kept = True
             self._start_or_wake()
         return self._thread is not None and not self._is_closed
-
-    def _let_next_in(self) -> None:
-        with self._mutex:
-            self._end_turn()
 
     def _end_turn(self) -> None:
         self._is_turn_kept = False
@@ -439,14 +444,15 @@ class Turnstile:
         """Return what changes whenever somebody who waited has gone through."""
         try:
             return b"" if (file := self._descriptor) is None else os.pread(file, _COUNTER_BYTES, 0)
-        except OSError:
+        except OSError as error:
+            pass_on_timeout(error)
             return b""
 
     def _count(self) -> None:
         """Show those who wait that the turnstile moves."""
-        assert self._descriptor is not None
         number = (int.from_bytes(self._passes(), "little") + 1) % (1 << 8 * _COUNTER_BYTES)
-        os.pwrite(self._descriptor, number.to_bytes(_COUNTER_BYTES, "little"), 0)
+        if self._descriptor is not None:
+            os.pwrite(self._descriptor, number.to_bytes(_COUNTER_BYTES, "little"), 0)
 
     def _drop(self) -> None:
         """Close the file, and free the lock."""
@@ -479,6 +485,7 @@ class Turnstile:
                 self._remove_and_drop()
         if thread is not None:
             thread.join()
+        self._lock_wait.close()
 
     def _remove_and_drop(self) -> None:
         """Remove the file while it is locked: who comes to it afterwards sees that it is gone."""
@@ -494,6 +501,7 @@ class Turnstile:
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
         self._is_closed = True
+        self._lock_wait.forget_after_fork()
         self._thread = self._taker = None
         self.is_held = self.is_entered = self._is_asking = self._is_turn_kept = False
         descriptor, self._descriptor = self._descriptor, None

@@ -96,6 +96,7 @@ class Witness:
 
     Attributes:
         seen: the state of the file that has been judged; ``UNSEEN`` if it must be looked at again.
+        index: of the log.
         is_doubted: whether something has written to it that is no checkpoint, so that its pages
             have to be looked at.
         at_rest: what its path said when it was closed for a while; None if it was not.
@@ -120,7 +121,7 @@ class Witness:
         self._logs = logs
         self._has_vfs = has_vfs
         self._refusal = refusal
-        self._index = LogIndex(logs.index)
+        self.index = LogIndex(logs.index)
         self._known: _Known | None = None
         # Seconds that looking at the pages has taken in vain.
         self._spent = 0.0
@@ -157,7 +158,7 @@ class Witness:
         Returns:
             ``MOVED``, ``OVERWRITTEN`` or ``OURS``.
         """
-        before = self._index.state()
+        before = self.index.state()
         try:
             found = os.stat(self._name)
         except OSError as error:
@@ -269,7 +270,7 @@ class Witness:
         with self._connection(inspections, within, with_log=True) as lent:
             if lent.value(_CHECK) != "ok":
                 return False
-        before = self._index.state()
+        before = self.index.state()
         if self._has_vfs or before is None or not self._is_whole(before):
             return True
         try:
@@ -278,7 +279,7 @@ class Witness:
         except (apsw.CorruptError, apsw.NotADBError):
             is_sound = False
         # A checkpoint that has begun meanwhile may have been met half way.
-        after = self._index.state()
+        after = self.index.state()
         return is_sound or after is None or after[:3] != before[:3]
 
     def _connection(
@@ -309,7 +310,7 @@ class Witness:
     ) -> Fate:
         known, head = self._known, connection.head(_HEAD)
         # At first there is nothing to compare.
-        after = before if known is None else self._index.state()
+        after = before if known is None else self.index.state()
         header = head[:HEADER_BYTES]
         if strangeness(header, self._stamp) is not None:
             # Once more from the beginning, should a checkpoint have been met half way.
@@ -367,7 +368,7 @@ class Witness:
 
     def _is_under_way(self, state: LogState | None) -> bool:
         """Whether a checkpoint is; one that was killed is not, though it has not ended."""
-        return state is not None and not state.is_at_rest and self._index.is_copying()
+        return state is not None and not state.is_at_rest and self.index.is_copying()
 
 
 def _lacks_what_was_copied(before: LogState | None, after: LogState | None, header: bytes) -> bool:

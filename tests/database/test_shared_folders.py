@@ -24,6 +24,7 @@ from mandrake_sessions import (
     SessionManager,
 )
 from mandrake_sessions.database import backup
+from mandrake_sessions.database.log_index import LogIndex
 from mandrake_sessions.database.turnstile import Turnstile, turnstile_path
 
 OTHER, ANOTHER = 65534, 65533
@@ -316,7 +317,7 @@ def test_what_another_user_has_put_in_the_place_of_the_turnstile_is_not_used(
     path = shared / "db.sqlite"
     with SessionManager(path, pool=pool) as sessions:
         plant(turnstile_path(path), victim)
-        turnstile = Turnstile(path)
+        turnstile = Turnstile(path, LogIndex(None))
         turnstile._open()
         assert turnstile.failure is not None
         # It is gone without.

@@ -9,7 +9,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -24,7 +24,12 @@ from waiting_kit import SOON, until
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, PoolClosedError
 from mandrake_sessions.database import turnstile
 from mandrake_sessions.database.handle import DatabaseHandle
-from mandrake_sessions.database.turnstile import Turnstile, turnstile_path
+from mandrake_sessions.database.turnstile import (
+    _SIGN_OF_LIFE,
+    PATIENCE,
+    Turnstile,
+    turnstile_path,
+)
 
 PRELUDE = """
 import time
@@ -36,7 +41,7 @@ handle = pool.acquire(sys.argv[1])
 ADD = "INSERT INTO meta (key, value) VALUES (?, '')"
 """
 WRITE_ONCE = """
-turnstile.PATIENCE = turnstile._ALONE = 60
+turnstile.PATIENCE = 60
 def unit(tx):
     tx.run_all([(ADD, (sys.argv[2],))])
     return time.monotonic()
@@ -100,9 +105,8 @@ tell(is_locked())
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has nobody of this process pass by a turnstile that does not move, or give up the front."""
+    """Has nobody of this process pass by a turnstile that does not move,"""
     monkeypatch.setattr(turnstile, "PATIENCE", 60.0)
-    monkeypatch.setattr(turnstile, "_ALONE", 60.0)
 
 
 @pytest.fixture
@@ -349,53 +353,32 @@ def test_rule_13_who_writes_on_and_on_lets_others_in(
     assert median(turns) * 0.002 < 2 * turnstile.TURN
 
 
-def test_a_restless_foreign_writer_does_not_keep_us_out(
-    handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
-) -> None:
-    foreign = start_child(
-        """
-import apsw, os, time
-connection = apsw.Connection(sys.argv[1])
-connection.set_busy_timeout(60_000)
-connection.execute("PRAGMA synchronous=1; PRAGMA wal_autocheckpoint=0")
-tell("ready")
-while os.getppid() != 1:
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute("INSERT INTO meta (key, value) VALUES (hex(randomblob(8)), '')")
-    time.sleep(0.002)
-    connection.execute("COMMIT")
-""",
-        path,
-    )
-    assert foreign.hear() == "ready"
-
-    def unit(tx: Any, key: str) -> int:
-        add(tx, key)
-        return len(tx.rows(KEYS))
-
-    written = [len(handle.query(lambda tx: tx.rows(KEYS)))]
-    written += [handle.transact(lambda tx, n=n: unit(tx, f"{n}"), "add") for n in range(20)]
-    waits = [later - before - 1 for before, later in pairwise(written)]
-    sys.stdout.write(f"\ntransactions of a foreign writer before each of ours: {waits}")
-    assert sum(waits) > 0
-    # It leaves 10 us between two transactions; at our usual pace many thousand of them went first.
-    assert max(waits) < 2500
-
-
-def test_who_has_no_luck_at_the_front_lets_the_next_one_try(
+def test_who_waits_at_the_front_is_not_taken_for_one_that_is_stopped(
     handle: DatabaseHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
-    hold_turnstile: Callable[[Path], Any],
+    start_child: Callable[..., Any],
 ) -> None:
+    """Else the others would pass it by, and stand in no line: the front shows that it lives."""
+    child = start_child(PRELUDE + WRITE_ONCE, path, "front")
+    assert child.hear() == "ready"
     other = hold_write_lock(path)
-    task = Task(lambda: handle.transact(adding("late"), "add"))
-    until(lambda: turnstile_path(path).exists() and in_line(path) == (0, 0))
-    hold_turnstile(path)
-    assert not task.is_over
+    child.tell()
+    until(lambda: in_line(path) == (1, 0))
+    task = Task(lambda: handle.transact(adding("behind"), "add"))
+    until(lambda: in_line(path) == (1, 1))
+    ours = turnstile_of(handle)
+    shown: set[bytes] = set()
+    until(lambda: shown.add(ours._passes()) or len(shown) > 3 * PATIENCE / _SIGN_OF_LIFE)
+    assert ours.stalls == 0
+    assert in_line(path) == (1, 1)
     other.tell()
+    assert child.hear()
     task.result()
-    assert in_line(path) == (1, 0)
+    assert ours.stalls == 0
+    child.tell()
+    child.finish()
+    assert keys(handle) == {"front", "behind"}
 
 
 # -- one that does not move ---------------------------------------------------------------------

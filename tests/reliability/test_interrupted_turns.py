@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
+import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import apsw
 import pytest
 from interleaving_kit import Thread, interrupted_at
 from kernel_locks import lock_lines
 from sqlalchemy import bindparam, insert, select
 from waiting_kit import PATIENCE, until
 
-from mandrake_sessions import ConnectionPool, DatabaseOptions, Durability, PoolOptions, schema
+from mandrake_sessions import (
+    ConnectionPool,
+    DatabaseOptions,
+    Durability,
+    PoolOptions,
+    schema,
+)
 from mandrake_sessions.database import turnstile
 from mandrake_sessions.database.handle import DatabaseHandle
 from mandrake_sessions.database.turnstile import turnstile_path
@@ -114,4 +124,69 @@ def test_ctrl_c_at_any_call_that_ends_a_turn_lets_the_next_process_in(
                 break
             assert isinstance(error, KeyboardInterrupt)
     print(f"\na turn: {number} places")  # a result
+    assert number > 20
+
+
+HOLD = """
+import apsw
+connection = apsw.Connection(sys.argv[1])
+connection.execute("BEGIN IMMEDIATE")
+tell("held")
+hear()
+connection.execute("ROLLBACK")
+tell("gone")
+"""
+
+
+def is_free(path: Path) -> bool:
+    """Return whether another program would have the write lock at once."""
+    with contextlib.closing(apsw.Connection(str(path))) as other:
+        try:
+            other.execute("BEGIN IMMEDIATE; ROLLBACK")
+        except apsw.BusyError:
+            return False
+    return True
+
+
+def let_go(other: Any, path: Path, is_over: threading.Event) -> None:
+    """End another program's transaction once it is waited for, or not any more."""
+    index = [Path(f"{path}-shm")]
+    until(lambda: is_over.is_set() or any(each.startswith("-> OFD") for each in lock_lines(index)))
+    other.tell()
+    assert other.hear() == "gone"
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_at_any_call_of_a_wait_for_the_write_lock_holds_nothing(
+    tmp_path: Path, ready_database: Any, start_child: Callable[..., Any], campaign: Any
+) -> None:
+    """
+    ::
+
+        another       holds the write lock ............................ lets go
+        interrupted   waits: threads start ─ Ctrl-C, at each call of it
+        the same      is let in at its next call
+    """
+    pool = ConnectionPool(PoolOptions(database=DatabaseOptions(durability=Durability.FAST)))
+    with pool:
+        for number in itertools.count(0, campaign.pick(9, 3, 1)):
+            path = ready_database.lay(tmp_path / f"{number}.sqlite")
+            with pool.acquire(path) as handle:
+                other = start_child(HOLD, path)
+                assert other.hear() == "held"
+                # As after a wait for a program that does not rest: no looks before it.
+                handle.file.writer.turnstile._breathes_at = monotonic() + PATIENCE
+                is_over = threading.Event()
+                releasing = Thread(partial(let_go, other, path, is_over))
+                error = interrupted_at(number, partial(add, handle, "first"))
+                is_over.set()
+                releasing.result()
+                other.finish()
+                until(lambda path=path: is_free(path), error)
+                add(handle, "second")
+                assert ("second",) in handle.fetch(lambda tx: tx.rows(KEYS))
+            if error is None:
+                break
+            assert isinstance(error, KeyboardInterrupt)
+    print(f"\na wait for the write lock: {number} places")  # a result
     assert number > 20
