@@ -652,7 +652,7 @@ def test_rule_22_close_ends_a_wait_for_a_foreign_lock(
     handle = pool.acquire(path)
     hold_write_lock(path)
     waiting = Task(lambda: handle.transact(adding("a")))
-    until(lambda: handle.stats().retries > 5)
+    until(lambda: handle.stats().retries > 2)
     pool.close(timeout=1.0)
     with pytest.raises(PoolClosedError):
         waiting.result()
