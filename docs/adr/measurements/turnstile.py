@@ -121,23 +121,23 @@ def measure(kind: str, seconds: float, hold: float, threads: int, foreign: bool)
                 child.stdin.write(word)
                 child.stdin.flush()
             time.sleep(pause)
-        reports = [json.loads(child.communicate()[0]) for child in children]
+        found = [json.loads(child.communicate()[0]) for child in children]
         reader = apsw.Connection(path)
         stored = sum(
             int(n) for (n,) in reader.execute("SELECT value FROM meta WHERE key GLOB '*-[0-9]'")
         )
         reader.close()
-    counts = [sum(map(len, each["waits"])) for each in reports]
-    waits = sorted(each for one in reports[:PROCESSES] for thread in one["waits"] for each in thread)
-    lines = [len(thread) for one in reports[:PROCESSES] for thread in one["waits"]]
-    others = sorted(each for one in reports[PROCESSES:] for thread in one["waits"] for each in thread)
+    counts = [sum(map(len, each["waits"])) for each in found]
+    waits = sorted(each for one in found[:PROCESSES] for thread in one["waits"] for each in thread)
+    lines = [len(thread) for one in found[:PROCESSES] for thread in one["waits"]]
+    others = sorted(each for one in found[PROCESSES:] for thread in one["waits"] for each in thread)
     report(
         f"{kind:5} {sum(counts) / seconds:7.0f}/s  median {waits[len(waits) // 2] * 1e3:6.1f}"
         f"  99% {waits[len(waits) * 99 // 100] * 1e3:6.1f}  longest {waits[-1] * 1e3:7.1f} ms"
         f"  counts {counts}  threads max/min {max(lines) / max(1, min(lines)):.2f}"
         f"  processes max/min {max(counts[:PROCESSES]) / max(1, min(counts[:PROCESSES])):.2f}"
         f"  foreign longest {others[-1] * 1e3 if others else 0:.1f} ms"
-        f"  stored - counted {stored - sum(counts)}  errors {sum(len(e['errors']) for e in reports)}",
+        f"  stored - counted {stored - sum(counts)}  errors {sum(len(e['errors']) for e in found)}",
     )
 
 
