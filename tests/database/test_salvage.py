@@ -481,7 +481,7 @@ def test_a_file_of_another_program_gives_no_copy(
     make(path)
     before = path.read_bytes()
 
-    with pytest.raises(SalvageError, match="Nothing of this library") as caught:
+    with pytest.raises(SalvageError, match="No row of this library") as caught:
         salvage(path, new_of(path))
 
     assert caught.value.path == path

@@ -13,6 +13,7 @@ from typing import Any
 
 import apsw
 import pytest
+import structlog
 
 from examples.demo.__main__ import main
 from examples.demo.ledger import FILE_NAME, DemoError, Entry, Header, Ledger, read_ledger
@@ -48,6 +49,12 @@ def verified(capsys: pytest.CaptureFixture[str], place: Path, *, code: int = 0) 
     assert main(["verify", str(place), "--json"]) == code
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
+
+
+@pytest.fixture(autouse=True)
+def host_without_structlog() -> None:
+    """Let events go to stderr: another test's ``capture_logs()`` counts as a configuration."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module")
