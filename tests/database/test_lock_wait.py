@@ -101,6 +101,7 @@ def test_a_restless_program_writes_a_few_times_before_a_waiting_call(
     assert mean(waits) < 10
 
 
+@pytest.mark.long
 def test_a_wait_for_a_restless_program_takes_less_than_a_hundredth_of_a_core(
     handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
 ) -> None:
