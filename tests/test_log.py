@@ -35,7 +35,9 @@ send([sys.stderr.getvalue(), logs])
 
 FORKED_MEANWHILE = """
 import os, signal, sys, threading, time
+from mandrake_sessions import late_imports
 from mandrake_sessions.log import get_logger
+late_imports._PATIENCE = 60.0  # the import takes seconds on a machine under load
 # It imports structlog and writes nothing: the child would inherit a lock of stdout for good.
 thread = threading.Thread(target=lambda: get_logger("a.module").try_unbind("nothing"))
 thread.start()
@@ -43,7 +45,7 @@ while "structlog" not in sys.modules:
     time.sleep(0.0005)
 child = os.fork()
 if not child:
-    signal.alarm(20)
+    signal.alarm(60)
     get_logger("a.module").try_unbind("nothing")
     os._exit(0)
 send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
