@@ -82,6 +82,10 @@ class ManagerFacet:
     def __init__(self, face: ManagerCalls) -> None:
         self._face = face
 
+    @property
+    def _opened(self) -> Handle:
+        return self._face._opened  # pyright: ignore[reportPrivateUsage]
+
 
 def write(handle: Handle, unit: WriteUnit[T], operation: str, *, claims: bool = False) -> T:
     """Run a writing unit; it may share its COMMIT with units of other threads.
@@ -153,6 +157,21 @@ class AwaitedFacet:
 
     def __init__(self, face: AwaitedCalls) -> None:
         self._face = face
+
+    def _open_handle(self) -> Handle:
+        return self._face._open_handle()  # pyright: ignore[reportPrivateUsage]
+
+    def _run_unit(
+        self,
+        handle: Handle,
+        unit: Callable[[Any], T],
+        operation: str,
+        kind: Kind,
+        *,
+        claims: bool = False,
+    ) -> Coroutine[Any, Any, T]:
+        run = self._face._run_unit  # pyright: ignore[reportPrivateUsage]
+        return run(handle, unit, operation, kind, claims=claims)
 
 
 # -- inside an open transaction -----------------------------------------------------------------

@@ -30,9 +30,10 @@ from mandrake_sessions.live.patrol import INTERVAL, patrol
 
 
 @pytest.fixture(autouse=True)
-def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has this process look often; other processes show how soon it is without that."""
-    monkeypatch.setattr(patrol_module, "INTERVAL", 0.05)
+def brisk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has this process look often; other processes and long tests show it without that."""
+    if request.node.get_closest_marker("long") is None:
+        monkeypatch.setattr(patrol_module, "INTERVAL", 0.05)
 
 
 HOST = """

@@ -46,7 +46,6 @@ class Face:
         write_errors: further errors of a method that writes.
         read_errors: further errors of a method that reads.
         facet_type: follows the name of a facet's class where it is a type.
-        owner: the face, in a method of a facet; ``{self}`` in the lines.
         before: the first line of a method, before it prepares the unit.
         is_async: whether its methods are coroutine functions.
     """
@@ -61,7 +60,6 @@ class Face:
     write_errors: Sequence[str] = ()
     read_errors: Sequence[str] = ()
     facet_type: str = ""
-    owner: str = "self"
     before: str = ""
     is_async: bool = False
 
@@ -83,8 +81,7 @@ FACES: Final = (
         base="_ManagerCalls",
         facet_base="_ManagerFacet",
         facet="self",
-        owner="self._face",
-        before="handle = {self}._opened",
+        before="handle = self._opened",
         result={
             "write": 'return _write(handle, unit, "{name}"{claims})',
             "fetch": 'return _fetch(handle, unit, "{name}")',
@@ -100,11 +97,10 @@ FACES: Final = (
         base="_AwaitedCalls",
         facet_base="_AwaitedFacet",
         facet="self",
-        owner="self._face",
-        before="handle = {self}._open_handle()",
+        before="handle = self._open_handle()",
         result=dict.fromkeys(
             ("write", "fetch", "query"),
-            'return await {self}._run_unit(handle, unit, "{name}", "{kind}"{claims})',
+            'return await self._run_unit(handle, unit, "{name}", "{kind}"{claims})',
         ),
         write_errors=(_NOT_OPEN, f"{_BUSY}; nothing was stored.", _UNKNOWN),
         read_errors=(_NOT_OPEN, f"{_BUSY}."),
@@ -236,7 +232,6 @@ def _attribute(face: Face, facet: str, summary: str) -> str:
 
 
 def _method(face: Face, unit: Unit, signature: Signature) -> Iterator[str]:
-    owner = "self" if unit.facet is None else face.owner
     keyword = "async def" if face.is_async else "def"
     yield from laid_out(
         f"    {keyword} {unit.method}", ["self", *signature.parameters], f" -> {signature.result}:"
@@ -244,11 +239,11 @@ def _method(face: Face, unit: Unit, signature: Signature) -> Iterator[str]:
     errors = face.write_errors if unit.kind == "write" else face.read_errors
     yield docstring(signature.docstring, errors, indent=8, width=WIDTH)
     if face.before:
-        yield f"        {face.before.format(self=owner)}"
+        yield f"        {face.before}"
     yield from _preparation(unit, signature)
     claims = ", claims=True" if unit.claims else ""
     result = face.result[unit.kind]
-    yield f"        {result.format(self=owner, name=unit.name, kind=unit.kind, claims=claims)}"
+    yield f"        {result.format(name=unit.name, kind=unit.kind, claims=claims)}"
 
 
 def _preparation(unit: Unit, signature: Signature) -> list[str]:
