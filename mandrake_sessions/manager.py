@@ -173,19 +173,18 @@ class SessionManager(Resource, ManagerFace):
                 options = self._options
                 if self._is_read_only:
                     options = replace(options or pool.options.database, read_only=True)
-                handle = file_handle(
-                    pool.acquire(
-                        self._path,
-                        options=options,
-                        create=self.create,
-                        follow_links=self.follow_links,
-                    )
+                acquired = pool.acquire(
+                    self._path,
+                    options=options,
+                    create=self.create,
+                    follow_links=self.follow_links,
                 )
                 try:
+                    handle = file_handle(acquired)
                     with handle.pinned("init") as file:
                         Hub.of(file).recover_at_opening()
                 except BaseException:
-                    handle.release()
+                    acquired.release()
                     raise
                 self._handle = handle
                 self._log("sessions_opened")
