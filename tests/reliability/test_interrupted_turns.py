@@ -152,7 +152,7 @@ def test_ctrl_c_at_any_call_of_a_wait_for_the_write_lock_holds_nothing(
     """
     pool = quick_pool(linger=1.0)
     with pool:
-        for number in itertools.count(0, campaign.pick(9, 9, 1)):
+        for number in itertools.count(0, campaign.pick(9, 3, 1)):
             path = ready_database.lay(tmp_path / f"{number}.sqlite")
             with pool.acquire(path) as handle:
                 other = start_child(HOLD, path)

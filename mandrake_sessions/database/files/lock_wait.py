@@ -156,12 +156,13 @@ class LockWait:
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name="mandrake-lock-wait", daemon=True)
-        self._threads.append(thread)
         try:
+            # Inside: Ctrl-C may come when the call of ``append`` returns.
+            self._threads.append(thread)
             start(thread)
         except BaseException:
             # After Ctrl-C the thread may run or not; it counts once it has begun.
-            if thread.ident is None:
+            if thread.ident is None and thread in self._threads:
                 self._threads.remove(thread)
             raise
 
