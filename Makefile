@@ -16,6 +16,8 @@ SEED      ?= 1
 RESULTS   ?= .benchmarks/results.json
 TYPED     := $(wildcard mandrake_sessions migrations benchmarks examples tools) \
 	$(wildcard $(addprefix tests/,*.py bench cli docs examples importers kits shutdown statements tools typing))
+# Many tests wait more than they compute. A plain `pytest` runs them in one process.
+TWICE     := --numprocesses auto --dist worksteal
 PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 MAKEFLAGS += --no-print-directory
@@ -38,8 +40,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED) ## show the library at work
 	@$(BIN)/python -m examples.demo
 
-test: $(INSTALLED) ## run the tests
-	@$(BIN)/python -m pytest
+test: $(INSTALLED) ## run the tests, in two processes for each core
+	@$(BIN)/python -m pytest $(TWICE)
 
 test-long: $(INSTALLED) ## run all tests, the reliability tests at full length
 	@$(BIN)/python -m pytest -m "long or not long" --campaign full

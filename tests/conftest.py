@@ -69,6 +69,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two processes for each core: most tests wait for threads, processes or the disk."""
+    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+
+
 def pytest_collection_finish() -> None:
     """Spare the collector what lives until the end; some tests call it after each attempt."""
     gc.collect()

@@ -90,9 +90,9 @@ def test_the_error_names_the_turn_whose_id_is_taken_among_several(sessions, sess
     assert raised.value.id == ids[1 if "taken" in ids else 2]
 
 
-def test_a_turn_whose_id_is_taken_is_named_without_another_statement(statements, tmp_path):
+def test_a_turn_whose_id_is_taken_is_named_without_another_statement(statements, tmp_path, pool):
     """A PostgreSQL transaction takes none after a violation but its end."""
-    with SessionManager(tmp_path / "traced.sqlite") as sessions:
+    with SessionManager(tmp_path / "traced.sqlite", pool=pool) as sessions:
         session = sessions.create_session()
         sessions.record_round(session.id, "x", [NewTurn(id="taken")])
         statements.take()
