@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -67,6 +68,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="brief",
         help="how far the reliability tests go",
     )
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C end this process and its children, also where a shell runs it behind an ``&``."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
