@@ -5,8 +5,9 @@
 See ``SessionManager`` for one database, ``MandrakeManager`` for a system with workspaces.
 """
 
+from typing import TYPE_CHECKING
+
 from mandrake_sessions.database.pool.handle import DatabaseHandle
-from mandrake_sessions.database.pool.monitor import HealthMonitor
 from mandrake_sessions.database.pool.pool import ConnectionPool, default_pool
 from mandrake_sessions.engine.health import HealthCheck, HealthLevel, HealthReport, HealthStatus
 from mandrake_sessions.engine.stats import DatabaseStats, PoolStats
@@ -74,6 +75,7 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.hosts import MandrakeManager
 from mandrake_sessions.json_text.values import Storable, storable
 from mandrake_sessions.json_text.writer import ValueChange
+from mandrake_sessions.late_imports import late_names
 from mandrake_sessions.live.streaming.tool_calls import PendingToolCall
 from mandrake_sessions.live.streaming.writer import TurnWriter
 from mandrake_sessions.live.watching.subscription import Subscription, Watch
@@ -102,17 +104,36 @@ from mandrake_sessions.models import (
     Workspace,
 )
 from mandrake_sessions.options import DatabaseOptions, Durability, PoolOptions
-from mandrake_sessions.rescue.diagnosis import diagnose
-from mandrake_sessions.rescue.report import SalvageReport, TableSalvage
-from mandrake_sessions.rescue.salvage import salvage
 from mandrake_sessions.session_transaction import SessionTransaction
-from mandrake_sessions.shutdown import (
-    Closeable,
-    ShutdownHook,
-    ShutdownReport,
-    install_shutdown_hook,
-)
 from mandrake_sessions.workspace import WorkspaceManager
+
+# What a host uses seldom, or only once it runs, takes no time of its start (docs/adr/0021).
+if TYPE_CHECKING:
+    from mandrake_sessions.database.pool.monitor import HealthMonitor
+    from mandrake_sessions.rescue.diagnosis import diagnose
+    from mandrake_sessions.rescue.report import SalvageReport, TableSalvage
+    from mandrake_sessions.rescue.salvage import salvage
+    from mandrake_sessions.shutdown import (
+        Closeable,
+        ShutdownHook,
+        ShutdownReport,
+        install_shutdown_hook,
+    )
+else:
+    __getattr__ = late_names(
+        globals(),
+        {
+            "HealthMonitor": "mandrake_sessions.database.pool.monitor",
+            "Closeable": "mandrake_sessions.shutdown",
+            "ShutdownHook": "mandrake_sessions.shutdown",
+            "ShutdownReport": "mandrake_sessions.shutdown",
+            "install_shutdown_hook": "mandrake_sessions.shutdown",
+            "SalvageReport": "mandrake_sessions.rescue.report",
+            "TableSalvage": "mandrake_sessions.rescue.report",
+            "diagnose": "mandrake_sessions.rescue.diagnosis",
+            "salvage": "mandrake_sessions.rescue.salvage",
+        },
+    )
 
 __all__ = [
     "UNSET",
@@ -226,3 +247,7 @@ __all__ = [
     "salvage",
     "storable",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

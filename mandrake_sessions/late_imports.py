@@ -7,7 +7,9 @@ from __future__ import annotations
 import logging  # noqa: F401
 import os
 import threading
-from typing import Final
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, Final
 
 late_import: Final = threading.RLock()
 """Held while a thread of this library imports a module late.
@@ -17,6 +19,25 @@ A child that is forked during an import would wait without end for the thread th
 
 _PATIENCE: Final = 2.0
 """Seconds that a fork waits: the imported module could need a lock of the forking thread."""
+
+
+def late_names(namespace: dict[str, Any], modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package, some of whose names are imported at their first use.
+
+    Args:
+        namespace: of the package, which keeps each name from then on.
+        modules: the full name of the module of each name.
+    """
+
+    def get(name: str) -> Any:
+        module = modules.get(name)
+        if module is None:
+            raise AttributeError(f"module {namespace['__name__']!r} has no attribute {name!r}")
+        with late_import:
+            found = getattr(import_module(module), name)
+        return namespace.setdefault(name, found)
+
+    return get
 
 
 class _Fork:
