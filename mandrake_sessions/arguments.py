@@ -121,7 +121,8 @@ def flag(name: str, value: object) -> bool:
 
 def seconds(name: str, value: object) -> float:
     """Return a time that threads can wait: 0 to ``MAX_SECONDS``."""
-    given = as_float(value)
+    # The usual types first: every call passes here, most of them more than once.
+    given = value if type(value) is float else as_float(value)
     if given is None:
         given = as_int(value)
     if given is None or not 0 <= given <= MAX_SECONDS:

@@ -55,10 +55,12 @@ def usable_logger(logger: HostLogger | None) -> HostLogger | None:
     Raises:
         InvalidArgumentError: it has no ``info()``.
     """
+    if logger is None:
+        return None
     info = None
     with contextlib.suppress(Exception):  # an attribute of a host's own
         info = getattr(logger, "info", None)
-    if logger is not None and not callable(info):
+    if not callable(info):
         raise InvalidArgumentError("logger must be a logger of structlog's, or None.")
     return logger
 

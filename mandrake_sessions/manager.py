@@ -356,7 +356,7 @@ class SessionManager(Resource, ManagerFace):
         """How many watches and listeners of this manager have not ended."""
         handle = self._handle
         hub = None if handle is None else _present_hub(handle)
-        return 0 if hub is None else hub.follower.subscriptions_of(self)
+        return 0 if hub is None else hub.subscriptions_of(self)
 
     @block
     def _live(self, operation: str, timeout: float | None = None) -> Iterator[Hub]:

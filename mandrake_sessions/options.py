@@ -16,8 +16,10 @@ T = TypeVar("T")
 
 def _taken(options: msgspec.Struct, name: str, check: Callable[[str, object], T]) -> T:
     """Check a field, replace it by the plain value that the check returns, and return that."""
-    value = check(name, getattr(options, name))
-    msgspec.structs.force_setattr(options, name, value)
+    given: object = getattr(options, name)
+    value = check(name, given)
+    if value is not given:
+        msgspec.structs.force_setattr(options, name, value)
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ _FIRST_WAL = (3, 7, 0)
 _warned_of: list[Path] = []
 
 
+@functools.lru_cache(maxsize=1)
 def is_safe_sqlite(version: str) -> bool:
     """Return whether a SQLite is free of the WAL-reset bug, which loses committed data.
 

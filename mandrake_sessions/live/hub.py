@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Collection
-from typing import Self
+from typing import Any, Self
 
 from mandrake_sessions.engine.protocols import Database
 from mandrake_sessions.errors import DatabaseError, DatabaseMovedError, ReentrantScopeError
@@ -30,17 +30,18 @@ class Hub:
 
     Attributes:
         file: the open file.
-        flusher: stores the text that the TurnWriters hold.
-        follower: reads changes and posts them to the subscriptions.
         liveness: finds turns whose process has died.
     """
 
     def __init__(self, file: Database) -> None:
         self.file = file
         # The texts of this process's streams: watchers read text in flight from here.
-        texts: dict[str, GrowingText] = {}
-        self.flusher: Flusher = Flusher(file, texts)
-        self.follower: Follower = Follower(file, texts)
+        self._texts: dict[str, GrowingText] = {}
+        # The flusher and the follower. Most openings need neither.
+        self._parts: dict[str, Any] = {}
+        self._is_retired = False
+        self._is_closed = False
+        self._is_forked = False
         self.liveness: LivenessCheck = LivenessCheck(file, self.interrupt_gone, self.end_if_damaged)
         self._is_damage_noted = False
         self._is_claim_settled = False
@@ -53,12 +54,72 @@ class Hub:
         """Return the hub of an open file; every caller gets the same one."""
         return file.attach(cls)
 
+    # -- the parts --------------------------------------------------------------------------
+    #
+    # The first use makes a part, without a lock: of two threads the first one's stays. What ends
+    # all parts notes that first and then reads them; what makes a part reads that note afterwards.
+
+    @property
+    def flusher(self) -> Flusher:
+        """Stores the text that the TurnWriters hold."""
+        flusher = self._flusher
+        if flusher is None:
+            flusher = self._parts.setdefault("flusher", Flusher(self.file, self._texts))
+            if self._is_retired:
+                flusher.retired()
+            if self._is_closed:
+                flusher.close(0.0)
+            if self._is_forked:
+                flusher.forget_after_fork()
+        return flusher
+
+    @property
+    def follower(self) -> Follower:
+        """Reads changes and posts them to the subscriptions."""
+        follower = self._follower
+        if follower is None:
+            follower = self._parts.setdefault("follower", Follower(self.file, self._texts))
+            if self._is_retired:
+                follower.fail(DatabaseMovedError(path=self.file.path))
+            if self._is_closed:
+                follower.close()
+            if self._is_forked:
+                follower.forget_after_fork()
+        return follower
+
+    @property
+    def _flusher(self) -> Flusher | None:
+        """The flusher; None if no stream was begun."""
+        return self._parts.get("flusher")
+
+    @property
+    def _follower(self) -> Follower | None:
+        """The follower; None if there was no subscription."""
+        return self._parts.get("follower")
+
+    # -- streams and subscriptions ----------------------------------------------------------
+
+    @property
+    def streams(self) -> int:
+        """How many turns are being written."""
+        flusher = self._flusher
+        return 0 if flusher is None else flusher.writers
+
+    def subscriptions_of(self, holder: object) -> int:
+        """Return how many subscriptions belong to one manager."""
+        follower = self._follower
+        return 0 if follower is None else follower.subscriptions_of(holder)
+
     def leave(self, holder: object) -> None:
         """End the streams and subscriptions of a manager that closes; streams are stored first."""
         try:
-            self.flusher.close_holder(holder)
+            if (flusher := self._flusher) is not None:
+                flusher.close_holder(holder)
         finally:
-            self.follower.close_holder(holder)
+            if (follower := self._follower) is not None:
+                follower.close_holder(holder)
+
+    # -- the turns of dead processes --------------------------------------------------------
 
     def recover_at_opening(self) -> None:
         """End the turns of dead processes, as ``recover`` does, whenever a file is opened.
@@ -140,19 +201,21 @@ class Hub:
             DatabaseMovedError: the file was moved or replaced.
             PoolClosedError: the file closes.
         """
-        if self._is_damage_noted or self.follower.is_quiet:
+        follower = self._follower
+        if self._is_damage_noted or follower is None or follower.is_quiet:
             return
         damage = self.file.find_damage()
         if damage is not None:
             self._is_damage_noted = True
-            self.follower.end_present(damage)
+            follower.end_present(damage)
 
     # -- called by the file -----------------------------------------------------------------
 
     @property
     def is_quiet(self) -> bool:
         """Whether this process has no open stream and no subscription on the file."""
-        return not self.flusher.writers and self.follower.is_quiet
+        follower = self._follower
+        return not self.streams and (follower is None or follower.is_quiet)
 
     def can_rest(self) -> bool:
         """Return whether the file may be closed and opened again without any caller noticing.
@@ -173,12 +236,16 @@ class Hub:
 
     def committed(self) -> None:
         """Wake the follower: this process has committed."""
-        self.follower.wake()
+        if (follower := self._follower) is not None:
+            follower.wake()
 
     def retired(self) -> None:
         """Fail the streams and the subscriptions: the file takes no more work."""
-        self.flusher.retired()
-        self.follower.fail(DatabaseMovedError(path=self.file.path))
+        self._is_retired = True
+        if (flusher := self._flusher) is not None:
+            flusher.retired()
+        if (follower := self._follower) is not None:
+            follower.fail(DatabaseMovedError(path=self.file.path))
 
     def close(self, deadline: float) -> None:
         """Store what the streams hold, end streams and subscriptions, and release the claim.
@@ -187,10 +254,13 @@ class Hub:
             deadline: when it must be done (``time.monotonic``).
         """
         patrol.remove(self)
+        self._is_closed = True
         try:
-            self.flusher.close(deadline)
+            if (flusher := self._flusher) is not None:
+                flusher.close(deadline)
         finally:
-            self.follower.close()
+            if (follower := self._follower) is not None:
+                follower.close()
             if self.file.owner is not None and not self._is_claim_settled:
                 self._release_claim(self.file.owner)
 
@@ -205,5 +275,8 @@ class Hub:
 
     def forget_after_fork(self) -> None:
         """Drop the parent's threads, streams and watchers in a child."""
-        self.flusher.forget_after_fork()
-        self.follower.forget_after_fork()
+        self._is_forked = True
+        if (flusher := self._flusher) is not None:
+            flusher.forget_after_fork()
+        if (follower := self._follower) is not None:
+            follower.forget_after_fork()

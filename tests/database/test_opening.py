@@ -138,6 +138,8 @@ def test_a_setting_that_is_not_accepted_fails_the_opening(
 
     monkeypatch.setattr(settings_module, "_set_pragma", deaf)
     monkeypatch.setattr(settings_module, "_setting", deaf_setting)
+    uncached = settings_module._all_settings.__wrapped__
+    monkeypatch.setattr(settings_module, "_all_settings", uncached)
     with pytest.raises(DatabaseOpenError, match=pragma):
         pool.acquire(path)
     assert open_connections(path) == 0

@@ -53,7 +53,7 @@ for thread in threads: thread.join()
 gc.set_threshold(700, 10, 10)
 gc.collect()
 def is_quiet():
-    handles, streaming = pool.stats().handles, sessions._handle.attachment.flusher.writers
+    handles, streaming = pool.stats().handles, sessions._handle.attachment.streams
     return handles == 1 and not streaming
 late = time.monotonic() + 60
 while not is_quiet():

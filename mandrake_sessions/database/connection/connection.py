@@ -57,7 +57,7 @@ class TransactionMark(Protocol):
     def grow(self, budget: Budget, turnstile: Turnstile, *, even_copied: bool) -> None:
         """Raise the number before the WAL is copied into the file."""
 
-    def finish(self, budget: Budget) -> None:
+    def finish(self, budget: Budget, *, is_parking: bool) -> None:
         """Write the last mark before the connection closes."""
 
 
@@ -80,6 +80,7 @@ class Connection:
         unshared: reads the file without a shared WAL index; None where the index is shared.
         had_wal: whether a WAL existed before this connection could make one.
         had_index: whether a WAL index existed before.
+        has_schema: whether the file itself, read past its WAL, was seen to have the schema.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Connection:
         self.owner: str | None = None
         self.turnstile: Turnstile | None = None
         self.wal_mark: TransactionMark | None = None
-        self.had_wal = self.had_index = False
+        self.had_wal = self.had_index = self.has_schema = False
         self._moved = ctypes.c_int(0)
         self._cursor = raw.cursor()
         # Bound once: these run for every statement, or every lease.

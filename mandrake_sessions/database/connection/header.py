@@ -63,6 +63,7 @@ def require_ours(connection: Connection) -> bool:
     pages = int.from_bytes(header[PAGES_AT], "big")
     is_wal = header[:16] == MAGIC and header[FORMAT_AT] == WAL_FORMAT
     is_foreign = is_wal and pages > 1 and application != APPLICATION_ID
+    connection.has_schema = application == APPLICATION_ID
     if is_foreign and not os.path.lexists(journal_of(path)):
         raise UnrecognizedDatabaseError(path=path, operation="open")
     return False

@@ -180,19 +180,21 @@ class WalMark:
 
     # -- the end ------------------------------------------------------------------------------
 
-    def finish(self, budget: Budget) -> None:
+    def finish(self, budget: Budget, *, is_parking: bool) -> None:
         """Raise the number before the connection closes, which may copy the WAL into the file.
 
         A failure does not keep the file from being closed.
 
         Args:
             budget: limits the wait for other processes that write.
+            is_parking: whether the file will be opened again, which compares the last number.
         """
         connection = self._connection
         with contextlib.suppress(apsw.LockedError):
             # A connection with an unfinished SELECT raises LockedError here.
             if connection.wal_backlog()[0] <= 0:
-                self._note_last()
+                if is_parking:
+                    self._note_last()
                 return
         with contextlib.suppress(apsw.Error, DatabaseError):
             # The WAL checkpoint that follows syncs the WAL; another process may make it, later.
@@ -203,7 +205,8 @@ class WalMark:
                 connection.execute("COMMIT")
             finally:
                 rollback(connection)
-            self._note_last()
+            if is_parking:
+                self._note_last()
 
     def _note_last(self) -> None:
         with contextlib.suppress(apsw.Error):

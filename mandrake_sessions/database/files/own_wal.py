@@ -21,7 +21,7 @@ from mandrake_sessions.database.file_format import FRAME_HEADER_BYTES, WAL_HEADE
 from mandrake_sessions.database.files.paths import Identity, identify
 from mandrake_sessions.database.files.wal_mark import USED, Mark, has_content, read_mark
 from mandrake_sessions.database.retry import retry_busy
-from mandrake_sessions.database.sidecars import shm_of, wal_of
+from mandrake_sessions.database.sidecars import SHM, WAL, shm_of, wal_of
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import DatabaseError, LostLogError, StaleLogError
 from mandrake_sessions.tables import APPLICATION_ID
@@ -139,7 +139,7 @@ def _are_two(in_file: State, through: State) -> bool:
 def has_wal(path: Path) -> bool:
     """Return whether a database has a WAL that is not empty."""
     try:
-        return os.stat(wal_of(path)).st_size > 0
+        return os.stat(f"{path}{WAL}").st_size > 0
     except OSError as error:
         pass_on_timeout(error)
         return False
@@ -147,7 +147,7 @@ def has_wal(path: Path) -> bool:
 
 def has_index(path: Path) -> bool:
     """Return whether a database has a WAL index."""
-    return os.path.lexists(shm_of(path))
+    return os.path.lexists(f"{path}{SHM}")
 
 
 def require_wal(

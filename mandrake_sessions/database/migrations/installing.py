@@ -90,6 +90,8 @@ def settle(connection: Connection, budget: Budget) -> None:
     Raises:
         DatabaseError: the disk is full or the like.
     """
+    if connection.has_schema:
+        return
     since = monotonic()
     deadline = min(budget.deadline, since + _PATIENCE)
     while int.from_bytes(connection.header()[APPLICATION_ID_AT], "big") != APPLICATION_ID:

@@ -52,12 +52,17 @@ def take_for_closing(
 
 
 def close_leased(
-    leased: LeasedConnection, budget: Budget, options: DatabaseOptions, *, abandon: bool
+    leased: LeasedConnection,
+    budget: Budget,
+    options: DatabaseOptions,
+    *,
+    abandon: bool,
+    is_parking: bool,
 ) -> None:
     """Close a connection whose lease the caller holds; the lease is never released."""
     connection = leased.connection
     if not abandon and isinstance(leased, WriterConnection):
-        _finish(connection, budget, options)
+        _finish(connection, budget, options, is_parking=is_parking)
     connection.deadline = budget.deadline
     try:
         connection.close(abandon=abandon)
@@ -67,7 +72,9 @@ def close_leased(
         ) from error
 
 
-def _finish(connection: Connection, budget: Budget, options: DatabaseOptions) -> None:
+def _finish(
+    connection: Connection, budget: Budget, options: DatabaseOptions, *, is_parking: bool
+) -> None:
     """Optimize, write the last mark and copy a long WAL; no failure keeps the file open."""
     has_written = connection.pages_written() > 0
     # For a file that was only read the statistics are unchanged: optimizing takes as long as
@@ -79,6 +86,7 @@ def _finish(connection: Connection, budget: Budget, options: DatabaseOptions) ->
         with contextlib.suppress(apsw.Error):
             connection.query_all("PRAGMA optimize")
     if connection.wal_mark is not None:
-        connection.wal_mark.finish(FileBudget(min(budget.left(), _MARK_PATIENCE)))
+        patience = FileBudget(min(budget.left(), _MARK_PATIENCE))
+        connection.wal_mark.finish(patience, is_parking=is_parking)
     if has_written and budget.left() > 0:
         copy_at_closing(connection, options)

@@ -535,7 +535,9 @@ class FileLifecycle(abc.ABC):
                 if leased is self._main and not self.options.read_only:
                     self._end_wal(leased.connection, whole)
                 abandon = self._is_wal_kept or self._has_foreign_wal(leased.connection)
-                close_leased(leased, whole, self.options, abandon=abandon)
+                close_leased(
+                    leased, whole, self.options, abandon=abandon, is_parking=self.is_parked
+                )
                 leased.is_closed = True
             except MandrakeSessionsError as error:
                 failures.append(error)
