@@ -394,6 +394,47 @@ def test_a_new_database_loads_nothing_slow_and_no_second_sqlite(path, start_chil
     assert loaded & (SLOW_TO_IMPORT | SECOND_SQLITE) == set()
 
 
+LATE = {
+    "mandrake_sessions.aio",
+    "mandrake_sessions.cli",
+    "mandrake_sessions.database.pool.monitor",
+    "mandrake_sessions.importers",
+    "mandrake_sessions.rescue",
+    "mandrake_sessions.schema",
+    "mandrake_sessions.shutdown",
+    "mandrake_sessions.statements",
+    "mandrake_sessions.testing",
+}
+"""Parts that a host uses seldom, or not before it runs."""
+
+
+def test_an_import_and_a_round_load_none_of_the_late_parts(path, start_child):
+    child = start_child(ROUND, path)
+    loaded = set(child.receive())
+    child.finish()
+
+    assert "mandrake_sessions.manager" in loaded
+    assert loaded & LATE == set()
+
+
+def test_each_late_name_is_found_at_its_first_use(start_child):
+    child = start_child(
+        """
+import mandrake_sessions
+late = [name for name in mandrake_sessions.__all__ if name not in vars(mandrake_sessions)]
+assert set(late) <= set(dir(mandrake_sessions))
+found = [getattr(mandrake_sessions, name).__name__ for name in late]
+assert set(late) <= set(vars(mandrake_sessions)) and not hasattr(mandrake_sessions, "Typo")
+send([late, found])
+"""
+    )
+    late, found = child.receive()
+    child.finish()
+
+    assert {"HealthMonitor", "diagnose", "install_shutdown_hook", "salvage"} <= set(late)
+    assert found == late
+
+
 def test_the_library_works_where_the_extras_and_sqlite3_are_not_installed(path, start_child):
     """Not by looking at what is loaded: structlog loads rich where it is there."""
     missing = [*SECOND_SQLITE, *EXTRAS]
