@@ -67,7 +67,7 @@ class AsyncWorkspaceManager:
         )
 
     @classmethod
-    def over(cls, sync: WorkspaceManager) -> Self:
+    def _over(cls, sync: WorkspaceManager) -> Self:
         """Return the asynchronous face of an existing manager; closing one closes both."""
         manager = cls.__new__(cls)
         manager._begin(sync)
@@ -75,7 +75,7 @@ class AsyncWorkspaceManager:
 
     def _begin(self, sync: WorkspaceManager) -> None:
         self.sync = sync
-        self.sessions: AsyncSessionManager = AsyncSessionManager.over(sync.sessions)
+        self.sessions: AsyncSessionManager = AsyncSessionManager._over(sync.sessions)
 
     @property
     def path(self) -> Path:
@@ -136,7 +136,7 @@ class AsyncMandrakeManager:
         self.sync: MandrakeManager = MandrakeManager(
             root, pool=pool, options=options, read_only=read_only, logger=logger
         )
-        self.sessions: AsyncSessionManager = AsyncSessionManager.over(self.sync.sessions)
+        self.sessions: AsyncSessionManager = AsyncSessionManager._over(self.sync.sessions)
         self._mutex = threading.Lock()
         self._known: dict[str, AsyncWorkspaceManager] = {}
 
@@ -169,7 +169,7 @@ class AsyncMandrakeManager:
         failures: list[Exception] = []
         for part in parts:
             try:
-                part.close_now()
+                part._close_now()
             except (MandrakeSessionsError, ExceptionGroup) as error:
                 failures.append(error)
         try:
@@ -311,7 +311,7 @@ class AsyncMandrakeManager:
         with self._mutex:
             known = self._known.get(sync.id)
             if known is None or known.sync is not sync:
-                known = self._known[sync.id] = AsyncWorkspaceManager.over(sync)
+                known = self._known[sync.id] = AsyncWorkspaceManager._over(sync)
             return known
 
     async def list_workspaces(self) -> list[Workspace]:

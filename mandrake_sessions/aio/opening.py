@@ -52,7 +52,7 @@ class AsyncOpening(AwaitedCalls):
         )
 
     @classmethod
-    def over(cls, sync: SessionManager) -> Self:
+    def _over(cls, sync: SessionManager) -> Self:
         """Return the asynchronous face of an existing manager; closing one closes both."""
         manager = cls.__new__(cls)
         manager._begin(sync)
@@ -108,9 +108,9 @@ class AsyncOpening(AwaitedCalls):
         Does nothing if it is closed.
         """
         if self.sync.is_initialized:
-            await in_thread("close", self.close_now, surely=True)
+            await in_thread("close", self._close_now, surely=True)
 
-    def close_now(self) -> None:
+    def _close_now(self) -> None:
         """Close it in this thread; it blocks, so not in an event loop."""
         if self.sync.is_initialized:
             self._end(self.sync.close)

@@ -171,8 +171,8 @@ class AsyncTurnWriter:
             DatabaseError: this attempt failed; the next one follows in the background.
             TurnInterruptedError: another caller has ended the turn.
         """
-        seconds = self.sync.seconds_to_wait(timeout)
-        await self._result(self.sync.ask_for_flush(), seconds, "flush")
+        seconds = self.sync._seconds_to_wait(timeout)
+        await self._result(self.sync._ask_for_flush(), seconds, "flush")
 
     async def complete(self, timeout: float | None = None) -> Turn:
         """End the turn as ``completed``; raises the errors of ``TurnWriter.complete``.
@@ -205,8 +205,8 @@ class AsyncTurnWriter:
     async def _end(
         self, status: TurnStatus, error: BaseException | str | None, timeout: float | None
     ) -> Turn:
-        seconds = self.sync.seconds_to_wait(timeout)
-        outcome = self.sync.ask_for_end(status, error)
+        seconds = self.sync._seconds_to_wait(timeout)
+        outcome = self.sync._ask_for_end(status, error)
         try:
             return await self._result(outcome, seconds, "end of a stream")
         except asyncio.CancelledError as cancelled:
@@ -249,7 +249,7 @@ class AsyncTurnWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.sync.is_ended_by_host:
+        if self.sync._is_ended_by_host:
             return
         if error is None:
             await self.complete()
@@ -260,8 +260,8 @@ class AsyncTurnWriter:
         cancelled = None
         is_cancelled = isinstance(error, asyncio.CancelledError)
         try:
-            outcome = self.sync.ask_for_end(*ending_of(error))
-            patience = _CANCELLED_PATIENCE if is_cancelled else self.sync.seconds_to_wait()
+            outcome = self.sync._ask_for_end(*ending_of(error))
+            patience = _CANCELLED_PATIENCE if is_cancelled else self.sync._seconds_to_wait()
             cancelled = await self._surely_settled(outcome, patience)
             if outcome.is_known:
                 outcome.value()

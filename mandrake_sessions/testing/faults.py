@@ -80,7 +80,7 @@ class Injection:
         self.met: int = 0
         self.struck: int = 0
 
-    def meet(self) -> apsw.Error | None:
+    def _meet(self) -> apsw.Error | None:
         """Count a matching operation, under the file system's lock; return its error, if any."""
         self.met += 1
         fault = self.fault
@@ -181,7 +181,7 @@ class FaultVFS(apsw.VFS):
             for each in self._injections:
                 fault = each.fault
                 if fault.operation == operation and fault.kind in (None, kind):
-                    found = each.meet()
+                    found = each._meet()
                     if found is not None:
                         error, torn = found, fault.written
             looks = [look for *asked, look in self._looks if asked == [kind, operation]]

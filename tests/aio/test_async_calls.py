@@ -336,7 +336,7 @@ def test_an_idle_thread_ends_and_another_is_started(manager, monkeypatch):
 
 def test_a_forgotten_manager_leaves_no_thread(manager, sessions):
     def forget():
-        other = AsyncSessionManager.over(sessions)
+        other = AsyncSessionManager._over(sessions)
         run(other.create_session())
         assert threads()
 

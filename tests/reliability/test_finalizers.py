@@ -121,7 +121,7 @@ while time.monotonic() < until:
     signal.setitimer(signal.ITIMER_REAL, random.uniform(.00002, .002))
     try:
         sessions.create_round(session.id, "text")
-        if turn.is_ended_by_host:
+        if turn._is_ended_by_host:
             turn = sessions.stream_turn(response.id)
         turn.write("text")
         turn.flush()

@@ -223,7 +223,6 @@ POOL: dict[str, Callable[[World], Any]] = {
     "close": lambda w: second_pool(w),  # noqa: PLW0108  # it is defined below
     "health": lambda w: [w.pool.health(level) for level in HealthLevel],
     "is_closed": lambda w: w.pool.is_closed,
-    "open_files": lambda w: w.pool.open_files(),
     "refuse_new_work": lambda w: ConnectionPool().refuse_new_work(),
     "remove": lambda w: [
         allowed(lambda: w.pool.remove(w.sessions.path, timeout=0.05)),
@@ -235,7 +234,6 @@ POOL: dict[str, Callable[[World], Any]] = {
         w.pool.restore(w.copy, w.other),
     ],
     "stats": lambda w: w.pool.stats(),
-    "wake_when_closed": lambda w: w.pool.wake_when_closed(threading.Event()),
 }
 FUNCTIONS: dict[str, Callable[[World], Any]] = {
     "default_pool": lambda _: mandrake_sessions.default_pool(),

@@ -85,7 +85,7 @@ with ConnectionPool(options) as pool, MandrakeManager(root, pool=pool) as mandra
     async def read_all():
         threads = 0
         for number in order:
-            face = AsyncSessionManager.over(works[number].sessions)
+            face = AsyncSessionManager._over(works[number].sessions)
             found = await face.list_rounds(sessions[number])
             await face.create_round(sessions[number], "async")
             rounds[number] += 1

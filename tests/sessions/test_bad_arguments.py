@@ -449,7 +449,7 @@ def test_a_class_refuses_wrong_arguments(tmp_path, monkeypatch, owner, case):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("case", cases(ConnectionPool, public(ConnectionPool, "wake_when_closed")))
+@pytest.mark.parametrize("case", cases(ConnectionPool, public(ConnectionPool)))
 def test_a_pool_refuses_wrong_arguments(tmp_path, monkeypatch, pool, case):
     method, name, wrong = case
     monkeypatch.chdir(tmp_path)
@@ -613,12 +613,7 @@ async def accepted_async(call, name, values):
     return found
 
 
-ASYNC_OURS = ("close_now",)
-
-
-@pytest.mark.parametrize(
-    "case", cases(AsyncSessionManager, public(AsyncSessionManager, *ASYNC_OURS))
-)
+@pytest.mark.parametrize("case", cases(AsyncSessionManager, public(AsyncSessionManager)))
 def test_a_manager_for_coroutines_refuses_wrong_arguments(sessions, pool, good, dump, case):
     method, name, wrong = case
     arguments = required(AsyncSessionManager, method, good)

@@ -100,7 +100,7 @@ class HealthMonitor(Resource):
         with self._mutex:
             if self._thread is None or not self._thread.is_alive():
                 self._stop = Gate()
-                self._pool.wake_when_closed(self._stop)
+                self._pool._wake_when_closed(self._stop)
                 thread = threading.Thread(
                     target=self._run, args=(self._stop,), name="mandrake-health", daemon=True
                 )
@@ -143,7 +143,7 @@ class HealthMonitor(Resource):
 
     def _round(self, level: HealthLevel, stop: Gate) -> tuple[HealthReport, ...]:
         reports = []
-        files = self._pool.open_files()
+        files = self._pool._open_files()
         with self._rounds:
             for file in files:
                 if stop.is_set():

@@ -450,12 +450,12 @@ class ConnectionPool(Resource):
         seconds = None if timeout is None else arguments.seconds("timeout", timeout)
         found = level_of(level)
         reports = []
-        for file in self.open_files():
+        for file in self._open_files():
             with contextlib.suppress(PoolClosedError):
                 reports.append(check_health(file, found, seconds))
         return tuple(reports)
 
-    def open_files(self) -> list[DatabaseFile]:
+    def _open_files(self) -> list[DatabaseFile]:
         """Return the files that are open at the moment.
 
         Raises:
@@ -466,9 +466,9 @@ class ConnectionPool(Resource):
         with self._mutex:
             slots = [slot for slot in self._slots.values() if slot.state is SlotState.OPEN]
         files = [slot.file for slot in slots if slot.file is not None]
-        return files if self._reading is None else files + self._reading.open_files()
+        return files if self._reading is None else files + self._reading._open_files()
 
-    def wake_when_closed(self, event: Gate) -> None:
+    def _wake_when_closed(self, event: Gate) -> None:
         """Set an event when the pool closes; the pool does not keep the event alive."""
         self._waiting_for_end.add(event)
         if self._files.is_closed:

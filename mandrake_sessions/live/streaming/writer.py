@@ -80,7 +80,7 @@ class TurnWriter(Resource):
         """The end of the text that is not stored; after a failure, the text that was lost."""
         return self._stream.unstored_text
 
-    def seconds_to_wait(self, timeout: float | None = None) -> float:
+    def _seconds_to_wait(self, timeout: float | None = None) -> float:
         """Return how long ``flush`` and the ends wait; to be called before they request anything.
 
         Raises:
@@ -89,11 +89,6 @@ class TurnWriter(Resource):
         if timeout is not None:
             return arguments.seconds("timeout", timeout)
         return min(self._file.options.busy_timeout + _GRACE, arguments.MAX_SECONDS)
-
-    @property
-    def is_ended_by_host(self) -> bool:
-        """Whether the host has requested the end, by any method; the block's exit then does not."""
-        return self._is_ended_by_host
 
     # -- text of the model ------------------------------------------------------------------
 
@@ -202,8 +197,8 @@ class TurnWriter(Resource):
             TurnInterruptedError: another caller has ended the turn.
         """
         refuse_unforeseen("flush")
-        seconds = self.seconds_to_wait(timeout)
-        self._wait(self.ask_for_flush(), seconds, "flush")
+        seconds = self._seconds_to_wait(timeout)
+        self._wait(self._ask_for_flush(), seconds, "flush")
 
     def complete(self, timeout: float | None = None) -> Turn:
         """End the turn as ``completed``.
@@ -254,7 +249,7 @@ class TurnWriter(Resource):
             TurnFinishedError: the turn has ended; other errors as ``write``. The future has the
                 errors of storing.
         """
-        return self.ask_for_flush().future()
+        return self._ask_for_flush().future()
 
     def begin_end(
         self, status: TurnStatus | str, error: BaseException | str | None = None
@@ -271,13 +266,13 @@ class TurnWriter(Resource):
             TurnInterruptedError: another caller has ended the turn. The future has the errors of
                 storing.
         """
-        return self.ask_for_end(status, error).future()
+        return self._ask_for_end(status, error).future()
 
-    def ask_for_flush(self) -> Outcome[None]:
+    def _ask_for_flush(self) -> Outcome[None]:
         """Request what ``begin_flush`` does; for the faces of this library."""
         return self._stream.ask_for_flush()
 
-    def ask_for_end(
+    def _ask_for_end(
         self, status: TurnStatus | str, error: BaseException | str | None = None
     ) -> Outcome[Turn]:
         """Request what ``begin_end`` does; for the faces of this library."""
@@ -289,14 +284,14 @@ class TurnWriter(Resource):
         return self._stream.ask_for_end(status, message)
 
     def _finish(self, status: TurnStatus, message: str | None, timeout: float | None) -> Turn:
-        seconds = self.seconds_to_wait(timeout)
+        seconds = self._seconds_to_wait(timeout)
         if is_unforeseen():
             if status is not TurnStatus.INTERRUPTED:
                 refuse_unforeseen("end of a stream")
             self._is_ended_by_host = True
             self._abandon(self._stream)
             return self.turn
-        return self._wait(self.ask_for_end(status, message), seconds, "end of a stream")
+        return self._wait(self._ask_for_end(status, message), seconds, "end of a stream")
 
     def _wait(self, outcome: Outcome[T], seconds: float, operation: str) -> T:
         # In its own transaction the caller would wait for itself. Its request is met afterwards.
