@@ -30,7 +30,13 @@ from mandrake_sessions.database.files import owner
 from mandrake_sessions.database.files.atomic import BEFORE, BEFORE_BYTES, leftovers
 from mandrake_sessions.database.files.kept import left_names, prefix_of
 from mandrake_sessions.database.files.pages import Pages, open_pages
-from mandrake_sessions.database.files.paths import ASIDE, identify, may_write, real_path
+from mandrake_sessions.database.files.paths import (
+    ASIDE,
+    identify,
+    may_write,
+    odd_sidecar,
+    real_path,
+)
 from mandrake_sessions.database.files.raw import states_of
 from mandrake_sessions.database.files.turnstile import turnstile_path
 from mandrake_sessions.database.health.place import advised, check_place
@@ -120,6 +126,10 @@ class _Diagnosis:
         return checks + inside
 
     def _inside(self, *, in_use: bool) -> list[HealthCheck]:
+        odd = odd_sidecar(self._path, even_link=True)
+        if odd is not None:
+            # SQLite refuses the database for it, whatever the content.
+            return [HealthCheck("reading", FAILED, f"{odd} is a link, or no file", "Remove it.")]
         checks = self._bytes(in_use=in_use)
         if checks[0].status is FAILED or (in_use and not self._size):
             # Opening an emptied file deletes its WAL.
@@ -203,7 +213,8 @@ class _Diagnosis:
 
     def _journal(self) -> HealthCheck:
         journal = journal_of(self._path)
-        if not journal.exists() or self._users.pids:
+        is_file = journal.is_file() and not journal.is_symlink()
+        if not is_file or self._users.pids:
             return HealthCheck("journal", OK)
         return HealthCheck(
             "journal",

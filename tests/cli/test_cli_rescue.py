@@ -274,6 +274,22 @@ def test_a_path_that_is_no_regular_file_is_not_opened(run: Run, tmp_path: Path) 
         assert (ended.code, bad(ended)) == (5, {"file": "failed"})
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("put", [os.mkfifo, lambda place: os.symlink("elsewhere", place)])
+def test_a_sidecar_that_is_no_file_is_to_be_removed(
+    run: Run, database: Path, suffix: str, put: Callable[[str], None]
+) -> None:
+    place = f"{database}{suffix}"
+    put(place)
+
+    ended = run("doctor", database, "--json")
+
+    assert (ended.code, bad(ended)) == (5, {"reading": "failed"})
+    assert checks(ended)["reading"]["advice"] == "Remove it."
+    assert os.path.basename(place) in checks(ended)["reading"]["detail"]
+
+
 def test_a_header_that_states_too_much_takes_no_time(run: Run, database: Path) -> None:
     """Of 4,294,967,295 pages nearly all are missing; they are not counted one by one."""
     overwrite(database, 28, b"\xff" * 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -383,6 +384,41 @@ BAD_FILES = [
     (is_of_another_program, UnrecognizedDatabaseError),
     (is_torn, CorruptDatabaseError),
 ]
+
+
+OPENS = """
+import sys
+from mandrake_sessions import ConnectionPool, DatabasePathError, SessionManager
+path, backup, call = sys.argv[1:]
+with ConnectionPool() as pool:
+    manager = SessionManager(path, pool=pool, read_only=call == "read")
+    try:
+        manager.restore(backup, overwrite=True) if call == "restore" else manager.init()
+    except DatabasePathError as error:
+        print(error.message)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such files")
+@pytest.mark.parametrize("call", ["init", "read", "restore"])
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_a_pipe_in_the_place_of_a_sidecar_is_not_opened(
+    path: Path, tmp_path: Path, call: str, suffix: str
+) -> None:
+    with ConnectionPool() as pool, SessionManager(path, pool=pool) as sessions:
+        backup = sessions.backup(tmp_path / "backup.sqlite")
+    os.mkfifo(f"{path}{suffix}")
+
+    # By itself: SQLite would wait for the pipe's other end, and nothing could interrupt it.
+    ended = subprocess.run(
+        [sys.executable, "-c", OPENS, path, backup, call],
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+
+    assert ended.stdout == f"{path.name}{suffix} is no file: remove it.\n"
 
 
 @pytest.mark.parametrize(("make", "error"), BAD_FILES)

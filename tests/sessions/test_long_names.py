@@ -1,6 +1,7 @@
 """Long names: what can be opened also streams, restores, is copied, checked and deleted."""
 
 import os
+import sys
 
 import pytest
 
@@ -49,6 +50,18 @@ def test_a_name_that_can_be_opened_can_do_everything(tmp_path, pool, length, let
     assert diagnose(path, full=True).status is HealthStatus.OK
     sessions.delete()
     assert left(tmp_path) == ["backup"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have no such mode")
+def test_a_long_name_opens_in_a_folder_that_others_may_write(tmp_path, pool):
+    tmp_path.chmod(0o1777)
+    path = tmp_path / name_of(LONGEST)
+
+    with SessionManager(path, pool=pool) as sessions:
+        sessions.create_session("x")
+
+    with SessionManager(path, pool=pool) as sessions:
+        assert sessions.count_sessions() == 1
 
 
 @pytest.mark.parametrize("length", [LONGEST + 1, 255])

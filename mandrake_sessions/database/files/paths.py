@@ -14,7 +14,7 @@ from typing import Final
 
 from mandrake_sessions import arguments
 from mandrake_sessions.database.error_codes import pass_on_timeout, translate_os
-from mandrake_sessions.database.sidecars import JOURNAL, SHM, WAL, sidecar
+from mandrake_sessions.database.sidecars import JOURNAL, SHM, WAL, sidecar, sidecar_name
 from mandrake_sessions.errors import DatabasePathError
 from mandrake_sessions.ids import new_id
 from mandrake_sessions.log import get_logger
@@ -136,21 +136,22 @@ def _require_trusted(
 
 
 def refuse_planted(path: Path) -> None:
-    """Refuse a database whose WAL, index or journal another user may have planted.
+    """Refuse a database whose WAL, index or journal another user may have planted, or is no file.
 
     SQLite follows no link at these names, but would write into a private file that has one of them
     as a second name, and would read another user's WAL. Only users that may write the database make
-    such files.
+    such files. SQLite would wait without end for the other end of a pipe.
 
     Raises:
-        DatabasePathError: the planted name.
+        DatabasePathError: the name, and that it must be removed.
     """
     if sys.platform == "win32":
         return
     try:
-        # For nearly all folders this is the only check.
         if os.stat(os.path.dirname(path)).st_mode & (stat.S_IWOTH | stat.S_IWGRP):
             _refuse_planted(path, os.stat(path))
+        else:
+            _refuse_no_files(path)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -161,7 +162,7 @@ def _refuse_planted(path: Path, database: os.stat_result) -> None:
     is_shared = database.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
     for suffix in (WAL, SHM, JOURNAL):
         try:
-            found = os.lstat(f"{path}{suffix}")
+            found = os.lstat(sidecar(path, suffix))
         except FileNotFoundError:
             continue
         is_trusted = is_shared or found.st_uid in (0, os.geteuid(), database.st_uid)
@@ -170,6 +171,31 @@ def _refuse_planted(path: Path, database: os.stat_result) -> None:
                 f"{path.name}{suffix} was put there by another user, or is a link: remove it.",
                 path=path,
             )
+
+
+def _refuse_no_files(path: Path) -> None:
+    name = odd_sidecar(path, even_link=False)
+    if name is not None:
+        raise DatabasePathError(f"{name} is no file: remove it.", path=path)
+
+
+def odd_sidecar(path: Path, *, even_link: bool) -> str | None:
+    """Return the name of a WAL, index or journal that is no file; None if there is none.
+
+    Args:
+        path: of the database.
+        even_link: whether a link counts, which SQLite itself refuses.
+    """
+    folder = os.path.dirname(path)
+    for suffix in (WAL, SHM, JOURNAL):
+        name = sidecar_name(path, suffix)
+        try:
+            mode = os.lstat(os.path.join(folder, name)).st_mode
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(mode) and (even_link or not stat.S_ISLNK(mode)):
+            return name
+    return None
 
 
 def unlinked_path(path: str | os.PathLike[str]) -> Path:

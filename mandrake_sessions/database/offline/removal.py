@@ -79,7 +79,7 @@ def _remove_from(folder: Folder, path: Path, budget: Budget, *, even_damaged: bo
         return
     if _is_foreign(path):
         raise UnrecognizedDatabaseError(path=path, operation=_OPERATION)
-    with _alone(folder, path, identity, budget, even_damaged=even_damaged):
+    with _alone(path, identity, budget, even_damaged=even_damaged):
         if folder.identify(path.name) != identity:
             raise DatabaseMovedError(path=path, operation=_OPERATION)
         _remove_files(folder, path)
@@ -119,17 +119,14 @@ def _read_tables(path: Path) -> set[str]:
 
 
 @block
-def _alone(
-    folder: Folder, path: Path, identity: Identity, budget: Budget, *, even_damaged: bool
-) -> Iterator[None]:
+def _alone(path: Path, identity: Identity, budget: Budget, *, even_damaged: bool) -> Iterator[None]:
     """Keep every other process away from the file for a block."""
     with contextlib.ExitStack() as stack:
         try:
-            _require_files(folder, path)
             # The journal mode stays: on leaving WAL mode, SQLite would remove the WAL by its name.
             stack.enter_context(alone(path, identity, budget, _OPERATION))
         except DatabasePathError:
-            # Its users have no file open that was put there: SQLite follows no link.
+            # Its users have no sidecar open that was put there: SQLite opens no link and no pipe.
             require_one_view(path)
             stack.enter_context(alone_with_damaged(path, identity, budget, _OPERATION))
             if not even_damaged:
@@ -139,16 +136,6 @@ def _alone(
                 raise
             stack.enter_context(alone_with_damaged(path, identity, budget, _OPERATION))
         yield
-
-
-def _require_files(folder: Folder, path: Path) -> None:
-    """Check that a database has only files as its sidecars: the opening of a pipe may not end.
-
-    Raises:
-        DatabasePathError: a sidecar is no file.
-    """
-    for each in _sidecars(path):
-        folder.identify(each)
 
 
 def _require_database(path: Path) -> None:
