@@ -102,8 +102,14 @@ class MandrakeManager(Resource):
 
     def init(self) -> Self:
         """Open the system database; raises the errors of ``SessionManager.init``."""
-        self.sessions.init()
-        self._note_move()
+        was_open = self.sessions.is_initialized
+        try:
+            self.sessions.init()
+            self._note_move()
+        except BaseException:
+            if not was_open:
+                self.sessions.close()
+            raise
         return self
 
     def close(self) -> None:

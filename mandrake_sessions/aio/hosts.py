@@ -148,9 +148,15 @@ class AsyncMandrakeManager:
     # -- life -------------------------------------------------------------------------------
 
     async def init(self) -> Self:
-        """Open the system database; raises the errors of ``SessionManager.init``."""
+        """Open the system database, or leave it closed; raises ``SessionManager.init``'s errors."""
+        was_open = self.sessions.is_initialized
         await self.sessions.init()
-        await in_thread("init", self.sync._note_move)
+        try:
+            await in_thread("init", self.sync._note_move)
+        except BaseException:
+            if not was_open:
+                await self.sessions.close()
+            raise
         return self
 
     async def close(self) -> None:

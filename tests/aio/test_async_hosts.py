@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aio_kit import run, threads
+from aio_kit import lease_held, run, soon, threads
 from kits.waiting import until
 
 from mandrake_sessions import (
+    ConnectionPool,
     DatabaseFolderError,
     InvalidArgumentError,
     MandrakeManager,
+    SessionManager,
     WorkspaceAlreadyExistsError,
     WorkspaceManager,
     WorkspaceNotFoundError,
@@ -127,3 +129,26 @@ def test_closing_the_host_closes_every_workspace_also_when_cancelled(tmp_path, p
         assert not any(each.sessions.is_initialized for each in (*spaces, mandrake))
 
     run(main())
+
+
+def test_an_opening_that_is_cancelled_while_it_records_a_move_closes_the_database(tmp_path, pool):
+    """A moved root records its new place for a workspace outside, once it is open."""
+    with ConnectionPool() as own, MandrakeManager(tmp_path / "before", pool=own) as moved:
+        moved.create_workspace("outside", path=tmp_path / "outside")
+    root = (tmp_path / "before").rename(tmp_path / "after")
+
+    async def main():
+        mandrake = AsyncMandrakeManager(root, pool=pool)
+        queue = other.handle.file.writer.queue
+        with lease_held(other):
+            opening = asyncio.create_task(mandrake.init())
+            await soon(lambda: queue.waiting)
+            opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert not mandrake.sessions.is_initialized
+        async with mandrake:
+            assert (await mandrake.find_workspace("outside")) is not None
+
+    with SessionManager(root / "db.sqlite", pool=pool) as other:
+        run(main())

@@ -198,3 +198,22 @@ def test_ctrl_c_at_any_call_of_a_shutdown_hook_leaves_the_former_handlers(campai
             kept.append(error)
     print(f"\na shutdown hook: {number} places")  # a result
     assert len(kept) > 10
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_at_any_call_of_an_opening_leaves_the_host_closed(
+    tmp_path: Path, campaign: Any
+) -> None:
+    stand = Stand(tmp_path)
+    kept = []
+    with stand.pool:
+        for number in itertools.count(0, campaign.pick(5, 2, 1)):
+            host = MandrakeManager(tmp_path / "root", pool=stand.pool)
+            error = interrupted_at(number, host.init, keeps=True)
+            assert host.sessions.is_initialized is (error is None), error
+            host.close()
+            if error is None:
+                break
+            kept.append(error)
+        stand.host.close()
+    assert len(kept) > 20
