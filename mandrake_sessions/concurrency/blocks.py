@@ -204,6 +204,35 @@ def closing(resource: Any) -> Iterator[Any]:
         resource.close()
 
 
+class EnclosingBlock(Block[T_co]):
+    """A block around another one that has a lease: it ends with that one, and as that one does."""
+
+    holds_a_lease = True
+    _enclosed: Block[Any] | None = None
+
+    def _begin_enclosed(self, enclosed: Block[T]) -> T:
+        """Begin the other block, and return its value."""
+        self._enclosed = enclosed
+        return enclosed.__enter__()
+
+    def _leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._enclosed is not None
+        try:
+            return self._enclosed._leave(kind, error, traceback)
+        finally:
+            if not self._enclosed.is_entered:
+                self._note_ended()
+
+    def _end(self) -> None:
+        if self._enclosed is not None:
+            self._enclosed._end()
+
+
 # -- blocks that were left without their end --------------------------------------------------
 
 
@@ -240,9 +269,17 @@ def _end(left: _Left) -> None:
     finally:
         # Another signal. Only the main thread is interrupted by one.
         if left.is_due and left.spare is not None:
-            start_new_thread(end_what_was_left, ())
+            _call_in_thread(end_what_was_left)
         elif left.is_due and left.block is not None and left.block.ends_in_any_thread:
-            start_new_thread(_end_again, (left,))
+            _call_in_thread(partial(_end_again, left))
+
+
+def _call_in_thread(end: Callable[[], object]) -> None:
+    try:
+        start_new_thread(end, ())
+    except RuntimeError:
+        # The system has no thread left, or the interpreter ends. Here a third signal may come.
+        end()
 
 
 def _end_again(left: _Left) -> None:

@@ -339,3 +339,45 @@ sessions.close()
     assert child.receive() == []
     assert child.receive() == 2
     child.finish()
+
+
+def test_a_block_whose_end_was_interrupted_ends_also_without_a_thread(
+    streamed: tuple[Path, str, str], start_child: Callable[..., Any]
+) -> None:
+    """A second Ctrl-C comes while a block that was left ends: a thread would end it."""
+    child = start_child(
+        PRELUDE
+        + """
+from mandrake_sessions.concurrency.blocks import Block
+
+class Interrupted(Block):
+    ends = 0
+
+    def _enter(self):
+        return self
+
+    def _end(self):
+        self.ends += 1
+        if self.ends == 1:
+            raise KeyboardInterrupt
+
+class Leased(Interrupted):
+    holds_a_lease = True
+
+class Movable(Interrupted):
+    ends_in_any_thread = True
+
+sys.unraisablehook = lambda _: None
+allow(0)
+for kind in (Leased, Movable):
+    block = kind()
+    way_out = block.__exit__
+    block.__enter__()
+    del way_out
+    send([block.ends, block.is_entered])
+""",
+        *streamed,
+    )
+    assert child.receive() == [2, False]
+    assert child.receive() == [2, False]
+    child.finish()

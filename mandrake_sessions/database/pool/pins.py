@@ -6,10 +6,9 @@ Classes and not generators, which made a snapshot of one statement a third slowe
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import TypeVar
 
-from mandrake_sessions.concurrency.blocks import Block
+from mandrake_sessions.concurrency.blocks import Block, EnclosingBlock
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.engine.protocols import FileParkedError
 
@@ -48,7 +47,7 @@ class Pin(Block[Pinned]):
         self._unpin(self)
 
 
-class PinnedScope(Block[T]):
+class PinnedScope(EnclosingBlock[T]):
     """A scope of a file: its lease keeps the file open; a parked file is pinned before.
 
     Args:
@@ -57,8 +56,6 @@ class PinnedScope(Block[T]):
         timeout: of the call, in seconds.
         scope: begins the scope.
     """
-
-    holds_a_lease = True
 
     def __init__(
         self,
@@ -71,33 +68,11 @@ class PinnedScope(Block[T]):
         self._pin = pin
         self._timeout = timeout
         self._make = scope
-        self._scope: Block[T] | None = None
 
     def _enter(self) -> T:
         try:
-            return self._begin(self._file, self._timeout)
+            return self._begin_enclosed(self._make(self._file, self._timeout))
         except FileParkedError:
             pass
         with self._pin as (file, left):
-            return self._begin(file, left)
-
-    def _begin(self, file: DatabaseFile, timeout: float | None) -> T:
-        self._scope = self._make(file, timeout)
-        return self._scope.__enter__()
-
-    def _leave(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        assert self._scope is not None
-        try:
-            return self._scope._leave(kind, error, traceback)
-        finally:
-            if not self._scope.is_entered:
-                self._note_ended()
-
-    def _end(self) -> None:
-        if self._scope is not None:
-            self._scope._end()
+            return self._begin_enclosed(self._make(file, left))
