@@ -190,7 +190,7 @@ class Patrol:
                 except Exception:  # noqa: BLE001  # one file must not end the checks of the others
                     get_logger(__name__).exception("patrol_failed")
             # A waiting thread keeps no reference to a hub that is closed meanwhile.
-            del hubs
+            del hub, hubs
 
 
 patrol: Patrol = Patrol()

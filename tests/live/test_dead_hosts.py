@@ -513,3 +513,39 @@ def test_the_turn_of_a_dead_host_ends_though_its_file_cannot_be_opened(
     assert time.monotonic() - since < SOON
     observer.send("")
     observer.finish()
+
+
+KEEPS = """
+import gc, threading, time, weakref
+from kits.waiting import until
+from mandrake_sessions.live import patrol
+patrol.INTERVAL = 0.0
+
+class Checked:
+    def __init__(self):
+        self.is_checked = threading.Event()
+
+    @property
+    def liveness(self):
+        return self
+
+    def check(self):
+        # The thread waits so long after this check.
+        patrol.INTERVAL = 3600.0
+        self.is_checked.set()
+
+checked = Checked()
+patrol.patrol.add(checked)
+checked.is_checked.wait()
+patrol.patrol.remove(checked)
+left = weakref.ref(checked)
+del checked
+until(lambda: left() is None)
+send("collected")
+"""
+
+
+def test_the_patrol_keeps_no_file_that_was_closed(start_child: Any) -> None:
+    child = start_child(KEEPS)
+    assert child.receive() == "collected"
+    child.finish()
