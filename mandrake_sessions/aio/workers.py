@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from mandrake_sessions.aio.calls import Call, notify_all
 from mandrake_sessions.concurrency.fork import after_fork
-from mandrake_sessions.concurrency.threads import start
+from mandrake_sessions.concurrency.threads import start_or_undo
 from mandrake_sessions.engine.protocols import Handle
 from mandrake_sessions.engine.waiters import BatchedUnit, Waiter
 from mandrake_sessions.errors import NotInitializedError, TransactionLostError
@@ -72,16 +72,12 @@ class Worker:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread = thread
-                try:
-                    start(thread)
-                except BaseException:
-                    # After Ctrl-C it may run all the same, or not: one that has not begun is not
-                    # counted.
-                    if thread.ident is None:
-                        self._thread = None
-                    raise
+                start_or_undo(thread, self._forget_thread)
             self._calls.append(call)
             self._wake_up()
+
+    def _forget_thread(self) -> None:
+        self._thread = None
 
     def call_withdrawn(self) -> None:
         """Note that a queued call was withdrawn."""

@@ -4,9 +4,31 @@ from __future__ import annotations
 
 import threading
 from _thread import start_new_thread
+from collections.abc import Callable
 from threading import get_ident
 
 from mandrake_sessions.errors import ThreadStartError
+
+
+def start_or_undo(thread: threading.Thread, undo: Callable[[], object]) -> None:
+    """Start a thread that the caller has recorded; undo the record if the thread has not begun.
+
+    After Ctrl-C the thread may begin all the same, also after that. It must then end, or harm
+    nothing.
+
+    Args:
+        thread: the thread.
+        undo: removes the record; called before the error is raised.
+
+    Raises:
+        ThreadStartError: the system has no thread left for this process, or the interpreter ends.
+    """
+    try:
+        start(thread)
+    except BaseException:
+        if thread.ident is None:
+            undo()
+        raise
 
 
 def start(thread: threading.Thread) -> None:

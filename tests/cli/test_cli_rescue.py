@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -324,6 +325,8 @@ def test_a_file_that_is_emptied_in_use_is_no_new_database_either(
         path,
     )
     child.receive()
+    # It must not notice before the check, and give the file up.
+    child.process.send_signal(signal.SIGSTOP)
     os.truncate(path, 0)
 
     ended = run("doctor", path, "--json")

@@ -24,8 +24,8 @@ from mandrake_sessions.database.connection.bad_ids import (
 from mandrake_sessions.database.connection.begin_commit import rollback
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.verification import (
-    _CHECK_STEPS,
-    _LEFTOVERS,
+    CHECK_STEPS,
+    LEFTOVERS,
     damage_of,
     problems_of,
     unexplained_problems_of,
@@ -203,7 +203,7 @@ def _is_rebuilt(
     """Rebuild indexes if texts that are not UTF-8 are their only problem; return whether."""
     # For a damaged copy the error has the problems that were found first.
     with contextlib.suppress(apsw.CorruptError, apsw.ConstraintError), _writable(partial) as raw:
-        raw.set_progress_handler(must_stop, _CHECK_STEPS)
+        raw.set_progress_handler(must_stop, CHECK_STEPS)
         return reindex(raw, problems, database)
     return False
 
@@ -254,7 +254,7 @@ def _require_free(database: Path, target: str | os.PathLike[str], *, overwrite: 
         raise BackupError("The target's folder does not exist.", path=path, operation=_OPERATION)
     if there is not None and not overwrite:
         raise BackupError("The target exists.", path=path, operation=_OPERATION)
-    for suffix in _LEFTOVERS:
+    for suffix in LEFTOVERS:
         if os.path.lexists(f"{path}{suffix}"):
             raise BackupError(
                 f"The target is in use, or was in use at a crash: its {suffix} exists.",

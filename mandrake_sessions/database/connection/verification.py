@@ -20,9 +20,9 @@ from mandrake_sessions.errors import (
 )
 
 _BUSY_TIMEOUT_MS = 1000
-_CHECK_STEPS = 20_000
+CHECK_STEPS = 20_000
 # SQLite replays such a file into a database of its name, even into a new one.
-_LEFTOVERS = (WAL, JOURNAL)
+LEFTOVERS = (WAL, JOURNAL)
 
 
 def problems_of(raw: apsw.Connection) -> list[str]:
@@ -81,7 +81,7 @@ def verify(
     try:
         with _opened(real) as raw:
             if stop is not None:
-                raw.set_progress_handler(stop, _CHECK_STEPS)
+                raw.set_progress_handler(stop, CHECK_STEPS)
             return check(raw)
     except apsw.InterruptError:
         raise
@@ -92,7 +92,7 @@ def verify(
 @block
 def _opened(path: Path) -> Iterator[apsw.Connection]:
     """Open a file that no process has open, for reading."""
-    if any(os.path.lexists(f"{path}{suffix}") for suffix in _LEFTOVERS):
+    if any(os.path.lexists(f"{path}{suffix}") for suffix in LEFTOVERS):
         # A process died while it used the file: only a connection that may write can recover it.
         raw = apsw.Connection(
             str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW

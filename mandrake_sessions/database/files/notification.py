@@ -24,7 +24,7 @@ from typing import Final
 
 from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.concurrency.gate import Gate
-from mandrake_sessions.concurrency.threads import start
+from mandrake_sessions.concurrency.threads import start_or_undo
 from mandrake_sessions.database.sidecars import wal_of
 
 _PACE: Final = 0.002
@@ -171,13 +171,7 @@ class Notifier:
                 # The thread reads the watches under this lock.
                 thread = threading.Thread(target=self._run, name="mandrake-notifier", daemon=True)
                 self._thread = thread
-                try:
-                    start(thread)
-                except BaseException:
-                    # After Ctrl-C the thread may run or not; it counts once it has begun.
-                    if thread.ident is None:
-                        self._thread = None
-                    raise
+                start_or_undo(thread, self._forget_thread)
             if self._inotify is None:
                 with contextlib.suppress(OSError):
                     self._inotify = self._make_inotify()
@@ -186,6 +180,9 @@ class Notifier:
                     watch.number = self._inotify.add(watch.wal)
             self._watches[key] = watch
         self._changed.set()
+
+    def _forget_thread(self) -> None:
+        self._thread = None
 
     def forget(self, key: object) -> None:
         """Stop to watch a database."""

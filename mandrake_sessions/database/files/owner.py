@@ -196,11 +196,6 @@ def is_alive(database: Path, owner: str) -> bool:
         return is_living
 
 
-def is_claimed(database: Path) -> bool:
-    """Return whether a living process has claimed a database."""
-    return any(is_alive(database, id) for id in _ids_of(database))
-
-
 def owners_of(database: Path) -> dict[str, bool]:
     """Return the ids of all owners that have a file, each with whether the owner lives."""
     return {id: is_alive(database, id) for id in sorted(_ids_of(database))}

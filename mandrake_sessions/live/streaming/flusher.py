@@ -307,9 +307,7 @@ class Flusher:
 
     def _interrupt_abandoned(self) -> None:
         while self._abandoned:
-            stream = self._abandoned.popleft()
-            with contextlib.suppress(MandrakeSessionsError):
-                stream.await_end()
+            self._abandoned.popleft().await_end()
 
     def _flush(self, streams: Sequence[Stream]) -> None:
         """Store the new text of every stream in one transaction, and end those that shall end."""

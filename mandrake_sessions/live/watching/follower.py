@@ -20,7 +20,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from mandrake_sessions.concurrency.gate import Gate
-from mandrake_sessions.concurrency.threads import start
+from mandrake_sessions.concurrency.threads import start_or_undo
 from mandrake_sessions.engine.protocols import Database
 from mandrake_sessions.engine.transaction import ReadUnit
 from mandrake_sessions.errors import (
@@ -248,14 +248,11 @@ class Follower:
         self._file.others.watch(self, self._note_file)
         thread = threading.Thread(target=self._run, name="mandrake-follower", daemon=True)
         self._thread = thread
-        try:
-            start(thread)
-        except BaseException:
-            # After Ctrl-C it may run all the same, or not: one that has not begun is not counted.
-            if thread.ident is None:
-                self._thread = None
-                self._file.others.unwatch(self)
-            raise
+        start_or_undo(thread, self._end_thread)
+
+    def _end_thread(self) -> None:
+        self._thread = None
+        self._file.others.unwatch(self)
 
     def _run(self) -> None:
         with self._mutex:
@@ -275,8 +272,7 @@ class Follower:
         with self._mutex:
             if self._is_needed():
                 return False
-            self._thread = None
-            self._file.others.unwatch(self)
+            self._end_thread()
         self._listener_threads.stop()
         return True
 

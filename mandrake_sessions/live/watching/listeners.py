@@ -7,10 +7,11 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
-from mandrake_sessions.concurrency.threads import start
+from mandrake_sessions.concurrency.threads import start_or_undo
 from mandrake_sessions.errors import MandrakeSessionsError, ThreadStartError
 from mandrake_sessions.live.watching.mailbox import Mailbox
 from mandrake_sessions.log import get_logger
@@ -114,13 +115,7 @@ class ListenerThreads:
         thread = threading.Thread(target=self._run, name="mandrake-listeners", daemon=True)
         # It begins by taking the lock, which is held here.
         self._threads[thread] = None
-        try:
-            start(thread)
-        except BaseException:
-            # After Ctrl-C it may run all the same, or not: one that has not begun is not counted.
-            if thread.ident is None:
-                del self._threads[thread]
-            raise
+        start_or_undo(thread, partial(self._threads.pop, thread, None))
 
     def _run(self) -> None:
         me = threading.current_thread()
