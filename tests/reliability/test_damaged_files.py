@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import pytest
 from kernel_locks import own_lock_lines
+from kits import waiting
 from structlog.testing import capture_logs
 
 from mandrake_sessions import (
@@ -343,6 +344,56 @@ def test_a_process_that_has_missed_a_checkpoint_of_another_one_refuses_too(
     while monotonic() - began < 0.2:
         run("", sessions.path)
     assert beside.do("write") in REFUSED
+
+
+@pytest.fixture
+def met(sessions: SessionManager, beside: Beside) -> Beside:
+    """The other process, after both have waited for each other's transaction."""
+    turnstile = sessions.handle.file.writer.turnstile
+    with sessions.transaction() as tx:
+        tx.create_session("first")
+        writing = threading.Thread(target=beside.do, args=("write",))
+        writing.start()
+        waiting.until(turnstile.path.exists)
+    writing.join()
+
+    def meets() -> bool:
+        sessions.create_session("met")
+        return turnstile.has_met_others
+
+    waiting.until(meets)
+    return beside
+
+
+def pause_of_comparing(sessions: SessionManager) -> None:
+    began = monotonic()
+    while monotonic() - began < 2 * lifecycle._COMPARE_EVERY:
+        run("", sessions.path)
+
+
+def test_pages_that_the_process_of_a_checkpoint_has_seen_are_not_checked_again(
+    sessions: SessionManager, met: Beside
+) -> None:
+    file = sessions.handle.file
+    # Again if need be: a checkpoint gives up where the file is busy.
+    waiting.until(lambda: met.do("write") == met.do("checkpoint") and file.witness.has_changed())
+    file.inspections.most = 0
+    pause_of_comparing(sessions)
+    sessions.create_session("more")
+    assert file.inspections.most == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["random bytes in its middle", "an older copy of itself copied over it"]
+)
+def test_damage_after_a_checkpoint_that_was_noted_is_refused(
+    sessions: SessionManager, met: Beside, name: str
+) -> None:
+    fill(sessions, "late", 10)
+    assert met.do("write") == met.do("checkpoint") == "done"
+    run(DAMAGES[name], sessions.path)
+    pause_of_comparing(sessions)
+    assert outcome(lambda: sessions.create_session("lost")) in REFUSED
 
 
 @pytest.mark.parametrize("name", ["random bytes at its head", "cut to nothing", "cut by a page"])

@@ -10,7 +10,8 @@ that writes without a pause checks now and then whether another one holds the tu
     process B   BUSY ─ holds it ─ BUSY .......... BEGIN ─ work ─ COMMIT ─ …, releases it
     process C   BUSY ─ waits .......................................... holds it ─ BEGIN ─ work
 
-It gives a fair order and nothing else. A process without the lock still writes safely.
+It gives a fair order and nothing else. A process without the lock still writes safely. Its file
+also has a note: the status in which a process has last seen the database with sound pages.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import contextlib
 import errno
 import os
 import stat
+import struct
 import sys
 import threading
 import time
@@ -35,6 +37,9 @@ from mandrake_sessions.database.files.wal_index import WalIndex
 from mandrake_sessions.database.retry import pace, pause
 from mandrake_sessions.database.sidecars import sidecar
 from mandrake_sessions.errors import ThreadStartError
+
+FileStatus = tuple[int, int, int, int, int]
+"""The status of a file: device, inode, size, and the times of its last write and change."""
 
 HOLD: Final = 0.007
 """Seconds for which a process may write without a pause before it checks for waiting processes."""
@@ -55,6 +60,8 @@ _RETRY_FAILED: Final = 5.0
 _IDLE: Final = 1.0
 _ATTEMPTS: Final = 5
 _COUNTER_BYTES: Final = 8
+_NOTE: Final = struct.Struct("=QQqqq")
+"""A status of the database, behind the counter."""
 _FLAGS: Final = (
     os.O_RDWR
     | getattr(os, "O_CLOEXEC", 0)
@@ -141,6 +148,27 @@ class Turnstile:
     def has_met_others(self) -> bool:
         """Whether this process has met another writer since the file was opened."""
         return self._descriptor is not None or self.failure is not None
+
+    # -- the note for other processes -------------------------------------------------------
+
+    def note_sound(self, status: FileStatus) -> None:
+        """Show the processes at this turnstile a status in which the database's pages are sound."""
+        with self._mutex:
+            if self._descriptor is not None:
+                try:
+                    os.pwrite(self._descriptor, _NOTE.pack(*status), _COUNTER_BYTES)
+                except OSError as error:
+                    pass_on_timeout(error)
+
+    def is_noted_sound(self, status: FileStatus) -> bool:
+        """Return whether the noted status is this one; one that is half written is another."""
+        with self._mutex:
+            try:
+                file, at = self._descriptor, _COUNTER_BYTES
+                return file is not None and os.pread(file, _NOTE.size, at) == _NOTE.pack(*status)
+            except OSError as error:
+                pass_on_timeout(error)
+                return False
 
     # -- the holder of the lease ------------------------------------------------------------
 

@@ -377,7 +377,7 @@ class DatabaseFile(FileLifecycle):
                 is_shared = self._main.turnstile.has_met_others
                 if not is_readonly:
                     self.checkpointer.run(connection, budget.deadline, is_shared=is_shared)
-                    self.witness.refresh(connection)
+                    self.witness.refresh_after_copy(connection)
                 is_pieced, is_held = self.checkpointer.is_pieced, self.checkpointer.is_held_back
                 is_to_finish = is_pieced or self.checkpointer.is_worth_finishing
             # This thread must not hold the auxiliary lease while it waits for the writer: reads
@@ -386,7 +386,7 @@ class DatabaseFile(FileLifecycle):
                 budget = FileBudget(_FINISH_BUDGET)
                 with self._main.exclusive(budget, "checkpoint") as main:
                     self.checkpointer.run(main, budget.deadline)
-                    self.witness.refresh(main)
+                    self.witness.refresh_after_copy(main)
             elif is_to_finish:
                 if not is_held:
                     self._grow_number(even_copied=is_pieced)
@@ -466,7 +466,7 @@ class DatabaseFile(FileLifecycle):
                 self.checkpointer.run(
                     connection, pause.deadline, finishes=True, is_shared=is_shared
                 )
-                self.witness.refresh(connection)
+                self.witness.refresh_after_copy(connection)
 
     def may_checkpoint(self, connection: Connection, budget: Budget) -> bool:
         """Return whether the WAL may be copied: the file is the opened one, and not damaged.

@@ -136,6 +136,7 @@ class FileLifecycle(abc.ABC):
             on_fault=self._note_fault,
             on_commit=self._note_commit,
         )
+        self.witness.turnstile = self._main.turnstile
         self._auxiliary: LeasedConnection | None = None
         self._auxiliary_mutex = threading.Lock()
         self._attached = Attached(main.path)

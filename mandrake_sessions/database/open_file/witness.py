@@ -26,6 +26,7 @@ from mandrake_sessions.database.connection.wal_frames import commits_in_wal
 from mandrake_sessions.database.error_codes import pass_on_timeout, translate
 from mandrake_sessions.database.file_format import HEADER_BYTES, page_size_of, pages_of
 from mandrake_sessions.database.files.paths import leads_elsewhere
+from mandrake_sessions.database.files.turnstile import FileStatus, Turnstile
 from mandrake_sessions.database.files.wal_index import WalIndex, WalState
 from mandrake_sessions.database.open_file.displacement import FileCondition, Logs
 from mandrake_sessions.database.open_file.refusal import Refusal
@@ -41,10 +42,7 @@ from mandrake_sessions.errors import (
 from mandrake_sessions.log import get_logger
 
 MakeInspections = Callable[[], Inspections]
-FileView = tuple[int, int, int, int, int]
-"""The status of a file: device, inode, size, and the times of its last write and change."""
-
-UNSEEN: Final[FileView] = (-1, -1, -1, -1, -1)
+UNSEEN: Final[FileStatus] = (-1, -1, -1, -1, -1)
 """A status that no file has."""
 
 _PATIENCE: Final = 1.0
@@ -61,7 +59,7 @@ _HEAD: Final = 4096
 """Bytes that are compared if no WAL checkpoint explains a change: the first page."""
 
 
-def _view_of(found: os.stat_result) -> FileView:
+def _view_of(found: os.stat_result) -> FileStatus:
     """Return the compared part of a file's status."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -76,7 +74,7 @@ class _Known(NamedTuple):
             state before it writes into the file. None if it was not known.
     """
 
-    view: FileView
+    view: FileStatus
     head: bytes
     wal: WalState | None
 
@@ -96,6 +94,7 @@ class Witness:
         index: the index of its WAL.
         is_doubted: whether a change was no WAL checkpoint, so that all pages must be checked.
         at_rest: the status of the file when it was parked; None if it was not.
+        turnstile: shows other processes the status of a sound file; None until it is set.
     """
 
     def __init__(
@@ -107,9 +106,10 @@ class Witness:
         *,
         has_vfs: bool,
     ) -> None:
-        self.seen: FileView = UNSEEN
+        self.seen: FileStatus = UNSEEN
         self.is_doubted: bool = False
-        self.at_rest: FileView | None = None
+        self.at_rest: FileStatus | None = None
+        self.turnstile: Turnstile | None = None
         self._path = connection.path
         self._name = str(connection.path)
         self._identity = connection.identity
@@ -129,7 +129,7 @@ class Witness:
         with contextlib.suppress(OSError):
             self.at_rest = _view_of(os.stat(self._name))
 
-    def wake(self, rested: FileView, *, is_explained: bool) -> None:
+    def wake(self, rested: FileStatus, *, is_explained: bool) -> None:
         """Doubt the pages of a file that was changed while it was parked.
 
         Args:
@@ -178,9 +178,27 @@ class Witness:
             # A file that cannot be read counts as unchanged: the next lease checks it again.
             self.seen = UNSEEN
             return FileCondition.OURS
-        if is_changed and after_pause and found.st_size <= _SMALL:
+        if is_changed and after_pause and found.st_size <= _SMALL and not self._is_noted(view):
             self.is_doubted = True
         return condition
+
+    def refresh_after_copy(self, connection: Connection) -> None:
+        """Judge the file after a WAL checkpoint of this process, and note its status if sound.
+
+        Args:
+            connection: one on the file; the caller must hold its lease.
+        """
+        if self.refresh(connection) is FileCondition.OURS:
+            self._note_sound()
+
+    def _note_sound(self) -> None:
+        """Spare other processes the check of all pages."""
+        is_known = self.seen != UNSEEN and not self.is_doubted and self._refusal.damage is None
+        if is_known and self.turnstile is not None:
+            self.turnstile.note_sound(self.seen)
+
+    def _is_noted(self, status: FileStatus) -> bool:
+        return self.turnstile is not None and self.turnstile.is_noted_sound(status)
 
     def require_whole(self, inspections: MakeInspections, budget: Budget) -> None:
         """Check, before a write, that the file is sound.
@@ -259,6 +277,7 @@ class Witness:
             self.is_doubted = False
             if not is_sound:
                 self._note_damage(_FOREIGN)
+            self._note_sound()
         if not self.is_doubted:
             self._spent = 0.0
         return True
@@ -311,7 +330,7 @@ class Witness:
         self,
         connection: Connection,
         before: WalState | None,
-        view: FileView,
+        view: FileStatus,
         may_be_under_way: bool,
     ) -> FileCondition:
         known, head = self._known, connection.head(_HEAD)
