@@ -46,8 +46,7 @@ UNSEEN: Final[FileStatus] = (-1, -1, -1, -1, -1)
 """A status that no file has."""
 
 _PATIENCE: Final = 1.0
-"""Seconds for searching missing pages in the WAL, and the total after which checks of all pages
-stop."""
+"""Seconds for searching missing pages in the WAL, and in all for checks of all pages."""
 _PAGES_PATIENCE: Final = 5.0
 """Seconds for checking all pages: about 10 GB of a file that the system has in memory."""
 _SMALL: Final = 8 * 1024 * 1024
@@ -178,16 +177,13 @@ class Witness:
             # A file that cannot be read counts as unchanged: the next lease checks it again.
             self.seen = UNSEEN
             return FileCondition.OURS
-        if is_changed and after_pause and found.st_size <= _SMALL and not self._is_noted(view):
-            self.is_doubted = True
+        if is_changed and after_pause and found.st_size <= _SMALL:
+            shown = self.turnstile
+            self.is_doubted |= shown is None or not shown.is_noted_sound(view)
         return condition
 
     def refresh_after_copy(self, connection: Connection) -> None:
-        """Judge the file after a WAL checkpoint of this process, and note its status if sound.
-
-        Args:
-            connection: one on the file; the caller must hold its lease.
-        """
+        """Judge the file after a WAL checkpoint of this process, and note its status if sound."""
         if self.refresh(connection) is FileCondition.OURS:
             self._note_sound()
 
@@ -196,9 +192,6 @@ class Witness:
         is_known = self.seen != UNSEEN and not self.is_doubted and self._refusal.damage is None
         if is_known and self.turnstile is not None:
             self.turnstile.note_sound(self.seen)
-
-    def _is_noted(self, status: FileStatus) -> bool:
-        return self.turnstile is not None and self.turnstile.is_noted_sound(status)
 
     def require_whole(self, inspections: MakeInspections, budget: Budget) -> None:
         """Check, before a write, that the file is sound.
