@@ -397,6 +397,9 @@ def test_a_new_database_loads_nothing_slow_and_no_second_sqlite(path, start_chil
 LATE = {
     "mandrake_sessions.aio",
     "mandrake_sessions.cli",
+    "mandrake_sessions.database.connection.backup",
+    "mandrake_sessions.database.health",
+    "mandrake_sessions.database.offline",
     "mandrake_sessions.database.pool.monitor",
     "mandrake_sessions.importers",
     "mandrake_sessions.rescue",

@@ -513,19 +513,19 @@ connection.close()
 def test_an_acquire_while_a_file_is_removed_waits_and_finds_it_gone(
     pool: ConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mandrake_sessions.database.pool import pool as pool_module
+    from mandrake_sessions.database.offline import removal
 
     with pool.acquire(path) as handle:
         handle.transact(adding("a"))
     in_it, may_go = threading.Event(), threading.Event()
-    really_remove = pool_module.remove
+    really_remove = removal.remove
 
     def slow(*args: Any, **options: Any) -> None:
         in_it.set()
         until_set(may_go)
         really_remove(*args, **options)
 
-    monkeypatch.setattr(pool_module, "remove", slow)
+    monkeypatch.setattr(removal, "remove", slow)
     removing = Task(lambda: pool.remove(path))
     until_set(in_it)
     missing = Task(lambda: pool.acquire(path, create=False))

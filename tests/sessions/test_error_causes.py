@@ -52,6 +52,38 @@ def test_the_error_says_that_no_descriptor_is_left_and_open_files_keep_working(
     assert child.receive() == ["also kept", "kept"]
 
 
+LATE_PARTS_WITHOUT_DESCRIPTORS = """
+import resource
+from mandrake_sessions import SessionManager, TooManyFilesError
+sessions = SessionManager(sys.argv[1]).init()
+sessions.create_session("kept")
+calls = sessions.health, lambda: sessions.backup(sys.argv[2])
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+for call in calls:
+    try:
+        call()
+    except TooManyFilesError as error:
+        send(str(error.path))
+    else:
+        send("done")
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+send(sessions.health().status.name)
+send(str(sessions.backup(sys.argv[2])))
+"""
+
+
+def test_a_part_that_no_descriptor_is_left_to_import_is_imported_by_the_next_call(
+    ready_path, tmp_path, start_child
+):
+    child = start_child(LATE_PARTS_WITHOUT_DESCRIPTORS, ready_path, tmp_path / "copy.sqlite")
+
+    assert [child.receive() for _ in range(2)] == [str(ready_path)] * 2
+    assert child.receive() == "OK"
+    assert child.receive() == str(tmp_path / "copy.sqlite")
+    child.finish()
+
+
 @pytest.mark.parametrize(
     ("number", "kind", "said"),
     [

@@ -15,10 +15,10 @@ from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.concurrency.fork import current_pid
 from mandrake_sessions.concurrency.reentry import is_unforeseen
 from mandrake_sessions.concurrency.resources import Resource
-from mandrake_sessions.database.health.levels import check_health
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.database.open_file.stats import database_stats
+from mandrake_sessions.database.pool.late_parts import importing
 from mandrake_sessions.database.pool.pins import Pin, Pinned
 from mandrake_sessions.database.pool.slots import Slot, SlotState
 from mandrake_sessions.database.retry import FileBudget
@@ -27,7 +27,6 @@ from mandrake_sessions.engine.health import HealthLevel, HealthReport, level_of
 from mandrake_sessions.engine.protocols import FileParkedError
 from mandrake_sessions.engine.stats import DatabaseStats
 from mandrake_sessions.errors import ForkedPoolError, HandleReleasedError
-from mandrake_sessions.late_imports import late_import
 from mandrake_sessions.options import DatabaseOptions
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ class DatabaseHandle(Resource):
             read_only: whether to use the connection that only reads, so that no writer waits.
         """
         arguments.flag("read_only", read_only)
-        with late_import:
+        with importing(self.path):
             from mandrake_sessions.database.connection.dialect import lend
 
         operation = f"sqlalchemy() at {caller_outside()}"
@@ -159,10 +158,11 @@ class DatabaseHandle(Resource):
         Raises:
             BackupError: the target exists, or the copy did not pass its check; no copy is left.
         """
-        from mandrake_sessions.database.connection.backup import back_up
-
         arguments.flag("overwrite", overwrite)
         target = arguments.path("target", target)
+        with importing(self.path):
+            from mandrake_sessions.database.connection.backup import back_up
+
         with self._pinned(timeout, "backup") as (file, left):
             budget = file.budget(left)
             return back_up(
@@ -193,6 +193,9 @@ class DatabaseHandle(Resource):
         level, seconds = level_of(level), timeout
         if seconds is not None:
             seconds = arguments.seconds("timeout", seconds)
+        with importing(self.path):
+            from mandrake_sessions.database.health.levels import check_health
+
         try:
             return check_health(self._open_file(), level, seconds)
         except FileParkedError as parked:

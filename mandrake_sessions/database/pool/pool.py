@@ -30,14 +30,12 @@ from mandrake_sessions.concurrency.resources import Resource
 from mandrake_sessions.database.files.atomic import tidy
 from mandrake_sessions.database.files.paths import Identity, identify, real_path, unlinked_path
 from mandrake_sessions.database.files.wal_index import WalIndex
-from mandrake_sessions.database.health.levels import check_health
-from mandrake_sessions.database.offline.removal import remove
-from mandrake_sessions.database.offline.restore import require_backup, restore
 from mandrake_sessions.database.open_file.closing import OnStuck
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.open_file.stats import database_stats
 from mandrake_sessions.database.pool.file_handle import FileHandle
 from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.late_parts import importing
 from mandrake_sessions.database.pool.open_files import OpenFiles
 from mandrake_sessions.database.pool.slots import Slot, SlotState, begin_closing
 from mandrake_sessions.database.retry import FileBudget, pace, pause
@@ -322,6 +320,9 @@ class ConnectionPool(Resource):
         arguments.flag("even_damaged", even_damaged)
         seconds = self.options.database.busy_timeout if timeout is None else timeout
         budget = FileBudget(arguments.seconds("timeout", seconds))
+        with importing(real):
+            from mandrake_sessions.database.offline.removal import remove
+
         close_inherited()
         with self._reserved(real, budget, "delete"):
             remove(real, budget, even_damaged=even_damaged)
@@ -365,6 +366,9 @@ class ConnectionPool(Resource):
         seconds = self.options.database.busy_timeout if timeout is None else timeout
         seconds = arguments.seconds("timeout", seconds)
         real = _named(path, follow_links=follow_links)
+        with importing(real):
+            from mandrake_sessions.database.offline.restore import require_backup, restore
+
         close_inherited()
         source = require_backup(backup, real)
         with self._reserved(real, FileBudget(seconds), "restore"):
@@ -451,6 +455,9 @@ class ConnectionPool(Resource):
         found = level_of(level)
         reports = []
         for file in self._open_files():
+            with importing(file.path):
+                from mandrake_sessions.database.health.levels import check_health
+
             with contextlib.suppress(PoolClosedError):
                 reports.append(check_health(file, found, seconds))
         return tuple(reports)
