@@ -14,8 +14,7 @@ COVERAGE  := .cache/coverage/.installed
 SITE      ?= .cache/docs/site
 SEED      ?= 1
 RESULTS   ?= .benchmarks/results.json
-TYPED     := $(wildcard mandrake_sessions migrations benchmarks examples tools) \
-	$(wildcard $(addprefix tests/,*.py bench cli docs examples importers kits shutdown statements tools typing))
+TYPED     := $(wildcard mandrake_sessions migrations benchmarks examples tests tools)
 # Many tests wait more than they compute. A plain `pytest` runs them in one process.
 TWICE     := --numprocesses auto --dist worksteal
 PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check

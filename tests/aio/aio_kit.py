@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from kits.waiting import PATIENCE
 
-from mandrake_sessions.aio import AsyncSessionManager
+from mandrake_sessions.aio import AsyncSessionManager, CancelledCall, cancelled_call
 from mandrake_sessions.database.leasing.queue import LeaseQueue
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.manager import SessionManager
 
 T = TypeVar("T")
@@ -46,9 +47,16 @@ async def soon(condition: Callable[[], Any]) -> None:
         await asyncio.sleep(0.0005)
 
 
+def call_of(error: BaseException) -> CancelledCall:
+    """Return the call that a cancellation or a timeout has interrupted."""
+    call = cancelled_call(error)
+    assert call is not None
+    return call
+
+
 def queue_of(sessions: AsyncSessionManager) -> LeaseQueue:
     """Return the queue in front of the read-write connection."""
-    return sessions.sync.handle.file.writer.queue
+    return file_handle(sessions.sync.handle).file.writer.queue
 
 
 @contextmanager

@@ -212,7 +212,7 @@ def test_a_hosts_function_must_use_its_transaction(manager):
 
 
 def test_a_transaction_that_is_lost_is_run_again(manager):
-    lost = []
+    lost: list[int] = []
 
     def work(tx):
         made = tx.create_session("kept").id

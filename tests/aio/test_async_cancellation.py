@@ -20,7 +20,7 @@ import threading
 
 import apsw
 import pytest
-from aio_kit import lease_held, queue_of, run, soon, threads
+from aio_kit import call_of, lease_held, queue_of, run, soon, threads
 from kits.descriptors import descriptors
 from kits.waiting import PATIENCE, until
 
@@ -32,7 +32,7 @@ async def ended(task):
     """Wait for a cancelled task and return what became of its call."""
     with pytest.raises(asyncio.CancelledError) as raised:
         await task
-    call = cancelled_call(raised.value)
+    call = call_of(raised.value)
     assert call is not None
     return call
 
@@ -159,11 +159,11 @@ def test_a_timeout_stays_a_timeout_and_names_the_outcome(manager):
             with pytest.raises(TimeoutError) as raised:
                 async with limit:
                     await sessions.transact(work)
-            assert cancelled_call(raised.value).is_committed is True
+            assert call_of(raised.value).is_committed is True
             with lease_held(sessions.sync):
                 with pytest.raises(TimeoutError) as raised:
                     await asyncio.wait_for(sessions.create_session("never"), 0.02)
-                assert cancelled_call(raised.value).is_committed is False
+                assert call_of(raised.value).is_committed is False
             assert await sessions.count_sessions() == 1
 
     run(main())
@@ -241,7 +241,7 @@ def test_a_loop_that_is_closed_leaves_its_calls_to_end(manager):
     task = loop.create_task(manager.transact(work))
     loop.run_until_complete(soon(begun.is_set))
     # Not what anybody should do; the task is destroyed with its loop.
-    task._log_destroy_pending = False
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own way
     loop.close()
     del task
     may_go.set()
@@ -267,12 +267,13 @@ def test_random_cancellations_lose_nothing(managers, pool):
     async def append(sessions, session_id, number, outcomes):
         if number in cancelled:
             loop, me = asyncio.get_running_loop(), asyncio.current_task()
+            assert me is not None
             loop.call_later(dice.choice([0, 0.0001, 0.0005, 0.002, 0.01]), me.cancel)
         try:
             await sessions.create_round(session_id, f"{number}")
             outcomes[number] = True
         except asyncio.CancelledError as error:
-            call = cancelled_call(error)
+            call = call_of(error)
             outcomes[number] = call.is_committed
             if call.is_committed:
                 assert call.result.request.content == f"{number}"
@@ -281,7 +282,7 @@ def test_random_cancellations_lose_nothing(managers, pool):
     async def main():
         opened = [await each.init() for each in managers(50)]
         talks = [(await each.create_session()).id for each in opened]
-        outcomes = {}
+        outcomes: dict[int, bool | None] = {}
         tasks = []
         with contextlib.ExitStack() as held:
             # In some of the files calls have to wait.

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from aio_kit import lease_held, run, soon, threads
 from kits.waiting import until
+from kits.workspaces import id_of
 
 from mandrake_sessions import (
     ConnectionPool,
@@ -35,10 +36,11 @@ def test_an_async_host_creates_opens_and_deletes_workspaces(tmp_path, pool):
             work = await mandrake.create_workspace("my-project", "for work")
             await work.sessions.create_session("There")
             await mandrake.sessions.create_session("Here")
-            assert await mandrake.get_workspace(work.id) is work
-            assert await mandrake.sessions_for(work.id) is work.sessions
+            assert await mandrake.get_workspace(id_of(work)) is work
+            assert await mandrake.sessions_for(id_of(work)) is work.sessions
             assert await mandrake.sessions_for(None) is mandrake.sessions
             assert await mandrake.list_workspaces() == [await mandrake.find_workspace("my-project")]
+            assert work.workspace is not None
             assert work.workspace.name == "my-project"
             assert work.path == tmp_path / "workspaces" / "my-project"
             with pytest.raises(WorkspaceAlreadyExistsError):
@@ -51,13 +53,13 @@ def test_an_async_host_creates_opens_and_deletes_workspaces(tmp_path, pool):
                 await mandrake.adopt_workspace("other", tmp_path / "nowhere")
 
         async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
-            again = await mandrake.get_workspace(work.id)
+            again = await mandrake.get_workspace(id_of(work))
             assert [each.title for each in await again.sessions.list_sessions()] == ["There"]
-            assert (await mandrake.unregister_workspace(work.id)).id == work.id
+            assert (await mandrake.unregister_workspace(id_of(work))).id == work.id
             assert not again.sessions.is_initialized
             adopted = await mandrake.adopt_workspace("adopted", work.path)
             assert await adopted.sessions.count_sessions() == 1
-            deleted = await mandrake.delete_workspace(adopted.id)
+            deleted = await mandrake.delete_workspace(id_of(adopted))
             assert deleted.id == adopted.id
             assert await mandrake.list_workspaces() == []
 
@@ -70,7 +72,7 @@ def test_a_deletion_that_is_refused_closes_nothing(tmp_path, pool):
         async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
             work = await mandrake.create_workspace("work")
             with pytest.raises(InvalidArgumentError):
-                await mandrake.delete_workspace(work.id, timeout=-1)
+                await mandrake.delete_workspace(id_of(work), timeout=-1)
             assert work.sessions.is_initialized
             assert await work.sessions.count_sessions() == 0
 
@@ -80,7 +82,7 @@ def test_a_deletion_that_is_refused_closes_nothing(tmp_path, pool):
 def test_every_task_receives_the_same_workspace(tmp_path, pool):
     async def main():
         async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
-            workspace_id = (await mandrake.create_workspace("one")).id
+            workspace_id = id_of(await mandrake.create_workspace("one"))
         async with AsyncMandrakeManager(tmp_path, pool=pool) as mandrake:
             got = await asyncio.gather(*(mandrake.get_workspace(workspace_id) for _ in range(20)))
             assert all(each is got[0] for each in got)
@@ -126,7 +128,8 @@ def test_closing_the_host_closes_every_workspace_also_when_cancelled(tmp_path, p
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
-        assert not any(each.sessions.is_initialized for each in (*spaces, mandrake))
+        assert not any(each.sessions.is_initialized for each in spaces)
+        assert not mandrake.sessions.is_initialized
 
     run(main())
 

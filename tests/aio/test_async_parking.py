@@ -138,7 +138,7 @@ async def test_a_watcher_of_a_parked_file_receives_updates(
     monkeypatch.setattr(DatabaseFile, "open", open_)
     watch = first.watch_response(response)
     await first.create_turn(response, content="Said", status=TurnStatus.COMPLETED)
-    contents = [update.turn.content async for update in watch if update.turn is not None]
+    contents = [update.turn.content async for update in watch]
     assert contents[-1] == "Said"
     assert opened_in
     assert threading.get_ident() not in opened_in

@@ -9,7 +9,7 @@ import time
 
 import apsw
 import pytest
-from aio_kit import Ticker, lease_held, queue_of, run, soon
+from aio_kit import Ticker, call_of, lease_held, queue_of, run, soon
 from kits.waiting import SOON
 from structlog.testing import capture_logs
 
@@ -25,7 +25,7 @@ from mandrake_sessions import (
     TurnInterruptedError,
     TurnStatus,
 )
-from mandrake_sessions.aio import AsyncSessionManager, cancelled_call
+from mandrake_sessions.aio import AsyncSessionManager
 
 
 async def response_of(sessions):
@@ -140,7 +140,7 @@ def test_a_cancelled_beginning_does_not_wait_for_the_lease(manager, path, holder
                 # The lease comes back only after this block.
                 with pytest.raises(asyncio.CancelledError) as raised:
                     await beginning
-            assert cancelled_call(raised.value).is_committed is False
+            assert call_of(raised.value).is_committed is False
             assert not await sessions.list_turns(response_id)
             async with sessions.stream_turn(response_id) as turn:
                 turn.write("the next one is not disturbed")
@@ -263,7 +263,7 @@ def test_a_cancelled_end_names_its_outcome(manager):
                 assert not ending.done()
             with pytest.raises(asyncio.CancelledError) as raised:
                 await ending
-            call = cancelled_call(raised.value)
+            call = call_of(raised.value)
             assert call.is_committed is True
             assert call.result == await sessions.get_turn(turn.id)
             assert call.result.status is TurnStatus.COMPLETED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 import structlog.testing
@@ -13,8 +14,10 @@ from mandrake_sessions import (
     InvalidArgumentError,
     ResponseNotFoundError,
     SessionNotFoundError,
+    Turn,
     TurnNotFoundError,
     TurnStatus,
+    TurnUpdate,
 )
 
 
@@ -76,7 +79,7 @@ def test_a_listener_is_called_in_the_loop(manager, is_coroutine):
 
 def test_a_listener_of_one_turn_is_called_until_it_is_closed(manager):
     async def main():
-        received = asyncio.Queue()
+        received: asyncio.Queue[Any] = asyncio.Queue()
         async with manager as sessions:
             turn = await sessions.create_turn(await response_of(sessions))
             with await sessions.add_turn_update_listener(turn.id, received.put):
@@ -119,7 +122,7 @@ def test_a_listener_that_raises_receives_the_next_update_all_the_same(manager):
 
 def test_a_listener_may_call_the_manager_and_close_itself(manager):
     async def main():
-        seen = asyncio.Queue()
+        seen: asyncio.Queue[Turn] = asyncio.Queue()
         async with manager as sessions:
             turn = await sessions.create_turn(await response_of(sessions))
 
@@ -164,7 +167,7 @@ def test_closing_the_manager_ends_its_watches(manager):
         response_id = await response_of(manager)
         turn = await manager.create_turn(response_id)
         watching = asyncio.create_task(follow(manager.watch_response(response_id)))
-        received = []
+        received: list[TurnUpdate] = []
         await manager.track_streaming_turns(response_id, received.append)
         await soon(lambda: received)
         await manager.close()

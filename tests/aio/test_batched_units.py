@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from kits.waiting import PATIENCE, until
@@ -60,7 +60,7 @@ def test_batched_units_are_fetched_before_work_of_other_threads(sessions):
             other.append(executor.submit(file.transact, noting("other"), "other"))
             until(lambda: file.writer.queue.waiting == 1)
 
-        other = []
+        other: list[Future[str]] = []
         brought = [errand(noting("errand"), lambda _: None)]
         commits = file.writer.commits
         file.transact(first, "test", batch=lambda: brought.pop() if brought else None)

@@ -12,7 +12,7 @@ from kits.locks import hold_lock
 from kits.pools import quick_pool
 
 from mandrake_sessions import ConnectionPool
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.testing import FaultVFS
 
 
@@ -31,19 +31,17 @@ def make_pool() -> Iterator[Callable[..., ConnectionPool]]:
 
 
 @pytest.fixture
-def handle(pool: ConnectionPool, ready_path: Path) -> Iterator[DatabaseHandle]:
+def handle(pool: ConnectionPool, ready_path: Path) -> Iterator[FileHandle]:
     """A handle on a new database."""
-    with pool.acquire(ready_path) as handle:
+    with file_handle(pool.acquire(ready_path)) as handle:
         yield handle
 
 
 @pytest.fixture
-def grouping(
-    make_pool: Callable[..., ConnectionPool], ready_path: Path
-) -> Iterator[DatabaseHandle]:
+def grouping(make_pool: Callable[..., ConnectionPool], ready_path: Path) -> Iterator[FileHandle]:
     """A handle on a new database whose groups are never closed by time."""
     pool = make_pool(database={"group_max_seconds": 600.0})
-    with pool.acquire(ready_path) as handle:
+    with file_handle(pool.acquire(ready_path)) as handle:
         yield handle
 
 

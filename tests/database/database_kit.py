@@ -13,11 +13,11 @@ from kits.waiting import PATIENCE, until, until_set
 from sqlalchemy import func, insert, literal, select
 
 from mandrake_sessions import DatabaseBusyError, ids, schema
-from mandrake_sessions.database.connection.transaction import WriteTransaction
 from mandrake_sessions.database.leasing.queue import LeaseQueue
 from mandrake_sessions.database.open_file.file import DatabaseFile
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle
 from mandrake_sessions.engine.statement import Statement
+from mandrake_sessions.engine.transaction import WriteTransaction
 from tools.generate.compiler import compiled
 
 T = TypeVar("T")
@@ -36,17 +36,17 @@ def endless_insert() -> Statement:
     return compiled(insert(schema.meta).from_select(["key", "value"], rows))
 
 
-def file_of(handle: DatabaseHandle) -> DatabaseFile:
+def file_of(handle: FileHandle) -> DatabaseFile:
     """Return the open file behind a handle."""
     return handle._file
 
 
-def queue_of(handle: DatabaseHandle) -> LeaseQueue:
+def queue_of(handle: FileHandle) -> LeaseQueue:
     """Return the queue in front of the read-write connection."""
     return handle._file.writer.queue
 
 
-def raw_of(handle: DatabaseHandle) -> apsw.Connection:
+def raw_of(handle: FileHandle) -> apsw.Connection:
     """Return the read-write connection itself."""
     return handle._file.writer.connection.raw
 
@@ -121,7 +121,7 @@ def ends_in_time(
     pytest.fail(f"it took {took:.3f} s instead of {seconds} s, the last of {len(errors)} times")
 
 
-def queued(handle: DatabaseHandle, count: int) -> None:
+def queued(handle: FileHandle, count: int) -> None:
     """Wait until ``count`` threads are in the writers' queue."""
     until(lambda: queue_of(handle).waiting == count)
 
@@ -138,7 +138,7 @@ class Held:
 
     def __init__(
         self,
-        handle: DatabaseHandle,
+        handle: FileHandle,
         work: Callable[[WriteTransaction], Any] | None = None,
         kind: str = "write",
         after: Callable[[WriteTransaction], Any] | None = None,

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from mandrake_sessions import ConnectionPool, DatabaseMovedError, PoolClosedError
 from mandrake_sessions.database.open_file.file import DatabaseFile
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.errors import ReentrantScopeError
 
 
@@ -40,6 +40,11 @@ class Attachment:
         self.calls.append("committed")
         self.held_lease.append(self.file.writer.queue.holder == threading.get_ident())
         self._fail()
+
+    is_quiet = False
+
+    def can_rest(self) -> bool:
+        return False
 
     def retired(self) -> None:
         self.calls.append("retired")
@@ -64,7 +69,7 @@ def path(ready_path: Path) -> Path:
     return ready_path
 
 
-def attach(handle: DatabaseHandle) -> Attachment:
+def attach(handle: FileHandle) -> Attachment:
     return handle.file.attach(Attachment)
 
 
@@ -74,7 +79,7 @@ def last_write(file: DatabaseFile, key: str, timeout: float | None = None) -> st
 
 
 def test_a_file_has_one_attachment_however_many_ask(
-    handle: DatabaseHandle, in_threads: Callable[..., list[Attachment]]
+    handle: FileHandle, in_threads: Callable[..., list[Attachment]]
 ) -> None:
     assert handle.file.attachment is None
     found = in_threads(8, lambda _number: attach(handle))
@@ -82,18 +87,18 @@ def test_a_file_has_one_attachment_however_many_ask(
 
 
 def test_an_attachment_lives_as_long_as_its_file(pool: ConnectionPool, path: Path) -> None:
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         first = attach(handle)
-        with pool.acquire(path) as another:
+        with file_handle(pool.acquire(path)) as another:
             assert attach(another) is first
     assert first.calls == ["close"]
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         assert attach(handle) is not first
     with pytest.raises(PoolClosedError):
         first.file.attach(Attachment)
 
 
-def test_an_attachment_hears_of_each_commit_while_the_lease_is_held(handle: DatabaseHandle) -> None:
+def test_an_attachment_hears_of_each_commit_while_the_lease_is_held(handle: FileHandle) -> None:
     attachment = attach(handle)
     handle.transact(adding("unit"), delegable=True)
     with handle.write() as tx:
@@ -104,7 +109,7 @@ def test_an_attachment_hears_of_each_commit_while_the_lease_is_held(handle: Data
     assert attachment.held_lease == [True] * 3
 
 
-def test_an_attachment_hears_nothing_of_reads_and_rollbacks(handle: DatabaseHandle) -> None:
+def test_an_attachment_hears_nothing_of_reads_and_rollbacks(handle: FileHandle) -> None:
     attachment = attach(handle)
     keys(handle)
     with pytest.raises(ZeroDivisionError), handle.write() as tx:
@@ -114,7 +119,7 @@ def test_an_attachment_hears_nothing_of_reads_and_rollbacks(handle: DatabaseHand
 
 
 def test_an_attachment_hears_of_a_shared_commit_once_before_any_call_returns(
-    grouping: DatabaseHandle,
+    grouping: FileHandle,
 ) -> None:
     attachment = attach(grouping)
     with Held(grouping, kind="unit"):
@@ -127,7 +132,7 @@ def test_an_attachment_hears_of_a_shared_commit_once_before_any_call_returns(
     assert attachment.calls == ["committed"]
 
 
-def test_an_attachment_that_raises_hurts_no_commit(handle: DatabaseHandle) -> None:
+def test_an_attachment_that_raises_hurts_no_commit(handle: FileHandle) -> None:
     attachment = attach(handle)
     attachment.error = ValueError("of an attachment")
     with capture_logs() as logs:
@@ -138,7 +143,7 @@ def test_an_attachment_that_raises_hurts_no_commit(handle: DatabaseHandle) -> No
 
 
 def test_an_attachment_writes_last_when_its_file_closes(pool: ConnectionPool, path: Path) -> None:
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         attachment = attach(handle)
         attachment.at_close = lambda: last_write(attachment.file, "last")
         started = monotonic()
@@ -159,7 +164,7 @@ def test_an_attachment_writes_though_all_others_are_refused(
     host                    refused                              refused
     """
     pool = make_pool()
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     attachment = attach(handle)
     refused: list[type[Exception]] = []
 
@@ -179,7 +184,7 @@ def test_an_attachment_writes_though_all_others_are_refused(
     assert refused == [PoolClosedError]
     with pytest.raises(PoolClosedError):
         last_write(attachment.file, "after the end")
-    with make_pool().acquire(path) as handle:
+    with file_handle(make_pool().acquire(path)) as handle:
         assert keys(handle) == {"last"}
 
 
@@ -187,7 +192,7 @@ def test_nothing_new_is_attached_to_a_file_that_ends(
     make_pool: Callable[..., ConnectionPool], path: Path
 ) -> None:
     pool = make_pool()
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     pool.refuse_new_work()
     with pytest.raises(PoolClosedError):
         attach(handle)
@@ -203,7 +208,7 @@ def test_nothing_new_is_attached_to_a_file_that_ends(
 def test_nothing_new_is_attached_to_a_file_that_is_retired(
     pool: ConnectionPool, path: Path
 ) -> None:
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.file.retire("a test")
         with pytest.raises((DatabaseMovedError, PoolClosedError)):
             attach(handle)
@@ -213,7 +218,7 @@ def test_an_attachment_waits_in_the_queue_behind_work_under_way(
     make_pool: Callable[..., ConnectionPool], path: Path
 ) -> None:
     pool = make_pool()
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     attachment = attach(handle)
     closing = threading.Event()
 
@@ -236,7 +241,7 @@ def test_an_attachment_that_does_not_get_the_lease_does_not_stop_the_closing(
     make_pool: Callable[..., ConnectionPool], path: Path
 ) -> None:
     pool = make_pool(close_timeout=0.4)
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     attachment = attach(handle)
     attachment.at_close = lambda: last_write(
         attachment.file, "last", max(0.0, attachment.deadline - monotonic())
@@ -254,7 +259,7 @@ def test_an_attachment_that_fails_to_close_is_reported_and_its_file_is_closed(
     make_pool: Callable[..., ConnectionPool], path: Path, error: Exception
 ) -> None:
     pool = make_pool()
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     attach(handle).error = error
     with pytest.raises(ExceptionGroup) as raised:
         pool.close()
@@ -263,12 +268,12 @@ def test_an_attachment_that_fails_to_close_is_reported_and_its_file_is_closed(
     while isinstance(found, ExceptionGroup):
         (found,) = found.exceptions
     assert found is error
-    with make_pool().acquire(path) as again:
+    with file_handle(make_pool().acquire(path)) as again:
         again.transact(adding("usable"))
 
 
 def test_an_attachment_hears_that_its_file_is_retired(pool: ConnectionPool, path: Path) -> None:
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         attachment = attach(handle)
         attachment.at_close = lambda: last_write(attachment.file, "last")
         path.rename(path.with_name("elsewhere.sqlite"))
@@ -277,7 +282,7 @@ def test_an_attachment_hears_that_its_file_is_retired(pool: ConnectionPool, path
         assert attachment.calls[0] == "retired"
         assert attachment.calls.count("retired") == 1
         # What took the place of the file is another one's, with an attachment of its own.
-        with pool.acquire(path) as another:
+        with file_handle(pool.acquire(path)) as another:
             assert attach(another) is not attachment
             # The last write went nowhere: the file is not ours any more.
             assert attachment.calls == ["retired", "close"]
@@ -287,7 +292,7 @@ def test_an_attachment_hears_that_its_file_is_retired(pool: ConnectionPool, path
 def test_an_attachment_that_fails_to_retire_does_not_keep_the_file_in_use(
     pool: ConnectionPool, path: Path
 ) -> None:
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         attachment = attach(handle)
         attachment.error = ValueError("of an attachment")
         with capture_logs() as logs:
@@ -338,7 +343,7 @@ def test_a_forked_child_forgets_the_attachment_of_its_parent(
 
 
 def test_a_thread_that_holds_the_lease_gets_an_error_in_place_of_a_wait_for_it(
-    handle: DatabaseHandle,
+    handle: FileHandle,
 ) -> None:
     handle.file.require_no_lease("here")
     with handle.write(), pytest.raises(ReentrantScopeError, match="inner"):

@@ -11,14 +11,14 @@ from kits.descriptors import open_connections
 from kits.entries import KEYS, adding, keys
 from kits.waiting import until_set
 
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle
 
 
 def count(tx: Any) -> int:
     return len(tx.rows(KEYS)) - 3
 
 
-def test_the_auxiliary_connection_is_opened_when_it_is_first_needed(handle: DatabaseHandle) -> None:
+def test_the_auxiliary_connection_is_opened_when_it_is_first_needed(handle: FileHandle) -> None:
     handle.transact(adding("a"))
     assert handle.fetch(count) == 1
     assert open_connections(handle.path) == 1
@@ -27,13 +27,13 @@ def test_the_auxiliary_connection_is_opened_when_it_is_first_needed(handle: Data
 
 
 def test_many_first_readers_open_the_auxiliary_connection_once(
-    handle: DatabaseHandle, in_threads: Any
+    handle: FileHandle, in_threads: Any
 ) -> None:
     assert in_threads(8, lambda _: handle.query(count)) == [0] * 8
     assert open_connections(handle.path) == 2
 
 
-def test_a_writer_commits_while_a_snapshot_is_held(handle: DatabaseHandle) -> None:
+def test_a_writer_commits_while_a_snapshot_is_held(handle: FileHandle) -> None:
     """And the snapshot goes on showing what it showed."""
     handle.transact(adding("before"))
     with handle.read() as tx:
@@ -45,7 +45,7 @@ def test_a_writer_commits_while_a_snapshot_is_held(handle: DatabaseHandle) -> No
     assert len(keys(handle)) == 6
 
 
-def test_a_short_read_takes_the_writers_connection_when_it_is_free(handle: DatabaseHandle) -> None:
+def test_a_short_read_takes_the_writers_connection_when_it_is_free(handle: FileHandle) -> None:
     """So it does not wait for a long read."""
     with handle.read() as tx:
         assert count(tx) == 0
@@ -53,19 +53,19 @@ def test_a_short_read_takes_the_writers_connection_when_it_is_free(handle: Datab
         assert Task(lambda: handle.fetch(count, timeout=1.0)).result() == 1
 
 
-def test_a_short_read_does_not_wait_for_a_writer(handle: DatabaseHandle) -> None:
+def test_a_short_read_does_not_wait_for_a_writer(handle: FileHandle) -> None:
     with Held(handle, adding("a")):
         assert handle.fetch(count, timeout=1.0) == 0
 
 
-def test_long_reads_wait_for_each_other_in_a_queue_of_their_own(handle: DatabaseHandle) -> None:
+def test_long_reads_wait_for_each_other_in_a_queue_of_their_own(handle: FileHandle) -> None:
     with handle.read():
         errors = ends_in_time(lambda: Task(lambda: handle.query(count, "count", 0.1)).result(), 0.1)
         assert errors[-1].phase == "queue"
         assert queue_of(handle).waiting == 0
 
 
-def test_a_query_is_one_snapshot(handle: DatabaseHandle) -> None:
+def test_a_query_is_one_snapshot(handle: FileHandle) -> None:
     """Between two statements of one query another thread commits.
 
     ::
@@ -89,7 +89,7 @@ def test_a_query_is_one_snapshot(handle: DatabaseHandle) -> None:
     assert handle.query(count) == 1
 
 
-def test_an_invariant_over_two_rows_never_breaks_for_a_reader(handle: DatabaseHandle) -> None:
+def test_an_invariant_over_two_rows_never_breaks_for_a_reader(handle: FileHandle) -> None:
     """Each unit stores a pair; no reader ever sees an odd number."""
     over = threading.Event()
 
@@ -131,7 +131,7 @@ def test_an_invariant_over_two_rows_never_breaks_for_a_reader(handle: DatabaseHa
     assert handle.query(count) == 600
 
 
-def test_every_way_of_reading_sees_what_was_acknowledged(handle: DatabaseHandle) -> None:
+def test_every_way_of_reading_sees_what_was_acknowledged(handle: FileHandle) -> None:
     for number in range(50):
         handle.transact(adding(f"key {number}"), delegable=True)
         assert handle.query(count) == number + 1

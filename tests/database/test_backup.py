@@ -27,7 +27,7 @@ from mandrake_sessions.database.connection.verification import verify
 from mandrake_sessions.database.files.creation import make_file
 from mandrake_sessions.database.files.paths import real_path
 from mandrake_sessions.database.migrations import head
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.database.pool.pool import ConnectionPool
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
@@ -371,8 +371,8 @@ def test_a_copy_with_orphans_is_refused(
     assert names(target) == []
 
 
-def handle_of(path: Path, pool: ConnectionPool) -> DatabaseHandle:
-    handle = pool.acquire(path)
+def handle_of(path: Path, pool: ConnectionPool) -> FileHandle:
+    handle = file_handle(pool.acquire(path))
     with handle.write() as tx:
         add(tx, "a key")
     return handle
@@ -389,12 +389,11 @@ def test_readers_do_not_wait_for_the_checks(
         reader                              long read ─ done
     """
     checking, may_end = threading.Event(), threading.Event()
-    check = module.verify
 
     def slow(*given: Any) -> list[str]:
         checking.set()
         until_set(may_end)
-        return check(*given)
+        return verify(*given)
 
     monkeypatch.setattr(module, "verify", slow)
     with handle_of(tmp_path / "db.sqlite", make_pool()) as handle:

@@ -22,11 +22,13 @@ from kits.waiting import PATIENCE, SOON, until, until_set
 
 from mandrake_sessions import ConnectionPool, DatabaseIOError, HealthStatus
 from mandrake_sessions.database.connection import checkpoint
+from mandrake_sessions.database.connection.begin_commit import rollback
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.leasing import writer
 from mandrake_sessions.database.maintenance import Maintenance
 from mandrake_sessions.database.open_file import file as database_file
 from mandrake_sessions.database.open_file import lifecycle
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.testing import FaultVFS
 
@@ -43,11 +45,11 @@ def wal_of(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
-def status_of(handle: DatabaseHandle, name: str) -> HealthStatus:
+def status_of(handle: FileHandle, name: str) -> HealthStatus:
     return next(check.status for check in handle.health().checks if check.name == name)
 
 
-def fill(handle: DatabaseHandle, count: int, name: str = "key") -> None:
+def fill(handle: FileHandle, count: int, name: str = "key") -> None:
     for number in range(count):
         handle.transact(adding(f"{name} {number}", "x" * 5000), delegable=True)
 
@@ -115,7 +117,7 @@ def interrupted_in(code: CodeType, caller: CodeType | None = None) -> Iterator[N
 
 def test_the_wal_of_a_busy_writer_stays_bounded(make_pool: MakePool, path: Path) -> None:
     pool = make_pool(database={"checkpoint_frames": 50, "wal_limit_bytes": 400 * FRAME})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         largest = 0
         for turn in range(240):
             fill(handle, 25, str(turn))
@@ -139,7 +141,7 @@ def test_a_writer_that_is_faster_than_the_disk_waits_for_a_checkpoint(
     pool = make_pool(
         database={"checkpoint_frames": 50, "wal_limit_bytes": 400 * FRAME, "vfs": vfs.name}
     )
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
 
         def be_slow() -> None:
             if not frames:
@@ -175,7 +177,7 @@ def test_a_short_read_does_not_wait_for_the_sync_of_a_checkpoint(
             may_end.wait(60)
 
     pool = make_pool(database={"checkpoint_frames": 50, "vfs": vfs.name})
-    with pool.acquire(path) as handle, vfs.watching("db", "sync", wait):
+    with file_handle(pool.acquire(path)) as handle, vfs.watching("db", "sync", wait):
         turn = 0
         while not is_syncing.is_set():
             fill(handle, 1, str(turn))
@@ -194,7 +196,7 @@ def test_a_short_read_does_not_wait_for_the_sync_of_a_checkpoint(
 
 
 def test_nothing_is_checkpointed_below_the_threshold(make_pool: MakePool, path: Path) -> None:
-    with make_pool().acquire(path) as handle:
+    with file_handle(make_pool().acquire(path)) as handle:
         fill(handle, 20)
         assert handle.stats().checkpoints == 0
         assert handle.stats().pages_written > 40
@@ -210,7 +212,7 @@ def test_no_checkpoint_runs_on_the_writers_connection(
         writers.add(threading.current_thread().name)
 
     pool = make_pool(database={"checkpoint_frames": 20, "vfs": vfs.name}, linger=3600.0)
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         with vfs.watching("db", "write", look):
             fill(handle, 100)
             until(lambda: writers)
@@ -219,7 +221,7 @@ def test_no_checkpoint_runs_on_the_writers_connection(
 
 
 def test_a_long_reader_only_puts_a_checkpoint_off(make_pool: MakePool, path: Path) -> None:
-    with make_pool(database={"checkpoint_frames": 20}).acquire(path) as handle:
+    with file_handle(make_pool(database={"checkpoint_frames": 20}).acquire(path)) as handle:
         reading, may_go = threading.Event(), threading.Event()
 
         def read() -> None:
@@ -251,7 +253,7 @@ def test_readers_go_on_while_a_checkpoint_waits_for_the_writer(
         checkpoint              └─ copies ─ waits for the writer, a quarter of a second at most
     """
     pool = make_pool(database={"checkpoint_frames": 20})
-    with pool.acquire(path) as handle, contextlib.ExitStack() as stack:
+    with file_handle(pool.acquire(path)) as handle, contextlib.ExitStack() as stack:
         reading, may_go = threading.Event(), threading.Event()
 
         def read() -> None:
@@ -295,7 +297,7 @@ def test_a_checkpoint_that_could_not_be_requested_is_requested_again(
             raise RuntimeError("can't start new thread")
         really_start(thread)
 
-    with make_pool(database={"checkpoint_frames": 20}).acquire(path) as handle:
+    with file_handle(make_pool(database={"checkpoint_frames": 20}).acquire(path)) as handle:
         monkeypatch.setattr(threading.Thread, "start", start)
         fill(handle, 10)
         assert refused
@@ -306,7 +308,7 @@ def test_a_checkpoint_that_could_not_be_requested_is_requested_again(
 def test_ctrl_c_during_the_request_of_a_checkpoint_only_puts_it_off(
     make_pool: MakePool, path: Path
 ) -> None:
-    with make_pool(database={"checkpoint_frames": 20}).acquire(path) as handle:
+    with file_handle(make_pool(database={"checkpoint_frames": 20}).acquire(path)) as handle:
         with (
             interrupted_in(Maintenance.call_later.__code__),
             pytest.raises(KeyboardInterrupt),
@@ -319,12 +321,12 @@ def test_ctrl_c_during_the_request_of_a_checkpoint_only_puts_it_off(
 def test_ctrl_c_while_a_checkpoint_ends_retires_no_file(make_pool: MakePool, path: Path) -> None:
     """A monitor's look heals in its caller's thread, which is the one that gets signals."""
     pool = make_pool(database={"checkpoint_frames": 20})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         with busy_thread(pool):
             fill(handle, 40)
             alone = writer.WriterConnection.alone.__wrapped__.__code__  # type: ignore[attr-defined]
             with (
-                interrupted_in(writer.rollback.__code__, alone),
+                interrupted_in(rollback.__code__, alone),
                 pytest.raises(KeyboardInterrupt),
             ):
                 file_of(handle).checkpoint()
@@ -340,7 +342,9 @@ def test_the_first_commit_after_an_opening_requests_a_checkpoint_of_a_long_wal(
     with opened_elsewhere(ready_path) as other:
         for number in range(10):
             other.execute("INSERT INTO meta VALUES (?, ?)", (f"other {number}", "x" * 5000))
-        with make_pool(database={"checkpoint_frames": 20}).acquire(ready_path) as handle:
+        with file_handle(
+            make_pool(database={"checkpoint_frames": 20}).acquire(ready_path)
+        ) as handle:
             handle.transact(adding("key"))
             until(lambda: handle.stats().checkpoints and backlog(other) == 0)
 
@@ -350,11 +354,11 @@ def test_a_writer_that_closes_leaves_no_long_wal_to_processes_that_only_read(
 ) -> None:
     pool = make_pool(database={"checkpoint_frames": 30})
     with opened_elsewhere(ready_path) as other:
-        with busy_thread(pool), pool.acquire(ready_path) as handle:
+        with busy_thread(pool), file_handle(pool.acquire(ready_path)) as handle:
             fill(handle, 5)
         # Short enough; closing does not copy what costs more than it does itself.
         assert backlog(other) >= 10
-        with busy_thread(pool), pool.acquire(ready_path) as handle:
+        with busy_thread(pool), file_handle(pool.acquire(ready_path)) as handle:
             fill(handle, 15, "more")
         assert backlog(other) == 0
     assert not wal_of(ready_path).exists()
@@ -370,7 +374,7 @@ def test_a_long_reader_in_another_process_holds_no_writer_up(
     monkeypatch.setattr(checkpoint, "_TRUNCATE_PATIENCE", 600.0)
     limit = 100 * FRAME
     pool = make_pool(database={"checkpoint_frames": 20, "wal_limit_bytes": limit})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         with opened_elsewhere(path, SNAPSHOT):
             fill(handle, 100)
             until_idle(pool)
@@ -396,7 +400,7 @@ def test_a_writer_waits_only_once_for_a_reader_that_prevents_the_truncation_of_t
 ) -> None:
     """It has seen all that there is, so it holds no frame back, and yet the log cannot be cut."""
     pool = make_pool(database={"wal_limit_bytes": 100 * FRAME})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         fill(handle, 60)
         with opened_elsewhere(path, SNAPSHOT):
             file_of(handle).checkpoint()
@@ -410,7 +414,7 @@ def test_a_wal_that_begins_anew_is_truncated(make_pool: MakePool, path: Path) ->
     """Where it could not be truncated, because others read or write all the time."""
     limit = 100 * FRAME
     pool = make_pool(database={"checkpoint_frames": 20, "wal_limit_bytes": limit})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         with opened_elsewhere(path, SNAPSHOT):
             fill(handle, 60)
             until_idle(pool)
@@ -446,7 +450,7 @@ def reading_elsewhere(path: Path, end: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading_here(handle: DatabaseHandle) -> Iterator[None]:
+def reading_here(handle: FileHandle) -> Iterator[None]:
     """Have a thread of this process read for a block."""
     is_reading, may_go = threading.Event(), threading.Event()
 
@@ -474,7 +478,7 @@ def test_a_long_wal_is_truncated_soon_after_its_reader_ends_though_no_write_foll
     # So that a thread need not read for so long that a checkpoint gives up.
     monkeypatch.setattr(database_file, "_CHECKPOINT_BUDGET", 0.01)
     pool = make_pool(database={"checkpoint_frames": 20, "wal_limit_bytes": limit})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         if end == "has seen all there is":
             with busy_thread(pool):
                 fill(handle, 100)
@@ -516,7 +520,7 @@ def test_the_checks_of_a_long_wal_keep_no_writer_waiting(
     """A reader of another process stays, and the look that would cut the log waits for no lock."""
     monkeypatch.setattr(checkpoint, "_TRUNCATE_PATIENCE", 600.0)
     pool = make_pool(database={"checkpoint_frames": 20, "wal_limit_bytes": 100 * FRAME})
-    with pool.acquire(path) as handle, opened_elsewhere(path, SNAPSHOT):
+    with file_handle(pool.acquire(path)) as handle, opened_elsewhere(path, SNAPSHOT):
         fill(handle, 100)
         until_idle(pool)
         runs = file_of(handle).checkpointer.runs
@@ -534,7 +538,7 @@ def test_the_last_checkpoint_of_a_wal_does_not_wait_for_itself(
     """It has the write lock, on the other connection; truncating would need it too."""
     monkeypatch.setattr(checkpoint, "_TRUNCATE_PATIENCE", 600.0)
     pool = make_pool(database={"checkpoint_frames": 20, "wal_limit_bytes": 10 * FRAME})
-    with pool.acquire(path) as handle, busy_thread(pool):
+    with file_handle(pool.acquire(path)) as handle, busy_thread(pool):
         fill(handle, 10)
         file = file_of(handle)
         with (
@@ -555,7 +559,7 @@ def test_a_failing_checkpoint_is_a_fact_of_health_and_no_error_of_a_write(
     make_pool: MakePool, path: Path, vfs: FaultVFS, operation: str, code: int
 ) -> None:
     pool = make_pool(database={"checkpoint_frames": 20, "vfs": vfs.name})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         keys(handle)
         with vfs.failing("db", operation, code):
             fill(handle, 60)
@@ -578,20 +582,19 @@ def test_an_auxiliary_connection_that_cannot_be_opened_only_puts_a_checkpoint_of
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No descriptor is free for a moment; later there is a checkpoint all the same."""
-    really_open = lifecycle.open_connection
     attempts: list[str] = []
 
     def failing(*args: Any, **options: Any) -> Any:
         if options.get("auxiliary"):
             attempts.append("auxiliary")
             raise DatabaseIOError(path=path, operation="open")
-        return really_open(*args, **options)
+        return open_connection(*args, **options)
 
-    with make_pool(database={"checkpoint_frames": 20}).acquire(path) as handle:
+    with file_handle(make_pool(database={"checkpoint_frames": 20}).acquire(path)) as handle:
         monkeypatch.setattr(lifecycle, "open_connection", failing)
         fill(handle, 20)
         until(lambda: attempts)
-        monkeypatch.setattr(lifecycle, "open_connection", really_open)
+        monkeypatch.setattr(lifecycle, "open_connection", open_connection)
         fill(handle, 60, "more")
         until(lambda: handle.stats().checkpoints)
 
@@ -600,7 +603,7 @@ def test_a_read_fault_in_a_checkpoint_does_not_end_checkpoints(
     make_pool: MakePool, path: Path, vfs: FaultVFS
 ) -> None:
     pool = make_pool(database={"checkpoint_frames": 20, "vfs": vfs.name})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         keys(handle)
         before = handle.stats().checkpoints
         with vfs.failing("wal", "read", apsw.SQLITE_IOERR_READ):
@@ -613,7 +616,7 @@ def test_a_read_fault_in_a_checkpoint_does_not_end_checkpoints(
 
 
 def test_a_closed_database_needs_no_wal(make_pool: MakePool, path: Path) -> None:
-    with make_pool(database={"checkpoint_frames": 20}).acquire(path) as handle:
+    with file_handle(make_pool(database={"checkpoint_frames": 20}).acquire(path)) as handle:
         fill(handle, 50)
     assert not wal_of(path).exists()
     plain = apsw.Connection(str(path))

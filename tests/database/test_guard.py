@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from mandrake_sessions import ConnectionPool, DatabaseMovedError, PoolClosedError
 from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.database import sqlite_library
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 
 MakePool = Callable[..., ConnectionPool]
 
@@ -36,7 +36,7 @@ def rename(path: Path) -> None:
 
 def replace(path: Path) -> None:
     other = path.with_name("other.sqlite")
-    with ConnectionPool() as pool, pool.acquire(other) as handle:
+    with ConnectionPool() as pool, file_handle(pool.acquire(other)) as handle:
         handle.transact(adding("other's"))
     os.replace(other, path)
 
@@ -54,7 +54,7 @@ def path(tmp_path: Path, ready_database: Any) -> Path:
     return path
 
 
-def calls(handle: DatabaseHandle) -> dict[str, Callable[[], object]]:
+def calls(handle: FileHandle) -> dict[str, Callable[[], object]]:
     def write() -> None:
         with handle.write() as tx:
             add(tx, "lost")
@@ -79,7 +79,7 @@ def test_the_next_lease_notices_a_moved_file(
     make_pool: MakePool, path: Path, move: Callable[[Path], None], call: str
 ) -> None:
     pool = make_pool()
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("ours"))
         keys(handle)
         move(path)
@@ -98,13 +98,13 @@ def test_the_next_acquire_opens_the_file_that_is_there_then(
 ) -> None:
     """Nothing of the old file is written into the new one, nor is its -wal removed."""
     pool = make_pool()
-    old = pool.acquire(path)
+    old = file_handle(pool.acquire(path))
     old.transact(adding("ours"))
     keys(old)
     move(path)
     with pytest.raises(DatabaseMovedError):
         old.transact(adding("lost"))
-    with pool.acquire(path) as new:
+    with file_handle(pool.acquire(path)) as new:
         assert file_of(new) is not file_of(old)
         found = keys(new)
         assert found == ({"other's"} if move is replace else found & {"ours"})
@@ -129,9 +129,9 @@ def test_an_acquire_alone_notices_a_moved_file(
     make_pool: MakePool, path: Path, move: Callable[[Path], None]
 ) -> None:
     pool = make_pool()
-    with pool.acquire(path) as old:
+    with file_handle(pool.acquire(path)) as old:
         move(path)
-        with pool.acquire(path) as new:
+        with file_handle(pool.acquire(path)) as new:
             assert file_of(new) is not file_of(old)
             new.transact(adding("new"))
         # Closed by now, or about to be.
@@ -141,7 +141,7 @@ def test_an_acquire_alone_notices_a_moved_file(
 
 def test_a_lingering_file_that_was_moved_is_not_handed_out(make_pool: MakePool, path: Path) -> None:
     pool = make_pool(linger=3600.0)
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("ours"))
     replace(path)
     with pool.acquire(path) as handle:
@@ -151,7 +151,7 @@ def test_a_lingering_file_that_was_moved_is_not_handed_out(make_pool: MakePool, 
 def test_a_thread_that_waits_when_a_move_is_noticed_gets_the_error_too(
     make_pool: MakePool, path: Path
 ) -> None:
-    with make_pool().acquire(path) as handle, Held(handle) as held:
+    with file_handle(make_pool().acquire(path)) as handle, Held(handle) as held:
         tasks = [Task(lambda: handle.transact(adding("lost"))) for _ in range(3)]
         queued(handle, 3)
         path.unlink()
@@ -166,7 +166,7 @@ def test_a_checkpoint_that_finds_an_idle_file_moved_closes_it_at_once(
 ) -> None:
     """The lease that notices it is held by the very thread that would close the file."""
     pool = make_pool(linger=3600.0, close_timeout=4 * PATIENCE)
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("a"))
         keys(handle)
         file = file_of(handle)
@@ -181,7 +181,7 @@ def test_a_checkpoint_that_finds_an_idle_file_moved_closes_it_at_once(
 
 
 def test_a_retirement_is_one_event(make_pool: MakePool, path: Path) -> None:
-    with make_pool().acquire(path) as handle:
+    with file_handle(make_pool().acquire(path)) as handle:
         path.unlink()
         with capture_logs() as logs:
             for each in calls(handle).values():
@@ -196,7 +196,7 @@ def test_a_retirement_is_one_event(make_pool: MakePool, path: Path) -> None:
 def test_a_moved_file_has_what_was_committed_before(make_pool: MakePool, path: Path) -> None:
     """A user who knows that they belong together has moved it with its -wal."""
     pool = make_pool()
-    old = pool.acquire(path)
+    old = file_handle(pool.acquire(path))
     old.transact(adding("ours"))
     for name in ("db.sqlite", "db.sqlite-wal"):
         path.with_name(name).rename(path.with_name(name.replace("db", "moved")))
@@ -211,7 +211,7 @@ def test_a_moved_file_has_what_was_committed_before(make_pool: MakePool, path: P
 def test_a_file_that_was_renamed_has_what_was_acknowledged(make_pool: MakePool, path: Path) -> None:
     """Its -wal stayed behind under the old name; our connection still has both."""
     pool = make_pool()
-    old = pool.acquire(path)
+    old = file_handle(pool.acquire(path))
     old.transact(adding("ours"))
     rename(path)
     with pytest.raises(DatabaseMovedError):
@@ -262,7 +262,7 @@ def test_the_place_of_a_call_is_a_line_of_the_host() -> None:
 def test_every_public_call_leaves_the_locks_unchanged(make_pool: MakePool, path: Path) -> None:
     """``/proc/locks``: closing any descriptor of the file would drop all of them."""
     pool = make_pool(linger=3600.0)
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("a"))
         keys(handle)
         before = locks(path)

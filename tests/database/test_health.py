@@ -42,7 +42,7 @@ from mandrake_sessions.database.health import levels as health
 from mandrake_sessions.database.health.wording import readable_size
 from mandrake_sessions.database.kernel_locks import lock_holders
 from mandrake_sessions.database.open_file.lifecycle import FileState
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.testing import Fault, FaultVFS
 from tools.generate.compiler import compiled
@@ -107,14 +107,14 @@ def bad(report: HealthReport) -> set[str]:
     return {check.name for check in report.checks if check.status is not HealthStatus.OK}
 
 
-def settle(handle: DatabaseHandle) -> None:
+def settle(handle: FileHandle) -> None:
     """Bring everything from the WAL into the file."""
     keys(handle)
     file_of(handle).checkpoint()
     assert file_of(handle).checkpointer.backlog == 0
 
 
-def test_a_healthy_database_passes_every_check(handle: DatabaseHandle) -> None:
+def test_a_healthy_database_passes_every_check(handle: FileHandle) -> None:
     report = handle.health()
     assert report.status is HealthStatus.OK
     assert report.is_usable
@@ -124,7 +124,7 @@ def test_a_healthy_database_passes_every_check(handle: DatabaseHandle) -> None:
     assert "0001" in check(report, "schema").detail
 
 
-def test_a_check_of_health_takes_about_a_millisecond(handle: DatabaseHandle) -> None:
+def test_a_check_of_health_takes_about_a_millisecond(handle: FileHandle) -> None:
     handle.health()
     times = []
     for _ in range(20):
@@ -134,7 +134,7 @@ def test_a_check_of_health_takes_about_a_millisecond(handle: DatabaseHandle) -> 
     assert min(times) < 0.005
 
 
-def test_a_check_of_health_changes_nothing(handle: DatabaseHandle) -> None:
+def test_a_check_of_health_changes_nothing(handle: FileHandle) -> None:
     handle.transact(adding("a"))
     keys(handle)
     before = digests(handle.path)
@@ -145,7 +145,7 @@ def test_a_check_of_health_changes_nothing(handle: DatabaseHandle) -> None:
 
 
 def test_a_foreign_writer_makes_health_degraded(
-    handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, hold_write_lock: Callable[..., Any]
 ) -> None:
     hold_write_lock(handle.path)
     # The lock is held until the end of the test.
@@ -158,7 +158,7 @@ def test_a_foreign_writer_makes_health_degraded(
     assert "holds the write lock" in check(report, "writing").detail
 
 
-def test_a_busy_thread_of_this_process_makes_health_degraded(handle: DatabaseHandle) -> None:
+def test_a_busy_thread_of_this_process_makes_health_degraded(handle: FileHandle) -> None:
     with Held(handle):
         report = handle.health()
     assert report.status is HealthStatus.DEGRADED
@@ -166,7 +166,7 @@ def test_a_busy_thread_of_this_process_makes_health_degraded(handle: DatabaseHan
     assert handle.health().status is HealthStatus.OK
 
 
-def test_a_busy_reader_of_this_process_makes_health_degraded(handle: DatabaseHandle) -> None:
+def test_a_busy_reader_of_this_process_makes_health_degraded(handle: FileHandle) -> None:
     with handle.read():
         report = Task(handle.health).result()
     assert report.status is HealthStatus.DEGRADED
@@ -179,10 +179,10 @@ def test_the_stamp_shows_another_database_that_was_copied_over_the_file(
 ) -> None:
     """The live connection shows the old pages from its cache."""
     other = path.with_name("other.sqlite")
-    with make_pool().acquire(other) as handle:
+    with file_handle(make_pool().acquire(other)) as handle:
         handle.transact(adding("other's"))
     pool = make_pool()
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("ours"))
         settle(handle)
         assert handle.health().status is HealthStatus.OK
@@ -196,7 +196,7 @@ def test_the_stamp_shows_another_database_that_was_copied_over_the_file(
 
 
 def test_health_names_garbage_in_the_file(make_pool: MakePool, path: Path) -> None:
-    with make_pool().acquire(path) as handle:
+    with file_handle(make_pool().acquire(path)) as handle:
         settle(handle)
         run(GARBAGE, path)
         report = handle.health()
@@ -205,7 +205,7 @@ def test_health_names_garbage_in_the_file(make_pool: MakePool, path: Path) -> No
 
 
 def test_health_names_a_truncated_file(make_pool: MakePool, path: Path) -> None:
-    with make_pool().acquire(path) as handle:
+    with file_handle(make_pool().acquire(path)) as handle:
         settle(handle)
         run(TRUNCATE, path)
         report = handle.health()
@@ -225,14 +225,14 @@ def test_health_names_a_moved_file(make_pool: MakePool, path: Path) -> None:
 @pytest.mark.parametrize(
     ("pragma", "value"), [("synchronous", 0), ("foreign_keys", 0), ("wal_autocheckpoint", 1000)]
 )
-def test_health_names_a_lost_pragma(handle: DatabaseHandle, pragma: str, value: int) -> None:
+def test_health_names_a_lost_pragma(handle: FileHandle, pragma: str, value: int) -> None:
     raw_of(handle).pragma(pragma, value)
     report = handle.health()
     assert bad(report) == {"settings"}
     assert pragma in check(report, "settings").detail
 
 
-def test_health_names_an_auxiliary_connection_that_may_write(handle: DatabaseHandle) -> None:
+def test_health_names_an_auxiliary_connection_that_may_write(handle: FileHandle) -> None:
     keys(handle)
     file_of(handle).leased_connections()[1].connection.raw.pragma("query_only", 0)
     assert bad(handle.health()) == {"settings_auxiliary"}
@@ -259,7 +259,7 @@ with ConnectionPool() as pool, pool.acquire(sys.argv[1]) as handle:
 
 
 def test_a_nearly_full_disk_makes_health_degraded(
-    handle: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    handle: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "free_bytes", lambda _path: 1_000_000)
     assert bad(handle.health()) == {"disk"}
@@ -267,12 +267,12 @@ def test_a_nearly_full_disk_makes_health_degraded(
     assert bad(handle.health()) == {"disk"}
 
 
-def test_health_names_a_schema_of_another_revision(handle: DatabaseHandle) -> None:
+def test_health_names_a_schema_of_another_revision(handle: FileHandle) -> None:
     raw_of(handle).execute("UPDATE alembic_version SET version_num = '9999'")
     assert bad(handle.health()) == {"schema"}
 
 
-def test_health_names_a_missing_table(handle: DatabaseHandle) -> None:
+def test_health_names_a_missing_table(handle: FileHandle) -> None:
     raw_of(handle).execute("DROP TABLE workspaces")
     (check,) = [each for each in handle.health().checks if each.name == "schema"]
     assert check.status is HealthStatus.FAILED
@@ -285,7 +285,7 @@ def test_health_names_a_missing_table(handle: DatabaseHandle) -> None:
 @pytest.fixture
 def damaged(make_pool: MakePool, path: Path) -> Any:
     """A handle on a database whose ``meta`` table is torn; its schema is whole."""
-    with make_pool().acquire(path) as handle:
+    with file_handle(make_pool().acquire(path)) as handle:
         handle.transact(adding("a"))
         root = raw_of(handle).execute("SELECT rootpage FROM sqlite_schema WHERE name = 'meta'")
         page = root.fetchall()[0][0]
@@ -297,7 +297,7 @@ def damaged(make_pool: MakePool, path: Path) -> Any:
 
 
 @pytest.mark.parametrize("way", ["transact", "write", "fetch", "query", "read"])
-def test_corruption_is_a_latch(damaged: DatabaseHandle, way: str) -> None:
+def test_corruption_is_a_latch(damaged: FileHandle, way: str) -> None:
     def work(tx: Any) -> None:
         tx.rows(KEYS)
 
@@ -324,7 +324,7 @@ def test_corruption_is_a_latch(damaged: DatabaseHandle, way: str) -> None:
 
 
 def test_health_is_always_a_report_or_a_typed_error(make_pool: MakePool, path: Path) -> None:
-    with make_pool().acquire(path) as handle:
+    with file_handle(make_pool().acquire(path)) as handle:
         settle(handle)
         run(GARBAGE, path)
         for number in range(3):
@@ -340,7 +340,7 @@ def names(report: HealthReport) -> set[str]:
     return {check.name for check in report.checks}
 
 
-def test_each_level_has_its_checks(handle: DatabaseHandle) -> None:
+def test_each_level_has_its_checks(handle: FileHandle) -> None:
     keys(handle)
     expected = {
         HealthLevel.LEASE: {"file", "lease"},
@@ -362,7 +362,7 @@ def test_each_level_has_its_checks(handle: DatabaseHandle) -> None:
         handle.health(timeout=-1.0)
 
 
-def test_each_problem_comes_with_advice(handle: DatabaseHandle) -> None:
+def test_each_problem_comes_with_advice(handle: FileHandle) -> None:
     raw_of(handle).pragma("synchronous", 0)
     assert "HealthMonitor" in check(handle.health(), "settings").advice
     assert set(checks._ADVICE) >= CHECKS | {"lease", "reading", "pages", "references", "integrity"}
@@ -395,7 +395,7 @@ def test_sizes_are_shown_as_people_read_them(count: int, shown: str) -> None:
 
 
 def test_the_lease_level_touches_no_connection_that_a_thread_holds(
-    handle: DatabaseHandle,
+    handle: FileHandle,
 ) -> None:
     with Held(handle):
         report = handle.health(HealthLevel.LEASE)
@@ -404,14 +404,14 @@ def test_the_lease_level_touches_no_connection_that_a_thread_holds(
     assert handle.health(HealthLevel.LEASE).status is HealthStatus.OK
 
 
-def test_the_lease_level_sees_a_moved_file(handle: DatabaseHandle) -> None:
+def test_the_lease_level_sees_a_moved_file(handle: FileHandle) -> None:
     handle.path.rename(handle.path.with_name("elsewhere"))
     assert bad(handle.health(HealthLevel.LEASE)) == {"file", "lease"}
 
 
 @pytest.mark.parametrize("level", HealthLevel)
 def test_a_file_that_is_gone_is_a_report_at_every_level(
-    handle: DatabaseHandle, level: HealthLevel
+    handle: FileHandle, level: HealthLevel
 ) -> None:
     keys(handle)
     handle.path.unlink()
@@ -465,7 +465,7 @@ pool.close()
 # -- thorough and full ----------------------------------------------------------------------
 
 
-def test_no_thread_waits_for_a_thorough_check(handle: DatabaseHandle) -> None:
+def test_no_thread_waits_for_a_thorough_check(handle: FileHandle) -> None:
     with file_of(handle).inspecting(Budget(20.0)) as connection:
         connection.execute("BEGIN; SELECT count(*) FROM meta").fetchall()
         handle.transact(adding("written"), timeout=1.0)
@@ -491,7 +491,7 @@ def test_closing_interrupts_a_thorough_check(make_pool: MakePool, path: Path) ->
     assert open_connections(path) == 0
 
 
-def test_a_thorough_check_ends_at_its_deadline(handle: DatabaseHandle) -> None:
+def test_a_thorough_check_ends_at_its_deadline(handle: FileHandle) -> None:
     with (
         pytest.raises(DatabaseBusyError),
         file_of(handle).inspecting(Budget(0.05)) as connection,
@@ -500,7 +500,7 @@ def test_a_thorough_check_ends_at_its_deadline(handle: DatabaseHandle) -> None:
     assert handle.health(HealthLevel.THOROUGH).status is HealthStatus.OK
 
 
-def test_a_check_without_time_makes_health_degraded(handle: DatabaseHandle) -> None:
+def test_a_check_without_time_makes_health_degraded(handle: FileHandle) -> None:
     """Not failed: nothing is known."""
     handle.transact(lambda tx: [add(tx, f"{n}", "x" * 3000) for n in range(3000)])
     report = handle.health(HealthLevel.FULL, timeout=0.0)
@@ -512,7 +512,7 @@ def test_a_check_without_time_makes_health_degraded(handle: DatabaseHandle) -> N
     }
 
 
-def test_repeated_checks_leave_nothing_open(handle: DatabaseHandle) -> None:
+def test_repeated_checks_leave_nothing_open(handle: FileHandle) -> None:
     for level in HealthLevel:
         handle.health(level)
     before, names_before = len(descriptors()), sorted(os.listdir(handle.path.parent))
@@ -523,7 +523,7 @@ def test_repeated_checks_leave_nothing_open(handle: DatabaseHandle) -> None:
     assert sorted(os.listdir(handle.path.parent)) == names_before
 
 
-def test_broken_references_are_named(handle: DatabaseHandle) -> None:
+def test_broken_references_are_named(handle: FileHandle) -> None:
     raw = raw_of(handle)
     raw.pragma("foreign_keys", 0)
     raw.execute(
@@ -540,7 +540,7 @@ def test_broken_references_are_named(handle: DatabaseHandle) -> None:
 
 
 def test_a_full_check_needs_space_for_a_copy(
-    handle: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    handle: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "free_bytes", lambda _path: 100_000)
     report = handle.health(HealthLevel.FULL)
@@ -548,7 +548,7 @@ def test_a_full_check_needs_space_for_a_copy(
     assert report.is_usable
 
 
-def test_a_check_of_every_page_finds_damage(damaged: DatabaseHandle) -> None:
+def test_a_check_of_every_page_finds_damage(damaged: FileHandle) -> None:
     assert damaged.health().is_usable
     assert "pages" in bad(damaged.health(HealthLevel.THOROUGH))
     assert "integrity" in bad(damaged.health(HealthLevel.FULL))
@@ -560,7 +560,7 @@ def test_a_half_finished_checkpoint_is_no_damage(
 ) -> None:
     """It writes the first page, which has the size, before the last ones; so does a kill."""
     pool = make_pool(database={"vfs": vfs.name})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(lambda tx: [add(tx, f"{n}", "x" * 3000) for n in range(50)])
         with vfs.injecting(Fault("write", kind="db", nth=3, sticking=True)):
             file_of(handle).checkpoint()
@@ -585,7 +585,7 @@ def test_the_size_is_right_at_every_step_of_a_checkpoint(
 
     pool = make_pool(database={"vfs": vfs.name})
     short = 0
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         for place in range(1, 40):
             handle.transact(work)
             beside = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)

@@ -17,7 +17,7 @@ from kits.entries import adding
 from kits.waiting import SOON, until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError, diagnose
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle
 
 EXCLUSIVE = """
 import apsw
@@ -41,13 +41,13 @@ def stopped(child: Any) -> Iterator[int]:
         os.kill(pid, signal.SIGCONT)
 
 
-def busy_error(handle: DatabaseHandle, seconds: float = 0.05) -> DatabaseBusyError:
+def busy_error(handle: FileHandle, seconds: float = 0.05) -> DatabaseBusyError:
     with pytest.raises(DatabaseBusyError) as caught:
         handle.transact(adding("never"), "add", seconds)
     return caught.value
 
 
-def writing_check(handle: DatabaseHandle) -> Any:
+def writing_check(handle: FileHandle) -> Any:
     return next(each for each in handle.health().checks if each.name == "writing")
 
 
@@ -59,7 +59,7 @@ def locks_check(path: Path) -> Any:
 
 
 def test_a_busy_error_names_the_process_that_holds_the_write_lock(
-    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     pid = hold_write_lock(path).process.pid
     name = Path(f"/proc/{pid}/comm").read_text().strip()
@@ -74,7 +74,7 @@ def test_a_busy_error_names_the_process_that_holds_the_write_lock(
 
 
 def test_each_of_several_threads_that_wait_is_given_the_name_of_the_process(
-    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     with stopped(hold_write_lock(path)) as pid, ThreadPoolExecutor(3) as threads:
         errors = list(threads.map(lambda _: busy_error(handle, 0.5), range(3)))
@@ -84,7 +84,7 @@ def test_each_of_several_threads_that_wait_is_given_the_name_of_the_process(
 
 
 def test_a_stopped_holder_is_called_so_by_the_error_health_and_doctor(
-    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     child = hold_write_lock(path)
     with stopped(child) as pid:
@@ -103,7 +103,7 @@ def test_a_stopped_holder_is_called_so_by_the_error_health_and_doctor(
 
 
 def test_a_holder_that_is_another_connection_of_this_process_is_called_so(
-    handle: DatabaseHandle, path: Path
+    handle: FileHandle, path: Path
 ) -> None:
     with contextlib.closing(apsw.Connection(str(path))) as own:
         own.execute("BEGIN IMMEDIATE")
@@ -149,7 +149,7 @@ def test_a_file_that_is_open_elsewhere_is_not_removed_and_its_user_is_named(
 
 
 def test_a_wait_for_a_thread_of_the_same_process_names_no_other_process(
-    handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, hold_write_lock: Callable[..., Any]
 ) -> None:
     """The write lock is this process's own then."""
     with handle.write(), pytest.raises(DatabaseBusyError) as caught:
@@ -166,7 +166,7 @@ def _in_thread(work: Callable[[], object]) -> None:
 
 
 def test_waiting_for_a_stopped_process_takes_less_than_a_hundredth_of_a_core(
-    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     child = hold_write_lock(path)
     with stopped(child):
@@ -180,7 +180,7 @@ def test_waiting_for_a_stopped_process_takes_less_than_a_hundredth_of_a_core(
 
 
 def test_a_wait_ends_soon_after_the_holder_has_ended(
-    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     child = hold_write_lock(path, 1.0)
     since = monotonic()

@@ -23,11 +23,11 @@ import mandrake_sessions
 from mandrake_sessions import ConnectionPool, DatabaseOptions, MigrationError, SchemaTooNewError
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.opening import open_connection
-from mandrake_sessions.database.files import creation
 from mandrake_sessions.database.files.creation import make_file
-from mandrake_sessions.database.files.paths import real_path
+from mandrake_sessions.database.files.paths import identify, real_path
 from mandrake_sessions.database.migrations import head, installing, migrate, revisions
 from mandrake_sessions.database.migrations.ddl import REVISIONS
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.tables import APPLICATION_ID, HEAD
 
@@ -124,7 +124,7 @@ def test_each_new_file_has_the_application_id_and_its_own_stamp(
             path.touch()
         pool.acquire(path).release()
         raw = apsw.Connection(str(path))
-        facts = dict(raw.execute("SELECT key, value FROM meta").fetchall())
+        facts = {key: str(value) for key, value in raw.execute("SELECT key, value FROM meta")}
         assert raw.pragma("application_id") == APPLICATION_ID
         assert raw.pragma("user_version") == int(facts["stamp"], 16) & 0x7FFFFFFF
         assert abs(int(facts["created_at"]) / 1e6 - time.time()) < 3600
@@ -196,10 +196,10 @@ def test_where_no_file_can_be_made_whole_it_is_made_empty_and_installed(
         raise PermissionError("this file system has no links")
 
     monkeypatch.setattr(os, "link", no_link)
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("a"))
     assert os.listdir(path.parent) == [path.name]
-    assert creation.identify(path) is not None
+    assert identify(path) is not None
 
 
 def test_a_file_that_another_process_has_just_made_stays_as_it_is(tmp_path: Path) -> None:
@@ -460,6 +460,6 @@ except Exception as error:
 def test_an_earlier_file_is_migrated_by_the_scripts(tmp_path: Path) -> None:
     path = tmp_path / "db.sqlite"
     emptied(path)
-    with ConnectionPool() as pool, pool.acquire(path) as handle:
+    with ConnectionPool() as pool, file_handle(pool.acquire(path)) as handle:
         assert head.is_at_head(handle._file.writer.connection)
         handle.transact(adding("a"))

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from time import monotonic, process_time
@@ -17,14 +18,15 @@ import apsw
 import pytest
 from database_kit import Task, file_of
 from kernel_locks import lock_lines
-from kits.entries import KEYS, adding, keys
+from kits.entries import KEYS, add, adding, keys
 from kits.waiting import SOON, until
 
 from mandrake_sessions import ConnectionPool, DatabaseBusyError
 from mandrake_sessions.database.files import lock_wait
 from mandrake_sessions.database.files.lock_wait import LockWait
 from mandrake_sessions.database.files.wal_index import WalIndex
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
+from mandrake_sessions.engine.transaction import WriteTransaction
 
 RESTLESS = """
 import apsw, os, time
@@ -63,7 +65,7 @@ def threads() -> list[threading.Thread]:
     return [each for each in threading.enumerate() if each.name == "mandrake-lock-wait"]
 
 
-def written(handle: DatabaseHandle) -> int:
+def written(handle: FileHandle) -> int:
     return len(handle.query(lambda tx: tx.rows(KEYS)))
 
 
@@ -80,9 +82,15 @@ def is_free(path: Path) -> bool:
 # -- against a program that never rests ---------------------------------------------------------
 
 
+def count_with(key: str, tx: WriteTransaction) -> int:
+    """Store a row; return how many there are now."""
+    add(tx, key)
+    return len(tx.rows(KEYS))
+
+
 @pytest.mark.parametrize("seconds", [0.002, 0.05])
 def test_a_restless_program_writes_a_few_times_before_a_waiting_call(
-    handle: DatabaseHandle, path: Path, start_child: Callable[..., Any], seconds: float
+    handle: FileHandle, path: Path, start_child: Callable[..., Any], seconds: float
 ) -> None:
     assert start_child(RESTLESS, path, seconds).receive() == "ready"
     waits = []
@@ -91,11 +99,7 @@ def test_a_restless_program_writes_a_few_times_before_a_waiting_call(
         # Not while it pauses because it met this process.
         until(lambda before=before: written(handle) > before)
         before = written(handle)
-        waits.append(
-            handle.transact(lambda tx, n=number: adding(f"{n}")(tx) and len(tx.rows(KEYS)), "add")
-            - before
-            - 1
-        )
+        waits.append(handle.transact(partial(count_with, f"{number}"), "add") - before - 1)
     sys.stdout.write(f"\ntransactions of another program before each of this process: {waits}")
     # With pauses alone it was 40 of those of 50 ms, and many thousand of the short ones.
     assert mean(waits) < 10
@@ -103,7 +107,7 @@ def test_a_restless_program_writes_a_few_times_before_a_waiting_call(
 
 @pytest.mark.long
 def test_a_wait_for_a_restless_program_takes_less_than_a_hundredth_of_a_core(
-    handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
+    handle: FileHandle, path: Path, start_child: Callable[..., Any]
 ) -> None:
     assert start_child(RESTLESS, path, 0.3).receive() == "ready"
     handle.transact(adding("before"))
@@ -123,7 +127,7 @@ def test_a_wait_for_a_restless_program_takes_less_than_a_hundredth_of_a_core(
 
 
 def test_a_lock_that_a_call_waited_for_is_freed_after_the_call_has_given_up(
-    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     """
     ::
@@ -143,7 +147,7 @@ def test_a_lock_that_a_call_waited_for_is_freed_after_the_call_has_given_up(
 
 
 def test_the_next_call_takes_over_the_place_of_one_that_gave_up(
-    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     other = hold_write_lock(path)
     for _ in range(2):
@@ -165,10 +169,10 @@ def test_a_file_that_is_opened_again_leaves_its_threads_once_behind_a_stopped_pr
     with pool.acquire(path):
         other = hold_write_lock(path)
     for _ in range(3):
-        with pool.acquire(path) as handle, pytest.raises(DatabaseBusyError):
+        with file_handle(pool.acquire(path)) as handle, pytest.raises(DatabaseBusyError):
             handle.transact(adding("never"), "add", 0.2)
         assert len(threads()) == lock_wait._THREADS
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         other.send()
         handle.transact(adding("late"), "add")
         until(lambda: not threads())
@@ -179,7 +183,7 @@ def test_a_file_that_is_opened_again_leaves_its_threads_once_behind_a_stopped_pr
 def test_closing_ends_threads_that_wait_for_nothing(
     make_pool: Callable[..., ConnectionPool], path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
-    with make_pool().acquire(path) as handle:
+    with file_handle(make_pool().acquire(path)) as handle:
         other = hold_write_lock(path)
         task = Task(lambda: handle.transact(adding("late"), "add"))
         until(lambda: waiting_in_kernel(path))
@@ -189,7 +193,7 @@ def test_closing_ends_threads_that_wait_for_nothing(
 
 
 def test_a_stopped_process_that_waits_is_given_nothing(
-    handle: DatabaseHandle,
+    handle: FileHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
     start_child: Callable[..., Any],
@@ -226,7 +230,7 @@ def _state(task: Path) -> str:
 
 
 def test_a_forked_child_keeps_no_lock_that_its_parent_was_given(
-    handle: DatabaseHandle,
+    handle: FileHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
     start_child: Callable[..., Any],
@@ -280,7 +284,7 @@ send(os.waitpid(forked, 0)[1])
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def refused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     asked: list[int] = []
 
     def refuse(index: WalIndex) -> int:
@@ -292,7 +296,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def test_where_the_kernel_cannot_wait_there_are_pauses(
-    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any], refused: list[int]
+    handle: FileHandle, path: Path, hold_write_lock: Callable[..., Any], refused: list[int]
 ) -> None:
     hold_write_lock(path, 0.5)
     handle.transact(adding("late"), "add")
@@ -302,7 +306,7 @@ def test_where_the_kernel_cannot_wait_there_are_pauses(
 
 
 def test_a_pause_follows_a_wait_in_vain(
-    handle: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    handle: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite waits for something else then: without pauses a core would be busy."""
     monkeypatch.setattr(lock_wait, "PACE", 60.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ from mandrake_sessions import (
     NotADatabaseError,
     PoolClosedError,
 )
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.testing import FaultVFS
 
 MakePool = Callable[..., ConnectionPool]
-Log = dict[str, Any]
+Log = MutableMapping[str, Any]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def path(ready_path: Path) -> Path:
 
 
 @pytest.fixture
-def monitor(pool: ConnectionPool, handle: DatabaseHandle) -> HealthMonitor:
+def monitor(pool: ConnectionPool, handle: FileHandle) -> HealthMonitor:
     """A monitor of a healthy database that checks when a test asks."""
     monitor = HealthMonitor(pool)
     (report,) = monitor.look()
@@ -77,9 +77,7 @@ def threads() -> int:
 # -- the thread -----------------------------------------------------------------------------
 
 
-def test_a_monitor_checks_at_once_and_then_again(
-    pool: ConnectionPool, handle: DatabaseHandle
-) -> None:
+def test_a_monitor_checks_at_once_and_then_again(pool: ConnectionPool, handle: FileHandle) -> None:
     reports: list[HealthReport] = []
     third = threading.Event()
 
@@ -98,7 +96,7 @@ def test_a_monitor_checks_at_once_and_then_again(
 
 
 def test_thorough_rounds_come_at_their_own_interval(
-    pool: ConnectionPool, handle: DatabaseHandle
+    pool: ConnectionPool, handle: FileHandle
 ) -> None:
     levels: set[HealthLevel] = set()
     with HealthMonitor(
@@ -136,23 +134,23 @@ def test_a_monitor_ends_with_its_pool_though_its_interval_is_long(make_pool: Mak
 
 
 def test_a_monitor_may_be_stopped_from_its_own_callback(
-    pool: ConnectionPool, handle: DatabaseHandle
+    pool: ConnectionPool, handle: FileHandle
 ) -> None:
     def stop(_: HealthReport) -> None:
-        monitor.stop()
+        its_own.stop()
 
-    monitor = HealthMonitor(pool, interval=0.001, on_report=stop)
-    monitor.start()
+    its_own = HealthMonitor(pool, interval=0.001, on_report=stop)
+    its_own.start()
     until(lambda: threads() == 0)
 
 
-def test_a_callback_may_use_the_database(pool: ConnectionPool, handle: DatabaseHandle) -> None:
+def test_a_callback_may_use_the_database(pool: ConnectionPool, handle: FileHandle) -> None:
     HealthMonitor(pool, on_report=lambda _: handle.transact(adding("reported"))).look()
     assert keys(handle) == {"reported"}
 
 
 def test_a_callback_that_raises_is_logged_and_called_again(
-    pool: ConnectionPool, handle: DatabaseHandle, logs: list[Log]
+    pool: ConnectionPool, handle: FileHandle, logs: list[Log]
 ) -> None:
     calls: list[HealthReport] = []
 
@@ -171,7 +169,10 @@ def test_a_check_that_fails_does_not_end_the_others(
     """Inside a block no check of that database is possible: it would wait for itself."""
     pool = make_pool()
     monitor = HealthMonitor(pool)
-    with pool.acquire(path) as one, pool.acquire(path.with_name("other.sqlite")) as other:
+    with (
+        file_handle(pool.acquire(path)) as one,
+        pool.acquire(path.with_name("other.sqlite")) as other,
+    ):
         with one.write():
             (report,) = monitor.look()
         assert report.path == other.path
@@ -244,7 +245,7 @@ def test_the_monitor_forgets_a_file_that_is_not_open_any_more(
 
 
 def test_a_change_is_reported_once_in_each_direction(
-    handle: DatabaseHandle,
+    handle: FileHandle,
     monitor: HealthMonitor,
     hold_write_lock: Callable[..., Any],
     logs: list[Log],
@@ -273,7 +274,7 @@ def test_a_change_is_reported_once_in_each_direction(
     ("pragma", "value"), [("synchronous", 0), ("foreign_keys", 0), ("wal_autocheckpoint", 1000)]
 )
 def test_a_lost_setting_is_set_again(
-    handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log], pragma: str, value: int
+    handle: FileHandle, monitor: HealthMonitor, logs: list[Log], pragma: str, value: int
 ) -> None:
     raw_of(handle).pragma(pragma, value)
     monitor.look()
@@ -283,7 +284,7 @@ def test_a_lost_setting_is_set_again(
 
 
 def test_a_lost_setting_of_the_auxiliary_connection_is_set_again(
-    handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log]
+    handle: FileHandle, monitor: HealthMonitor, logs: list[Log]
 ) -> None:
     keys(handle)
     file_of(handle).leased_connections()[1].connection.raw.pragma("query_only", 0)
@@ -297,7 +298,7 @@ def test_a_backlog_is_checkpointed_when_its_reader_has_ended(
 ) -> None:
     pool = make_pool(database={"checkpoint_frames": 2})
     monitor = HealthMonitor(pool)
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         file_of(handle).checkpoint()
         reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         reader.execute("BEGIN; SELECT count(*) FROM meta").fetchall()
@@ -324,7 +325,7 @@ def test_a_checkpoint_that_failed_is_made_again(
 ) -> None:
     pool = make_pool(database={"vfs": vfs.name})
     monitor = HealthMonitor(pool)
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("a"))
         with vfs.failing("db", "write"):
             file_of(handle).checkpoint()
@@ -335,7 +336,7 @@ def test_a_checkpoint_that_failed_is_made_again(
 
 
 def test_a_moved_file_is_retired(
-    pool: ConnectionPool, handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log]
+    pool: ConnectionPool, handle: FileHandle, monitor: HealthMonitor, logs: list[Log]
 ) -> None:
     handle.path.rename(handle.path.with_name("elsewhere"))
     monitor.look()
@@ -350,7 +351,7 @@ def test_a_moved_file_is_retired(
 @pytest.mark.parametrize("error", [CorruptDatabaseError, NotADatabaseError])
 @pytest.mark.parametrize("way", ["fetch", "query", "transact"])
 def test_each_check_that_finds_damage_sets_the_latch(
-    handle: DatabaseHandle, logs: list[Log], way: str, error: type[CorruptDatabaseError]
+    handle: FileHandle, logs: list[Log], way: str, error: type[CorruptDatabaseError]
 ) -> None:
     def work(_: Any) -> None:
         raise error(path=handle.path, result_code=11)
@@ -364,7 +365,7 @@ def test_each_check_that_finds_damage_sets_the_latch(
     assert keys(handle) == set()
 
 
-def test_damage_in_another_file_does_not_set_the_latch_of_this_one(handle: DatabaseHandle) -> None:
+def test_damage_in_another_file_does_not_set_the_latch_of_this_one(handle: FileHandle) -> None:
     def work(_: Any) -> None:
         raise CorruptDatabaseError(path=handle.path.with_name("other"))
 
@@ -394,7 +395,7 @@ def test_a_check_that_cannot_be_made_finds_no_damage(
     level: HealthLevel,
     fault: tuple[str, int],
 ) -> None:
-    with vfs_pool.acquire(path) as handle, capture_logs() as logs:
+    with file_handle(vfs_pool.acquire(path)) as handle, capture_logs() as logs:
         handle.transact(adding("before"))
         file_of(handle).checkpoint()
         monitor = HealthMonitor(vfs_pool)
@@ -410,7 +411,7 @@ def test_a_check_that_cannot_be_made_finds_no_damage(
 
 
 def test_a_row_without_its_parent_is_no_damage(
-    handle: DatabaseHandle, monitor: HealthMonitor, logs: list[Log]
+    handle: FileHandle, monitor: HealthMonitor, logs: list[Log]
 ) -> None:
     raw = raw_of(handle)
     raw.pragma("foreign_keys", 0)
@@ -435,7 +436,7 @@ def test_stopping_interrupts_a_check_of_every_page(
             may_end.wait(PATIENCE)
 
     began = threading.Event()
-    with vfs_pool.acquire(path) as handle, capture_logs() as logs:
+    with file_handle(vfs_pool.acquire(path)) as handle, capture_logs() as logs:
         handle.transact(lambda tx: [add(tx, f"{n}", "x" * 300) for n in range(30_000)])
         file_of(handle).checkpoint()
         monitor = HealthMonitor(
@@ -457,9 +458,7 @@ def test_stopping_interrupts_a_check_of_every_page(
         assert "health_changed" not in events(logs)
 
 
-def test_stopping_waits_for_the_check_under_way(
-    pool: ConnectionPool, handle: DatabaseHandle
-) -> None:
+def test_stopping_waits_for_the_check_under_way(pool: ConnectionPool, handle: FileHandle) -> None:
     inside, may_end = threading.Event(), threading.Event()
 
     def hold(_: HealthReport) -> None:

@@ -15,9 +15,10 @@ from kits.waiting import until
 from mandrake_sessions import ConnectionPool, DatabaseMovedError
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.files import creation
+from mandrake_sessions.database.migrations.head import bring_to_head
 from mandrake_sessions.database.open_file import file
 from mandrake_sessions.database.open_file.lifecycle import FileState
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.database.retry import pause
 from mandrake_sessions.engine.budget import Budget
 
@@ -103,7 +104,7 @@ def test_a_stopped_maker_of_a_file_does_not_keep_others_waiting(
     monkeypatch.setattr(creation, "PATIENCE", 0.05)
     child = start_child(PAUSED_MAKER, path)
     assert child.receive() == "looked"
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("ours"))
         assert keys(handle) == {"ours"}
 
@@ -114,11 +115,10 @@ def test_a_file_that_is_renamed_while_it_is_made_leaves_the_new_one_its_wal(
     path: Path,
     start_child: Callable[..., Any],
 ) -> None:
-    make_head = file.bring_to_head
     children = []
 
     def renamed_after(connection: Connection, budget: Budget) -> None:
-        make_head(connection, budget)
+        bring_to_head(connection, budget)
         path.rename(path.with_name("moved.sqlite"))
         children.append(start_child(WRITER, path))
         assert children[0].receive() == "written"
@@ -138,7 +138,7 @@ def test_a_file_that_is_renamed_while_it_is_made_leaves_the_new_one_its_wal(
 def test_work_that_another_process_has_begun_in_a_moved_file_is_not_lost(
     pool: ConnectionPool, path: Path, start_child: Callable[..., Any], ends: str
 ) -> None:
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         child = start_child(WRITER, path)
         assert child.receive() == "written"
         child.send()
@@ -157,14 +157,14 @@ def test_work_that_another_process_has_begun_in_a_moved_file_is_not_lost(
             child.process.kill()
         child.process.wait()
     until(lambda: file_of(handle).state is FileState.CLOSED)
-    with pool.acquire(moved) as handle:
+    with file_handle(pool.acquire(moved)) as handle:
         assert keys(handle) == {"theirs", "begun before"}
     assert not logs_beside(path)
 
 
 @pytest.mark.parametrize("in_its_place", ["nothing", "an empty file", "a folder"])
 def test_the_first_read_finds_out_that_the_file_was_moved(
-    handle: DatabaseHandle, ready_path: Path, pool: ConnectionPool, in_its_place: str
+    handle: FileHandle, ready_path: Path, pool: ConnectionPool, in_its_place: str
 ) -> None:
     handle.transact(adding("kept"))
     moved = ready_path.rename(ready_path.with_name("moved.sqlite"))
@@ -185,7 +185,7 @@ def test_files_that_have_swapped_their_names_open_at_once(
     pool: ConnectionPool, tmp_path: Path
 ) -> None:
     paths = tmp_path / "a.sqlite", tmp_path / "b.sqlite"
-    handles = [pool.acquire(each) for each in paths]
+    handles = [file_handle(pool.acquire(each)) for each in paths]
     for handle, each in zip(handles, paths, strict=True):
         handle.transact(adding(f"made as {each.stem}"))
     between = paths[0].rename(tmp_path / "between")
@@ -194,9 +194,9 @@ def test_files_that_have_swapped_their_names_open_at_once(
     with pytest.raises(DatabaseMovedError), handles[0].write() as tx:
         add(tx, "lost")
     # No check has noticed the other one, which has the name of this one's file.
-    with pool.acquire(paths[0]) as handle:
+    with file_handle(pool.acquire(paths[0])) as handle:
         assert keys(handle) == {"made as b"}
-    with pool.acquire(paths[1]) as handle:
+    with file_handle(pool.acquire(paths[1])) as handle:
         assert keys(handle) == {"made as a"}
     for handle in handles:
         handle.release()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -23,6 +24,7 @@ from mandrake_sessions import (
     diagnose,
 )
 from mandrake_sessions.database.files.mounts import Mount, naming_of, nearest
+from mandrake_sessions.database.pool.file_handle import file_handle
 
 OTHERWISE = DatabaseOptions(allow_other_names=True)
 
@@ -66,7 +68,7 @@ def own(tmp_path: Path, new_pool: ConnectionPool) -> Path:
     return path
 
 
-def titles(path: Path, pool: ConnectionPool, **options: object) -> list[str | None]:
+def titles(path: Path, pool: ConnectionPool, **options: Any) -> list[str]:
     with SessionManager(path, pool=pool, **options) as sessions:
         return sorted(str(each.title) for each in sessions.list_sessions())
 
@@ -143,7 +145,7 @@ def test_a_file_of_unknown_origin_with_two_names_is_refused(linked, ready_path, 
 def test_the_option_opens_a_second_name(linked, new_pool):
     assert titles(linked, new_pool, options=OTHERWISE) == []
     with pytest.raises(InvalidArgumentError):
-        DatabaseOptions(allow_other_names="yes")
+        DatabaseOptions(allow_other_names="yes")  # type: ignore[arg-type]
 
 
 def test_a_moved_folder_keeps_its_files_at_home(tmp_path, new_pool):
@@ -197,7 +199,7 @@ def test_a_moved_file_is_at_home_while_its_host_goes_on(own, new_pool, tmp_path,
     with SessionManager(path, pool=new_pool) as sessions:
         sessions.create_session("second")
         # It brings the home into the file, where others look.
-        sessions.handle.file.checkpoint()
+        file_handle(sessions.handle).file.checkpoint()
         link = tmp_path / "link"
         os.link(path, link)
 
@@ -209,8 +211,12 @@ def test_the_home_is_written_in_the_first_transaction_and_in_no_other(own, new_p
     path = own.rename(tmp_path / "moved.sqlite")
     statements: list[str] = []
 
+    def note(_cursor: object, sql: str, _bindings: object) -> bool:
+        statements.append(sql)
+        return True
+
     def attach(connection: apsw.Connection) -> None:
-        connection.exec_trace = lambda _, sql, __: statements.append(sql) or True
+        connection.exec_trace = note
 
     apsw.connection_hooks.append(attach)
     try:
@@ -395,6 +401,7 @@ nonsense
 def test_the_mount_of_a_path_is_found(path, found, is_unshared):
     mount = nearest(Path(path), MOUNTS)
 
+    assert mount is not None
     assert mount == found
     assert mount.is_unshared is is_unshared
 

@@ -47,7 +47,7 @@ from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.settings import lost_settings
 from mandrake_sessions.database.files.paths import real_path, set_aside
 from mandrake_sessions.database.open_file.file import DatabaseFile
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.testing import FaultVFS, failure
 
 ROOT = pytest.mark.skipif(
@@ -56,7 +56,7 @@ ROOT = pytest.mark.skipif(
 MakePool = Callable[..., ConnectionPool]
 
 
-def both_connections(handle: DatabaseHandle) -> list[tuple[str, apsw.Connection]]:
+def both_connections(handle: FileHandle) -> list[tuple[str, apsw.Connection]]:
     keys(handle)  # opens the auxiliary one
     main, auxiliary = file_of(handle).leased_connections()
     return [("main", main.connection.raw), ("auxiliary", auxiliary.connection.raw)]
@@ -76,14 +76,12 @@ def both_connections(handle: DatabaseHandle) -> list[tuple[str, apsw.Connection]
         ("cache_size", -8 * 1024),
     ],
 )
-def test_both_connections_have_the_pragma(
-    handle: DatabaseHandle, pragma: str, value: object
-) -> None:
+def test_both_connections_have_the_pragma(handle: FileHandle, pragma: str, value: object) -> None:
     for name, raw in both_connections(handle):
         assert raw.pragma(pragma) == value, name
 
 
-def test_nothing_is_mapped_into_memory(handle: DatabaseHandle) -> None:
+def test_nothing_is_mapped_into_memory(handle: FileHandle) -> None:
     for name, raw in both_connections(handle):
         assert raw.pragma("mmap_size") in (0, None), name
 
@@ -93,7 +91,7 @@ def test_synchronous_is_what_the_durability_names(
     make_pool: MakePool, path: Path, durability: Durability, value: int
 ) -> None:
     pool = make_pool(database={"durability": durability})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         for name, raw in both_connections(handle):
             assert raw.pragma("synchronous") == value, name
 
@@ -102,7 +100,7 @@ def test_durable_is_the_default() -> None:
     assert DatabaseOptions().durability is Durability.DURABLE
 
 
-def test_double_quoted_strings_are_off(handle: DatabaseHandle) -> None:
+def test_double_quoted_strings_are_off(handle: FileHandle) -> None:
     for _, raw in both_connections(handle):
         with pytest.raises(apsw.SQLError):
             raw.execute('SELECT "a text"')
@@ -110,7 +108,7 @@ def test_double_quoted_strings_are_off(handle: DatabaseHandle) -> None:
         assert raw.config(apsw.SQLITE_DBCONFIG_DQS_DDL, -1) == 0
 
 
-def test_only_the_auxiliary_connection_cannot_write(handle: DatabaseHandle) -> None:
+def test_only_the_auxiliary_connection_cannot_write(handle: FileHandle) -> None:
     (_, main), (_, auxiliary) = both_connections(handle)
     assert main.pragma("query_only") == 0
     assert auxiliary.pragma("query_only") == 1
@@ -118,7 +116,7 @@ def test_only_the_auxiliary_connection_cannot_write(handle: DatabaseHandle) -> N
         auxiliary.execute("DELETE FROM meta")
 
 
-def test_the_busy_handler_of_the_library_waits_on_both_connections(handle: DatabaseHandle) -> None:
+def test_the_busy_handler_of_the_library_waits_on_both_connections(handle: FileHandle) -> None:
     keys(handle)
     for leased in file_of(handle).leased_connections():
         leased.connection.deadline = 0.0
@@ -146,7 +144,7 @@ def test_a_setting_that_is_not_accepted_fails_the_opening(
     assert open_connections(path) == 0
 
 
-def test_a_lost_setting_is_named(handle: DatabaseHandle) -> None:
+def test_a_lost_setting_is_named(handle: FileHandle) -> None:
     connection = file_of(handle).writer.connection
     options = file_of(handle).options
     assert lost_settings(connection, options, auxiliary=False) == []
@@ -191,7 +189,7 @@ def test_new_files_and_folders_are_private(
     path = tmp_path / "one" / "two" / "db.sqlite"
     before = os.umask(umask)
     try:
-        with pool.acquire(path) as handle:
+        with file_handle(pool.acquire(path)) as handle:
             handle.transact(adding("a"))
             keys(handle)
             files = sorted(each.name for each in path.parent.iterdir())
@@ -211,7 +209,7 @@ def test_an_existing_file_keeps_its_mode(pool: ConnectionPool, path: Path) -> No
 
 
 def test_a_closed_database_is_one_file(pool: ConnectionPool, path: Path) -> None:
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("a"))
         keys(handle)
     assert [each.name for each in path.parent.iterdir()] == ["db.sqlite"]
@@ -314,7 +312,7 @@ def test_dot_dot_behind_a_link_means_what_the_system_means(tmp_path: Path) -> No
 def test_a_hard_link_to_an_open_file_is_refused(
     pool: ConnectionPool, path: Path, tmp_path: Path
 ) -> None:
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         os.link(path, tmp_path / "other.sqlite")
         with pytest.raises(DatabasePathError, match="another name"):
             pool.acquire(tmp_path / "other.sqlite")
@@ -734,7 +732,7 @@ def test_a_new_file_is_whole_while_a_process_has_the_moved_one_open(
     child.receive()
     moved = path.rename(path.with_name("moved.sqlite"))
 
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("new"))
         child.send("close")
         child.receive()

@@ -34,6 +34,7 @@ from mandrake_sessions import (
 from mandrake_sessions.database.connection.checkpoint import Checkpointer
 from mandrake_sessions.database.files.own_wal import State, mismatch, state_of
 from mandrake_sessions.database.files.wal_mark import NEW, USED, Mark, read_mark
+from mandrake_sessions.database.pool.file_handle import file_handle
 
 SUFFIXES = ("", "-wal", "-shm")
 
@@ -244,7 +245,7 @@ def store(sessions: SessionManager, count: int) -> None:
 
 
 def backlog_of(sessions: SessionManager) -> int:
-    return sessions.handle.file.checkpointer.backlog
+    return file_handle(sessions.handle).file.checkpointer.backlog
 
 
 def mixed(earlier: bytes, later: bytes) -> bytes:
@@ -267,14 +268,14 @@ def test_a_file_copied_between_two_checkpoints_is_refused_under_the_log_that_beg
     copied = tmp_path / "copy.sqlite"
     with SessionManager(path, pool=pool) as sessions:
         store(sessions, 30)
-        sessions.handle.file.checkpoint()
+        file_handle(sessions.handle).file.checkpoint()
         sessions.create_session("first")
         with reading(path):
             store(sessions, 30)
-            sessions.handle.file.checkpoint()
+            file_handle(sessions.handle).file.checkpoint()
             assert backlog_of(sessions) > 0
             earlier = path.read_bytes()
-        sessions.handle.file.checkpoint()
+        file_handle(sessions.handle).file.checkpoint()
         assert backlog_of(sessions) == 0
         assert len(earlier) > COPIED_AT_ONCE
         copied.write_bytes(mixed(earlier, path.read_bytes()) if is_mixture else earlier)
@@ -308,7 +309,7 @@ def test_a_file_copied_while_a_checkpoint_copies_in_pieces_is_refused_under_the_
         with monkeypatch.context() as patch:
             patch.setattr(Checkpointer, "_passive", copy_between)
             store(sessions, 30)
-            sessions.handle.file.checkpoint()
+            file_handle(sessions.handle).file.checkpoint()
             assert copied.exists()
             assert backlog_of(sessions) == 0
         sessions.create_session("in the next log")
@@ -326,7 +327,7 @@ def test_a_file_copied_while_its_log_was_long_is_refused_under_the_log_that_was_
         sessions.create_session("first")
         with reading(path):
             store(sessions, 60)
-            sessions.handle.file.checkpoint()
+            file_handle(sessions.handle).file.checkpoint()
             copy(path, copied, "")
         until(lambda: Path(f"{path}-wal").stat().st_size < 100_000)
         sessions.create_session("in the log that was cut")
@@ -342,7 +343,7 @@ def test_a_file_copied_between_two_logs_opens_with_the_second(
     with SessionManager(path, pool=pool) as sessions:
         for number in range(3):
             store(sessions, 10)
-            sessions.handle.file.checkpoint()
+            file_handle(sessions.handle).file.checkpoint()
             copy(path, copied, "")
             sessions.create_session("in the next log")
             copy(path, copied, "-wal")

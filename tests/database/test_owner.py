@@ -22,7 +22,7 @@ from kits.waiting import until
 
 from mandrake_sessions import ConnectionPool, PoolClosedError
 from mandrake_sessions.database.files import owner, owner_signs
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle
 
 PRELUDE = """
 import errno, fcntl, os
@@ -449,7 +449,7 @@ def test_a_process_without_locks_does_not_call_a_locked_owner_dead(
 # -- the claim of an open file -----------------------------------------------------------------
 
 
-def test_a_transaction_knows_the_owner_once_there_is_a_claim(handle: DatabaseHandle) -> None:
+def test_a_transaction_knows_the_owner_once_there_is_a_claim(handle: FileHandle) -> None:
     file = file_of(handle)
     assert file.owner is None
     assert handle.transact(lambda tx: tx.owner) is None
@@ -462,7 +462,7 @@ def test_a_transaction_knows_the_owner_once_there_is_a_claim(handle: DatabaseHan
         assert tx.owner == id
 
 
-def test_a_connection_that_is_opened_after_the_claim_knows_it(handle: DatabaseHandle) -> None:
+def test_a_connection_that_is_opened_after_the_claim_knows_it(handle: FileHandle) -> None:
     id = file_of(handle).claim()
     assert handle.query(lambda tx: tx.owner) == id
 
@@ -554,13 +554,13 @@ def test_removing_a_database_removes_what_owners_left(
 
 
 def test_threads_claim_a_file_once(
-    handle: DatabaseHandle, path: Path, in_threads: Callable[..., list[str]]
+    handle: FileHandle, path: Path, in_threads: Callable[..., list[str]]
 ) -> None:
     assert len(set(in_threads(8, lambda _number: file_of(handle).claim()))) == 1
     assert len(files(path)) == 1
 
 
-def test_claiming_does_not_wait_for_a_lease(handle: DatabaseHandle) -> None:
+def test_claiming_does_not_wait_for_a_lease(handle: FileHandle) -> None:
     with handle.write() as tx:
         claimed = Task(file_of(handle).claim).result()
         assert tx.owner == claimed

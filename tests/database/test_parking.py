@@ -40,14 +40,16 @@ from mandrake_sessions import (
     StorageFullError,
     TurnStatus,
 )
+from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.database.files.turnstile import turnstile_path
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.open_file.lifecycle import FileState
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.parking import most_open
 
 MakePool = Callable[..., ConnectionPool]
-Crowd = Callable[..., list[DatabaseHandle]]
+Crowd = Callable[..., list[FileHandle]]
 
 
 @pytest.fixture
@@ -59,11 +61,11 @@ def pool(make_pool: MakePool) -> ConnectionPool:
 @pytest.fixture
 def crowd(pool: ConnectionPool, tmp_path: Path, ready_database: Any) -> Iterator[Crowd]:
     """Acquires new databases, one after the other; their handles are released in the end."""
-    handles: list[DatabaseHandle] = []
+    handles: list[FileHandle] = []
 
-    def make(*names: str) -> list[DatabaseHandle]:
+    def make(*names: str) -> list[FileHandle]:
         paths = [ready_database.lay(tmp_path / f"{name}.sqlite") for name in names]
-        made = [pool.acquire(path) for path in paths]
+        made = [file_handle(pool.acquire(path)) for path in paths]
         handles.extend(made)
         return made
 
@@ -73,7 +75,7 @@ def crowd(pool: ConnectionPool, tmp_path: Path, ready_database: Any) -> Iterator
             handle.release()
 
 
-def is_parked(handle: DatabaseHandle) -> bool:
+def is_parked(handle: FileHandle) -> bool:
     """Return whether nothing of the database is open, though it has a handle."""
     return file_of(handle).is_parked and open_connections(handle.path) == 0
 
@@ -85,7 +87,7 @@ def figures(pool: ConnectionPool) -> tuple[int, int, int]:
 
 
 @pytest.fixture
-def parked(crowd: Crowd) -> DatabaseHandle:
+def parked(crowd: Crowd) -> FileHandle:
     """A handle on a parked database that has a row."""
     (handle,) = crowd("parked")
     handle.transact(adding("before"))
@@ -113,7 +115,7 @@ def test_the_least_recently_used_file_gives_way(pool: ConnectionPool, crowd: Cro
     assert {each.path for each in stats.databases} == {a.path, b.path}
 
 
-USES: dict[str, Callable[[DatabaseHandle], Any]] = {
+USES: dict[str, Callable[[FileHandle], Any]] = {
     "fetch": lambda handle: handle.fetch(lambda tx: tx.rows(KEYS)),
     "query": lambda handle: handle.query(lambda tx: tx.rows(KEYS)),
     "transact": lambda handle: handle.transact(adding("after")),
@@ -124,17 +126,17 @@ USES: dict[str, Callable[[DatabaseHandle], Any]] = {
 }
 
 
-def _in_read(handle: DatabaseHandle) -> Any:
+def _in_read(handle: FileHandle) -> Any:
     with handle.read() as tx:
         return tx.rows(KEYS)
 
 
-def _in_write(handle: DatabaseHandle) -> Any:
+def _in_write(handle: FileHandle) -> Any:
     with handle.write() as tx:
         return adding("after")(tx)
 
 
-def _in_sqlalchemy(handle: DatabaseHandle) -> Any:
+def _in_sqlalchemy(handle: FileHandle) -> Any:
     with handle.sqlalchemy() as connection:
         return connection.execute(text("SELECT count(*) FROM meta")).scalar_one()
 
@@ -143,7 +145,7 @@ def _in_sqlalchemy(handle: DatabaseHandle) -> Any:
     "use", [*USES.values(), _in_read, _in_write, _in_sqlalchemy], ids=[*USES, "read", "write", "sa"]
 )
 def test_every_use_of_a_parked_file_opens_it(
-    pool: ConnectionPool, parked: DatabaseHandle, use: Callable[[DatabaseHandle], Any]
+    pool: ConnectionPool, parked: FileHandle, use: Callable[[FileHandle], Any]
 ) -> None:
     use(parked)
     assert not is_parked(parked)
@@ -154,14 +156,14 @@ def test_every_use_of_a_parked_file_opens_it(
 
 @pytest.mark.parametrize("scope", ["read", "write"])
 def test_a_block_on_a_parked_file_is_the_only_one_of_its_thread(
-    parked: DatabaseHandle, scope: str
+    parked: FileHandle, scope: str
 ) -> None:
     with getattr(parked, scope)(), pytest.raises(ReentrantScopeError, match=r"test_parking\.py"):
         parked.transact(adding("inner"))
     assert file_of(parked).is_quiet
 
 
-def test_figures_and_options_of_a_parked_file_do_not_open_it(parked: DatabaseHandle) -> None:
+def test_figures_and_options_of_a_parked_file_do_not_open_it(parked: FileHandle) -> None:
     assert parked.stats().commits == 1
     assert parked.options.busy_timeout == 60.0
     assert parked.attachment is None
@@ -170,14 +172,16 @@ def test_figures_and_options_of_a_parked_file_do_not_open_it(parked: DatabaseHan
 
 def test_files_without_a_handle_are_closed_first(make_pool: MakePool, tmp_path: Path) -> None:
     pool = make_pool(max_open=3, linger=3600.0)
-    old, idle, idler = (pool.acquire(tmp_path / name) for name in ("old", "idle", "idler"))
+    old, idle, idler = (
+        file_handle(pool.acquire(tmp_path / name)) for name in ("old", "idle", "idler")
+    )
     idler.release()
     idle.release()
-    new = pool.acquire(tmp_path / "new")
+    new = file_handle(pool.acquire(tmp_path / "new"))
     assert [open_connections(tmp_path / each) for each in ("old", "idle", "idler", "new")] == [
         *(1, 1, 0, 1)
     ]
-    more = [pool.acquire(tmp_path / name) for name in ("more", "still more")]
+    more = [file_handle(pool.acquire(tmp_path / name)) for name in ("more", "still more")]
     assert [is_parked(each) for each in (old, new, *more)] == [True, False, False, False]
     for handle in (old, new, *more):
         handle.release()
@@ -419,7 +423,7 @@ def test_a_watched_file_stays_until_its_last_watcher_ends(
     until(lambda: updates)
     watch.close()
     subscription.close()
-    hub = manager.handle.attachment
+    hub = file_handle(manager.handle).attachment
     assert hub is not None
     until(lambda: hub.is_quiet)
     crowd("d", "e", "f")
@@ -520,7 +524,7 @@ def test_parked_files_are_not_looked_at_when_another_file_is_opened(
 
 def test_threads_that_want_a_parked_file_at_once_open_it_once(
     pool: ConnectionPool,
-    parked: DatabaseHandle,
+    parked: FileHandle,
     statements: Any,
     in_threads: Callable[[int, Callable[[int], str]], list[str]],
 ) -> None:
@@ -545,7 +549,7 @@ def test_handles_of_one_parked_file_share_what_is_opened_again(
 
 
 def test_an_acquire_of_a_parked_file_opens_it_with_the_same_options(
-    pool: ConnectionPool, parked: DatabaseHandle
+    pool: ConnectionPool, parked: FileHandle
 ) -> None:
     with pytest.raises(OptionsConflictError):
         pool.acquire(parked.path, options=DatabaseOptions(durability=Durability.DURABLE))
@@ -557,7 +561,7 @@ def test_an_acquire_of_a_parked_file_opens_it_with_the_same_options(
 
 
 def test_all_waiters_get_the_error_of_an_opening_and_the_next_call_tries_again(
-    pool: ConnectionPool, parked: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    pool: ConnectionPool, parked: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opening, may_go = threading.Event(), threading.Event()
     really_open = DatabaseFile.open
@@ -583,7 +587,7 @@ def test_all_waiters_get_the_error_of_an_opening_and_the_next_call_tries_again(
 
 
 def test_a_waiter_tries_again_after_an_opening_that_had_too_little_time(
-    parked: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    parked: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
     ::
@@ -616,7 +620,7 @@ def test_a_waiter_tries_again_after_an_opening_that_had_too_little_time(
     assert budgets[0] <= 5.0 < budgets[1]
 
 
-def test_a_wrong_timeout_is_refused_though_the_file_is_parked(parked: DatabaseHandle) -> None:
+def test_a_wrong_timeout_is_refused_though_the_file_is_parked(parked: FileHandle) -> None:
     with pytest.raises(InvalidArgumentError):
         parked.fetch(lambda tx: tx.rows(KEYS), timeout=-1)
     with pytest.raises(InvalidArgumentError):
@@ -624,7 +628,7 @@ def test_a_wrong_timeout_is_refused_though_the_file_is_parked(parked: DatabaseHa
     assert is_parked(parked)
 
 
-def test_an_error_shows_the_caller_nothing_of_parking(parked: DatabaseHandle) -> None:
+def test_an_error_shows_the_caller_nothing_of_parking(parked: FileHandle) -> None:
     def fail(_: Any) -> None:
         raise ValueError("the caller's own")
 
@@ -656,25 +660,25 @@ def test_a_damaged_file_stays_open_with_its_latch(crowd: Crowd) -> None:
 # -- the file there is another one ---------------------------------------------------------
 
 
-def put_another(handle: DatabaseHandle) -> None:
+def put_another(handle: FileHandle) -> None:
     """Put a database of other contents in the place of a parked one."""
     other = handle.path.with_name("other.sqlite")
-    with ConnectionPool(PoolOptions(linger=0)) as pool, pool.acquire(other) as made:
+    with ConnectionPool(PoolOptions(linger=0)) as pool, file_handle(pool.acquire(other)) as made:
         made.transact(adding("of another one"))
     other.replace(handle.path)
 
 
-def copy_another(handle: DatabaseHandle) -> None:
+def copy_another(handle: FileHandle) -> None:
     """Write another database over a parked one: the same inode, another stamp."""
     other = handle.path.with_name("other.sqlite")
-    with ConnectionPool(PoolOptions(linger=0)) as pool, pool.acquire(other) as made:
+    with ConnectionPool(PoolOptions(linger=0)) as pool, file_handle(pool.acquire(other)) as made:
         made.transact(adding("of another one"))
     shutil.copyfile(other, handle.path)
 
 
 @pytest.mark.parametrize("replace", [put_another, copy_another])
 def test_the_old_handle_does_not_open_a_file_that_was_replaced(
-    pool: ConnectionPool, parked: DatabaseHandle, replace: Callable[[DatabaseHandle], None]
+    pool: ConnectionPool, parked: FileHandle, replace: Callable[[FileHandle], None]
 ) -> None:
     replace(parked)
     before = parked.path.read_bytes()
@@ -691,7 +695,7 @@ def test_the_old_handle_does_not_open_a_file_that_was_replaced(
 
 
 def test_the_old_handle_does_not_make_a_deleted_file_again(
-    pool: ConnectionPool, parked: DatabaseHandle
+    pool: ConnectionPool, parked: FileHandle
 ) -> None:
     parked.path.unlink()
     with pytest.raises(DatabaseMovedError):
@@ -701,7 +705,7 @@ def test_the_old_handle_does_not_make_a_deleted_file_again(
         assert keys(handle) == set()
 
 
-def test_a_file_that_was_emptied_stays_empty(parked: DatabaseHandle) -> None:
+def test_a_file_that_was_emptied_stays_empty(parked: FileHandle) -> None:
     os.truncate(parked.path, 0)
     with pytest.raises(DatabaseMovedError):
         keys(parked)
@@ -709,7 +713,7 @@ def test_a_file_that_was_emptied_stays_empty(parked: DatabaseHandle) -> None:
 
 
 def test_an_acquire_opens_the_file_that_took_the_place_of_a_parked_one(
-    pool: ConnectionPool, parked: DatabaseHandle
+    pool: ConnectionPool, parked: FileHandle
 ) -> None:
     put_another(parked)
     with pool.acquire(parked.path) as handle:
@@ -719,7 +723,7 @@ def test_an_acquire_opens_the_file_that_took_the_place_of_a_parked_one(
 
 
 def test_an_acquire_finds_that_another_one_was_copied_over_a_parked_file(
-    pool: ConnectionPool, parked: DatabaseHandle
+    pool: ConnectionPool, parked: FileHandle
 ) -> None:
     copy_another(parked)
     with pool.acquire(parked.path) as handle:
@@ -729,7 +733,7 @@ def test_an_acquire_finds_that_another_one_was_copied_over_a_parked_file(
 
 
 def test_the_number_of_a_deleted_parked_file_may_be_another_ones(
-    pool: ConnectionPool, parked: DatabaseHandle, tmp_path: Path
+    pool: ConnectionPool, parked: FileHandle, tmp_path: Path
 ) -> None:
     """File systems give the number of a deleted file to the next one that is made."""
     parked._slot.identity = None
@@ -738,7 +742,7 @@ def test_the_number_of_a_deleted_parked_file_may_be_another_ones(
     found = new.stat()
     parked._slot.identity = (found.st_dev, found.st_ino)
     parked.path.unlink()
-    with pool.acquire(new) as handle:
+    with file_handle(pool.acquire(new)) as handle:
         handle.transact(adding("new"))
         assert keys(handle) == {"new"}
     with pytest.raises(DatabaseMovedError):
@@ -746,7 +750,7 @@ def test_the_number_of_a_deleted_parked_file_may_be_another_ones(
 
 
 def test_another_name_of_a_parked_file_is_refused(
-    pool: ConnectionPool, parked: DatabaseHandle, tmp_path: Path
+    pool: ConnectionPool, parked: FileHandle, tmp_path: Path
 ) -> None:
     os.link(parked.path, tmp_path / "second name.sqlite")
     with pytest.raises(DatabasePathError):
@@ -754,7 +758,7 @@ def test_another_name_of_a_parked_file_is_refused(
     assert keys(parked) == {"before"}
 
 
-def test_garbage_is_an_error_and_a_file_that_was_put_back_is_opened(parked: DatabaseHandle) -> None:
+def test_garbage_is_an_error_and_a_file_that_was_put_back_is_opened(parked: FileHandle) -> None:
     whole = parked.path.read_bytes()
     parked.path.write_bytes(b"garbage" * 1000)
     with pytest.raises(NotADatabaseError):
@@ -782,7 +786,7 @@ def test_a_file_that_was_moved_is_retired_and_not_parked(crowd: Crowd) -> None:
 
 
 def test_releasing_the_last_handle_of_a_parked_file_forgets_it(
-    pool: ConnectionPool, parked: DatabaseHandle
+    pool: ConnectionPool, parked: FileHandle
 ) -> None:
     parked.release()
     assert figures(pool) == (0, 1, 0)
@@ -796,7 +800,7 @@ def test_a_forgotten_handle_of_a_parked_file_warns_and_is_reaped(
     pool: ConnectionPool, crowd: Crowd, tmp_path: Path
 ) -> None:
     def forget() -> None:
-        handle = pool.acquire(tmp_path / "forgotten.sqlite")
+        handle = file_handle(pool.acquire(tmp_path / "forgotten.sqlite"))
         crowd("a", "b")
         assert is_parked(handle)
         del handle
@@ -808,7 +812,7 @@ def test_a_forgotten_handle_of_a_parked_file_warns_and_is_reaped(
 
 
 def test_a_handle_released_while_its_file_is_opened_again_leaves_nothing_open(
-    parked: DatabaseHandle, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+    parked: FileHandle, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opening, may_go = threading.Event(), threading.Event()
     really_open = DatabaseFile.open
@@ -843,7 +847,7 @@ def test_a_waiter_learns_of_a_change_before_the_next_one_begins(
     event = type(a._slot.changed)
     really_set = event.set
 
-    def telling(self: threading.Event) -> None:
+    def telling(self: Gate) -> None:
         if self is a._slot.changed:
             were_locked.append(pool._mutex.locked())
         really_set(self)
@@ -856,9 +860,7 @@ def test_a_waiter_learns_of_a_change_before_the_next_one_begins(
     assert all(were_locked)
 
 
-def test_closing_the_pool_ends_parked_files_too(
-    pool: ConnectionPool, parked: DatabaseHandle
-) -> None:
+def test_closing_the_pool_ends_parked_files_too(pool: ConnectionPool, parked: FileHandle) -> None:
     pool.close()
     with pytest.raises(PoolClosedError):
         keys(parked)
@@ -869,7 +871,7 @@ def test_closing_the_pool_ends_parked_files_too(
 
 
 def test_a_pool_that_is_closed_while_a_file_is_opened_again_leaves_nothing_open(
-    pool: ConnectionPool, parked: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    pool: ConnectionPool, parked: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
     ::
@@ -977,7 +979,7 @@ def test_a_parked_file_whose_closing_fails_is_logged_and_opened_again(
 
 
 def test_a_child_opens_a_file_that_was_parked_at_the_fork(
-    pool: ConnectionPool, parked: DatabaseHandle
+    pool: ConnectionPool, parked: FileHandle
 ) -> None:
     reading, writing = os.pipe()
     child = os.fork()
@@ -1076,9 +1078,9 @@ def test_a_handle_that_two_threads_release_at_once_is_counted_once(
     path = tmp_path / "both.sqlite"
     keeper = pool.acquire(path)
     for _ in range(50):
-        handle = pool.acquire(path)
+        handle = file_handle(pool.acquire(path))
 
-        def release(_: int, handle: DatabaseHandle = handle) -> bool:
+        def release(_: int, handle: FileHandle = handle) -> bool:
             try:
                 handle.release()
             except HandleReleasedError:
@@ -1098,7 +1100,7 @@ def test_a_manager_that_another_thread_closes_is_not_initialized(
     session = manager.create_session("A talk").id
     really_open_file = DatabaseHandle._open_file
 
-    def close_before(self: DatabaseHandle) -> DatabaseFile:
+    def close_before(self: FileHandle) -> DatabaseFile:
         monkeypatch.setattr(DatabaseHandle, "_open_file", really_open_file)
         manager.close()
         return really_open_file(self)
@@ -1145,7 +1147,7 @@ def test_threads_use_many_files_at_random(
 ) -> None:
     """More threads than may be open, so that files are closed under the thread that comes next."""
     pool = make_pool(max_open=3)
-    handles = [pool.acquire(tmp_path / f"{number}.sqlite") for number in range(8)]
+    handles = [file_handle(pool.acquire(tmp_path / f"{number}.sqlite")) for number in range(8)]
     counts = [0] * len(handles)
 
     def use(number: int) -> list[int]:

@@ -38,9 +38,11 @@ from mandrake_sessions import (
     PoolClosedError,
     default_pool,
 )
+from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.folders import Folder
+from mandrake_sessions.database.files.paths import identify
 from mandrake_sessions.database.open_file.file import DatabaseFile
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from tools.generate.compiler import compiled
 
 MakePool = Callable[..., ConnectionPool]
@@ -61,7 +63,7 @@ def test_all_handles_on_a_file_share_its_connection(pool: ConnectionPool, path: 
 
 
 def test_releasing_twice_raises_and_counts_once(pool: ConnectionPool, path: Path) -> None:
-    first, second = pool.acquire(path), pool.acquire(path)
+    first, second = pool.acquire(path), file_handle(pool.acquire(path))
     first.release()
     with pytest.raises(HandleReleasedError):
         first.release()
@@ -176,7 +178,7 @@ def test_an_acquire_ends_the_linger(make_pool: MakePool, path: Path) -> None:
     pool = make_pool(linger=1.0)
     pool.acquire(path).release()
     other = path.with_name("other.sqlite")
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         file = file_of(handle)
         # Released a moment later, so once it is closed the first one's time is over too.
         pool.acquire(other).release()
@@ -201,7 +203,8 @@ def test_the_oldest_idle_file_is_closed_above_the_limit(
 
 def test_the_limit_never_closes_a_file_with_handles(make_pool: MakePool, tmp_path: Path) -> None:
     pool = make_pool(linger=3600.0, max_idle=0)
-    handles = [pool.acquire(tmp_path / f"{number}.sqlite") for number in range(5)]
+    paths = [tmp_path / f"{number}.sqlite" for number in range(5)]
+    handles = [file_handle(pool.acquire(path)) for path in paths]
     for number, handle in enumerate(handles):
         handle.transact(adding(f"{number}"))
     pool.acquire(tmp_path / "other.sqlite").release()
@@ -234,7 +237,7 @@ def test_a_file_that_only_lingers_is_opened_with_the_options_asked_for(
     make_pool: MakePool, path: Path
 ) -> None:
     pool = make_pool(linger=3600.0)
-    with pool.acquire(path, options=OTHER) as handle:
+    with file_handle(pool.acquire(path, options=OTHER)) as handle:
         handle.transact(adding("a"))
         file = file_of(handle)
     # The same options keep it, also from another caller.
@@ -290,7 +293,7 @@ def test_threads_with_options_of_their_own_never_open_a_file_twice(
         for turn in range(40):
             with (
                 contextlib.suppress(OptionsConflictError),
-                pool.acquire(path, options=options) as handle,
+                file_handle(pool.acquire(path, options=options)) as handle,
             ):
                 assert file_of(handle).options == options
                 assert open_connections(path) == 1
@@ -317,7 +320,7 @@ def test_closing_a_file_for_other_options_takes_no_longer_than_the_callers_budge
     looking = Task(lambda: file.fetch(lambda tx: tx.row(ENDLESS), "look", 600.0))
     until(lambda: file.writer.queue.holder)
     began = monotonic()
-    with pool.acquire(path, options=DatabaseOptions(busy_timeout=2.0)) as handle:
+    with file_handle(pool.acquire(path, options=DatabaseOptions(busy_timeout=2.0))) as handle:
         # Half of it for the look to end by itself.
         assert 1.0 <= monotonic() - began < SOON
         assert handle.transact(adding("a")) == "a"
@@ -332,7 +335,6 @@ def test_an_acquire_raises_where_others_reopen_the_file_that_it_has_closed(
 
     pool = make_pool(linger=3600.0)
     pool.acquire(path, options=FAST).release()
-    really_identify = pool_module.identify
     looks = 0
 
     def looking(real: Path) -> Any:
@@ -340,7 +342,7 @@ def test_an_acquire_raises_where_others_reopen_the_file_that_it_has_closed(
         looks += 1
         if looks == 1:
             pool.acquire(path, options=FAST).release()
-        return really_identify(real)
+        return identify(real)
 
     monkeypatch.setattr(pool_module, "identify", looking)
     with pytest.raises(OptionsConflictError):
@@ -400,7 +402,7 @@ def test_acquires_and_last_releases_at_once_never_make_a_second_connection(
     def come_and_go(number: int) -> None:
         chance = random.Random(number)
         for turn in range(40):
-            with pool.acquire(path) as handle:
+            with file_handle(pool.acquire(path)) as handle:
                 if chance.random() < 0.3:
                     handle.transact(adding(f"{number} {turn}"), delegable=True)
                     written.append(f"{number} {turn}")
@@ -463,7 +465,7 @@ def test_a_file_never_has_two_writer_connections_at_once(
 
 def test_remove_takes_the_file_and_what_belongs_to_it(make_pool: MakePool, path: Path) -> None:
     pool = make_pool(linger=3600.0)
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("a"))
     pool.remove(path)
     assert list(path.parent.iterdir()) == []
@@ -473,7 +475,7 @@ def test_remove_takes_the_file_and_what_belongs_to_it(make_pool: MakePool, path:
 
 
 def test_remove_waits_for_handles(pool: ConnectionPool, path: Path) -> None:
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     task = Task(lambda: pool.remove(path, timeout=60))
     ends_in_time(lambda: pool.remove(path, timeout=0.1), 0.1)
     assert path.exists()
@@ -515,7 +517,7 @@ def test_an_acquire_while_a_file_is_removed_waits_and_finds_it_gone(
 ) -> None:
     from mandrake_sessions.database.offline import removal
 
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("a"))
     in_it, may_go = threading.Event(), threading.Event()
     really_remove = removal.remove
@@ -534,7 +536,7 @@ def test_an_acquire_while_a_file_is_removed_waits_and_finds_it_gone(
     removing.result()
     with pytest.raises(DatabaseMissingError):
         missing.result()
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         assert keys(handle) == set()
 
 
@@ -543,7 +545,7 @@ def test_an_acquire_while_a_file_is_removed_waits_and_finds_it_gone(
 
 def test_a_closed_pool_refuses_everything(make_pool: MakePool, path: Path) -> None:
     pool = make_pool()
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     pool.close()
     assert pool.is_closed
     with pytest.raises(PoolClosedError):
@@ -580,7 +582,7 @@ def test_close_is_idempotent_also_from_many_threads(
 def test_close_lets_work_under_way_end(make_pool: MakePool, path: Path) -> None:
     """Also what waits already; new work is refused at once."""
     pool = make_pool(close_timeout=20.0)
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     held = Held(handle, adding("under way"))
     waiting = [
         Task(lambda key=key: handle.transact(adding(key), delegable=True)) for key in ("b", "c")
@@ -596,13 +598,13 @@ def test_close_lets_work_under_way_end(make_pool: MakePool, path: Path) -> None:
     closing.result()
     handle.release()
     assert descriptors(path) == []
-    with make_pool().acquire(path) as handle:
+    with file_handle(make_pool().acquire(path)) as handle:
         assert keys(handle) == {"under way", "b", "c"}
 
 
 def test_close_interrupts_a_statement_that_does_not_end(make_pool: MakePool, path: Path) -> None:
     pool = make_pool()
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     running = threading.Event()
 
     def endless(tx: Any) -> None:
@@ -630,7 +632,7 @@ def test_close_ends_a_wait_for_a_foreign_lock(
     make_pool: MakePool, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     pool = make_pool()
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     hold_write_lock(path)
     waiting = Task(lambda: handle.transact(adding("a")))
     until(lambda: handle.stats().retries > 2)
@@ -646,8 +648,8 @@ def test_a_block_that_hangs_costs_close_its_timeout_and_holds_no_other_file_up(
 ) -> None:
     """All errors come in one ExceptionGroup; the other files are closed all the same."""
     pool = make_pool()
-    stuck = [pool.acquire(tmp_path / f"stuck {number}.sqlite") for number in range(2)]
-    idle = pool.acquire(tmp_path / "idle.sqlite")
+    stuck = [file_handle(pool.acquire(tmp_path / f"stuck {number}.sqlite")) for number in range(2)]
+    idle = file_handle(pool.acquire(tmp_path / "idle.sqlite"))
     idle.transact(adding("a"))
     helds = [Held(handle, adding("never")) for handle in stuck]
     waiting = Task(lambda: stuck[0].transact(adding("never either")))
@@ -691,7 +693,7 @@ def test_close_is_bounded_while_a_checkpoint_waits_for_a_reader(
 ) -> None:
     """The maintenance thread waits for the auxiliary connection, which a reader keeps."""
     pool = make_pool(database={"checkpoint_frames": 1})
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     reading, may_go = threading.Event(), threading.Event()
 
     def read() -> None:
@@ -721,13 +723,12 @@ def slow_auxiliary(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]
     from mandrake_sessions.database.open_file import lifecycle
 
     in_it, may_go = threading.Event(), threading.Event()
-    really_open = lifecycle.open_connection
 
     def slow(*args: Any, **options: Any) -> Any:
         if options.get("auxiliary"):
             in_it.set()
             until_set(may_go)
-        return really_open(*args, **options)
+        return open_connection(*args, **options)
 
     monkeypatch.setattr(lifecycle, "open_connection", slow)
     yield in_it, may_go
@@ -739,7 +740,7 @@ def test_close_is_bounded_while_the_auxiliary_connection_opens(
 ) -> None:
     in_it, may_go = slow_auxiliary
     pool = make_pool()
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     reader = Task(lambda: handle.query(lambda tx: None))
     until_set(in_it)
     began = monotonic()
@@ -765,7 +766,7 @@ def test_a_reader_let_in_before_close_opens_nothing_after_it(
         closer             close ─ all closed ─┘
     """
     pool = make_pool()
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     file = file_of(handle)
     admitted, may_go = threading.Event(), threading.Event()
     really_look = file._auxiliary_connection
@@ -856,7 +857,7 @@ def test_a_pool_closes_while_threads_come_and_go(make_pool: MakePool, path: Path
         ) -> None:
             with contextlib.suppress(PoolClosedError):
                 for count in range(10_000):
-                    with pool.acquire(path) as handle:
+                    with file_handle(pool.acquire(path)) as handle:
                         key = f"{turn} {number} {count}"
                         handle.transact(adding(key), delegable=True)
                         acknowledged.append(key)
@@ -923,7 +924,7 @@ def test_a_pool_that_is_not_used_starts_no_thread(make_pool: MakePool) -> None:
 def test_a_file_that_is_closed_at_once_needs_no_thread(make_pool: MakePool, path: Path) -> None:
     before = set(threading.enumerate())
     pool = make_pool(linger=0)
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("a"))
     assert open_connections(path) == 0
     assert set(threading.enumerate()) <= before
@@ -933,7 +934,7 @@ def test_the_query_planner_is_asked_only_where_something_was_written(
     make_pool: MakePool, path: Path, statements: Any
 ) -> None:
     pool = make_pool(linger=0)
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("a"))
     assert "PRAGMA optimize" in statements.take()
     with pool.acquire(path) as handle:
@@ -950,7 +951,7 @@ def test_the_maintenance_thread_ends_with_the_pool(make_pool: MakePool, path: Pa
     assert set(threading.enumerate()) <= before
 
 
-def test_stats_count_what_a_database_did(handle: DatabaseHandle, pool: ConnectionPool) -> None:
+def test_stats_count_what_a_database_did(handle: FileHandle, pool: ConnectionPool) -> None:
     for number in range(3):
         handle.transact(adding(f"{number}"))
     (stats,) = pool.stats().databases
@@ -967,7 +968,7 @@ def test_stats_count_what_a_database_did(handle: DatabaseHandle, pool: Connectio
 
 
 def test_an_operation_that_fails_is_always_a_typed_error(pool: ConnectionPool, path: Path) -> None:
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         bad = compiled(text("SELEC 1"))
         with pytest.raises(MandrakeSessionsError):
             handle.transact(lambda tx: tx.rows(bad))
@@ -1006,7 +1007,7 @@ def test_two_pools_do_not_open_one_file_under_two_names(make_pool: MakePool, pat
     """Each name has its own WAL: rows in the one are not there under the other."""
     first, second = make_pool(), make_pool()
     other = path.with_name("other.sqlite")
-    with first.acquire(path) as handle:
+    with file_handle(first.acquire(path)) as handle:
         handle.transact(adding("a"))
         os.link(path, other)
         with pytest.raises(DatabasePathError):

@@ -19,6 +19,7 @@ from mandrake_sessions import (
     SessionManager,
 )
 from mandrake_sessions.database.offline import removal
+from mandrake_sessions.database.offline.exclusive import alone
 
 DELETES = """
 import sys
@@ -131,7 +132,6 @@ def test_a_link_that_comes_after_the_look_is_not_followed(
     monkeypatch: pytest.MonkeyPatch,
     suffix: str,
 ) -> None:
-    alone = removal.alone
 
     def planting(*arguments: Any) -> Any:
         link(Path(f"{path}{suffix}"), precious)

@@ -243,7 +243,7 @@ def test_a_log_whose_head_is_damaged_is_kept_with_its_database(
     assert checks["log"].status is HealthStatus.DEGRADED
     salvage(path, path.with_name("rescued.sqlite"))
     with SessionManager(path.with_name("rescued.sqlite"), pool=pool) as rescued:
-        assert rescued.get_session("in the log")
+        assert rescued.get_session("in the log").id == "in the log"
     pool.restore(copy, path, overwrite=True)
     assert any(
         str(name).endswith("-wal")

@@ -42,10 +42,11 @@ from mandrake_sessions import (
     TransactionLostError,
     schema,
 )
-from mandrake_sessions.database.connection.transaction import ReadTransaction
+from mandrake_sessions.database import retry
+from mandrake_sessions.database.connection.wal_marking import WalMark
 from mandrake_sessions.database.files import turnstile
 from mandrake_sessions.database.files.wal_index import WalIndex
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.engine import budget
 from tools.generate.compiler import compiled
 
@@ -60,7 +61,7 @@ class OddError(Exception):
 # -- what a block stores --------------------------------------------------------------------
 
 
-def test_a_block_commits_when_it_ends(handle: DatabaseHandle) -> None:
+def test_a_block_commits_when_it_ends(handle: FileHandle) -> None:
     with handle.write() as tx:
         add(tx, "a")
         add(tx, "b")
@@ -69,7 +70,7 @@ def test_a_block_commits_when_it_ends(handle: DatabaseHandle) -> None:
     assert handle.stats().commits == 1
 
 
-def test_a_body_that_raises_rolls_back_and_is_not_hidden(handle: DatabaseHandle) -> None:
+def test_a_body_that_raises_rolls_back_and_is_not_hidden(handle: FileHandle) -> None:
     with pytest.raises(OddError) as caught, handle.write() as tx:
         add(tx, "a")
         raise OddError("mine")
@@ -81,9 +82,7 @@ def test_a_body_that_raises_rolls_back_and_is_not_hidden(handle: DatabaseHandle)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_a_base_exception_rolls_back_too(
-    handle: DatabaseHandle, error: type[BaseException]
-) -> None:
+def test_a_base_exception_rolls_back_too(handle: FileHandle, error: type[BaseException]) -> None:
     def work(tx: Any) -> None:
         add(tx, "a")
         raise error
@@ -96,7 +95,7 @@ def test_a_base_exception_rolls_back_too(
     assert queue_of(handle).holder == 0
 
 
-def test_a_rollback_never_hides_the_cause(handle: DatabaseHandle) -> None:
+def test_a_rollback_never_hides_the_cause(handle: FileHandle) -> None:
     with pytest.raises(OddError), handle.write() as tx:
         add(tx, "a")
         raw_of(handle).execute("ROLLBACK")
@@ -105,9 +104,9 @@ def test_a_rollback_never_hides_the_cause(handle: DatabaseHandle) -> None:
 
 
 def test_a_write_takes_the_write_lock_at_once(
-    handle: DatabaseHandle, statements: Any, path: Path, make_pool: MakePool
+    handle: FileHandle, statements: Any, path: Path, make_pool: MakePool
 ) -> None:
-    with make_pool().acquire(path.with_name("traced.sqlite")) as traced:
+    with file_handle(make_pool().acquire(path.with_name("traced.sqlite"))) as traced:
         # The first transaction of a connection marks its log.
         traced.transact(lambda tx: None)
         statements.take()
@@ -117,7 +116,7 @@ def test_a_write_takes_the_write_lock_at_once(
         assert statements.take() == ["BEGIN IMMEDIATE", "COMMIT"] * 2
 
 
-def test_a_constraint_is_named_without_the_value(handle: DatabaseHandle) -> None:
+def test_a_constraint_is_named_without_the_value(handle: FileHandle) -> None:
     handle.transact(adding("secret"))
     with pytest.raises(ConstraintViolationError) as caught:
         handle.transact(adding("secret"))
@@ -128,7 +127,7 @@ def test_a_constraint_is_named_without_the_value(handle: DatabaseHandle) -> None
 
 @pytest.mark.parametrize("at", range(3))
 def test_of_several_statements_the_error_has_the_position_of_the_one_that_failed(
-    handle: DatabaseHandle, at: int
+    handle: FileHandle, at: int
 ) -> None:
     handle.transact(adding("taken"))
     wanted = ["a", "b", "c"]
@@ -145,7 +144,7 @@ def test_of_several_statements_the_error_has_the_position_of_the_one_that_failed
 # -- savepoints -----------------------------------------------------------------------------
 
 
-def test_a_savepoint_that_raises_undoes_only_its_own(handle: DatabaseHandle) -> None:
+def test_a_savepoint_that_raises_undoes_only_its_own(handle: FileHandle) -> None:
     with handle.write() as tx:
         add(tx, "a")
         with pytest.raises(OddError), tx.savepoint():
@@ -155,7 +154,7 @@ def test_a_savepoint_that_raises_undoes_only_its_own(handle: DatabaseHandle) -> 
     assert keys(handle) == {"a", "c"}
 
 
-def test_savepoints_nest(handle: DatabaseHandle) -> None:
+def test_savepoints_nest(handle: FileHandle) -> None:
     with handle.write() as tx:
         with tx.savepoint():
             add(tx, "outer")
@@ -174,14 +173,14 @@ def test_savepoints_nest(handle: DatabaseHandle) -> None:
 
 
 def test_a_savepoint_whose_transaction_has_ended_does_not_hide_the_cause(
-    handle: DatabaseHandle,
+    handle: FileHandle,
 ) -> None:
     with pytest.raises(OddError), handle.write() as tx, tx.savepoint():
         raw_of(handle).execute("ROLLBACK")
         raise OddError
 
 
-def test_a_savepoint_works_in_a_unit_that_joined(grouping: DatabaseHandle) -> None:
+def test_a_savepoint_works_in_a_unit_that_joined(grouping: FileHandle) -> None:
     def unit(tx: Any) -> None:
         add(tx, "kept")
         with contextlib.suppress(OddError), tx.savepoint():
@@ -199,7 +198,7 @@ def test_a_savepoint_works_in_a_unit_that_joined(grouping: DatabaseHandle) -> No
 # -- reading --------------------------------------------------------------------------------
 
 
-def reading_ways(handle: DatabaseHandle) -> dict[str, Callable[[Callable[[Any], Any]], Any]]:
+def reading_ways(handle: FileHandle) -> dict[str, Callable[[Callable[[Any], Any]], Any]]:
     def block(work: Callable[[Any], Any]) -> Any:
         with handle.read() as tx:
             return work(tx)
@@ -208,7 +207,7 @@ def reading_ways(handle: DatabaseHandle) -> dict[str, Callable[[Callable[[Any], 
 
 
 @pytest.mark.parametrize("way", ["fetch", "query", "block"])
-def test_a_read_scope_cannot_write(handle: DatabaseHandle, way: str) -> None:
+def test_a_read_scope_cannot_write(handle: FileHandle, way: str) -> None:
     read = reading_ways(handle)[way]
     handle.transact(adding("a"))
     with pytest.raises(StatementError, match="does not write"):
@@ -218,8 +217,8 @@ def test_a_read_scope_cannot_write(handle: DatabaseHandle, way: str) -> None:
     assert keys(handle) == {"a"}
 
 
-def test_the_snapshot_connection_itself_refuses_to_write(handle: DatabaseHandle) -> None:
-    def write_past_us(tx: ReadTransaction) -> None:
+def test_the_snapshot_connection_itself_refuses_to_write(handle: FileHandle) -> None:
+    def write_past_us(tx: Any) -> None:
         tx._connection.execute("DELETE FROM meta")
 
     with pytest.raises(apsw.ReadOnlyError):
@@ -228,7 +227,7 @@ def test_the_snapshot_connection_itself_refuses_to_write(handle: DatabaseHandle)
         write_past_us(tx)
 
 
-def test_a_read_scope_takes_every_kind_of_select(handle: DatabaseHandle) -> None:
+def test_a_read_scope_takes_every_kind_of_select(handle: FileHandle) -> None:
     key = schema.meta.c.key
     both = compiled(
         union_all(
@@ -240,7 +239,7 @@ def test_a_read_scope_takes_every_kind_of_select(handle: DatabaseHandle) -> None
 
 
 @pytest.mark.parametrize("way", ["fetch", "query", "block"])
-def test_a_read_sees_nothing_that_is_not_committed(handle: DatabaseHandle, way: str) -> None:
+def test_a_read_sees_nothing_that_is_not_committed(handle: FileHandle, way: str) -> None:
     handle.transact(adding("before"))
     read = reading_ways(handle)[way]
     with Held(handle, adding("not yet")):
@@ -249,7 +248,7 @@ def test_a_read_sees_nothing_that_is_not_committed(handle: DatabaseHandle, way: 
     assert "not yet" in {row[0] for row in read(lambda tx: tx.rows(KEYS))}
 
 
-def test_a_read_sees_nothing_of_an_open_group(grouping: DatabaseHandle) -> None:
+def test_a_read_sees_nothing_of_an_open_group(grouping: FileHandle) -> None:
     """While the lease of a shared transaction passes from thread to thread."""
     with Held(grouping, adding("first"), kind="unit") as first:
         second = Held.__new__(Held)
@@ -266,7 +265,7 @@ def test_a_read_sees_nothing_of_an_open_group(grouping: DatabaseHandle) -> None:
     assert keys(grouping) == {"first", "second"}
 
 
-def test_a_statement_with_a_constant_list_is_compiled_whole(handle: DatabaseHandle) -> None:
+def test_a_statement_with_a_constant_list_is_compiled_whole(handle: FileHandle) -> None:
     handle.transact(adding("a"))
     listed = compiled(select(schema.meta.c.key).where(schema.meta.c.key.in_(["a", "b"])))
     assert handle.fetch(lambda tx: tx.rows(listed)) == [("a",)]
@@ -276,7 +275,7 @@ def test_a_statement_with_a_constant_list_is_compiled_whole(handle: DatabaseHand
 
 
 @pytest.mark.parametrize("way", ["write", "transact", "read", "fetch", "query"])
-def test_a_transaction_is_of_no_use_after_its_scope(handle: DatabaseHandle, way: str) -> None:
+def test_a_transaction_is_of_no_use_after_its_scope(handle: FileHandle, way: str) -> None:
     if way in ("write", "read"):
         with getattr(handle, way)() as tx:
             pass
@@ -295,7 +294,7 @@ def test_a_transaction_is_of_no_use_after_its_scope(handle: DatabaseHandle, way:
     assert keys(handle) == set()
 
 
-def test_a_lent_sqlalchemy_connection_is_of_no_use_after_its_scope(handle: DatabaseHandle) -> None:
+def test_a_lent_sqlalchemy_connection_is_of_no_use_after_its_scope(handle: FileHandle) -> None:
     with handle.sqlalchemy() as connection:
         connection.execute(text("SELECT 1"))
     with pytest.raises((sqlalchemy.exc.SQLAlchemyError, StatementError)):
@@ -303,7 +302,7 @@ def test_a_lent_sqlalchemy_connection_is_of_no_use_after_its_scope(handle: Datab
 
 
 @pytest.mark.parametrize("way", ["write", "read"])
-def test_a_scope_may_be_left_in_another_thread(handle: DatabaseHandle, way: str) -> None:
+def test_a_scope_may_be_left_in_another_thread(handle: FileHandle, way: str) -> None:
     """Not a way to write code, but what a generator or an executor does to a block."""
     scope = getattr(handle, way)()
     tx = Task(scope.__enter__).result()
@@ -321,7 +320,7 @@ def test_a_scope_may_be_left_in_another_thread(handle: DatabaseHandle, way: str)
 
 @pytest.mark.parametrize("way", ["write", "read"])
 def test_a_scope_left_by_an_error_in_another_thread_is_given_back(
-    handle: DatabaseHandle, way: str
+    handle: FileHandle, way: str
 ) -> None:
     scope = getattr(handle, way)()
     tx = Task(scope.__enter__).result()
@@ -343,7 +342,7 @@ def test_a_scope_left_by_an_error_in_another_thread_is_given_back(
 # -- one scope in a thread --------------------------------------------------------------------
 
 
-def inner_ways(handle: DatabaseHandle) -> dict[str, Callable[[], object]]:
+def inner_ways(handle: FileHandle) -> dict[str, Callable[[], object]]:
     def enter(scope: AbstractContextManager[object]) -> None:
         with scope:
             pass
@@ -367,7 +366,7 @@ OUTER = ["write", "read", "transact", "fetch", "query", "sqlalchemy"]
 @pytest.mark.parametrize("outer", OUTER)
 @pytest.mark.parametrize("inner", INNER)
 def test_a_second_scope_in_the_same_thread_is_refused(
-    handle: DatabaseHandle, outer: str, inner: str
+    handle: FileHandle, outer: str, inner: str
 ) -> None:
     attempt = inner_ways(handle)[inner]
 
@@ -385,7 +384,7 @@ def test_a_second_scope_in_the_same_thread_is_refused(
 
 
 @pytest.mark.parametrize("outer", OUTER)
-def test_the_error_of_a_second_scope_names_both_places(handle: DatabaseHandle, outer: str) -> None:
+def test_the_error_of_a_second_scope_names_both_places(handle: FileHandle, outer: str) -> None:
     if outer in ("write", "read", "sqlalchemy"):
         with getattr(handle, outer)():
             with pytest.raises(ReentrantScopeError) as caught:
@@ -395,7 +394,7 @@ def test_the_error_of_a_second_scope_names_both_places(handle: DatabaseHandle, o
     else:
         places = []
 
-        def body(_tx: object) -> ReentrantScopeError:
+        def body(_tx: object) -> pytest.ExceptionInfo[ReentrantScopeError]:
             with pytest.raises(ReentrantScopeError) as caught:
                 handle.fetch(lambda tx: None)
             places.append(f"{__file__}:{line_number(-1)}")
@@ -418,9 +417,9 @@ def line_number(relative: int) -> int:
 
 
 def test_another_thread_and_another_database_are_free(
-    handle: DatabaseHandle, pool: ConnectionPool, path: Path
+    handle: FileHandle, pool: ConnectionPool, path: Path
 ) -> None:
-    with pool.acquire(path.with_name("other.sqlite")) as other, handle.write() as tx:
+    with file_handle(pool.acquire(path.with_name("other.sqlite"))) as other, handle.write() as tx:
         with other.write() as other_tx:
             add(other_tx, "there")
         add(tx, "here")
@@ -429,14 +428,18 @@ def test_another_thread_and_another_database_are_free(
 
 
 def test_two_handles_on_one_database_count_as_one(
-    handle: DatabaseHandle, pool: ConnectionPool, path: Path
+    handle: FileHandle, pool: ConnectionPool, path: Path
 ) -> None:
-    with pool.acquire(path) as second, handle.write(), pytest.raises(ReentrantScopeError):
+    with (
+        file_handle(pool.acquire(path)) as second,
+        handle.write(),
+        pytest.raises(ReentrantScopeError),
+    ):
         second.transact(lambda tx: None)
 
 
-def test_a_released_handle_does_nothing(handle: DatabaseHandle, pool: ConnectionPool) -> None:
-    second = pool.acquire(handle.path)
+def test_a_released_handle_does_nothing(handle: FileHandle, pool: ConnectionPool) -> None:
+    second = file_handle(pool.acquire(handle.path))
     second.release()
     for attempt in inner_ways(second).values():
         with pytest.raises(HandleReleasedError):
@@ -449,7 +452,7 @@ def test_a_released_handle_does_nothing(handle: DatabaseHandle, pool: Connection
 # -- a clean return ---------------------------------------------------------------------------
 
 
-def leave_a_transaction(handle: DatabaseHandle) -> None:
+def leave_a_transaction(handle: FileHandle) -> None:
     def work(_tx: object) -> None:
         raw_of(handle).execute("BEGIN IMMEDIATE")
         raw_of(handle).execute("INSERT INTO meta VALUES ('forgotten', '')")
@@ -457,7 +460,7 @@ def leave_a_transaction(handle: DatabaseHandle) -> None:
     handle.fetch(work)
 
 
-def leave_a_select(handle: DatabaseHandle) -> None:
+def leave_a_select(handle: FileHandle) -> None:
     def work(tx: Any) -> None:
         cursor = raw_of(handle).cursor()
         cursor.execute("SELECT key FROM meta")
@@ -469,8 +472,8 @@ def leave_a_select(handle: DatabaseHandle) -> None:
     cursors.append(kept)
 
 
-def leave_a_select_in_a_snapshot(handle: DatabaseHandle) -> None:
-    def work(tx: ReadTransaction) -> None:
+def leave_a_select_in_a_snapshot(handle: FileHandle) -> None:
+    def work(tx: Any) -> None:
         cursor = tx._connection.raw.cursor()
         cursor.execute("SELECT key FROM meta")
         next(cursor)
@@ -491,10 +494,10 @@ cursors: list[Any] = []
     ],
 )
 def test_a_connection_that_is_given_back_unclean_is_retired(
-    pool: ConnectionPool, path: Path, leave: Callable[[DatabaseHandle], None], operation: str
+    pool: ConnectionPool, path: Path, leave: Callable[[FileHandle], None], operation: str
 ) -> None:
     """Rolled back, logged with what left it so, never used again."""
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("before"))
         keys(handle)
         with capture_logs() as logs:
@@ -503,7 +506,7 @@ def test_a_connection_that_is_given_back_unclean_is_retired(
             handle.transact(adding("lost"))
         with pytest.raises(DatabaseMovedError):
             keys(handle)
-        with pool.acquire(path) as anew:
+        with file_handle(pool.acquire(path)) as anew:
             assert file_of(anew) is not file_of(handle)
             assert keys(anew) == {"before"}
             anew.transact(adding("after"))
@@ -517,7 +520,7 @@ def test_a_connection_that_is_given_back_unclean_is_retired(
 
 
 def test_the_error_of_an_unclean_retirement_does_not_say_moved(
-    handle: DatabaseHandle,
+    handle: FileHandle,
 ) -> None:
     leave_a_transaction(handle)
     with pytest.raises(DatabaseMovedError) as caught:
@@ -526,7 +529,7 @@ def test_the_error_of_an_unclean_retirement_does_not_say_moved(
 
 
 @pytest.mark.parametrize("way", ["fetch", "query", "transact"])
-def test_every_scope_ends_with_no_transaction(handle: DatabaseHandle, way: str) -> None:
+def test_every_scope_ends_with_no_transaction(handle: FileHandle, way: str) -> None:
     getattr(handle, way)(lambda tx: tx.rows(KEYS))
     with contextlib.suppress(OddError):
         getattr(handle, way)(raise_odd)
@@ -541,7 +544,7 @@ def raise_odd(_tx: object) -> None:
 # -- the budget -------------------------------------------------------------------------------
 
 
-def test_the_error_names_the_queue_where_the_time_was_spent_there(handle: DatabaseHandle) -> None:
+def test_the_error_names_the_queue_where_the_time_was_spent_there(handle: FileHandle) -> None:
     with Held(handle):
         errors = ends_in_time(lambda: handle.transact(adding("a"), "create", 0.2), 0.2)
     assert errors[-1].phase == "queue"
@@ -552,7 +555,7 @@ def test_the_error_names_the_queue_where_the_time_was_spent_there(handle: Databa
 
 
 def test_the_error_names_begin_where_the_time_was_spent_there(
-    handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, hold_write_lock: Callable[..., Any]
 ) -> None:
     """A foreign process holds the write lock: the error comes at the deadline."""
     hold_write_lock(handle.path)
@@ -571,7 +574,7 @@ def test_the_error_names_begin_where_the_time_was_spent_there(
         assert handle.stats().retries > before
 
 
-def test_the_error_names_the_body_where_the_time_was_spent_there(handle: DatabaseHandle) -> None:
+def test_the_error_names_the_body_where_the_time_was_spent_there(handle: FileHandle) -> None:
     error = ends_in_time(lambda: handle.transact(lambda tx: tx.rows(ENDLESS), "count", 0.2), 0.2)[
         -1
     ]
@@ -581,7 +584,7 @@ def test_the_error_names_the_body_where_the_time_was_spent_there(handle: Databas
 
 
 def test_a_deadline_that_passes_inside_begin_counts_as_begin(
-    handle: DatabaseHandle,
+    handle: FileHandle,
 ) -> None:
     """SQLite interrupts the BEGIN itself then, as it would a long statement."""
     raw = raw_of(handle)
@@ -593,7 +596,7 @@ def test_a_deadline_that_passes_inside_begin_counts_as_begin(
     assert handle.transact(lambda tx: "again") == "again"
 
 
-def test_the_phases_of_an_error_give_the_seconds_of_each(handle: DatabaseHandle) -> None:
+def test_the_phases_of_an_error_give_the_seconds_of_each(handle: FileHandle) -> None:
     """Some time in the queue, the rest in the body."""
     with Held(handle) as held:
         since = monotonic()
@@ -614,7 +617,7 @@ def test_the_phases_of_an_error_give_the_seconds_of_each(handle: DatabaseHandle)
 
 
 @pytest.mark.parametrize("method", ["sqlalchemy", "write"])
-def test_one_budget_covers_the_queue_and_begin(handle: DatabaseHandle, method: str) -> None:
+def test_one_budget_covers_the_queue_and_begin(handle: FileHandle, method: str) -> None:
     """What the queue took is not there for BEGIN, which has the deadline of the whole."""
     seconds = 1.0
     with Held(handle) as held, contextlib.closing(apsw.Connection(str(handle.path))) as other:
@@ -639,14 +642,14 @@ def test_one_budget_covers_the_queue_and_begin(handle: DatabaseHandle, method: s
 
 
 @pytest.mark.parametrize("way", ["fetch", "query"])
-def test_a_long_read_is_stopped_at_the_deadline(handle: DatabaseHandle, way: str) -> None:
+def test_a_long_read_is_stopped_at_the_deadline(handle: FileHandle, way: str) -> None:
     read = getattr(handle, way)
     error = ends_in_time(lambda: read(lambda tx: tx.rows(ENDLESS), "count", 0.2), 0.2)[-1]
     assert error.phase == "body"
     assert keys(handle) == set()
 
 
-def test_a_long_insert_is_stopped_and_leaves_nothing(handle: DatabaseHandle) -> None:
+def test_a_long_insert_is_stopped_and_leaves_nothing(handle: FileHandle) -> None:
     error = ends_in_time(
         lambda: handle.transact(lambda tx: tx.run(endless_insert()), "fill", 0.2), 0.2, slack=0.2
     )[-1]
@@ -655,7 +658,7 @@ def test_a_long_insert_is_stopped_and_leaves_nothing(handle: DatabaseHandle) -> 
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_long_statement_of_sqlalchemy_is_stopped(handle: DatabaseHandle, read_only: bool) -> None:
+def test_a_long_statement_of_sqlalchemy_is_stopped(handle: FileHandle, read_only: bool) -> None:
     endless = text(
         "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     )
@@ -671,7 +674,7 @@ def test_a_long_statement_of_sqlalchemy_is_stopped(handle: DatabaseHandle, read_
 
 
 def test_a_block_that_takes_too_long_gets_the_error_at_its_next_statement(
-    handle: DatabaseHandle,
+    handle: FileHandle,
 ) -> None:
     with pytest.raises(DatabaseBusyError) as caught, handle.write(0.05) as tx:
         add(tx, "a")
@@ -682,7 +685,7 @@ def test_a_block_that_takes_too_long_gets_the_error_at_its_next_statement(
 
 
 def test_a_budget_of_zero_does_what_needs_no_waiting(
-    handle: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    handle: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As ``Budget`` says of 0; the least time that a body gets is for a machine that is free."""
     monkeypatch.setattr(budget, "LEAST_BODY", PATIENCE)
@@ -692,7 +695,7 @@ def test_a_budget_of_zero_does_what_needs_no_waiting(
         handle.transact(adding("b"), timeout=0)
 
 
-def test_a_lost_transaction_lets_no_statement_through(handle: DatabaseHandle) -> None:
+def test_a_lost_transaction_lets_no_statement_through(handle: FileHandle) -> None:
     """Each would be stored by itself."""
 
     def work(tx: Any) -> None:
@@ -706,7 +709,7 @@ def test_a_lost_transaction_lets_no_statement_through(handle: DatabaseHandle) ->
 
 
 def test_a_block_that_swallows_the_loss_of_its_transaction_raises_at_its_end(
-    handle: DatabaseHandle,
+    handle: FileHandle,
 ) -> None:
     with pytest.raises(TransactionLostError), handle.write() as tx:
         add(tx, "a")
@@ -719,7 +722,7 @@ def test_a_block_that_swallows_the_loss_of_its_transaction_raises_at_its_end(
 
 @pytest.mark.parametrize("seconds", [0.6, pytest.param(3.0, marks=pytest.mark.long)])
 def test_a_write_waits_for_that_of_another_process_and_succeeds(
-    handle: DatabaseHandle, hold_write_lock: Callable[..., Any], seconds: float
+    handle: FileHandle, hold_write_lock: Callable[..., Any], seconds: float
 ) -> None:
     child = hold_write_lock(handle.path)
     began = monotonic()
@@ -733,7 +736,7 @@ def test_a_write_waits_for_that_of_another_process_and_succeeds(
 
 
 def test_reads_do_not_wait_for_a_writer_of_another_process(
-    handle: DatabaseHandle, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, hold_write_lock: Callable[..., Any]
 ) -> None:
     handle.transact(adding("a"))
     hold_write_lock(handle.path)
@@ -743,7 +746,7 @@ def test_reads_do_not_wait_for_a_writer_of_another_process(
 
 
 def test_a_wait_polls_often_at_first_and_never_seldom(
-    handle: DatabaseHandle, hold_write_lock: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    handle: FileHandle, hold_write_lock: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A 32nd of the wait: SQLite's own pauses grow to 100 ms, and starve who waits longest.
 
@@ -753,12 +756,11 @@ def test_a_wait_polls_often_at_first_and_never_seldom(
     def refuse(_index: WalIndex) -> int:
         raise OSError(errno.ENOTSUP, "no such locks")
 
-    really_pause = turnstile.pause
     pauses: list[tuple[float, float]] = []
 
     def pause(deadline: float, seconds: float) -> bool:
         pauses.append((monotonic() - began, seconds))
-        return really_pause(deadline, seconds)
+        return retry.pause(deadline, seconds)
 
     hold_write_lock(handle.path)
     monkeypatch.setattr(WalIndex, "wait_for_write_lock", refuse)
@@ -774,13 +776,13 @@ def test_a_check_of_the_wal_while_another_process_commits_ends_no_write(
     make_pool: MakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite answers BUSY at once to a check while the header of the index is written."""
-    with make_pool().acquire(path) as handle:
+    with file_handle(make_pool().acquire(path)) as handle:
         handle.transact(adding("first"))
         mark = handle.file.writer.connection.wal_mark
-        assert mark is not None
+        assert isinstance(mark, WalMark)
         real, answers = mark._backlog, [apsw.BusyError("busy"), apsw.BusyError("busy")]
         for answer in answers:
-            answer.result = answer.extendedresult = apsw.SQLITE_BUSY
+            vars(answer).update(result=apsw.SQLITE_BUSY, extendedresult=apsw.SQLITE_BUSY)
 
         def backlog() -> tuple[int, int]:
             if answers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -27,9 +28,10 @@ from mandrake_sessions import (
     TransactionLostError,
     schema,
 )
-from mandrake_sessions.database.connection.transaction import WriteTransaction
+from mandrake_sessions.database.connection.begin_commit import commit
 from mandrake_sessions.database.leasing import writer
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
+from mandrake_sessions.engine.transaction import WriteTransaction
 from mandrake_sessions.testing import FaultVFS, failure
 from tools.generate.compiler import compiled
 
@@ -44,7 +46,7 @@ class OddError(Exception):
 class Gathering:
     """Units in a queue behind one that is held, so that they will share its COMMIT in order."""
 
-    def __init__(self, handle: DatabaseHandle, first: Unit, *, timeout: float = 20.0) -> None:
+    def __init__(self, handle: FileHandle, first: Unit, *, timeout: float = 20.0) -> None:
         self.handle = handle
         self.timeout = timeout
         self.held = Held(handle, kind="unit", after=first)
@@ -78,7 +80,7 @@ def path(ready_path: Path) -> Path:
 
 
 @pytest.fixture
-def commits(grouping: DatabaseHandle) -> Iterator[list[str]]:
+def commits(grouping: FileHandle) -> Iterator[list[str]]:
     """The statements from now on, without the rows."""
     said: list[str] = []
 
@@ -99,7 +101,7 @@ def names(count: int) -> list[str]:
 # -- one COMMIT for many --------------------------------------------------------------------
 
 
-def test_units_that_wait_share_one_commit(grouping: DatabaseHandle, commits: list[str]) -> None:
+def test_units_that_wait_share_one_commit(grouping: FileHandle, commits: list[str]) -> None:
     units = [adding(name) for name in names(10)]
     gathering = Gathering(grouping, units[0])
     gathering.put(*units[1:])
@@ -113,7 +115,7 @@ def test_units_that_wait_share_one_commit(grouping: DatabaseHandle, commits: lis
     assert keys(grouping) == set(names(10))
 
 
-def test_host_code_runs_in_the_thread_of_its_caller(grouping: DatabaseHandle) -> None:
+def test_host_code_runs_in_the_thread_of_its_caller(grouping: FileHandle) -> None:
     def unit(_tx: object) -> int:
         return threading.get_ident()
 
@@ -126,7 +128,7 @@ def test_host_code_runs_in_the_thread_of_its_caller(grouping: DatabaseHandle) ->
 
 
 def test_a_unit_sees_the_context_of_its_caller_in_every_thread(
-    grouping: DatabaseHandle,
+    grouping: FileHandle,
 ) -> None:
     """Loggers and tracers of hosts keep theirs in context variables."""
 
@@ -149,7 +151,7 @@ caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="
 
 
 def test_ctrl_c_in_the_thread_that_commits_for_others_leaves_none_waiting(
-    grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    grouping: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The handler runs when a call returns: here, when a waiter's work was just taken."""
     queue = queue_of(grouping)
@@ -173,7 +175,7 @@ def test_ctrl_c_in_the_thread_that_commits_for_others_leaves_none_waiting(
 
 
 def test_ctrl_c_after_the_commit_does_not_undo_its_outcome(
-    grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    grouping: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader is interrupted before it gives the lease back: the others are committed."""
     leased = file_of(grouping).writer
@@ -192,7 +194,7 @@ def test_ctrl_c_after_the_commit_does_not_undo_its_outcome(
     assert leased.replays == 0
 
 
-def test_units_see_what_the_units_before_them_wrote(grouping: DatabaseHandle) -> None:
+def test_units_see_what_the_units_before_them_wrote(grouping: FileHandle) -> None:
     def unit(tx: WriteTransaction) -> int:
         count = len(tx.rows(KEYS))
         add(tx, f"key {count}")
@@ -205,11 +207,10 @@ def test_units_see_what_the_units_before_them_wrote(grouping: DatabaseHandle) ->
 
 
 def test_no_unit_is_acknowledged_before_the_commit(
-    grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    grouping: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the moment of COMMIT every caller of the group still waits."""
     returned: list[bool] = []
-    commit = writer.commit
 
     def looking(*args: Any) -> None:
         returned.extend(task.is_over for task in gathering.tasks)
@@ -222,9 +223,7 @@ def test_no_unit_is_acknowledged_before_the_commit(
     assert returned == [False] * 3
 
 
-def test_one_unit_commits_alone_where_none_waits(
-    grouping: DatabaseHandle, commits: list[str]
-) -> None:
+def test_one_unit_commits_alone_where_none_waits(grouping: FileHandle, commits: list[str]) -> None:
     for name in names(3):
         grouping.transact(adding(name), delegable=True)
     assert commits.count("COMMIT") == 3
@@ -233,11 +232,11 @@ def test_one_unit_commits_alone_where_none_waits(
 
 
 def test_a_writer_gives_way_to_the_threads_of_the_last_commit(
-    grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    grouping: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once for each of them, and not by a thread that shares with no other."""
     given_way: list[float] = []
-    monkeypatch.setattr(writer.time, "sleep", given_way.append)
+    monkeypatch.setattr(time, "sleep", given_way.append)
     grouping.transact(adding("alone"), delegable=True)
     assert given_way == []
     gathering = Gathering(grouping, adding("first"))
@@ -251,7 +250,7 @@ def test_a_writer_gives_way_to_the_threads_of_the_last_commit(
     assert given_way == []
 
 
-def test_a_block_commits_alone(grouping: DatabaseHandle, commits: list[str]) -> None:
+def test_a_block_commits_alone(grouping: FileHandle, commits: list[str]) -> None:
     def block() -> None:
         with grouping.write() as tx:
             add(tx, "block")
@@ -268,7 +267,7 @@ def test_a_block_commits_alone(grouping: DatabaseHandle, commits: list[str]) -> 
 
 def test_a_group_is_closed_by_its_count(path: Path, make_pool: MakePool) -> None:
     pool = make_pool(database={"group_max_seconds": 600.0, "group_max_units": 4})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         gathering = Gathering(handle, adding("first"))
         gathering.put(*[adding(name) for name in names(9)])
         assert gathering.go() == [None] * 10
@@ -286,7 +285,7 @@ def test_a_group_is_closed_by_time(path: Path, make_pool: MakePool) -> None:
         began = monotonic()
         until(lambda: monotonic() - began > 0.06)
 
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         gathering = Gathering(handle, adding("first"))
         gathering.put(slow, adding("third"), adding("fourth"))
         assert gathering.go() == [None] * 4
@@ -294,7 +293,7 @@ def test_a_group_is_closed_by_time(path: Path, make_pool: MakePool) -> None:
 
 
 def test_groups_without_time_commit_one_by_one(path: Path, make_pool: MakePool) -> None:
-    with make_pool(database={"group_max_seconds": 0}).acquire(path) as handle:
+    with file_handle(make_pool(database={"group_max_seconds": 0}).acquire(path)) as handle:
         gathering = Gathering(handle, adding("first"))
         gathering.put(adding("second"), adding("third"))
         assert gathering.go() == [None] * 3
@@ -314,7 +313,7 @@ def raising(key: str) -> Unit:
 
 @pytest.mark.parametrize("at", range(5))
 def test_a_unit_that_raises_harms_no_other(
-    grouping: DatabaseHandle, commits: list[str], at: int
+    grouping: FileHandle, commits: list[str], at: int
 ) -> None:
     units: list[Unit] = [adding(name) for name in names(5)]
     units[at] = raising(f"unit {at}")
@@ -329,7 +328,7 @@ def test_a_unit_that_raises_harms_no_other(
     assert commits.count("COMMIT") == 1
 
 
-def test_the_only_unit_that_does_not_raise_is_stored(grouping: DatabaseHandle) -> None:
+def test_the_only_unit_that_does_not_raise_is_stored(grouping: FileHandle) -> None:
     gathering = Gathering(grouping, adding("kept"))
     gathering.put(*[raising(name) for name in names(6)])
     errors = gathering.go()
@@ -338,7 +337,7 @@ def test_the_only_unit_that_does_not_raise_is_stored(grouping: DatabaseHandle) -
     assert grouping.stats().commits == 1
 
 
-def test_a_broken_constraint_in_a_joined_unit_harms_no_other(grouping: DatabaseHandle) -> None:
+def test_a_broken_constraint_in_a_joined_unit_harms_no_other(grouping: FileHandle) -> None:
     def twice(tx: WriteTransaction) -> None:
         add(tx, "more")
         add(tx, "first")
@@ -352,7 +351,7 @@ def test_a_broken_constraint_in_a_joined_unit_harms_no_other(grouping: DatabaseH
 
 
 def test_ctrl_c_during_the_unit_of_another_thread_is_raised_in_the_holder(
-    grouping: DatabaseHandle,
+    grouping: FileHandle,
 ) -> None:
     """Signals come in the main thread: it is undone, and what it ran for others runs again."""
 
@@ -372,11 +371,11 @@ def test_ctrl_c_during_the_unit_of_another_thread_is_raised_in_the_holder(
 
 
 def test_a_deferred_constraint_of_one_unit_harms_no_other(
-    grouping: DatabaseHandle,
+    grouping: FileHandle,
 ) -> None:
     """A user's pragma puts the check off until COMMIT, which then fails for everybody."""
 
-    def deferring(tx: WriteTransaction) -> None:
+    def deferring(tx: Any) -> None:
         tx._connection.execute("PRAGMA defer_foreign_keys = ON")
         tx._connection.execute(
             'INSERT INTO rounds(id, session_id, "index", created_at, updated_at)'
@@ -395,7 +394,7 @@ def test_a_deferred_constraint_of_one_unit_harms_no_other(
 
 
 def test_a_unit_past_its_deadline_still_learns_its_outcome(
-    grouping: DatabaseHandle,
+    grouping: FileHandle,
 ) -> None:
     """The first unit has run; the group is settled long after its deadline."""
     may_end = threading.Event()
@@ -420,7 +419,7 @@ def test_a_unit_past_its_deadline_still_learns_its_outcome(
 
 
 def test_the_short_budget_of_a_unit_does_not_end_its_wait_for_the_outcome(
-    grouping: DatabaseHandle,
+    grouping: FileHandle,
 ) -> None:
     may_end = threading.Event()
     in_it = threading.Event()
@@ -454,11 +453,11 @@ def test_the_short_budget_of_a_unit_does_not_end_its_wait_for_the_outcome(
 
 
 def test_a_joined_unit_is_not_interrupted_but_gets_the_error_at_its_next_statement(
-    grouping: DatabaseHandle,
+    grouping: FileHandle,
 ) -> None:
     """An interrupted INSERT would undo the group; the deadline is seen between statements."""
 
-    def slow(tx: WriteTransaction) -> None:
+    def slow(tx: Any) -> None:
         add(tx, "slow")
         deadline = tx._connection.deadline
         until(lambda: monotonic() > deadline)
@@ -502,7 +501,7 @@ def losing(key: str, raw: apsw.Connection, times: int = 1) -> Unit:
 
 @pytest.mark.parametrize("at", range(4))
 def test_a_lost_transaction_acknowledges_no_unit_and_all_run_again(
-    grouping: DatabaseHandle, at: int
+    grouping: FileHandle, at: int
 ) -> None:
     """Those before the loss run again, so each row is stored exactly once."""
     units: list[Unit] = [adding(name) for name in names(4)]
@@ -518,7 +517,7 @@ def test_a_lost_transaction_acknowledges_no_unit_and_all_run_again(
 
 
 def test_a_unit_that_always_loses_gets_the_error_and_harms_no_other(
-    grouping: DatabaseHandle,
+    grouping: FileHandle,
 ) -> None:
     gathering = Gathering(grouping, adding("first"))
     gathering.put(losing("lost", raw_of(grouping), times=100), adding("third"))
@@ -529,7 +528,7 @@ def test_a_unit_that_always_loses_gets_the_error_and_harms_no_other(
 
 
 def test_a_statement_after_the_loss_is_not_stored_by_itself(
-    grouping: DatabaseHandle,
+    grouping: FileHandle,
 ) -> None:
     """The host goes on as if nothing had happened; without a transaction each would be stored."""
     or_rollback = compiled(
@@ -555,7 +554,7 @@ def test_a_statement_after_the_loss_is_not_stored_by_itself(
 
 
 def test_an_interrupted_insert_ends_the_group_and_nothing_is_lost(
-    grouping: DatabaseHandle,
+    grouping: FileHandle,
 ) -> None:
     """SQLite itself ends the transaction: an interrupted INSERT inside a savepoint."""
     connection = file_of(grouping).writer.connection
@@ -581,7 +580,7 @@ def test_an_interrupted_insert_ends_the_group_and_nothing_is_lost(
 
 
 def test_a_full_disk_in_one_unit_acknowledges_no_unit_before_it(
-    grouping: DatabaseHandle,
+    grouping: FileHandle,
 ) -> None:
     """A real SQLITE_FULL: the file may not have more pages. It ends the whole transaction."""
     raw = raw_of(grouping)
@@ -608,24 +607,24 @@ def test_a_full_disk_in_one_unit_acknowledges_no_unit_before_it(
 
 
 @pytest.fixture
-def faulty(make_pool: MakePool, path: Path, vfs: FaultVFS) -> Iterator[DatabaseHandle]:
+def faulty(make_pool: MakePool, path: Path, vfs: FaultVFS) -> Iterator[FileHandle]:
     """A handle on a database whose disk can fail; groups are not closed by time."""
     pool = make_pool(database={"group_max_seconds": 600.0, "vfs": vfs.name})
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("before"))
         yield handle
 
 
 @pytest.fixture
-def durable(make_pool: MakePool, path: Path, vfs: FaultVFS) -> Iterator[DatabaseHandle]:
+def durable(make_pool: MakePool, path: Path, vfs: FaultVFS) -> Iterator[FileHandle]:
     """The same at durability ``durable``, where COMMIT ends with a sync."""
     options = DatabaseOptions(group_max_seconds=600.0, vfs=vfs.name)
-    with make_pool().acquire(path, options=options) as handle:
+    with file_handle(make_pool().acquire(path, options=options)) as handle:
         handle.transact(adding("before"))
         yield handle
 
 
-def look(handle: DatabaseHandle, vfs: FaultVFS) -> set[str]:
+def look(handle: FileHandle, vfs: FaultVFS) -> set[str]:
     """What a later connection finds."""
     stored = keys(handle)
     plain = apsw.Connection(str(handle.path))
@@ -640,7 +639,7 @@ def look(handle: DatabaseHandle, vfs: FaultVFS) -> set[str]:
 
 @pytest.mark.parametrize("fault", [("wal", "write"), ("wal", "sync")])
 def test_a_failed_commit_has_an_unknown_outcome_for_every_member(
-    durable: DatabaseHandle, vfs: FaultVFS, fault: tuple[str, str]
+    durable: FileHandle, vfs: FaultVFS, fault: tuple[str, str]
 ) -> None:
     gathering = Gathering(durable, adding("first"))
     gathering.put(adding("second"), raising("third"), adding("fourth"))
@@ -663,7 +662,7 @@ def test_a_failed_commit_has_an_unknown_outcome_for_every_member(
 
 
 def test_the_error_of_a_failed_commit_has_the_result_and_the_code(
-    durable: DatabaseHandle, vfs: FaultVFS
+    durable: FileHandle, vfs: FaultVFS
 ) -> None:
     with (
         vfs.failing("wal", "sync", apsw.SQLITE_IOERR_FSYNC),
@@ -683,7 +682,7 @@ def test_the_error_of_a_failed_commit_has_the_result_and_the_code(
 
 
 def test_a_commit_without_space_stores_nothing_and_says_so(
-    faulty: DatabaseHandle, vfs: FaultVFS
+    faulty: FileHandle, vfs: FaultVFS
 ) -> None:
     gathering = Gathering(faulty, adding("first"))
     gathering.put(adding("second"), adding("third"))
@@ -700,7 +699,7 @@ def test_a_commit_without_space_stores_nothing_and_says_so(
 
 
 def test_a_failed_commit_leaves_the_connection_clean_and_the_queue_going(
-    faulty: DatabaseHandle, vfs: FaultVFS
+    faulty: FileHandle, vfs: FaultVFS
 ) -> None:
     def block() -> None:
         with faulty.write() as tx:
@@ -719,7 +718,7 @@ def test_a_failed_commit_leaves_the_connection_clean_and_the_queue_going(
 
 
 def test_the_commit_may_fail_after_a_last_unit_that_failed(
-    faulty: DatabaseHandle, vfs: FaultVFS
+    faulty: FileHandle, vfs: FaultVFS
 ) -> None:
     """The thread that commits for the others has its own error already, and keeps it."""
     gathering = Gathering(faulty, adding("first"))
@@ -732,7 +731,7 @@ def test_the_commit_may_fail_after_a_last_unit_that_failed(
 
 
 def test_an_error_of_the_wal_counter_is_no_error_of_the_commit(
-    grouping: DatabaseHandle, monkeypatch: pytest.MonkeyPatch
+    grouping: FileHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The data is stored, whatever happens to the one who asks for a checkpoint."""
 
@@ -748,7 +747,7 @@ def test_an_error_of_the_wal_counter_is_no_error_of_the_commit(
 
 
 def test_host_code_never_runs_in_a_transaction_that_others_wait_for(
-    grouping: DatabaseHandle, commits: list[str]
+    grouping: FileHandle, commits: list[str]
 ) -> None:
     gathering = Gathering(grouping, adding("first"))
     gathering.put(adding("host"), delegable=False)
@@ -757,7 +756,7 @@ def test_host_code_never_runs_in_a_transaction_that_others_wait_for(
     assert commits.count("COMMIT") == 2
 
 
-def test_units_that_wait_for_each_other_do_not_deadlock(grouping: DatabaseHandle) -> None:
+def test_units_that_wait_for_each_other_do_not_deadlock(grouping: FileHandle) -> None:
     """A caller holds a lock around its write; a host's unit wants that lock.
 
     ::
@@ -791,5 +790,5 @@ def test_units_that_wait_for_each_other_do_not_deadlock(grouping: DatabaseHandle
     assert keys(grouping) == {"caller", "host", "without"}
 
 
-def caller_without(handle: DatabaseHandle) -> Callable[[], str]:
+def caller_without(handle: FileHandle) -> Callable[[], str]:
     return lambda: handle.transact(adding("without"), delegable=True)

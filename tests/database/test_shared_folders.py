@@ -24,6 +24,7 @@ from mandrake_sessions import (
     SessionManager,
 )
 from mandrake_sessions.database.connection import backup
+from mandrake_sessions.database.files.atomic import sync_file
 from mandrake_sessions.database.files.turnstile import Turnstile, turnstile_path
 from mandrake_sessions.database.files.wal_index import WalIndex
 
@@ -178,7 +179,6 @@ def test_a_link_that_comes_while_a_backup_is_made_is_not_followed(
 ) -> None:
     """Between the look at the target and the moment in which the copy gets its name."""
     target = shared / "backup.sqlite"
-    sync_file = backup.sync_file
 
     def plant(partial: Path) -> None:
         link_of(OTHER, target, victim)

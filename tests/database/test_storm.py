@@ -39,7 +39,13 @@ class Storm:
 
     def work(self, number: int) -> None:
         chance = random.Random(number)
-        kinds = [self.join] * 12 + [self.fail, self.fail, self.lose, self.solo, self.block]
+        kinds: list[Callable[[str, random.Random], bool]] = [self.join] * 12 + [
+            self.fail,
+            self.fail,
+            self.lose,
+            self.solo,
+            self.block,
+        ]
         kinds += [self.hurry, self.fetch, self.query]
         while monotonic() < self._until:
             key = new_key()

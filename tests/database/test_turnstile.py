@@ -31,7 +31,7 @@ from mandrake_sessions.database.files.turnstile import (
     Turnstile,
     turnstile_path,
 )
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 
 PRELUDE = """
 import time
@@ -124,7 +124,7 @@ def hold_turnstile(start_child: Callable[..., Any]) -> Callable[[Path], Any]:
     return hold
 
 
-def turnstile_of(handle: DatabaseHandle) -> Turnstile:
+def turnstile_of(handle: FileHandle) -> Turnstile:
     return file_of(handle).writer.turnstile
 
 
@@ -146,7 +146,7 @@ def state_of(pid: int) -> str:
 # -- taking turns -------------------------------------------------------------------------------
 
 
-def test_a_process_without_rivals_has_no_turnstile(handle: DatabaseHandle, path: Path) -> None:
+def test_a_process_without_rivals_has_no_turnstile(handle: FileHandle, path: Path) -> None:
     for number in range(50):
         handle.transact(adding(f"{number}"), "add")
     assert not turnstile_path(path).exists()
@@ -158,7 +158,7 @@ def test_a_process_without_rivals_has_no_turnstile(handle: DatabaseHandle, path:
 def test_a_process_with_a_rival_makes_a_turnstile_and_removes_it(
     make_pool: Callable[..., ConnectionPool], path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
-    with make_pool().acquire(path) as handle:
+    with file_handle(make_pool().acquire(path)) as handle:
         other = hold_write_lock(path)
         task = Task(lambda: handle.transact(adding("late"), "add"))
         until(lambda: in_line(path) == (1, 0))
@@ -175,7 +175,7 @@ def test_a_process_with_a_rival_makes_a_turnstile_and_removes_it(
 
 @pytest.mark.usefixtures("patient")
 def test_the_turnstile_is_held_until_the_transaction_ends(
-    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     hold_write_lock(path, 0.05)
     with handle.write():
@@ -192,7 +192,7 @@ def test_the_turnstile_is_held_until_the_transaction_ends(
 def kept(
     patient: None,
     monkeypatch: pytest.MonkeyPatch,
-    handle: DatabaseHandle,
+    handle: FileHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
 ) -> Turnstile:
@@ -213,7 +213,7 @@ def kept(
 
 
 def test_a_process_that_writes_on_keeps_its_hold(
-    handle: DatabaseHandle, path: Path, kept: Turnstile, start_child: Callable[..., Any]
+    handle: FileHandle, path: Path, kept: Turnstile, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(PRELUDE + WRITE_ONCE, path, "child")
     assert child.receive() == "ready"
@@ -231,7 +231,7 @@ def test_a_process_that_writes_on_keeps_its_hold(
 
 
 def test_a_hold_in_which_no_thread_writes_ends(
-    monkeypatch: pytest.MonkeyPatch, handle: DatabaseHandle, path: Path, kept: Turnstile
+    monkeypatch: pytest.MonkeyPatch, handle: FileHandle, path: Path, kept: Turnstile
 ) -> None:
     monkeypatch.setattr(turnstile, "_UNUSED", 0.0005)
     with kept._changed:
@@ -241,7 +241,7 @@ def test_a_hold_in_which_no_thread_writes_ends(
 
 
 def test_a_process_that_writes_now_and_then_keeps_no_hold(
-    monkeypatch: pytest.MonkeyPatch, handle: DatabaseHandle, path: Path, kept: Turnstile
+    monkeypatch: pytest.MonkeyPatch, handle: FileHandle, path: Path, kept: Turnstile
 ) -> None:
     kept._hold_ends = 0.0
     handle.transact(adding("the last of its turn"), "add")
@@ -252,7 +252,7 @@ def test_a_process_that_writes_now_and_then_keeps_no_hold(
 
 
 def test_a_signal_while_a_hold_ends_does_not_keep_it(
-    handle: DatabaseHandle, path: Path, kept: Turnstile
+    handle: FileHandle, path: Path, kept: Turnstile
 ) -> None:
     def interrupt(frame: FrameType, event: str, _argument: object) -> None:
         if event == "call" and frame.f_code is Turnstile.leave.__code__:
@@ -274,7 +274,7 @@ def test_a_signal_while_a_hold_ends_does_not_keep_it(
 
 
 def test_closing_does_not_wait_for_a_transaction_of_its_hold(
-    handle: DatabaseHandle, kept: Turnstile
+    handle: FileHandle, kept: Turnstile
 ) -> None:
     with handle.write() as tx:
         add(tx, "open")
@@ -287,7 +287,7 @@ def test_closing_does_not_wait_for_a_transaction_of_its_hold(
     assert "open" in keys(handle)
 
 
-def test_closing_ends_a_hold(handle: DatabaseHandle, path: Path, kept: Turnstile) -> None:
+def test_closing_ends_a_hold(handle: FileHandle, path: Path, kept: Turnstile) -> None:
     handle.release()
     until(lambda: not turnstile_path(path).exists())
     assert not descriptors(path)
@@ -295,7 +295,7 @@ def test_closing_ends_a_hold(handle: DatabaseHandle, path: Path, kept: Turnstile
 
 
 def test_processes_are_served_in_their_order_of_arrival(
-    handle: DatabaseHandle,
+    handle: FileHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
     start_child: Callable[..., Any],
@@ -325,7 +325,7 @@ def test_processes_are_served_in_their_order_of_arrival(
 
 
 def test_a_process_that_writes_without_a_pause_lets_others_in(
-    handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
+    handle: FileHandle, path: Path, start_child: Callable[..., Any]
 ) -> None:
     """Both write until each had thirty turns, or the child has written 2000 times."""
 
@@ -357,7 +357,7 @@ def test_a_process_that_writes_without_a_pause_lets_others_in(
 
 
 def test_a_process_that_waits_at_the_front_is_not_taken_for_a_stopped_one(
-    handle: DatabaseHandle,
+    handle: FileHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
     start_child: Callable[..., Any],
@@ -372,7 +372,12 @@ def test_a_process_that_waits_at_the_front_is_not_taken_for_a_stopped_one(
     until(lambda: in_line(path) == (1, 1))
     mine = turnstile_of(handle)
     shown: set[bytes] = set()
-    until(lambda: shown.add(mine._passes()) or len(shown) > 3 * PATIENCE / _SIGN_OF_LIFE)
+
+    def is_shown_often() -> bool:
+        shown.add(mine._passes())
+        return len(shown) > 3 * PATIENCE / _SIGN_OF_LIFE
+
+    until(is_shown_often)
     assert mine.stalls == 0
     assert in_line(path) == (1, 1)
     other.send()
@@ -388,7 +393,7 @@ def test_a_process_that_waits_at_the_front_is_not_taken_for_a_stopped_one(
 
 
 def test_a_stopped_process_at_the_turnstile_is_passed_by(
-    handle: DatabaseHandle,
+    handle: FileHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
     start_child: Callable[..., Any],
@@ -426,7 +431,7 @@ def test_a_stopped_process_at_the_turnstile_is_passed_by(
 
 @pytest.mark.usefixtures("patient")
 def test_a_killed_process_lets_the_next_one_in(
-    handle: DatabaseHandle, path: Path, hold_turnstile: Callable[[Path], Any]
+    handle: FileHandle, path: Path, hold_turnstile: Callable[[Path], Any]
 ) -> None:
     other = hold_turnstile(path)
     task = Task(lambda: handle.transact(adding("next"), "add"))
@@ -438,7 +443,7 @@ def test_a_killed_process_lets_the_next_one_in(
 
 @pytest.mark.usefixtures("patient")
 def test_a_killed_process_leaves_the_line(
-    handle: DatabaseHandle,
+    handle: FileHandle,
     path: Path,
     hold_turnstile: Callable[[Path], Any],
     start_child: Callable[..., Any],
@@ -462,7 +467,7 @@ def test_a_killed_process_leaves_the_line(
 
 @pytest.mark.usefixtures("patient")
 def test_the_deadline_holds_at_the_turnstile(
-    handle: DatabaseHandle,
+    handle: FileHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
     hold_turnstile: Callable[[Path], Any],
@@ -485,7 +490,7 @@ def test_the_deadline_holds_at_the_turnstile(
 
 @pytest.mark.usefixtures("patient")
 def test_a_call_takes_over_the_place_of_one_whose_deadline_passed(
-    handle: DatabaseHandle,
+    handle: FileHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
     hold_turnstile: Callable[[Path], Any],
@@ -507,7 +512,7 @@ def test_a_call_takes_over_the_place_of_one_whose_deadline_passed(
 
 @pytest.mark.usefixtures("patient")
 def test_a_thread_at_the_turnstile_can_be_stopped(
-    handle: DatabaseHandle,
+    handle: FileHandle,
     path: Path,
     hold_write_lock: Callable[..., Any],
     hold_turnstile: Callable[[Path], Any],
@@ -530,7 +535,7 @@ def test_closing_ends_the_waiting_and_leaves_nothing(
     hold_turnstile: Callable[[Path], Any],
 ) -> None:
     pool = make_pool(close_timeout=1.0)
-    handle = pool.acquire(path)
+    handle = file_handle(pool.acquire(path))
     other = hold_write_lock(path)
     gate = hold_turnstile(path)
     task = Task(lambda: handle.transact(adding("never"), "add", 60.0))
@@ -546,7 +551,7 @@ def test_closing_ends_the_waiting_and_leaves_nothing(
 
 
 def test_the_thread_of_a_turnstile_ends_after_an_idle_time(
-    handle: DatabaseHandle,
+    handle: FileHandle,
     path: Path,
     hold_turnstile: Callable[[Path], Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -563,7 +568,7 @@ def test_the_thread_of_a_turnstile_ends_after_an_idle_time(
 
 
 def test_a_forked_child_has_no_turnstile_and_frees_none(
-    handle: DatabaseHandle, path: Path, start_child: Callable[..., Any]
+    handle: FileHandle, path: Path, start_child: Callable[..., Any]
 ) -> None:
     child = start_child(PRELUDE + FORK, path)
     assert child.receive() == 0, "the child has the parent's file open"
@@ -578,7 +583,7 @@ def test_a_forked_child_has_no_turnstile_and_frees_none(
 
 @pytest.mark.parametrize("obstacle", ["folder", "link", "pipe"])
 def test_without_a_turnstile_everything_works(
-    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any], obstacle: str
+    handle: FileHandle, path: Path, hold_write_lock: Callable[..., Any], obstacle: str
 ) -> None:
     beside = turnstile_path(path)
     if obstacle == "folder":
@@ -596,7 +601,7 @@ def test_without_a_turnstile_everything_works(
 
 @pytest.mark.usefixtures("patient")
 def test_a_turnstile_that_was_removed_is_made_anew(
-    handle: DatabaseHandle, path: Path, hold_write_lock: Callable[..., Any]
+    handle: FileHandle, path: Path, hold_write_lock: Callable[..., Any]
 ) -> None:
     hold_write_lock(path, 0.02)
     handle.transact(adding("1"), "add")
@@ -608,7 +613,7 @@ def test_a_turnstile_that_was_removed_is_made_anew(
 
 @pytest.mark.usefixtures("patient")
 def test_a_process_that_waits_at_a_removed_turnstile_goes_to_the_new_one(
-    handle: DatabaseHandle, path: Path, hold_turnstile: Callable[[Path], Any]
+    handle: FileHandle, path: Path, hold_turnstile: Callable[[Path], Any]
 ) -> None:
     old = hold_turnstile(path)
     task = Task(lambda: handle.transact(adding("late"), "add"))
@@ -650,13 +655,13 @@ def test_a_file_that_is_opened_again_leaves_one_thread_behind_a_stopped_process(
 
     before = waiting()
     for number in range(3):
-        with pool.acquire(path) as handle:
+        with file_handle(pool.acquire(path)) as handle:
             handle.transact(adding(f"{number}"))
             assert file_of(handle).writer.turnstile.stalls == (not number)
         assert (waiting() - before, len(descriptors(turnstile))) == (1, 2)
     os.close(holder)
     until(lambda: waiting() == before)
-    with pool.acquire(path) as handle:
+    with file_handle(pool.acquire(path)) as handle:
         handle.transact(adding("last"))
         assert file_of(handle).writer.turnstile.stalls == 0
         assert keys(handle) == {"0", "1", "2", "last"}

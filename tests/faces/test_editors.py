@@ -107,7 +107,9 @@ def test_pyright_completes_and_finds_each_record_method_and_shows_it_in_a_hover(
                 assert hover.startswith((head, head_of_coroutine)), hover
                 for parameter in parameters_of(method):
                     assert f"{parameter}: " in hover
-                first = inspect.getdoc(method).splitlines()[0]
+                text = inspect.getdoc(method)
+                assert text, name
+                first = text.splitlines()[0]
                 assert first.replace("`", "") in hover.replace("`", "").replace("\\", "")
                 (target,) = server.ask("textDocument/definition", at(name))
                 definition = Path(target["uri"].removeprefix("file://"))

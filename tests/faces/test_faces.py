@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import typing
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,9 @@ def function_of(unit):
 
 
 def words(documented):
-    return " ".join(inspect.getdoc(documented).split())
+    text = inspect.getdoc(documented)
+    assert text, documented
+    return " ".join(text.split())
 
 
 @pytest.mark.parametrize("face", FACES, ids=lambda face: face.name)
@@ -112,7 +115,7 @@ def test_a_method_has_the_docstring_of_its_unit_and_its_own_errors(unit, method)
 
 def test_each_of_many_arguments_reaches_its_field(path, pool):
     """They are passed on by position."""
-    created = {
+    created: dict[str, Any] = {
         "content": "text",
         "raw_response": "raw",
         "status": "error",
@@ -130,7 +133,7 @@ def test_each_of_many_arguments_reaches_its_field(path, pool):
         "model": "any",
         "id": "mine",
     }
-    changed = {
+    changed: dict[str, Any] = {
         "content": "other text",
         "raw_response": "other raw",
         "error_message": "other",

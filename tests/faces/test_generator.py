@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mandrake_sessions import InvalidArgumentError, NotInitializedError, SessionManager
 from mandrake_sessions.aio import AsyncSessionManager
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.session_transaction import SessionTransaction
 from tools.generate import signatures
 from tools.generate.docstrings import docstring
@@ -45,22 +47,27 @@ def write_faces(folder):
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    loaded = {}
+    loaded, loaders = {}, {}
     with pytest.MonkeyPatch.context() as patch:
         for name, path in write_faces(tmp_path_factory.mktemp("faces")).items():
             spec = importlib.util.spec_from_file_location(path.stem, path)
-            loaded[name] = importlib.util.module_from_spec(spec)
+            assert spec is not None
+            assert spec.loader is not None
+            loaded[name], loaders[name] = importlib.util.module_from_spec(spec), spec.loader
             patch.setitem(sys.modules, path.stem, loaded[name])
         for name in ("reader", "transaction", "manager", "awaited"):
-            loaded[name].__spec__.loader.exec_module(loaded[name])
+            loaders[name].exec_module(loaded[name])
         yield loaded
 
 
-def test_a_facet_of_a_manager_runs_its_units(faces, path, pool):
-    class Manager(faces["manager"].ManagerFace, SessionManager):
-        pass
+def subclass(*bases: type) -> Any:
+    """Return a class of bases that no type checker knows."""
+    return type("Subclass", bases, {})
 
-    manager = Manager(path, pool=pool)
+
+def test_a_facet_of_a_manager_runs_its_units(faces, path, pool):
+    manager_type = subclass(faces["manager"].ManagerFace, SessionManager)
+    manager = manager_type(path, pool=pool)
     with manager:
         session = manager.create_session()
         facet = manager.rounds
@@ -76,14 +83,12 @@ def test_a_facet_of_a_manager_runs_its_units(faces, path, pool):
 
 
 def test_a_facet_of_a_transaction_runs_its_units(faces, path, pool):
-    class Transaction(faces["transaction"].TransactionFace, SessionTransaction):
-        pass
-
+    transaction_type = subclass(faces["transaction"].TransactionFace, SessionTransaction)
     with SessionManager(path, pool=pool) as manager:
-        handle = manager.handle
+        handle = file_handle(manager.handle)
 
         def work(database):
-            tx = Transaction(database, handle.claim)
+            tx = transaction_type(database, handle.claim)
             session = tx.create_session()
             round_ = tx.rounds.create(session.id, "Hello?")
             reader = faces["reader"].ReaderFace(database)
@@ -98,11 +103,10 @@ def test_a_facet_of_a_transaction_runs_its_units(faces, path, pool):
 
 
 def test_a_facet_for_coroutines_runs_its_units(faces, path, pool):
-    class Manager(AsyncSessionManager, faces["awaited"].AwaitedFace):
-        pass
+    manager_type = subclass(AsyncSessionManager, faces["awaited"].AwaitedFace)
 
     async def main():
-        manager = Manager(path, pool=pool)
+        manager = manager_type(path, pool=pool)
         async with manager:
             session = await manager.create_session()
             facet = manager.rounds
@@ -117,10 +121,8 @@ def test_a_facet_for_coroutines_runs_its_units(faces, path, pool):
 
 
 def test_a_facet_is_a_documented_attribute_and_errors_name_the_unit(faces, path, pool):
-    class Manager(faces["manager"].ManagerFace, SessionManager):
-        pass
-
-    assert inspect.getdoc(Manager.rounds) == "The rounds of a session."
+    manager_type = subclass(faces["manager"].ManagerFace, SessionManager)
+    assert inspect.getdoc(manager_type.rounds) == "The rounds of a session."
     source = inspect.getsource(faces["manager"].ManagerRounds.list)
     assert '"list_rounds"' in source
     # Inside the class `list` is the method.

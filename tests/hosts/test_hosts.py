@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from kits.waiting import SOON
+from kits.workspaces import id_of
 
 from mandrake_sessions import (
     DatabaseBusyError,
@@ -80,7 +81,7 @@ def test_closing_closes_every_workspace_and_works_again(root, pool):
     with pytest.raises(NotInitializedError):
         work.sessions.count_sessions()
     with manager:
-        assert manager.get_workspace(work.id).sessions.get_session(session.id) == session
+        assert manager.get_workspace(id_of(work)).sessions.get_session(session.id) == session
 
 
 def test_a_workspace_that_cannot_be_closed_keeps_no_other_open(root, pool, monkeypatch):
@@ -157,7 +158,7 @@ def test_a_relative_root_is_the_same_wherever_the_process_goes(tmp_path, pool, m
         assert work.path == here / "root" / "workspaces" / "work"
         assert elsewhere.path == there / "elsewhere"
         monkeypatch.chdir(tmp_path)
-        manager.delete_workspace(work.id)
+        manager.delete_workspace(id_of(work))
         assert list((here / "root" / "workspaces").iterdir()) == []
     assert by_default.root == here / "by-default"
     assert workspace.path == here / "workspace"
@@ -241,7 +242,7 @@ def test_the_error_of_a_duplicate_names_the_existing_workspace(tmp_path, mandrak
 
 def test_a_duplicate_is_refused_also_when_its_database_is_damaged(mandrake):
     work = mandrake.create_workspace("work")
-    mandrake.get_workspace(work.id).close()
+    mandrake.get_workspace(id_of(work)).close()
     work.sessions.path.write_bytes(b"no database, and longer than a header of one" * 30)
 
     with pytest.raises(WorkspaceAlreadyExistsError) as caught:
@@ -253,7 +254,7 @@ def test_a_duplicate_is_refused_also_when_its_database_is_damaged(mandrake):
 def test_a_new_workspace_shows_no_conversations_of_an_earlier_one(mandrake, pool):
     work = mandrake.create_workspace("work")
     session = work.sessions.create_session("of the first")
-    mandrake.unregister_workspace(work.id)
+    mandrake.unregister_workspace(id_of(work))
 
     with pytest.raises(WorkspaceAlreadyExistsError, match="adopt_workspace") as caught:
         mandrake.create_workspace("work")
@@ -283,7 +284,7 @@ def test_the_next_attempt_uses_the_files_that_a_creation_has_left(root, pool, ma
 
 def test_the_error_after_a_crash_between_registry_and_file_names_the_entry(root, pool, mandrake):
     work = mandrake.create_workspace("work")
-    mandrake.unregister_workspace(work.id)
+    mandrake.unregister_workspace(id_of(work))
     # As the crash leaves it: an entry that was never opened, and no file.
     entry = mandrake._transact(
         workspaces.register_workspace(mandrake._registry(), "work", str(work.path)),
@@ -317,13 +318,13 @@ def test_a_name_is_free_again_when_its_database_could_not_be_created(tmp_path, m
 def test_get_workspace_returns_the_same_initialised_manager_each_time(root, pool, in_threads):
     with MandrakeManager(root, pool=pool) as mandrake:
         work = mandrake.create_workspace("work")
-        assert mandrake.get_workspace(work.id) is work
+        assert mandrake.get_workspace(id_of(work)) is work
         work.close()
-        assert mandrake.get_workspace(work.id) is work
+        assert mandrake.get_workspace(id_of(work)) is work
         assert work.sessions.is_initialized
 
     with MandrakeManager(root, pool=pool) as mandrake:
-        first, *others = in_threads(8, lambda _: mandrake.get_workspace(work.id))
+        first, *others = in_threads(8, lambda _: mandrake.get_workspace(id_of(work)))
         assert all(each is first for each in others)
         assert first.sessions.is_initialized
         with pytest.raises(WorkspaceNotFoundError):
@@ -346,7 +347,7 @@ def test_unregister_closes_the_workspace_and_keeps_its_files(root, mandrake):
     session = work.sessions.create_session("kept")
     entry = work.workspace
 
-    assert mandrake.unregister_workspace(work.id) == entry
+    assert mandrake.unregister_workspace(id_of(work)) == entry
 
     assert not work.sessions.is_initialized
     assert mandrake.list_workspaces() == []
@@ -374,7 +375,7 @@ def test_delete_removes_the_database_and_its_entry(root, mandrake):
     work.sessions.create_session("gone")
     entry = work.workspace
 
-    assert mandrake.delete_workspace(work.id) == entry
+    assert mandrake.delete_workspace(id_of(work)) == entry
 
     assert list((root / "workspaces").iterdir()) == []
     assert mandrake.list_workspaces() == []
@@ -389,7 +390,7 @@ def test_delete_keeps_files_that_are_not_of_the_workspace(tmp_path, mandrake):
     (folder / "code.py").write_text("kept")
     (folder / ".ws" / "notes.txt").write_text("kept")
 
-    mandrake.delete_workspace(work.id)
+    mandrake.delete_workspace(id_of(work))
 
     names = sorted(str(each.relative_to(folder)) for each in folder.rglob("*"))
     assert names == [".ws", ".ws/notes.txt", "code.py"]
@@ -403,11 +404,11 @@ def test_delete_removes_nothing_while_another_manager_has_the_workspace_open(poo
     session = work.sessions.create_session("kept")
     with SessionManager(work.sessions.path, pool=pool) as other:
         with pytest.raises(DatabaseBusyError):
-            mandrake.delete_workspace(work.id, timeout=0)
+            mandrake.delete_workspace(id_of(work), timeout=0)
         assert other.get_session(session.id) == session
 
     assert mandrake.find_workspace("work") is not None
-    assert mandrake.get_workspace(work.id).sessions.get_session(session.id) == session
+    assert mandrake.get_workspace(id_of(work)).sessions.get_session(session.id) == session
 
 
 def test_delete_waits_as_long_as_the_managers_own_options_say(root, pool):
@@ -419,7 +420,7 @@ def test_delete_waits_as_long_as_the_managers_own_options_say(root, pool):
             SessionManager(work.sessions.path, pool=pool),
             pytest.raises(DatabaseBusyError) as caught,
         ):
-            mandrake.delete_workspace(work.id)
+            mandrake.delete_workspace(id_of(work))
         assert 0.5 <= caught.value.waited < SOON
 
 
@@ -429,9 +430,9 @@ def test_a_delete_that_failed_leaves_the_same_object(pool, mandrake):
         SessionManager(work.sessions.path, pool=pool),
         pytest.raises(DatabaseBusyError),
     ):
-        mandrake.delete_workspace(work.id, timeout=0)
+        mandrake.delete_workspace(id_of(work), timeout=0)
 
-    assert mandrake.get_workspace(work.id) is work
+    assert mandrake.get_workspace(id_of(work)) is work
 
 
 def test_delete_waits_until_another_manager_closes_the_workspace(pool, mandrake, monkeypatch):
@@ -465,9 +466,9 @@ def test_no_write_is_accepted_after_a_deletion(root, tmp_path, pool, mandrake):
     path = work.sessions.path
     sessions = work.sessions
     with MandrakeManager(root, pool=pool) as second:
-        held_before = second.get_workspace(work.id)
+        held_before = second.get_workspace(id_of(work))
         held_before.close()
-        mandrake.delete_workspace(work.id)
+        mandrake.delete_workspace(id_of(work))
 
         for attempt in (
             lambda: sessions.create_session("lost"),
@@ -475,9 +476,9 @@ def test_no_write_is_accepted_after_a_deletion(root, tmp_path, pool, mandrake):
             lambda: work.init().sessions.create_session("lost"),
             lambda: held_before.sessions.create_session("lost"),
             lambda: held_before.init().sessions.create_session("lost"),
-            lambda: second.get_workspace(work.id).sessions.create_session("lost"),
-            lambda: second.sessions_for(work.id).create_session("lost"),
-            lambda: mandrake.sessions_for(work.id).create_session("lost"),
+            lambda: second.get_workspace(id_of(work)).sessions.create_session("lost"),
+            lambda: second.sessions_for(id_of(work)).create_session("lost"),
+            lambda: mandrake.sessions_for(id_of(work)).create_session("lost"),
         ):
             with pytest.raises(MandrakeSessionsError):
                 attempt()
@@ -493,10 +494,10 @@ def test_a_missing_database_of_a_workspace_is_not_created_again(root, pool):
 
     with MandrakeManager(root, pool=pool) as mandrake:
         with pytest.raises(DatabaseMissingError):
-            mandrake.get_workspace(work.id)
+            mandrake.get_workspace(id_of(work))
         assert not path.exists()
         # It can be taken out of the registry all the same.
-        mandrake.delete_workspace(work.id)
+        mandrake.delete_workspace(id_of(work))
         assert mandrake.list_workspaces() == []
 
 
@@ -504,7 +505,7 @@ def test_sessions_for_returns_the_manager_of_the_system_or_of_a_workspace(mandra
     work = mandrake.create_workspace("work")
 
     assert mandrake.sessions_for(None) is mandrake.sessions
-    assert mandrake.sessions_for(work.id) is work.sessions
+    assert mandrake.sessions_for(id_of(work)) is work.sessions
     with pytest.raises(WorkspaceNotFoundError):
         mandrake.sessions_for("missing")
 
@@ -515,7 +516,7 @@ def test_hosts_share_one_pool(root, pool):
         MandrakeManager(root, pool=pool) as second,
     ):
         work = first.create_workspace("work")
-        assert second.get_workspace(work.id) is not work
+        assert second.get_workspace(id_of(work)) is not work
         assert pool.stats().handles == 4
         assert len(pool.stats().databases) == 2
         assert {each.path for each in pool.stats().databases} == {

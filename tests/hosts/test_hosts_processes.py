@@ -1,6 +1,7 @@
 """The registry of workspaces, with several processes."""
 
 import pytest
+from kits.workspaces import id_of
 
 from mandrake_sessions import DatabaseBusyError, MandrakeManager
 
@@ -105,12 +106,12 @@ def test_delete_removes_nothing_while_another_process_has_the_workspace_open(
         session_id = child.receive()
 
         with pytest.raises(DatabaseBusyError) as caught:
-            mandrake.delete_workspace(work.id, timeout=0.2)
+            mandrake.delete_workspace(id_of(work), timeout=0.2)
 
         assert caught.value.waited >= 0.2
         assert ask(child, "write") == "done"
         assert mandrake.find_workspace("work") is not None
-        again = mandrake.get_workspace(work.id)
+        again = mandrake.get_workspace(id_of(work))
         assert again.sessions.get_session(session_id).title == "of the child"
         assert again.sessions.count_sessions() == 2
         finish(child)
@@ -126,7 +127,7 @@ def test_no_write_of_another_process_is_accepted_after_a_deletion(
         child.receive()
         assert ask(child, "close") == "done"
 
-        mandrake.delete_workspace(work.id, timeout=120)
+        mandrake.delete_workspace(id_of(work), timeout=120)
 
         assert ask(child, attempt).endswith("Error")
         assert not work.sessions.path.exists()
@@ -144,7 +145,7 @@ def test_delete_loses_no_row_that_another_process_writes_meanwhile(tmp_path, poo
             assert ask(child, "close") == "done"
             child.send("open and write")
             try:
-                mandrake.delete_workspace(work.id, timeout=0.05)
+                mandrake.delete_workspace(id_of(work), timeout=0.05)
             except DatabaseBusyError:
                 assert child.receive() == "done"
                 continue
@@ -153,6 +154,6 @@ def test_delete_loses_no_row_that_another_process_writes_meanwhile(tmp_path, poo
             break
         else:
             assert ask(child, "close") == "done"
-            count = mandrake.get_workspace(work.id).sessions.count_sessions()
+            count = mandrake.get_workspace(id_of(work)).sessions.count_sessions()
             assert count == 11
         finish(child)

@@ -26,6 +26,7 @@ from mandrake_sessions import (
     WorkspaceNotFoundError,
     WorkspacePlaceError,
 )
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.records import sql
 from mandrake_sessions.workspace import workspace_database
 
@@ -112,7 +113,10 @@ def test_paths_below_the_root_are_stored_relative_to_it(
     root = tmp_path / "root"
     make(open_root, root, inside=None, outside=tmp_path / "outside", deep=root / "a" / "deep")
 
-    with SessionManager(root / "db.sqlite", pool=pool) as system, system.handle.read() as tx:
+    with (
+        SessionManager(root / "db.sqlite", pool=pool) as system,
+        file_handle(system.handle).read() as tx,
+    ):
         assert {row[1]: row[2] for row in tx.rows(sql.ALL_WORKSPACES)} == {
             "inside": "workspaces/inside",
             "deep": "a/deep",
@@ -272,7 +276,10 @@ def test_entries_of_an_earlier_version_move_with_their_root_after_an_opening(
 ) -> None:
     root = tmp_path / "root"
     ids = make(open_root, root, work=None)
-    with SessionManager(root / "db.sqlite", pool=pool) as system, system.handle.write() as tx:
+    with (
+        SessionManager(root / "db.sqlite", pool=pool) as system,
+        file_handle(system.handle).write() as tx,
+    ):
         stored = {"path": str(root / "workspaces" / "work"), "id": ids["work"], "description": None}
         tx.rows(sql.MOVE_WORKSPACE, stored)
 
@@ -734,7 +741,7 @@ def test_a_damaged_note_of_the_registrar_keeps_no_workspace_closed(
     ids = make(open_root, tmp_path / "root", outside=tmp_path / "outside")
     with SessionManager(tmp_path / "root" / "db.sqlite", pool=pool) as system:
         values = {"key": f"registrar:{ids['outside']}", "value": note}
-        system.handle.transact(lambda tx: tx.run(sql.PUT_REGISTRAR, values))
+        file_handle(system.handle).transact(lambda tx: tx.run(sql.PUT_REGISTRAR, values))
 
     with open_root(tmp_path / "root") as host:
         assert titles(host.get_workspace(ids["outside"])) == ["outside"]

@@ -7,12 +7,14 @@ import itertools
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 from kits.waiting import PATIENCE
+from kits.workspaces import id_of
 
 import mandrake_sessions
 from mandrake_sessions import (
@@ -109,7 +111,7 @@ def test_a_folder_that_is_swapped_between_two_steps_harms_no_other(
 
         swap = Swap(at, here / place, victim / ".ws" if place.endswith(".ws") else victim)
         with new_pool(0.3) as pool, MandrakeManager(here / "root", pool=pool) as mandrake:
-            swap.call(lambda mandrake=mandrake, id=made.id: work(mandrake, id))
+            swap.call(partial(work, mandrake, id_of(made)))
 
         after = contents(victim)
         assert {name: after.get(name) for name in before} == before, at

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from sqlalchemy import bindparam, insert, select
 
 from mandrake_sessions import schema
-from mandrake_sessions.database.connection.transaction import WriteTransaction
-from mandrake_sessions.database.pool.file_handle import FileHandle
+from mandrake_sessions.database.pool.file_handle import file_handle
+from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.engine.transaction import WriteTransaction
 from tools.generate.compiler import compiled
 
 _meta = schema.meta.c
@@ -29,6 +30,7 @@ def adding(key: str, value: str = "") -> Callable[[WriteTransaction], str]:
     return lambda tx: add(tx, key, value)
 
 
-def keys(handle: FileHandle) -> set[str]:
+def keys(handle: DatabaseHandle) -> set[str]:
     """Return the keys that are stored."""
-    return {row[0] for row in handle.query(lambda tx: tx.rows(KEYS))} - _FACTS
+    found = file_handle(handle).query(lambda tx: tx.rows(KEYS))
+    return {row[0] for row in found} - _FACTS

@@ -17,7 +17,7 @@ What it must not wait for lasts longer in the tests that measure it.
 """
 
 
-def until(condition: Callable[[], Any], why: object = "it did not happen") -> None:
+def until(condition: Callable[..., Any], why: object = "it did not happen") -> None:
     """Wait for what nothing announces: look until it is so."""
     deadline = monotonic() + PATIENCE
     never = threading.Event()

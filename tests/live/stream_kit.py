@@ -8,6 +8,7 @@ from typing import Any
 import apsw
 
 from mandrake_sessions import SessionManager
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.streaming.flusher import Flusher
 from mandrake_sessions.live.streaming.writer import TurnWriter
@@ -15,7 +16,7 @@ from mandrake_sessions.live.streaming.writer import TurnWriter
 
 def flusher_of(sessions: SessionManager) -> Flusher:
     """Return the flusher of a manager's file."""
-    return Hub.of(sessions.handle.file).flusher
+    return Hub.of(file_handle(sessions.handle).file).flusher
 
 
 def stream(sessions: SessionManager, response_id: str, **fields: Any) -> TurnWriter:

@@ -24,6 +24,7 @@ from mandrake_sessions import (
     SessionManager,
     TurnStatus,
 )
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.live import patrol as patrol_module
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.patrol import INTERVAL, patrol
@@ -279,7 +280,7 @@ def test_a_fork_waits_for_the_check_of_a_file(
 
 def settled(sessions: SessionManager) -> Hub:
     """Return the hub of a file that was looked at often enough after the last write."""
-    hub = Hub.of(sessions.handle.file)
+    hub = Hub.of(file_handle(sessions.handle).file)
     # Only the test looks.
     patrol.remove(hub)
     for _ in range(20):
@@ -300,12 +301,12 @@ def test_a_quiet_file_is_not_read(statements: Any, sessions: SessionManager) -> 
 
 
 def test_a_check_is_no_use_of_a_file(sessions: SessionManager) -> None:
-    hub = settled(sessions)
+    hub, file = settled(sessions), file_handle(sessions.handle).file
     sessions.create_session("A use")
-    used_at = hub.file.used_at
+    used_at = file.used_at
     hub.liveness.check()
-    assert hub.file.used_at == used_at
-    assert hub.file.is_quiet
+    assert file.used_at == used_at
+    assert file.is_quiet
 
 
 def test_a_check_does_not_notice_that_a_file_was_moved(
@@ -313,7 +314,7 @@ def test_a_check_does_not_notice_that_a_file_was_moved(
 ) -> None:
     """A file may be renamed away and back while no caller uses it."""
     with SessionManager(ready_path, pool=pool) as sessions:
-        hub = Hub.of(sessions.handle.file)
+        hub = Hub.of(file_handle(sessions.handle).file)
         away = ready_path.with_name("away.sqlite")
         ready_path.rename(away)
         os.utime(f"{ready_path}-wal")
@@ -376,7 +377,7 @@ def test_every_init_finds_the_turns_of_dead_hosts_ended(
     start_child: Callable[..., Any],
 ) -> None:
     # Only the inits look here, one right after the other.
-    patrol.remove(Hub.of(sessions.handle.file))
+    patrol.remove(Hub.of(file_handle(sessions.handle).file))
     hosts = [host_of(start_child, sessions.path, response.id) for _ in range(4)]
     for host, turn_id in hosts:
         SessionManager(sessions.path, pool=pool).init().close()
@@ -393,7 +394,7 @@ def test_inits_at_once_all_find_the_turn_of_a_dead_host_ended(
     start_child: Callable[..., Any],
     in_threads: Callable[..., list[TurnStatus]],
 ) -> None:
-    patrol.remove(Hub.of(sessions.handle.file))
+    patrol.remove(Hub.of(file_handle(sessions.handle).file))
     host, turn_id = host_of(start_child, sessions.path, response.id)
     kill(host)
 

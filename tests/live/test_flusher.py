@@ -26,6 +26,7 @@ from mandrake_sessions import (
     TurnNotFoundError,
     TurnStatus,
 )
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.engine.budget import Budget
 from mandrake_sessions.errors import (
     DatabaseBusyError,
@@ -72,7 +73,7 @@ def flusher_threads() -> list[threading.Thread]:
 
 def limit_pages(sessions: SessionManager, more: int | None) -> None:
     """Let the database grow by so many pages and no more, as a full disk would."""
-    with sessions.handle.file.exclusive("test", Budget(10)) as connection:
+    with file_handle(sessions.handle).file.exclusive("test", Budget(10)) as connection:
         pages = connection.value("PRAGMA page_count")
         most = 1_000_000 if more is None else pages + more
         connection.value(f"PRAGMA max_page_count={most}")

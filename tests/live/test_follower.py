@@ -2,6 +2,7 @@
 
 import os
 import threading
+from typing import Any
 
 import apsw
 import pytest
@@ -9,7 +10,7 @@ from kits.waiting import PATIENCE, until
 from structlog.testing import capture_logs
 from watching_kit import Heard, Watching, nothing_more, shown, take_until, threads_of
 
-from mandrake_sessions import ForkedPoolError, SessionManager, TurnStatus
+from mandrake_sessions import ForkedPoolError, SessionManager, TurnStatus, TurnUpdate
 from mandrake_sessions.live.watching import watched
 from mandrake_sessions.live.watching.listeners import Listener, ListenerThreads
 from mandrake_sessions.live.watching.mailbox import Mailbox
@@ -210,7 +211,7 @@ def test_everything_is_read_anew_after_a_gap(watching, sessions, response, path)
         ("DELETE FROM changes",),
         ("INSERT INTO changes VALUES (20000, ?, 'turn', 'x', 'update')", (session.id,)),
     )
-    found = {}
+    found: dict[str, Any] = {}
     while len(found) < 2:
         update = watch.receive(PATIENCE)
         found[update.id] = update
@@ -274,7 +275,7 @@ def test_a_watch_does_not_wait_for_a_writer(watching, sessions, response):
     turn = sessions.create_turn(response.id)
     with sessions.transaction() as tx:
         tx.update_turn(turn.id, content="x")
-        found = []
+        found: list[TurnUpdate] = []
         thread = threading.Thread(
             target=lambda: found.extend(
                 watch.receive(PATIENCE) for watch in [watching.response(response.id)]
@@ -310,7 +311,12 @@ def test_a_hundred_watchers_cost_one_read(watching, sessions, response):
         reads = []
         follower = watching.follower
         fetch = follower._file.fetch
-        follower._file.fetch = lambda work, *rest: (reads.append(1), fetch(work, *rest))[1]
+
+        def counted(work, *rest):
+            reads.append(1)
+            return fetch(work, *rest)
+
+        follower._file.fetch = counted
         watches = [watching.response(response.id) for _ in range(100)]
         # One look at the changes for each, no state.
         assert len(reads) <= 110
@@ -320,7 +326,8 @@ def test_a_hundred_watchers_cost_one_read(watching, sessions, response):
 
 def test_listeners_are_called_one_at_a_time():
     listener_threads = ListenerThreads()
-    overlaps, inside = [], []
+    overlaps: list[bool] = []
+    inside: list[int] = []
     done = threading.Event()
 
     class Holder:
@@ -390,7 +397,8 @@ def test_a_subscriber_that_cannot_be_served_harms_no_other(watching, sessions, r
     with capture_logs() as logs:
         for kind in (TurnTarget, ResponseTarget, SessionTarget):
             # Nothing that could be looked for: no boundary lets it in.
-            joining = Joining(Mailbox(sessions), kind, ["unhashable"])
+            unhashable: Any = ["an id"]
+            joining = Joining(Mailbox(sessions), kind, unhashable)
             joining.is_waited_for = True
             watching.follower.subscribe(joining)
             with pytest.raises(TypeError):

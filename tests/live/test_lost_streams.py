@@ -22,6 +22,7 @@ from mandrake_sessions import (
     SessionManager,
     TurnStatus,
 )
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.errors import (
     CommitOutcomeUnknownError,
     DatabaseMovedError,
@@ -30,6 +31,7 @@ from mandrake_sessions.errors import (
     StorageFullError,
     TurnInterruptedError,
 )
+from mandrake_sessions.live import text
 from mandrake_sessions.live.streaming import lost_turns
 from mandrake_sessions.live.streaming.buffers import PendingChunk, TextBuffer, remainders_of
 from mandrake_sessions.live.text import GrowingText
@@ -37,7 +39,7 @@ from mandrake_sessions.records.recovery import interrupt_turns_of
 from mandrake_sessions.records.streaming import Chunk
 from mandrake_sessions.testing import FaultVFS
 
-LIVE = str(Path(sys.modules[GrowingText.__module__].__file__).parent)
+LIVE = str(Path(text.__file__).parent)
 
 
 @cache
@@ -232,7 +234,7 @@ def test_turns_of_a_retired_file_are_ended_at_the_next_opening(path, pool):
     writer = stream(sessions, response.id)
     writer.write("stored")
     writer.flush()
-    sessions.handle.file.retire("for the test")
+    file_handle(sessions.handle).file.retire("for the test")
     until(lambda: writer.is_finished)
     with pytest.raises(DatabaseMovedError):
         writer.write("more")
@@ -335,6 +337,7 @@ def test_watchers_see_how_a_stream_ended_when_the_pool_closes(path):
         for update in watch:
             shown, last = shown[: update.offset] + update.text, update
     assert shown == "until the end"
+    assert last is not None
     assert last.status is TurnStatus.INTERRUPTED
     with pytest.raises(TurnInterruptedError):
         writer.write("more")

@@ -139,7 +139,8 @@ def test_backoff_polls_soon_then_rarely_then_no_more():
     backoff = Backoff()
     assert backoff.due is None
     backoff.start(100.0)
-    times, now = [], 100.0
+    times: list[float] = []
+    now = 100.0
     while backoff.due is not None:
         now = backoff.due
         times.append(now - 100.0)

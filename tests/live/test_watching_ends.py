@@ -115,7 +115,9 @@ def test_a_request_that_changes_while_the_clock_stands_still_is_delivered(
             take_until(
                 watch,
                 lambda event, content=content: (
-                    isinstance(event, RoundUpdate) and event.round.request.content == content
+                    isinstance(event, RoundUpdate)
+                    and event.round is not None
+                    and event.round.request.content == content
                 ),
             )
 

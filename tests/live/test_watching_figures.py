@@ -38,7 +38,7 @@ def test_updates_inside_a_process_arrive_soon(sessions, response, watchers):
     watching = Watching(sessions)
     turn = sessions.create_turn(response.id)
     watches = [watching.response(response.id, follow=True) for _ in range(watchers)]
-    arrivals = [[] for _ in watches]
+    arrivals: list[list[float]] = [[] for _ in watches]
     seen = threading.Semaphore(0)
 
     def follow(number):

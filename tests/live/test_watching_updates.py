@@ -17,6 +17,7 @@ from mandrake_sessions import (
     ResponseNotFoundError,
     SessionManager,
     SessionNotFoundError,
+    Subscription,
     TurnNotFoundError,
     TurnStatus,
 )
@@ -65,7 +66,7 @@ def test_a_failed_turn_ends_the_response_also_with_tool_calls(watching, sessions
 def test_a_hundred_watchers_see_first_state_later_turns_and_end(watching, sessions, response):
     first = sessions.create_turn(response.id, content="0")
     watches = [watching.response(response.id) for _ in range(100)]
-    received = [[] for _ in watches]
+    received: list[list[TurnUpdate]] = [[] for _ in watches]
     first_seen = threading.Barrier(101)
 
     def follow(number):
@@ -176,7 +177,7 @@ def test_a_change_of_another_field_repeats_no_text(watching, sessions, response)
 def test_revisions_go_forward_under_eight_writers(watching, sessions, response, in_threads):
     turns = [sessions.create_turn(response.id) for _ in range(4)]
     watch = watching.response(response.id, follow=True)
-    received = {turn.id: [] for turn in turns}
+    received: dict[str, list[int]] = {turn.id: [] for turn in turns}
 
     def collect():
         for update in watch:
@@ -367,7 +368,7 @@ def test_a_raising_listener_is_logged_without_text_and_called_again(watching, se
 def test_a_listener_may_close_its_own_subscription(watching, sessions, response):
     turn = sessions.create_turn(response.id)
     heard = Heard()
-    subscriptions = []
+    subscriptions: list[Subscription] = []
 
     def once(update):
         subscriptions[0].close()

@@ -7,6 +7,7 @@ import threading
 import warnings
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import structlog.testing
@@ -238,7 +239,7 @@ def test_tool_calls_are_paired_with_their_results(sessions, response):
 
 
 def test_a_tool_call_is_what_it_was_when_it_was_made(sessions, response):
-    call = {"name": "ls", "arguments": ["a"]}
+    call: dict[str, Any] = {"name": "ls", "arguments": ["a"]}
     with stream(sessions, response.id) as writer:
         pending = writer.tool_call(call)
         call["arguments"].append("b")

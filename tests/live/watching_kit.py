@@ -1,10 +1,12 @@
 """Watching the database of a manager, and waiting for updates."""
 
 import threading
+from typing import Any
 
 from kits.waiting import PATIENCE
 
 from mandrake_sessions import SessionManager
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.watching import subscription
 from mandrake_sessions.live.watching.follower import Follower
@@ -18,7 +20,7 @@ class Watching:
 
     @property
     def hub(self) -> Hub:
-        return Hub.of(self.sessions.handle.file)
+        return Hub.of(file_handle(self.sessions.handle).file)
 
     @property
     def follower(self) -> Follower:
@@ -41,7 +43,7 @@ class Heard:
     """A listener that keeps its updates, for a test to wait for."""
 
     def __init__(self) -> None:
-        self.updates = []
+        self.updates: list[Any] = []
         self._changed = threading.Condition()
 
     def __call__(self, update) -> None:
@@ -57,7 +59,7 @@ class Heard:
 
 def take_until(watch, is_there):
     """Take updates until one is as wanted; return all of them."""
-    updates = []
+    updates: list[Any] = []
     while True:
         update = watch.receive(PATIENCE)
         assert update is not None, f"{updates} and then nothing"

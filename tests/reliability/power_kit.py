@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import apsw
 from sweep_kit import plain, require_whole
@@ -34,7 +35,7 @@ _UNITS = """
 """
 
 
-def pool_on(vfs: PowerLossVFS | None, durability: Durability, **options: float) -> ConnectionPool:
+def pool_on(vfs: PowerLossVFS | None, durability: Durability, **options: Any) -> ConnectionPool:
     """Make a pool, on a disk whose power can be cut or on a real one."""
     database = DatabaseOptions(
         vfs=None if vfs is None else vfs.name, durability=durability, **options

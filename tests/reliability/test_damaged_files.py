@@ -37,6 +37,7 @@ from mandrake_sessions import (
     salvage,
 )
 from mandrake_sessions.database.open_file import lifecycle, witness
+from mandrake_sessions.database.pool.file_handle import file_handle
 
 FAST = PoolOptions(database=DatabaseOptions(durability=Durability.FAST), linger=0)
 REFUSED = {CorruptDatabaseError.__name__, DatabaseMovedError.__name__}
@@ -191,8 +192,8 @@ def fill(sessions: SessionManager, title: str, count: int) -> None:
 
 
 def checkpoint(sessions: SessionManager) -> None:
-    sessions.handle.file.checkpoint()
-    assert sessions.handle.file.checkpointer.backlog == 0
+    file_handle(sessions.handle).file.checkpoint()
+    assert file_handle(sessions.handle).file.checkpointer.backlog == 0
 
 
 @pytest.fixture
@@ -244,7 +245,7 @@ def test_the_first_write_after_the_damage_is_refused_in_every_process(
     assert outcome(lambda: sessions.create_session("lost")) in REFUSED
     assert beside.do("write") in REFUSED
     # Neither a checkpoint nor a closing writes into what is there.
-    sessions.handle.file.checkpoint()
+    file_handle(sessions.handle).file.checkpoint()
     beside.do("checkpoint")
     sessions.close()
     beside.close()
@@ -262,7 +263,7 @@ def test_a_checkpoint_that_comes_first_writes_nothing_into_a_damaged_file(
     assert beside.do("read") == "done"
     run(DAMAGES[name], sessions.path)
     after = content(sessions.path)
-    sessions.handle.file.checkpoint()
+    file_handle(sessions.handle).file.checkpoint()
     beside.do("checkpoint")
     assert content(sessions.path) == after
     assert outcome(lambda: sessions.create_session("lost")) in REFUSED
@@ -305,7 +306,7 @@ def test_every_way_to_write_is_refused(sessions: SessionManager, way: str) -> No
                 tx.create_session("lost")
         elif way == "stream":
             with sessions.stream_turn(response.id) as turn:
-                turn.append("lost")
+                turn.write("lost")
         else:
             with sessions.handle.sqlalchemy() as lent:
                 lent.exec_driver_sql("DELETE FROM sessions")
@@ -497,7 +498,7 @@ def test_a_parked_file_that_another_process_has_written_to_is_as_it_should_be(
     assert beside.do("write") == "done"
     beside.close()
     assert parked.count_sessions() == 31
-    assert parked.handle.file.witness.is_doubted is (largest > 0)
+    assert file_handle(parked.handle).file.witness.is_doubted is (largest > 0)
     parked.create_session("more")
     assert parked.count_sessions() == 32
 
@@ -511,7 +512,7 @@ def test_the_first_use_of_a_new_file_is_no_reason_to_check_its_pages(
     with ConnectionPool(FAST) as pool, SessionManager(path, pool=pool) as sessions:
         for _ in range(3):
             sessions.create_session()
-        assert sessions.handle.file.inspections.most == 0
+        assert file_handle(sessions.handle).file.inspections.most == 0
 
 
 @pytest.mark.parametrize("name", ["random bytes in its middle", "cut by a page"])
@@ -540,7 +541,7 @@ def test_looking_at_the_pages_drops_no_lock(sessions: SessionManager) -> None:
     assert before
     run(HARMLESS["touched"], sessions.path)
     sessions.create_session("more")
-    assert not sessions.handle.file.witness.is_doubted
+    assert not file_handle(sessions.handle).file.witness.is_doubted
     assert locks() == before
 
 
@@ -572,7 +573,7 @@ def test_checkpoints_of_other_processes_are_no_damage(sessions: SessionManager) 
         written += 1
     assert [each.wait() for each in storm] == [0, 0, 0]
     assert sessions.health().is_usable
-    assert sessions.handle.file.refusal.damage is None
+    assert file_handle(sessions.handle).file.refusal.damage is None
     titles = [each.title for each in sessions.list_sessions(limit=10_000)]
     assert (titles.count("here"), titles.count("elsewhere")) == (written, 900)
 
@@ -673,7 +674,7 @@ def test_a_check_of_pages_that_takes_too_long_is_abandoned_and_logged(
     endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c) SELECT max(n) FROM c"
     monkeypatch.setattr(witness, "_CHECK", endless)
     run(HARMLESS["touched"], sessions.path)
-    outcomes = []
+    outcomes: list[str] = []
     with capture_logs() as logs:
         while not outcomes or outcomes[-1] != "done":
             outcomes.append(outcome(lambda: sessions.create_session("more")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -24,6 +24,7 @@ from mandrake_sessions import (
     SessionManager,
     StorageFullError,
 )
+from mandrake_sessions.database.error_codes import extended_code
 from mandrake_sessions.testing import Fault, FaultVFS, PowerLossVFS, failure
 from mandrake_sessions.testing.disk import (
     Disk,
@@ -108,7 +109,7 @@ def test_each_operation_fails_with_a_code_of_its_own(faulty, path, operation, co
         raw.pragma("synchronous", "full")
         with faulty.failing("wal", operation), pytest.raises(apsw.IOError) as caught:
             raw.execute("INSERT INTO facts VALUES (1, 'lost')")
-    assert caught.value.extendedresult == code
+    assert extended_code(caught.value) == code
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_a_fault_that_could_never_strike_is_refused(wrong):
 # -- the one whose power is cut -----------------------------------------------------------------
 
 
-def survivors(events: list[Event], count: int = 200) -> set[bytes | None]:
+def survivors(events: Sequence[Event], count: int = 200) -> set[bytes | None]:
     """Return everything that cuts after some events left of the file."""
     disk = Disk()
     for index, event in enumerate(events):
@@ -224,13 +225,13 @@ def found(content: bytes) -> Named:
 
 
 def test_synced_bytes_are_there_and_others_may_be():
-    events = [found(b"...."), Written(0, 0, b"ab"), Synced(0, 2), Written(0, 2, b"cd")]
+    events: list[Event] = [found(b"...."), Written(0, 0, b"ab"), Synced(0, 2), Written(0, 2, b"cd")]
 
     assert survivors(events) == {b"ab..", b"abcd"}
 
 
 def test_a_sync_keeps_only_what_was_written_before_it_began():
-    events = [found(b"...."), Written(0, 0, b"ab"), Written(0, 2, b"cd"), Synced(0, 2)]
+    events: list[Event] = [found(b"...."), Written(0, 0, b"ab"), Written(0, 2, b"cd"), Synced(0, 2)]
 
     assert survivors(events) == {b"ab..", b"abcd"}
 
@@ -239,10 +240,11 @@ def test_a_long_write_is_torn_at_sectors():
     sectors = [bytes([letter]) * SECTOR for letter in b"abc"]
     left = survivors([found(bytes(3 * SECTOR)), Written(0, 0, b"".join(sectors))], 1000)
 
-    assert {len(each) for each in left} == {3 * SECTOR}
+    whole = [each for each in left if each is not None and len(each) == 3 * SECTOR]
+    assert len(whole) == len(left)
     pieces = {
         tuple(each[start : start + SECTOR] for start in range(0, 3 * SECTOR, SECTOR))
-        for each in left
+        for each in whole
     }
     assert pieces == {
         (first, second, third)
@@ -254,12 +256,12 @@ def test_a_long_write_is_torn_at_sectors():
 
 def test_a_new_length_may_be_lost_and_a_later_write_kept():
     assert survivors([found(b"abcd"), Resized(0, 2)]) == {b"abcd", b"ab"}
-    events = [found(b"abcd"), Resized(0, 0), Written(0, 0, b"z")]
+    events: list[Event] = [found(b"abcd"), Resized(0, 0), Written(0, 0, b"z")]
     assert survivors(events) == {b"abcd", b"", b"z", b"zbcd"}
 
 
 def test_a_new_name_may_be_lost_until_its_folder_is_synced():
-    made = [Named(PATH, 0), Written(0, 0, b"a"), Synced(0, 2)]
+    made: list[Event] = [Named(PATH, 0), Written(0, 0, b"a"), Synced(0, 2)]
 
     assert survivors(made) == {None, b"a"}
     assert survivors([*made, FolderSynced("/folder", 3)]) == {b"a"}
@@ -267,7 +269,7 @@ def test_a_new_name_may_be_lost_until_its_folder_is_synced():
 
 
 def test_a_removed_file_may_come_back():
-    removed = [found(b"a"), Named(PATH, None)]
+    removed: list[Event] = [found(b"a"), Named(PATH, None)]
 
     assert survivors(removed) == {b"a", None}
     assert survivors([*removed, FolderSynced("/folder", 2)]) == {None}

@@ -427,27 +427,26 @@ let_pass = pytest.mark.filterwarnings(
 )
 
 
+CASES: list[tuple[Work, str]] = [
+    (CreateRound(), "talked"),
+    (UpdateTurn(), "talked"),
+    (Transaction(), "talked"),
+    *((call, "talked") for call in CALLS),
+    (Backup(), "talked"),
+    (Opening(), "empty"),
+    (Rebuild(), "older"),
+    (Recovery(), "left_behind"),
+    (Checkpoint(), "talked"),
+    (Closing(), "talked"),
+    (SharedCommit(), "talked"),
+    (Stream(), "talked"),
+]
+
+
 @let_pass
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("work", "start"),
-    [
-        pytest.param(work, start, id=work.name)
-        for work, start in (
-            (CreateRound(), "talked"),
-            (UpdateTurn(), "talked"),
-            (Transaction(), "talked"),
-            *((call, "talked") for call in CALLS),
-            (Backup(), "talked"),
-            (Opening(), "empty"),
-            (Rebuild(), "older"),
-            (Recovery(), "left_behind"),
-            (Checkpoint(), "talked"),
-            (Closing(), "talked"),
-            (SharedCommit(), "talked"),
-            (Stream(), "talked"),
-        )
-    ],
+    ("work", "start"), [pytest.param(work, start, id=work.name) for work, start in CASES]
 )
 def test_every_operation_of_a_case_may_fail(
     work: Work, start: str, request: pytest.FixtureRequest, tmp_path: Path, campaign: Any

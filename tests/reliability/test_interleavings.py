@@ -36,15 +36,16 @@ from mandrake_sessions import (
 from mandrake_sessions.aio import AsyncSessionManager, cancelled_call
 from mandrake_sessions.aio import calls as calls_module
 from mandrake_sessions.database.connection.connection import Connection
-from mandrake_sessions.database.connection.transaction import WriteTransaction
 from mandrake_sessions.database.leasing import writer as scope_module
 from mandrake_sessions.database.leasing.queue import Group, LeaseQueue
 from mandrake_sessions.database.open_file import closing as closing_module
 from mandrake_sessions.database.open_file.file import DatabaseFile
 from mandrake_sessions.database.pool import pool as pool_module
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 from mandrake_sessions.database.pool.slots import Slot, SlotState
 from mandrake_sessions.engine.budget import Budget
+from mandrake_sessions.engine.transaction import WriteTransaction
 from mandrake_sessions.engine.waiters import Waiter
 from mandrake_sessions.live.hub import Hub
 
@@ -258,7 +259,7 @@ def test_closing_lets_a_waiter_of_the_lease_work_and_refuses_later_ones(
     def story(stage: Stage) -> None:
         path = fresh()
         pool = quick_pool()
-        handle = pool.acquire(path)
+        handle = file_handle(pool.acquire(path))
         holding = Holding(handle.write, adding("holder"))
         stage.watch_lock(Waiter, "wake")
         stage.stop_before(LeaseQueue, "acquire")
@@ -303,7 +304,7 @@ def test_ctrl_c_between_hand_off_and_acceptance_leaves_the_lease_free(
     conditions = set()
 
     def story(stage: Stage) -> None:
-        with quick_pool() as pool, pool.acquire(fresh()) as handle:
+        with quick_pool() as pool, file_handle(pool.acquire(fresh())) as handle:
             queue = handle.file.writer.queue
             stage.watch_lock(Waiter, "wake", interrupted="waiter", has_lock=has_lock)
             stage.stop_before(scope_module, "commit")
@@ -356,7 +357,7 @@ def test_ctrl_c_at_any_call_leaves_the_lease_free(
                      Ctrl-C at each call of it
         member              waits .................................................. woken
     """
-    with quick_pool() as pool, pool.acquire(fresh()) as handle:
+    with quick_pool() as pool, file_handle(pool.acquire(fresh())) as handle:
         queue, connection = handle.file.writer.queue, handle.file.writer.connection
 
         def store(key: str, fails: bool = False) -> None:
@@ -412,7 +413,7 @@ def test_ctrl_c_at_any_call_of_a_scope_leaves_the_lease_free(
     fresh: Callable[[], Path], way: str
 ) -> None:
     """As above, for a block, a snapshot and a read."""
-    with quick_pool() as pool, pool.acquire(fresh()) as handle:
+    with quick_pool() as pool, file_handle(pool.acquire(fresh())) as handle:
         keys(handle)
         connections = handle.file.leased_connections()
 
@@ -460,14 +461,14 @@ def test_ctrl_c_at_any_call_of_an_acquire_leaves_no_thread_waiting(tmp_path: Pat
             path = tmp_path / f"{number}" / "db.sqlite"
             path.parent.mkdir()
             pool = quick_pool()
-            taken: list[DatabaseHandle] = []
+            taken: list[FileHandle] = []
 
             def take(
                 pool: ConnectionPool = pool,
                 path: Path = path,
-                taken: list[DatabaseHandle] = taken,
+                taken: list[FileHandle] = taken,
             ) -> None:
-                taken.append(pool.acquire(path))
+                taken.append(file_handle(pool.acquire(path)))
 
             error = Thread(lambda n=number, work=take: interrupted_at(n, work)).result()
             stuck = [slot for slot in pool._slots.values() if slot.state is SlotState.OPENING]
@@ -540,7 +541,7 @@ def test_an_await_that_is_cancelled_after_the_outcome_loses_nothing(
                 assert outcome is not None
                 assert outcome.is_committed is (moment != "before it begins")
                 assert stored == ([outcome.result] if outcome.is_committed else [])
-                assert sessions.sync.handle.file.writer.queue.holder == 0
+                assert file_handle(sessions.sync.handle).file.writer.queue.holder == 0
                 await sessions.create_session("next")
 
     asyncio.run(main(), debug=True)
@@ -563,7 +564,7 @@ def test_an_interrupt_at_a_deadline_never_hits_the_next_holder(
     conditions = set()
 
     def story(stage: Stage) -> None:
-        with quick_pool() as pool, pool.acquire(fresh()) as handle:
+        with quick_pool() as pool, file_handle(pool.acquire(fresh())) as handle:
             writer = handle.file.writer
             stage.watch_lock(Waiter, "wake")
             stage.stop_after(scope_module, "begin_immediate")
@@ -602,7 +603,7 @@ def test_the_interrupt_of_a_closing_hits_the_holder_of_the_lease_and_no_later_on
     def story(stage: Stage) -> None:
         path = fresh()
         pool = quick_pool()
-        handle = pool.acquire(path)
+        handle = file_handle(pool.acquire(path))
         stage.watch_lock(Waiter, "wake")
         stage.stop_before(Connection, "cancel")
 
@@ -735,7 +736,7 @@ def test_a_checkpoint_and_a_long_reader_do_not_harm_each_other(
 
     def story(stage: Stage) -> None:
         path = fresh()
-        with quick_pool() as pool, pool.acquire(path) as handle:
+        with quick_pool() as pool, file_handle(pool.acquire(path)) as handle:
             file = handle.file
             handle.transact(adding("before"))
             stage.watch_lock(Waiter, "wake")
@@ -801,7 +802,7 @@ def test_a_retirement_during_a_commit_loses_no_acknowledged_row(
         path = fresh()
         away = path.with_name(f"{path.name}.away")
         with quick_pool() as pool:
-            handle = pool.acquire(path)
+            handle = file_handle(pool.acquire(path))
             keys(handle)
             stage.watch_lock(Waiter, "wake")
             stage.stop_before(scope_module, "begin_immediate", "commit")
@@ -846,7 +847,7 @@ def test_a_handle_on_a_retired_file_says_so_also_after_it_is_closed(
 ) -> None:
     """The error of a late caller says to open it again, not that the pool is closed: it is not."""
     path = fresh()
-    with quick_pool() as pool, pool.acquire(path) as handle:
+    with quick_pool() as pool, file_handle(pool.acquire(path)) as handle:
         path.rename(path.with_name("away"))
         for _ in range(2):
             with pytest.raises(DatabaseMovedError):
@@ -901,7 +902,7 @@ def test_two_threads_may_close_a_manager_at_once(
 
     def story(stage: Stage) -> None:
         path = fresh()
-        with quick_pool() as pool, pool.acquire(path) as handle:
+        with quick_pool() as pool, file_handle(pool.acquire(path)) as handle:
             manager = SessionManager(path, pool=pool).init()
             stage.stop_before(Hub, "leave")
             stage.stop_before(DatabaseHandle, "release")
@@ -929,7 +930,7 @@ def test_two_threads_may_release_a_handle_at_once(
 
     def story(stage: Stage) -> None:
         path = fresh()
-        with quick_pool() as pool, pool.acquire(path) as other:
+        with quick_pool() as pool, file_handle(pool.acquire(path)) as other:
             handle = pool.acquire(path)
             lines = (DatabaseHandle.release,)
             actors = [

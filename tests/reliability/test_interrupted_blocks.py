@@ -20,11 +20,13 @@ from kits.waiting import PATIENCE, until
 from sqlalchemy import text
 
 from mandrake_sessions import (
+    HealthLevel,
     HealthMonitor,
     MandrakeManager,
     SessionManager,
 )
 from mandrake_sessions.database.open_file.lifecycle import FileState
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.live.hub import Hub
 
 pytestmark = pytest.mark.usefixtures("no_finalizers")
@@ -51,11 +53,11 @@ class Stand:
             tx.create_round(self.session.id, "text")
 
     def write_below(self) -> None:
-        with self.sessions.handle.write() as tx:
+        with file_handle(self.sessions.handle).write() as tx:
             assert tx.operation
 
     def read_below(self) -> None:
-        with self.sessions.handle.read() as tx:
+        with file_handle(self.sessions.handle).read() as tx:
             assert tx.operation
 
     def list(self) -> None:
@@ -79,18 +81,18 @@ class Stand:
         self.sessions.backup(self.new_folder() / "copy.sqlite")
 
     def look(self) -> None:
-        self.sessions.health("thorough")
+        self.sessions.health(HealthLevel.THOROUGH)
 
     def require_free(self, why: object) -> None:
         """Make sure that this thread, another one and another program can write at once."""
-        connections = self.sessions.handle.file.leased_connections()
+        connections = file_handle(self.sessions.handle).file.leased_connections()
         self.sessions.create_session()
         self.sessions.count_sessions()
         Thread(self.sessions.create_session).result()
         # A checkpoint of the pool's thread may have one.
         assert get_ident() not in [leased.queue.holder for leased in connections], why
         assert not any(leased.queue._pins for leased in connections), why
-        assert self.sessions.handle.file.state is FileState.OPEN, why
+        assert file_handle(self.sessions.handle).file.state is FileState.OPEN, why
         raw = apsw.Connection(str(self.path))
         raw.set_busy_timeout(int(PATIENCE * 1000))
         raw.execute("BEGIN IMMEDIATE")
@@ -332,7 +334,7 @@ def test_ctrl_c_at_any_call_of_a_living_object_leaves_every_later_call_free(
             for other in stand.others:
                 other.close()
             stand.others.clear()
-            flusher = Hub.of(stand.sessions.handle.file).flusher
+            flusher = Hub.of(file_handle(stand.sessions.handle).file).flusher
             until(lambda: not flusher.writers, error)  # noqa: B023
             until(lambda: stand.pool.stats().handles == 1, error)
             # A listener that comes to no variable goes on, as one whose subscription is not kept.

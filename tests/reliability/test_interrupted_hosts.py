@@ -25,6 +25,7 @@ from mandrake_sessions import (
     WorkspaceNotFoundError,
     install_shutdown_hook,
 )
+from mandrake_sessions.database.pool.file_handle import file_handle
 
 pytestmark = pytest.mark.usefixtures("no_finalizers")
 
@@ -48,7 +49,7 @@ class Stand:
         """Make sure that every later call works, in this thread and in another one."""
         self.host.sessions.create_session()
         Thread(self.host.sessions.create_session).result()
-        for leased in self.host.sessions.handle.file.leased_connections():
+        for leased in file_handle(self.host.sessions.handle).file.leased_connections():
             assert not leased.queue._pins, error
         for known in self.host.list_workspaces():
             with self.host.get_workspace(known.id) as workspace:

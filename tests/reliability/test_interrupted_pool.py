@@ -22,7 +22,7 @@ from kits.waiting import PATIENCE, SOON, until
 
 from mandrake_sessions.concurrency.gate import Gate
 from mandrake_sessions.database.open_file.lifecycle import FileLifecycle, FileState
-from mandrake_sessions.database.pool.handle import DatabaseHandle
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.database.pool.open_files import OpenFiles
 from mandrake_sessions.database.pool.slots import Slots, SlotState
 
@@ -42,8 +42,8 @@ class Stand:
         path: Path = self.ready_database.lay(self.folder / f"{name}.sqlite")
         return path
 
-    def acquire(self, name: str) -> DatabaseHandle:
-        return self.pool.acquire(self.new(name))
+    def acquire(self, name: str) -> FileHandle:
+        return file_handle(self.pool.acquire(self.new(name)))
 
     def is_settled(self) -> bool:
         """Whether nothing is being opened or closed."""
@@ -52,7 +52,7 @@ class Stand:
         return not self.pool._forgotten and not any(slot.state in moving for slot in slots)
 
 
-def use(handle: DatabaseHandle) -> None:
+def use(handle: FileHandle) -> None:
     handle.fetch(lambda tx: tx.rows(KEYS))
 
 
@@ -170,6 +170,8 @@ def test_ctrl_c_while_a_file_is_closed_or_opened_leaves_no_thread_waiting(
     stand = Stand(tmp_path, ready_database)
     path = stand.new("third") if "open" in doing else stand.second.path
     event, code = MOMENTS[moment]
+    ending: Callable[..., None]
+    work: Callable[[], object]
     if doing == "parks":
         ending, work = OpenFiles._park, partial(stand.acquire, "third")
     elif doing == "closes":
@@ -220,11 +222,15 @@ def test_ctrl_c_at_any_call_of_a_checkpoint_retires_nothing(
     """A monitor's look makes one in its caller's thread."""
     path = ready_database.lay(tmp_path / "first.sqlite")
     may_go = threading.Event()
+
+    def wait() -> None:
+        may_go.wait(PATIENCE)
+
     pool = quick_pool(linger=1.0, database={"checkpoint_frames": 1})
-    with pool, pool.acquire(path) as handle:
+    with pool, file_handle(pool.acquire(path)) as handle:
         file = handle._file
         # The commits' own checkpoints wait until it is over.
-        pool._files.maintenance.call_later("busy", 0.0, partial(may_go.wait, PATIENCE))
+        pool._files.maintenance.call_later("busy", 0.0, wait)
         # The auxiliary connection is open from here on.
         file.checkpoint()
         step = campaign.pick(5, 2, 1)

@@ -23,6 +23,7 @@ from kits.waiting import PATIENCE, until
 
 from mandrake_sessions.database.files import turnstile
 from mandrake_sessions.database.files.turnstile import turnstile_path
+from mandrake_sessions.database.pool.file_handle import file_handle
 
 
 def in_line(path: Path) -> tuple[int, int]:
@@ -51,7 +52,7 @@ def test_ctrl_c_at_any_call_of_a_transaction_that_waits_leaves_the_turnstile_in_
     with pool:
         for number in itertools.count(0, campaign.pick(5, 2, 1)):
             path = ready_database.lay(tmp_path / f"{number}.sqlite")
-            with pool.acquire(path) as handle:
+            with file_handle(pool.acquire(path)) as handle:
                 mine = handle.file.writer.turnstile
                 monkeypatch.setattr(turnstile, "PATIENCE", 0.01)
                 other = os.open(turnstile_path(path), os.O_RDWR | os.O_CREAT, 0o600)
@@ -91,7 +92,7 @@ def test_ctrl_c_at_any_call_that_ends_a_hold_lets_the_next_process_in(
     with pool:
         for number in itertools.count(0, campaign.pick(5, 2, 1)):
             path = ready_database.lay(tmp_path / f"{number}.sqlite")
-            with pool.acquire(path) as handle:
+            with file_handle(pool.acquire(path)) as handle:
                 mine = handle.file.writer.turnstile
                 other = os.open(turnstile_path(path), os.O_RDWR | os.O_CREAT, 0o600)
                 handle.transact(adding("before"))
@@ -154,7 +155,7 @@ def test_ctrl_c_at_any_call_of_a_wait_for_the_write_lock_holds_nothing(
     with pool:
         for number in itertools.count(0, campaign.pick(9, 3, 1)):
             path = ready_database.lay(tmp_path / f"{number}.sqlite")
-            with pool.acquire(path) as handle:
+            with file_handle(pool.acquire(path)) as handle:
                 other = start_child(HOLD, path)
                 assert other.receive() == "held"
                 # As after a wait for a program that does not rest: no looks before it.

@@ -40,9 +40,9 @@ from mandrake_sessions.database.files.paths import identify
 from mandrake_sessions.database.files.turnstile import turnstile_path
 from mandrake_sessions.database.migrations import head, migrate, revisions
 from mandrake_sessions.engine.budget import Budget
-from mandrake_sessions.hosts import workspace_database
 from mandrake_sessions.schema import HEAD
 from mandrake_sessions.testing import CrashReport, Life, Moment
+from mandrake_sessions.workspace import workspace_database
 
 pytestmark = pytest.mark.timeout(300)
 

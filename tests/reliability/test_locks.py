@@ -15,6 +15,7 @@ from typing import Any
 
 import kernel_locks
 import pytest
+import sqlalchemy
 from kernel_locks import own_lock_lines
 
 import mandrake_sessions
@@ -31,6 +32,7 @@ from mandrake_sessions import (
     TurnStatus,
     TurnWriter,
 )
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.database.pool.handle import DatabaseHandle
 
 
@@ -52,7 +54,7 @@ class World:
         self.sessions = sessions
         self.folder = folder
         self.pool = pool
-        self.handle: DatabaseHandle = sessions.handle
+        self.handle: FileHandle = file_handle(sessions.handle)
         self.session: Session = sessions.create_session("A talk", metadata={"a": 1})
         self.round: Round = sessions.create_round(self.session.id, "Hello?")
         self.response: Response = self.round.response
@@ -122,6 +124,15 @@ def in_scope(scope: Any, work: Callable[[Any], Any] = lambda _: None) -> None:
         work(inside)
 
 
+def select_one(connection: sqlalchemy.Connection) -> None:
+    connection.exec_driver_sql("SELECT 1").all()
+
+
+def in_turn(*calls: Callable[[], Any]) -> None:
+    for call in calls:
+        call()
+
+
 def allowed(work: Callable[[], Any]) -> None:
     """Do what may be refused while the file is open: a refusal drops no lock either."""
     with contextlib.suppress(MandrakeSessionsError):
@@ -167,14 +178,14 @@ MANAGER: dict[str, Callable[[World], Any]] = {
     "recover_interrupted": lambda w: w.sessions.recover_interrupted(),
     "render_session_history": lambda w: w.sessions.render_session_history(w.session.id),
     # The open one is refused; the other one is restored.
-    "restore": lambda w: [
-        allowed(
+    "restore": lambda w: in_turn(
+        lambda: allowed(
             lambda: SessionManager(w.sessions.path, pool=w.pool).restore(
                 w.copy, overwrite=True, timeout=0.05
             )
         ),
-        SessionManager(w.other, pool=w.pool).restore(w.copy),
-    ],
+        lambda: SessionManager(w.other, pool=w.pool).restore(w.copy),
+    ),
     "stats": lambda w: w.sessions.stats(),
     "stream_turn": lambda w: in_scope(w.writer(), lambda writer: writer.write("text")),
     "subscriptions": lambda w: w.sessions.subscriptions,
@@ -209,10 +220,10 @@ HANDLE: dict[str, Callable[[World], Any]] = {
     "query": lambda w: w.handle.query(lambda _: None),
     "read": lambda w: in_scope(w.handle.read()),
     "release": lambda w: w.pool.acquire(w.sessions.path).release(),
-    "sqlalchemy": lambda w: [
-        in_scope(w.handle.sqlalchemy(read_only=only), lambda c: c.exec_driver_sql("SELECT 1").all())
-        for only in (False, True)
-    ],
+    "sqlalchemy": lambda w: in_turn(
+        lambda: in_scope(w.handle.sqlalchemy(), select_one),
+        lambda: in_scope(w.handle.sqlalchemy(read_only=True), select_one),
+    ),
     "require_writable": lambda w: w.handle.require_writable(),
     "stats": lambda w: w.handle.stats(),
     "transact": lambda w: w.handle.transact(lambda _: None),
@@ -224,15 +235,17 @@ POOL: dict[str, Callable[[World], Any]] = {
     "health": lambda w: [w.pool.health(level) for level in HealthLevel],
     "is_closed": lambda w: w.pool.is_closed,
     "refuse_new_work": lambda w: ConnectionPool().refuse_new_work(),
-    "remove": lambda w: [
-        allowed(lambda: w.pool.remove(w.sessions.path, timeout=0.05)),
-        w.pool.acquire(w.other).release(),
-        w.pool.remove(w.other),
-    ],
-    "restore": lambda w: [
-        allowed(lambda: w.pool.restore(w.copy, w.sessions.path, overwrite=True, timeout=0.05)),
-        w.pool.restore(w.copy, w.other),
-    ],
+    "remove": lambda w: in_turn(
+        lambda: allowed(lambda: w.pool.remove(w.sessions.path, timeout=0.05)),
+        lambda: w.pool.acquire(w.other).release(),
+        lambda: w.pool.remove(w.other),
+    ),
+    "restore": lambda w: in_turn(
+        lambda: allowed(
+            lambda: w.pool.restore(w.copy, w.sessions.path, overwrite=True, timeout=0.05)
+        ),
+        lambda: w.pool.restore(w.copy, w.other),
+    ),
     "stats": lambda w: w.pool.stats(),
 }
 FUNCTIONS: dict[str, Callable[[World], Any]] = {
@@ -240,10 +253,10 @@ FUNCTIONS: dict[str, Callable[[World], Any]] = {
     "storable": lambda w: mandrake_sessions.storable({1}),
     "diagnose": lambda w: [mandrake_sessions.diagnose(each) for each in (w.sessions.path, w.copy)],
     "install_shutdown_hook": lambda _: mandrake_sessions.install_shutdown_hook().uninstall(),
-    "salvage": lambda w: [
-        allowed(lambda: mandrake_sessions.salvage(w.sessions.path, w.folder / "saved.sqlite")),
-        allowed(lambda: mandrake_sessions.salvage(w.copy, w.folder / "saved.copy.sqlite")),
-    ],
+    "salvage": lambda w: in_turn(
+        lambda: allowed(lambda: mandrake_sessions.salvage(w.sessions.path, w.folder / "saved")),
+        lambda: allowed(lambda: mandrake_sessions.salvage(w.copy, w.folder / "saved.copy")),
+    ),
 }
 
 

@@ -26,6 +26,7 @@ from structlog.testing import capture_logs
 from mandrake_sessions import (
     ConnectionPool,
     CorruptDatabaseError,
+    DatabaseError,
     DatabaseMovedError,
     DatabaseOptions,
     Durability,
@@ -41,6 +42,7 @@ from mandrake_sessions import (
     StorageFullError,
 )
 from mandrake_sessions.aio import AsyncSessionManager
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.testing import FaultVFS
 
 OURS = 20
@@ -186,7 +188,7 @@ def timed(call: Callable[[], Any]) -> Any:
 
 
 def titles(sessions: SessionManager) -> set[str]:
-    return {session.title.split()[0] for session in sessions.list_sessions(limit=1000)}
+    return {str(session.title).split()[0] for session in sessions.list_sessions(limit=1000)}
 
 
 @pytest.fixture
@@ -213,8 +215,8 @@ def fill(sessions: SessionManager) -> None:
         sessions.create_session("ours", description="x" * 4000)
     # Something reads as well, so that the auxiliary connection is open.
     assert titles(sessions) == {"ours"}
-    sessions.handle.file.checkpoint()
-    assert sessions.handle.file.checkpointer.backlog == 0
+    file_handle(sessions.handle).file.checkpoint()
+    assert file_handle(sessions.handle).file.checkpointer.backlog == 0
     for _ in range(LATE):
         sessions.create_session("late", description="x" * 4000)
 
@@ -263,6 +265,7 @@ def test_damage_is_named_answered_and_not_made_worse(
 
     write = timed(lambda: lost.create_session("lost"))
     assert type(write) is damage.error, write
+    assert isinstance(write, DatabaseError)
     assert write.path == path
     read = timed(lost.list_sessions)
     assert damage.reads is None or type(read) is damage.reads, read
@@ -284,7 +287,7 @@ def test_a_cut_is_seen_though_the_wal_has_more_frames_than_pages_are_missing(
     monitor = monitor_of(lost)
     for _ in range(OURS):
         lost.create_session("small")
-    frames, done = lost.handle.file.writer.connection.wal_backlog()
+    frames, done = file_handle(lost.handle).file.writer.connection.wal_backlog()
     run("os.truncate(path, os.stat(path).st_size // 2)", lost.path, other)
     assert frames - done > lost.path.stat().st_size // 4096 > 10
 
@@ -308,7 +311,7 @@ def test_nothing_is_written_into_the_wrong_file_though_no_check_was_made(
     for _ in range(5):
         timed(lambda: lost.create_session("unseen"))
         timed(lost.list_sessions)
-    lost.handle.file.checkpoint()
+    file_handle(lost.handle).file.checkpoint()
     assert content(path) == after
     lost.close()
     pool_of(lost).close()
@@ -321,7 +324,7 @@ def test_an_older_copy_of_the_same_file_is_seen(lost: SessionManager, other: Pat
     run("import shutil; shutil.copyfile(path, other)", lost.path, copy)
     for _ in range(OURS):
         lost.create_session("later", description="x" * 4000)
-    lost.handle.file.checkpoint()
+    file_handle(lost.handle).file.checkpoint()
     run(OVERWRITE + "overwrite(open(other, 'rb').read())", lost.path, copy)
     report = timed(lost.health)
     assert next(check for check in report.checks if check.name == "header").status == "failed"

@@ -179,6 +179,7 @@ def test_a_power_cut_in_a_migration_leaves_the_old_schema_or_the_new_one(
     """A migration that rebuilds the table everything else hangs on."""
     path = older / NAME
     identity = identify(path)
+    assert identity is not None
     connection = open_connection(path, identity, DatabaseOptions(vfs=vfs.name), Budget(5.0))
     began = vfs.position
     migrate.upgrade(connection, Budget(5.0), scripts=older / "scripts")

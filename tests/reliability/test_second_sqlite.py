@@ -70,7 +70,7 @@ def path(ready_path: Path, ready_database: Any) -> Path:
     return ready_path
 
 
-def titles(path: Path) -> set[str]:
+def titles(path: Path) -> set[str | None]:
     with ConnectionPool(PoolOptions(linger=0)) as pool, SessionManager(path, pool=pool) as sessions:
         return {session.title for session in sessions.list_sessions()}
 

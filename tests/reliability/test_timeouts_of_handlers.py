@@ -22,7 +22,8 @@ from kits.waiting import until
 from sqlalchemy import bindparam, insert, select
 
 from mandrake_sessions import ConnectionPool, HealthStatus, SessionManager, schema
-from mandrake_sessions.database.connection.transaction import WriteTransaction
+from mandrake_sessions.database.pool.file_handle import file_handle
+from mandrake_sessions.engine.transaction import WriteTransaction
 from tools.generate.compiler import compiled
 
 ADD = compiled(insert(schema.meta).values(key=bindparam("key"), value=""))
@@ -79,8 +80,14 @@ def test_a_timeout_at_any_question_leaves_the_file_open_and_whole(
     ready_path: Path, pool: ConnectionPool, tmp_path: Path, name: str, kind: type[Exception]
 ) -> None:
     with SessionManager(ready_path, pool=pool) as sessions:
+
+        def create() -> object:
+            # The library asks whether the file has changed.
+            os.utime(ready_path)
+            return sessions.create_session()
+
         calls: dict[str, Callable[[], object]] = {
-            "create_session": lambda: (os.utime(ready_path), sessions.create_session()),
+            "create_session": create,
             "health": sessions.health,
             "backup": lambda: sessions.backup(tmp_path / "copy.sqlite", overwrite=True),
             "list_sessions": sessions.list_sessions,
@@ -114,7 +121,7 @@ def test_a_timeout_in_work_for_another_thread_comes_to_the_caller_that_it_is_for
             signal.raise_signal(signal.SIGUSR1)
         return "done"
 
-    with pool.acquire(ready_path) as handle:
+    with file_handle(pool.acquire(ready_path)) as handle:
         queue = handle.file.writer.queue
         others: list[Thread] = []
 

@@ -13,8 +13,10 @@ import signal
 from collections import UserDict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, tzinfo
+from typing import Any
 
 import pytest
+from kits.workspaces import id_of
 
 import mandrake_sessions
 from mandrake_sessions import (
@@ -72,7 +74,7 @@ class Unreadable(Sequence, Mapping, os.PathLike):
 class Faceless:
     """Raises when it is asked what it is."""
 
-    @property
+    @property  # type: ignore[misc]  # a class that cannot be asked for
     def __class__(self):
         raise RuntimeError("an object of the host's own")
 
@@ -85,6 +87,8 @@ class NamedInBytes(os.PathLike):
 class NoZone(tzinfo):
     def utcoffset(self, _):
         raise RuntimeError("a time zone of the host's own")
+
+    dst = tzname = utcoffset
 
 
 NOT_JSON = [
@@ -111,7 +115,7 @@ NOT_COUNT = [-1, 1.5, "1", True, 2**63, math.nan, [1]]
 NOT_SECONDS = ["1", -1, math.nan, math.inf, [1], object()]
 NOT_PATH = [5, b"bytes", object(), ["path"], Unreadable(), Faceless(), NamedInBytes()]
 
-BAD = {
+BAD: dict[str, list[Any]] = {
     "id": [None, *NOT_TEXT],
     "text": [None, *NOT_TEXT],
     "optional text": NOT_TEXT,
@@ -418,7 +422,7 @@ def test_a_host_refuses_wrong_arguments_before_anything_is_written(tmp_path, poo
 
         assert accepted(call, name, wrong) == {}
         assert (dump(mandrake.sessions.path), sorted(tmp_path.rglob("*"))) == before
-        assert mandrake.get_workspace(known.id) is known
+        assert mandrake.get_workspace(id_of(known)) is known
 
 
 CLASSES = {

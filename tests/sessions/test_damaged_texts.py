@@ -22,6 +22,7 @@ from mandrake_sessions import (
     NewTurn,
     NotFoundError,
     SchemaTooNewError,
+    Session,
     SessionHistory,
     SessionManager,
     SessionUpdate,
@@ -112,7 +113,7 @@ def damaged(sound: Path, tmp_path: Path) -> Callable[..., Path]:
     return damage
 
 
-def outcomes(*calls: Callable[[], object]) -> Iterator[Exception | None]:
+def outcomes(*calls: Callable[..., object]) -> Iterator[Exception | None]:
     for call in calls:
         try:
             call()
@@ -290,7 +291,7 @@ def test_pages_behind_a_session_whose_id_is_damaged_come_to_an_end(
 ) -> None:
     path = damaged("sessions", "id")
     with SessionManager(path, pool=pool) as sessions:
-        seen = []
+        seen: list[Session] = []
         page = sessions.list_sessions(limit=1)
         while page and len(seen) < 10:
             seen += page
@@ -320,7 +321,9 @@ def test_a_watcher_goes_on_behind_a_damaged_change(
             raw.close()
             sessions.update_session(session.id, title="behind it")
             assert any(
-                isinstance(event, SessionUpdate) and event.session.title == "behind it"
+                isinstance(event, SessionUpdate)
+                and event.session is not None
+                and event.session.title == "behind it"
                 for event in iter(lambda: watch.receive(10), None)
             )
 
@@ -388,7 +391,7 @@ def test_whichever_text_is_damaged_backups_go_on(
     assert not [check for check in diagnose(path, full=True).checks if check.status is FAILED]
 
 
-def places_of(data: bytes, text: bytes) -> list[int]:
+def places_of(data: bytes | bytearray, text: bytes) -> list[int]:
     """Return where the last byte of each occurrence of a text stands, in rows and in indexes."""
     return [found.end() - 1 for found in re.finditer(re.escape(text), data)]
 
@@ -483,8 +486,9 @@ def test_each_statement_can_be_read_a_second_time(damaged: Callable[..., Path]) 
             select, bound = damaged_text._reading_changed_row(Path(), statement.sql, values)
         else:
             continue
-        width = len(damaged_text._columns(raw, select, bound))
-        assert width
+        columns = damaged_text._columns(raw, select, bound)
+        assert columns
+        width = len(columns)
         raw.execute(damaged_text._readable(select, width), bound).fetchall()
         seen += 1
     assert seen > 40

@@ -2,6 +2,7 @@
 
 import inspect
 import threading
+from typing import Any
 
 import apsw
 import pytest
@@ -198,8 +199,10 @@ def test_a_logger_of_the_host_that_raises_disturbs_no_call(path, pool):
         def info(self, *_, **__):
             raise RuntimeError("the sink is gone")
 
+    failing: Any = Failing()
+
     with structlog.testing.capture_logs() as logged:
-        with SessionManager(path, pool=pool, logger=Failing()) as sessions:
+        with SessionManager(path, pool=pool, logger=failing) as sessions:
             assert sessions.count_sessions() == 0
         assert not sessions.is_initialized
 

@@ -1,6 +1,7 @@
 """What users wrote is in no error and in no log: errors end in reports that others read."""
 
 import math
+from typing import Any
 
 import pytest
 import structlog.testing
@@ -10,7 +11,7 @@ from mandrake_sessions import MandrakeManager, MandrakeSessionsError, NewTurn, T
 
 CANARY = "canary-7f3a"
 LONE = f"{CANARY}\ud800"
-TURN = {
+TURN: dict[str, Any] = {
     "content": CANARY,
     "raw_response": CANARY,
     "error_message": CANARY,

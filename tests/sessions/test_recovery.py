@@ -23,6 +23,7 @@ from mandrake_sessions import (
     schema,
 )
 from mandrake_sessions.database.files import owner
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.errors import TurnBeingWrittenError, TurnInterruptedError
 from mandrake_sessions.live.hub import Hub
 from mandrake_sessions.live.patrol import patrol
@@ -59,7 +60,7 @@ def sessions(ready_path: Path, pool: ConnectionPool) -> Iterator[SessionManager]
     """These tests concern code below the faces: one face is enough."""
     with SessionManager(ready_path, pool=pool) as manager:
         # Only the tests end turns here.
-        patrol.remove(Hub.of(manager.handle.file))
+        patrol.remove(Hub.of(file_handle(manager.handle).file))
         yield manager
     owner._at_exit()
 
@@ -102,14 +103,14 @@ def set_owner(sessions: SessionManager, turn_id: str, name: str | None) -> None:
 
 
 def owners(sessions: SessionManager) -> set[str | None]:
-    return set(sessions.handle.fetch(streaming_owners()))
+    return set(file_handle(sessions.handle).fetch(streaming_owners()))
 
 
 def recover(sessions: SessionManager) -> list[Turn]:
     """End the turns of owners that are gone, as an opening does."""
     path = sessions.handle.path
     gone = [name for name in owners(sessions) if name is None or not owner.is_alive(path, name)]
-    return sessions.handle.transact(interrupt_turns_of(gone))
+    return file_handle(sessions.handle).transact(interrupt_turns_of(gone))
 
 
 # -- what readers see --------------------------------------------------------------------------
@@ -155,8 +156,8 @@ def test_a_streamed_turn_is_copied_with_its_whole_text(
     session_id = sessions.get_round(response.round_id).session_id
     history = sessions.render_session_history(session_id)
     with SessionManager(tmp_path / "copy" / "db.sqlite", pool=pool) as copy:
-        copy.handle.transact(insert_session(history.session))
-        copy.handle.transact(insert_exchange(history.rounds[0]))
+        file_handle(copy.handle).transact(insert_session(history.session))
+        file_handle(copy.handle).transact(insert_exchange(history.rounds[0]))
         assert copy.render_session_history(session_id).rounds == history.rounds
         assert rows(copy, "turn_chunks") == []
         # No process streams into the copy.
@@ -184,7 +185,7 @@ def test_a_turn_that_streams_has_an_owner_until_it_ends(
     done = sessions.create_turn(response.id, status="completed")
     turn = sessions.create_turn(response.id)
     assert column(sessions, "owner", done.id) is None
-    assert column(sessions, "owner", turn.id) == sessions.handle.file.owner is not None
+    assert column(sessions, "owner", turn.id) == file_handle(sessions.handle).file.owner is not None
     sessions.update_turn(turn.id, content="some text", input_tokens=5)
     assert column(sessions, "owner", turn.id) is not None
     sessions.update_turn(turn.id, status="completed")
@@ -269,7 +270,7 @@ def test_the_turns_of_a_host_that_was_killed_end_with_what_was_stored(
         host.send([response.id, PIECES])
     (dead_turn, dead), (living_turn, living) = [host.receive() for host in hosts]
     own = streamed(sessions, response)
-    assert owners(sessions) == {dead, living, sessions.handle.file.owner}
+    assert owners(sessions) == {dead, living, file_handle(sessions.handle).file.owner}
     assert recover(sessions) == []
     hosts[0].process.send_signal(signal.SIGKILL)
     hosts[0].process.wait()
@@ -309,7 +310,7 @@ def test_a_streaming_turn_without_a_living_owner_is_ended(
     turn = streamed(sessions, response)
     own = streamed(sessions, response)
     set_owner(sessions, turn.id, name)
-    assert owners(sessions) == {name, sessions.handle.file.owner}
+    assert owners(sessions) == {name, file_handle(sessions.handle).file.owner}
     assert [each.id for each in recover(sessions)] == [turn.id]
     assert sessions.get_turn(own.id).status is TurnStatus.STREAMING
 
@@ -354,7 +355,7 @@ def test_a_tool_that_gave_none_has_answered(sessions: SessionManager, response: 
     writer.tool_call("pending")
     writer.flush()
     expected = ToolCall("gave none"), ToolCall("pending", is_interrupted=True)
-    (ended,) = sessions.handle.transact(interrupt_turns_of((), [writer.id]))
+    (ended,) = file_handle(sessions.handle).transact(interrupt_turns_of((), [writer.id]))
     assert ended.tool_calls == expected
     with pytest.raises(TurnInterruptedError):
         writer.complete()

@@ -468,6 +468,5 @@ def test_a_shutdown_waits_for_running_work_and_refuses_new_work(path):
     pool.close()
     manager.close()
 
-    with SessionManager(path, pool=ConnectionPool()) as again:
+    with ConnectionPool() as own, SessionManager(path, pool=own) as again:
         assert [each.title for each in again.list_sessions()] == ["acknowledged"]
-        again._pool.close()

@@ -43,9 +43,15 @@ from mandrake_sessions.json_text.plain_forms import MAX_FOREIGN
 from mandrake_sessions.json_text.values import json_value
 from mandrake_sessions.json_text.writer import JsonWriter
 
+Pair = collections.namedtuple("Pair", "a b")
+
 
 class Color(enum.Enum):
     RED = "red"
+
+
+class Number(enum.IntEnum):
+    ONE = 1
 
 
 @dataclasses.dataclass
@@ -222,10 +228,10 @@ UNCHANGED = {
     "texts": ["", "a\x00b", "\U0001f600", '"\\'],
     "object": {"a": [1, {"b": None}], "": True},
     "tuple": (1, (2,)),
-    "named tuple": collections.namedtuple("Pair", "a b")(1, 2),
+    "named tuple": Pair(1, 2),
     "ordered": collections.OrderedDict(a=1),
     "view of a dict": types.MappingProxyType({"a": 1}),
-    "integer of an enumeration": enum.IntEnum("Number", "ONE").ONE,
+    "integer of an enumeration": Number.ONE,
 }
 
 

@@ -164,7 +164,7 @@ def test_a_stream_takes_subclasses_as_their_values(sessions, response):
 def test_a_subscription_takes_subclasses_as_their_values_and_harms_no_other(sessions, response):
     turn = sessions.create_turn(response.id, id="watched")
     session_id = sessions.get_round(response.round_id).session_id
-    received = queue.SimpleQueue()
+    received: queue.SimpleQueue[Any] = queue.SimpleQueue()
     others = [
         sessions.watch_response(response.id, follow=True),
         sessions.watch_session(session_id, last=1),
@@ -315,7 +315,8 @@ def test_a_listener_that_raises_anything_harms_no_other(sessions, response, kind
     if kind is KeyboardInterrupt and not isinstance(sessions, SessionManager):
         pytest.skip("in the thread of an event loop it is a Ctrl-C, and goes on")
     turn = sessions.create_turn(response.id)
-    bad, good = [Raising(kind) for _ in range(20)], queue.SimpleQueue()
+    bad = [Raising(kind) for _ in range(20)]
+    good: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with capture_logs() as logs, sessions.watch_response(response.id) as watch:
         for each in bad:
             sessions.add_turn_update_listener(turn.id, each)
@@ -328,7 +329,7 @@ def test_a_listener_that_raises_anything_harms_no_other(sessions, response, kind
             for each in bad:
                 each.called.get(timeout=PATIENCE)
         # One that comes later is called too.
-        late = queue.SimpleQueue()
+        late: queue.SimpleQueue[Any] = queue.SimpleQueue()
         sessions.track_streaming_turns(response.id, late.put)
         assert late.get(timeout=PATIENCE).turn.current_tokens == 3
     assert {(log["event"], log["error"]) for log in logs} == {
@@ -341,7 +342,8 @@ def test_a_log_that_cannot_be_written_ends_no_listening(sessions, response):
         raise OSError("no space for a log")
 
     turn = sessions.create_turn(response.id)
-    bad, good = Raising(RuntimeError), queue.SimpleQueue()
+    bad = Raising(RuntimeError)
+    good: queue.SimpleQueue[Any] = queue.SimpleQueue()
     structlog.configure(processors=[refuse], cache_logger_on_first_use=False)
     try:
         for listener in (bad, good.put):

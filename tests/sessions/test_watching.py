@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from typing import Any
 
 import pytest
 import structlog.testing
@@ -24,7 +25,7 @@ class Listener:
     """A listener that keeps its updates, for the test to wait for."""
 
     def __init__(self):
-        self.updates = queue.SimpleQueue()
+        self.updates: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.seen = []
 
     def __call__(self, update):
