@@ -42,12 +42,10 @@
         ├── BackupError · RestoreError · SalvageError
         └── HandleReleasedError · PoolClosedError · ForkedPoolError
 
-The first line of a class's docstring is its message, unless a call gives a more exact one. Facts on
-which a program decides are attributes. No error carries the value of a parameter, which may be a
-user's text; of an id, errors show the first characters.
-
-Docstrings are assigned here, ``__doc__ = …``: ``python -OO`` removes plain ones, and the messages
-with them.
+The first line of a class's docstring is its message, unless a call gives a more exact one. ``python
+-OO`` removes docstrings, so ``make sql`` copies these lines to ``error_messages``. Facts on which a
+program decides are attributes. No error carries the value of a parameter, which may be a user's
+text; of an id, errors show the first characters.
 """
 
 from __future__ import annotations
@@ -56,18 +54,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mandrake_sessions.error_messages import MESSAGES
 from mandrake_sessions.ids import MAX_ID_LENGTH
 
 
 class MandrakeSessionsError(Exception):
-    __doc__ = """Something in mandrake_sessions failed."""
+    """Something in mandrake_sessions failed."""
 
-    default_message: ClassVar[str] = "Something in mandrake_sessions failed."
+    default_message: ClassVar[str] = MESSAGES["MandrakeSessionsError"]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        # Of this class only: the docstring of a base class would be too general.
-        cls.default_message = (cls.__dict__.get("__doc__") or cls.__name__).split("\n\n")[0]
+        # Of this class only: the docstring of a base class would be too general. A host's own class
+        # is not among the messages; under -OO its name is all there is.
+        own = cls.__dict__.get("__doc__") or MESSAGES.get(cls.__name__) or cls.__name__
+        cls.default_message = own.split("\n\n")[0]
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.default_message)
@@ -102,21 +103,19 @@ def _named(error: MandrakeSessionsError, id: str) -> str:
 
 
 class InvalidArgumentError(MandrakeSessionsError, ValueError):
-    __doc__ = """An argument has the wrong type or is out of range; nothing was written."""
+    """An argument has the wrong type or is out of range; nothing was written."""
 
 
 class NotInitializedError(MandrakeSessionsError):
-    __doc__ = """The manager is not open: call init() or use it as a context manager."""
+    """The manager is not open: call init() or use it as a context manager."""
 
 
 class ReentrantScopeError(MandrakeSessionsError):
-    __doc__ = (
-        """This thread already works on this database; pass the open transaction on instead."""
-    )
+    """This thread already works on this database; pass the open transaction on instead."""
 
 
 class NotFoundError(MandrakeSessionsError):
-    __doc__ = """There is no such row.
+    """There is no such row.
 
     Attributes:
         id: the id of the query; None if the query was not by id.
@@ -128,31 +127,31 @@ class NotFoundError(MandrakeSessionsError):
 
 
 class SessionNotFoundError(NotFoundError):
-    __doc__ = """There is no such session."""
+    """There is no such session."""
 
 
 class RoundNotFoundError(NotFoundError):
-    __doc__ = """There is no such round."""
+    """There is no such round."""
 
 
 class RequestNotFoundError(NotFoundError):
-    __doc__ = """There is no such request."""
+    """There is no such request."""
 
 
 class ResponseNotFoundError(NotFoundError):
-    __doc__ = """There is no such response."""
+    """There is no such response."""
 
 
 class TurnNotFoundError(NotFoundError):
-    __doc__ = """There is no such turn."""
+    """There is no such turn."""
 
 
 class WorkspaceNotFoundError(NotFoundError):
-    __doc__ = """There is no such workspace."""
+    """There is no such workspace."""
 
 
 class AlreadyExistsError(MandrakeSessionsError):
-    __doc__ = """The id, name or path is taken.
+    """The id, name or path is taken.
 
     Attributes:
         id: the id of the existing row, if it is known.
@@ -164,31 +163,31 @@ class AlreadyExistsError(MandrakeSessionsError):
 
 
 class SessionAlreadyExistsError(AlreadyExistsError):
-    __doc__ = """The id of the session is taken."""
+    """The id of the session is taken."""
 
 
 class RoundAlreadyExistsError(AlreadyExistsError):
-    __doc__ = """The id of the round is taken."""
+    """The id of the round is taken."""
 
 
 class RequestAlreadyExistsError(AlreadyExistsError):
-    __doc__ = """The id of the request is taken."""
+    """The id of the request is taken."""
 
 
 class ResponseAlreadyExistsError(AlreadyExistsError):
-    __doc__ = """The id of the response is taken."""
+    """The id of the response is taken."""
 
 
 class TurnAlreadyExistsError(AlreadyExistsError):
-    __doc__ = """The id or index of the turn is taken."""
+    """The id or index of the turn is taken."""
 
 
 class WorkspaceAlreadyExistsError(AlreadyExistsError):
-    __doc__ = """The name or path of the workspace is taken."""
+    """The name or path of the workspace is taken."""
 
 
 class StaleRevisionError(MandrakeSessionsError):
-    __doc__ = """The row or conversation has changed: it is not at the expected revision or index.
+    """The row or conversation has changed: it is not at the expected revision or index.
 
     Attributes:
         expected: the revision or index that the caller gave.
@@ -204,42 +203,38 @@ class StaleRevisionError(MandrakeSessionsError):
 
 
 class TurnFinishedError(MandrakeSessionsError):
-    __doc__ = """The turn has ended: it takes nothing more, and never goes back to streaming."""
+    """The turn has ended: it takes nothing more, and never goes back to streaming."""
 
 
 class TurnInterruptedError(MandrakeSessionsError):
-    __doc__ = """Another caller ended the turn while it was being written; its text is kept."""
+    """Another caller ended the turn while it was being written; its text is kept."""
 
 
 class TurnBeingWrittenError(MandrakeSessionsError):
-    __doc__ = """A TurnWriter is writing the text of this turn; only its status and other fields change."""
+    """A TurnWriter is writing the text of this turn; only its status and other fields change."""
 
 
 class StreamBackpressureError(MandrakeSessionsError):
-    __doc__ = (
-        """The stream holds max_buffered_bytes that are not stored yet; the text was not taken."""
-    )
+    """The stream holds max_buffered_bytes that are not stored yet; the text was not taken."""
 
 
 class ImportSourceError(MandrakeSessionsError):
-    __doc__ = """The source cannot be imported: it is not the expected kind, or it is in use."""
+    """The source cannot be imported: it is not the expected kind, or it is in use."""
 
 
 class ShutdownHookError(MandrakeSessionsError):
-    __doc__ = (
-        """The shutdown hook cannot be installed here: signal handlers belong to the main thread."""
-    )
+    """The shutdown hook cannot be installed here: signal handlers belong to the main thread."""
 
 
 class ThreadStartError(MandrakeSessionsError):
-    __doc__ = """No thread can be started now: raise the limit of threads or memory, or end some, and retry.
+    """No thread can be started now: raise the limit of threads or memory, or end some, and retry.
 
     Nothing was stored, and nothing is half done.
     """
 
 
 class DatabaseError(MandrakeSessionsError):
-    __doc__ = """A database operation failed.
+    """A database operation failed.
 
     Attributes:
         path: the database file.
@@ -275,23 +270,23 @@ class DatabaseError(MandrakeSessionsError):
 
 
 class DatabaseOpenError(DatabaseError):
-    __doc__ = """The database could not be opened."""
+    """The database could not be opened."""
 
 
 class DatabaseFolderError(DatabaseOpenError):
-    __doc__ = """The folder of the database cannot be made or written."""
+    """The folder of the database cannot be made or written."""
 
 
 class DatabasePathError(DatabaseOpenError):
-    __doc__ = """The path cannot name a database file."""
+    """The path cannot name a database file."""
 
 
 class DatabaseMissingError(DatabaseOpenError):
-    __doc__ = """There is no database file at this path."""
+    """There is no database file at this path."""
 
 
 class DatabaseNamesError(DatabasePathError):
-    __doc__ = """The file has another name, to which its WAL belongs; nothing was changed.
+    """The file has another name, to which its WAL belongs; nothing was changed.
 
     Attributes:
         kind: ``hard link``, ``mounted file`` (the file is a mount point, as in a container that
@@ -314,25 +309,23 @@ class DatabaseNamesError(DatabasePathError):
 
 
 class TooManyFilesError(DatabaseOpenError):
-    __doc__ = (
-        """This process may open no further file: close some, or raise its limit (ulimit -n)."""
-    )
+    """This process may open no further file: close some, or raise its limit (ulimit -n)."""
 
 
 class NotADatabaseError(DatabaseOpenError):
-    __doc__ = """The file is not a SQLite database; it was left as it is."""
+    """The file is not a SQLite database; it was left as it is."""
 
 
 class UnrecognizedDatabaseError(DatabaseOpenError):
-    __doc__ = """The file is a SQLite database of another program; it was left as it is."""
+    """The file is a SQLite database of another program; it was left as it is."""
 
 
 class WorkspacePlaceError(DatabaseOpenError):
-    __doc__ = """The workspace is not what was registered; nothing was read, written or removed."""
+    """The workspace is not what was registered; nothing was read, written or removed."""
 
 
 class StaleLogError(DatabaseOpenError):
-    __doc__ = """The WAL at the database belongs to another file; nothing was changed: move that WAL away.
+    """The WAL at the database belongs to another file; nothing was changed: move that WAL away.
 
     Attributes:
         log: the path of that WAL.
@@ -342,7 +335,7 @@ class StaleLogError(DatabaseOpenError):
 
 
 class LostLogError(DatabaseOpenError):
-    __doc__ = """The database is empty: its contents were in a WAL that is missing.
+    """The database is empty: its contents were in a WAL that is missing.
 
     Attributes:
         log: where that WAL should be.
@@ -352,27 +345,23 @@ class LostLogError(DatabaseOpenError):
 
 
 class UnsupportedSQLiteError(DatabaseOpenError):
-    __doc__ = (
-        """This SQLite can lose committed data (WAL-reset bug); install apsw 3.51.3 or newer."""
-    )
+    """This SQLite can lose committed data (WAL-reset bug); install apsw 3.51.3 or newer."""
 
 
 class OptionsConflictError(DatabaseOpenError):
-    __doc__ = """The database is open with other options than the requested ones."""
+    """The database is open with other options than the requested ones."""
 
 
 class MigrationError(DatabaseError):
-    __doc__ = """The schema could not be brought to the requested revision; nothing was changed."""
+    """The schema could not be brought to the requested revision; nothing was changed."""
 
 
 class SchemaTooNewError(MigrationError):
-    __doc__ = (
-        """The database was written by a newer version of mandrake_sessions; upgrade the package."""
-    )
+    """The database was written by a newer version of mandrake_sessions; upgrade the package."""
 
 
 class DatabaseBusyError(DatabaseError):
-    __doc__ = """The database stayed busy until the deadline; raise busy_timeout or find who holds it.
+    """The database stayed busy until the deadline; raise busy_timeout or find who holds it.
 
     Attributes:
         phase: where the deadline passed: ``queue`` (other threads of this process), ``begin``
@@ -405,11 +394,11 @@ class DatabaseBusyError(DatabaseError):
 
 
 class ReadOnlyDatabaseError(DatabaseError):
-    __doc__ = """The database file cannot be written."""
+    """The database file cannot be written."""
 
 
 class StorageFullError(DatabaseError):
-    __doc__ = """The disk is full; the transaction was undone, earlier commits stand, reading goes on.
+    """The disk is full; the transaction was undone, earlier commits stand, reading goes on.
 
     Attributes:
         free_bytes: the free space of the file system after the failure, if it could be read.
@@ -419,29 +408,27 @@ class StorageFullError(DatabaseError):
 
 
 class CorruptDatabaseError(DatabaseError):
-    __doc__ = (
-        """The database file is damaged; writing is refused and nothing is repaired by itself."""
-    )
+    """The database file is damaged; writing is refused and nothing is repaired by itself."""
 
 
 class DatabaseIOError(DatabaseError):
-    __doc__ = """The operating system failed to read or write the database file."""
+    """The operating system failed to read or write the database file."""
 
 
 class NoMemoryError(DatabaseError):
-    __doc__ = """There was no memory for the call; nothing of it was stored."""
+    """There was no memory for the call; nothing of it was stored."""
 
 
 class DatabaseMovedError(DatabaseError):
-    __doc__ = """The file under the open database was moved, replaced or deleted; close and open it again."""
+    """The file under the open database was moved, replaced or deleted; close and open it again."""
 
 
 class StatementError(DatabaseError):
-    __doc__ = """SQLite refused a statement."""
+    """SQLite refused a statement."""
 
 
 class ConstraintViolationError(StatementError):
-    __doc__ = """A row would break a constraint of the schema.
+    """A row would break a constraint of the schema.
 
     Attributes:
         columns: the columns of the constraint, such as ``("rounds.id",)``; never a value.
@@ -459,11 +446,11 @@ class ConstraintViolationError(StatementError):
 
 
 class TransactionLostError(DatabaseError):
-    __doc__ = """SQLite ended the transaction; nothing of this unit was stored, and it may be tried again."""
+    """SQLite ended the transaction; nothing of this unit was stored, and it may be tried again."""
 
 
 class CommitOutcomeUnknownError(DatabaseError):
-    __doc__ = """The COMMIT failed in a way that may have stored the data: look the ids up before a replay.
+    """The COMMIT failed in a way that may have stored the data: look the ids up before a replay.
 
     Attributes:
         result: what the call would have returned, with the ids for the query; None if the
@@ -474,24 +461,24 @@ class CommitOutcomeUnknownError(DatabaseError):
 
 
 class BackupError(DatabaseError):
-    __doc__ = """The backup could not be made; the target was left as it was."""
+    """The backup could not be made; the target was left as it was."""
 
 
 class RestoreError(DatabaseError):
-    __doc__ = """The backup could not be restored; the database was left as it was."""
+    """The backup could not be restored; the database was left as it was."""
 
 
 class SalvageError(DatabaseError):
-    __doc__ = """The salvaged copy could not be made; nothing was left of it."""
+    """The salvaged copy could not be made; nothing was left of it."""
 
 
 class HandleReleasedError(DatabaseError):
-    __doc__ = """The handle was released; acquire a new one."""
+    """The handle was released; acquire a new one."""
 
 
 class PoolClosedError(DatabaseError):
-    __doc__ = """The pool is closed or closing and takes no new work."""
+    """The pool is closed or closing and takes no new work."""
 
 
 class ForkedPoolError(DatabaseError):
-    __doc__ = """It was opened before a fork: close() and init() the manager, or acquire() a new handle."""
+    """It was opened before a fork: close() and init() the manager, or acquire() a new handle."""

@@ -1,11 +1,13 @@
 """What an error says by itself, and that it can be sent to another process."""
 
+import ast
 import inspect
 import json
 import pickle
 import subprocess
 import sys
 
+import jedi
 import pytest
 
 from mandrake_sessions import (
@@ -28,23 +30,56 @@ KINDS = [
 ]
 
 
+FIRST_LINES = {
+    node.name: (ast.get_docstring(node) or "").split("\n")[0]
+    for node in ast.parse(inspect.getsource(errors)).body
+    if isinstance(node, ast.ClassDef)
+}
+"""The first lines of the docstrings, as tools find them that read the source."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_line_of_the_docstring_is_the_message(kind):
+    assert kind.default_message == FIRST_LINES[kind.__name__]
     if kind is not errors.StaleRevisionError:
-        assert kind().message == kind.__doc__.split("\n")[0]
+        assert kind().message == kind.default_message
 
 
 def test_every_message_is_the_same_without_docstrings():
     program = (
         "import json\n"
         "from mandrake_sessions import errors\n"
-        "print(json.dumps({name: kind.default_message for name, kind in vars(errors).items()\n"
-        "    if hasattr(kind, 'default_message')}))\n"
-        "assert json.__doc__ is None\n"
+        "kinds = [kind for kind in vars(errors).values() if hasattr(kind, 'default_message')]\n"
+        "assert not any(kind.__doc__ for kind in kinds)\n"
+        "print(json.dumps({kind.__name__: kind.default_message for kind in kinds}))\n"
     )
     said = subprocess.check_output([sys.executable, "-OO", "-c", program], text=True)
 
-    assert json.loads(said) == {kind.__name__: kind.default_message for kind in KINDS}
+    assert json.loads(said) == FIRST_LINES
+
+
+def test_an_error_of_a_host_has_its_own_message_or_its_name():
+    class QuotaError(MandrakeSessionsError):
+        """The quota is used up."""
+
+    class SilentError(DatabaseMissingError):
+        pass
+
+    assert str(QuotaError()) == "The quota is used up."
+    assert str(SilentError()) == "SilentError"
+
+
+def test_editors_show_the_message_of_every_error():
+    names = [kind.__name__ for kind in KINDS]
+    lines = [f"from mandrake_sessions import {name}" for name in names]
+    script = jedi.Script("\n".join(lines))
+
+    shown = {}
+    for line, name in enumerate(names, start=1):
+        (found,) = script.infer(line, len(lines[line - 1]))
+        shown[name] = found.docstring(raw=True).split("\n")[0]
+    assert all(shown.values())
+    assert shown == FIRST_LINES
 
 
 @pytest.mark.parametrize(
