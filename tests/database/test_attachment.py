@@ -138,7 +138,7 @@ def test_an_attachment_that_raises_hurts_no_commit(handle: FileHandle) -> None:
     with capture_logs() as logs:
         handle.transact(adding("stored"))
     assert keys(handle) == {"stored"}
-    assert [each["event"] for each in logs] == ["commit_not_told"]
+    assert [each["event"] for each in logs] == ["commit_notification_failed"]
     attachment.error = None
 
 
@@ -298,7 +298,10 @@ def test_an_attachment_that_fails_to_retire_does_not_keep_the_file_in_use(
         with capture_logs() as logs:
             handle.file.retire("a test")
         attachment.error = None
-        assert [each["event"] for each in logs] == ["retirement_not_told", "database_retired"]
+        assert [each["event"] for each in logs] == [
+            "retirement_notification_failed",
+            "database_retired",
+        ]
         with pytest.raises(DatabaseMovedError):
             handle.transact(adding("lost"))
 

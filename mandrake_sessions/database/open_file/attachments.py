@@ -69,7 +69,7 @@ class Attached:
             try:
                 attachment.committed()
             except Exception:  # noqa: BLE001  # as the docstring says
-                get_logger(__name__).exception("commit_not_told")
+                get_logger(__name__).exception("commit_notification_failed")
 
     def retired(self) -> None:
         """Notify the attachment of the retirement; log its error, which changes nothing."""
@@ -78,7 +78,7 @@ class Attached:
             try:
                 attachment.retired()
             except Exception:  # noqa: BLE001  # as the docstring says
-                get_logger(__name__).exception("retirement_not_told")
+                get_logger(__name__).exception("retirement_notification_failed")
 
     def close_attachment(self, deadline: float) -> list[Exception]:
         """Close the attachment and return its errors."""

@@ -33,9 +33,9 @@ from mandrake_sessions.live.streaming.endings import (
     FATAL,
     ending_now,
     ends_of,
-    keep_text,
     require_ended,
 )
+from mandrake_sessions.live.streaming.late_text import keep_text
 from mandrake_sessions.live.streaming.outcome import wait_for_all
 from mandrake_sessions.live.streaming.stream import Stream
 from mandrake_sessions.live.streaming.writer import TurnWriter
