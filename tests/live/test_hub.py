@@ -17,12 +17,15 @@ from mandrake_sessions import (
     PoolClosedError,
     SessionManager,
 )
+from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.live.hub import Hub
 
 
 def hub_and_response(sessions: SessionManager) -> tuple[Hub, str]:
     session = sessions.create_session()
-    return Hub.of(sessions.handle.file), sessions.create_round(session.id, "q").response.id
+    return Hub.of(file_handle(sessions.handle).file), sessions.create_round(
+        session.id, "q"
+    ).response.id
 
 
 def test_an_opening_and_a_closing_make_neither_flusher_nor_follower(
