@@ -20,6 +20,7 @@ from mandrake_sessions import (
     WorkspaceNotFoundError,
 )
 from mandrake_sessions.aio import AsyncMandrakeManager, AsyncWorkspaceManager
+from mandrake_sessions.database.pool.file_handle import file_handle
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_an_opening_that_is_cancelled_while_it_records_a_move_closes_the_databas
 
     async def main():
         mandrake = AsyncMandrakeManager(root, pool=pool)
-        queue = other.handle.file.writer.queue
+        queue = file_handle(other.handle).file.writer.queue
         with lease_held(other):
             opening = asyncio.create_task(mandrake.init())
             await soon(lambda: queue.waiting)

@@ -350,7 +350,7 @@ def test_a_process_that_has_missed_a_checkpoint_of_another_one_refuses_too(
 @pytest.fixture
 def met(sessions: SessionManager, beside: Beside) -> Beside:
     """The other process, after both have waited for each other's transaction."""
-    turnstile = sessions.handle.file.writer.turnstile
+    turnstile = file_handle(sessions.handle).file.writer.turnstile
     with sessions.transaction() as tx:
         tx.create_session("first")
         writing = threading.Thread(target=beside.do, args=("write",))
@@ -375,7 +375,7 @@ def pause_of_comparing(sessions: SessionManager) -> None:
 def test_pages_that_the_process_of_a_checkpoint_has_seen_are_not_checked_again(
     sessions: SessionManager, met: Beside
 ) -> None:
-    file = sessions.handle.file
+    file = file_handle(sessions.handle).file
     # Again if need be: a checkpoint gives up where the file is busy.
     waiting.until(lambda: met.do("write") == met.do("checkpoint") and file.witness.has_changed())
     file.inspections.most = 0
