@@ -85,8 +85,9 @@ ALLOWED = {
         "open": "copies another system's database, after it has seen that this process has it not",
         "tempfile": "a private folder for that copy",
     },
-    "tools/generate/__main__.py": {"write_text": "writes three modules of the package"},
+    "tools/generate/__main__.py": {"write_text": "writes four modules of the package"},
     "tools/generate/faces.py": {"write_text": "writes the modules of faces"},
+    "tools/generate/messages.py": {"read_text": "the source of errors"},
     "tools/generate/signatures.py": {"read_text": "the sources of units"},
     "mandrake_sessions/concurrency/inherited.py": {
         "mmap": "a mapping without a file, in the place of the parent's",
