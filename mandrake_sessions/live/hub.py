@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Collection
 from typing import Any, Self
 
+from mandrake_sessions.concurrency.mutex import Mutex
 from mandrake_sessions.engine.protocols import Database
 from mandrake_sessions.errors import DatabaseError, DatabaseMovedError, ReentrantScopeError
 from mandrake_sessions.live.patrol import LivenessCheck, patrol
@@ -45,7 +45,7 @@ class Hub:
         self.liveness: LivenessCheck = LivenessCheck(file, self.interrupt_gone, self.end_if_damaged)
         self._is_damage_noted = False
         self._is_claim_settled = False
-        self._querying = threading.Lock()
+        self._querying = Mutex()
         if not file.options.read_only:
             patrol.add(self)
 
@@ -154,12 +154,8 @@ class Hub:
 
         Without this, all but one would find the connection busy and open the auxiliary one.
         """
-        is_my_turn = self._querying.acquire(timeout=self.file.budget(timeout).left())
-        try:
+        with self._querying.held(self.file.budget(timeout).left()):
             return self.file.fetch(streaming_owners(), "recover_interrupted", timeout)
-        finally:
-            if is_my_turn:
-                self._querying.release()
 
     def interrupt_gone(
         self, owners: Collection[str | None], timeout: float | None = None

@@ -351,7 +351,7 @@ def test_a_child_works_that_is_forked_while_the_auxiliary_connection_opens(
         PRELUDE
         + """
 file = handle._file
-with file._auxiliary_mutex:
+with file._auxiliary_mutex.held(1.0):
     pid = os.fork()
 if pid == 0:
     try:

@@ -248,7 +248,7 @@ def test_more_files_stay_open_for_a_while_when_all_are_busy(
 def test_a_file_whose_auxiliary_connection_is_being_opened_stays(crowd: Crowd) -> None:
     a, b = crowd("a", "b")
     file = file_of(a)
-    with file._auxiliary_mutex:
+    with file._auxiliary_mutex.held(1.0):
         reading = Task(lambda: a.query(lambda tx: tx.rows(KEYS)))
         b.fetch(lambda tx: tx.rows(KEYS))
         crowd("c")

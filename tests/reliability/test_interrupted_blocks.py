@@ -176,6 +176,49 @@ def test_ctrl_c_at_any_call_of_a_savepoint_undoes_it_alone(
     assert len(kept) > 20
 
 
+@pytest.mark.timeout(600)
+def test_ctrl_c_at_any_call_of_the_first_long_read_leaves_the_next_one_free(
+    tmp_path: Path, ready_database: Any
+) -> None:
+    """
+    ::
+
+        interrupted   waits for the connection that only reads ─ opens it ─ reads
+        the same thread, another one                               read at once
+    """
+    for number in itertools.count():
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        stand = Stand(ready_database.lay(folder / "db.sqlite"))
+        with stand.pool:
+            error = interrupted_at(number, stand.list, keeps=True)
+            assert file_handle(stand.sessions.handle).file._auxiliary_mutex.is_free, error
+            stand.list()
+            Thread(stand.list).result()
+            stand.sessions.close()
+        if error is None:
+            break
+    assert number > 20
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_at_any_call_of_an_opening_lets_the_next_one_query_at_once(
+    tmp_path: Path, ready_database: Any, campaign: Any
+) -> None:
+    """The file is open already: each opening queries the owners of its streaming turns."""
+    stand = Stand(ready_database.lay(tmp_path / "db.sqlite"))
+    with stand.pool:
+        for number in itertools.count(0, campaign.pick(2, 1, 1)):
+            with SessionManager(stand.path, pool=stand.pool) as other:
+                other.close()
+                error = interrupted_at(number, other.init, keeps=True)
+            assert Hub.of(file_handle(stand.sessions.handle).file)._querying.is_free, error
+            if error is None:
+                break
+        stand.sessions.close()
+    assert number > 50
+
+
 STORM = """
 import random, signal, time
 from mandrake_sessions import (

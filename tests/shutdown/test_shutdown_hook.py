@@ -409,7 +409,7 @@ from mandrake_sessions.database.pool import pool as pool_module
 from mandrake_sessions.database.open_file.file import DatabaseFile
 install_shutdown_hook()
 (file,) = [slot.file for slot in pool._slots.values()]
-locks = [pool._mutex, pool_module._default_mutex, file._auxiliary_mutex]
+locks = [pool._mutex, pool_module._default_mutex, file._auxiliary_mutex._lock]
 locks += [leased.queue._mutex for leased in file.leased_connections()]
 for lock in locks:
     lock.acquire()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -17,6 +16,7 @@ import sqlalchemy
 
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.fork import after_fork
+from mandrake_sessions.concurrency.mutex import Mutex
 from mandrake_sessions.database.connection.backup import backup
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.dialect import lent_connection
@@ -67,11 +67,11 @@ class _Alembic:
     """The lock for Alembic: pools open files in parallel, but a process has one ``alembic.op``."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.mutex = Mutex()
 
     def in_child(self) -> None:
         # A thread that only the parent has may have held it.
-        self.lock = threading.Lock()
+        self.mutex = Mutex()
 
 
 _alembic = _Alembic()
@@ -201,15 +201,12 @@ def _alembic_lock(budget: Budget) -> Iterator[None]:
 
     Taken inside the transaction, so that a thread that waits for another process delays no other.
     """
-    lock = _alembic.lock
-    if not lock.acquire(timeout=budget.left()):
-        raise DatabaseBusyError(
-            phase="queue", waited=monotonic() - budget.started, operation=_OPERATION
-        )
-    try:
+    with _alembic.mutex.held(budget.left()) as is_held:
+        if not is_held:
+            raise DatabaseBusyError(
+                phase="queue", waited=monotonic() - budget.started, operation=_OPERATION
+            )
         yield
-    finally:
-        lock.release()
 
 
 def _checked(steps: _Steps) -> _Steps:

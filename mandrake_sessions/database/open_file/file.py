@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.blocks import block
 from mandrake_sessions.concurrency.callers import caller_outside
 from mandrake_sessions.concurrency.gate import Gate
+from mandrake_sessions.concurrency.mutex import Mutex
 from mandrake_sessions.database.connection.checkpoint import Checkpointer
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.opening import open_connection
@@ -98,7 +98,7 @@ class DatabaseFile(FileLifecycle):
         self._no_checkpoint = Gate()
         self._no_checkpoint.set()
         # Held by the one short read that runs at the same time on a connection of its own.
-        self._apart = threading.Lock()
+        self._apart = Mutex()
         self._maintenance = maintenance
         self._make_attachment: Callable[[DatabaseFile], Attachment] | None = None
         self.checkpointer: Checkpointer = Checkpointer(
@@ -225,13 +225,11 @@ class DatabaseFile(FileLifecycle):
 
     def _fetch_apart(self, work: ReadUnit[T], budget: Budget, operation: str) -> T:
         """Run a short read on a new connection while a WAL checkpoint has the auxiliary one."""
-        if not self._apart.acquire(timeout=budget.left()):
-            raise budget.exceeded("queue", self.path, operation)
-        try:
+        with self._apart.held(budget.left()) as is_held:
+            if not is_held:
+                raise budget.exceeded("queue", self.path, operation)
             with self.inspections.connection(budget, self._closed_error) as connection:
                 return work(ReadTransaction(connection, budget, operation))
-        finally:
-            self._apart.release()
 
     def read(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
         """Run a long read in one snapshot on the auxiliary connection; no writer waits for it."""

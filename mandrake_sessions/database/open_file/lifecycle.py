@@ -6,7 +6,6 @@ import abc
 import contextlib
 import enum
 import sys
-import threading
 from collections.abc import Callable
 from functools import partial
 from os import stat
@@ -18,6 +17,7 @@ import apsw
 
 from mandrake_sessions.concurrency.blocks import end_what_was_left
 from mandrake_sessions.concurrency.callers import reentrant_error
+from mandrake_sessions.concurrency.mutex import Mutex
 from mandrake_sessions.database.connection.begin_commit import rollback
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.inspection import Inspections
@@ -138,7 +138,7 @@ class FileLifecycle(abc.ABC):
         )
         self.witness.turnstile = self._main.turnstile
         self._auxiliary: LeasedConnection | None = None
-        self._auxiliary_mutex = threading.Lock()
+        self._auxiliary_mutex = Mutex()
         self._attached = Attached(main.path)
 
     @abc.abstractmethod
@@ -165,9 +165,9 @@ class FileLifecycle(abc.ABC):
     def _auxiliary_connection(self, budget: Budget) -> LeasedConnection:
         """Return the auxiliary connection; open it at the first use."""
         if self._auxiliary is None:
-            if not self._auxiliary_mutex.acquire(timeout=budget.left()):
-                raise budget.exceeded("open", self.path, "open")
-            try:
+            with self._auxiliary_mutex.held(budget.left()) as is_held:
+                if not is_held:
+                    raise budget.exceeded("open", self.path, "open")
                 if self._auxiliary is None:
                     leased = self._open_auxiliary(budget)
                     if self._is_closing:
@@ -175,8 +175,6 @@ class FileLifecycle(abc.ABC):
                         raise self._closed_error()
                     self._auxiliary = leased
                     leased.connection.owner = self.owner
-            finally:
-                self._auxiliary_mutex.release()
         return self._auxiliary
 
     def _open_auxiliary(self, budget: Budget) -> LeasedConnection:
@@ -479,16 +477,14 @@ class FileLifecycle(abc.ABC):
             self._unshut()
         if self.state is not FileState.OPEN or self.is_refusing or self._is_closing:
             return False
-        # If the mutex is held, a thread is opening the auxiliary connection.
-        if not self._auxiliary_mutex.acquire(blocking=False):
-            return False
-        try:
+        with self._auxiliary_mutex.held(0.0) as is_held:
+            if not is_held:
+                # A thread is opening the auxiliary connection.
+                return False
             self.is_parked = True
             if all(leased.queue.shut(self._closed_error) for leased in self.leased_connections()):
                 self._is_closing = True
                 return True
-        finally:
-            self._auxiliary_mutex.release()
         self._unshut()
         return False
 
@@ -520,10 +516,8 @@ class FileLifecycle(abc.ABC):
         failures.extend(self._attached.close_attachment(half.deadline))
         # Wait for a thread that is opening the auxiliary connection; if it is late, that thread
         # closes the connection itself.
-        was_opened = self._auxiliary_mutex.acquire(timeout=half.left())
-        self._is_closing = True
-        if was_opened:
-            self._auxiliary_mutex.release()
+        with self._auxiliary_mutex.held(half.left()):
+            self._is_closing = True
         # Again, for an auxiliary connection that was opened since the first call.
         self.refuse_new_work()
         self.inspections.end(half.left())
@@ -607,7 +601,7 @@ class FileLifecycle(abc.ABC):
         self._main.turnstile.forget_after_fork()
         self._attached.forget_after_fork()
         # If the mutex is held, another thread was opening the auxiliary connection.
-        is_clean = not self._auxiliary_mutex.locked() and not self.inspections.is_used
+        is_clean = self._auxiliary_mutex.is_free and not self.inspections.is_used
         for leased in self.leased_connections():
             leased.connection.forget_after_fork()
             is_clean = is_clean and not leased.queue.holder
