@@ -22,6 +22,8 @@ from kits.waiting import until
 from sqlalchemy import bindparam, insert, select
 
 from mandrake_sessions import ConnectionPool, HealthStatus, SessionManager, schema
+from mandrake_sessions.database.files import creation
+from mandrake_sessions.database.files.flock import try_lock
 from mandrake_sessions.database.pool.file_handle import file_handle
 from mandrake_sessions.engine.transaction import WriteTransaction
 from tools.generate.compiler import compiled
@@ -156,3 +158,43 @@ def test_a_timeout_while_a_file_is_opened_comes_to_the_host_as_what_it_is(
         with SessionManager(ready_path, pool=pool) as sessions:
             assert sessions.create_session(question).title == question
     assert not list(tmp_path.glob("*.of-moved-file-*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGUSR1")
+def test_a_timeout_while_another_process_makes_a_file_comes_to_the_host(
+    tmp_path: Path, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    ::
+
+        main thread      waits for the folder's lock ─ a handler raises ─ gets the error
+        another process  has it ............................................
+    """
+    monkeypatch.setattr(creation, "PATIENCE", 600.0)
+    me = get_ident()
+
+    def refuse(*_: object) -> None:
+        raise TimeoutError
+
+    def is_waiting() -> bool:
+        frame: FrameType | None = sys._current_frames()[me]
+        while frame is not None and frame.f_code is not creation._lock.__code__:
+            frame = frame.f_back
+        return frame is not None
+
+    def interrupt() -> None:
+        until(is_waiting)
+        signal.pthread_kill(me, signal.SIGUSR1)
+
+    folder = os.open(tmp_path, os.O_RDONLY)
+    assert try_lock(folder)
+    before = signal.signal(signal.SIGUSR1, refuse)
+    try:
+        thread = Thread(interrupt)
+        with pytest.raises(TimeoutError):
+            SessionManager(tmp_path / "db.sqlite", pool=pool).init()
+        thread.result()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        os.close(folder)
+    assert os.listdir(tmp_path) == []

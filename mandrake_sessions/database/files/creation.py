@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Final
 
 from mandrake_sessions.concurrency.blocks import block
-from mandrake_sessions.database.error_codes import translate_os
+from mandrake_sessions.database.error_codes import pass_on_timeout, translate_os
 from mandrake_sessions.database.files.flock import try_lock, unlock
 from mandrake_sessions.database.files.folders import opened_folder
 from mandrake_sessions.database.files.paths import (
@@ -111,10 +111,13 @@ def _opened(folder: Path) -> int | None:
 
 def _lock(descriptor: int) -> None:
     since = monotonic()
-    with contextlib.suppress(OSError):
+    try:
         while not try_lock(descriptor):
             if not pause(since + PATIENCE, pace(since)):
                 return
+    except OSError as error:
+        # This folder cannot be locked, unless a signal's handler has ended the wait.
+        pass_on_timeout(error)
 
 
 def make_folder(folder: Path) -> None:
@@ -139,9 +142,14 @@ def _make_folders(folder: Path) -> list[Path]:
 
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk, on a system that has such a call."""
-    with contextlib.suppress(OSError, AttributeError):
+    try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except AttributeError:
+        # Windows has no such call.
+        return
+    except OSError as error:
+        pass_on_timeout(error)

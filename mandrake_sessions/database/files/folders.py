@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from mandrake_sessions.concurrency.blocks import block
+from mandrake_sessions.database.error_codes import pass_on_timeout
 from mandrake_sessions.database.files.paths import Identity, refuse_link
 from mandrake_sessions.errors import DatabasePathError
 
@@ -95,13 +96,16 @@ class Folder:
             )
         except FileExistsError:
             raise
-        except OSError:
+        except OSError as error:
+            pass_on_timeout(error)
             return False
         finally:
             if nameless is not None:
                 os.close(nameless)
-        with contextlib.suppress(OSError):
+        try:
             os.fsync(self.descriptor)
+        except OSError as error:
+            pass_on_timeout(error)
         return True
 
     def unlink(self, name: str) -> None:
