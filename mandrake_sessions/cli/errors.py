@@ -157,7 +157,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], ExitCode, str], ...]] = (
             "`mandrake-sessions --allow-other-names COMMAND` opens it all the same."
         ),
     ),
-    (errors.DatabasePathError, ExitCode.USAGE, "Name a file."),
+    (errors.DatabasePathError, ExitCode.USAGE, ""),
     (errors.ReadOnlyDatabaseError, ExitCode.UNUSABLE, "Check the permissions of the file."),
     (errors.StorageFullError, ExitCode.UNUSABLE, "Free some space and try again."),
     (

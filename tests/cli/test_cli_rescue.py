@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -289,6 +290,23 @@ def test_a_sidecar_that_is_no_file_is_to_be_removed(
     assert (ended.code, bad(ended)) == (5, {"reading": "failed"})
     assert checks(ended)["reading"]["advice"] == "Remove it."
     assert os.path.basename(place) in checks(ended)["reading"]["detail"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_restore_over_a_linked_sidecar_says_what_to_remove(
+    run: Run, database: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.sqlite"
+    assert run("backup", copy, "--database", database).code == 0
+    Path(f"{database}-wal").symlink_to("elsewhere")
+
+    ended = run("restore", copy, database, "--overwrite", "--json")
+
+    error = ended.json()["error"]
+    assert error["message"].startswith(f"{database.name}-wal is a link")
+    assert "remove it" in error["message"]
+    assert error["hint"] == ""
+    assert run("doctor", database).code == 5
 
 
 def test_a_header_that_states_too_much_takes_no_time(run: Run, database: Path) -> None:
