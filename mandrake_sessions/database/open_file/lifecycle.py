@@ -307,9 +307,9 @@ class FileLifecycle(abc.ABC):
             known = (DatabaseBusyError, CorruptDatabaseError, NotADatabaseError)
             with (
                 contextlib.suppress(*known),
-                self._main.exclusive(budget, "look") as connection,
+                self._main.exclusive(budget, "check") as connection,
             ):
-                self._check_write(connection, "look", budget)
+                self._check_write(connection, "check", budget)
         return self.refusal.damage
 
     def _inspect(self) -> Inspections:

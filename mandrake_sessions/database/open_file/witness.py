@@ -51,7 +51,7 @@ _PAGES_PATIENCE: Final = 5.0
 """Seconds for checking all pages: about 10 GB of a file that the system has in memory."""
 _SMALL: Final = 8 * 1024 * 1024
 """Bytes of a file whose pages are checked in about 3 ms, so that they are checked after a pause."""
-_OPERATION: Final = "look"
+_OPERATION: Final = "check"
 _CHECK: Final = "PRAGMA quick_check(1)"
 _FOREIGN: Final = "another program has written to it without SQLite"
 _HEAD: Final = 4096

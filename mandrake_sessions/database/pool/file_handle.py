@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeVar
 
-from mandrake_sessions import arguments
 from mandrake_sessions.concurrency.blocks import Block, block
 from mandrake_sessions.database.connection.transaction import ReadTransaction, WriteTransaction
 from mandrake_sessions.database.open_file.file import DatabaseFile
@@ -58,7 +57,6 @@ class FileHandle(DatabaseHandle):
             operation: names it in errors.
             timeout: seconds for the queue and the work.
         """
-        arguments.function("work", work)
         try:
             return self._open_file().fetch(work, operation, timeout)
         except FileParkedError as parked:
@@ -68,7 +66,6 @@ class FileHandle(DatabaseHandle):
 
     def query(self, work: ReadUnit[T], operation: str = "query", timeout: float | None = None) -> T:
         """Run a long read in one snapshot, for which no writer waits; otherwise as ``fetch``."""
-        arguments.function("work", work)
         try:
             return self._open_file().read(work, operation, timeout)
         except FileParkedError as parked:
@@ -104,7 +101,6 @@ class FileHandle(DatabaseHandle):
             DatabaseBusyError: the budget was used up; no change was stored.
             CommitOutcomeUnknownError: the COMMIT failed and may have stored the changes.
         """
-        arguments.function("work", work)
         try:
             file = self._open_file()
             if claims and file.owner is None:
