@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from database_kit import Held, Task, ends_in_time, queue_of
+import apsw
+import pytest
+from database_kit import Held, Task, ends_in_time, file_of, queue_of
 from kits.descriptors import open_connections
 from kits.entries import KEYS, adding, keys
-from kits.waiting import until_set
+from kits.waiting import PATIENCE, until_set
+from sqlalchemy import select
 
-from mandrake_sessions.database.pool.file_handle import FileHandle
+from mandrake_sessions import ConnectionPool, CorruptDatabaseError, schema
+from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
+from mandrake_sessions.engine.budget import Budget
+from tools.generate.compiler import compiled
 
 
 def count(tx: Any) -> int:
@@ -136,3 +143,32 @@ def test_every_way_of_reading_sees_what_was_acknowledged(handle: FileHandle) -> 
         handle.transact(adding(f"key {number}"), delegable=True)
         assert handle.query(count) == number + 1
         assert handle.fetch(count) == number + 1
+
+
+TITLES = compiled(select(schema.sessions.c.title))
+SCRIBBLES = """
+path, at = sys.argv[1], int(sys.argv[2])
+with open(path, "r+b") as file:
+    file.seek(at)
+    file.write(bytes([255]) * 4096)
+"""
+
+
+def test_a_short_read_during_a_checkpoint_notes_the_damage_that_it_meets(
+    ready_path: Path, pool: ConnectionPool, start_child: Callable[..., Any]
+) -> None:
+    """Both connections are in use, so the read opens its own one."""
+    raw = apsw.Connection(str(ready_path))
+    ((page,),) = raw.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'sessions'")
+    raw.close()
+    with file_handle(pool.acquire(ready_path)) as handle:
+        file = file_of(handle)
+        with Held(handle), file.exclusive_auxiliary("checkpoint", Budget(PATIENCE)):
+            file._no_checkpoint.clear()
+            # Another process: closing the file here would drop the locks on it.
+            start_child(SCRIBBLES, ready_path, 4096 * (page - 1)).finish()
+            reading = Task(lambda: handle.fetch(lambda tx: tx.rows(TITLES), "list"))
+            with pytest.raises(CorruptDatabaseError):
+                reading.result()
+            assert file.refusal.damage is not None
+            file._no_checkpoint.set()

@@ -63,6 +63,7 @@ class Inspections:
         closed_error: Callable[[], MandrakeSessionsError],
         *,
         with_wal: bool = True,
+        operation: str = "health",
     ) -> Iterator[Connection]:
         """Lend a new connection, which is interrupted at the deadline, or when the file closes.
 
@@ -71,28 +72,29 @@ class Inspections:
             closed_error: makes the error for a file that is being closed.
             with_wal: whether it reads through the WAL. Otherwise it takes no lock, and a WAL
                 checkpoint may change pages while it reads.
+            operation: for errors.
         """
         connection: Connection | None = None
         try:
             with self._mutex:
                 if self._is_over:
                     raise closed_error()
-                connection = self._connect(budget, with_wal=with_wal)
+                connection = self._connect(budget, operation, with_wal=with_wal)
                 self._idle.clear()
                 self._open.add(connection)
                 self.most = max(self.most, len(self._open))
             if connection.has_moved() or identify(self._path) != self._identity:
-                raise DatabaseMovedError(path=self._path, operation="health")
+                raise DatabaseMovedError(path=self._path, operation=operation)
             yield connection
             if connection.is_cancelled:
                 raise closed_error()
         except apsw.InterruptError as error:
             if connection is not None and connection.is_cancelled:
                 raise closed_error() from error
-            raise budget.exceeded("body", self._path, "health") from error
+            raise budget.exceeded("body", self._path, operation) from error
         except apsw.CorruptError as error:
             if connection is not None and disk_refused(connection.raw):
-                raise translate(error, self._path, "health", raw=connection.raw) from error
+                raise translate(error, self._path, operation, raw=connection.raw) from error
             raise
         finally:
             try:
@@ -121,7 +123,7 @@ class Inspections:
         if not is_idle:
             self._idle.wait(max(0.0, deadline - monotonic()))
 
-    def _connect(self, budget: Budget, *, with_wal: bool) -> Connection:
+    def _connect(self, budget: Budget, operation: str, *, with_wal: bool) -> Connection:
         flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOFOLLOW
         name = str(self._path)
         if not with_wal:
@@ -130,7 +132,7 @@ class Inspections:
         try:
             raw = apsw.Connection(name, flags=flags, vfs=self._options.vfs)
         except apsw.Error as error:
-            raise translate(error, self._path, "health") from error
+            raise translate(error, self._path, operation) from error
         connection = Connection(raw, self._path, self._identity)
         connection.deadline = budget.deadline
         raw.set_busy_handler(connection.on_busy)

@@ -228,8 +228,16 @@ class DatabaseFile(FileLifecycle):
         with self._apart.held(budget.left()) as is_held:
             if not is_held:
                 raise budget.exceeded("queue", self.path, operation)
-            with self.inspections.connection(budget, self._closed_error) as connection:
-                return work(ReadTransaction(connection, budget, operation))
+            lend = self.inspections.connection
+            with lend(budget, self._closed_error, operation=operation) as connection:
+                tx = ReadTransaction(connection, budget, operation)
+                try:
+                    return work(tx)
+                except DatabaseError as error:
+                    self._note_fault(error)
+                    raise
+                finally:
+                    tx.end()
 
     def read(self, work: ReadUnit[T], operation: str, timeout: float | None = None) -> T:
         """Run a long read in one snapshot on the auxiliary connection; no writer waits for it."""
