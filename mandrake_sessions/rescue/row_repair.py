@@ -20,6 +20,13 @@ LOST_REQUEST: Final = "(This request was lost: the database file was damaged.)"
 TABLES: Final = ("sessions", "rounds", "requests", "responses", "turns", "turn_chunks", "meta")
 """The tables that are read, in addition to ``workspaces``; ``changes`` holds only past news."""
 
+TABLE_OF_WIDTH: Final = {8: "sessions", 23: "turns", 6: "workspaces"}
+"""The table of a row by its number of values, where no other table's rows have as many.
+
+A row that is older than a column has one value less, and keeps it until it is changed: a migration
+that adds a column adds an entry here, and the entry before it stays.
+"""
+
 # The first value of a row of the schema, which otherwise resembles a request.
 _SCHEMA_KINDS: Final = ("table", "index", "view", "trigger")
 _MILLISECONDS: Final = 12
@@ -35,7 +42,7 @@ def tables_of(values: tuple[Value, ...]) -> tuple[str, ...]:
         if isinstance(values[2], str):
             return ("requests",) if values[0] not in _SCHEMA_KINDS else ()
         return ("rounds", "responses")
-    return {8: ("sessions",), 23: ("turns",), 6: ("workspaces",)}.get(count, ())
+    return (TABLE_OF_WIDTH[count],) if count in TABLE_OF_WIDTH else ()
 
 
 def keyed_table_of(values: tuple[Value, ...]) -> str | None:
@@ -64,7 +71,8 @@ def repaired(table: str, record: Record) -> tuple[Row, bool] | None:
         if column.is_key and fixed is None:
             return None
         # The comparison ignores types, because SQLite stores a whole REAL as an integer.
-        was_changed |= position >= record.whole or fixed != value
+        # A value behind the last column of the record is not lost: the row is older than its column.
+        was_changed |= record.whole <= position < record.columns or fixed != value
         row[column.name] = fixed
     if table == "turns":
         was_changed |= _settle(row)

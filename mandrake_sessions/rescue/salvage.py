@@ -35,7 +35,14 @@ from mandrake_sessions.options import DatabaseOptions, Durability
 from mandrake_sessions.rescue.index_scan import Entry, Trees, scan, schema_entries
 from mandrake_sessions.rescue.orphans import PARENTS, Orphans
 from mandrake_sessions.rescue.report import SalvageReport, TableSalvage
-from mandrake_sessions.rescue.row_repair import TABLES, Row, keyed_table_of, repaired, tables_of
+from mandrake_sessions.rescue.row_repair import (
+    TABLE_OF_WIDTH,
+    TABLES,
+    Row,
+    keyed_table_of,
+    repaired,
+    tables_of,
+)
 
 _OPERATION: Final = "salvage"
 _PATIENCE: Final = 3600.0
@@ -350,4 +357,4 @@ def _tables_of_cut(record: Record) -> tuple[str, ...]:
     """Return the possible tables of a record without its end; only long texts are cut."""
     if record.columns == 5:
         return ("requests",) if len(record.values) >= 3 else ()
-    return {8: ("sessions",), 23: ("turns",), 6: ("workspaces",)}.get(record.columns, ())
+    return (TABLE_OF_WIDTH[record.columns],) if record.columns in TABLE_OF_WIDTH else ()

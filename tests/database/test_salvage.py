@@ -31,10 +31,11 @@ from mandrake_sessions import (
     salvage,
 )
 from mandrake_sessions.database.connection.verification import verify
-from mandrake_sessions.database.files.btree import parse
+from mandrake_sessions.database.files.btree import Record, parse
 from mandrake_sessions.database.files.pages import open_pages
 from mandrake_sessions.models import TurnStatus
-from mandrake_sessions.rescue.row_repair import LOST_REQUEST
+from mandrake_sessions.rescue.row_repair import LOST_REQUEST, TABLE_OF_WIDTH, repaired
+from mandrake_sessions.tables import TABLES
 
 PROJECT = Path(__file__).parents[2]
 PAGE = 4096
@@ -160,6 +161,25 @@ def test_deleted_rows_stay_deleted(damaged: Path, pool: ConnectionPool) -> None:
     assert not report.may_hold_deleted
     assert of(report, "sessions").kept == TALKS - 1
     assert of(report, "turns").kept == (TALKS - 1) * ROUNDS
+
+
+def test_salvage_knows_the_width_of_each_table_that_it_tells_by_its_width() -> None:
+    """A column that a migration adds needs an entry in ``TABLE_OF_WIDTH``; the old one stays."""
+    widths = {table: len(columns) for table, columns in TABLES.items()}
+    by_width = set(TABLE_OF_WIDTH.values())
+
+    assert {TABLE_OF_WIDTH.get(widths[table]) for table in by_width} == by_width
+    assert not {widths[table] for table in widths.keys() - by_width} & TABLE_OF_WIDTH.keys()
+
+
+def test_a_row_that_is_older_than_a_column_counts_as_whole() -> None:
+    """ALTER TABLE ADD COLUMN writes no row: a row from before it ends one value earlier."""
+    values = ("id", "shop", "/srv/shop", None, 1)
+    names = [column.name for column in TABLES["workspaces"]]
+
+    found = repaired("workspaces", Record(1, values, len(values), len(values), False))
+
+    assert found == (dict(zip(names, (*values, None), strict=True)), False)
 
 
 # -- lost pages -----------------------------------------------------------------------------------
