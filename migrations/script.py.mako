@@ -14,7 +14,7 @@ branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 
 # True if upgrade() or downgrade() rebuilds a table (batch_alter_table, other than to add a
-# column): a backup is made beside the file first. See README.md.
+# column): a backup is then made next to the file first. See README.md.
 rebuilds_tables = False
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import apsw
@@ -152,17 +153,29 @@ def _require_schema(connection: Connection) -> None:
     columns: dict[str, list[str]] = {table: [] for table in TABLES}
     for table, column in connection.query_all(_COLUMNS):
         columns.setdefault(table, []).append(column)
-    wanted = ((table, [column.name for column in TABLES[table]]) for table in TABLES)
-    different = [table for table, names in wanted if columns[table] != names]
+    wanted = {table: [column.name for column in TABLES[table]] for table in TABLES}
+    different = [
+        _first_difference(table, columns[table], names)
+        for table, names in wanted.items()
+        if columns[table] != names
+    ]
     revision = connection.value("SELECT version_num FROM alembic_version")
-    if different or revision != HEAD:
+    if revision != HEAD:
+        different.insert(0, f"the revision is {revision} instead of {HEAD}")
+    if different:
         raise MigrationError(
-            f"The migration scripts are those of another version: they lead to revision {revision} "
-            f"instead of {HEAD}, with other columns in {', '.join(different) or 'no table'}; "
-            "nothing was changed. Install the package anew.",
+            "The migration scripts do not make the schema of this version: "
+            f"{', '.join(different)}; nothing was changed. Install the package anew; in a checkout, "
+            "correct the newest script, or the order of the columns in schema.py.",
             path=connection.path,
             operation=_OPERATION,
         )
+
+
+def _first_difference(table: str, found: Sequence[str], wanted: Sequence[str]) -> str:
+    pairs = enumerate(zip_longest(found, wanted), 1)
+    place, (there, here) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+    return f"column {place} of {table} is {there or 'missing'} instead of {here or 'none'}"
 
 
 # -- lending ------------------------------------------------------------------------------------
@@ -218,7 +231,11 @@ def migrating_file(path: str, *, create: bool) -> Iterator[sqlalchemy.Connection
     real = real_path(path)
     identity = make_file(real) if create else identify(real)
     if identity is None:
-        raise DatabaseMissingError(path=real, operation=_OPERATION)
+        raise DatabaseMissingError(
+            "There is no database file at this path; `alembic … upgrade head` makes one.",
+            path=real,
+            operation=_OPERATION,
+        )
     require_home(real, options)
     connection = open_connection(real, identity, options, budget)
     try:
