@@ -244,9 +244,12 @@ def evil(sessions: SessionManager) -> Session:
     exchange = sessions.record_round(session.id, EVIL, turns)
     with sessions.handle.sqlalchemy() as connection:
         connection.exec_driver_sql(
-            "INSERT INTO turns SELECT 'unreadable', response_id, 9, status, owner,"
-            " stream_started_at, stream_ended_at, 0, 0, 0, 0, 0, 0, 0.0, 0.0, model, 0,"
-            " created_at, updated_at, error_message, ?, content, raw_response FROM turns",
+            'INSERT INTO turns (id, "index", tool_calls, response_id, status, stream_started_at,'
+            " stream_ended_at, current_tokens, input_tokens, output_tokens, input_cost,"
+            " output_cost, model, revision, created_at, updated_at, error_message, content,"
+            " raw_response) SELECT 'unreadable', 9, ?, response_id, status, stream_started_at,"
+            " stream_ended_at, 0, 0, 0, 0.0, 0.0, model, 0, created_at, updated_at,"
+            " error_message, content, raw_response FROM turns",
             (f"not json {EVIL}",),
         )
     assert exchange.turns

@@ -20,7 +20,7 @@ from kits.descriptors import open_connections
 from kits.entries import adding
 
 import mandrake_sessions
-from mandrake_sessions import ConnectionPool, DatabaseOptions, MigrationError, SchemaTooNewError
+from mandrake_sessions import ConnectionPool, DatabaseOptions, SchemaTooNewError
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.opening import open_connection
 from mandrake_sessions.database.files.creation import make_file
@@ -427,9 +427,25 @@ except Exception as error:
     assert contents(path) == before
 
 
-@pytest.mark.parametrize("difference", ["a column less", "another revision"])
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            'sa.Column("description", sa.Text()),',
+            "",
+            "column 3 of sessions is metadata instead of description",
+        ),
+        (
+            'sa.Column("path", sa.Text(), nullable=False),',
+            'sa.Column("path", sa.Text(), nullable=False), sa.Column("owner", sa.Text()),',
+            "column 4 of workspaces is owner instead of description",
+        ),
+        ('revision = "0001"', 'revision = "0000"', "no migration script for 0001"),
+    ],
+    ids=["a column less", "a column more", "another revision"],
+)
 def test_the_migrations_of_another_version_change_nothing(
-    copied: Path, tmp_path: Path, difference: str
+    copied: Path, tmp_path: Path, old: str, new: str, expected: str
 ) -> None:
     path = tmp_path / "db.sqlite"
     before = emptied(path)
@@ -437,23 +453,18 @@ def test_the_migrations_of_another_version_change_nothing(
     shutil.copytree(revisions.script_location(), scripts)
     (first,) = (scripts / "versions").glob("0001*.py")
     text = first.read_text("utf-8")
-    changed = (
-        text.replace('sa.Column("description", sa.Text()),', "", 1)
-        if difference == "a column less"
-        else text.replace('revision = "0001"', 'revision = "0000"')
-    )
-    assert changed != text
-    first.write_text(changed, "utf-8")
+    assert old in text
+    first.write_text(text.replace(old, new, 1), "utf-8")
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from mandrake_sessions import SessionManager
+from mandrake_sessions import MigrationError, SessionManager
 try:
     SessionManager(sys.argv[2]).init()
-except Exception as error:
-    print(type(error).__name__)
+except MigrationError as error:
+    print(error.message)
 """
-    assert run(code, copied, path) == MigrationError.__name__
+    assert expected in run(code, copied, path)
     assert contents(path) == before
 
 

@@ -618,10 +618,13 @@ def test_the_alembic_command_wants_a_path(capsys: pytest.CaptureFixture[str]) ->
     assert "path=FILE" in capsys.readouterr().out
 
 
-def test_a_look_at_a_missing_file_does_not_make_it(tmp_path: Path) -> None:
+def test_a_look_at_a_missing_file_does_not_make_it_and_says_what_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         run_alembic(tmp_path / "db.sqlite", "current")
 
+    assert "upgrade head` makes one" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

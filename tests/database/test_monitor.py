@@ -415,7 +415,10 @@ def test_a_row_without_its_parent_is_no_damage(
 ) -> None:
     raw = raw_of(handle)
     raw.pragma("foreign_keys", 0)
-    raw.execute("INSERT INTO requests VALUES ('r', 'unknown', '', 0, 0)")
+    raw.execute(
+        "INSERT INTO requests (id, round_id, content, created_at, updated_at)"
+        " VALUES ('r', 'unknown', '', 0, 0)"
+    )
     raw.pragma("foreign_keys", 1)
     (report,) = monitor.look(HealthLevel.FULL)
     assert report.is_usable

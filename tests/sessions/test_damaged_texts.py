@@ -443,7 +443,8 @@ def test_an_index_that_lacks_rows_for_another_reason_still_gives_no_backup(
     raw.close()
     raw = apsw.Connection(str(path))
     raw.execute(
-        "INSERT INTO sessions SELECT 'lost', title, description, metadata, 0, 0, 0, 0"
+        "INSERT INTO sessions (id, title, description, metadata, next_round_index, revision,"
+        " created_at, updated_at) SELECT 'lost', title, description, metadata, 0, 0, 0, 0"
         " FROM sessions LIMIT 1"
     )
     raw.execute("PRAGMA writable_schema = on")

@@ -141,7 +141,10 @@ def test_wal_is_verified_where_the_file_system_has_none(path, pool):
 def test_a_row_without_its_parent_is_refused(sessions):
     sessions.close()
     sessions.init()
-    insert = text("INSERT INTO rounds VALUES ('r', 'missing', 0, 1, 1)")
+    insert = text(
+        'INSERT INTO rounds (id, session_id, "index", created_at, updated_at)'
+        " VALUES ('r', 'missing', 0, 1, 1)"
+    )
 
     with (
         pytest.raises(Exception, match="FOREIGN KEY"),

@@ -88,7 +88,8 @@ def failing_calls(sessions):
         "transaction": in_transaction,
         "check of a statement": lambda: sql("UPDATE turns SET status = :value"),
         "unique of a statement": lambda: sql(
-            "INSERT INTO sessions SELECT id, :value, :value, '{}', 0, 0, 1, 1 FROM sessions"
+            "INSERT INTO sessions (id, title, description, metadata, next_round_index, revision,"
+            " created_at, updated_at) SELECT id, :value, :value, '{}', 0, 0, 1, 1 FROM sessions"
         ),
         "type of a statement": lambda: sql("UPDATE turns SET created_at = :value"),
         "foreign key of a statement": lambda: sql("UPDATE rounds SET session_id = :value"),

@@ -231,7 +231,12 @@ def test_a_call_that_raises_inside_a_transaction_leaves_nothing(path, sessions, 
 
     with sessions.transaction() as tx:
         with pytest.raises(DatabaseError, match=r"."), tx.savepoint():
-            tx._database.run(statement("INSERT INTO rounds VALUES ('r', 'missing', 1, 1, 1)"))
+            tx._database.run(
+                statement(
+                    'INSERT INTO rounds (id, session_id, "index", created_at, updated_at)'
+                    " VALUES ('r', 'missing', 1, 1, 1)"
+                )
+            )
         with pytest.raises(SessionNotFoundError):
             tx.create_round("missing", "x")
         with pytest.raises(Exception, match="already"):
@@ -375,7 +380,12 @@ def test_a_write_behind_a_thread_that_keeps_its_lease_raises_in_the_queue(sessio
 
 def test_errors_carry_their_context(path, sessions):
     with pytest.raises(ConstraintViolationError) as caught, sessions.transaction() as tx:
-        tx._database.run(statement("INSERT INTO rounds VALUES ('r', 'missing', 1, 1, 1)"))
+        tx._database.run(
+            statement(
+                'INSERT INTO rounds (id, session_id, "index", created_at, updated_at)'
+                " VALUES ('r', 'missing', 1, 1, 1)"
+            )
+        )
 
     error = caught.value
     assert error.path == path
