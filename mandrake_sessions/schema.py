@@ -3,8 +3,7 @@
 A database has the same schema whether it is the system's or a workspace's; the registry of
 workspaces is filled in the system database only (docs/adr/0004). Times are integer microseconds
 since the epoch, UTC. JSON columns hold JSON text. ``make sql`` compiles the library's statements
-from this
-``make sql`` (docs/adr/0021).
+from this module (docs/adr/0021).
 """
 
 from __future__ import annotations
@@ -146,6 +145,7 @@ turns: Table = Table(
     *_times(),
     # Long texts last: columns behind them are reached through their overflow pages (totals
     # over 1,000 turns of 100 KB took 13 to 18 ms with the counters behind, 1.0 to 1.5 before).
+    # A column that a migration adds comes behind them all the same: ALTER TABLE puts it there.
     Column("error_message", Text),
     Column("tool_calls", Text, nullable=False),
     Column("content", Text, nullable=False),

@@ -118,7 +118,7 @@ ALLOWED = {
 # Our own functions of these names, which open through SQLite.
 OWN_OPEN = {"DatabaseFile"}
 
-# Modules above the limit, each with its reason. What is generated has no limit.
+# Modules above the limit, each with its reason. Generated modules have none.
 LONG_MODULES = {
     "mandrake_sessions/rescue/diagnosis.py": "every check of a file that may be damaged",
     "mandrake_sessions/database/pool/pool.py": "one lock and the table of slots behind it",

@@ -44,6 +44,7 @@ from mandrake_sessions.database.kernel_locks import lock_holders
 from mandrake_sessions.database.open_file.lifecycle import FileState
 from mandrake_sessions.database.pool.file_handle import FileHandle, file_handle
 from mandrake_sessions.engine.budget import Budget
+from mandrake_sessions.tables import HEAD
 from mandrake_sessions.testing import Fault, FaultVFS
 from tools.generate.compiler import compiled
 
@@ -121,7 +122,7 @@ def test_a_healthy_database_passes_every_check(handle: FileHandle) -> None:
     assert {check.name for check in report.checks} == CHECKS
     assert len(report.checks) == len(CHECKS)
     assert report.path == handle.path
-    assert "0001" in check(report, "schema").detail
+    assert HEAD in check(report, "schema").detail
 
 
 def test_a_check_of_health_takes_about_a_millisecond(handle: FileHandle) -> None:

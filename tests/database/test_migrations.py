@@ -24,6 +24,7 @@ from alembic.config import main as alembic_main
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from kits.schema_texts import definitions
 
 from mandrake_sessions.database.connection.connection import Connection
 from mandrake_sessions.database.connection.dialect import lend
@@ -92,12 +93,12 @@ def add_session(connection: Connection, id: str, *, rounds: int = 0) -> None:
 
 
 def schema_of(connection: Connection) -> list[tuple[Any, ...]]:
-    """The schema as SQLite keeps it, without layout, Alembic's table and what a closing leaves."""
+    """The schema as SQLite keeps it, without Alembic's table and what a closing leaves."""
     rows = connection.query_all(
         "SELECT type, name, sql FROM sqlite_schema"
         " WHERE tbl_name <> 'alembic_version' AND tbl_name NOT LIKE 'sqlite_stat_'"
     )
-    return sorted((kind, name, re.sub(r"\s+", " ", sql or "").strip()) for kind, name, sql in rows)
+    return sorted((kind, name, definitions(sql)) for kind, name, sql in rows)
 
 
 def contents_of(connection: Connection) -> list[Any]:
@@ -148,7 +149,7 @@ with op.batch_alter_table("sessions", recreate="always") as batch:
 # -- the schema ---------------------------------------------------------------------------------
 
 
-def test_a_migrated_file_has_the_tables_of_the_schema_to_the_letter(
+def test_a_migrated_file_has_the_tables_of_the_schema(
     open_file: Open, database: Connection
 ) -> None:
     described = open_file("described.sqlite")

@@ -163,7 +163,7 @@ def test_deleted_rows_stay_deleted(damaged: Path, pool: ConnectionPool) -> None:
     assert of(report, "turns").kept == (TALKS - 1) * ROUNDS
 
 
-def test_salvage_knows_the_width_of_each_table_that_it_tells_by_its_width() -> None:
+def test_salvage_knows_the_width_of_each_table_that_it_finds_by_it() -> None:
     """A column that a migration adds needs an entry in ``TABLE_OF_WIDTH``; the old one stays."""
     widths = {table: len(columns) for table, columns in TABLES.items()}
     by_width = set(TABLE_OF_WIDTH.values())

@@ -18,8 +18,10 @@ from mandrake_sessions import (
     TurnInterruptedError,
     TurnNotFoundError,
     TurnStatus,
+    schema,
 )
 from mandrake_sessions.models import ChangeOp, Entity
+from mandrake_sessions.records.turn_rows import FIELD_CHECKS
 
 FIELDS = {
     "content": "text",
@@ -43,6 +45,11 @@ CLEARABLE = {
     "cache_write_tokens",
     "model",
 }
+
+
+def test_the_fields_of_these_tests_are_all_that_a_caller_may_set():
+    assert FIELDS.keys() == (FIELD_CHECKS.keys() - {"status"}) | {"tool_calls"}
+    assert {name for name in FIELDS if schema.turns.c[name].nullable} == CLEARABLE
 
 
 def store_tool_calls(sessions, stored):
