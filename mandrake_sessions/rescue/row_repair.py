@@ -71,7 +71,7 @@ def repaired(table: str, record: Record) -> tuple[Row, bool] | None:
         if column.is_key and fixed is None:
             return None
         # The comparison ignores types, because SQLite stores a whole REAL as an integer.
-        # A value behind the last column of the record is not lost: the row is older than its column.
+        # A value behind the last column of the record is not lost: the row is older than that.
         was_changed |= record.whole <= position < record.columns or fixed != value
         row[column.name] = fixed
     if table == "turns":

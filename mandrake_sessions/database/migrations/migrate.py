@@ -165,8 +165,8 @@ def _require_schema(connection: Connection) -> None:
     if different:
         raise MigrationError(
             "The migration scripts do not make the schema of this version: "
-            f"{', '.join(different)}; nothing was changed. Install the package anew; in a checkout, "
-            "correct the newest script, or the order of the columns in schema.py.",
+            f"{', '.join(different)}; nothing was changed. Install the package anew; in a "
+            "checkout, correct the newest script, or the order of the columns in schema.py.",
             path=connection.path,
             operation=_OPERATION,
         )
