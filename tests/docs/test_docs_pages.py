@@ -23,7 +23,7 @@ FORBIDDEN = {
     "a path of one machine": r"(?<![\w.~])/(?:home|root|tmp|work|Users|private|mnt)/",
     "a word for a missing part": r"\b(?:TODO|TBD|FIXME|XXX)\b",
 }
-OTHER_COMMANDS = {"alembic", "python"}
+OTHER_COMMANDS = {".", "alembic", "python", "python3"}
 
 
 def _named(pages: list[Page]) -> dict[str, Any]:
