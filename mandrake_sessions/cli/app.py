@@ -36,6 +36,17 @@ class Program(Group):
         options.update(standalone_mode=False, prog_name=PROGRAM, obj=given)
         try:
             code = super().main(given, *rest, **options) or ExitCode.OK
+            # The text of --version may still be in the buffer.
+            sys.stdout.flush()
+        except SystemExit as end:
+            # Typer and Rich end the process with 1 if no reader is left for a help text.
+            if not isinstance(end.__context__, BrokenPipeError):
+                raise
+            _mute_output()
+            code = ExitCode.BROKEN_PIPE
+        except BrokenPipeError:
+            _mute_output()
+            code = ExitCode.BROKEN_PIPE
         except typer.Abort:
             code = _report(CommandError("Not done.", ExitCode.FAILED), given)
         except _UsageError as error:

@@ -227,6 +227,30 @@ def test_a_broken_pipe_is_quiet(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["sessions", "--help"], ["sessions", "list", "-h"]]
+)
+def test_a_help_text_without_a_reader_is_quiet(
+    tmp_path: Path, arguments: list[str], unbuffered: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            [*COMMAND, *arguments],
+            env=environment(PYTHONUNBUFFERED=unbuffered),
+            cwd=tmp_path,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (ExitCode.BROKEN_PIPE, b"")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_long_output_is_whole(root: Path, tmp_path: Path, unbuffered: str) -> None:
     """Unbuffered, one write of Python's stops where the pipe is full."""
     content = "long " * 30_000
