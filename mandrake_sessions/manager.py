@@ -85,8 +85,8 @@ class SessionManager(Resource, ManagerFace):
     from any number of threads.
 
     Args:
-        path: of the database file; ``init()`` makes missing folders. A relative path is resolved
-            when the manager is made.
+        path: the path of the database file; ``init()`` makes missing folders. A relative path is
+            resolved when the manager is made.
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a missing file.

@@ -143,11 +143,11 @@ class ShutdownHook:
             raise
 
     def add(self, closeables: Iterable[Closeable], pool: ConnectionPool) -> None:
-        """Close these too; a part that is known already is closed once.
+        """Add objects that are closed at the shutdown; one that was added before is closed once.
 
         Args:
-            closeables: closed in this order, after those that were added before.
-            pool: closed after all of them.
+            closeables: the objects; they are closed in this order, after those of earlier calls.
+            pool: the pool that is closed after all of them.
         """
         self._closeables += [each for each in closeables if each not in self._closeables]
         if pool not in self._pools:

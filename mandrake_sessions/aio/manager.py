@@ -57,8 +57,8 @@ class AsyncSessionManager(AsyncOpening, AwaitedFace):
     waited for, which takes milliseconds. ``cancelled_call(error)`` returns which of both it was.
 
     Args:
-        path: of the database file; ``init()`` makes missing folders. A relative path is resolved
-            when the manager is made.
+        path: the path of the database file; ``init()`` makes missing folders. A relative path is
+            resolved when the manager is made.
         pool: where the connection comes from; None for the process's ``default_pool()``.
         options: how the database is opened; None for the pool's.
         create: whether ``init()`` makes a missing file.

@@ -44,7 +44,7 @@ class Worker:
     """A thread with a queue of calls.
 
     Args:
-        name: of the thread.
+        name: the name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -179,7 +179,7 @@ class ReadWorker(Worker):
     """Runs reading calls, one after the other.
 
     Args:
-        name: of the thread.
+        name: the name of the thread.
         is_long: whether each call has its own snapshot, on the connection that only reads.
     """
 

@@ -51,7 +51,7 @@ class Level(enum.StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
+    """Add the commands of this module to the program."""
     app.command()(health)
     app.command()(backup)
     app.command()(migrate)

@@ -57,7 +57,7 @@ _File = Annotated[Path, typer.Argument(metavar="FILE", help="A database file.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
+    """Add the commands of this module to the program."""
     app.command()(doctor)
     app.command()(restore)
     app.command()(salvage)

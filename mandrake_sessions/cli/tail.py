@@ -157,7 +157,7 @@ class _Page:
         self._line(printable(f"   {turn.status.value}{error}"), style="dim")
 
     def _head(self, text: str, *, style: str) -> None:
-        """Print a line below an empty one."""
+        """Print an empty line, then a line of text."""
         self._piece("\n" * (2 - self._breaks))
         self._line(printable(text), style=style)
 

@@ -29,7 +29,7 @@ _FINALIZE: Final = weakref.finalize.__call__.__code__
 
 
 def is_unforeseen() -> bool:
-    """Return whether a finalizer calls, or a signal's handler during a call of this library."""
+    """Return whether the call comes from a finalizer, or from a signal's handler inside a call."""
     frame: FrameType | None = sys._getframe(1)
     # Foreign code below some code of this library, and code that may turn out to be such.
     strangers: list[CodeType] = []

@@ -19,7 +19,7 @@ class SpareThread:
     """A daemon thread that runs the functions it is given, one after the other.
 
     Args:
-        name: of the thread.
+        name: the name of the thread.
     """
 
     def __init__(self, name: str) -> None:

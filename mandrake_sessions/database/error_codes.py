@@ -81,7 +81,7 @@ def translate(
 
     Args:
         error: the error of APSW or the system.
-        path: of the database.
+        path: the path of the database.
         operation: the operation that failed, for the error.
         attempts: how often it was tried.
         raw: the connection that met the error, if its file can be examined for the cause.

@@ -75,7 +75,8 @@ def is_flocked(inode: int) -> bool | None:
     """Return whether a process holds an exclusive flock on a file; None without a lock table.
 
     Args:
-        inode: of the file, without its device: some file systems show another device in the table.
+        inode: the inode of the file, without its device: some file systems show another
+            device in the table.
     """
     lines = _lines_about("FLOCK", inode)
     return None if lines is None else any(fields[3] == "WRITE" for fields in lines)

@@ -26,7 +26,7 @@ class Holder(msgspec.Struct, frozen=True):
 
     Attributes:
         pid: its id, as this process sees it.
-        name: of its command; empty if the system does not show it.
+        name: the name of its command; empty if the system does not show it.
         state: the system's letter, ``T`` for stopped; empty if the system does not show it.
         tracer: the debugger that has stopped it, 0 without one.
         is_writing: whether it holds the write lock; otherwise it has the database open.

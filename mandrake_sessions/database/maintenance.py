@@ -25,7 +25,7 @@ class Maintenance:
     before it is stopped, the next task starts another one, which continues with the waiting tasks.
 
     Args:
-        name: of the thread.
+        name: the name of the thread.
     """
 
     def __init__(self, name: str) -> None:

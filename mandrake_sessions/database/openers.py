@@ -31,7 +31,7 @@ def other_connections_on(path: Path, ours: Collection[apsw.Connection]) -> int:
     """Return how many APSW connections of the host itself may be on a file.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         ours: connections that are neither counted nor touched: a thread may be using them.
     """
     count = 0

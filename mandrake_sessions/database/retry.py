@@ -82,8 +82,8 @@ def retry_busy(
 
     Args:
         work: the function to call.
-        budget: of the call.
-        path: of the database.
+        budget: the budget of the call.
+        path: the path of the database.
         operation: for errors.
         phase: the part of the budget that the wait belongs to.
         raw: the connection that it uses, if it has one.

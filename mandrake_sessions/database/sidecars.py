@@ -58,7 +58,7 @@ def sidecar_name(path: Path, suffix: str, further: int = 0) -> str:
     Where that is too long, the database's name is cut, and a digest of the whole name follows.
 
     Args:
-        path: of the database.
+        path: the path of the database.
         suffix: follows its name.
         further: how many bytes must be left after the suffix.
     """

@@ -123,7 +123,7 @@ def json_value(
     """Return a part of a tool call, independent of the caller's objects, and as JSON text.
 
     Args:
-        name: of the argument.
+        name: the name of the argument.
         value: anything, or a JSON value if ``strict``.
         strict: whether to refuse a value that JSON lacks, instead of changing it.
 

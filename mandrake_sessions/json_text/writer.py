@@ -250,7 +250,7 @@ class JsonWriter:
 
         Args:
             values: the container.
-            name: of its type, for the note.
+            name: the name of its type, for the note.
             is_finite: whether Python's own code iterates it.
         """
         found: list[Any] = []

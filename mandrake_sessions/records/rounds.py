@@ -163,7 +163,7 @@ def _prepare_round(
     Args:
         session_id: the session it belongs to.
         content: of the request.
-        id: of the round, if the caller gives one.
+        id: the id of the round, if the caller gives one.
         moment: the present time.
         ids: new ones for the round, its request and its response.
     """

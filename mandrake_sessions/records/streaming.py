@@ -102,7 +102,7 @@ def start_stream(response_id: str, *, id: str, **fields: Any) -> WriteUnit[Turn]
 
     Args:
         response_id: the response.
-        id: of the turn, in its stored form.
+        id: the id of the turn, in its stored form.
         fields: other arguments of ``create_turn``, which also documents the errors.
     """
     create = create_turn(response_id, id=id, **fields)

@@ -61,7 +61,7 @@ class UpdateSome:
     """An UPDATE of the named columns; the statement of each combination is built once.
 
     Args:
-        name: of its statements, before the colon.
+        name: the name of its statements, before the colon.
         head: the text up to the assignments.
         assignments: in the order of the table's columns.
         conditions: all of them must hold.
@@ -115,7 +115,7 @@ class InsertMany:
     """An INSERT of several rows, each from its own SELECT.
 
     Args:
-        name: of its statements, before the colon; the number of rows comes after it.
+        name: the name of its statements, before the colon; the number of rows comes after it.
         head: the text up to the first SELECT.
         source: the text of a SELECT.
         parameters: its values; ``{at}`` stands for the position of the row.

@@ -137,7 +137,7 @@ class FaultVFS(apsw.VFS):
         """Make every such operation fail for the duration of the block.
 
         Args:
-            kind: of the files.
+            kind: the kind of the files.
             operation: that fails.
             code: SQLite's extended result code; None for the operation's own, see ``CODES``.
         """
@@ -149,7 +149,7 @@ class FaultVFS(apsw.VFS):
         """Call a function at each such operation for the duration of the block.
 
         Args:
-            kind: of the files.
+            kind: the kind of the files.
             operation: the operation.
             look: called before the operation, in its thread, and perhaps in several at once. It
                 may wait; it may return an error, such as ``failure(apsw.SQLITE_FULL)``.
@@ -170,7 +170,7 @@ class FaultVFS(apsw.VFS):
         """Count an operation; raise if it is to fail.
 
         Args:
-            kind: of the file.
+            kind: the kind of the file.
             operation: the requested one.
             write: writes the given share of a failing write.
         """

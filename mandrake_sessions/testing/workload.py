@@ -42,7 +42,7 @@ def phase(name: str) -> None:
     """Report the beginning of a phase to the ``CrashRunner``, so that it can kill during it.
 
     Args:
-        name: of the phase.
+        name: the name of the phase.
 
     Raises:
         RuntimeError: this process is not the workload of a runner.

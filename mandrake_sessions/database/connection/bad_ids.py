@@ -52,7 +52,7 @@ def _explains(raw: apsw.Connection, table: str, key: object) -> bool:
 
     Args:
         raw: reads the tables.
-        table: of the orphans.
+        table: the table of the orphans.
         key: the number of the foreign key.
     """
     columns = [
@@ -79,7 +79,7 @@ def reindex(raw: apsw.Connection, problems: Sequence[str], path: Path) -> bool:
     Args:
         raw: a connection that may write, to a file that no other connection has open.
         problems: those that SQLite's integrity check has found.
-        path: of the database, for the log.
+        path: the path of the database, for the log.
 
     Returns:
         Whether they were rebuilt; the copy has to be checked again.

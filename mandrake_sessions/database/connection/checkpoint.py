@@ -152,10 +152,10 @@ class Checkpointer:
 
         Args:
             auxiliary: the connection that copies.
-            deadline: when truncating must be done.
+            deadline: the monotonic time in seconds at which truncating gives up.
             finishes: whether this is the second run in succession, while no thread writes.
-            is_shared: whether other processes write too: each counts only its own frames, so that
-                none would notice in time how long the WAL is.
+            is_shared: whether other processes write too. Each of them counts only its own frames,
+                so the next WAL checkpoint is then not put off.
         """
         since = monotonic()
         self.runs += 1

@@ -34,7 +34,7 @@ class Inspections:
     Args:
         path: its real path.
         identity: the identity that the file must still have.
-        options: of the file.
+        options: the options of the file.
 
     Attributes:
         most: how many were open at once. SQLite keeps their descriptors for the next ones.

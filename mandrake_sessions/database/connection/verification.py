@@ -63,7 +63,7 @@ def verify(
     """Check a database file that no process has open, without a change.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         stop: called repeatedly; True ends the check.
         check: returns the problems.
 

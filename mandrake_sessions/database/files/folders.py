@@ -29,8 +29,8 @@ class Folder:
 
     Args:
         path: its real path.
-        descriptor: of the open folder; None where the system has no calls relative to a
-            descriptor, so that the path is used.
+        descriptor: the descriptor of the open folder; None where the system has no calls relative
+            to a descriptor, so that the path is used.
     """
 
     def __init__(self, path: Path, descriptor: int | None) -> None:

@@ -68,7 +68,7 @@ def renamed_sidecars(path: Path, others: Iterable[Path]) -> dict[Path, Path]:
     """Return the WAL and the journal that a restore has renamed already, of a file still in place.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         others: its other names in its folder.
 
     Returns:

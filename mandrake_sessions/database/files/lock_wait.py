@@ -64,7 +64,7 @@ class LockWait:
 
     Args:
         database: the real path.
-        index: of its WAL.
+        index: the index of its WAL.
     """
 
     def __init__(self, database: Path, index: WalIndex) -> None:

@@ -159,7 +159,7 @@ class Notifier:
 
         Args:
             key: for ``forget``.
-            path: of the database.
+            path: the path of the database.
             notify: must be quick and must not raise.
 
         Raises:

@@ -40,12 +40,12 @@ _STAMP: Final = "SELECT value FROM meta WHERE key = 'stamp'"
 
 
 class State(NamedTuple):
-    """The identity and the progress that a database stores.
+    """The stored identity of a database, and how far its changes have come.
 
     Attributes:
-        in_header: the part of its stamp that the header has.
+        in_header: the part of the stamp that the header carries.
         stamp: the whole stamp; empty if it is not known.
-        mark: of its WAL; None for a database without one.
+        mark: the mark of the database's WAL; None for a database without a mark.
         change: the number of the newest change, which grows within one WAL too; 0 if there is
             none, None if it is not known.
     """

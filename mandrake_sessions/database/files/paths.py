@@ -183,7 +183,7 @@ def odd_sidecar(path: Path, *, even_link: bool) -> str | None:
     """Return the name of a WAL, index or journal that is no file; None if there is none.
 
     Args:
-        path: of the database.
+        path: the path of the database.
         even_link: whether a link counts, which SQLite itself refuses.
     """
     folder = os.path.dirname(path)

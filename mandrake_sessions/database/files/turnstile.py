@@ -99,7 +99,7 @@ class Turnstile:
 
     Args:
         database: the real path.
-        index: of its WAL; the write lock is in it.
+        index: the index of its WAL; the write lock is in it.
 
     Attributes:
         checks_at: when the next check for waiting processes is due (``time.monotonic``).

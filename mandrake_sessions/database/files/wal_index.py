@@ -73,7 +73,7 @@ class WalIndex:
     A further descriptor, opened and closed, would drop the locks of this process.
 
     Args:
-        identity: of the index; None if there is none.
+        identity: the identity of the index; None if there is none.
     """
 
     _found_last: ClassVar[int] = 3

@@ -112,9 +112,9 @@ def guarded(
     """Run one check; an error of it becomes its result.
 
     Args:
-        name: of the check.
+        name: the name of the check.
         check: runs it.
-        path: of the database.
+        path: the path of the database.
         raw: the connection that it uses, if any.
 
     Raises:

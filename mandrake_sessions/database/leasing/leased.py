@@ -63,7 +63,7 @@ class LeasedConnection:
 
         Args:
             work: called with a transaction that reads.
-            budget: of the call.
+            budget: the budget of the call.
             operation: for errors.
             waits: whether to wait for the connection; otherwise it must be free.
             even_refused: also while new work is refused, for the last reads of the attachment.

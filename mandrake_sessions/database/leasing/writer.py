@@ -63,7 +63,7 @@ class WriterConnection(LeasedConnection):
     Args:
         connection: the connection to lease.
         options: give the limits of groups.
-        index: of the WAL; the write lock is in it.
+        index: the index of the WAL; the write lock is in it.
         check: called first by every new holder; raises if the file is not usable.
         check_write: called instead by a holder that is going to write.
         on_unclean: called if a lease is released with an open transaction; the connection must not

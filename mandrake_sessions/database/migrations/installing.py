@@ -161,7 +161,7 @@ def marks(path: Path | None, kept: int = 0) -> tuple[dict[str, int], dict[str, s
     it is in ``meta``, and 31 bits of it in the header, which can be read past the cache.
 
     Args:
-        path: of the file; None if it is not known.
+        path: the path of the file; None if it is not known.
         kept: the 31 bits of a file that was reverted to base and stays the same file: its header
             shows them until the next WAL checkpoint.
     """

@@ -219,7 +219,7 @@ def migrating_file(path: str, *, create: bool) -> Iterator[sqlalchemy.Connection
     at another revision, because opening a file brings it to head.
 
     Args:
-        path: of the database.
+        path: the path of the database.
         create: whether a missing file is made.
 
     Raises:

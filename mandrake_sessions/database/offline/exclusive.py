@@ -41,7 +41,7 @@ def alone(
 
     Args:
         path: the real path of the database.
-        identity: of the file.
+        identity: the identity of the file.
         budget: the time to wait for others.
         operation: for errors.
         journal: the journal mode to set; None leaves it unchanged.

@@ -49,7 +49,7 @@ class Logs:
     """The ``-wal`` and ``-shm`` that SQLite has open for a file, which it keeps to the end.
 
     Args:
-        path: of a database file that is open.
+        path: the path of a database file that is open.
 
     Attributes:
         size: bytes of the ``-wal`` when the file was opened.
@@ -132,7 +132,7 @@ def end_wal(
     Args:
         connection: the last one on the file; the caller must hold its lease.
         logs: the sidecars with which the file was opened.
-        condition: of the file; not ``OURS``.
+        condition: the condition of the file; not ``OURS``.
         budget: the time it may take.
         may_copy: whether the WAL may be copied into the file, which must not be damaged.
     """

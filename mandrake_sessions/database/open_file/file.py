@@ -74,7 +74,7 @@ class DatabaseFile(FileLifecycle):
 
     Args:
         main: the open read-write connection.
-        options: of the file.
+        options: the options of the file.
         maintenance: runs its WAL checkpoints.
         on_retired: called when the file must be closed, perhaps by a holder of the lease.
 
@@ -126,7 +126,7 @@ class DatabaseFile(FileLifecycle):
         Args:
             path: as ``real_path`` gave it.
             identity: the identity that the file must still have when it is open.
-            options: of the file.
+            options: the options of the file.
             maintenance: runs its WAL checkpoints.
             on_retired: called when the file must be closed.
             stamp: the stamp that a file that was open before must have.
@@ -480,7 +480,7 @@ class DatabaseFile(FileLifecycle):
         Only a WAL checkpoint writes into the file itself; commits go to the WAL.
 
         Args:
-            connection: one on the file; the caller must hold its lease.
+            connection: an open connection to the file; the caller must hold its lease.
             budget: the time it may take.
         """
         condition = self.witness.examine(connection, self._inspect, budget)

@@ -77,7 +77,7 @@ class FileLifecycle(abc.ABC):
 
     Args:
         main: the open read-write connection.
-        options: of the file.
+        options: the options of the file.
         on_retired: called when the file must be closed, perhaps by a holder of the lease.
 
     Attributes:
@@ -86,7 +86,7 @@ class FileLifecycle(abc.ABC):
         stamp: the random number in the file's header that distinguishes it from other databases.
         refusal: decides whether writes are refused.
         logs: the sidecars that SQLite has open.
-        condition: of the file, as far as a check has noticed it.
+        condition: the condition of the file, as far as a check has noticed it.
         witness: judges changes of the file.
         inspections: additional connections for checks.
         used_at: when the last call began (``time.monotonic``).
@@ -277,7 +277,7 @@ class FileLifecycle(abc.ABC):
         """Find out what has changed the file, and retire it if it is another file now.
 
         Args:
-            connection: one on the file; the caller must hold its lease.
+            connection: an open connection to the file; the caller must hold its lease.
             operation: for errors.
             after_pause: whether the file was not compared for a while.
 

@@ -82,7 +82,7 @@ class Witness:
     """Judges the changes of one open file, and records its damage in ``refusal``.
 
     Args:
-        connection: one on the file.
+        connection: an open connection to the file.
         stamp: the random number in its header.
         logs: the sidecars that SQLite has open.
         refusal: refuses writes after damage.
@@ -145,7 +145,7 @@ class Witness:
         """Judge the changes of the file since the last check; takes about ten microseconds.
 
         Args:
-            connection: one on the file; the caller must hold its lease.
+            connection: an open connection to the file; the caller must hold its lease.
             may_be_under_way: whether pages may be missing while a WAL checkpoint seems to run.
             after_pause: whether it was not checked for a while, so that another program may have
                 written to it before or after a WAL checkpoint.
@@ -198,7 +198,7 @@ class Witness:
 
         Args:
             inspections: returns the inspections, which lend a connection past every cache.
-            budget: of the call; the check takes at most half of the remaining time.
+            budget: the budget of the call; the check takes at most half of the remaining time.
 
         Raises:
             CorruptDatabaseError: the file is damaged.
@@ -215,7 +215,7 @@ class Witness:
         """Return the condition of the file, before a write into the file itself.
 
         Args:
-            connection: one on the file; the caller must hold its lease.
+            connection: an open connection to the file; the caller must hold its lease.
             inspections: returns the inspections, which lend a connection past every cache.
             budget: the time it may take.
         """

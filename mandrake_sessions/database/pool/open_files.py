@@ -64,7 +64,7 @@ class OpenFiles:
     """The slots of a pool, and the operations on their files.
 
     Args:
-        options: of the pool.
+        options: the options of the pool.
         unusable: identities of files that this process, a forked child, must not open.
 
     Attributes:
@@ -138,9 +138,9 @@ class OpenFiles:
 
         Args:
             slot: of a handle that the caller has.
-            budget: of the call.
+            budget: the budget of the call.
             operation: for errors.
-            key: of the pin.
+            key: the key of the pin.
 
         Raises:
             DatabaseMovedError: the present file is not the one that was open.

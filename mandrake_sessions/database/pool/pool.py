@@ -101,7 +101,7 @@ class ConnectionPool(Resource):
         """Return a handle on the database at ``path``; open the file if it is not open.
 
         Args:
-            path: of the database file; its folder is made if missing.
+            path: the path of the database file; its folder is made if missing.
             options: how to open it; None for the pool's. If the file has a handle, None accepts its
                 present options. A file that only lingers, with other options, is closed and opened
                 with these.
@@ -306,7 +306,7 @@ class ConnectionPool(Resource):
         missing.
 
         Args:
-            path: of the database file.
+            path: the path of the database file.
             timeout: seconds; None for the ``busy_timeout`` of the pool's ``database``.
             follow_links: as for ``acquire``.
             even_damaged: for a name that is known to be a database's: whether a file that is no
@@ -343,7 +343,7 @@ class ConnectionPool(Resource):
 
         Args:
             backup: the file to restore; it stays unchanged.
-            path: of the database; its folders are made if they are missing.
+            path: the path of the database; its folders are made if they are missing.
             overwrite: whether an existing file is replaced. A damaged one is kept as
                 ``<name>.damaged-…``, with its WAL.
             timeout: seconds to wait for handles to be released, and then for other processes to

@@ -63,7 +63,7 @@ class Stream:
     Args:
         turn: the turn as stored at the beginning.
         holder: the manager; closing it ends the stream.
-        options: of the database.
+        options: the options of the database.
         wake: wakes the flusher; takes no lock.
         text: the content, empty so far.
 
@@ -341,7 +341,7 @@ class Stream:
         )
 
     def note_stored(self) -> None:
-        """Note that the frozen chunk is committed."""
+        """Record that the pending chunk is committed, and release the threads that wait for it."""
         with self._mutex:
             frozen, self._pending = self._pending, None
             assert frozen is not None

@@ -25,12 +25,13 @@ _UPDATES_AT_ONCE = 16
 
 
 class Listener:
-    """A function that gets the updates of its mailbox, one at a time.
+    """A function that is called with the updates of its mailbox, one at a time.
 
     Attributes:
-        mailbox: the updates for it.
-        is_scheduled: whether a thread has it, or will have it; guarded by the threads' lock.
-        is_asked_again: whether an update came while a thread had it.
+        mailbox: the updates that the function has not been called with.
+        is_scheduled: whether a thread runs the function, or is going to; guarded by the lock of
+            ``ListenerThreads``.
+        is_asked_again: whether an update came while a thread ran the function.
     """
 
     def __init__(

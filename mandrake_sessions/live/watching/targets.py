@@ -14,7 +14,7 @@ class Target:
     """One watched item.
 
     Attributes:
-        id: of the turn, response or session.
+        id: the id of the turn, response or session.
         session_id: the session it is in; changes of other sessions are skipped.
         members: the subscribers, and whether each goes on past its end.
         turns: the known turns, by id.
