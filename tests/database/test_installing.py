@@ -74,7 +74,7 @@ def structure(raw: apsw.Connection) -> dict[str, Any]:
     """Everything that SQLite says of the tables and indexes of a file."""
     entries = raw.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
     found: dict[str, Any] = {
-        "entries": sorted((*names, definitions(sql)) for *names, sql in entries),
+        "entries": sorted((*names, definitions(str(sql or ""))) for *names, sql in entries),
         "tables": sorted(raw.execute("PRAGMA table_list").fetchall()),
         "encoding": raw.pragma("encoding"),
         "page_size": raw.pragma("page_size"),
