@@ -109,3 +109,17 @@ def test_a_flusher_that_is_made_after_the_file_was_retired_fails_its_writers(
         with pytest.raises(DatabaseMovedError), sessions.stream_turn(response_id) as writer:
             writer.write("text")
             writer.flush()
+
+
+@pytest.mark.parametrize("is_watched", [False, True], ids=["closed at once", "watched first"])
+def test_a_thread_of_a_follower_that_never_started_is_replaced(
+    path: Path, pool: ConnectionPool, is_watched: bool
+) -> None:
+    """Ctrl-C may come between its record and its start, and again while the record is undone."""
+    with SessionManager(path, pool=pool) as sessions:
+        hub, response_id = hub_and_response(sessions)
+        hub.follower._thread = threading.Thread(target=int)
+        if is_watched:
+            with sessions.watch_response(response_id, follow=True) as watch:
+                turn = sessions.create_turn(response_id, content="text")
+                assert next(watch).id == turn.id

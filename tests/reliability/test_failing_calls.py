@@ -27,8 +27,8 @@ PATIENCE = 0.2
 # What a failed call leaves to the collector is closed there, late.
 warnings.simplefilter("ignore", ResourceWarning)
 
-def new_pool():
-    quick = DatabaseOptions(busy_timeout=PATIENCE)
+def new_pool(patience=PATIENCE):
+    quick = DatabaseOptions(busy_timeout=patience)
     return ConnectionPool(PoolOptions(database=quick, linger=0, close_timeout=1.0))
 
 class Stage:
@@ -46,7 +46,7 @@ class Stage:
         self.named, self.tried_names = {"known"}, {"known"}
         if is_open:
             self.sessions.init()
-            self.first = self.sessions.list_sessions()[0].id
+            self.first = first
 
     def add(self, what, work, named=False):
         (self.tried_names if named else self.tried).update(what)
@@ -134,7 +134,7 @@ def is_right(error):
     return is_typed(error) and not any(isinstance(each, FALSE) for each in leaves(error))
 
 def stored(path):
-    with new_pool() as pool, SessionManager(path, pool=pool) as sessions:
+    with new_pool(60.0) as pool, SessionManager(path, pool=pool) as sessions:
         report = sessions.health(HealthLevel.THOROUGH)
         bad = [check for check in report.checks if check.status is HealthStatus.FAILED]
         assert not bad, bad
@@ -149,7 +149,7 @@ def stored(path):
         return found
 
 def names(folder):
-    with new_pool() as pool, MandrakeManager(folder, pool=pool) as mandrake:
+    with new_pool(60.0) as pool, MandrakeManager(folder, pool=pool) as mandrake:
         return {each.name for each in mandrake.list_workspaces()}
 
 def attempt(name, number, after, code, for_good):
@@ -198,9 +198,10 @@ def attempt(name, number, after, code, for_good):
 shim.shim_disarm()
 ready = root / "ready"
 ready.mkdir()
-with new_pool() as pool:
+with new_pool(60.0) as pool:
     with SessionManager(ready / "db.sqlite", pool=pool) as sessions:
-        sessions.record_round(sessions.create_session("first").id, "q", [NewTurn(content="a")])
+        first = sessions.create_session("first").id
+        sessions.record_round(first, "q", [NewTurn(content="a")])
         sessions.backup(ready / "backup.sqlite")
     with MandrakeManager(ready / "host", pool=pool) as mandrake:
         mandrake.create_workspace("known")

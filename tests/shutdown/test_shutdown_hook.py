@@ -37,8 +37,9 @@ def say(value):
 def wal():
     return path.with_name(path.name + "-wal").exists()
 def wait_for_signals():
+    # Not signal.pause(): a signal just before it would wait for another one.
     while True:
-        signal.pause()
+        time.sleep(0.01)
 class Closing:
     todo = []
     def close(self):
@@ -156,7 +157,7 @@ signal.signal(number, former)
 hook = install_shutdown_hook(sessions, pool=pool, signals=[number], timeout=600.0)
 send("ready")
 while not calls:
-    signal.pause()
+    time.sleep(0.01)
 hook.wait()
 # Back in place: a second signal is the host's alone.
 os.kill(os.getpid(), number)

@@ -111,7 +111,7 @@ class Follower:
     @property
     def is_quiet(self) -> bool:
         """Whether there is no subscriber, and no last update is being delivered."""
-        return not self._members and self._thread is None
+        return not self._members and self._running_thread is None
 
     def subscriptions_of(self, holder: object) -> int:
         """Return how many subscribers belong to one manager."""
@@ -129,7 +129,7 @@ class Follower:
         """
         with self._mutex:
             self._require_alive()
-            if self._thread is None:
+            if self._running_thread is None:
                 # First: the system may have no thread left. The thread takes this lock to start.
                 self._start()
             self._members[joining.mailbox] = None
@@ -176,7 +176,7 @@ class Follower:
         closed = PoolClosedError(path=self._file.path)
         with self._mutex:
             self._failure = self._failure or closed
-            thread = self._thread
+            thread = self._running_thread
         if thread is not None:
             self._finish(lambda: self._end_after_last_refresh(closed))
             thread.join(_CLOSE_PATIENCE)
@@ -219,7 +219,7 @@ class Follower:
                 done.set()
 
         with self._mutex:
-            if self._thread is None or self._thread is threading.current_thread():
+            if self._running_thread in (None, threading.current_thread()):
                 return
             self._asked.append(work_and_notify)
         self._wake_up()
@@ -243,6 +243,12 @@ class Follower:
         self._members.pop(mailbox, None)
 
     # -- the thread -------------------------------------------------------------------------
+
+    @property
+    def _running_thread(self) -> threading.Thread | None:
+        # A thread that never started, after Ctrl-C during its start, is replaced.
+        thread = self._thread
+        return None if thread is None or thread.ident is None else thread
 
     def _start(self) -> None:
         self._file.others.watch(self, self._note_file)
