@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import statistics
@@ -195,7 +196,7 @@ def test_where_no_file_can_be_made_whole_it_is_made_empty_and_installed(
     pool: ConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_link(*_: object, **__: object) -> None:
-        raise PermissionError("this file system has no links")
+        raise PermissionError(errno.EPERM, "this file system has no links")
 
     monkeypatch.setattr(os, "link", no_link)
     with file_handle(pool.acquire(path)) as handle:
