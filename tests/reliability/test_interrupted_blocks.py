@@ -194,7 +194,7 @@ def test_ctrl_c_at_any_call_of_the_first_long_read_leaves_the_next_one_free(
             error = interrupted_at(number, stand.list, keeps=True)
             mutex = file_handle(stand.sessions.handle).file._auxiliary_mutex
             # A thread of the library may hold it at the moment.
-            until(lambda: mutex.is_free)
+            until(partial(getattr, mutex, "is_free"))
             stand.list()
             Thread(stand.list).result()
             stand.sessions.close()
