@@ -18,6 +18,7 @@ import structlog
 from examples.demo.__main__ import main
 from examples.demo.ledger import FILE_NAME, DemoError, Entry, Header, Ledger, read_ledger
 from mandrake_sessions import HealthStatus, MandrakeManager
+from mandrake_sessions.database.pool.pool import default_pool
 
 PROJECT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-W", "error", "-m", "examples.demo"]
@@ -76,6 +77,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def copy(demo: dict[str, Any], tmp_path: Path) -> Path:
     """What the demo left, to be tampered with."""
     place = tmp_path / "copy"
+    # A check in this process has left its files open for a moment: they would go while copied.
+    default_pool().close()
     shutil.copytree(demo["directory"], place)
     return place
 
