@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from mandrake_sessions.aio.calls import Call, notify_all
 from mandrake_sessions.concurrency.fork import after_fork
-from mandrake_sessions.concurrency.threads import start_or_undo
+from mandrake_sessions.concurrency.threads import has_begun, start_or_undo
 from mandrake_sessions.engine.protocols import Handle
 from mandrake_sessions.engine.waiters import BatchedUnit, Waiter
 from mandrake_sessions.errors import NotInitializedError, TransactionLostError
@@ -69,7 +69,7 @@ class Worker:
         with self._mutex:
             if self._is_closing:
                 raise NotInitializedError
-            if self._thread is None:
+            if not has_begun(self._thread):
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread = thread
                 start_or_undo(thread, self._forget_thread)
@@ -90,7 +90,7 @@ class Worker:
             self._is_closing = True
             self._stop_waiting()
             self._wake_up()
-            thread = self._thread
+            thread = self._thread if has_begun(self._thread) else None
             waited_for = [call for call in (self._current, *self._calls) if call is not None]
         if thread is not None and thread is not threading.current_thread():
             latest = max((call.budget.body_deadline for call in waited_for), default=0.0)

@@ -10,6 +10,14 @@ from threading import get_ident
 from mandrake_sessions.errors import ThreadStartError
 
 
+def has_begun(thread: threading.Thread | None) -> bool:
+    """Return whether a recorded thread has begun.
+
+    Ctrl-C between the record and the start leaves one that never will: another one replaces it.
+    """
+    return thread is not None and thread.ident is not None
+
+
 def start_or_undo(thread: threading.Thread, undo: Callable[[], object]) -> None:
     """Start a thread that the caller has recorded; undo the record if the thread has not begun.
 

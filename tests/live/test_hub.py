@@ -123,3 +123,15 @@ def test_a_thread_of_a_follower_that_never_started_is_replaced(
             with sessions.watch_response(response_id, follow=True) as watch:
                 turn = sessions.create_turn(response_id, content="text")
                 assert next(watch).id == turn.id
+
+
+def test_a_thread_of_listeners_that_never_started_is_replaced(
+    path: Path, pool: ConnectionPool
+) -> None:
+    with SessionManager(path, pool=pool) as sessions:
+        hub, response_id = hub_and_response(sessions)
+        hub.follower._listener_threads._threads[threading.Thread(target=int)] = None
+        called = threading.Event()
+        with sessions.track_streaming_turns(response_id, lambda _: called.set(), follow=True):
+            sessions.create_turn(response_id)
+            assert called.wait(PATIENCE)

@@ -24,7 +24,7 @@ from typing import Final
 
 from mandrake_sessions.concurrency.fork import after_fork
 from mandrake_sessions.concurrency.gate import Gate
-from mandrake_sessions.concurrency.threads import start_or_undo
+from mandrake_sessions.concurrency.threads import has_begun, start_or_undo
 from mandrake_sessions.database.sidecars import wal_of
 
 _PACE: Final = 0.002
@@ -167,7 +167,7 @@ class Notifier:
         """
         watch = _Watch(path, notify)
         with self._mutex:
-            if self._thread is None:
+            if not has_begun(self._thread):
                 # The thread reads the watches under this lock.
                 thread = threading.Thread(target=self._run, name="mandrake-notifier", daemon=True)
                 self._thread = thread

@@ -20,7 +20,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from mandrake_sessions.concurrency.gate import Gate
-from mandrake_sessions.concurrency.threads import start_or_undo
+from mandrake_sessions.concurrency.threads import has_begun, start_or_undo
 from mandrake_sessions.engine.protocols import Database
 from mandrake_sessions.engine.transaction import ReadUnit
 from mandrake_sessions.errors import (
@@ -246,9 +246,7 @@ class Follower:
 
     @property
     def _running_thread(self) -> threading.Thread | None:
-        # A thread that never started, after Ctrl-C during its start, is replaced.
-        thread = self._thread
-        return None if thread is None or thread.ident is None else thread
+        return self._thread if has_begun(self._thread) else None
 
     def _start(self) -> None:
         self._file.others.watch(self, self._note_file)

@@ -11,7 +11,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from mandrake_sessions.concurrency.threads import start_or_undo
+from mandrake_sessions.concurrency.threads import has_begun, start_or_undo
 from mandrake_sessions.errors import MandrakeSessionsError, ThreadStartError
 from mandrake_sessions.live.watching.mailbox import Mailbox
 from mandrake_sessions.log import get_logger
@@ -69,7 +69,7 @@ class ListenerThreads:
         """
         with self._mutex:
             self._is_stopping = False
-            if not self._threads:
+            if not any(map(has_begun, self._threads)):
                 self._start_thread()
 
     def ask(self, listener: Listener) -> None:
@@ -106,7 +106,9 @@ class ListenerThreads:
         self._wake_one()
         stuck_since = monotonic() - _STUCK_AFTER
         if len(self._threads) < _MOST_THREADS and all(
-            since is not None and since <= stuck_since for since in self._threads.values()
+            since is not None and since <= stuck_since
+            for thread, since in self._threads.items()
+            if has_begun(thread)
         ):
             # If the system has no thread left, the follower's next check tries again.
             with contextlib.suppress(ThreadStartError):
